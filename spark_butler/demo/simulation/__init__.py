@@ -1,0 +1,7 @@
+"""Raw data of a simulated camera, with known truth."""
+
+from __future__ import annotations
+
+__all__ = ("make_simcam",)
+
+from ._camera import make_simcam

@@ -1,0 +1,49 @@
+"""Exceptions that callers of spark-butler may meet."""
+
+from __future__ import annotations
+
+__all__ = [
+    "EmptyGraphError",
+    "EngineError",
+    "OptionsError",
+    "PlanError",
+    "RepositoryError",
+    "SessionError",
+    "SparkButlerError",
+    "UserError",
+]
+
+
+class SparkButlerError(Exception):
+    """Base class of the errors that this package raises on purpose."""
+
+
+class UserError(SparkButlerError):
+    """Something the caller gave can't be used; nothing was written.
+
+    Commands print the message as one line and end with exit status 2.
+    """
+
+
+class OptionsError(UserError, ValueError):
+    """An option, or a combination of options, has no meaning."""
+
+
+class RepositoryError(UserError, LookupError):
+    """A repository, or something named in it, is absent or can't be reached."""
+
+
+class EmptyGraphError(UserError, LookupError):
+    """A data query selects nothing, or nothing is left to be done for it."""
+
+
+class PlanError(UserError, ValueError):
+    """A quantum graph can't be cut into groups as asked."""
+
+
+class SessionError(UserError, RuntimeError):
+    """Spark, Java or Python on this machine can't run the engine."""
+
+
+class EngineError(SparkButlerError, RuntimeError):
+    """The engine itself failed, as opposed to a task."""

@@ -1,0 +1,21 @@
+"""Cameras described by YAML: registration, raw and calibration ingest, visits, reference catalogues."""
+
+from __future__ import annotations
+
+__all__ = (
+    "AmplifierDescription",
+    "CameraDescription",
+    "CameraDescriptionError",
+    "DetectorDescription",
+    "FilterDescription",
+    "ObservationType",
+)
+
+from .description import (
+    AmplifierDescription,
+    CameraDescription,
+    CameraDescriptionError,
+    DetectorDescription,
+    FilterDescription,
+    ObservationType,
+)

@@ -1,0 +1,125 @@
+"""Pixel sections of raw and assembled images, and the focal plane's projection on the sky."""
+
+from __future__ import annotations
+
+__all__ = ("Section", "make_tan_wcs")
+
+import re
+from typing import Any, Literal, Self
+
+import astropy.wcs
+import numpy as np
+import pydantic
+from lsst.images import Box
+
+_FITS_SECTION = re.compile(r"\s*\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]\s*")
+
+
+class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A rectangle of pixels, zero-based and half-open.
+
+    Notes
+    -----
+    In YAML it is written as FITS headers have it, ``"[x1:x2, y1:y2]"``: one-based and inclusive.
+    """
+
+    x_start: int = pydantic.Field(ge=0)
+    x_stop: int
+    y_start: int = pydantic.Field(ge=0)
+    y_stop: int
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_fits(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if (match := _FITS_SECTION.fullmatch(value)) is None:
+            raise ValueError(f"{value!r} is not a section like '[1:512, 1:1024]' (x1:x2, y1:y2, from 1)")
+        x1, x2, y1, y2 = (int(group) for group in match.groups())
+        if x1 < 1 or y1 < 1:
+            raise ValueError(f"{value!r} must count pixels from 1")
+        return {"x_start": x1 - 1, "x_stop": x2, "y_start": y1 - 1, "y_stop": y2}
+
+    @pydantic.model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.x_stop <= self.x_start or self.y_stop <= self.y_start:
+            raise ValueError(f"section {self} has no pixels; write the lower bound first")
+        return self
+
+    def __str__(self) -> str:
+        return f"[{self.x_start + 1}:{self.x_stop}, {self.y_start + 1}:{self.y_stop}]"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns."""
+        return self.y_stop - self.y_start, self.x_stop - self.x_start
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Row and column slices, to index an array of the whole image with."""
+        return slice(self.y_start, self.y_stop), slice(self.x_start, self.x_stop)
+
+    @property
+    def bbox(self) -> Box:
+        """The section as a `lsst.images.Box`."""
+        return Box.factory[self.y_start : self.y_stop, self.x_start : self.x_stop]
+
+    def fits_in(self, nx: int, ny: int) -> bool:
+        """Tell whether the section lies in an image of ``nx`` columns and ``ny`` rows."""
+        return self.x_stop <= nx and self.y_stop <= ny
+
+    def overlaps(self, other: Section) -> bool:
+        """Tell whether the two sections share a pixel."""
+        return (
+            self.x_start < other.x_stop
+            and other.x_start < self.x_stop
+            and self.y_start < other.y_stop
+            and other.y_start < self.y_stop
+        )
+
+
+def make_tan_wcs(
+    *,
+    ra_deg: float,
+    dec_deg: float,
+    rotation_deg: float,
+    pixel_scale: float,
+    detector_center: tuple[float, float],
+    detector_offset: tuple[float, float],
+    detector_rotation_deg: float,
+    east: Literal["left", "right"],
+) -> astropy.wcs.WCS:
+    """Make the gnomonic projection of one detector of a camera that points to a position.
+
+    Parameters
+    ----------
+    ra_deg, dec_deg
+        ICRS position of the boresight in degrees.
+    rotation_deg
+        Position angle of the focal plane's y axis, from north through east, in degrees.
+    pixel_scale
+        Arcseconds per pixel.
+    detector_center
+        Zero-based x, y of the detector's centre in its own pixels.
+    detector_offset
+        Focal-plane x, y of the detector's centre from the boresight, in pixels.
+    detector_rotation_deg
+        Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees.
+    east
+        Where east lies when focal-plane y points north.
+    """
+    theta, phi = np.deg2rad(rotation_deg), np.deg2rad(detector_rotation_deg)
+    to_focal_plane = np.array([[np.cos(phi), -np.sin(phi)], [np.sin(phi), np.cos(phi)]])
+    # Columns are the focal plane's x and y axes in (east, north).
+    parity = -1.0 if east == "left" else 1.0
+    to_sky = np.array([[parity * np.cos(theta), np.sin(theta)], [-parity * np.sin(theta), np.cos(theta)]])
+    boresight = np.asarray(detector_center) - to_focal_plane.T @ np.asarray(detector_offset)
+    wcs = astropy.wcs.WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.cunit = ["deg", "deg"]
+    wcs.wcs.radesys = "ICRS"
+    wcs.wcs.crval = [ra_deg, dec_deg]
+    wcs.wcs.crpix = boresight + 1.0
+    wcs.wcs.cd = (pixel_scale / 3600.0) * (to_sky @ to_focal_plane)
+    wcs.wcs.set()
+    return wcs

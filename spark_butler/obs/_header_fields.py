@@ -1,0 +1,195 @@
+"""How a camera's description says where header values come from."""
+
+from __future__ import annotations
+
+__all__ = ("HeaderField", "HeaderMap", "HeaderValueError")
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import astropy.coordinates
+import astropy.time
+import astropy.units as u
+import pydantic
+
+from ..errors import UserError
+
+
+class HeaderValueError(UserError, ValueError):
+    """A FITS header lacks a value that the camera's description needs, or has one it can't read."""
+
+
+class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Where one value comes from and how to read it.
+
+    Notes
+    -----
+    A field is either a ``constant`` or the first of the ``keyword`` cards that is present and not blank,
+    else the ``default``.  The card's value is then treated in the order of the attributes below.
+    """
+
+    keyword: tuple[str, ...] = ()
+    constant: bool | int | float | str | None = None
+    default: bool | int | float | str | None = None
+    pattern: str | None = None
+    """Regular expression to search the value's text for; its first group (or the whole match) is kept."""
+    values: dict[str, bool | int | float | str] | None = None
+    """Translation of the card's text into the value meant; a text that is not listed is an error."""
+    decimal_comma: bool = False
+    """Whether numbers are written as ``'30,00000'``."""
+    unit: Literal["deg", "hour", "rad"] = "deg"
+    """Unit of an angle; sexagesimal text is understood for ``deg`` and ``hour``."""
+    time_format: str = "isot"
+    """Format of a time, one of astropy's (``isot``, ``mjd``, ``jd``, ``unix``, ...)."""
+    time_scale: Literal["utc", "tai", "tt"] = "utc"
+    date_id: str | None = None
+    """`datetime.datetime.strftime` format that turns a time into an integer identifier."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _one_keyword(cls, value: Any) -> Any:
+        # The commonest fields are a bare keyword and a keyword with options.
+        if isinstance(value, str):
+            return {"keyword": (value,)}
+        if isinstance(value, dict) and isinstance(value.get("keyword"), str):
+            return {**value, "keyword": (value["keyword"],)}
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if bool(self.keyword) == (self.constant is not None):
+            raise ValueError("give either a keyword or a constant")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as err:
+                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {err}") from None
+        return self
+
+    def read(self, header: Mapping[str, Any]) -> Any:
+        """Return the untyped value, or `None` where the header has none and there is no default.
+
+        Raises
+        ------
+        HeaderValueError
+            Raised if the pattern does not match or the value is not among ``values``.
+        """
+        if self.constant is not None:
+            return self.constant
+        for keyword in self.keyword:
+            value = header.get(keyword)
+            if value is not None and str(value).strip():
+                return self._translate(keyword, value)
+        return self.default
+
+    def _translate(self, keyword: str, value: Any) -> Any:
+        text = str(value).strip()
+        if self.pattern is not None:
+            if (match := re.search(self.pattern, text)) is None:
+                raise HeaderValueError(f"{keyword} = {text!r} does not match {self.pattern!r}")
+            value = text = match.group(1) if match.re.groups else match.group()
+        if self.values is not None:
+            if text not in self.values:
+                raise HeaderValueError(f"{keyword} = {text!r} is none of {sorted(self.values)}")
+            return self.values[text]
+        return value.strip() if isinstance(value, str) else value
+
+    def _fail(self, value: Any, expected: str) -> HeaderValueError:
+        origin = "/".join(self.keyword) or "constant"
+        if value is None:
+            return HeaderValueError(f"{origin} is missing or blank; expected {expected}")
+        return HeaderValueError(f"{origin} = {value!r} is not {expected}")
+
+    def text(self, header: Mapping[str, Any]) -> str | None:
+        """Return the value as text, or `None`."""
+        value = self.read(header)
+        return None if value is None else str(value)
+
+    def number(self, header: Mapping[str, Any]) -> float | None:
+        """Return the value as a number, or `None`."""
+        value = self.read(header)
+        if value is None:
+            return None
+        try:
+            return float(value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value)
+        except ValueError:
+            raise self._fail(value, "a number") from None
+
+    def integer(self, header: Mapping[str, Any]) -> int | None:
+        """Return the value as an integer, or `None`."""
+        value = self.read(header)
+        if value is None:
+            return None
+        if self.date_id is not None:
+            return int(self._parse_time(value).utc.to_datetime(timezone=datetime.UTC).strftime(self.date_id))
+        try:
+            return int(value)
+        except ValueError:
+            raise self._fail(value, "an integer") from None
+
+    def angle(self, header: Mapping[str, Any]) -> float | None:
+        """Return the value as an angle in degrees, or `None`."""
+        value = self.read(header)
+        if value is None:
+            return None
+        unit = {"deg": u.deg, "hour": u.hourangle, "rad": u.rad}[self.unit]
+        if self.decimal_comma and isinstance(value, str):
+            value = value.replace(",", ".")
+        try:
+            return float(astropy.coordinates.Angle(value, unit=unit).deg)
+        except (ValueError, u.UnitsError):
+            raise self._fail(value, f"an angle in {self.unit}") from None
+
+    def time(self, header: Mapping[str, Any]) -> astropy.time.Time | None:
+        """Return the value as a time, or `None`."""
+        value = self.read(header)
+        return None if value is None else self._parse_time(value)
+
+    def _parse_time(self, value: Any) -> astropy.time.Time:
+        if self.decimal_comma and isinstance(value, str):
+            value = value.replace(",", ".")
+        if isinstance(value, str) and self.time_format in ("mjd", "jd", "unix"):
+            try:
+                value = float(value)
+            except ValueError:
+                raise self._fail(value, f"a time in {self.time_format}") from None
+        try:
+            return astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
+        except (ValueError, TypeError):
+            raise self._fail(value, f"a time in {self.time_format}") from None
+
+
+class HeaderMap(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """The header fields that ingest needs, each from a keyword or a constant."""
+
+    exposure_id: HeaderField
+    """Integer, unique among the instrument's exposures."""
+    detector: HeaderField
+    """Identifier (an integer) or name of the detector that the file is from."""
+    image_type: HeaderField
+    """Kind of the exposure; its values are listed in the description's ``image_types``."""
+    date_begin: HeaderField
+    """Start of the exposure."""
+    exposure_time: HeaderField
+    """Seconds."""
+    physical_filter: HeaderField
+    ra: HeaderField
+    """Right ascension of the boresight."""
+    dec: HeaderField
+    """Declination of the boresight."""
+    rotation: HeaderField = HeaderField(constant=0.0)
+    """Position angle of the focal plane's y axis, from north through east."""
+    dark_time: HeaderField | None = None
+    """Seconds; the exposure time where it is not given."""
+    obs_id: HeaderField | None = None
+    """Name of the exposure; the exposure's identifier where it is not given."""
+    group: HeaderField | None = None
+    """Name of a group of exposures; the observation's name where it is not given."""
+    seq_num: HeaderField | None = None
+    target: HeaderField | None = None
+    reason: HeaderField | None = None
+    program: HeaderField | None = None
+    azimuth: HeaderField | None = None
+    zenith_angle: HeaderField | None = None

@@ -1,0 +1,317 @@
+"""A camera, described by YAML.
+
+Everything that ingest and instrument signature removal need to know about a camera is in a
+`CameraDescription`: its filters, its detectors with their amplifiers, and where its raw files' headers keep
+what.  The same object is the content of the ``camera`` dataset (as
+``CameraDescription.model_dump(mode="json")``), so that tasks get it from the butler::
+
+    camera = CameraDescription.model_validate(butler.get("camera", instrument="SimCam"))
+    detector = camera.get_detector(0)
+    for amplifier in detector.amplifiers:
+        raw.array[amplifier.raw_data_section.slices]
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "AmplifierDescription",
+    "CameraDescription",
+    "CameraDescriptionError",
+    "DetectorDescription",
+    "FilterDescription",
+    "ObservationType",
+)
+
+from typing import Any, Literal, Self
+
+import astropy.wcs
+import pydantic
+import yaml
+from lsst.images import Box, DetectorFrame, SkyProjection
+from lsst.resources import ResourcePath, ResourcePathExpression
+
+from ..errors import UserError
+from ._geometry import Section, make_tan_wcs
+from ._header_fields import HeaderMap
+
+type ObservationType = Literal["science", "bias", "dark", "flat", "focus", "test", "unknown"]
+
+
+class CameraDescriptionError(UserError, ValueError):
+    """A camera's description can't be read or contradicts itself."""
+
+
+class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """One readout channel of a detector."""
+
+    name: str
+    raw_data_section: Section
+    """Light-sensitive pixels, in the raw image."""
+    raw_overscan_section: Section | None = None
+    """Horizontal overscan, in the raw image: the same rows as the data section."""
+    section: Section
+    """Where the data section goes in the assembled image."""
+    gain: float = pydantic.Field(gt=0)
+    """Electrons per ADU."""
+    read_noise: float = pydantic.Field(ge=0)
+    """Electrons, RMS."""
+    saturation: float = pydantic.Field(gt=0)
+    """Raw ADU (bias level included) from which on a pixel is saturated."""
+
+    @pydantic.model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.raw_data_section.shape != self.section.shape:
+            raise ValueError(
+                f"raw_data_section {self.raw_data_section} and section {self.section} differ in size"
+            )
+        overscan = self.raw_overscan_section
+        if overscan is not None:
+            if overscan.slices[0] != self.raw_data_section.slices[0]:
+                raise ValueError(
+                    f"raw_overscan_section {overscan} must have the rows of the raw_data_section "
+                    f"{self.raw_data_section}"
+                )
+            if overscan.overlaps(self.raw_data_section):
+                raise ValueError(
+                    f"raw_overscan_section {overscan} overlaps the raw_data_section {self.raw_data_section}"
+                )
+        return self
+
+
+class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """One detector: its size, its place in the focal plane and its amplifiers."""
+
+    id: int = pydantic.Field(ge=0)
+    name: str = pydantic.Field(min_length=1, max_length=32)
+    purpose: str = "SCIENCE"
+    raw_nx: int = pydantic.Field(gt=0)
+    raw_ny: int = pydantic.Field(gt=0)
+    """Columns and rows of the raw image, overscan included."""
+    nx: int = pydantic.Field(gt=0)
+    ny: int = pydantic.Field(gt=0)
+    """Columns and rows of the assembled image."""
+    hdu: int = pydantic.Field(default=0, ge=0)
+    """Index of the FITS HDU that holds the pixels."""
+    pixel_scale: float = pydantic.Field(gt=0)
+    """Arcseconds per pixel."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Focal-plane x, y of the detector's centre from the boresight, in pixels."""
+    rotation: float = 0.0
+    """Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees."""
+    amplifiers: tuple[AmplifierDescription, ...] = pydantic.Field(min_length=1)
+    defects: tuple[Section, ...] = ()
+    """Bad columns and regions, in the assembled image."""
+
+    @pydantic.model_validator(mode="after")
+    def _amplifiers_fit(self) -> Self:
+        names = [amplifier.name for amplifier in self.amplifiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"amplifier names {names} are not unique")
+        covered = 0
+        for index, amplifier in enumerate(self.amplifiers):
+            where = f"amplifier {amplifier.name!r}:"
+            for label in ("raw_data_section", "raw_overscan_section"):
+                section = getattr(amplifier, label)
+                if section is not None and not section.fits_in(self.raw_nx, self.raw_ny):
+                    raise ValueError(
+                        f"{where} {label} {section} leaves the raw image of {self.raw_nx} x {self.raw_ny}"
+                    )
+            if not amplifier.section.fits_in(self.nx, self.ny):
+                raise ValueError(
+                    f"{where} section {amplifier.section} leaves the {self.nx} x {self.ny} detector"
+                )
+            for other in self.amplifiers[:index]:
+                if amplifier.section.overlaps(other.section):
+                    raise ValueError(f"{where} section {amplifier.section} overlaps that of {other.name!r}")
+            covered += amplifier.section.shape[0] * amplifier.section.shape[1]
+        if covered != self.nx * self.ny:
+            raise ValueError(f"the amplifiers cover {covered} of {self.nx * self.ny} pixels of the detector")
+        for defect in self.defects:
+            if not defect.fits_in(self.nx, self.ny):
+                raise ValueError(f"defect {defect} leaves the {self.nx} x {self.ny} detector")
+        return self
+
+    @property
+    def bbox(self) -> Box:
+        """Bounding box of the assembled image; its first pixel is (0, 0)."""
+        return Box.factory[0 : self.ny, 0 : self.nx]
+
+    @property
+    def has_overscan(self) -> bool:
+        """Whether every amplifier has an overscan."""
+        return all(amplifier.raw_overscan_section is not None for amplifier in self.amplifiers)
+
+
+class FilterDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """A physical filter, its band, and what headers call it."""
+
+    name: str = pydantic.Field(min_length=1, max_length=32)
+    band: str = pydantic.Field(min_length=1, max_length=32)
+    header_values: tuple[str, ...] = ()
+    """Names in headers; the filter's own name where none are given."""
+
+
+class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """All that the package knows about a camera."""
+
+    # The name becomes part of an importable class name of at most 64 characters in the registry.
+    name: str = pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
+    description: str = ""
+    visit_max: int = pydantic.Field(default=10**12, gt=0)
+    exposure_max: int = pydantic.Field(default=10**12, gt=0)
+    """Largest exposure identifier plus one; identifiers packed with the detector must fit 63 bits."""
+    east: Literal["left", "right"] = "left"
+    """Where east lies on an image whose focal-plane y axis points north."""
+    day_obs_offset_hours: float = 12.0
+    """What is subtracted from UTC to get the date that a night is filed under."""
+    match: dict[str, str] = {}
+    """Header keywords, and regular expressions their values must contain for a file to be this camera's."""
+    filters: tuple[FilterDescription, ...] = pydantic.Field(min_length=1)
+    no_filter: FilterDescription = FilterDescription(name="none", band="none")
+    """Filter that bias and dark exposures are filed under, whatever their headers say."""
+    image_types: dict[ObservationType, tuple[str, ...]]
+    """For each type of observation, the values of the header's image type (letter case does not matter)."""
+    calibrations: tuple[Literal["bias", "dark", "flat"], ...] = ("bias", "dark", "flat")
+    """The kinds of calibration that the camera has (and that its frames need)."""
+    header: HeaderMap
+    detectors: tuple[DetectorDescription, ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        groups: tuple[tuple[str, list[str]], ...] = (
+            ("detector ids", [str(detector.id) for detector in self.detectors]),
+            ("detector names", [detector.name for detector in self.detectors]),
+            ("filter names", [item.name for item in (*self.filters, self.no_filter)]),
+            ("image types", [text.upper() for texts in self.image_types.values() for text in texts]),
+            ("filters' header values", [v for f in self.filters for v in f.header_values or (f.name,)]),
+        )
+        for label, values in groups:
+            if repeated := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"{label} are not unique: {', '.join(repeated)}")
+        return self
+
+    @classmethod
+    def from_yaml(cls, uri: ResourcePathExpression) -> Self:
+        """Read and check a description.
+
+        Raises
+        ------
+        CameraDescriptionError
+            Raised if the file can't be read, is not YAML, or is not a valid description.
+        """
+        path = ResourcePath(uri, forceDirectory=False)
+        try:
+            content = yaml.safe_load(path.read())
+        except FileNotFoundError:
+            raise CameraDescriptionError(f"{path}: no such camera description") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as err:
+            raise CameraDescriptionError(f"{path}: not YAML: {' '.join(str(err).split())}") from None
+        return cls.from_dict(content, origin=str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, *, origin: str = "camera description") -> Self:
+        """Check a description that was read elsewhere, such as the content of a ``camera`` dataset.
+
+        Parameters
+        ----------
+        content
+            What `model_dump` returned or YAML gave.
+        origin
+            What errors call the source.
+
+        Raises
+        ------
+        CameraDescriptionError
+            Raised with one clause per mistake: where it stands, its value, and what was expected.
+        """
+        if not isinstance(content, dict):
+            raise CameraDescriptionError(f"{origin}: expected a mapping, found {type(content).__name__}")
+        try:
+            return cls.model_validate(content)
+        except pydantic.ValidationError as err:
+            raise CameraDescriptionError(f"{origin}: {_explain(err)}") from None
+
+    def get_detector(self, detector: int | str) -> DetectorDescription:
+        """Return a detector by its identifier or name.
+
+        Raises
+        ------
+        LookupError
+            Raised if the camera has no such detector.
+        """
+        for candidate in self.detectors:
+            if detector in (candidate.id, candidate.name):
+                return candidate
+        known = ", ".join(f"{candidate.id} ({candidate.name})" for candidate in self.detectors)
+        raise LookupError(f"{self.name} has no detector {detector!r}; it has {known}")
+
+    def get_filter(self, header_value: str) -> FilterDescription:
+        """Return the filter that headers call so.
+
+        Raises
+        ------
+        LookupError
+            Raised if the camera has no such filter.
+        """
+        for candidate in self.filters:
+            if header_value in (candidate.header_values or (candidate.name,)):
+                return candidate
+        known = ", ".join(v for f in self.filters for v in f.header_values or (f.name,))
+        raise LookupError(f"{self.name} has no filter {header_value!r} in its headers; it has {known}")
+
+    def initial_wcs(
+        self, detector: int | str, ra_deg: float, dec_deg: float, rotation_deg: float = 0.0
+    ) -> astropy.wcs.WCS:
+        """Return the projection that follows from the pointing alone, for the assembled image.
+
+        Parameters
+        ----------
+        detector
+            Identifier or name.
+        ra_deg, dec_deg
+            ICRS position of the boresight in degrees.
+        rotation_deg
+            Position angle of the focal plane's y axis, from north through east, in degrees.
+        """
+        described = self.get_detector(detector)
+        wcs = make_tan_wcs(
+            ra_deg=ra_deg,
+            dec_deg=dec_deg,
+            rotation_deg=rotation_deg,
+            pixel_scale=described.pixel_scale,
+            detector_center=(0.5 * (described.nx - 1), 0.5 * (described.ny - 1)),
+            detector_offset=described.offset,
+            detector_rotation_deg=described.rotation,
+            east=self.east,
+        )
+        wcs.array_shape = (described.ny, described.nx)
+        return wcs
+
+    def initial_sky_projection(
+        self,
+        detector: int | str,
+        ra_deg: float,
+        dec_deg: float,
+        rotation_deg: float = 0.0,
+        *,
+        visit: int | None = None,
+    ) -> SkyProjection[DetectorFrame]:
+        """Return `initial_wcs` as the projection that `lsst.images` objects carry."""
+        described = self.get_detector(detector)
+        return SkyProjection.from_fits_wcs(
+            self.initial_wcs(detector, ra_deg, dec_deg, rotation_deg),
+            DetectorFrame(instrument=self.name, detector=described.id, visit=visit, bbox=described.bbox),
+        )
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    clauses = []
+    for item in error.errors(include_url=False):
+        where = ""
+        for part in item["loc"]:
+            where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+        message = item["msg"].removeprefix("Value error, ")
+        value = item["input"]
+        shown = f" = {value!r}" if isinstance(value, str | int | float) else ""
+        clauses.append(f"{where or 'the camera'}{shown}: {message}")
+    return "; ".join(clauses)
