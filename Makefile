@@ -1,0 +1,67 @@
+# `make` alone explains itself. Recipes run from any directory: make -C /path/to/spark-butler demo
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.ONESHELL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LOCK_FLAGS := --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+# pytest's arguments, e.g. make test ARGS="-k plan -x"
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@echo 'usage: make TARGET'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: install
+install: $(INSTALLED) ## Make the environment in .venv/ (PYTHON=... names an interpreter)
+
+$(INSTALLED): pyproject.toml requirements.lock requirements-java.lock tools/install.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/install.sh
+
+.PHONY: lock
+lock: $(INSTALLED) ## Bring the lock files up to the newest versions that fit pyproject.toml
+	@uv=$$(command -v uv || ls .uv/bin/uv .uv/target/bin/uv 2>/dev/null | head -n 1)
+	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra demo --extra test pyproject.toml -o requirements.lock
+	sed -n 's/^java = \["\(.*\)"\]$$/\1/p' pyproject.toml | "$$uv" pip compile $(LOCK_FLAGS) --upgrade - -o requirements-java.lock
+
+.PHONY: demo
+demo: $(INSTALLED) ## Simulate a night, process it on Spark and S3, draw pictures (in demo-data/)
+	@$(RUN) python jobs/demo.py
+
+.PHONY: demo-server
+demo-server: $(INSTALLED) ## Serve the demo's object store again, to look around in its repository
+	@$(RUN) python jobs/demo.py --serve
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
+	@$(RUN) python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style and types
+	@$(RUN); export PATH
+	ruff check .
+	ruff format --check .
+	mypy --strict spark_butler jobs
+
+.PHONY: format
+format: $(INSTALLED) ## Put the code into its standard form
+	@$(RUN); export PATH
+	ruff check --fix-only .
+	ruff format .
+
+.PHONY: clean
+clean: ## Remove caches and what the demo made
+	rm -rf demo-data build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./.uv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## Remove the environment, too
+	rm -rf $(VENV) .uv
