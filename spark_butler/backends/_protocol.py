@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+__all__ = ["Backend", "ReportOutcome"]
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..outcomes import QuantumOutcome
+from ..worker import GroupWork, WorkerContext
+
+type ReportOutcome = Callable[[QuantumOutcome], None]
+
+
+class Backend(Protocol):
+    """A way to run groups."""
+
+    @property
+    def slots(self) -> int:
+        """How many groups can run at the same time."""
+        ...
+
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome) -> None:
+        """Run groups that don't need each other, and return when all have ended.
+
+        Parameters
+        ----------
+        context
+            What all groups of the run have in common.
+        batch
+            The groups, bundled: those of a bundle run one after another in
+            one worker, bundles run side by side.
+        report
+            Called with each outcome as soon as it is known here, from any
+            thread, and possibly twice with the same.
+
+        Notes
+        -----
+        May be called from several threads at once.  It never raises for what
+        a task does; an exception means that the engine can't go on.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop what is running; the calls of `run` that are under way may raise."""
+        ...

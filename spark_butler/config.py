@@ -1,0 +1,44 @@
+"""The options of a run, as one object that is passed whole."""
+
+from __future__ import annotations
+
+__all__ = ["RunOptions"]
+
+import pydantic
+
+
+class RunOptions(pydantic.BaseModel):
+    """How a quantum graph is to be executed.
+
+    The names are those of the options of ``pipetask run``.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    temporary: tuple[str, ...] = pydantic.Field(
+        (), description="Patterns for the names of dataset types that are not retained."
+    )
+    retained_dataset_types: tuple[str, ...] | None = pydantic.Field(
+        None, description="Patterns for the names of dataset types to retain; all others are temporary."
+    )
+    processes: int | None = pydantic.Field(
+        None, ge=1, description="Greatest number of quanta to run at once; None leaves it to Spark."
+    )
+    timeout: float | None = pydantic.Field(
+        None, gt=0, description="Seconds after which a quantum is killed."
+    )
+    fail_fast: bool = pydantic.Field(False, description="Stop at the first failure.")
+    skip_existing: bool = pydantic.Field(
+        False, description="Don't run quanta whose metadata is in the output run."
+    )
+    clobber_outputs: bool = pydantic.Field(
+        False, description="Replace what earlier attempts at the same quanta have left."
+    )
+    raise_on_partial_outputs: bool = pydantic.Field(
+        True, description="Take partial outputs for a failure."
+    )
+    cores_per_quantum: int = pydantic.Field(1, ge=1, description="Cores that a task may use.")
+    memory_per_quantum: str = pydantic.Field(
+        "", description="Memory that a task may use, with a unit (MB without)."
+    )
+    debug: bool = pydantic.Field(False, description="Import the user's module `debug` in workers.")

@@ -1,0 +1,241 @@
+"""Take from a quantum graph what planning and workers need of it."""
+
+from __future__ import annotations
+
+__all__ = ["ContentMaker", "export_input_records", "sketch_graph"]
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+
+import cloudpickle
+import networkx
+from lsst.daf.butler import Butler, DatasetRef, Quantum
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+
+from .plan import GraphSketch, Group, Handover
+from .worker import GroupContent, GroupWork, QuantumWork
+
+logger = logging.getLogger(__name__)
+
+
+def sketch_graph(
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID] | None = None,
+    *,
+    temporary_types: Mapping[str, str] | None = None,
+) -> GraphSketch:
+    """Draw what planning needs of a quantum graph.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    xgraph
+        Its quanta with the edges to respect, where those are not the graph's
+        own.
+    temporary_types
+        Names of the dataset types that are not retained, with the reasons.
+
+    Returns
+    -------
+    sketch
+        The sketch, with quanta sorted by task and data ID.
+    """
+    if xgraph is None:
+        xgraph = graph.quantum_only_xgraph
+    labels = {
+        quantum_id: label
+        for label in graph.pipeline_graph.tasks
+        for _, quantum_id in sorted(
+            graph.quanta_by_task.get(label, {}).items(), key=lambda item: item[0].required_values
+        )
+    }
+    handovers = []
+    if temporary_types:
+        bipartite = graph.bipartite_xgraph
+        for name in temporary_types:
+            for dataset_id in graph.datasets_by_type.get(name, {}).values():
+                for producer in bipartite.predecessors(dataset_id):
+                    consumers = tuple(bipartite.successors(dataset_id))
+                    handovers.append(Handover(dataset_id, name, producer, consumers))
+    return GraphSketch(labels, list(xgraph.edges()), handovers, dict(temporary_types or {}))
+
+
+class ContentMaker:
+    """Prepares groups of a quantum graph for their journey to a worker.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    xgraph
+        Its quanta with the edges to respect.
+    temporary_types
+        Names of the dataset types that are not retained.
+    records
+        Datastore records of the inputs of the whole graph, by name of the
+        datastore.  `None` leaves to each quantum those that the graph gives it.
+    existing
+        IDs of the datasets that were in the output run before.
+    clobber
+        Whether outputs of earlier attempts are replaced.
+    """
+
+    def __init__(
+        self,
+        graph: PredictedQuantumGraph,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        *,
+        temporary_types: Collection[str] = (),
+        records: Mapping[str, DatastoreRecordData] | None = None,
+        existing: Collection[uuid.UUID] = frozenset(),
+        clobber: bool = False,
+        forced: Collection[uuid.UUID] = frozenset(),
+    ):
+        self._graph = graph
+        self._xgraph = xgraph
+        self._temporary_types = frozenset(temporary_types)
+        self._records = records
+        self._existing = existing
+        self._clobber = clobber
+        self._forced = forced
+        self._produced: dict[uuid.UUID, bool] = {}
+
+    def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
+        """Remember which outputs of a quantum exist.
+
+        Parameters
+        ----------
+        quantum_id
+            The quantum.
+        written
+            IDs of the outputs that exist.
+
+        Returns
+        -------
+        predicted
+            References of all its retained outputs.
+        """
+        quantum = self._quantum(quantum_id)
+        predicted = [
+            ref
+            for refs in quantum.outputs.values()
+            for ref in refs
+            if ref.datasetType.name not in self._temporary_types
+        ]
+        written = frozenset(written)
+        self._produced.update((ref.id, ref.id in written) for ref in predicted)
+        return predicted
+
+    def make_work(self, group: Group, blocked: frozenset[uuid.UUID]) -> GroupWork:
+        """Pack a group.
+
+        Parameters
+        ----------
+        group
+            The group; all that it needs has ended.
+        blocked
+            Its quanta that are not to run.
+        """
+        content = self.make_content(group, blocked)
+        first = content.quanta[0]
+        labels = " -> ".join(dict.fromkeys(work.task_label for work in content.quanta))
+        return GroupWork(group.index, f"{labels} {first.quantum.dataId}", cloudpickle.dumps(content))
+
+    def make_content(self, group: Group, blocked: frozenset[uuid.UUID] = frozenset()) -> GroupContent:
+        """Gather the quanta of a group and what the driver knows of their datasets."""
+        quantum_ids = [quantum_id for quantum_id in group.quanta if quantum_id not in blocked]
+        positions = {quantum_id: position for position, quantum_id in enumerate(quantum_ids)}
+        quanta = self._graph.build_execution_quanta(quantum_ids)
+        if self._records is not None:
+            quanta = {quantum_id: _without_records(quantum) for quantum_id, quantum in quanta.items()}
+        works = tuple(
+            QuantumWork(
+                quantum_id,
+                self._xgraph.nodes[quantum_id]["task_label"],
+                quanta[quantum_id],
+                tuple(positions[q] for q in self._xgraph.predecessors(quantum_id) if q in positions),
+                may_exist=self._may_exist(quanta[quantum_id]),
+                clobber=self._clobber or quantum_id in self._forced,
+            )
+            for quantum_id in quantum_ids
+        )
+        inputs = [ref for quantum in quanta.values() for ref in _inputs(quantum)]
+        outputs = [ref for quantum in quanta.values() for refs in quantum.outputs.values() for ref in refs]
+        own = {ref.id for ref in outputs}
+        known = {ref.id: self._produced[ref.id] for ref in inputs if ref.id in self._produced}
+        records: dict[str, DatastoreRecordData] = {}
+        if self._records is not None:
+            needed = {ref.id for ref in inputs} - own - known.keys()
+            for name, data in self._records.items():
+                if (subset := data.subset(needed)) is not None:
+                    records[name] = subset
+                    known.update(dict.fromkeys(subset.records, True))
+            known.update((ref.id, ref.id in self._existing) for ref in outputs)
+        consumers = Counter(
+            dataset_id
+            for quantum in quanta.values()
+            for dataset_id in {
+                ref.id
+                for refs in quantum.inputs.values()
+                for ref in refs
+                if ref.datasetType.nameAndComponent()[0] in self._temporary_types
+            }
+        )
+        return GroupContent(works, records, known, dict(consumers))
+
+    def _may_exist(self, quantum: Quantum) -> bool:
+        return any(ref.id in self._existing for refs in quantum.outputs.values() for ref in refs)
+
+    def _quantum(self, quantum_id: uuid.UUID) -> Quantum:
+        return self._graph.build_execution_quanta([quantum_id])[quantum_id]
+
+
+def export_input_records(
+    butler: Butler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
+) -> dict[str, DatastoreRecordData]:
+    """Ask the repository for the datastore records of all inputs that no quantum of a graph makes.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        The graph.
+    xgraph
+        Its quanta.
+
+    Returns
+    -------
+    records
+        The records, by name of the datastore.
+    """
+    quanta = graph.build_execution_quanta(xgraph.nodes)
+    made = {ref.id for quantum in quanta.values() for refs in quantum.outputs.values() for ref in refs}
+    refs = {ref.id: ref for quantum in quanta.values() for ref in _inputs(quantum) if ref.id not in made}
+    whole = [ref.makeCompositeRef() if ref.isComponent() else ref for ref in refs.values()]
+    return dict(butler._datastore.export_records(whole))
+
+
+def _inputs(quantum: Quantum) -> Iterable[DatasetRef]:
+    """All that a quantum reads."""
+    for refs in quantum.inputs.values():
+        yield from refs
+    yield from quantum.initInputs.values()
+
+
+def _without_records(quantum: Quantum) -> Quantum:
+    """Copy a quantum without its datastore records, which its group has already."""
+    if not quantum.datastore_records:
+        return quantum
+    return Quantum(
+        taskName=quantum.taskName,
+        taskClass=quantum.taskClass,
+        dataId=quantum.dataId,
+        initInputs=quantum.initInputs,
+        inputs=quantum.inputs,
+        outputs=quantum.outputs,
+    )

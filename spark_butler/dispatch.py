@@ -1,0 +1,274 @@
+"""Give groups to a backend as soon as what they need is there."""
+
+from __future__ import annotations
+
+__all__ = ["Dispatcher", "RunResult"]
+
+import dataclasses
+import heapq
+import logging
+import queue
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import networkx
+from lsst.pipe.base import InvalidQuantumError
+from lsst.pipe.base.graph_walker import GraphWalker
+
+from .backends import Backend
+from .errors import EngineError
+from .outcomes import QuantumOutcome, exit_text, job_text
+from .plan import Group, Plan
+from .worker import GroupWork, WorkerContext
+
+logger = logging.getLogger(__name__)
+
+_MAX_BATCH = 16
+_MAX_BUNDLE = 16
+_MAX_JOBS = 64
+
+
+@dataclasses.dataclass
+class RunResult:
+    """What came of driving a plan."""
+
+    outcomes: dict[uuid.UUID, QuantumOutcome] = dataclasses.field(default_factory=dict)
+    """Outcome of each quantum that was tried."""
+
+    blocked: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    """Quanta that were not tried because one that they need failed."""
+
+    stopped_by: QuantumOutcome | None = None
+    """The failure that ended the run before its time, if one did."""
+
+    @property
+    def failed(self) -> list[QuantumOutcome]:
+        """Outcomes of the quanta that failed."""
+        return [outcome for outcome in self.outcomes.values() if not outcome.succeeded]
+
+
+class Dispatcher:
+    """Runs the groups of a plan as soon as what they need is there.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    xgraph
+        Graph of quantum IDs; an edge leads to a quantum that needs another.
+        Its nodes have the attributes ``task_label`` and ``data_id``.
+    backend
+        Where groups run.
+    make_work
+        Prepares a group for its journey.  Called in the thread of `run`, when
+        all that the group needs has ended.  It is told which quanta of the
+        group are blocked.
+    on_outcome
+        Called in the thread of `run` with each outcome, once.
+    limit
+        The greatest number of groups to run at once.  `None` leaves it to the
+        backend.
+    fail_fast
+        Whether to stop at the first failure.
+
+    Notes
+    -----
+    Groups with the longest path ahead of them go first.  They are submitted in
+    small batches from a few threads, a little more than the backend can run
+    at once, so that no slot waits for the driver.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        backend: Backend,
+        make_work: Callable[[Group, frozenset[uuid.UUID]], GroupWork],
+        *,
+        on_outcome: Callable[[QuantumOutcome], None],
+        limit: int | None = None,
+        fail_fast: bool = False,
+    ):
+        self._plan = plan
+        self._xgraph = xgraph
+        self._backend = backend
+        self._make_work = make_work
+        self._on_outcome = on_outcome
+        self._limit = limit
+        self._fail_fast = fail_fast
+        self._walker: GraphWalker[uuid.UUID] = GraphWalker(xgraph.copy())
+        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
+        self._open = {group.index: set(group.quanta) for group in plan.groups}
+        self._waiting = {
+            group.index: {
+                need
+                for q in group.quanta
+                for need in xgraph.predecessors(q)
+                if self._group_of[need] != group.index
+            }
+            for group in plan.groups
+        }
+        self._ready: list[tuple[int, int]] = [
+            (-group.remaining, group.index) for group in plan.groups if not self._waiting[group.index]
+        ]
+        heapq.heapify(self._ready)
+        self._running: set[int] = set()
+        self._words: queue.SimpleQueue[QuantumOutcome | Future[None]] = queue.SimpleQueue()
+        self._result = RunResult()
+        self._n_failed = 0
+
+    def run(self, context: WorkerContext) -> RunResult:
+        """Run all groups.
+
+        Parameters
+        ----------
+        context
+            What all groups have in common.
+
+        Returns
+        -------
+        result
+            Outcomes and blocked quanta.
+
+        Raises
+        ------
+        EngineError
+            Raised if the backend fails, or loses an outcome.
+        """
+        jobs: dict[Future[None], list[Group]] = {}
+        pool = ThreadPoolExecutor(_MAX_JOBS, thread_name_prefix="spark-butler")
+        try:
+            while self._ready or jobs:
+                if self._result.stopped_by is None:
+                    self._dispatch(context, pool, jobs)
+                if not jobs:
+                    break
+                word = self._words.get()
+                if isinstance(word, QuantumOutcome):
+                    self._take(word)
+                else:
+                    self._end_job(word, jobs.pop(word))
+                if self._result.stopped_by is not None:
+                    break
+        finally:
+            if jobs:
+                self._backend.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._drain()
+        return self._result
+
+    def _dispatch(
+        self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Group]]
+    ) -> None:
+        """Submit ready groups, as many as may run."""
+        slots = max(1, self._backend.slots)
+        limit = self._limit or 2 * slots
+        size = 1
+        if self._limit is None:
+            size = min(_MAX_BUNDLE, max(1, len(self._ready) // (4 * slots)))
+        while self._ready and len(self._running) < limit * size and len(jobs) < _MAX_JOBS:
+            room = min(_MAX_BATCH, -(-(limit * size - len(self._running)) // size))
+            groups: list[Group] = []
+            while self._ready and len(groups) < room * size:
+                groups.append(self._plan.groups[heapq.heappop(self._ready)[1]])
+            works = [self._make_work(group, self._blocked_in(group)) for group in groups]
+            # Dealt out like cards, so that each bundle has its share of the urgent ones.
+            bundles = [works[n::room] for n in range(min(room, len(works)))]
+            self._running.update(group.index for group in groups)
+            logger.debug("Submitting %d groups in %d bundles.", len(groups), len(bundles))
+            future = pool.submit(self._backend.run, context, bundles, self._words.put)
+            jobs[future] = groups
+            future.add_done_callback(self._words.put)
+
+    def _blocked_in(self, group: Group) -> frozenset[uuid.UUID]:
+        return frozenset(q for q in group.quanta if q not in self._open[group.index])
+
+    def _end_job(self, job: Future[None], groups: list[Group]) -> None:
+        """Take leave of a job, whose outcomes have all come."""
+        if (error := job.exception()) is not None:
+            if isinstance(error, EngineError):
+                raise error
+            raise EngineError(f"The backend failed: {_first_line(error)}") from error
+        for group in groups:
+            if self._open[group.index]:
+                raise EngineError(
+                    f"No outcome came back for {len(self._open[group.index])} quanta of a group: "
+                    f"{sorted(map(str, self._open[group.index]))}."
+                )
+
+    def _take(self, outcome: QuantumOutcome) -> None:
+        """Record an outcome and see what it frees or blocks."""
+        if outcome.quantum_id in self._result.outcomes:
+            return
+        self._result.outcomes[outcome.quantum_id] = outcome
+        self._on_outcome(outcome)
+        if outcome.succeeded:
+            self._walker.finish(outcome.quantum_id)
+            self._close(outcome.quantum_id)
+        else:
+            self._fail(outcome)
+        self._log_progress()
+
+    def _fail(self, outcome: QuantumOutcome) -> None:
+        """Block what needs a failed quantum, or stop the run."""
+        self._n_failed += 1
+        exit_code = outcome.report.exitCode or 0
+        job = job_text(outcome.report)
+        if outcome.traceback:
+            logger.debug("Task %s raised:\n%s", job, outcome.traceback)
+        if self._fail_fast or exit_code == InvalidQuantumError.EXIT_CODE:
+            self._result.stopped_by = outcome
+            return
+        text = "timed out, task is killed" if outcome.timed_out else f"failed, {exit_text(exit_code)}"
+        logger.error("Task %s %s; processing will continue for remaining tasks.", job, text)
+        blocked = self._walker.fail(outcome.quantum_id)
+        for quantum_id in blocked:
+            node = self._xgraph.nodes[quantum_id]
+            logger.error(
+                "Upstream job failed for task <%s dataId=%s>, skipping this task.",
+                node["task_label"],
+                node["data_id"],
+            )
+        self._result.blocked.extend(blocked)
+        for quantum_id in (*blocked, outcome.quantum_id):
+            self._close(quantum_id)
+
+    def _close(self, quantum_id: uuid.UUID) -> None:
+        """Note that a quantum will not run any more, and queue the groups that waited for it."""
+        index = self._group_of[quantum_id]
+        self._open[index].discard(quantum_id)
+        if not self._open[index]:
+            self._running.discard(index)
+        for after in self._xgraph.successors(quantum_id):
+            other = self._group_of[after]
+            waiting = self._waiting[other]
+            if quantum_id in waiting:
+                waiting.discard(quantum_id)
+                if not waiting and self._open[other]:
+                    heapq.heappush(self._ready, (-self._plan.groups[other].remaining, other))
+
+    def _drain(self) -> None:
+        """Keep the outcomes that came while the run was being stopped."""
+        while not self._words.empty():
+            word = self._words.get()
+            if isinstance(word, QuantumOutcome) and word.quantum_id not in self._result.outcomes:
+                self._result.outcomes[word.quantum_id] = word
+                self._on_outcome(word)
+
+    def _log_progress(self) -> None:
+        failed = self._n_failed + len(self._result.blocked)
+        done = len(self._result.outcomes) - self._n_failed
+        logger.info(
+            "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta.",
+            done,
+            failed,
+            len(self._plan) - done - failed,
+            len(self._plan),
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    """Shorten an error of Spark, which carries the Java stack, to its message."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -1,0 +1,264 @@
+"""Execute a quantum graph: plan, dispatch, ingest."""
+
+from __future__ import annotations
+
+__all__ = ["execute_graph", "plan_graph", "worker_config"]
+
+import fnmatch
+import logging
+import uuid
+from collections.abc import Collection, Mapping
+
+import astropy.units as u
+import networkx
+from lsst.daf.butler import Butler, ButlerConfig, Config, DatasetType
+from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.pipe.base import ExecutionResources
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+
+from .backends import Backend
+from .config import RunOptions
+from .contents import ContentMaker, export_input_records, sketch_graph
+from .dispatch import Dispatcher, RunResult
+from .errors import OptionsError
+from .outcomes import QuantumOutcome
+from .plan import Plan, cut_graph
+from .registry import Ingester
+from .session import worker_environment
+from .worker import WorkerContext
+
+logger = logging.getLogger(__name__)
+
+
+def execute_graph(
+    graph: PredictedQuantumGraph,
+    butler: Butler,
+    backend: Backend,
+    options: RunOptions,
+    *,
+    xgraph: networkx.DiGraph[uuid.UUID] | None = None,
+) -> RunResult:
+    """Execute a quantum graph and put its outputs into the registry.
+
+    Parameters
+    ----------
+    graph
+        The graph, with init-outputs already written.
+    butler
+        Writeable butler of the repository.  Only this process uses it.
+    backend
+        Where quanta run.
+    options
+        How they run.
+    xgraph
+        The quanta with the edges to respect, where those are not the graph's
+        own.
+
+    Returns
+    -------
+    result
+        Outcomes and blocked quanta.  Everything in them is in the registry.
+
+    Raises
+    ------
+    spark_butler.errors.PlanError
+        Raised if the graph can't be cut as asked; nothing has run.
+    spark_butler.errors.EngineError
+        Raised if the engine fails.  What had come back is in the registry.
+    """
+    butler.collections.register(graph.header.output_run)
+    existing = frozenset(butler.registry._fetch_run_dataset_ids(graph.header.output_run))
+    xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
+    temporary_types = find_temporary_types(graph, options)
+    forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
+    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
+    plan = cut_graph(sketch)
+    dataset_types = _dataset_types(graph)
+    maker = ContentMaker(
+        graph,
+        xgraph,
+        temporary_types=temporary_types,
+        records=export_input_records(butler, graph, xgraph),
+        existing=existing,
+        clobber=options.clobber_outputs,
+        forced=forced,
+    )
+    ingester = Ingester(butler, dataset_types, existing=existing)
+
+    def take(outcome: QuantumOutcome) -> None:
+        predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
+        ingester.add(predicted, outcome.outputs, outcome.records, outcome.removed)
+
+    dispatcher = Dispatcher(
+        plan,
+        xgraph,
+        backend,
+        maker.make_work,
+        on_outcome=take,
+        limit=options.processes,
+        fail_fast=options.fail_fast,
+    )
+    context = WorkerContext(
+        task_nodes=dict(graph.pipeline_graph.tasks),
+        universe=butler.dimensions,
+        butler_config=worker_config(butler),
+        dataset_types=dataset_types,
+        temporary_types=frozenset(temporary_types),
+        resources=ExecutionResources(
+            num_cores=options.cores_per_quantum,
+            max_mem=options.memory_per_quantum,
+            default_mem_units=u.MB,
+        ),
+        raise_on_partial_outputs=options.raise_on_partial_outputs,
+        enable_lsst_debug=options.debug,
+        fail_fast=options.fail_fast,
+        timeout=options.timeout,
+        log_state=tuple(CliLog.configState),
+        environment=worker_environment(),
+    )
+    try:
+        return dispatcher.run(context)
+    finally:
+        ingester.flush()
+
+
+def plan_graph(graph: PredictedQuantumGraph, options: RunOptions) -> Plan:
+    """Cut a graph as `execute_graph` would on a new run.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    options
+        How it is to be executed.
+    """
+    temporary_types = find_temporary_types(graph, options)
+    return cut_graph(sketch_graph(graph, temporary_types=temporary_types))
+
+
+def find_temporary_types(graph: PredictedQuantumGraph, options: RunOptions) -> dict[str, str]:
+    """Find the dataset types that are not retained.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    options
+        Patterns of what is temporary and what is retained.
+
+    Returns
+    -------
+    temporary_types
+        Names, with the reason for each.  Metadata, logs and init-outputs are
+        never among them.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if a pattern fits nothing that could be temporary.
+    """
+    always = {
+        name
+        for task in graph.pipeline_graph.tasks.values()
+        for name in (
+            task.metadata_output.dataset_type_name,
+            task.log_output.dataset_type_name if task.log_output is not None else "",
+        )
+    }
+    candidates = {
+        edge.parent_dataset_type_name
+        for task in graph.pipeline_graph.tasks.values()
+        for edge in task.outputs.values()
+    } - always
+    temporary: dict[str, str] = {}
+    if options.retained_dataset_types is not None:
+        everything = candidates | always | set(graph.pipeline_graph.dataset_types)
+        for pattern in options.retained_dataset_types:
+            _match(pattern, everything, "--retained-dataset-types")
+        for name in candidates:
+            if not any(fnmatch.fnmatchcase(name, p) for p in options.retained_dataset_types):
+                temporary[name] = "not among --retained-dataset-types"
+    for pattern in options.temporary:
+        names = _match(pattern, candidates, "--temporary")
+        temporary.update((name, f"--temporary {pattern}") for name in names)
+    return dict(sorted(temporary.items()))
+
+
+def _match(pattern: str, names: Collection[str], option: str) -> list[str]:
+    """Names that fit a pattern; at least one."""
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise OptionsError(
+            f"{option} {pattern!r} fits no output of the pipeline; its outputs are "
+            f"{', '.join(sorted(names))}."
+        )
+    return found
+
+
+def _select_quanta(
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    temporary_types: Mapping[str, str],
+    existing: Collection[uuid.UUID],
+    options: RunOptions,
+) -> set[uuid.UUID]:
+    """Drop from a graph what has been done before, unless a temporary of it is needed again.
+
+    Returns
+    -------
+    forced
+        Quanta that have been done and are done again for their temporaries.
+    """
+    if not options.skip_existing or not existing:
+        return set()
+    done = {quantum_id for quantum_id in xgraph if _is_done(graph, quantum_id, existing)}
+    forced: set[uuid.UUID] = set()
+    for quantum_id in reversed(list(networkx.topological_sort(xgraph))):
+        if quantum_id in done and quantum_id not in forced:
+            continue
+        for dataset_id in graph.bipartite_xgraph.predecessors(quantum_id):
+            if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] in temporary_types:
+                forced.update(done.intersection(graph.bipartite_xgraph.predecessors(dataset_id)))
+    skipped = done - forced
+    logger.info("Skipping %d quanta that succeeded before.", len(skipped))
+    xgraph.remove_nodes_from(skipped)
+    return forced
+
+
+def _is_done(graph: PredictedQuantumGraph, quantum_id: uuid.UUID, existing: Collection[uuid.UUID]) -> bool:
+    """Whether the metadata of a quantum exists, which says that it succeeded."""
+    label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
+    name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
+    return any(
+        dataset_id in existing
+        for dataset_id in graph.bipartite_xgraph.successors(quantum_id)
+        if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] == name
+    )
+
+
+def _dataset_types(graph: PredictedQuantumGraph) -> dict[str, DatasetType]:
+    """Definitions of all dataset types of a graph."""
+    return {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
+
+
+def worker_config(butler: Butler) -> Config:
+    """Copy a butler's configuration without what only the driver may know.
+
+    Parameters
+    ----------
+    butler
+        The driver's butler.
+
+    Returns
+    -------
+    config
+        Configuration of the datastore; there is no registry in it.
+    """
+    config = Config(ButlerConfig(butler._config))
+    if "root" not in config:
+        root = ButlerConfig(butler._config).configDir
+        config["root"] = str(root)
+    for section in ("registry", "db"):
+        if section in config:
+            del config[section]
+    return config

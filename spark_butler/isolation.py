@@ -1,0 +1,283 @@
+"""Run a group in a child process, so that what kills a task kills nothing else.
+
+The child is forked from the warm worker: it has every module and the context
+already, and makes its own clients and database handles.
+"""
+
+from __future__ import annotations
+
+__all__ = ["run_group_isolated"]
+
+import contextlib
+import ctypes
+import dataclasses
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Literal, NoReturn, Self
+
+from lsst.pipe.base import QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from .errors import EngineError
+from .outcomes import QuantumOutcome, QuantumStarted, exit_text
+from .worker import GroupContent, QuantumOutputs, QuantumWork, WorkerContext, find_outputs, run_group
+
+logger = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Crash:
+    """Word from a child that the engine's own code failed in it."""
+
+    text: str
+
+
+def run_group_isolated(context: WorkerContext, content: GroupContent) -> Iterator[QuantumOutcome]:
+    """Run the quanta of a group in a child of this process.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    content
+        The group.
+
+    Yields
+    ------
+    outcome
+        One for each quantum that was tried.  When the child dies, the quantum
+        that it was at has failed, and the others of the group that don't need
+        it go on in a new child; temporaries that died too are made again.
+
+    Raises
+    ------
+    EngineError
+        Raised if the engine's own code fails in the child.
+    """
+    reported: set[int] = set()
+    bad: set[int] = set()
+    positions = {work.quantum_id: position for position, work in enumerate(content.quanta)}
+    while todo := _runnable(content, reported, bad):
+        skip = frozenset(range(len(content.quanta))) - _with_makers(context, content, todo)
+        for outcome in _run_child(context, content, skip):
+            position = positions[outcome.quantum_id]
+            if not outcome.succeeded:
+                bad.add(position)
+            if position not in reported:
+                reported.add(position)
+                yield outcome
+
+
+def _runnable(content: GroupContent, reported: set[int], bad: set[int]) -> set[int]:
+    """Positions of quanta that have no outcome and need none that failed."""
+    blocked = set(bad)
+    runnable: set[int] = set()
+    for position, work in enumerate(content.quanta):
+        if not blocked.isdisjoint(work.upstream):
+            blocked.add(position)
+        elif position not in reported and position not in bad:
+            runnable.add(position)
+    return runnable
+
+
+def _with_makers(context: WorkerContext, content: GroupContent, todo: set[int]) -> set[int]:
+    """Add the quanta whose temporaries are needed."""
+    maker = {
+        ref.id: position
+        for position, work in enumerate(content.quanta)
+        for refs in work.quantum.outputs.values()
+        for ref in refs
+        if ref.datasetType.name in context.temporary_types
+    }
+    wanted = set(todo)
+    for position in range(len(content.quanta) - 1, -1, -1):
+        if position in wanted:
+            inputs = content.quanta[position].quantum.inputs
+            wanted.update(maker[ref.id] for refs in inputs.values() for ref in refs if ref.id in maker)
+    return wanted
+
+
+def _run_child(
+    context: WorkerContext, content: GroupContent, skip: frozenset[int]
+) -> Iterator[QuantumOutcome]:
+    """Run (part of) a group in a child and report how it fares."""
+    by_id = {work.quantum_id: work for work in content.quanta}
+
+    def target(send: Callable[[object], None]) -> None:
+        for event in run_group(context, content, skip=skip):
+            send(event)
+
+    current: QuantumWork | None = None
+    started = time.monotonic()
+    with _Child(target) as child:
+        while True:
+            limit = None
+            if context.timeout is not None and current is not None:
+                limit = max(0.0, started + context.timeout - time.monotonic())
+            match child.receive(limit):
+                case QuantumStarted() as event:
+                    current, started = by_id[event.quantum_id], time.monotonic()
+                case QuantumOutcome() as outcome:
+                    current = None
+                    yield outcome
+                case None:
+                    break
+        exit_code = child.stop() if child.alive else child.wait()
+        if current is None and exit_code:
+            raise EngineError(f"A worker's child failed between two quanta: {exit_text(exit_code)}.")
+    if current is not None:
+        timed_out = child.stopped
+        yield _dead_outcome(context, content, current, exit_code, started, timed_out=timed_out)
+
+
+class _Child:
+    """A forked process that sends objects back.
+
+    Parameters
+    ----------
+    target
+        What the child does; it is given the function to send with.
+    """
+
+    def __init__(self, target: Callable[[Callable[[object], None]], None]):
+        self._receiver, sender = multiprocessing.Pipe(duplex=False)
+        self._exit_code: int | None = None
+        self.alive = True
+        self.stopped = False
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent_id = os.getpid()
+        self._id = os.fork()
+        if self._id == 0:
+            self._receiver.close()
+            _child_main(target, sender, parent_id)
+        sender.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> Literal[False]:
+        self._receiver.close()
+        if self._exit_code is None:
+            self.stop(grace=0.0)
+        return False
+
+    def receive(self, limit: float | None) -> object:
+        """Wait for the next object; `None` when the child has ended or ``limit`` seconds are over.
+
+        Raises
+        ------
+        EngineError
+            Raised if the engine's own code failed in the child.
+        """
+        try:
+            if not self._receiver.poll(limit):
+                return None
+            event: object = self._receiver.recv()
+        except (EOFError, ConnectionResetError, pickle.UnpicklingError):
+            self.alive = False
+            return None
+        if isinstance(event, _Crash):
+            raise EngineError(f"The engine failed in a worker:\n{event.text}")
+        return event
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit code, negative for a signal."""
+        if self._exit_code is None:
+            _, status = os.waitpid(self._id, 0)
+            self._exit_code = os.waitstatus_to_exitcode(status)
+        return self._exit_code
+
+    def stop(self, grace: float = _GRACE_SECONDS) -> int:
+        """End the child, first politely, and return the exit code."""
+        self.stopped = True
+        self._kill(signal.SIGTERM if grace else signal.SIGKILL)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(self._id, os.WNOHANG)
+            if ended:
+                self._exit_code = os.waitstatus_to_exitcode(status)
+                return self._exit_code
+            time.sleep(0.02)
+        self._kill(signal.SIGKILL)
+        return self.wait()
+
+    def _kill(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._id, number)
+
+
+def _child_main(
+    target: Callable[[Callable[[object], None]], None], sender: Connection, parent_id: int
+) -> NoReturn:
+    """Do the child's work and leave without any of the parent's exit handlers."""
+    status = 1
+    try:
+        _die_with_parent(parent_id)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        target(sender.send)
+        status = 0
+    except BaseException:  # noqa: BLE001  (the parent raises it)
+        with contextlib.suppress(OSError):
+            sender.send(_Crash(traceback.format_exc()))
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _die_with_parent(parent_id: int) -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_id:
+            os._exit(1)
+
+
+def _dead_outcome(
+    context: WorkerContext,
+    content: GroupContent,
+    work: QuantumWork,
+    exit_code: int,
+    started: float,
+    *,
+    timed_out: bool,
+) -> QuantumOutcome:
+    """Describe the quantum that a child was at when it ended."""
+    assert work.quantum.dataId is not None
+    report = QuantumReport.from_exit_code(
+        exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
+    )
+    # A task that leaves has not finished its quantum, whatever status it gives.
+    report.status = ExecutionStatus.TIMEOUT if timed_out else ExecutionStatus.FAILURE
+    left = QuantumOutputs((), {})
+    if context.quantum_executor is None:
+        with _Child(lambda send: send(find_outputs(context, content, work.quantum_id))) as child:
+            answer = child.receive(None)
+            if isinstance(answer, QuantumOutputs):
+                left = answer
+            child.wait()
+    return QuantumOutcome(
+        work.quantum_id,
+        QuantumAttemptStatus.ABORTED,
+        report,
+        outputs=left.ids,
+        records=left.records,
+        removed=left.removed,
+        wall_seconds=time.monotonic() - started,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+    )

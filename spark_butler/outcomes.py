@@ -1,0 +1,106 @@
+"""What one attempt at one quantum came to."""
+
+from __future__ import annotations
+
+__all__ = ["QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
+
+import dataclasses
+import signal
+import uuid
+from typing import TYPE_CHECKING
+
+from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+if TYPE_CHECKING:
+    from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumStarted:
+    """Word from a worker that it begins a quantum."""
+
+    quantum_id: uuid.UUID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumOutcome:
+    """The result of one attempt at one quantum, as it travels to the driver."""
+
+    quantum_id: uuid.UUID
+    """ID of the quantum in the predicted quantum graph."""
+
+    status: QuantumAttemptStatus
+    """How the attempt ended."""
+
+    report: QuantumReport
+    """Pipe_base's own report of the attempt: label, data ID, exit code and exception."""
+
+    caveats: QuantumSuccessCaveats = QuantumSuccessCaveats.NO_CAVEATS
+    """Qualifications of a success."""
+
+    outputs: tuple[uuid.UUID, ...] = ()
+    """IDs of the datasets that the attempt left in the datastore, logs and metadata included."""
+
+    records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
+    """Datastore records of ``outputs``, by name of the datastore."""
+
+    removed: tuple[uuid.UUID, ...] = ()
+    """IDs of datasets of an earlier attempt that are not in the datastore any more."""
+
+    skipped_existing: bool = False
+    """Whether nothing ran because an earlier attempt had succeeded."""
+
+    traceback: str = ""
+    """Python traceback of a failure, if there was one."""
+
+    wall_seconds: float = 0.0
+    """Time from start to end of the attempt, in seconds."""
+
+    cpu_seconds: float = 0.0
+    """Processor time of the attempt, in seconds."""
+
+    peak_memory: int = 0
+    """Peak resident memory of the process that ran the attempt, in bytes; 0 when unknown."""
+
+    worker: str = ""
+    """Host name and process ID of the worker."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether dependents of the quantum may run."""
+        return self.status is QuantumAttemptStatus.SUCCESSFUL
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the attempt was ended because it took too long."""
+        return self.report.status is ExecutionStatus.TIMEOUT
+
+
+def job_text(report: QuantumReport) -> str:
+    """Name a quantum as pipe_base's executors do in their messages.
+
+    Parameters
+    ----------
+    report
+        The report of an attempt at the quantum.
+    """
+    data_id = ", ".join(f"{key}: {value!r}" for key, value in report.dataId.items())
+    return f"<{report.taskLabel} dataId={{{data_id}}}>"
+
+
+def exit_text(exit_code: int) -> str:
+    """Say what an exit code means, in the words of pipe_base's executors.
+
+    Parameters
+    ----------
+    exit_code
+        Exit code of a process; negative when a signal ended it.
+    """
+    if exit_code >= 0:
+        return f"exit code={exit_code}"
+    text = f"killed by signal {-exit_code}"
+    try:
+        return f"{text} ({signal.strsignal(-exit_code)})"
+    except ValueError:
+        return text

@@ -1,0 +1,293 @@
+"""The limited butler of one group: temporaries in memory, all else in the datastore."""
+
+from __future__ import annotations
+
+__all__ = ["GroupButler"]
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from lsst.daf.butler import (
+    ButlerMetrics,
+    DatasetProvenance,
+    DatasetRef,
+    DatasetType,
+    DeferredDatasetHandle,
+    DimensionUniverse,
+    LimitedButler,
+    Quantum,
+    QuantumBackedButler,
+    StorageClass,
+)
+from lsst.pipe.base import InMemoryDatasetHandle
+
+logger = logging.getLogger(__name__)
+
+
+class GroupButler(LimitedButler):
+    """A butler that keeps temporary datasets in memory while a group runs.
+
+    Parameters
+    ----------
+    wrapped
+        Butler of the whole group for retained datasets.
+    dataset_types
+        Definitions in the repository of the dataset types of the graph.
+    temporary_types
+        Names of the dataset types that are not retained.
+    consumers
+        How many quanta of the group read each temporary dataset.
+    known
+        For datasets of other groups: whether they exist.  What is not in it
+        is asked of the datastore.
+
+    Notes
+    -----
+    A temporary is handed over by reference to its last reader, which may
+    change it as it likes; earlier readers get a copy.  It is dropped when the
+    quantum of its last reader ends (`end_quantum`).
+    """
+
+    def __init__(
+        self,
+        wrapped: QuantumBackedButler,
+        *,
+        dataset_types: Mapping[str, DatasetType],
+        temporary_types: Collection[str],
+        consumers: Mapping[uuid.UUID, int],
+        known: Mapping[uuid.UUID, bool],
+    ):
+        self._wrapped = wrapped
+        self.storageClasses = wrapped.storageClasses
+        self._dataset_types = dataset_types
+        self._temporary_types = frozenset(temporary_types)
+        self._consumers = Counter(consumers)
+        self._known = dict(known)
+        self._temporaries: dict[uuid.UUID, Any] = {}
+        self._lent: set[uuid.UUID] = set()
+        self._single_use: set[uuid.UUID] = set()
+        self._put_refs: dict[uuid.UUID, DatasetRef] = {}
+        self._pruned: set[uuid.UUID] = set()
+
+    def begin_quantum(self, quantum: Quantum) -> None:
+        """Prepare for the inputs of a quantum.
+
+        Parameters
+        ----------
+        quantum
+            The quantum that runs next.
+        """
+        uses = Counter(ref.id for refs in quantum.inputs.values() for ref in refs)
+        self._single_use = {dataset_id for dataset_id, count in uses.items() if count == 1}
+        self._lent.clear()
+        self._put_refs.clear()
+        self._pruned.clear()
+
+    def end_quantum(self, quantum: Quantum) -> None:
+        """Drop the temporaries that no later quantum of the group reads.
+
+        Parameters
+        ----------
+        quantum
+            The quantum that ended, well or not.
+        """
+        used = {ref.id for refs in quantum.inputs.values() for ref in refs}
+        for dataset_id in used & self._consumers.keys():
+            self._consumers[dataset_id] -= 1
+        made = {ref.id for refs in quantum.outputs.values() for ref in refs}
+        for dataset_id in (used | made) & self._temporaries.keys():
+            if self._consumers[dataset_id] <= 0:
+                del self._temporaries[dataset_id]
+
+    @property
+    def wrapped(self) -> QuantumBackedButler:
+        """The butler of the retained datasets."""
+        return self._wrapped
+
+    @property
+    def put_refs(self) -> list[DatasetRef]:
+        """References of the retained datasets that the current quantum has put."""
+        return list(self._put_refs.values())
+
+    @property
+    def pruned(self) -> frozenset[uuid.UUID]:
+        """IDs of the retained datasets that the current quantum has removed and not put again."""
+        return frozenset(self._pruned - self._put_refs.keys())
+
+    @property
+    def live(self) -> frozenset[uuid.UUID]:
+        """IDs of the temporaries that are in memory now."""
+        return frozenset(self._temporaries)
+
+    def _is_temporary(self, ref: DatasetRef) -> bool:
+        return ref.datasetType.nameAndComponent()[0] in self._temporary_types
+
+    def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
+        # Docstring inherited.
+        if not self._is_temporary(ref):
+            self._wrapped.put(obj, ref, provenance=provenance)
+            self._known[ref.id] = True
+            self._put_refs[ref.id] = ref
+            return ref
+        with self._metrics.instrument_put(logger, msg="Kept temporary dataset"):
+            storage_class = self._dataset_types[ref.datasetType.name].storageClass
+            obj = storage_class.coerce_type(obj)
+            if any(obj is other for other in self._temporaries.values()):
+                obj = InMemoryDatasetHandle(obj, storageClass=storage_class, copy=True).get()
+            self._temporaries[ref.id] = obj
+        return ref
+
+    def get(
+        self,
+        ref: DatasetRef,
+        /,
+        *,
+        parameters: dict[str, Any] | None = None,
+        storageClass: StorageClass | str | None = None,
+    ) -> Any:
+        # Docstring inherited.
+        return self._get(ref, parameters, storageClass, may_lend=True)
+
+    def _get(
+        self,
+        ref: DatasetRef,
+        parameters: dict[str, Any] | None,
+        storage_class: StorageClass | str | None,
+        *,
+        may_lend: bool,
+    ) -> Any:
+        if not self._is_temporary(ref):
+            return self._wrapped.get(ref, parameters=parameters, storageClass=storage_class)
+        with self._metrics.instrument_get(logger, msg="Retrieved temporary dataset"):
+            if ref.id not in self._temporaries:
+                raise FileNotFoundError(f"Temporary dataset {ref} was not produced.")
+            lend = (
+                may_lend
+                and self._consumers[ref.id] == 1
+                and ref.id in self._single_use
+                and ref.id not in self._lent
+            )
+            if lend:
+                self._lent.add(ref.id)
+            name, component = ref.datasetType.nameAndComponent()
+            handle = InMemoryDatasetHandle(
+                self._temporaries[ref.id],
+                storageClass=self._dataset_types[name].storageClass,
+                dataId=ref.dataId,
+                copy=not lend,
+            )
+            return handle.get(
+                component=component,
+                parameters=parameters,
+                storageClass=storage_class or ref.datasetType.storageClass,
+            )
+
+    def getDeferred(
+        self,
+        ref: DatasetRef,
+        /,
+        *,
+        parameters: dict[str, Any] | None = None,
+        storageClass: str | StorageClass | None = None,
+    ) -> DeferredDatasetHandle:
+        # Docstring inherited.
+        if self._is_temporary(ref):
+            return DeferredDatasetHandle(
+                butler=_DeferredReader(self), ref=ref, parameters=parameters, storageClass=storageClass
+            )
+        return self._wrapped.getDeferred(ref, parameters=parameters, storageClass=storageClass)
+
+    def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
+        # Docstring inherited.
+        result: dict[DatasetRef, bool] = {}
+        unknown: list[DatasetRef] = []
+        for ref in refs:
+            if self._is_temporary(ref):
+                result[ref] = ref.id in self._temporaries
+            elif (exists := self._known.get(ref.id)) is not None:
+                result[ref] = exists
+            else:
+                unknown.append(ref)
+        if unknown:
+            result.update(self._wrapped.stored_many(unknown))
+        return result
+
+    def markInputUnused(self, ref: DatasetRef) -> None:
+        # Docstring inherited.
+        if not self._is_temporary(ref):
+            self._wrapped.markInputUnused(ref)
+
+    def pruneDatasets(
+        self,
+        refs: Iterable[DatasetRef],
+        *,
+        disassociate: bool = True,
+        unstore: bool = False,
+        tags: Iterable[str] = (),
+        purge: bool = False,
+    ) -> None:
+        # Docstring inherited.
+        retained = []
+        for ref in refs:
+            if self._is_temporary(ref):
+                self._temporaries.pop(ref.id, None)
+            else:
+                retained.append(ref)
+                self._known[ref.id] = False
+                self._put_refs.pop(ref.id, None)
+                self._pruned.add(ref.id)
+        if retained:
+            self._wrapped.pruneDatasets(
+                retained, disassociate=disassociate, unstore=unstore, tags=tags, purge=purge
+            )
+
+    def isWriteable(self) -> bool:
+        # Docstring inherited.
+        return self._wrapped.isWriteable()
+
+    def close(self) -> None:
+        # Docstring inherited.
+        self._temporaries.clear()
+        self._wrapped.close()
+
+    @property
+    def dimensions(self) -> DimensionUniverse:
+        # Docstring inherited.
+        return self._wrapped.dimensions
+
+    @property
+    def _metrics(self) -> ButlerMetrics:
+        return self._wrapped._metrics
+
+    @_metrics.setter
+    def _metrics(self, metrics: ButlerMetrics) -> None:
+        self._wrapped._metrics = metrics
+
+    @property
+    def _datastore(self) -> Any:
+        return self._wrapped._datastore
+
+    @_datastore.setter
+    def _datastore(self, value: Any) -> None:
+        self._wrapped._datastore = value
+
+
+class _DeferredReader(GroupButler):
+    """View of a `GroupButler` for deferred handles, which may be read many times and so never by reference."""
+
+    def __init__(self, parent: GroupButler):
+        self.__dict__ = parent.__dict__
+
+    def get(
+        self,
+        ref: DatasetRef,
+        /,
+        *,
+        parameters: dict[str, Any] | None = None,
+        storageClass: StorageClass | str | None = None,
+    ) -> Any:
+        # Docstring inherited.
+        return self._get(ref, parameters, storageClass, may_lend=False)

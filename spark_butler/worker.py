@@ -1,0 +1,428 @@
+"""All that happens in a worker for one group of quanta.
+
+A worker makes its own butler, pointed straight at the datastore, and never
+sees the registry.  Nothing here knows how the work came to the worker.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "GroupContent",
+    "GroupWork",
+    "QuantumOutputs",
+    "QuantumWork",
+    "WorkerContext",
+    "failure_outcome",
+    "find_outputs",
+    "prepare_process",
+    "run_group",
+]
+
+import dataclasses
+import logging
+import os
+import pickle
+import resource
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lsst.daf.butler import ButlerConfig, Config, DatasetType, DimensionUniverse, Quantum, QuantumBackedButler
+from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base import (
+    ExecutionResources,
+    InvalidQuantumError,
+    QuantumAttemptStatus,
+    QuantumSuccessCaveats,
+    RepeatableQuantumError,
+    TaskFactory,
+)
+from lsst.pipe.base.pipeline_graph import TaskNode
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+from lsst.utils.threads import disable_implicit_threading
+
+from .outcomes import QuantumOutcome, QuantumStarted
+from .temporaries import GroupButler
+
+logger = logging.getLogger(__name__)
+
+_WORKER_ENVIRONMENT = {
+    # Nothing may be left behind by a worker that is killed.
+    "DAF_BUTLER_CACHE_EXPIRATION_MODE": "disabled",
+    "LSST_RESOURCES_NUM_WORKERS": "1",
+    "LSST_S3_USE_THREADS": "False",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerContext:
+    """What all groups of a run have in common; sent to each worker once.
+
+    It holds no secrets and no way to reach the registry.
+    """
+
+    task_nodes: Mapping[str, TaskNode]
+    """Tasks and their configurations, by label."""
+
+    universe: DimensionUniverse
+    """Definitions of the dimensions."""
+
+    butler_config: Config | None = None
+    """Configuration of the datastore.  `None` when `quantum_executor` brings its own butler."""
+
+    dataset_types: Mapping[str, DatasetType] = dataclasses.field(default_factory=dict)
+    """Definitions in the repository of the dataset types of the graph, by name."""
+
+    temporary_types: frozenset[str] = frozenset()
+    """Names of the dataset types that are not retained."""
+
+    quantum_executor: QuantumExecutor | None = None
+    """Executor given by the caller, to be used as it is."""
+
+    task_factory: TaskFactory | None = None
+    """Factory for task objects; `None` for pipe_base's own."""
+
+    resources: ExecutionResources | None = None
+    """Resources that each quantum may use."""
+
+    raise_on_partial_outputs: bool = True
+    """Whether partial outputs count as a failure."""
+
+    enable_lsst_debug: bool = False
+    """Whether to import the user's ``debug`` module."""
+
+    fail_fast: bool = False
+    """Whether the first failure ends the run."""
+
+    timeout: float | None = None
+    """Seconds after which a quantum is killed."""
+
+    log_state: Sequence[Any] = ()
+    """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables, without secrets, that a worker takes over unless it has its own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumWork:
+    """One quantum of a group."""
+
+    quantum_id: uuid.UUID
+    """ID of the quantum in the predicted quantum graph."""
+
+    task_label: str
+    """Label of its task."""
+
+    quantum: Quantum
+    """Its inputs and outputs."""
+
+    upstream: tuple[int, ...] = ()
+    """Positions in the group of the quanta that must succeed before this one."""
+
+    may_exist: bool = False
+    """Whether outputs of an earlier attempt may be in the way."""
+
+    clobber: bool = False
+    """Whether such outputs are replaced; otherwise they are an error."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupContent:
+    """The work of one group."""
+
+    quanta: tuple[QuantumWork, ...]
+    """The quanta, in the order in which they run."""
+
+    records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
+    """Datastore records of the inputs, by name of the datastore."""
+
+    known: dict[uuid.UUID, bool] = dataclasses.field(default_factory=dict)
+    """Datasets of which the driver knows whether they exist."""
+
+    consumers: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
+    """How many quanta of the group read each temporary dataset."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumOutputs:
+    """What a quantum that can't tell any more has done in the datastore."""
+
+    ids: tuple[uuid.UUID, ...]
+    """IDs of the retained datasets that are there."""
+
+    records: dict[str, DatastoreRecordData]
+    """Their records, by name of the datastore."""
+
+    removed: tuple[uuid.UUID, ...] = ()
+    """IDs of datasets of an earlier attempt that are not there any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupWork:
+    """A group as it travels to a worker."""
+
+    index: int
+    """Position of the group in the plan."""
+
+    summary: str
+    """Task labels and data ID, for people."""
+
+    payload: bytes
+    """The pickled `GroupContent`, opened only where it runs."""
+
+    def open(self) -> GroupContent:
+        """Unpickle the content; the `WorkerContext` must have been unpickled before."""
+        content = pickle.loads(self.payload)
+        assert isinstance(content, GroupContent)
+        return content
+
+
+def prepare_process(context: WorkerContext) -> None:
+    """Set up a worker process: environment, logging, threads.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    """
+    for name, value in (*context.environment.items(), *_WORKER_ENVIRONMENT.items()):
+        os.environ.setdefault(name, value)
+    disable_implicit_threading()
+    if context.log_state:
+        if not CliLog.configState:
+            CliLog.replayConfigState(list(context.log_state))
+    elif logging.getLogger("lsst").level == logging.NOTSET:
+        logging.getLogger("lsst").setLevel(logging.INFO)
+
+
+def run_group(
+    context: WorkerContext, content: GroupContent, *, skip: frozenset[int] = frozenset()
+) -> Iterator[QuantumStarted | QuantumOutcome]:
+    """Run the quanta of a group, one after another, in this process.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    content
+        The group.
+    skip
+        Positions of quanta that are not to run.
+
+    Yields
+    ------
+    event
+        A start and an outcome for each quantum that was tried.  Quanta that
+        need one that failed are left out.
+
+    Raises
+    ------
+    lsst.pipe.base.InvalidQuantumError
+        Never: what a task raises is an outcome.
+    """
+    butler = _make_butler(context, content) if context.quantum_executor is None else None
+    bad: set[int] = set()
+    try:
+        for position, work in enumerate(content.quanta):
+            if position in skip:
+                continue
+            if not bad.isdisjoint(work.upstream):
+                bad.add(position)
+                continue
+            yield QuantumStarted(work.quantum_id)
+            outcome = _run_quantum(context, work, butler)
+            if not outcome.succeeded:
+                bad.add(position)
+            yield outcome
+    finally:
+        if butler is not None:
+            butler.close()
+
+
+def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid.UUID) -> QuantumOutputs:
+    """Look in the datastore for what a quantum has left that can't tell any more.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    content
+        The group.
+    quantum_id
+        The quantum, one of the group.
+
+    Returns
+    -------
+    outputs
+        The retained datasets that are there, with predicted datastore records.
+    """
+    (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
+    with _make_butler(context, content) as butler:
+        refs = [
+            ref
+            for refs in work.quantum.outputs.values()
+            for ref in refs
+            if ref.datasetType.name not in context.temporary_types
+        ]
+        found = [ref for ref, exists in butler.wrapped.stored_many(refs).items() if exists]
+        records = butler.wrapped.export_predicted_datastore_records(found) if found else {}
+        removed = tuple(ref.id for ref in refs if content.known.get(ref.id) and ref not in found)
+    return QuantumOutputs(tuple(ref.id for ref in found), dict(records), removed)
+
+
+def _make_butler(context: WorkerContext, content: GroupContent) -> GroupButler:
+    """Make the butler of a group."""
+    assert context.butler_config is not None
+    quanta = [work.quantum for work in content.quanta]
+    wrapped = QuantumBackedButler.from_predicted(
+        ButlerConfig(context.butler_config),
+        predicted_inputs=[
+            ref.id
+            for quantum in quanta
+            for ref in (*(r for refs in quantum.inputs.values() for r in refs), *quantum.initInputs.values())
+        ],
+        predicted_outputs=[ref.id for q in quanta for refs in q.outputs.values() for ref in refs],
+        dimensions=context.universe,
+        datastore_records=content.records,
+        dataset_types=context.dataset_types,
+    )
+    return GroupButler(
+        wrapped,
+        dataset_types=context.dataset_types,
+        temporary_types=context.temporary_types,
+        consumers=content.consumers,
+        known=content.known,
+    )
+
+
+def _run_quantum(context: WorkerContext, work: QuantumWork, butler: GroupButler | None) -> QuantumOutcome:
+    """Make one attempt at one quantum; whatever the task does becomes an outcome."""
+    executor = context.quantum_executor
+    if executor is None:
+        assert butler is not None
+        butler.begin_quantum(work.quantum)
+        executor = SingleQuantumExecutor(
+            butler=butler,
+            task_factory=context.task_factory,
+            clobber_outputs=work.clobber,
+            assume_no_existing_outputs=not work.may_exist,
+            raise_on_partial_outputs=context.raise_on_partial_outputs,
+            resources=context.resources,
+            enable_lsst_debug=context.enable_lsst_debug,
+        )
+    wall, cpu = time.time(), time.process_time()
+    result: QuantumExecutionResult | None = None
+    failure: BaseException | None = None
+    try:
+        result = executor.execute(
+            context.task_nodes[work.task_label], work.quantum, quantum_id=work.quantum_id
+        )
+    except (Exception, SystemExit) as exc:
+        failure = _true_cause(exc)
+    if failure is None:
+        outcome = _success_outcome(work, result)
+    else:
+        outcome = failure_outcome(work, failure, fail_fast=context.fail_fast)
+    records: dict[str, DatastoreRecordData] = {}
+    outputs: tuple[uuid.UUID, ...] = ()
+    removed: tuple[uuid.UUID, ...] = ()
+    if butler is not None:
+        put_refs = butler.put_refs
+        outputs = tuple(ref.id for ref in put_refs)
+        removed = tuple(butler.pruned)
+        if put_refs:
+            records = dict(butler._datastore.export_records(put_refs))
+        butler.end_quantum(work.quantum)
+    return dataclasses.replace(
+        outcome,
+        outputs=outputs,
+        records=records,
+        removed=removed,
+        wall_seconds=time.time() - wall,
+        cpu_seconds=time.process_time() - cpu,
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+    )
+
+
+def _true_cause(exc: BaseException) -> BaseException:
+    """Find the exception of a task constructor, which pipe_base hides behind an `UnboundLocalError`."""
+    if isinstance(exc, UnboundLocalError) and exc.__context__ is not None and "'task'" in str(exc):
+        return exc.__context__
+    return exc
+
+
+def _success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) -> QuantumOutcome:
+    report = result.report if isinstance(result, QuantumExecutionResult) else None
+    caveats = QuantumSuccessCaveats.NO_CAVEATS
+    skipped = False
+    if isinstance(result, QuantumExecutionResult):
+        skipped = bool(result.skipped_existing)
+        if result.task_metadata is not None:
+            caveats = QuantumSuccessCaveats(result.task_metadata["quantum"].get("caveats", 0))
+    if report is None:
+        assert work.quantum.dataId is not None
+        report = QuantumReport(
+            quantumId=work.quantum_id, dataId=work.quantum.dataId, taskLabel=work.task_label
+        )
+    report.exitCode = 0
+    return QuantumOutcome(
+        work.quantum_id,
+        QuantumAttemptStatus.SUCCESSFUL,
+        report,
+        caveats=caveats,
+        skipped_existing=skipped,
+    )
+
+
+def failure_outcome(work: QuantumWork, failure: BaseException, *, fail_fast: bool) -> QuantumOutcome:
+    """Describe an attempt that raised.
+
+    Parameters
+    ----------
+    work
+        The quantum.
+    failure
+        What was raised.
+    fail_fast
+        Whether the first failure ends the run, which gives some exceptions an
+        exit code of their own.
+
+    Returns
+    -------
+    outcome
+        The outcome, with the exit code that pipe_base's multiprocess executor
+        would give.
+    """
+    assert work.quantum.dataId is not None
+    exit_code = 1
+    if isinstance(failure, InvalidQuantumError) or (
+        isinstance(failure, RepeatableQuantumError) and fail_fast
+    ):
+        exit_code = failure.EXIT_CODE
+    elif isinstance(failure, SystemExit):
+        code = failure.code
+        exit_code = code if isinstance(code, int) else int(code is not None)
+    if isinstance(failure, Exception):
+        report = QuantumReport.from_exception(
+            failure, work.quantum.dataId, work.task_label, exitCode=exit_code, quantumId=work.quantum_id
+        )
+    else:
+        report = QuantumReport.from_exit_code(
+            exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
+        )
+        # A task that leaves has not finished its quantum, whatever status it gives.
+        report.status = ExecutionStatus.FAILURE
+    return QuantumOutcome(
+        work.quantum_id,
+        QuantumAttemptStatus.FAILED,
+        report,
+        traceback="".join(traceback.format_exception(failure)),
+    )
