@@ -22,6 +22,8 @@ __all__ = (
     "ObservationType",
 )
 
+import re
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import astropy.wcs
@@ -90,8 +92,6 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
     nx: int = pydantic.Field(gt=0)
     ny: int = pydantic.Field(gt=0)
     """Columns and rows of the assembled image."""
-    hdu: int = pydantic.Field(default=0, ge=0)
-    """Index of the FITS HDU that holds the pixels."""
     pixel_scale: float = pydantic.Field(gt=0)
     """Arcseconds per pixel."""
     offset: tuple[float, float] = (0.0, 0.0)
@@ -177,7 +177,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
     detectors: tuple[DetectorDescription, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _is_consistent(self) -> Self:
         groups: tuple[tuple[str, list[str]], ...] = (
             ("detector ids", [str(detector.id) for detector in self.detectors]),
             ("detector names", [detector.name for detector in self.detectors]),
@@ -188,6 +188,11 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
         for label, values in groups:
             if repeated := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"{label} are not unique: {', '.join(repeated)}")
+        for keyword, pattern in self.match.items():
+            try:
+                re.compile(pattern)
+            except re.error as err:
+                raise ValueError(f"match: {keyword}: {pattern!r} is no regular expression: {err}") from None
         return self
 
     @classmethod
@@ -258,6 +263,14 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
                 return candidate
         known = ", ".join(v for f in self.filters for v in f.header_values or (f.name,))
         raise LookupError(f"{self.name} has no filter {header_value!r} in its headers; it has {known}")
+
+    def mismatch(self, header: Mapping[str, Any]) -> str | None:
+        """Say why a header is not from this camera, or return `None` if it is."""
+        for keyword, pattern in self.match.items():
+            value = header.get(keyword)
+            if value is None or re.search(pattern, str(value)) is None:
+                return f"{keyword} = {value!r} does not match {pattern!r}"
+        return None
 
     def initial_wcs(
         self, detector: int | str, ra_deg: float, dec_deg: float, rotation_deg: float = 0.0

@@ -1,0 +1,203 @@
+"""What a raw file's header says about its exposure, by a camera's description."""
+
+from __future__ import annotations
+
+__all__ = ("RawFile", "describe_master", "describe_raw", "read_raw_file")
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import astropy.time
+import astropy.units as u
+from lsst.daf.butler import Timespan
+from lsst.resources import ResourcePath
+
+from ._header_fields import HeaderField, HeaderValueError
+from ._raw_fits import display_name, read_raw_header
+from .description import CameraDescription, DetectorDescription, FilterDescription, ObservationType
+
+_SHORTEST = 1e-3
+"""Seconds that the timespan of an exposure has at least: an empty timespan overlaps no validity range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawFile:
+    """A raw file and the records it implies."""
+
+    uri: ResourcePath
+    detector: int
+    day_obs: dict[str, Any]
+    group: dict[str, Any]
+    exposure: dict[str, Any]
+
+    @property
+    def instrument(self) -> str:
+        """Name of the instrument."""
+        return str(self.exposure["instrument"])
+
+    @property
+    def observation_type(self) -> str:
+        """Type of the observation, one of `ObservationType`."""
+        return str(self.exposure["observation_type"])
+
+    @property
+    def data_id(self) -> dict[str, Any]:
+        """Data ID of the ``raw`` dataset."""
+        exposure = self.exposure
+        return {"instrument": exposure["instrument"], "exposure": exposure["id"], "detector": self.detector}
+
+
+def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> RawFile:
+    """Read the header of a file and say which exposure and detector it is.
+
+    Parameters
+    ----------
+    uri
+        The file.
+    cameras
+        Cameras that it may be from; the first that matches counts.
+
+    Raises
+    ------
+    RawFileError
+        Raised if the file is no FITS file or its header can't be read.
+    HeaderValueError
+        Raised if it is from none of the cameras, or its header lacks what the camera's description needs.
+    """
+    header = read_raw_header(uri)
+    try:
+        return describe_raw(uri, header, _find_camera(header, cameras))
+    except HeaderValueError as err:
+        raise HeaderValueError(f"{display_name(uri)}: {err}") from None
+
+
+def describe_master(
+    uri: ResourcePath, header: Mapping[str, Any], cameras: Sequence[CameraDescription], *, with_filter: bool
+) -> tuple[CameraDescription, DetectorDescription, str | None]:
+    """Say which camera's and detector's, and if asked for in which filter, a master calibration is.
+
+    Raises
+    ------
+    HeaderValueError
+        Raised if it is from none of the cameras, or its header does not say what is asked for.
+    """
+    try:
+        camera = _find_camera(header, cameras)
+        detector = camera.get_detector(_detector(header, camera))
+        return camera, detector, _filter(header, camera, "flat").name if with_filter else None
+    except HeaderValueError as err:
+        raise HeaderValueError(f"{display_name(uri)}: {err}") from None
+
+
+def _find_camera(header: Mapping[str, Any], cameras: Sequence[CameraDescription]) -> CameraDescription:
+    mismatches = []
+    for camera in cameras:
+        if (mismatch := camera.mismatch(header)) is None:
+            return camera
+        mismatches.append(f"{camera.name}: {mismatch}")
+    raise HeaderValueError(f"not from a registered instrument ({'; '.join(mismatches)})")
+
+
+def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDescription) -> RawFile:
+    """Translate a header.
+
+    Raises
+    ------
+    HeaderValueError
+        Raised if the header lacks what the camera's description needs, or has it in another form.
+    """
+    fields = camera.header
+    observation_type = _observation_type(header, camera)
+    begin = _needed(fields.date_begin.time(header), "date_begin", fields.date_begin)
+    duration = _needed(fields.exposure_time.number(header), "exposure_time", fields.exposure_time)
+    exposure_id = _needed(fields.exposure_id.integer(header), "exposure_id", fields.exposure_id)
+    if not 0 <= exposure_id < camera.exposure_max:
+        raise HeaderValueError(f"exposure_id = {exposure_id} is not within 0 and {camera.exposure_max}")
+    if duration < 0:
+        raise HeaderValueError(f"exposure_time = {duration} is negative")
+    obs_id = _text(fields.obs_id, header) or str(exposure_id)
+    group = _text(fields.group, header) or obs_id
+    day_obs, night = _night(begin, camera.day_obs_offset_hours)
+    seq_num = None if fields.seq_num is None else fields.seq_num.integer(header)
+    on_sky = observation_type == "science"
+    exposure = {
+        "instrument": camera.name,
+        "id": exposure_id,
+        "day_obs": day_obs,
+        "group": group,
+        "physical_filter": _filter(header, camera, observation_type).name,
+        "obs_id": obs_id,
+        "exposure_time": duration,
+        "dark_time": duration if fields.dark_time is None else fields.dark_time.number(header),
+        "observation_type": observation_type,
+        "observation_reason": _text(fields.reason, header),
+        "seq_num": seq_num,
+        "seq_start": seq_num,
+        "seq_end": seq_num,
+        "target_name": _text(fields.target, header),
+        "science_program": _text(fields.program, header),
+        "tracking_ra": _needed(fields.ra.angle(header), "ra", fields.ra) if on_sky else None,
+        "tracking_dec": _needed(fields.dec.angle(header), "dec", fields.dec) if on_sky else None,
+        "sky_angle": fields.rotation.angle(header) if on_sky else None,
+        "azimuth": None if fields.azimuth is None else fields.azimuth.angle(header),
+        "zenith_angle": None if fields.zenith_angle is None else fields.zenith_angle.angle(header),
+        "can_see_sky": on_sky,
+        "timespan": Timespan(begin.tai, (begin + max(duration, _SHORTEST) * u.s).tai),
+    }
+    return RawFile(
+        uri=uri,
+        detector=_detector(header, camera),
+        day_obs={"instrument": camera.name, "id": day_obs, "timespan": night},
+        group={"instrument": camera.name, "name": group},
+        exposure=exposure,
+    )
+
+
+def _needed[T](value: T | None, label: str, field: HeaderField) -> T:
+    if value is None:
+        raise HeaderValueError(f"{label}: {' or '.join(field.keyword)} is missing or blank in the header")
+    return value
+
+
+def _text(field: HeaderField | None, header: Mapping[str, Any]) -> str | None:
+    return None if field is None else field.text(header)
+
+
+def _observation_type(header: Mapping[str, Any], camera: CameraDescription) -> ObservationType:
+    field = camera.header.image_type
+    text = _needed(field.text(header), "image_type", field)
+    for observation_type, values in camera.image_types.items():
+        if text.upper() in (value.upper() for value in values):
+            return observation_type
+    known = ", ".join(value for values in camera.image_types.values() for value in values)
+    raise HeaderValueError(f"image type {text!r} is none of {camera.name}'s: {known}")
+
+
+def _filter(
+    header: Mapping[str, Any], camera: CameraDescription, observation_type: ObservationType
+) -> FilterDescription:
+    if observation_type in ("bias", "dark"):
+        return camera.no_filter
+    field = camera.header.physical_filter
+    try:
+        return camera.get_filter(_needed(field.text(header), "physical_filter", field))
+    except LookupError as err:
+        raise HeaderValueError(str(err)) from None
+
+
+def _detector(header: Mapping[str, Any], camera: CameraDescription) -> int:
+    field = camera.header.detector
+    text = _needed(field.text(header), "detector", field)
+    for candidate in camera.detectors:
+        if text in (str(candidate.id), candidate.name):
+            return candidate.id
+    known = ", ".join(f"{candidate.id} ({candidate.name})" for candidate in camera.detectors)
+    raise HeaderValueError(f"{camera.name} has no detector {text!r}; it has {known}")
+
+
+def _night(begin: astropy.time.Time, offset_hours: float) -> tuple[int, Timespan]:
+    """Return the date that an exposure is filed under, as YYYYMMDD, and when that day begins and ends."""
+    date = (begin.utc - offset_hours * u.hour).strftime("%Y-%m-%d")
+    start = astropy.time.Time(date, scale="utc") + offset_hours * u.hour
+    return int(date.replace("-", "")), Timespan(start.tai, (start + 1 * u.day).tai)

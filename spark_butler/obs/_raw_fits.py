@@ -1,0 +1,159 @@
+"""Raw FITS files: their headers, and their pixels checked for completeness."""
+
+from __future__ import annotations
+
+__all__ = ("RawFileError", "display_name", "read_raw_header", "read_raw_pixels")
+
+import contextlib
+import gzip
+import io
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, BinaryIO
+
+import astropy.io.fits
+import numpy as np
+from astropy.utils.exceptions import AstropyUserWarning
+from lsst.resources import ResourceHandleProtocol, ResourcePath, ResourcePathExpression
+
+from ..errors import UserError
+
+type HeaderValue = bool | int | float | str | None
+type Stream = IO[bytes] | BinaryIO | ResourceHandleProtocol[Any]
+
+_SKIPPED = frozenset({"", "COMMENT", "HISTORY"})
+_GZIP = b"\x1f\x8b"
+
+
+class RawFileError(UserError, OSError):
+    """A file is no FITS file, is truncated or is corrupt."""
+
+
+def _as_plain(header: astropy.io.fits.Header, name: str) -> dict[str, HeaderValue]:
+    values: dict[str, HeaderValue] = {}
+    for keyword in header:
+        if keyword in _SKIPPED:
+            continue
+        try:
+            value = header[keyword]
+        except astropy.io.fits.VerifyError as err:
+            raise RawFileError(
+                f"{name}: unreadable header card {keyword}: {' '.join(str(err).split())}"
+            ) from None
+        values[keyword] = value if isinstance(value, bool | int | float | str) else None
+    return values
+
+
+def _find_image(hdus: astropy.io.fits.HDUList, name: str) -> tuple[int, Any, dict[str, HeaderValue]]:
+    """Return the first HDU with a two-dimensional image, and its cards over those of the primary header."""
+    cards: dict[str, HeaderValue] = {}
+    for index, hdu in enumerate(hdus):
+        if index == 0:
+            cards = _as_plain(hdu.header, name)
+        if hdu.is_image and hdu.header.get("NAXIS") == 2:
+            return index, hdu, cards if index == 0 else {**cards, **_as_plain(hdu.header, name)}
+    raise RawFileError(f"{name}: no HDU holds a two-dimensional image")
+
+
+@contextlib.contextmanager
+def _opened(stream: Stream, name: str, **options: Any) -> Iterator[astropy.io.fits.HDUList]:
+    with warnings.catch_warnings():
+        # Truncation and checksums are tested for, more strictly, where the pixels are read.
+        warnings.simplefilter("ignore", AstropyUserWarning)
+        try:
+            with astropy.io.fits.open(stream, memmap=False, lazy_load_hdus=True, **options) as hdus:
+                yield hdus
+        except (OSError, TypeError, ValueError, EOFError, astropy.io.fits.VerifyError) as err:
+            if isinstance(err, RawFileError):
+                raise
+            raise RawFileError(f"{name}: not a readable FITS image: {' '.join(str(err).split())}") from None
+
+
+def _plain_stream(stream: Stream, name: str) -> Stream:
+    """Return the stream itself, or what it holds where it is gzipped."""
+    magic = stream.read(len(_GZIP))
+    stream.seek(0)
+    if magic != _GZIP:
+        return stream
+    try:
+        return io.BytesIO(gzip.decompress(stream.read()))
+    except (OSError, EOFError, zlib.error) as err:
+        raise RawFileError(f"{name}: truncated or corrupt gzip file: {err}") from None
+
+
+def display_name(uri: ResourcePath) -> str:
+    """Return what messages call a file: its path where it is local, else its URI."""
+    return uri.ospath if uri.isLocal else str(uri)
+
+
+def read_raw_header(uri: ResourcePathExpression) -> dict[str, HeaderValue]:
+    """Read the header cards that describe a raw image, without its pixels.
+
+    Parameters
+    ----------
+    uri
+        Local or remote file.
+
+    Returns
+    -------
+    header
+        Cards of the primary header, and over them those of the image's own; of repeated keywords one value,
+        undefined values as `None`, no commentary.
+
+    Raises
+    ------
+    RawFileError
+        Raised if the file can't be read, or the header ends early.
+    """
+    path = ResourcePath(uri, forceDirectory=False)
+    name = display_name(path)
+    try:
+        with path.open("rb") as stream, _opened(_plain_stream(stream, name), name) as hdus:
+            return _find_image(hdus, name)[2]
+    except FileNotFoundError:
+        raise RawFileError(f"{name}: no such file") from None
+
+
+def read_raw_pixels(stream: Stream, name: str) -> tuple[np.ndarray, dict[str, HeaderValue]]:
+    """Read the pixels of a raw image and its header.
+
+    Parameters
+    ----------
+    stream
+        Seekable binary stream at the start of the file.
+    name
+        What errors call the file.
+
+    Returns
+    -------
+    pixels
+        Two-dimensional array in native byte order; integers with ``BZERO`` as the unsigned ones meant.
+    header
+        As from `read_raw_header`.
+
+    Raises
+    ------
+    RawFileError
+        Raised if the file ends before its pixels do, disagrees with its ``DATASUM``, or can't be decoded.
+    """
+    # One read of the whole file: every byte is needed, and a remote stream is slow to seek in.
+    content = _plain_stream(stream, name).read()
+    with _opened(io.BytesIO(content), name) as hdus:
+        index, hdu, header = _find_image(hdus, name)
+        _check_stored(content, index, name)
+        pixels = hdu.data
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("=")), header
+
+
+def _check_stored(content: bytes, index: int, name: str) -> None:
+    """Raise if the bytes of an HDU, as they are stored, are too few or disagree with their checksum."""
+    with _opened(io.BytesIO(content), name, disable_image_compression=True) as hdus:
+        hdu = hdus[index]
+        needed = hdu.fileinfo()["datLoc"] + hdu.size
+        if len(content) < needed:
+            raise RawFileError(f"{name}: truncated: {len(content)} bytes; its header needs at least {needed}")
+        if hdu.verify_datasum() == 0:
+            raise RawFileError(
+                f"{name}: corrupt: the pixels do not agree with DATASUM = {hdu.header['DATASUM']}"
+            )

@@ -1,0 +1,243 @@
+"""Make master calibrations of raw frames, or take masters as they are, and certify them."""
+
+from __future__ import annotations
+
+__all__ = ("CalibrationKind", "ingest_calibs")
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import astropy.units as u
+import numpy as np
+from lsst.daf.butler import Butler, DatasetRef, Timespan
+from lsst.images import Image
+from lsst.pipe.base import Instrument
+from lsst.resources import ResourcePath, ResourcePathExpression
+
+from ..errors import RepositoryError, UserError
+from ._combine import assemble, combine, normalize
+from ._exposures import RawFile, describe_master
+from ._raw_fits import display_name, read_raw_pixels
+from .description import CameraDescription, DetectorDescription
+from .instruments import make_instrument_class
+from .raws import RAW_SUFFIXES, read_raw_files
+from .repository import describe_instruments, expand_paths
+
+logger = logging.getLogger(__name__)
+
+type CalibrationKind = Literal["bias", "dark", "flat"]
+type CalibrationKey = tuple[int, str | None]
+"""Detector and, for flats, physical filter."""
+
+_UNITS = {"bias": u.adu, "dark": u.adu / u.s, "flat": u.dimensionless_unscaled}
+
+
+def ingest_calibs(
+    butler: Butler,
+    kind: CalibrationKind,
+    paths: Iterable[ResourcePathExpression],
+    *,
+    instrument: str | None = None,
+    master: bool = False,
+    output_run: str | None = None,
+    validity: Timespan | None = None,
+    replace: bool = False,
+) -> list[DatasetRef]:
+    """Combine raw calibration frames into a master for each detector, and certify it.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler.
+    kind
+        ``bias``: clipped mean in ADU, without the overscan's level where there is one.  ``dark``: ADU per
+        second, bias-subtracted.  ``flat``: relative response with median 1 over the detector, from bias- and
+        dark-subtracted frames in electrons, so that gains are not in it; one for each physical filter.
+    paths
+        Files, directories, globs or URIs.  Raw frames of other kinds are passed over.
+    instrument
+        Instrument that the files are from; by default their headers tell which of the registered ones.
+    master
+        Whether the files are masters already: assembled images in the units above.
+    output_run
+        RUN collection, by default ``INSTRUMENT/calib/KIND/TIMESTAMP``.
+    validity
+        When the masters are valid; by default always.
+    replace
+        Whether masters certified before give way where their validity overlaps.
+
+    Returns
+    -------
+    refs
+        The masters.
+
+    Raises
+    ------
+    UserError
+        Raised if a file can't be used, no frame of the kind is among them, the camera has no such
+        calibration, or one that is needed for it is not certified.
+    RepositoryError
+        Raised if other masters are certified for overlapping times and ``replace`` is false.
+    """
+    cameras = describe_instruments(butler, instrument)
+    files = expand_paths(paths, RAW_SUFFIXES)
+    validity = Timespan(None, None) if validity is None else validity
+    if master:
+        camera, images = _read_masters(kind, files, cameras)
+    else:
+        camera, images = _make_masters(butler, kind, files, cameras)
+    owner = make_instrument_class(camera.name)()
+    run = output_run or owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
+    calib = owner.makeCalibrationCollectionName()
+    data_ids = [_data_id(camera, key) for key in images]
+    _check_free(butler, kind, data_ids, calib, validity, replace)
+    butler.collections.register(run)
+    with butler.transaction():
+        refs = [
+            butler.put(image, kind, data_id, run=run)
+            for image, data_id in zip(images.values(), data_ids, strict=True)
+        ]
+        if replace:
+            butler.registry.decertify(calib, kind, validity, dataIds=data_ids)
+        butler.registry.certify(calib, refs, validity)
+    logger.info("Certified %d %s masters from %s in %s.", len(refs), kind, run, calib)
+    return refs
+
+
+def _data_id(camera: CameraDescription, key: CalibrationKey) -> dict[str, Any]:
+    detector, physical_filter = key
+    data_id: dict[str, Any] = {"instrument": camera.name, "detector": detector}
+    return data_id if physical_filter is None else {**data_id, "physical_filter": physical_filter}
+
+
+def _check_free(
+    butler: Butler,
+    kind: str,
+    data_ids: Sequence[dict[str, Any]],
+    calib: str,
+    validity: Timespan,
+    replace: bool,
+) -> None:
+    if replace:
+        return
+    wanted = [frozenset(data_id.items()) for data_id in data_ids]
+    for association in butler.registry.queryDatasetAssociations(kind, collections=[calib]):
+        found = frozenset(association.ref.dataId.required.items())
+        if found in wanted and association.timespan is not None and association.timespan.overlaps(validity):
+            raise RepositoryError(
+                f"{kind} of detector {association.ref.dataId['detector']} is certified in {calib} for "
+                f"{association.timespan} (from {association.ref.run}); give another validity, or replace it"
+            )
+
+
+def _only_camera(names: Iterable[str], cameras: Sequence[CameraDescription]) -> CameraDescription:
+    found = sorted(set(names))
+    if len(found) != 1:
+        raise UserError(f"the files are from several instruments ({', '.join(found)}); give one")
+    return next(camera for camera in cameras if camera.name == found[0])
+
+
+def _make_masters(
+    butler: Butler, kind: CalibrationKind, files: Sequence[ResourcePath], cameras: Sequence[CameraDescription]
+) -> tuple[CameraDescription, dict[CalibrationKey, Image]]:
+    raws, _ = read_raw_files(files, cameras, fail_fast=True)
+    frames = [raw for raw in raws if raw.observation_type == kind]
+    if not frames:
+        present = ", ".join(sorted({raw.observation_type for raw in raws}))
+        raise UserError(f"none of the {len(raws)} files is a {kind} frame; they are {present}")
+    logger.info("%d of %d files are %s frames.", len(frames), len(raws), kind)
+    camera = _only_camera((raw.instrument for raw in frames), cameras)
+    if kind not in camera.calibrations:
+        raise UserError(f"{camera.name} has no {kind} calibration; it has {', '.join(camera.calibrations)}")
+    groups: dict[CalibrationKey, list[RawFile]] = defaultdict(list)
+    for raw in sorted(frames, key=lambda raw: int(raw.exposure["id"])):
+        groups[raw.detector, raw.exposure["physical_filter"] if kind == "flat" else None].append(raw)
+    images = {}
+    for key, group in sorted(groups.items(), key=str):
+        corrections = _find_corrections(butler, kind, camera, group[0])
+        detector = camera.get_detector(group[0].detector)
+        frames_of_detector = [_read_frame(raw, kind, detector, corrections) for raw in group]
+        images[key] = _as_image(combine(frames_of_detector), kind, len(group))
+    return camera, images
+
+
+def _find_corrections(
+    butler: Butler, kind: CalibrationKind, camera: CameraDescription, raw: RawFile
+) -> dict[str, np.ndarray]:
+    """Return the masters that frames of this kind must be corrected with."""
+    needed = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark")}[kind]
+    calib = make_instrument_class(camera.name)().makeCalibrationCollectionName()
+    found: dict[str, np.ndarray] = {}
+    for name in needed:
+        if name not in camera.calibrations:
+            continue
+        ref = butler.find_dataset(
+            name,
+            instrument=camera.name,
+            detector=raw.detector,
+            collections=calib,
+            timespan=raw.exposure["timespan"],
+        )
+        if ref is None:
+            raise UserError(
+                f"a {kind} of {camera.name} needs its {name}, and none is certified in {calib} for detector "
+                f"{raw.detector} at {raw.exposure['timespan'].begin.isot}; ingest the {name} frames first"
+            )
+        found[name] = butler.get(ref).array
+    return found
+
+
+def _read_frame(
+    raw: RawFile, kind: CalibrationKind, detector: DetectorDescription, corrections: dict[str, np.ndarray]
+) -> np.ndarray:
+    name = display_name(raw.uri)
+    with raw.uri.open("rb") as stream:
+        pixels, _ = read_raw_pixels(stream, name)
+    seconds = raw.exposure["dark_time"] or 0.0
+    try:
+        frame = assemble(pixels, detector)
+        if "bias" in corrections:
+            frame -= corrections["bias"]
+        if "dark" in corrections:
+            frame -= corrections["dark"] * np.float32(seconds)
+        if kind == "dark":
+            if not seconds > 0:
+                raise ValueError(f"a dark frame of {seconds} s")
+            frame /= np.float32(seconds)
+        if kind == "flat":
+            for amplifier in detector.amplifiers:
+                frame[amplifier.section.slices] *= np.float32(amplifier.gain)
+            frame = normalize(frame)
+    except ValueError as err:
+        raise UserError(f"{name}: {err}") from None
+    return frame
+
+
+def _as_image(pixels: np.ndarray, kind: str, frames: int) -> Image:
+    if kind == "flat":
+        pixels = normalize(pixels)
+    return Image(pixels, unit=_UNITS[kind], metadata={"NCOMBINE": frames})
+
+
+def _read_masters(
+    kind: CalibrationKind, files: Sequence[ResourcePath], cameras: Sequence[CameraDescription]
+) -> tuple[CameraDescription, dict[CalibrationKey, Image]]:
+    owners, images = [], {}
+    for file in files:
+        name = display_name(file)
+        with file.open("rb") as stream:
+            pixels, header = read_raw_pixels(stream, name)
+        camera, detector, physical_filter = describe_master(file, header, cameras, with_filter=kind == "flat")
+        if pixels.shape != (detector.ny, detector.nx):
+            raise UserError(
+                f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels; a master of detector "
+                f"{detector.id} has {detector.nx} x {detector.ny}"
+            )
+        key = (detector.id, physical_filter)
+        if key in images:
+            raise UserError(f"{name}: another file is the {kind} of detector {detector.id} too")
+        owners.append(camera.name)
+        images[key] = Image(pixels.astype(np.float32), unit=_UNITS[kind], metadata=dict(header))
+    return _only_camera(owners, cameras), images

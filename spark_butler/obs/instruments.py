@@ -1,0 +1,34 @@
+"""One importable class for each instrument that a description names.
+
+``spark_butler.obs.instruments.SimCam`` is the subclass of `YamlInstrument` that stands for SimCam.  Such
+names are in the registry's instrument records and may be a pipeline's ``instrument:``.
+"""
+
+from __future__ import annotations
+
+__all__ = ("make_instrument_class",)
+
+import functools
+import re
+
+from .instrument import YamlInstrument
+
+
+@functools.cache
+def make_instrument_class(name: str) -> type[YamlInstrument]:
+    """Return the class of an instrument, the same one each time.
+
+    Parameters
+    ----------
+    name
+        Short name of the instrument, as `CameraDescription` allows it.
+    """
+    return type(
+        name, (YamlInstrument,), {"name": name, "__module__": __name__, "__doc__": f"The {name} camera."}
+    )
+
+
+def __getattr__(name: str) -> type[YamlInstrument]:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return make_instrument_class(name)

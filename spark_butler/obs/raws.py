@@ -1,0 +1,188 @@
+"""Ingest raw frames: exposure records from their headers, the files as ``raw`` datasets."""
+
+from __future__ import annotations
+
+__all__ = ("RawIngestResult", "ingest_raws", "read_raw_files")
+
+import concurrent.futures
+import dataclasses
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from lsst.daf.butler import Butler, DatasetRef, FileDataset
+from lsst.daf.butler.registry import ConflictingDefinitionError
+from lsst.resources import ResourcePath, ResourcePathExpression
+
+from ..errors import UserError
+from ._exposures import RawFile, read_raw_file
+from ._raw_fits import display_name
+from .description import CameraDescription
+from .formatters import RawFitsFormatter
+from .instruments import make_instrument_class
+from .repository import describe_instruments, expand_paths
+
+logger = logging.getLogger(__name__)
+
+RAW_SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fits.gz", ".fit.gz", ".fts.gz")
+
+
+@dataclasses.dataclass
+class RawIngestResult:
+    """What became of the files."""
+
+    ingested: list[DatasetRef] = dataclasses.field(default_factory=list)
+    existing: list[DatasetRef] = dataclasses.field(default_factory=list)
+    """Data IDs that the output run had before."""
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Reason for each file that could not be ingested."""
+
+
+def read_raw_files(
+    files: Sequence[ResourcePath], cameras: Sequence[CameraDescription], *, fail_fast: bool, threads: int = 8
+) -> tuple[list[RawFile], dict[str, str]]:
+    """Read the headers of raw files.
+
+    Returns
+    -------
+    raws
+        The files whose header made sense, in the given order.
+    failures
+        For the other files, the reason.
+
+    Raises
+    ------
+    UserError
+        Raised for the first failure if ``fail_fast``.
+    """
+    raws: list[RawFile] = []
+    failures: dict[str, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(read_raw_file, file, cameras) for file in files]
+        for file, future in zip(files, futures, strict=True):
+            try:
+                raws.append(future.result())
+            except UserError as err:
+                if fail_fast:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+                failures[display_name(file)] = str(err)
+    return raws, failures
+
+
+def ingest_raws(
+    butler: Butler,
+    paths: Iterable[ResourcePathExpression],
+    *,
+    instrument: str | None = None,
+    output_run: str | None = None,
+    transfer: str | None = "auto",
+    fail_fast: bool = False,
+) -> RawIngestResult:
+    """Ingest raw files of science and calibration exposures.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler.
+    paths
+        Files, directories (searched for FITS files), globs or URIs.
+    instrument
+        Instrument that the files are from; by default their headers tell which of the registered ones.
+    output_run
+        RUN collection, by default the instrument's ``INSTRUMENT/raw/all``.
+    transfer
+        As in `lsst.daf.butler.Butler.ingest`.
+    fail_fast
+        Whether the first bad file ends the ingest before anything is written.
+
+    Returns
+    -------
+    result
+        What was ingested, what was there already, and which files failed for what reason.
+
+    Raises
+    ------
+    UserError
+        Raised if a path does not exist, no instrument is registered, or a file is bad and ``fail_fast``.
+    """
+    cameras = describe_instruments(butler, instrument)
+    raws, failures = read_raw_files(expand_paths(paths, RAW_SUFFIXES), cameras, fail_fast=fail_fast)
+    result = RawIngestResult(failures=failures)
+    by_exposure: dict[tuple[str, int], list[RawFile]] = defaultdict(list)
+    for raw in raws:
+        by_exposure[raw.instrument, raw.exposure["id"]].append(raw)
+    datasets: dict[str, list[FileDataset]] = defaultdict(list)
+    for exposure in by_exposure.values():
+        consistent = _consistent_files(exposure, result.failures)
+        if fail_fast and len(consistent) < len(exposure):
+            raise UserError(next(iter(result.failures.values())))
+        run = output_run or make_instrument_class(exposure[0].instrument)().makeDefaultRawIngestRunName()
+        try:
+            _sync_records(butler, consistent[0])
+        except ConflictingDefinitionError as err:
+            reason = f"the repository has another exposure {exposure[0].exposure['id']}: {_one_line(err)}"
+            if fail_fast:
+                raise UserError(f"{display_name(consistent[0].uri)}: {reason}") from None
+            result.failures.update(
+                (display_name(raw.uri), f"{display_name(raw.uri)}: {reason}") for raw in consistent
+            )
+            continue
+        datasets[run].extend(_new_datasets(butler, consistent, run, result))
+    for run, batch in datasets.items():
+        if batch:
+            butler.ingest(*batch, transfer=transfer)
+            result.ingested.extend(ref for dataset in batch for ref in dataset.refs)
+            logger.info("Ingested %d raw files into %s.", len(batch), run)
+    return result
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())
+
+
+def _consistent_files(raws: list[RawFile], failures: dict[str, str]) -> list[RawFile]:
+    """Return the files of an exposure that agree with its first one, each detector once."""
+    first = raws[0]
+    kept: dict[int, RawFile] = {}
+    for raw in raws:
+        name = display_name(raw.uri)
+        differing = [key for key, value in raw.exposure.items() if value != first.exposure[key]]
+        if differing:
+            key = differing[0]
+            failures[name] = (
+                f"{name}: {key} = {raw.exposure[key]} where {display_name(first.uri)} of the same exposure "
+                f"{first.exposure['id']} has {first.exposure[key]}"
+            )
+        elif raw.detector in kept:
+            failures[name] = (
+                f"{name}: exposure {raw.exposure['id']} detector {raw.detector} is also in "
+                f"{display_name(kept[raw.detector].uri)}"
+            )
+        else:
+            kept[raw.detector] = raw
+    return list(kept.values())
+
+
+def _sync_records(butler: Butler, raw: RawFile) -> None:
+    with butler.registry.transaction():
+        butler.registry.syncDimensionData("day_obs", raw.day_obs)
+        butler.registry.syncDimensionData("group", raw.group)
+        butler.registry.syncDimensionData("exposure", raw.exposure)
+
+
+def _new_datasets(
+    butler: Butler, raws: Sequence[RawFile], run: str, result: RawIngestResult
+) -> list[FileDataset]:
+    butler.collections.register(run)
+    dataset_type = butler.get_dataset_type("raw")
+    datasets = []
+    for raw in raws:
+        existing = butler.find_dataset(dataset_type, raw.data_id, collections=run)
+        if existing is not None:
+            result.existing.append(existing)
+            continue
+        data_id = butler.registry.expandDataId(raw.data_id)
+        ref = DatasetRef(dataset_type, data_id, run=run)
+        datasets.append(FileDataset(path=raw.uri, refs=[ref], formatter=RawFitsFormatter))
+    return datasets

@@ -1,0 +1,174 @@
+"""What the obs commands share: the butler, instruments' descriptions, dataset types, collections."""
+
+from __future__ import annotations
+
+__all__ = (
+    "define_collections",
+    "describe_instruments",
+    "expand_paths",
+    "get_description",
+    "open_butler",
+    "register_dataset_types",
+)
+
+import fnmatch
+import logging
+from collections.abc import Iterable, Sequence
+
+from botocore.exceptions import BotoCoreError, ClientError
+from lsst.daf.butler import (  # type: ignore[attr-defined]
+    Butler,
+    CollectionType,
+    DatasetNotFoundError,
+    DatasetType,
+    MissingCollectionError,
+)
+from lsst.resources import ResourcePath, ResourcePathExpression
+
+from ..errors import RepositoryError, UserError
+from .description import CameraDescription
+from .instrument import YamlInstrument
+from .instruments import make_instrument_class
+
+logger = logging.getLogger(__name__)
+
+_IMAGE = "ImageV2"
+_DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
+    ("raw", ("instrument", "exposure", "detector"), _IMAGE, False),
+    ("camera", ("instrument",), "StructuredDataDict", True),
+    ("bias", ("instrument", "detector"), _IMAGE, True),
+    ("dark", ("instrument", "detector"), _IMAGE, True),
+    ("flat", ("instrument", "detector", "physical_filter"), _IMAGE, True),
+)
+
+
+def open_butler(repo: ResourcePathExpression) -> Butler:
+    """Open a repository for writing.
+
+    Raises
+    ------
+    RepositoryError
+        Raised if there is no repository, or it can't be reached.
+    """
+    try:
+        return Butler.from_config(repo, writeable=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError, KeyError) as err:
+        raise RepositoryError(f"{repo} is not a butler repository that can be opened: {err}") from None
+    except (BotoCoreError, ClientError) as err:
+        raise RepositoryError(f"the object store of {repo} can't be reached: {err}") from None
+
+
+def register_dataset_types(butler: Butler) -> None:
+    """Register the dataset types of raw data and calibrations."""
+    for name, dimensions, storage_class, is_calibration in _DATASET_TYPES:
+        dataset_type = DatasetType(
+            name, dimensions, storage_class, universe=butler.dimensions, isCalibration=is_calibration
+        )
+        butler.registry.registerDatasetType(dataset_type)
+
+
+def define_collections(butler: Butler, instrument: YamlInstrument) -> None:
+    """Register an instrument's collections and put them into its chain of defaults, where missing."""
+    raw = instrument.makeDefaultRawIngestRunName()
+    calib = instrument.makeCalibrationCollectionName()
+    unbounded = instrument.makeUnboundedCalibrationRunName()
+    refcats = instrument.makeRefCatCollectionName()
+    defaults = instrument.makeUmbrellaCollectionName()
+    for name, collection_type in (
+        (raw, CollectionType.RUN),
+        (calib, CollectionType.CALIBRATION),
+        (unbounded, CollectionType.RUN),
+        (refcats, CollectionType.CHAINED),
+        (defaults, CollectionType.CHAINED),
+    ):
+        butler.collections.register(name, collection_type)
+    present = butler.collections.get_info(defaults).children
+    if missing := [name for name in (raw, calib, unbounded, refcats) if name not in present]:
+        butler.collections.extend_chain(defaults, missing)
+
+
+def get_description(butler: Butler, instrument: str) -> CameraDescription:
+    """Return the description that an instrument was registered with.
+
+    Raises
+    ------
+    RepositoryError
+        Raised if the repository has no such instrument, or has it without a ``camera`` dataset.
+    """
+    known = [str(record.name) for record in butler.query_dimension_records("instrument", explain=False)]
+    if instrument not in known:
+        listed = ", ".join(known) or "none"
+        raise RepositoryError(
+            f"instrument {instrument!r} is not registered in the repository; it has {listed}"
+        )
+    collection = make_instrument_class(instrument)().makeUnboundedCalibrationRunName()
+    try:
+        content = butler.get("camera", instrument=instrument, collections=collection)
+    except (DatasetNotFoundError, LookupError, MissingCollectionError):
+        raise RepositoryError(
+            f"instrument {instrument!r} has no camera dataset in {collection}; "
+            "register it with 'spark-butler obs register-instrument'"
+        ) from None
+    return CameraDescription.from_dict(content, origin=f"camera dataset of {instrument}")
+
+
+def describe_instruments(butler: Butler, instrument: str | None = None) -> list[CameraDescription]:
+    """Return the description of one instrument, or of all that were registered with one.
+
+    Raises
+    ------
+    RepositoryError
+        Raised if there is none.
+    """
+    if instrument is not None:
+        return [get_description(butler, instrument)]
+    prefix = "spark_butler.obs.instruments."
+    names = [
+        str(record.name)
+        for record in butler.query_dimension_records("instrument", explain=False)
+        if str(record.class_name).startswith(prefix)
+    ]
+    if not names:
+        raise RepositoryError(
+            "the repository has no instrument with a camera description; "
+            "register one with 'spark-butler obs register-instrument'"
+        )
+    return [get_description(butler, name) for name in names]
+
+
+def expand_paths(paths: Iterable[ResourcePathExpression], suffixes: Sequence[str]) -> list[ResourcePath]:
+    """Return the files that paths, directories, globs and URIs stand for.
+
+    Parameters
+    ----------
+    paths
+        A directory stands for the files below it with one of the ``suffixes``; a ``*``, ``?`` or ``[`` in the
+        last part of a path for the files that match.
+    suffixes
+        Ends of file names, lower case.
+
+    Raises
+    ------
+    UserError
+        Raised if a path stands for nothing.
+    """
+    found: dict[str, ResourcePath] = {}
+    for given in paths:
+        files = _expand(given, suffixes)
+        if not files:
+            raise UserError(f"{given}: no such file, or no files ending in {', '.join(suffixes)} there")
+        found.update((str(file), file) for file in files)
+    return list(found.values())
+
+
+def _expand(given: ResourcePathExpression, suffixes: Sequence[str]) -> list[ResourcePath]:
+    path = ResourcePath(given, forceAbsolute=True)
+    name = path.basename()
+    if any(character in name for character in "*?[") and not path.exists():
+        pattern = fnmatch.translate(name)
+        return sorted(ResourcePath.findFileResources([path.parent()], file_filter=rf"^{pattern}"), key=str)
+    if path.isdir():
+        directory = ResourcePath(given, forceAbsolute=True, forceDirectory=True)
+        files = ResourcePath.findFileResources([directory])
+        return sorted((f for f in files if f.basename().lower().endswith(tuple(suffixes))), key=str)
+    return [path] if path.exists() else []
