@@ -103,9 +103,9 @@ def _complete(runtime: Path, home: Path) -> Path:
     modules = re.search(r'^MODULES="(.*)"', release, re.MULTILINE)
     if modules is None or _VECTOR_MODULE in modules[1].split():
         return home
-    if (home / "bin" / "java").read_bytes()[:2] == b"#!":
-        return home
-    return _write_stand_in(runtime)
+    program = (home / "bin" / "java").read_bytes()
+    is_stand_in = program.startswith(b"#!") and _VECTOR_MODULE.encode() in program
+    return home if is_stand_in else _write_stand_in(runtime)
 
 
 def _write_stand_in(runtime: Path) -> Path:
@@ -131,7 +131,7 @@ exec {shlex.quote(os.fspath(runtime / "bin" / "java"))} "$@"
         os.replace(stream.name, script)
     except OSError as error:
         raise SessionError(
-            f"The Java in {runtime} lacks the module {_VECTOR_MODULE}, and a start script that does without it "
-            f"can't be written to {home}: {error.strerror}; {_HINT}."
+            f"The Java in {runtime} lacks the module {_VECTOR_MODULE}, and a start script that does without "
+            f"it can't be written to {home}: {error.strerror}; {_HINT}."
         ) from error
     return home

@@ -1,0 +1,83 @@
+"""Fixtures that all tests share: a real S3 server, repositories on it, one Spark session, real data."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from spark_butler.demo.s3server import EmbeddedS3
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Before numpy is imported anywhere. The datastore's cache would hide what is really in the object store.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[EmbeddedS3]:
+    """A running S3 server, to which this process's environment points from then on."""
+    with EmbeddedS3() as server, server.activated():
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: EmbeddedS3) -> Iterator[str]:
+    """Name of an empty bucket, for one test."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(name)
+    yield name
+    s3_server.remove_bucket(name)
+
+
+@pytest.fixture
+def s3_repo(s3_bucket: str, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a repository: ``s3_repo("name")`` returns its root, in ``tmp_path``; datasets go to the bucket."""
+    from spark_butler.demo.repository import make_repository
+
+    def make(name: str = "repo") -> Path:
+        return make_repository(tmp_path / name, f"s3://{s3_bucket}/{name}/")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def spark(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The one Spark session of all tests, on two local cores.
+
+    It comes after the S3 server, so that its workers inherit the way there.
+    """
+    from spark_butler.session import make_session
+
+    scratch = tmp_path_factory.mktemp("spark")
+    session = make_session(
+        "local[2]",
+        app_name="tests",
+        conf={
+            "spark.ui.enabled": "false",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+            "spark.local.dir": str(scratch),
+            "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+            "spark.sql.shuffle.partitions": "2",
+        },
+    )
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Directory of the real data, which are not part of the repository."""
+    checkout = Path(__file__).resolve().parents[1]
+    data = Path(os.environ.get("SPARK_BUTLER_DATA") or checkout.parent / "shared" / "data")
+    if not data.is_dir():
+        pytest.skip(f"no real data in {data} (SPARK_BUTLER_DATA names the directory)")
+    return data
