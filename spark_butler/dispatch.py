@@ -42,6 +42,9 @@ class RunResult:
     stopped_by: QuantumOutcome | None = None
     """The failure that ended the run before its time, if one did."""
 
+    n_ingested: int = 0
+    """Number of datasets that were put into the registry."""
+
     @property
     def failed(self) -> list[QuantumOutcome]:
         """Outcomes of the quanta that failed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["execute_graph", "plan_graph", "worker_config"]
+__all__ = ["execute_graph", "find_temporary_types", "plan_graph", "worker_config"]
 
 import fnmatch
 import logging
@@ -11,16 +11,18 @@ from collections.abc import Collection, Mapping
 
 import astropy.units as u
 import networkx
-from lsst.daf.butler import Butler, ButlerConfig, Config, DatasetType
+from lsst.daf.butler import Butler, Config, DatasetType
 from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.daf.butler.direct_butler import DirectButler
 from lsst.pipe.base import ExecutionResources
+from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .backends import Backend
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
 from .dispatch import Dispatcher, RunResult
-from .errors import OptionsError
+from .errors import OptionsError, RepositoryError
 from .outcomes import QuantumOutcome
 from .plan import Plan, cut_graph
 from .registry import Ingester
@@ -69,7 +71,7 @@ def execute_graph(
     butler.collections.register(graph.header.output_run)
     existing = frozenset(butler.registry._fetch_run_dataset_ids(graph.header.output_run))
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
-    temporary_types = find_temporary_types(graph, options)
+    temporary_types = find_temporary_types(graph.pipeline_graph, options)
     forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
     plan = cut_graph(sketch)
@@ -117,9 +119,11 @@ def execute_graph(
         environment=worker_environment(),
     )
     try:
-        return dispatcher.run(context)
+        result = dispatcher.run(context)
     finally:
         ingester.flush()
+    result.n_ingested = ingester.n_ingested
+    return result
 
 
 def plan_graph(graph: PredictedQuantumGraph, options: RunOptions) -> Plan:
@@ -132,17 +136,17 @@ def plan_graph(graph: PredictedQuantumGraph, options: RunOptions) -> Plan:
     options
         How it is to be executed.
     """
-    temporary_types = find_temporary_types(graph, options)
+    temporary_types = find_temporary_types(graph.pipeline_graph, options)
     return cut_graph(sketch_graph(graph, temporary_types=temporary_types))
 
 
-def find_temporary_types(graph: PredictedQuantumGraph, options: RunOptions) -> dict[str, str]:
+def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
     """Find the dataset types that are not retained.
 
     Parameters
     ----------
-    graph
-        The graph.
+    pipeline_graph
+        The pipeline, resolved.
     options
         Patterns of what is temporary and what is retained.
 
@@ -159,7 +163,7 @@ def find_temporary_types(graph: PredictedQuantumGraph, options: RunOptions) -> d
     """
     always = {
         name
-        for task in graph.pipeline_graph.tasks.values()
+        for task in pipeline_graph.tasks.values()
         for name in (
             task.metadata_output.dataset_type_name,
             task.log_output.dataset_type_name if task.log_output is not None else "",
@@ -167,12 +171,12 @@ def find_temporary_types(graph: PredictedQuantumGraph, options: RunOptions) -> d
     }
     candidates = {
         edge.parent_dataset_type_name
-        for task in graph.pipeline_graph.tasks.values()
+        for task in pipeline_graph.tasks.values()
         for edge in task.outputs.values()
     } - always
     temporary: dict[str, str] = {}
     if options.retained_dataset_types is not None:
-        everything = candidates | always | set(graph.pipeline_graph.dataset_types)
+        everything = candidates | always | set(pipeline_graph.dataset_types)
         for pattern in options.retained_dataset_types:
             _match(pattern, everything, "--retained-dataset-types")
         for name in candidates:
@@ -253,11 +257,19 @@ def worker_config(butler: Butler) -> Config:
     -------
     config
         Configuration of the datastore; there is no registry in it.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the butler is a client of a Butler server.
     """
-    config = Config(ButlerConfig(butler._config))
+    if not isinstance(butler, DirectButler):
+        raise RepositoryError(
+            f"The repository is served by a {type(butler).__name__}; the engine needs direct access to it."
+        )
+    config = Config(butler._config)
     if "root" not in config:
-        root = ButlerConfig(butler._config).configDir
-        config["root"] = str(root)
+        config["root"] = str(butler._config.configDir)
     for section in ("registry", "db"):
         if section in config:
             del config[section]

@@ -86,7 +86,9 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         spark: SparkSession | None = None,
     ):
         if num_proc is not None and num_proc < 1:
-            raise OptionsError(f"num_proc is {num_proc}; expected at least 1, or None for as many as Spark has.")
+            raise OptionsError(
+                f"num_proc is {num_proc}; expected at least 1, or None for as many as Spark has."
+            )
         if (quantum_executor is None) == (butler is None):
             raise OptionsError("Exactly one of quantum_executor and butler must be given.")
         self._num_proc = num_proc

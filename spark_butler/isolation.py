@@ -34,6 +34,7 @@ from .worker import GroupContent, QuantumOutputs, QuantumWork, WorkerContext, fi
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.0
+_POLL_SECONDS = 3600.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -183,8 +184,10 @@ class _Child:
             Raised if the engine's own code failed in the child.
         """
         try:
-            if not self._receiver.poll(limit):
-                return None
+            deadline = None if limit is None else time.monotonic() + limit
+            while not self._receiver.poll(_POLL_SECONDS if deadline is None else _until(deadline)):
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
             event: object = self._receiver.recv()
         except (EOFError, ConnectionResetError, pickle.UnpicklingError):
             self.alive = False
@@ -217,6 +220,11 @@ class _Child:
     def _kill(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._id, number)
+
+
+def _until(deadline: float) -> float:
+    """Seconds to a deadline, within what the operating system can wait for at a time."""
+    return min(max(0.0, deadline - time.monotonic()), _POLL_SECONDS)
 
 
 def _child_main(

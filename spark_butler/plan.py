@@ -243,10 +243,11 @@ def _check_handovers(sketch: GraphSketch, group_of: Mapping[uuid.UUID, int]) -> 
                 ends = sketch.task_labels[handover.producer], sketch.task_labels[consumer]
                 crossing[handover.dataset_type, *ends] += 1
     if crossing:
-        (name, producer, consumer), count = crossing.most_common(1)[0]
+        (name, maker, reader), count = crossing.most_common(1)[0]
         raise PlanError(
-            f"Dataset type {name!r} can't be temporary: {count} of its datasets pass from task {producer!r} to "
-            f"task {consumer!r} between stages, which is not there yet. Retain it, or leave one of the tasks out."
+            f"Dataset type {name!r} can't be temporary: {count} of its datasets pass from task {maker!r} "
+            f"to task {reader!r} between stages, which is not there yet. Retain it, or leave one of the "
+            "tasks out."
         )
 
 

@@ -142,7 +142,9 @@ def check_session(session: SparkSession) -> None:
         Raised if the session is one of Spark Connect, which has no RDDs.
     """
     if type(session).__module__.startswith("pyspark.sql.connect"):
-        raise SessionError(_connect_text(f"the session is a {type(session).__module__}.{type(session).__name__}"))
+        raise SessionError(
+            _connect_text(f"the session is a {type(session).__module__}.{type(session).__name__}")
+        )
 
 
 def _connect_text(found: str) -> str:

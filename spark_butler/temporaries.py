@@ -276,7 +276,7 @@ class GroupButler(LimitedButler):
 
 
 class _DeferredReader(GroupButler):
-    """View of a `GroupButler` for deferred handles, which may be read many times and so never by reference."""
+    """View of a `GroupButler` for deferred handles, which may read many times and so never by reference."""
 
     def __init__(self, parent: GroupButler):
         self.__dict__ = parent.__dict__

@@ -324,7 +324,7 @@ def _run_quantum(context: WorkerContext, work: QuantumWork, butler: GroupButler 
         result = executor.execute(
             context.task_nodes[work.task_label], work.quantum, quantum_id=work.quantum_id
         )
-    except (Exception, SystemExit) as exc:
+    except (Exception, SystemExit) as exc:  # noqa: BLE001  (a failed quantum is data)
         failure = _true_cause(exc)
     if failure is None:
         outcome = _success_outcome(work, result)

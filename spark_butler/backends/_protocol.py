@@ -19,7 +19,9 @@ class Backend(Protocol):
         """How many groups can run at the same time."""
         ...
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome) -> None:
+    def run(
+        self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome
+    ) -> None:
         """Run groups that don't need each other, and return when all have ended.
 
         Parameters

@@ -22,7 +22,9 @@ class SerialBackend:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome) -> None:
+    def run(
+        self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome
+    ) -> None:
         """Run groups one after another.  See `Backend.run`."""
         with self._lock:
             prepare_process(context)

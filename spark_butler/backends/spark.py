@@ -49,7 +49,9 @@ class SparkBackend:
         """How many groups can run at the same time."""
         return int(self._spark.defaultParallelism)
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome) -> None:
+    def run(
+        self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome
+    ) -> None:
         """Run groups as one Spark job.  See `Backend.run`."""
         broadcast = self._send(context)
         spark = self._spark
@@ -89,9 +91,7 @@ class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
     def zero(self, value: list[QuantumOutcome]) -> list[QuantumOutcome]:
         return []
 
-    def addInPlace(
-        self, value1: list[QuantumOutcome], value2: list[QuantumOutcome]
-    ) -> list[QuantumOutcome]:
+    def addInPlace(self, value1: list[QuantumOutcome], value2: list[QuantumOutcome]) -> list[QuantumOutcome]:
         if self._report is None:
             value1.extend(value2)
             return value1
