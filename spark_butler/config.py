@@ -24,9 +24,7 @@ class RunOptions(pydantic.BaseModel):
     processes: int | None = pydantic.Field(
         None, ge=1, description="Greatest number of quanta to run at once; None leaves it to Spark."
     )
-    timeout: float | None = pydantic.Field(
-        None, gt=0, description="Seconds after which a quantum is killed."
-    )
+    timeout: float | None = pydantic.Field(None, gt=0, description="Seconds after which a quantum is killed.")
     fail_fast: bool = pydantic.Field(False, description="Stop at the first failure.")
     skip_existing: bool = pydantic.Field(
         False, description="Don't run quanta whose metadata is in the output run."
@@ -34,9 +32,7 @@ class RunOptions(pydantic.BaseModel):
     clobber_outputs: bool = pydantic.Field(
         False, description="Replace what earlier attempts at the same quanta have left."
     )
-    raise_on_partial_outputs: bool = pydantic.Field(
-        True, description="Take partial outputs for a failure."
-    )
+    raise_on_partial_outputs: bool = pydantic.Field(True, description="Take partial outputs for a failure.")
     cores_per_quantum: int = pydantic.Field(1, ge=1, description="Cores that a task may use.")
     memory_per_quantum: str = pydantic.Field(
         "", description="Memory that a task may use, with a unit (MB without)."
