@@ -1,0 +1,153 @@
+"""Model the sky background on a mesh."""
+
+from __future__ import annotations
+
+__all__ = ("BackgroundMesh", "estimate_background")
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+from lsst.images import Box
+from lsst.images.fields import SplineField
+
+
+@dataclasses.dataclass(frozen=True)
+class BackgroundMesh:
+    """Sky level and noise in the cells of a grid."""
+
+    x: npt.NDArray[np.float64]
+    """Centres of the columns of cells, in pixels, with the image's left and right edges added."""
+
+    y: npt.NDArray[np.float64]
+    """Centres of the rows of cells, in pixels, with the image's lower and upper edges added."""
+
+    level: npt.NDArray[np.float64]
+    """Sky level at the nodes, shape ``(len(y), len(x))``, in the units of the image."""
+
+    noise: float
+    """Standard deviation of a sky pixel: the median over the cells, in the units of the image."""
+
+    n_empty: int
+    """Number of cells that had too few good pixels and were filled from their neighbours."""
+
+    def as_field(self, bbox: Box, unit: Any = None) -> SplineField:
+        """Return the model as a field that can be stored with an image (Akima splines between the nodes)."""
+        return SplineField(
+            bbox, self.level.copy(), y=self.y + bbox.y.start, x=self.x + bbox.x.start, unit=unit
+        )
+
+
+def estimate_background(
+    image: npt.NDArray[np.floating[Any]],
+    masked: npt.NDArray[np.bool_],
+    *,
+    cell: int = 64,
+    clip: float = 3.0,
+    iterations: int = 5,
+    min_fraction: float = 0.1,
+    smooth: int = 3,
+) -> BackgroundMesh:
+    """Measure the sky in square cells and smooth it.
+
+    Each cell's level is SExtractor's estimate (Bertin & Arnouts 1996): the sigma-clipped mean where the
+    clipped distribution is symmetric, else ``2.5 * median - 1.5 * mean``.
+
+    Parameters
+    ----------
+    image
+        Image, shape ``(ny, nx)``.
+    masked
+        Pixels to leave out: defects, cosmic rays, sources.
+    cell
+        Wanted size of the cells in pixels; their number is rounded so that equal cells fill the image.
+    clip
+        Clipping limit in standard deviations.
+    iterations
+        Most clipping passes.
+    min_fraction
+        Cells with a smaller fraction of unmasked pixels are filled from their neighbours.
+    smooth
+        Width, in cells, of the median filter that removes cells dominated by an object; 1 does nothing.
+
+    Raises
+    ------
+    ValueError
+        Raised if no cell has enough unmasked pixels.
+    """
+    edges_y, edges_x = (_edges(size, cell) for size in image.shape)
+    level = np.full((len(edges_y) - 1, len(edges_x) - 1), np.nan)
+    noise = np.full(level.shape, np.nan)
+    good = ~masked & np.isfinite(image)
+    for j in range(level.shape[0]):
+        rows = slice(edges_y[j], edges_y[j + 1])
+        for i in range(level.shape[1]):
+            columns = slice(edges_x[i], edges_x[i + 1])
+            inside = good[rows, columns]
+            values = image[rows, columns][inside]
+            if values.size > max(min_fraction * inside.size, 8):
+                level[j, i], noise[j, i] = _sky_of(values, clip, iterations)
+    empty = np.isnan(level)
+    if empty.all():
+        raise ValueError(
+            f"No background: of {empty.size} cells of {cell} pixels none has more than "
+            f"{min_fraction:.0%} unmasked pixels ({good.mean():.1%} of the image is unmasked)."
+        )
+    level = _fill_empty(level, empty)
+    if smooth > 1:
+        level = scipy.ndimage.median_filter(level, smooth, mode="nearest")
+    # Nodes on the image's own edges keep the splines from extrapolating.
+    y, x = _nodes(edges_y), _nodes(edges_x)
+    level = _extend(_extend(level).T).T
+    return BackgroundMesh(
+        x=x, y=y, level=level, noise=float(np.nanmedian(noise)), n_empty=int(np.count_nonzero(empty))
+    )
+
+
+def _edges(size: int, cell: int) -> npt.NDArray[np.intp]:
+    count = max(1, round(size / cell))
+    return np.linspace(0, size, count + 1).round().astype(np.intp)
+
+
+def _nodes(edges: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    centres = 0.5 * (edges[:-1] + edges[1:]) - 0.5
+    return np.concatenate([[edges[0] - 0.5], centres, [edges[-1] - 0.5]])
+
+
+def _extend(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Add a first and a last row by half a step of linear extrapolation."""
+    if len(level) == 1:
+        return np.repeat(level, 3, axis=0)
+    first = 1.5 * level[:1] - 0.5 * level[1:2]
+    last = 1.5 * level[-1:] - 0.5 * level[-2:-1]
+    return np.concatenate([first, level, last])
+
+
+def _sky_of(values: npt.NDArray[np.floating[Any]], clip: float, iterations: int) -> tuple[float, float]:
+    values = np.sort(values.astype(np.float64))
+    low, high = 0, values.size
+    for _ in range(iterations):
+        kept = values[low:high]
+        middle = float(kept[kept.size // 2])
+        spread = float(kept.std())
+        new_low = int(np.searchsorted(values, middle - clip * spread))
+        new_high = int(np.searchsorted(values, middle + clip * spread, side="right"))
+        if (new_low, new_high) == (low, high) or new_high - new_low < 8:
+            break
+        low, high = new_low, new_high
+    kept = values[low:high]
+    mean, middle, spread = float(kept.mean()), float(np.median(kept)), float(kept.std())
+    if spread > 0.0 and abs(mean - middle) / spread > 0.3:
+        return middle, spread
+    if spread > 0.0 and mean > middle:
+        return 2.5 * middle - 1.5 * mean, spread
+    return mean, spread
+
+
+def _fill_empty(level: npt.NDArray[np.float64], empty: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    if not empty.any():
+        return level
+    nearest = scipy.ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
+    return np.asarray(level[tuple(nearest)])

@@ -1,0 +1,316 @@
+"""Characterize one image: its sky background, its PSF, and the sources on it."""
+
+from __future__ import annotations
+
+__all__ = ("CharacterizeConfig", "CharacterizeConnections", "CharacterizeTask")
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import astropy.table
+import astropy.units as u
+import lsst.pipe.base as pipe_base
+import lsst.pipe.base.connectionTypes as cT
+import numpy as np
+import numpy.typing as npt
+from astro_metadata_translator import ObservationInfo
+from lsst.images import Background, BackgroundMap, Image, MaskedImage, ObservationSummaryStats, VisitImage
+from lsst.images.psfs import GaussianPointSpreadFunction
+from lsst.pex.config import Field, RangeField
+
+from ..obs.description import CameraDescription
+from .background import BackgroundMesh, estimate_background
+from .detection import Detections, detect_sources
+from .geometry import make_detector
+from .masks import plane_union
+from .observation import describe_observation
+from .psf import FWHM_PER_SIGMA, PsfEstimate, estimate_psf, psf_stamp_size
+from .source_ids import make_source_ids
+
+type BoolArray = npt.NDArray[np.bool_]
+type Image32 = npt.NDArray[np.float32]
+
+_DIMENSIONS = ("instrument", "visit", "detector")
+
+
+class CharacterizeConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
+    post_isr_image = cT.Input(
+        doc="Assembled image in electrons, with mask and variance; a visit has one exposure.",
+        name="post_isr_image",
+        storageClass="MaskedImageV2",
+        dimensions=("instrument", "exposure", "detector"),
+    )
+    camera = cT.PrerequisiteInput(
+        doc="Description of the camera, as a mapping.",
+        name="camera",
+        storageClass="StructuredDataDict",
+        dimensions=("instrument",),
+        isCalibration=True,
+    )
+    preliminary_visit_image = cT.Output(
+        doc="Sky-subtracted image in electrons with PSF and first projection.",
+        name="preliminary_visit_image",
+        storageClass="VisitImage",
+        dimensions=_DIMENSIONS,
+    )
+    preliminary_source = cT.Output(
+        doc="Detected peaks.",
+        name="preliminary_source",
+        storageClass="ArrowAstropy",
+        dimensions=_DIMENSIONS,
+    )
+
+
+class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CharacterizeConnections):
+    background_cell = RangeField(
+        dtype=int,
+        doc="Size in pixels of the cells that the sky is measured in; nebulous fields need small ones.",
+        default=64,
+        min=8,
+    )
+    background_smooth = RangeField(
+        dtype=int, doc="Width in cells of the median filter of the sky.", default=3, min=1
+    )
+    initial_fwhm = RangeField(
+        dtype=float, doc="First guess of the PSF's FWHM in pixels.", default=4.0, min=1.0
+    )
+    iterations = RangeField(dtype=int, doc="Rounds of background, detection and PSF.", default=3, min=1)
+    detection_threshold = RangeField(
+        dtype=float,
+        doc="Least signal-to-noise ratio of a source in the matched filter.",
+        default=5.0,
+        min=1.0,
+    )
+    peak_contrast = RangeField(
+        dtype=float,
+        doc="How far, in units of the noise, the saddle towards a brighter source must lie below a peak.",
+        default=2.0,
+        min=0.0,
+    )
+    psf_min_snr = RangeField(
+        dtype=float, doc="Least signal-to-noise ratio of a PSF star.", default=30.0, min=5.0
+    )
+    psf_max_stars = RangeField(dtype=int, doc="Most PSF candidates.", default=150, min=1)
+    psf_min_stars = RangeField(dtype=int, doc="Least number of PSF stars.", default=3, min=1)
+    require_psf_stars = Field[bool](
+        doc="Fail if there are fewer PSF stars? Else the last guess of the PSF is used, with a warning.",
+        default=False,
+    )
+
+
+@dataclasses.dataclass
+class _State:
+    """What the rounds of the iteration improve."""
+
+    sigma: float
+    mesh: BackgroundMesh
+    background: Image32
+    subtracted: Image32
+    detections: Detections
+    psf: PsfEstimate
+
+
+class CharacterizeTask(pipe_base.PipelineTask):
+    """Model the background and the PSF and detect sources.
+
+    Each round measures the sky with the sources found so far masked, detects with a filter as wide as the PSF
+    found so far, and measures the PSF on the bright, isolated stars among the detections.
+    """
+
+    ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CharacterizeConfig
+    _DefaultName: ClassVar[str] = "characterize"
+    config: CharacterizeConfig
+
+    def runQuantum(
+        self,
+        butlerQC: pipe_base.QuantumContext,
+        inputRefs: pipe_base.InputQuantizedConnection,
+        outputRefs: pipe_base.OutputQuantizedConnection,
+    ) -> None:
+        data_id: Any = butlerQC.quantum.dataId
+        inputs = butlerQC.get(inputRefs)
+        origin = f"camera dataset of {data_id['instrument']}"
+        camera = CameraDescription.from_dict(inputs["camera"], origin=origin)
+        outputs = self.run(
+            inputs["post_isr_image"],
+            camera,
+            detector=data_id["detector"],
+            band=data_id["band"],
+            obs_info=describe_observation(
+                camera,
+                data_id["detector"],
+                inputRefs.post_isr_image.dataId.records["exposure"],
+                data_id["visit"],
+            ),
+        )
+        outputs.preliminary_source["id"] = make_source_ids(data_id, len(outputs.preliminary_source))
+        butlerQC.put(outputs, outputRefs)
+
+    def run(
+        self,
+        post_isr_image: MaskedImage,
+        camera: CameraDescription,
+        *,
+        detector: int,
+        band: str,
+        obs_info: ObservationInfo,
+    ) -> pipe_base.Struct:
+        """Characterize one image.
+
+        Parameters
+        ----------
+        post_isr_image
+            Image in electrons with mask, variance and projection.
+        camera
+            The camera.
+        detector
+            Identifier of the detector.
+        band
+            Band of the filter.
+        obs_info
+            What is known about the exposure.
+
+        Returns
+        -------
+        result
+            ``preliminary_visit_image`` (`lsst.images.VisitImage`) and ``preliminary_source``
+            (`astropy.table.Table` with ``id`` counting from 1, ``x``, ``y`` [pixel], ``snr``, ``psf_star``).
+        """
+        if post_isr_image.sky_projection is None:
+            raise ValueError(
+                "The image has no projection on the sky: its exposure record "
+                "has no pointing (tracking_ra and tracking_dec)."
+            )
+        state = self._iterate(post_isr_image)
+        described = make_detector(camera, detector, visit=obs_info.visit_id)
+        image = self._make_visit_image(post_isr_image, state, described, band, obs_info)
+        detections = state.detections
+        psf_star = np.zeros(len(detections), dtype=bool)
+        psf_star[state.psf.stars] = True
+        source = astropy.table.Table(
+            {
+                "id": np.arange(1, len(detections) + 1, dtype=np.int64),
+                "x": detections.x * u.pix,
+                "y": detections.y * u.pix,
+                "snr": detections.significance,
+                "psf_star": psf_star,
+            }
+        )
+        self.metadata["nDetections"] = len(detections)
+        self.metadata["nPsfStars"] = int(state.psf.stars.size)
+        self.metadata["psfFwhm"] = state.sigma * FWHM_PER_SIGMA
+        self.metadata["skyLevel"] = float(np.median(state.mesh.level))
+        self.metadata["skyNoise"] = state.mesh.noise
+        self.log.info(
+            "%d detections; PSF FWHM %.2f pixels from %d stars; sky %.1f +- %.1f electrons.",
+            len(detections),
+            state.sigma * FWHM_PER_SIGMA,
+            state.psf.stars.size,
+            self.metadata["skyLevel"],
+            state.mesh.noise,
+        )
+        return pipe_base.Struct(preliminary_visit_image=image, preliminary_source=source)
+
+    def _iterate(self, image: MaskedImage) -> _State:
+        config = self.config
+        pixels, variance = image.image.array, image.variance.array
+        defects = plane_union(image.mask, "BAD", "COSMIC_RAY", "NO_DATA")
+        not_star = defects | plane_union(image.mask, "SATURATED")
+        masked = not_star
+        sigma = config.initial_fwhm / FWHM_PER_SIGMA
+        for step in range(config.iterations):
+            mesh = estimate_background(
+                pixels, masked, cell=config.background_cell, smooth=config.background_smooth
+            )
+            background = mesh.as_field(image.bbox).render(dtype=np.float32).array
+            subtracted = pixels - background
+            detections = detect_sources(
+                subtracted,
+                variance,
+                defects,
+                sigma,
+                threshold=config.detection_threshold,
+                contrast=config.peak_contrast,
+                # What is sharp can be told only once the PSF has been seen.
+                reject_sharp=step > 0,
+            )
+            psf = estimate_psf(
+                subtracted,
+                not_star,
+                detections,
+                sigma,
+                min_significance=config.psf_min_snr,
+                max_stars=config.psf_max_stars,
+                min_stars=config.psf_min_stars,
+            )
+            if math.isfinite(psf.sigma):
+                sigma = psf.sigma
+            masked = not_star | _source_mask(detections, sigma, pixels.shape)
+        if not math.isfinite(psf.sigma):
+            self._no_psf(len(detections), sigma)
+        return _State(sigma, mesh, background, subtracted, detections, psf)
+
+    def _no_psf(self, n_detections: int, sigma: float) -> None:
+        message = (
+            f"Fewer than {self.config.psf_min_stars} isolated stars with a signal-to-noise ratio of "
+            f"{self.config.psf_min_snr:g} among {n_detections} detections"
+        )
+        if self.config.require_psf_stars:
+            raise RuntimeError(f"{message}: no PSF.")
+        self.log.warning("%s: a PSF of FWHM %.2f pixels is assumed.", message, sigma * FWHM_PER_SIGMA)
+
+    def _make_visit_image(
+        self, image: MaskedImage, state: _State, detector: Any, band: str, obs_info: ObservationInfo
+    ) -> VisitImage:
+        bbox = image.bbox
+        mask = image.mask.copy()
+        mask.set("DETECTED", state.detections.footprint)
+        edge = np.ones(bbox.shape, dtype=bool)
+        border = math.ceil(3.0 * state.sigma)
+        edge[border:-border, border:-border] = False
+        mask.set("DETECTION_EDGE", edge)
+        field = state.mesh.as_field(bbox, unit=u.electron)
+        stats = ObservationSummaryStats(
+            psfSigma=state.sigma,
+            psfArea=4.0 * math.pi * state.sigma**2,
+            psfIxx=state.psf.ixx,
+            psfIyy=state.psf.iyy,
+            psfIxy=state.psf.ixy,
+            nPsfStar=int(state.psf.stars.size),
+            psfStarDeltaSizeScatter=state.psf.scatter * state.sigma,
+            skyBg=float(np.median(state.mesh.level)),
+            skyNoise=state.mesh.noise,
+            meanVar=float(np.mean(image.variance.array[~plane_union(mask, "BAD", "DETECTED")])),
+            expTime=obs_info.exposure_time.to_value(u.s) if obs_info.exposure_time is not None else math.nan,
+        )
+        return VisitImage(
+            Image(state.subtracted, bbox=bbox, unit=u.electron),
+            mask=mask,
+            variance=image.variance.copy(),
+            sky_projection=image.sky_projection,
+            obs_info=obs_info,
+            summary_stats=stats,
+            psf=GaussianPointSpreadFunction(state.sigma, bounds=bbox, stamp_size=psf_stamp_size(state.sigma)),
+            detector=detector,
+            backgrounds=BackgroundMap(
+                [Background("sky", field, "Sky in cells, median-filtered, Akima splines.")], subtracted="sky"
+            ),
+            band=band,
+        )
+
+
+def _source_mask(detections: Detections, sigma: float, shape: tuple[int, int]) -> BoolArray:
+    """Mask a disc around each source, to a bit beyond where its PSF is a fifth of the sky noise."""
+    peak = detections.significance / (math.sqrt(math.pi) * sigma)
+    reach = 1.3 * sigma * np.sqrt(2.0 * np.log(np.maximum(peak / 0.2, 1.5)))
+    limit = math.ceil(8.0 * sigma)
+    reach = np.minimum(reach, limit)
+    padded = np.zeros((shape[0] + 2 * limit, shape[1] + 2 * limit), dtype=bool)
+    offsets = np.arange(-limit, limit + 1)
+    distance = np.hypot(offsets[:, None], offsets[None, :])
+    x = np.clip(np.rint(detections.x), 0, shape[1] - 1).astype(int)
+    y = np.clip(np.rint(detections.y), 0, shape[0] - 1).astype(int)
+    for column, row, radius in zip(x, y, reach, strict=True):
+        padded[row : row + 2 * limit + 1, column : column + 2 * limit + 1] |= distance <= radius
+    return padded[limit:-limit, limit:-limit]

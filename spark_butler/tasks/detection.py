@@ -1,0 +1,194 @@
+"""Detect sources with a filter matched to the PSF."""
+
+from __future__ import annotations
+
+__all__ = ("Detections", "detect_sources", "sky_variance")
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+import scipy.spatial
+
+type FloatImage = npt.NDArray[np.floating[Any]]
+type BoolArray = npt.NDArray[np.bool_]
+
+_SAMPLES_PER_PAIR = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """Peaks of the matched-filter significance, brightest first, and the pixels above threshold."""
+
+    x: npt.NDArray[np.float64]
+    """Column of each peak, interpolated below the pixel."""
+
+    y: npt.NDArray[np.float64]
+    """Row of each peak, interpolated below the pixel."""
+
+    significance: npt.NDArray[np.float64]
+    """Signal-to-noise ratio of a point source at the peak, sky noise only."""
+
+    footprint: BoolArray
+    """Pixels above the threshold, shape of the image."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def sky_variance(image: FloatImage, variance: FloatImage) -> npt.NDArray[np.float32]:
+    """Variance of the sky and the read-out alone: what is left without the sources' own photon noise.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted image in electrons.
+    variance
+        Full variance of its pixels, in electrons squared.
+    """
+    sky = (variance - np.maximum(image, 0.0)).astype(np.float32)
+    # Flat-fielding errors and rounding may leave less than nothing under a bright star.
+    return np.maximum(sky, np.float32(0.2 * np.median(sky)))
+
+
+def detect_sources(
+    image: FloatImage,
+    variance: FloatImage,
+    masked: BoolArray,
+    sigma: float,
+    *,
+    threshold: float = 5.0,
+    contrast: float = 2.0,
+    reject_sharp: bool = True,
+) -> Detections:
+    """Find point-like peaks.
+
+    The image is weighted by the inverse sky variance and correlated with the PSF, so that the result is the
+    signal-to-noise ratio of a point source at each pixel; masked pixels have no weight.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted image in electrons, shape ``(ny, nx)``.
+    variance
+        Full variance of its pixels, in electrons squared.
+    masked
+        Pixels that carry no information (defects, cosmic rays).  Saturated ones do.
+    sigma
+        Standard deviation of the Gaussian PSF in pixels.
+    threshold
+        Least significance.
+    contrast
+        How far the significance must fall between a peak and every brighter one near it, in units of the
+        noise at the fainter peak; peaks in the noise of a bright source's wings don't.
+    reject_sharp
+        Whether to drop peaks that are sharper than the PSF allows: unmasked remains of cosmic rays and hot
+        pixels.
+    """
+    good = ~masked & np.isfinite(image) & (variance > 0.0)
+    if not good.any():
+        nothing = np.zeros(0)
+        return Detections(
+            x=nothing, y=nothing, significance=nothing, footprint=np.zeros(good.shape, dtype=bool)
+        )
+    typical = float(np.median(variance[good]))
+    sky = sky_variance(np.where(good, image, 0.0), np.where(good, variance, typical))
+    weight = np.where(good, 1.0 / sky, 0.0).astype(np.float32)
+    data = np.where(good, image, 0.0).astype(np.float32)
+    significance = _matched_filter(data, weight, sigma)
+    peaks = (significance >= threshold) & good
+    peaks &= significance == scipy.ndimage.maximum_filter(significance, size=3, mode="nearest")
+    y, x = np.nonzero(peaks)
+    order = np.argsort(-significance[y, x], kind="stable")
+    x, y = x[order], y[order]
+    footprint = significance >= threshold
+    if reject_sharp and x.size:
+        keep = ~_is_sharp(data * np.sqrt(weight), significance, x, y, sigma)
+        x, y = x[keep], y[keep]
+    if x.size:
+        ratio = np.where(good, variance, sky) / sky
+        noise = np.sqrt(scipy.ndimage.gaussian_filter(ratio.astype(np.float32), sigma / np.sqrt(2.0))[y, x])
+        keep = _stands_out(significance, x, y, contrast * noise, reach=12.0 * sigma)
+        x, y = x[keep], y[keep]
+    dx, dy = _interpolate_peak(significance, x, y)
+    return Detections(
+        x=x + dx, y=y + dy, significance=significance[y, x].astype(np.float64), footprint=footprint
+    )
+
+
+def _matched_filter(
+    data: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], sigma: float
+) -> npt.NDArray[np.float32]:
+    """Signal-to-noise ratio of a point source at every pixel."""
+    numerator = scipy.ndimage.gaussian_filter(data * weight, sigma, mode="constant")
+    # The square of a Gaussian is a narrower Gaussian.
+    narrow = scipy.ndimage.gaussian_filter(weight, sigma / np.sqrt(2.0), mode="constant")
+    information = narrow / (4.0 * np.pi * sigma**2)
+    # Where most of the PSF is masked or off the image a peak has no meaning.
+    typical = float(np.median(information))
+    usable = information > 0.1 * typical
+    result = np.zeros_like(data)
+    np.divide(numerator, np.sqrt(np.where(usable, information, 1.0)), out=result, where=usable)
+    return result
+
+
+def _is_sharp(
+    pixel_significance: npt.NDArray[np.float32],
+    significance: npt.NDArray[np.float32],
+    x: npt.NDArray[np.intp],
+    y: npt.NDArray[np.intp],
+    sigma: float,
+) -> BoolArray:
+    """Tell which peaks are more like one pixel than like the PSF.
+
+    A star's brightest pixel has ``1 / (sqrt(pi) sigma)`` times the significance of the star, a lone pixel
+    ``sqrt(pi) sigma`` times that of what the filter makes of it.
+    """
+    brightest = scipy.ndimage.maximum_filter(pixel_significance, size=3, mode="nearest")[y, x]
+    total = significance[y, x]
+    star = total / (np.sqrt(np.pi) * sigma)
+    # The boundary is the geometric mean of the two ratios, which is one, and three times the pixel's noise.
+    sharp: BoolArray = (brightest > total) & (brightest > star + 3.0 * np.sqrt(1.0 + 0.0025 * star**2))
+    return sharp
+
+
+def _stands_out(
+    significance: npt.NDArray[np.float32],
+    x: npt.NDArray[np.intp],
+    y: npt.NDArray[np.intp],
+    needed: npt.NDArray[np.floating[Any]],
+    reach: float,
+) -> BoolArray:
+    """Tell which peaks rise by ``needed`` above the saddle towards every brighter peak within ``reach``."""
+    keep = np.ones(x.size, dtype=bool)
+    pairs = scipy.spatial.cKDTree(np.column_stack([x, y])).query_pairs(reach, output_type="ndarray")
+    if not len(pairs):
+        return keep
+    # Peaks are sorted: the first of a pair is the brighter one.
+    bright, faint = pairs.min(axis=1), pairs.max(axis=1)
+    steps = np.linspace(0.0, 1.0, _SAMPLES_PER_PAIR)
+    along_x = x[faint, None] + steps * (x[bright] - x[faint])[:, None]
+    along_y = y[faint, None] + steps * (y[bright] - y[faint])[:, None]
+    lowest = scipy.ndimage.map_coordinates(significance, [along_y, along_x], order=1, mode="nearest").min(
+        axis=1
+    )
+    keep[faint[significance[y, x][faint] - lowest < needed[faint]]] = False
+    return keep
+
+
+def _interpolate_peak(
+    significance: npt.NDArray[np.float32], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Offset of the vertex of the parabola through three pixels, along both axes."""
+    padded = np.pad(significance, 1, mode="edge").astype(np.float64)
+    centre = padded[y + 1, x + 1]
+
+    def vertex(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        curvature = before - 2.0 * centre + after
+        offset = np.zeros_like(centre)
+        np.divide(0.5 * (before - after), curvature, out=offset, where=curvature < 0.0)
+        return np.clip(offset, -0.5, 0.5)
+
+    return vertex(padded[y + 1, x], padded[y + 1, x + 2]), vertex(padded[y, x + 1], padded[y + 2, x + 1])

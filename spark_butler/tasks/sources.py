@@ -1,0 +1,241 @@
+"""Measure all sources of one visit image, and put them into a table."""
+
+from __future__ import annotations
+
+__all__ = ("SourceMeasurements", "measure_sources", "make_source_table")
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import astropy.table
+import astropy.units as u
+import numpy as np
+import numpy.typing as npt
+from lsst.images import VisitImage
+
+from .masks import plane_union
+from .measurement import Apertures, PsfPhotometry, aperture_fluxes, isolated_stamps, measure_psf_photometry
+from .moments import AdaptiveMoments, measure_moments
+from .psf import FWHM_PER_SIGMA
+from .stamps import gather_windows
+
+type FloatArray = npt.NDArray[np.float64]
+type BoolArray = npt.NDArray[np.bool_]
+
+_SIZE_NOISE = 1.2
+"""Relative error of an adaptive size times the signal-to-noise ratio; measured on simulated stars."""
+
+_PIXEL_FLAGS = {
+    "bad": "BAD",
+    "cr": "COSMIC_RAY",
+    "saturated": "SATURATED",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceMeasurements:
+    """Instrumental measurements, in the units of the image, in the order of the positions given."""
+
+    psf: PsfPhotometry
+    apertures: Apertures
+    """Fluxes in the catalogue's apertures."""
+
+    moments: AdaptiveMoments
+    sigma: float
+    """Standard deviation of the PSF in pixels."""
+
+    aperture_correction: float
+    """Factor that PSF fluxes are multiplied by to agree with the correction aperture."""
+
+    aperture_correction_err: float
+    n_aperture_correction: int
+    extendedness: FloatArray
+    """1 for sources wider than the PSF, 0 for others, NaN if unknown."""
+
+    flags: Mapping[str, BoolArray]
+
+    @property
+    def inst_flux(self) -> FloatArray:
+        """PSF fluxes, aperture corrected."""
+        return self.psf.flux * self.aperture_correction
+
+    @property
+    def inst_flux_err(self) -> FloatArray:
+        """Their errors."""
+        return self.psf.flux_err * self.aperture_correction
+
+    def usable(self, min_snr: float) -> BoolArray:
+        """Tell which are unblemished point sources above a signal-to-noise ratio."""
+        flags = self.flags
+        with np.errstate(invalid="ignore", divide="ignore"):
+            bright = self.psf.flux > min_snr * self.psf.flux_err
+        spoiled = flags["psfFlux_flag"] | flags["centroid_flag"] | flags["pixelFlags_edge"]
+        for name in _PIXEL_FLAGS:
+            spoiled = spoiled | flags[f"pixelFlags_{name}Center"]
+        spoiled = spoiled | flags["pixelFlags_saturated"]
+        return np.asarray(bright & ~spoiled & (self.extendedness == 0.0))
+
+
+def measure_sources(
+    image: VisitImage,
+    x: FloatArray,
+    y: FloatArray,
+    *,
+    radii: Sequence[float],
+    correction_radius: float = 2.5,
+    correction_min_snr: float = 50.0,
+    correction_min_stars: int = 5,
+) -> SourceMeasurements:
+    """Measure everything that needs the pixels.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted image in electrons.
+    x, y
+        Positions of the peaks in pixels.
+    radii
+        Radii of the catalogue's apertures in pixels.
+    correction_radius
+        Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.
+    correction_min_snr
+        Least signal-to-noise ratio of the stars that the correction comes from.
+    correction_min_stars
+        With fewer of them there is no correction.
+    """
+    pixels, variance = image.image.array, image.variance.array
+    masked = plane_union(image.mask, "BAD", "COSMIC_RAY", "NO_DATA")
+    sigma = image.summary_stats.psfSigma
+    psf = measure_psf_photometry(pixels, variance, masked, x, y, sigma)
+    correction_radius *= FWHM_PER_SIGMA * sigma
+    model_radius = math.ceil(4.0 * sigma)
+    radius = max(model_radius, math.ceil(max([correction_radius, *radii])) + 1)
+    stamps, ix, iy, dx, dy = isolated_stamps(
+        psf.residual, psf.x, psf.y, psf.flux, sigma, radius, model_radius
+    )
+    hidden = masked | plane_union(image.mask, "SATURATED")
+    all_apertures = aperture_fluxes(
+        stamps,
+        gather_windows(variance.astype(np.float64), ix, iy, radius, fill=0.0),
+        gather_windows(hidden, ix, iy, radius, fill=True),
+        dx,
+        dy,
+        [*radii, correction_radius],
+    )
+    margin = radius - model_radius
+    inner = slice(margin, margin + 2 * model_radius + 1)
+    moments = measure_moments(stamps[:, inner, inner], dx, dy, sigma)
+    flags = _make_flags(image, psf, ix, iy, sigma)
+    extendedness = _classify(moments, psf, sigma)
+    measured = SourceMeasurements(
+        psf=psf,
+        apertures=Apertures(
+            all_apertures.flux[:, :-1], all_apertures.flux_err[:, :-1], all_apertures.truncated[:, :-1]
+        ),
+        moments=moments,
+        sigma=sigma,
+        aperture_correction=1.0,
+        aperture_correction_err=math.nan,
+        n_aperture_correction=0,
+        extendedness=extendedness,
+        flags=flags,
+    )
+    stars = measured.usable(correction_min_snr) & (psf.blendedness < 0.02) & ~all_apertures.truncated[:, -1]
+    if np.count_nonzero(stars) < correction_min_stars:
+        return measured
+    ratio = all_apertures.flux[stars, -1] / psf.flux[stars]
+    middle = float(np.median(ratio))
+    spread = 1.4826 * float(np.median(np.abs(ratio - middle)))
+    return dataclasses.replace(
+        measured,
+        aperture_correction=middle,
+        aperture_correction_err=spread * math.sqrt(0.5 * math.pi / ratio.size),
+        n_aperture_correction=int(ratio.size),
+    )
+
+
+def _make_flags(
+    image: VisitImage, psf: PsfPhotometry, ix: npt.NDArray[np.intp], iy: npt.NDArray[np.intp], sigma: float
+) -> dict[str, BoolArray]:
+    flags: dict[str, BoolArray] = {"centroid_flag": ~psf.centroid_ok, "psfFlux_flag": ~psf.flux_ok}
+    radius = math.ceil(2.0 * sigma)
+    core = slice(radius - 1, radius + 2)
+    for name, plane in _PIXEL_FLAGS.items():
+        windows = gather_windows(image.mask.get(plane), ix, iy, radius, fill=False)
+        flags[f"pixelFlags_{name}"] = windows.any(axis=(1, 2))
+        flags[f"pixelFlags_{name}Center"] = windows[:, core, core].any(axis=(1, 2))
+    flags["pixelFlags_edge"] = image.mask.get("DETECTION_EDGE")[iy, ix]
+    return flags
+
+
+def _classify(moments: AdaptiveMoments, psf: PsfPhotometry, sigma: float) -> FloatArray:
+    """Call a source extended if its size exceeds the PSF's by three times its error and a tenth."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = _SIZE_NOISE * np.abs(psf.flux_err / psf.flux)
+        excess = moments.sigma / sigma - 1.0
+    # A tenth leaves room for a PSF that varies over the detector.
+    extended = np.where(excess > np.maximum(3.0 * error, 0.1), 1.0, 0.0)
+    return np.where(psf.flux_ok & (psf.flux > 0.0) & np.isfinite(error), extended, np.nan)
+
+
+def make_source_table(
+    measured: SourceMeasurements,
+    *,
+    ids: npt.NDArray[np.int64],
+    ra_deg: FloatArray,
+    dec_deg: FloatArray,
+    njy_per_electron: float,
+    radii: Sequence[float],
+    extra: Mapping[str, Any],
+) -> astropy.table.Table:
+    """Put measurements into a table, one row per source, with a unit for every column that has one.
+
+    Parameters
+    ----------
+    measured
+        What `measure_sources` returned.
+    ids
+        Identifiers.
+    ra_deg, dec_deg
+        Sky positions in degrees.
+    njy_per_electron
+        Calibration; NaN if there is none, which makes the calibrated fluxes NaN.
+    radii
+        Radii of the apertures in pixels, for the columns' names.
+    extra
+        More columns: a value for all rows, or an array.
+    """
+    psf, moments = measured.psf, measured.moments
+    shape_ok = moments.ok
+    table = astropy.table.Table()
+    table["id"] = ids
+    for name, values in (("x", psf.x), ("y", psf.y), ("xErr", psf.x_err), ("yErr", psf.y_err)):
+        table[name] = astropy.table.Column(values, unit=u.pix)
+    table["coord_ra"] = astropy.table.Column(ra_deg, unit=u.deg)
+    table["coord_dec"] = astropy.table.Column(dec_deg, unit=u.deg)
+    table["psfFlux"] = astropy.table.Column(measured.inst_flux * njy_per_electron, unit=u.nJy)
+    table["psfFluxErr"] = astropy.table.Column(measured.inst_flux_err * njy_per_electron, unit=u.nJy)
+    table["instFlux"] = astropy.table.Column(measured.inst_flux, unit=u.electron)
+    table["instFluxErr"] = astropy.table.Column(measured.inst_flux_err, unit=u.electron)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        table["snr"] = psf.flux / psf.flux_err
+    for index, radius in enumerate(radii):
+        stem = f"ap{radius:02g}"
+        flux, error = measured.apertures.flux[:, index], measured.apertures.flux_err[:, index]
+        table[f"{stem}Flux"] = astropy.table.Column(flux * njy_per_electron, unit=u.nJy)
+        table[f"{stem}FluxErr"] = astropy.table.Column(error * njy_per_electron, unit=u.nJy)
+        table[f"{stem}InstFlux"] = astropy.table.Column(flux, unit=u.electron)
+        table[f"{stem}InstFluxErr"] = astropy.table.Column(error, unit=u.electron)
+        table[f"{stem}Flux_flag"] = measured.apertures.truncated[:, index]
+    for name, values in (("ixx", moments.ixx), ("iyy", moments.iyy), ("ixy", moments.ixy)):
+        table[name] = astropy.table.Column(np.where(shape_ok, values, np.nan), unit=u.pix**2)
+    table["shape_flag"] = ~shape_ok
+    table["extendedness"] = measured.extendedness
+    table["blendedness"] = psf.blendedness
+    for name, flag in measured.flags.items():
+        table[name] = flag
+    for name, value in extra.items():
+        table[name] = value
+    return table
