@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("CalibrationKind", "ingest_calibs")
+__all__ = ("CalibrationKind", "ingest_calibs", "parse_validity")
 
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import astropy.time
 import astropy.units as u
 import numpy as np
 from lsst.daf.butler import Butler, DatasetRef, Timespan
@@ -32,6 +33,26 @@ type CalibrationKey = tuple[int, str | None]
 """Detector and, for flats, physical filter."""
 
 _UNITS = {"bias": u.adu, "dark": u.adu / u.s, "flat": u.dimensionless_unscaled}
+
+
+def parse_validity(begin: str | None, end: str | None) -> Timespan:
+    """Make a validity range of two ISO dates in UTC, either of which may be open.
+
+    Raises
+    ------
+    UserError
+        Raised if a date can't be read or the end is not after the beginning.
+    """
+    times: list[astropy.time.Time | None] = []
+    for label, text in (("begin", begin), ("end", end)):
+        try:
+            times.append(None if text is None else astropy.time.Time(text, scale="utc").tai)
+        except ValueError:
+            raise UserError(f"{label} of validity = {text!r} is not an ISO date or time") from None
+    validity = Timespan(begin=times[0], end=times[1])
+    if validity.isEmpty():
+        raise UserError(f"validity from {begin} to {end} is empty")
+    return validity
 
 
 def ingest_calibs(

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from botocore.exceptions import BotoCoreError, ClientError
-from lsst.daf.butler import (  # type: ignore[attr-defined]
+from lsst.daf.butler import (
     Butler,
     CollectionType,
     DatasetNotFoundError,

@@ -1,0 +1,233 @@
+"""The ``spark-butler`` command."""
+
+from __future__ import annotations
+
+__all__ = ("main",)
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Group(click.Group):
+    """A group that prints a `UserError` of any of its commands as one line, with exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from .errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except UserError as err:
+            click.echo(f"Error: {' '.join(str(err).split())}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings=_CONTEXT)
+@click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
+def main(verbose: bool) -> None:
+    """Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("spark_butler").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@main.group()
+def obs() -> None:
+    """Register cameras, ingest their raw frames and calibrations, define visits."""
+
+
+_instrument = click.option("--instrument", help="Instrument of the files; by default their headers tell.")
+
+
+def _needs_paths[F: Callable[..., Any]](command: F) -> F:
+    return click.argument("paths", nargs=-1, required=True)(command)
+
+
+@obs.command()
+@click.argument("repo")
+@click.argument("camera_yaml")
+@click.option("--update", is_flag=True, help="Replace the description that the repository has.")
+def register_instrument(repo: str, camera_yaml: str, update: bool) -> None:
+    """Register the instrument that CAMERA_YAML describes.
+
+    \b
+    Example:
+      spark-butler obs register-instrument s3-repo conf/cameras/simcam.yaml
+    """
+    from .obs.register import register_instrument
+    from .obs.repository import open_butler
+
+    camera = register_instrument(open_butler(repo), camera_yaml, update=update)
+    click.echo(f"{camera.name} is registered, with {len(camera.detectors)} detectors.")
+
+
+@obs.command()
+@click.argument("repo")
+@_needs_paths
+@_instrument
+@click.option("--output-run", help="RUN collection; INSTRUMENT/raw/all by default.")
+@click.option(
+    "-t",
+    "--transfer",
+    type=click.Choice(["auto", "link", "symlink", "hardlink", "copy", "move", "relsymlink", "direct"]),
+    default="auto",
+    show_default=True,
+    help="How the files get into the datastore; 'direct' leaves them where they are.",
+)
+@click.option("--fail-fast", is_flag=True, help="Ingest nothing if any file is bad.")
+def ingest_raws(
+    repo: str,
+    paths: tuple[str, ...],
+    instrument: str | None,
+    output_run: str | None,
+    transfer: str,
+    fail_fast: bool,
+) -> None:
+    """Ingest raw science and calibration frames.
+
+    PATHS are FITS files, directories, globs or URIs.  Files that can't be ingested are listed and the exit
+    status is 1; the others are ingested nevertheless.
+
+    \b
+    Example:
+      spark-butler obs ingest-raws s3-repo night1/ 'night2/*.fits' --transfer copy
+    """
+    from .obs.raws import ingest_raws
+    from .obs.repository import open_butler
+
+    result = ingest_raws(
+        open_butler(repo),
+        paths,
+        instrument=instrument,
+        output_run=output_run,
+        transfer=transfer,
+        fail_fast=fail_fast,
+    )
+    click.echo(
+        f"{len(result.ingested)} files ingested, {len(result.existing)} were there already, "
+        f"{len(result.failures)} failed."
+    )
+    for reason in result.failures.values():
+        click.echo(f"Error: {' '.join(reason.split())}", err=True)
+    if result.failures:
+        sys.exit(1)
+
+
+@obs.command()
+@click.argument("repo")
+@_needs_paths
+@click.option("--kind", type=click.Choice(["bias", "dark", "flat"]), required=True)
+@click.option(
+    "--master", is_flag=True, help="The files are masters already: assembled, in the masters' units."
+)
+@_instrument
+@click.option("--output-run", help="RUN collection; INSTRUMENT/calib/KIND/TIMESTAMP by default.")
+@click.option("--begin-date", help="Start of validity (ISO, UTC); unbounded by default.")
+@click.option("--end-date", help="End of validity (ISO, UTC); unbounded by default.")
+@click.option("--replace", is_flag=True, help="Decertify masters that are valid at the same times.")
+def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, **options: Any) -> None:
+    """Combine raw calibration frames into masters, and certify them in INSTRUMENT/calib.
+
+    Frames of another kind among PATHS are passed over.  A dark needs the bias to be certified, a flat the
+    bias and the dark, if the camera has them.
+
+    \b
+    Example:
+      spark-butler obs ingest-calibs s3-repo --kind bias raw/
+      spark-butler obs ingest-calibs s3-repo --kind dark raw/
+      spark-butler obs ingest-calibs s3-repo --kind flat raw/
+    """
+    from .obs.calibs import ingest_calibs, parse_validity
+    from .obs.repository import open_butler
+
+    validity = parse_validity(begin_date, end_date)
+    refs = ingest_calibs(open_butler(repo), validity=validity, **options)
+    click.echo(f"{len(refs)} {options['kind']} masters certified, in {refs[0].run}.")
+
+
+@obs.command()
+@click.argument("repo")
+@click.argument("instrument")
+@click.option("--where", default="", help="Expression that narrows the exposures, as in 'pipetask -d'.")
+def define_visits(repo: str, instrument: str, where: str) -> None:
+    """Define a visit for each science exposure.
+
+    \b
+    Example:
+      spark-butler obs define-visits s3-repo SimCam --where "exposure.day_obs = 20260101"
+    """
+    from .obs.repository import open_butler
+    from .obs.visits import define_visits
+
+    visits = define_visits(open_butler(repo), instrument, where=where)
+    click.echo(f"{len(visits)} visits defined.")
+
+
+@obs.command()
+@click.argument("repo")
+@_needs_paths
+@click.option("--name", required=True, help="Name of the dataset type, such as gaia_dr2.")
+@click.option(
+    "-b",
+    "--band-columns",
+    multiple=True,
+    metavar="BAND=COLUMN[,ERROR]",
+    help="Flux or AB magnitude of a band, and its error.  May be repeated.",
+)
+@click.option("--ra-column", default="ra", show_default=True, help="Right ascension in degrees.")
+@click.option("--dec-column", default="dec", show_default=True, help="Declination in degrees.")
+@click.option("--id-column", default="id", show_default=True)
+@click.option("--output-run", help="RUN collection; refcats/NAME by default.")
+@click.option("--replace", is_flag=True, help="Replace shards that the collection has.")
+def ingest_refcats(repo: str, band_columns: tuple[str, ...], **options: Any) -> None:
+    """Ingest a reference catalogue as htm7 shards.
+
+    PATHS are LSST reference catalogue files, or tables with positions in degrees.
+
+    \b
+    Examples:
+      spark-butler obs ingest-refcats s3-repo --name ps1_pv3 ps1/
+      spark-butler obs ingest-refcats s3-repo --name sim_refcat -b r=r_mag,r_mag_err refcat.ecsv
+    """
+    from .obs.refcats import ingest_refcats, parse_band_columns
+    from .obs.repository import open_butler
+
+    bands = [parse_band_columns(text) for text in band_columns]
+    refs = ingest_refcats(open_butler(repo), bands=bands, **options)
+    click.echo(f"{len(refs)} shards of {options['name']} ingested into {refs[0].run}.")
+
+
+@main.group()
+def demo() -> None:
+    """Make data to try the package on."""
+
+
+@demo.command()
+@click.argument("outdir")
+@click.option("--visits", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--detectors", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--size", default=1024, show_default=True, type=click.IntRange(64), help="Pixels; even.")
+@click.option("--seed", default=1, show_default=True)
+def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int) -> None:
+    """Simulate raw frames, calibration frames and a reference catalogue, with known truth.
+
+    \b
+    Example:
+      spark-butler demo simulate demo-data --visits 3 --detectors 4 --size 1024 --seed 1
+    """
+    from .demo.simulation import simulate
+
+    simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed)
+    click.echo(
+        f"{len(simulated.raws)} raw frames are in {simulated.raw_dir}, the truth in {simulated.truth}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The simulated detectors: response, dark current, cosmic rays, bias and read noise."""
+
+from __future__ import annotations
+
+__all__ = ("Electronics", "draw_cosmic_rays", "read_out")
+
+import dataclasses
+from typing import Self
+
+import numpy as np
+
+from ...obs.description import CameraDescription, DetectorDescription
+
+_BIAS_LEVEL = 1000.0
+_DARK_RATE = 0.05
+_HOT_COLUMN = 2.0e4
+_VIGNETTING = 0.12
+
+
+@dataclasses.dataclass(frozen=True)
+class Electronics:
+    """What never changes about a detector; arrays have the shape of the assembled image."""
+
+    throughput: np.ndarray
+    """Relative response to light: vignetting, amplifier and pixel response; 0 in dead columns."""
+    dark_rate: np.ndarray
+    """Electrons per second."""
+    bias_structure: np.ndarray
+    """ADU, on top of the level that the overscan shows."""
+    hot: np.ndarray
+    """Electrons in every exposure, of hot columns."""
+    bias_levels: tuple[float, ...]
+    """ADU, of each amplifier."""
+
+    @classmethod
+    def make(cls, camera: CameraDescription, detector: DetectorDescription, seed: int) -> Self:
+        """Draw a detector's properties; its first defect is a dead column, the others are hot ones."""
+        rng = np.random.default_rng([seed, 2, detector.id])
+        shape = (detector.ny, detector.nx)
+        throughput = _vignetting(camera, detector) * rng.normal(1.0, 0.01, shape)
+        structure = rng.normal(0.0, 0.5, shape)
+        rows = np.arange(detector.ny) / detector.ny
+        columns = np.arange(detector.nx) / detector.nx
+        structure += (6.0 * np.exp(-8.0 * rows))[:, None] + (2.0 * np.sin(12.0 * np.pi * columns))[None, :]
+        dark = np.full(shape, _DARK_RATE)
+        hot_pixels = rng.integers(0, dark.size, dark.size // 2000)
+        dark.ravel()[hot_pixels] += rng.exponential(5.0, len(hot_pixels))
+        levels = []
+        for amplifier in detector.amplifiers:
+            throughput[amplifier.section.slices] *= rng.uniform(0.98, 1.02)
+            levels.append(_BIAS_LEVEL + float(rng.uniform(-30.0, 30.0)))
+        hot = np.zeros(shape)
+        for index, defect in enumerate(detector.defects):
+            if index == 0:
+                throughput[defect.slices] = 0.0
+            else:
+                hot[defect.slices] = _HOT_COLUMN
+        return cls(throughput, dark, structure, hot, tuple(levels))
+
+
+def _vignetting(camera: CameraDescription, detector: DetectorDescription) -> np.ndarray:
+    x, y = focal_plane_position(camera, detector)
+    return np.asarray(1.0 - _VIGNETTING * (x**2 + y**2))
+
+
+def focal_plane_position(
+    camera: CameraDescription, detector: DetectorDescription
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return focal-plane x and y of a detector's pixels, in units of the focal plane's radius."""
+    angle = np.deg2rad(detector.rotation)
+    dx = (np.arange(detector.nx) - 0.5 * (detector.nx - 1))[None, :]
+    dy = (np.arange(detector.ny) - 0.5 * (detector.ny - 1))[:, None]
+    x = detector.offset[0] + np.cos(angle) * dx - np.sin(angle) * dy
+    y = detector.offset[1] + np.sin(angle) * dx + np.cos(angle) * dy
+    radius = focal_plane_radius(camera)
+    return x / radius, y / radius
+
+
+def focal_plane_radius(camera: CameraDescription) -> float:
+    """Return the distance of the farthest corner from the boresight, in pixels."""
+    return max(float(np.hypot(*d.offset) + 0.5 * np.hypot(d.nx, d.ny)) for d in camera.detectors)
+
+
+def draw_cosmic_rays(shape: tuple[int, int], seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the electrons of cosmic rays: straight tracks, about 30 in a megapixel and 30 seconds."""
+    electrons = np.zeros(shape)
+    for _ in range(rng.poisson(1e-6 * shape[0] * shape[1] * seconds)):
+        length, angle = min(rng.exponential(8.0) + 1.0, 60.0), rng.uniform(0.0, np.pi)
+        along = np.arange(0.0, length, 0.25)
+        x = (rng.uniform(0, shape[1]) + along * np.cos(angle)).astype(int)
+        y = (rng.uniform(0, shape[0]) + along * np.sin(angle)).astype(int)
+        inside = (x >= 0) & (x < shape[1]) & (y >= 0) & (y < shape[0])
+        np.add.at(electrons, (y[inside], x[inside]), rng.uniform(200.0, 1000.0))
+    return electrons
+
+
+def read_out(
+    electrons: np.ndarray, detector: DetectorDescription, electronics: Electronics, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the raw frame of collected electrons.
+
+    Parameters
+    ----------
+    electrons
+        Assembled image.
+    detector, electronics
+        The detector.
+    rng
+        Source of the read noise and the bias level's drift.
+
+    Returns
+    -------
+    raw
+        ``uint16`` in ADU, with overscan; clipped where the amplifiers saturate.
+    """
+    raw = np.zeros((detector.raw_ny, detector.raw_nx), dtype=np.uint16)
+    for amplifier, level in zip(detector.amplifiers, electronics.bias_levels, strict=True):
+        level += rng.normal(0.0, 2.0)
+        noise = amplifier.read_noise / amplifier.gain
+        signal = electrons[amplifier.section.slices] / amplifier.gain
+        signal = signal + electronics.bias_structure[amplifier.section.slices] + level
+        signal += noise * rng.standard_normal(signal.shape, dtype=np.float32)
+        raw[amplifier.raw_data_section.slices] = np.clip(np.rint(signal), 0, amplifier.saturation)
+        if (overscan := amplifier.raw_overscan_section) is not None:
+            blank = level + noise * rng.standard_normal(overscan.shape, dtype=np.float32)
+            raw[overscan.slices] = np.clip(np.rint(blank), 0, amplifier.saturation)
+    return raw

@@ -1,0 +1,227 @@
+"""Ingest reference catalogues, cut into the HTM level 7 shards that tasks look up by region."""
+
+from __future__ import annotations
+
+__all__ = ("BandColumns", "ingest_refcats", "parse_band_columns")
+
+import dataclasses
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+import astropy.table
+import astropy.units as u
+import numpy as np
+import pyarrow.parquet
+from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType
+from lsst.daf.butler.formatters.parquet import arrow_to_astropy
+from lsst.pipe.base import Instrument
+from lsst.resources import ResourcePath, ResourcePathExpression
+from lsst.sphgeom import HtmPixelization, LonLat, UnitVector3d
+
+from ..errors import RepositoryError, UserError
+from ._raw_fits import display_name
+from .repository import expand_paths
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".fits", ".fits.gz", ".ecsv", ".csv", ".parquet", ".parq")
+_LEVEL = 7
+_KEPT = re.compile(r"epoch|pm_(ra|dec)(_?[eE]rr)?|parallax(_?[eE]rr)?|coord_(ra|dec)_?[eE]rr")
+"""Columns beside positions and fluxes that are kept where an LSST reference catalogue has them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BandColumns:
+    """Where a table has the brightness of a band: a flux or an AB magnitude, and perhaps its error."""
+
+    band: str
+    value: str
+    error: str | None = None
+
+
+def parse_band_columns(text: str) -> BandColumns:
+    """Parse ``BAND=COLUMN`` or ``BAND=COLUMN,ERROR_COLUMN``.
+
+    Raises
+    ------
+    UserError
+        Raised if the text has another form.
+    """
+    if (match := re.fullmatch(r"(\w+)=([^,=\s]+)(?:,([^,=\s]+))?", text)) is None:
+        raise UserError(f"{text!r} is not of the form BAND=COLUMN or BAND=COLUMN,ERROR_COLUMN")
+    return BandColumns(*match.groups())
+
+
+def ingest_refcats(
+    butler: Butler,
+    name: str,
+    paths: Iterable[ResourcePathExpression],
+    *,
+    bands: Sequence[BandColumns] = (),
+    ra_column: str = "ra",
+    dec_column: str = "dec",
+    id_column: str = "id",
+    output_run: str | None = None,
+    replace: bool = False,
+) -> list[DatasetRef]:
+    """Ingest a reference catalogue.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler.
+    name
+        Name of the dataset type, such as ``gaia_dr2``.
+    paths
+        Tables (FITS, ECSV, CSV, Parquet), directories, globs or URIs.  A table with columns ``coord_ra`` and
+        ``coord_dec`` is taken for an LSST reference catalogue (radians, nJy), any other for one with ICRS
+        positions in degrees.
+    bands
+        Columns with the brightness of each band.  A column with the unit mag, or with no unit and ``mag`` in
+        its name, holds AB magnitudes; any other a flux in its unit, or nJy if it has none.  By default the
+        ``*_flux`` columns of an LSST reference catalogue are kept as they are.
+    ra_column, dec_column, id_column
+        Names of columns in tables that are not LSST reference catalogues; without identifiers the rows are
+        numbered.
+    output_run
+        RUN collection, by default ``refcats/NAME``; it is put into the chain ``refcats``.
+    replace
+        Whether shards give way that the collection has already.
+
+    Returns
+    -------
+    refs
+        One dataset for each HTM level 7 trixel with sources: an `astropy.table.Table` with ``id``,
+        ``coord_ra`` and ``coord_dec`` (radians), and ``BAND_flux`` and ``BAND_fluxErr`` (nJy) for each band.
+
+    Raises
+    ------
+    UserError
+        Raised if a table can't be read, lacks a column, or has positions that are not on the sky.
+    RepositoryError
+        Raised if the collection has shards already and ``replace`` is false.
+    """
+    tables = []
+    for file in expand_paths(paths, _SUFFIXES):
+        try:
+            tables.append(_standardize(_read(file), bands, ra_column, dec_column, id_column))
+        except (KeyError, ValueError, u.UnitsError) as err:
+            raise UserError(f"{display_name(file)}: {err.args[0] if err.args else err}") from None
+    # Different columns in different files would make shards that can't be concatenated.
+    if len(columns := {tuple(sorted(table.colnames)) for table in tables}) > 1:
+        raise UserError(
+            f"the tables have different columns: {' / '.join(', '.join(c) for c in sorted(columns))}"
+        )
+    catalog = astropy.table.vstack(tables, metadata_conflicts="silent")
+    if "id" not in catalog.colnames:
+        catalog.add_column(np.arange(1, len(catalog) + 1), name="id", index=0)
+    return _put_shards(
+        butler, name, catalog, output_run or Instrument.makeRefCatCollectionName(name), replace
+    )
+
+
+def _put_shards(
+    butler: Butler, name: str, catalog: astropy.table.Table, run: str, replace: bool
+) -> list[DatasetRef]:
+    trixels = _trixels(catalog)
+    shards = np.unique(trixels).tolist()
+    dataset_type = DatasetType(name, (f"htm{_LEVEL}",), "ArrowAstropy", universe=butler.dimensions)
+    butler.registry.registerDatasetType(dataset_type)
+    existing = []
+    if run in butler.collections.query("*"):
+        found = (butler.find_dataset(dataset_type, {"htm7": shard}, collections=run) for shard in shards)
+        existing = [ref for ref in found if ref is not None]
+    if existing and not replace:
+        ids = ", ".join(str(ref.dataId["htm7"]) for ref in existing)
+        raise RepositoryError(f"{run} has shards of {name} already: {ids}; replace them, or give another run")
+    if existing:
+        butler.pruneDatasets(existing, disassociate=True, unstore=True, purge=True)
+    butler.collections.register(run)
+    refs = [butler.put(catalog[trixels == shard], dataset_type, htm7=shard, run=run) for shard in shards]
+    chain = Instrument.makeRefCatCollectionName()
+    butler.collections.register(chain, CollectionType.CHAINED)
+    if run not in butler.collections.get_info(chain).children:
+        butler.collections.prepend_chain(chain, run)
+    logger.info("Ingested %d sources of %s in %d shards into %s.", len(catalog), name, len(refs), run)
+    return refs
+
+
+def _read(file: ResourcePath) -> astropy.table.Table:
+    with warnings.catch_warnings(), file.as_local() as local:
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        try:
+            if local.ospath.endswith((".parquet", ".parq")):
+                # Astropy would need pandas for it.
+                return arrow_to_astropy(pyarrow.parquet.read_table(local.ospath))
+            return astropy.table.Table.read(local.ospath)
+        except (OSError, ValueError, TypeError) as err:
+            raise ValueError(f"not a readable table: {' '.join(str(err).split())}") from None
+
+
+def _standardize(
+    table: astropy.table.Table, bands: Sequence[BandColumns], ra: str, dec: str, identifier: str
+) -> astropy.table.Table:
+    is_lsst = {"coord_ra", "coord_dec"} <= set(table.colnames)
+    if is_lsst:
+        ra, dec, identifier = "coord_ra", "coord_dec", "id"
+    out = astropy.table.Table()
+    if identifier in table.colnames:
+        out["id"] = np.asarray(_column(table, identifier), dtype=np.int64)
+    for target, source in (("coord_ra", ra), ("coord_dec", dec)):
+        values = _plain(_column(table, source))
+        out[target] = (values if is_lsst else np.deg2rad(values)) * u.rad
+    position = np.stack([out["coord_ra"].value, out["coord_dec"].value])
+    if not np.isfinite(position).all() or (np.abs(position[1]) > 0.5 * np.pi).any():
+        raise ValueError(f"columns {ra}, {dec} have positions that are not on the sky")
+    if not bands and not is_lsst:
+        raise ValueError("no band columns were given, and it is no LSST reference catalogue")
+    for band in bands:
+        flux, error = _flux(table, band)
+        out[f"{band.band}_flux"] = flux * u.nJy
+        if error is not None:
+            out[f"{band.band}_fluxErr"] = error * u.nJy
+    for name in table.colnames if is_lsst else ():
+        is_flux = not bands and name.endswith(("_flux", "_fluxErr"))
+        if (is_flux or _KEPT.fullmatch(name)) and table[name].ndim == 1:
+            out[name] = _plain(table[name])
+            if is_flux:
+                out[name].unit = u.nJy
+    return out
+
+
+def _column(table: astropy.table.Table, name: str) -> astropy.table.Column:
+    if name not in table.colnames:
+        raise KeyError(f"no column {name!r}; it has {', '.join(table.colnames)}")
+    return table[name]
+
+
+def _plain(column: astropy.table.Column) -> np.ndarray:
+    """Return a column as floats, with NaN where it is masked."""
+    values = np.ma.asarray(column.data if hasattr(column, "data") else column)
+    return np.ma.filled(values.astype(np.float64), np.nan)
+
+
+def _flux(table: astropy.table.Table, band: BandColumns) -> tuple[np.ndarray, np.ndarray | None]:
+    column = _column(table, band.value)
+    values = _plain(column)
+    errors = None if band.error is None else _plain(_column(table, band.error))
+    if (
+        column.unit == u.mag
+        or column.unit == u.ABmag
+        or (column.unit is None and "mag" in band.value.lower())
+    ):
+        flux = (values * u.ABmag).to_value(u.nJy)
+        return flux, None if errors is None else errors * flux * np.log(10.0) / 2.5
+    factor = 1.0 if column.unit is None else float((1.0 * column.unit).to_value(u.nJy))
+    return values * factor, None if errors is None else errors * factor
+
+
+def _trixels(catalog: astropy.table.Table) -> np.ndarray:
+    pixelization = HtmPixelization(_LEVEL)
+    positions = zip(catalog["coord_ra"].value.tolist(), catalog["coord_dec"].value.tolist(), strict=True)
+    return np.array(
+        [pixelization.index(UnitVector3d(LonLat.fromRadians(ra, dec))) for ra, dec in positions],
+        dtype=np.int64,
+    )
