@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Before numpy is imported anywhere. The datastore's cache would hide what is really in the object store.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
 
 
@@ -61,8 +62,6 @@ def spark(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> It
         app_name="tests",
         conf={
             "spark.ui.enabled": "false",
-            "spark.driver.bindAddress": "127.0.0.1",
-            "spark.driver.host": "127.0.0.1",
             "spark.local.dir": str(scratch),
             "spark.sql.warehouse.dir": str(scratch / "warehouse"),
             "spark.sql.shuffle.partitions": "2",

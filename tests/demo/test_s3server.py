@@ -122,7 +122,10 @@ def test_a_port_taken_meanwhile_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_server_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(s3server, "_find_program", lambda: "false")
+    program = tmp_path / "weed"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(s3server, "_find_program", lambda: str(program))
     with pytest.raises(S3ServerError, match=r"3 attempts; see .*weed\.log"):
         EmbeddedS3(tmp_path).start()
 

@@ -1,0 +1,101 @@
+"""A simulated night in a repository, made once and kept while nothing that it depends on changes."""
+
+from __future__ import annotations
+
+__all__ = ["NIGHT_COLLECTION", "DemoNight"]
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from lsst.daf.butler import Butler
+
+from ..obs.calibs import ingest_calibs
+from ..obs.raws import ingest_raws
+from ..obs.refcats import BandColumns, ingest_refcats
+from ..obs.register import register_instrument
+from ..obs.visits import define_visits
+from .repository import make_repository
+from .s3server import EmbeddedS3
+from .simulation import simulate
+
+NIGHT_COLLECTION = "SimCam/defaults"
+"""The collection that leads to all that a prepared repository holds."""
+
+_BUCKET = "demo"
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoNight:
+    """A night, and where everything about it is kept.
+
+    The other parameters are those of `~spark_butler.demo.simulation.simulate`.
+    """
+
+    directory: Path
+    """Directory of all that follows."""
+    visits: int = 3
+    detectors: int = 4
+    size: int = 1024
+    seed: int = 1
+
+    @property
+    def simulation(self) -> Path:
+        """Raw frames, reference catalogue and truth."""
+        return self.directory / "night"
+
+    @property
+    def objects(self) -> Path:
+        """Data of the S3 server."""
+        return self.directory / "s3"
+
+    @property
+    def repo(self) -> Path:
+        """The repository: its configuration, and its registry in SQLite."""
+        return self.directory / "repo"
+
+    def is_prepared(self) -> bool:
+        """Whether the repository is there, and simulating and ingesting anew would make the same."""
+        return self._stamp.is_file() and self._stamp.read_text() == self._digest()
+
+    def clear(self) -> None:
+        """Remove the repository, the objects and the simulation; the S3 server must not be running."""
+        self._stamp.unlink(missing_ok=True)
+        for each in (self.repo, self.objects, self.simulation):
+            shutil.rmtree(each, ignore_errors=True)
+
+    def prepare(self, server: EmbeddedS3) -> None:
+        """Simulate the night and ingest it, as the ``spark-butler obs`` commands would.
+
+        Parameters
+        ----------
+        server
+            The server of `objects`, to which the environment points.
+        """
+        night = simulate(
+            self.simulation, visits=self.visits, detectors=self.detectors, size=self.size, seed=self.seed
+        )
+        server.make_bucket(_BUCKET)
+        make_repository(self.repo, f"s3://{_BUCKET}/repo/")
+        with Butler.from_config(self.repo, writeable=True) as butler:
+            camera = register_instrument(butler, night.camera)
+            ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
+            for kind in ("bias", "dark", "flat"):
+                ingest_calibs(butler, kind, [night.raw_dir])
+            ingest_refcats(butler, "ref_cat", [night.refcat], bands=[BandColumns("r", "r_mag", "r_mag_err")])
+            define_visits(butler, camera.name)
+        self._stamp.write_text(self._digest())
+
+    @property
+    def _stamp(self) -> Path:
+        return self.directory / "prepared"
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr(self).encode())
+        package = Path(__file__).resolve().parents[1]
+        for room in ("demo/simulation", "obs"):
+            for path in sorted((package / room).glob("*.py")):
+                digest.update(os.fsencode(path.name) + path.read_bytes())
+        return digest.hexdigest()
