@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml requirements.lock requirements-java.lock tools/inst
 
 .PHONY: lock
 lock: $(INSTALLED) ## Bring the lock files up to the newest versions that fit pyproject.toml
-	@uv=$$(command -v uv || ls .uv/bin/uv .uv/target/bin/uv 2>/dev/null | head -n 1)
+	@uv=$$(tools/install.sh --uv)
 	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra demo --extra test pyproject.toml -o requirements.lock
 	sed -n 's/^java = \["\(.*\)"\]$$/\1/p' pyproject.toml | "$$uv" pip compile $(LOCK_FLAGS) --upgrade - -o requirements-java.lock
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Make the environment in .venv/ from the lock files; `make install` runs this.
+#   --uv     only say which uv that takes
 #   PYTHON   the interpreter to use (default: found, or fetched by uv)
 #   VENV     where the environment goes (default .venv)
 set -euo pipefail
@@ -44,6 +45,7 @@ find_python() {
 }
 
 uv=$(find_uv)
+if [ "${1:-}" = --uv ]; then echo "$uv"; exit; fi
 python=${PYTHON:-$(find_python)}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' ||
   fail "$python is $("$python" --version 2>&1), and 3.12 or newer is needed"
