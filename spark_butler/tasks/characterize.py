@@ -75,7 +75,15 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
     initial_fwhm = RangeField(
         dtype=float, doc="First guess of the PSF's FWHM in pixels.", default=4.0, min=1.0
     )
-    iterations = RangeField(dtype=int, doc="Rounds of background, detection and PSF.", default=3, min=1)
+    max_iterations = RangeField(
+        dtype=int, doc="Most rounds of background, detection and PSF; two are always made.", default=4, min=2
+    )
+    psf_tolerance = RangeField(
+        dtype=float,
+        doc="The rounds end when the PSF's width changes by less than this fraction.",
+        default=0.02,
+        min=0.0,
+    )
     detection_threshold = RangeField(
         dtype=float,
         doc="Least signal-to-noise ratio of a source in the matched filter.",
@@ -219,7 +227,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         not_star = defects | plane_union(image.mask, "SATURATED")
         masked = not_star
         sigma = config.initial_fwhm / FWHM_PER_SIGMA
-        for step in range(config.iterations):
+        for step in range(config.max_iterations):
             mesh = estimate_background(
                 pixels, masked, cell=config.background_cell, smooth=config.background_smooth
             )
@@ -244,8 +252,9 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 max_stars=config.psf_max_stars,
                 min_stars=config.psf_min_stars,
             )
-            if math.isfinite(psf.sigma):
-                sigma = psf.sigma
+            previous, sigma = sigma, psf.sigma if math.isfinite(psf.sigma) else sigma
+            if step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
+                break
             masked = not_star | _source_mask(detections, sigma, pixels.shape)
         if not math.isfinite(psf.sigma):
             self._no_psf(len(detections), sigma)

@@ -98,24 +98,77 @@ def detect_sources(
     weight = np.where(good, 1.0 / sky, 0.0).astype(np.float32)
     data = np.where(good, image, 0.0).astype(np.float32)
     significance = _matched_filter(data, weight, sigma)
-    peaks = (significance >= threshold) & good
+    excess = np.where(good, variance, sky) / sky
+    x, y = _find_peaks(significance, excess, good, sigma, threshold, contrast, reach=12.0 * sigma)
+    # The filter widens stars and merges close pairs; one half as wide tells the bright ones apart.
+    finer = _matched_filter(data, weight, 0.5 * sigma)
+    fine_x, fine_y = _find_peaks(
+        finer,
+        excess,
+        good & (significance >= threshold),
+        0.5 * sigma,
+        1.5 * threshold,
+        2.0 * contrast,
+        reach=12.0 * sigma,
+        relative=0.05,
+    )
+    x, y = _merge(x, y, fine_x, fine_y, 1.8 * sigma)
+    if reject_sharp and x.size:
+        keep = ~_is_sharp(data * np.sqrt(weight), significance, x, y, sigma)
+        x, y = x[keep], y[keep]
+    order = np.argsort(-significance[y, x], kind="stable")
+    x, y = x[order], y[order]
+    dx, dy = _interpolate_peak(significance, x, y)
+    return Detections(
+        x=x + dx,
+        y=y + dy,
+        significance=significance[y, x].astype(np.float64),
+        footprint=significance >= threshold,
+    )
+
+
+def _find_peaks(
+    significance: npt.NDArray[np.float32],
+    excess: FloatImage,
+    allowed: BoolArray,
+    sigma: float,
+    threshold: float,
+    contrast: float,
+    *,
+    reach: float,
+    relative: float = 0.0,
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Local maxima above ``threshold`` that stand out, brightest first.
+
+    ``excess`` is the ratio of the full variance to that of the sky.  A saddle must lie ``contrast`` times the
+    noise, and the fraction ``relative`` of the peak, below the peak.
+    """
+    peaks = (significance >= threshold) & allowed
     peaks &= significance == scipy.ndimage.maximum_filter(significance, size=3, mode="nearest")
     y, x = np.nonzero(peaks)
     order = np.argsort(-significance[y, x], kind="stable")
     x, y = x[order], y[order]
-    footprint = significance >= threshold
-    if reject_sharp and x.size:
-        keep = ~_is_sharp(data * np.sqrt(weight), significance, x, y, sigma)
-        x, y = x[keep], y[keep]
-    if x.size:
-        ratio = np.where(good, variance, sky) / sky
-        noise = np.sqrt(scipy.ndimage.gaussian_filter(ratio.astype(np.float32), sigma / np.sqrt(2.0))[y, x])
-        keep = _stands_out(significance, x, y, contrast * noise, reach=12.0 * sigma)
-        x, y = x[keep], y[keep]
-    dx, dy = _interpolate_peak(significance, x, y)
-    return Detections(
-        x=x + dx, y=y + dy, significance=significance[y, x].astype(np.float64), footprint=footprint
-    )
+    if not x.size:
+        return x, y
+    noise = np.sqrt(scipy.ndimage.gaussian_filter(excess.astype(np.float32), sigma / np.sqrt(2.0))[y, x])
+    needed = np.maximum(contrast * noise, relative * significance[y, x])
+    keep = _stands_out(significance, x, y, needed, reach)
+    return x[keep], y[keep]
+
+
+def _merge(
+    x: npt.NDArray[np.intp],
+    y: npt.NDArray[np.intp],
+    fine_x: npt.NDArray[np.intp],
+    fine_y: npt.NDArray[np.intp],
+    radius: float,
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Take all fine peaks, and those of the others that have no fine one near."""
+    if not fine_x.size:
+        return x, y
+    distance, _ = scipy.spatial.cKDTree(np.column_stack([fine_x, fine_y])).query(np.column_stack([x, y]))
+    alone = distance > radius
+    return np.concatenate([fine_x, x[alone]]), np.concatenate([fine_y, y[alone]])
 
 
 def _matched_filter(
