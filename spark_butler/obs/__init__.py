@@ -9,8 +9,11 @@ __all__ = (
     "DetectorDescription",
     "FilterDescription",
     "ObservationType",
+    "RawFileError",
+    "YamlInstrument",
 )
 
+from ._raw_fits import RawFileError
 from .description import (
     AmplifierDescription,
     CameraDescription,
@@ -19,3 +22,4 @@ from .description import (
     FilterDescription,
     ObservationType,
 )
+from .instrument import YamlInstrument

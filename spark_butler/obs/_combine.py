@@ -91,7 +91,7 @@ def _spread(stack: np.ndarray) -> float:
 
 
 def normalize(image: np.ndarray) -> np.ndarray:
-    """Return an image divided by its median; pixels that then are below 0.01 or not finite become 1.
+    """Return an image divided by its median; dead pixels stay near 0, for whoever divides by it to notice.
 
     Raises
     ------
@@ -101,6 +101,4 @@ def normalize(image: np.ndarray) -> np.ndarray:
     median = float(np.median(image))
     if not median > 0:
         raise ValueError(f"the median is {median:g}, which is no illumination")
-    relative = image / np.float32(median)
-    relative[~(relative >= 0.01)] = 1.0
-    return relative.astype(np.float32, copy=False)
+    return (image / np.float32(median)).astype(np.float32, copy=False)

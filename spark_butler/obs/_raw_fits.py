@@ -67,7 +67,9 @@ def _opened(stream: Stream, name: str, **options: Any) -> Iterator[astropy.io.fi
         except (OSError, TypeError, ValueError, EOFError, astropy.io.fits.VerifyError) as err:
             if isinstance(err, RawFileError):
                 raise
-            raise RawFileError(f"{name}: not a readable FITS image: {' '.join(str(err).split())}") from None
+            # What follows the first sentence is advice for callers of astropy.
+            reason = " ".join(str(err).split()).split(". ")[0]
+            raise RawFileError(f"{name}: not a readable FITS image: {reason}") from None
 
 
 def _plain_stream(stream: Stream, name: str) -> Stream:

@@ -24,7 +24,7 @@ from ._raw_fits import display_name, read_raw_pixels
 from .description import CameraDescription, DetectorDescription
 from .instruments import make_instrument_class
 from .raws import RAW_SUFFIXES, read_raw_files
-from .repository import describe_instruments, expand_paths
+from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def ingest_calibs(
         Raised if other masters are certified for overlapping times and ``replace`` is false.
     """
     cameras = describe_instruments(butler, instrument)
+    if output_run is not None:
+        check_run(butler, output_run)
     files = expand_paths(paths, RAW_SUFFIXES)
     validity = Timespan(None, None) if validity is None else validity
     if master:

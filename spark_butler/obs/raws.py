@@ -20,7 +20,7 @@ from ._raw_fits import display_name
 from .description import CameraDescription
 from .formatters import RawFitsFormatter
 from .instruments import make_instrument_class
-from .repository import describe_instruments, expand_paths
+from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,8 @@ def ingest_raws(
         Raised if a path does not exist, no instrument is registered, or a file is bad and ``fail_fast``.
     """
     cameras = describe_instruments(butler, instrument)
+    if output_run is not None:
+        check_run(butler, output_run)
     raws, failures = read_raw_files(expand_paths(paths, RAW_SUFFIXES), cameras, fail_fast=fail_fast)
     result = RawIngestResult(failures=failures)
     by_exposure: dict[tuple[str, int], list[RawFile]] = defaultdict(list)

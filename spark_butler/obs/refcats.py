@@ -22,11 +22,12 @@ from lsst.sphgeom import HtmPixelization, LonLat, UnitVector3d
 
 from ..errors import RepositoryError, UserError
 from ._raw_fits import display_name
-from .repository import expand_paths
+from .repository import check_run, expand_paths
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".fits", ".fits.gz", ".ecsv", ".csv", ".parquet", ".parq")
+_FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv"}
 _LEVEL = 7
 _KEPT = re.compile(r"epoch|pm_(ra|dec)(_?[eE]rr)?|parallax(_?[eE]rr)?|coord_(ra|dec)_?[eE]rr")
 """Columns beside positions and fluxes that are kept where an LSST reference catalogue has them."""
@@ -103,6 +104,9 @@ def ingest_refcats(
     RepositoryError
         Raised if the collection has shards already and ``replace`` is false.
     """
+    run = output_run or Instrument.makeRefCatCollectionName(name)
+    check_run(butler, run)
+    dataset_type = _dataset_type(butler, name)
     tables = []
     for file in expand_paths(paths, _SUFFIXES):
         try:
@@ -117,17 +121,33 @@ def ingest_refcats(
     catalog = astropy.table.vstack(tables, metadata_conflicts="silent")
     if "id" not in catalog.colnames:
         catalog.add_column(np.arange(1, len(catalog) + 1), name="id", index=0)
-    return _put_shards(
-        butler, name, catalog, output_run or Instrument.makeRefCatCollectionName(name), replace
-    )
+    return _put_shards(butler, dataset_type, catalog, run, replace)
+
+
+def _dataset_type(butler: Butler, name: str) -> DatasetType:
+    """Return the catalogue's dataset type, unregistered as yet.
+
+    Raises
+    ------
+    UserError
+        Raised if the name can't be a dataset type's, or is that of another one.
+    """
+    try:
+        dataset_type = DatasetType(name, (f"htm{_LEVEL}",), "ArrowAstropy", universe=butler.dimensions)
+    except ValueError as err:
+        raise UserError(f"name = {name!r}: {err}") from None
+    for registered in butler.registry.queryDatasetTypes(name):
+        if registered != dataset_type:
+            raise RepositoryError(f"name = {name!r}: the repository has another dataset type {registered}")
+    return dataset_type
 
 
 def _put_shards(
-    butler: Butler, name: str, catalog: astropy.table.Table, run: str, replace: bool
+    butler: Butler, dataset_type: DatasetType, catalog: astropy.table.Table, run: str, replace: bool
 ) -> list[DatasetRef]:
     trixels = _trixels(catalog)
     shards = np.unique(trixels).tolist()
-    dataset_type = DatasetType(name, (f"htm{_LEVEL}",), "ArrowAstropy", universe=butler.dimensions)
+    name = dataset_type.name
     butler.registry.registerDatasetType(dataset_type)
     existing = []
     if run in butler.collections.query("*"):
@@ -155,7 +175,7 @@ def _read(file: ResourcePath) -> astropy.table.Table:
             if local.ospath.endswith((".parquet", ".parq")):
                 # Astropy would need pandas for it.
                 return arrow_to_astropy(pyarrow.parquet.read_table(local.ospath))
-            return astropy.table.Table.read(local.ospath)
+            return astropy.table.Table.read(local.ospath, format=_FORMATS.get(file.getExtension(), "fits"))
         except (OSError, ValueError, TypeError) as err:
             raise ValueError(f"not a readable table: {' '.join(str(err).split())}") from None
 

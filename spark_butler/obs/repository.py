@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "check_run",
     "define_collections",
     "describe_instruments",
     "expand_paths",
@@ -65,6 +66,22 @@ def register_dataset_types(butler: Butler) -> None:
             name, dimensions, storage_class, universe=butler.dimensions, isCalibration=is_calibration
         )
         butler.registry.registerDatasetType(dataset_type)
+
+
+def check_run(butler: Butler, run: str) -> None:
+    """Check that a collection is a RUN, or may become one.
+
+    Raises
+    ------
+    RepositoryError
+        Raised if it is of another type.
+    """
+    try:
+        found = butler.collections.get_info(run).type
+    except MissingCollectionError:
+        return
+    if found is not CollectionType.RUN:
+        raise RepositoryError(f"output run {run} is a {found.name} collection; give another name")
 
 
 def define_collections(butler: Butler, instrument: YamlInstrument) -> None:
