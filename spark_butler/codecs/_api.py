@@ -1,0 +1,193 @@
+"""Encode, decode and copy a dataset by the first way that works."""
+
+from __future__ import annotations
+
+__all__ = ["check_storage_class", "copy_object", "decode", "encode"]
+
+import logging
+import pickle
+from typing import Any
+
+import numpy as np
+from lsst.daf.butler import StorageClass
+from lsst.utils.introspection import get_full_type_name
+
+from ..errors import PlanError
+from ._errors import CodecError
+from ._form import EncodedObject, Form
+from ._formatter import FormatterFallback
+from ._pickling import pickle_dataset
+from ._registry import find_codec, find_codec_of_type
+
+logger = logging.getLogger(__name__)
+
+_PICKLE = "pickle"
+_FORMATTER = "formatter"
+
+# Types of which one object has come back from its pickle stream in this process.
+_proven: set[type] = set()
+
+
+def _codec_of(storage_class: StorageClass) -> str | None:
+    return storage_class.name if find_codec(storage_class.name) is not None else None
+
+
+def _private(buffers: list[memoryview]) -> list[memoryview]:
+    return [memoryview(np.array(buffer, dtype=np.uint8)) for buffer in buffers]
+
+
+def _join(stream: list[memoryview]) -> bytes | memoryview:
+    return stream[0] if len(stream) == 1 else b"".join(stream)
+
+
+def encode(
+    obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None
+) -> EncodedObject:
+    """Serialise a dataset.
+
+    Parameters
+    ----------
+    obj
+        The dataset.
+    storage_class
+        Its storage class, that of the dataset type in the repository.
+    formatter
+        Last resort, for an object that doesn't pickle.
+
+    Returns
+    -------
+    encoded
+        The serialised form, with views on the arrays of the object.
+
+    Raises
+    ------
+    CodecError
+        Raised if no way works.
+    """
+    codec = _codec_of(storage_class)
+    try:
+        stream, buffers = pickle_dataset(obj, codec)
+        if type(obj) not in _proven:
+            # What pickles may still not unpickle, and the consumer would be too late to find that out.
+            pickle.loads(_join(stream), buffers=_private(buffers))
+            _proven.add(type(obj))
+    except Exception as err:  # noqa: BLE001  # the object's own code runs: it may raise anything
+        type_name = get_full_type_name(obj)
+        if codec is not None or formatter is None:
+            raise CodecError(
+                f"A {type_name} of storage class {storage_class.name!r} can't be serialised"
+                f" by {codec or _PICKLE!r}: {type(err).__name__}: {err}"
+            ) from err
+        logger.debug("A %s does not pickle (%s); its formatter is used.", type_name, err)
+    else:
+        return EncodedObject.assemble(codec or find_codec_of_type(type(obj)) or _PICKLE, stream, buffers)
+    try:
+        stream, buffers = pickle_dataset(formatter.to_parts(obj))
+    except Exception as err:  # as above, with the formatter's code
+        raise CodecError(
+            f"A {type_name} of storage class {storage_class.name!r} neither pickles nor can be written"
+            f" by its formatter: {type(err).__name__}: {err}"
+        ) from err
+    return EncodedObject.assemble(_FORMATTER, stream, buffers)
+
+
+def decode(
+    data: bytearray | memoryview,
+    storage_class: StorageClass,
+    *,
+    formatter: FormatterFallback | None = None,
+) -> Any:
+    """Make a dataset of its serialised form.
+
+    Parameters
+    ----------
+    data
+        The whole form in one writable buffer, which belongs to the dataset
+        from then on: its arrays are views on it.
+    storage_class
+        The storage class it was encoded with.
+    formatter
+        Needed if the dataset went by its formatter.
+
+    Returns
+    -------
+    obj
+        The dataset.
+
+    Raises
+    ------
+    CodecError
+        Raised if the bytes are no whole serialised form, or are one that
+        this process has no codec for.
+    """
+    form = Form.parse(data)
+    obj = pickle.loads(form.stream, buffers=form.buffers)
+    if form.codec != _FORMATTER:
+        return obj
+    if formatter is None:
+        raise CodecError(
+            f"A dataset of storage class {storage_class.name!r} was serialised by its formatter, but"
+            " no formatter was given to read it with."
+        )
+    return formatter.from_parts(*obj)
+
+
+def copy_object(obj: Any, storage_class: StorageClass) -> Any:
+    """Copy a dataset so that neither sees a change of the other.
+
+    Parameters
+    ----------
+    obj
+        The dataset.
+    storage_class
+        Its storage class.
+
+    Returns
+    -------
+    copy
+        What would come back from `encode` and `decode`.
+
+    Raises
+    ------
+    CodecError
+        Raised if the dataset can't be copied.
+    """
+    if type(obj) is np.ndarray and not obj.dtype.hasobject:
+        return obj.copy(order="K")
+    try:
+        stream, buffers = pickle_dataset(obj, _codec_of(storage_class))
+        return pickle.loads(_join(stream), buffers=_private(buffers))
+    except Exception as err:  # noqa: BLE001  # the object's own code runs: it may raise anything
+        raise CodecError(
+            f"A {get_full_type_name(obj)} of storage class {storage_class.name!r} can't be copied:"
+            f" {type(err).__name__}: {err}"
+        ) from err
+
+
+def check_storage_class(storage_class: StorageClass) -> str:
+    """Check that datasets of a storage class can be temporary.
+
+    Parameters
+    ----------
+    storage_class
+        A storage class.
+
+    Returns
+    -------
+    name
+        Name of the codec that will be tried first.
+
+    Raises
+    ------
+    PlanError
+        Raised if none can work.
+    """
+    try:
+        if (codec := _codec_of(storage_class)) is not None:
+            return codec
+        pytype = storage_class.pytype
+        return find_codec_of_type(pytype) or _PICKLE
+    except (CodecError, ImportError, AttributeError, TypeError) as err:
+        raise PlanError(
+            f"Datasets of storage class {storage_class.name!r} can't be temporary: {err}"
+        ) from err

@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+__all__ = ["CodecError"]
+
+from ..errors import SparkButlerError
+
+
+class CodecError(SparkButlerError, ValueError):
+    """A dataset can't be serialised, or bytes are not a serialised dataset."""

@@ -1,0 +1,134 @@
+"""The last resort: the file that a datastore would write."""
+
+from __future__ import annotations
+
+__all__ = ["FormatterFallback"]
+
+import contextlib
+import pickle
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from lsst.daf.butler import (
+    DatasetRef,
+    Datastore,
+    FileDescriptor,
+    Formatter,
+    FormatterFactory,
+    FormatterV1inV2,
+    FormatterV2,
+    Location,
+    QuantumBackedButler,
+)
+from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
+from lsst.daf.butler.datastores.fileDatastore import FileDatastore
+
+from ._errors import CodecError
+
+
+def _factories(datastore: Datastore) -> Iterator[FormatterFactory]:
+    if isinstance(datastore, ChainedDatastore):
+        for child in datastore.datastores:
+            yield from _factories(child)
+    elif isinstance(datastore, FileDatastore):
+        yield datastore.formatterFactory
+
+
+class FormatterFallback:
+    """Writes a dataset with a formatter, as a datastore would, but to a private file.
+
+    Parameters
+    ----------
+    factory
+        Knows the formatters of a datastore.
+    ref
+        The dataset.
+    """
+
+    def __init__(self, factory: FormatterFactory, ref: DatasetRef):
+        self._factory = factory
+        self._ref = ref
+
+    @classmethod
+    def from_butler(cls, butler: QuantumBackedButler, ref: DatasetRef) -> Self | None:
+        """Find the formatter that the datastore of a butler has for a dataset.
+
+        Parameters
+        ----------
+        butler
+            Butler of the group.
+        ref
+            The dataset, with the storage class it has in the repository.
+
+        Returns
+        -------
+        formatter
+            `None` where the datastore writes no files, or not of this type.
+        """
+        # The butler has no public way to the formatters of its datastore.
+        for factory in _factories(butler._datastore):
+            with contextlib.suppress(KeyError):
+                factory.getFormatterClass(ref)
+                return cls(factory, ref)
+        return None
+
+    def _make(self, root: str, name: str) -> FormatterV2:
+        storage_class = self._ref.datasetType.storageClass
+        descriptor = FileDescriptor(Location(root, name), storageClass=storage_class)
+        formatter = self._factory.getFormatter(self._ref, descriptor, dataId=self._ref.dataId, ref=self._ref)
+        if not isinstance(formatter, Formatter):
+            return formatter
+        return FormatterV1inV2(
+            descriptor,
+            ref=self._ref,
+            formatter=formatter,
+            write_parameters=formatter.write_parameters,
+            write_recipes=formatter.write_recipes,
+        )
+
+    def to_parts(self, obj: Any) -> tuple[str, pickle.PickleBuffer]:
+        """Write a dataset.
+
+        Parameters
+        ----------
+        obj
+            The dataset.
+
+        Returns
+        -------
+        name
+            Name of the file; the formatter needs its extension.
+        content
+            Content of the file.
+        """
+        with tempfile.TemporaryDirectory(prefix="spark-butler-") as root:
+            self._make(root, "dataset").write(obj)
+            files = [path for path in Path(root).rglob("*") if path.is_file()]
+            if len(files) != 1:
+                raise CodecError(
+                    f"The formatter of dataset type {self._ref.datasetType.name!r} wrote {len(files)} files,"
+                    " expected 1."
+                )
+            return files[0].name, pickle.PickleBuffer(files[0].read_bytes())
+
+    def from_parts(self, name: str, content: memoryview) -> Any:
+        """Read a dataset.
+
+        Parameters
+        ----------
+        name
+            Name of the file.
+        content
+            Content of the file.
+
+        Returns
+        -------
+        obj
+            The dataset.
+        """
+        with tempfile.TemporaryDirectory(prefix="spark-butler-") as root:
+            Path(root, name).write_bytes(content)
+            obj = self._make(root, name).read(expected_size=content.nbytes)
+        return self._ref.datasetType.storageClass.coerce_type(obj)

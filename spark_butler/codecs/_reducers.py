@@ -1,0 +1,219 @@
+"""Reducers for types that don't pickle, or not without copies.
+
+A reducer takes an object to what `object.__reduce__` may return, or to
+`NotImplemented` where the type's own way is as good.  Types are known by
+name, so that nothing is imported for their sake.
+"""
+
+from __future__ import annotations
+
+__all__ = ["find_reducer"]
+
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Reducer = Callable[[Any], Any]
+
+# Smaller arrays stand in the pickle stream.
+_MIN_OUT_OF_BAND = 1024
+
+
+def _make_array(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> np.ndarray:
+    return np.ndarray(shape, dtype, buffer, order=order)
+
+
+def _reduce_array(array: np.ndarray) -> Any:
+    if array.dtype.hasobject:
+        return NotImplemented
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = array.copy(order="K")
+        if not array.flags.f_contiguous:
+            array = np.ascontiguousarray(array)
+    order = "C" if array.flags.c_contiguous else "F"
+    buffer: Any
+    if array.nbytes < _MIN_OUT_OF_BAND:
+        buffer = bytearray(array.tobytes(order="A"))
+    else:
+        buffer = pickle.PickleBuffer((array if order == "C" else array.T).reshape(-1).view(np.uint8))
+    return _make_array, (buffer, array.shape, array.dtype, order)
+
+
+def _view_array(cls: type, array: np.ndarray, attributes: dict[str, Any]) -> Any:
+    view: Any = array.view(cls)
+    for name, value in attributes.items():
+        setattr(view, name, value)
+    return view
+
+
+def _make_masked(cls: type, data: Any, mask: Any, attributes: dict[str, Any]) -> Any:
+    array = np.ma.MaskedArray.__new__(cls, data, mask=mask, copy=False)
+    for name, value in attributes.items():
+        setattr(array, name, value)
+    return array
+
+
+def _masked_parts(array: Any) -> tuple[np.ndarray, Any, dict[str, Any]]:
+    attributes = {name: getattr(array, name) for name in ("_fill_value", "_hardmask", "_baseclass")}
+    return array.view(np.ma.MaskedArray).data.view(np.ndarray), array._mask, attributes
+
+
+def _reduce_masked(array: Any) -> Any:
+    cls: Any = type(array)
+    if (
+        array.dtype.hasobject
+        or cls.__reduce__ is not np.ma.MaskedArray.__reduce__
+        or cls.__setstate__ is not np.ma.MaskedArray.__setstate__
+    ):
+        return NotImplemented
+    return _make_masked, (cls, *_masked_parts(array))
+
+
+def _reduce_subclass(array: np.ndarray) -> Any:
+    cls = type(array)
+    if (
+        array.dtype.hasobject
+        or cls.__reduce__ is not np.ndarray.__reduce__
+        or cls.__reduce_ex__ is not np.ndarray.__reduce_ex__
+        or cls.__setstate__ is not np.ndarray.__setstate__
+    ):
+        return NotImplemented
+    return _view_array, (cls, array.view(np.ndarray), {})
+
+
+_COLUMN_ATTRIBUTES = ("_name", "_unit", "_format", "description", "meta")
+
+
+def _reduce_column(column: Any) -> Any:
+    base = sys.modules["astropy.table.column"].BaseColumn
+    cls = type(column)
+    if (
+        column.dtype.hasobject
+        or column.indices
+        or cls.__reduce__ is not base.__reduce__
+        or cls.__setstate__ is not base.__setstate__
+    ):
+        return NotImplemented
+    attributes = {name: getattr(column, name) for name in _COLUMN_ATTRIBUTES}
+    attributes["_parent_table"] = None
+    if isinstance(column, np.ma.MaskedArray):
+        data, mask, more = _masked_parts(column)
+        return _make_masked, (cls, data, mask, more | attributes)
+    return _view_array, (cls, column.view(np.ndarray), attributes)
+
+
+def _make_quantity(cls: type, array: np.ndarray, state: dict[str, Any]) -> Any:
+    quantity: Any = array.view(cls)
+    quantity.__dict__.update(state)
+    return quantity
+
+
+def _reduce_quantity(quantity: Any) -> Any:
+    base = sys.modules["astropy.units.quantity"].Quantity
+    cls = type(quantity)
+    if (
+        quantity.dtype.hasobject
+        or cls.__reduce__ is not base.__reduce__
+        or cls.__setstate__ is not base.__setstate__
+    ):
+        return NotImplemented
+    return _make_quantity, (cls, quantity.view(np.ndarray), quantity.__dict__)
+
+
+def _reduce_info(info: Any) -> Any:
+    make, arguments, state, *_ = info.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if state is not None:
+        # A table takes its columns as they are, and says to them whose they are, when it is made again.
+        state = {name: value for name, value in state.items() if name not in info._attrs_no_copy}
+    return make, arguments, state
+
+
+def _make_table(
+    cls: type,
+    columns: Mapping[str, Any],
+    meta: Any,
+    masked: bool,
+    primary_key: Any,
+    attributes: dict[str, Any],
+) -> Any:
+    table: Any = cls(masked=masked)
+    for name, column in columns.items():
+        table.columns[name] = column
+        column.info.parent_table = table
+    table.meta = meta
+    table.primary_key = primary_key
+    return table
+
+
+def _reduce_table(table: Any) -> Any:
+    module = sys.modules["astropy.table.table"]
+    if type(table) not in (module.Table, module.QTable) or table.indices:
+        return NotImplemented
+    return _make_table, (type(table), dict(table.columns), table.meta, table.masked, table.primary_key)
+
+
+class _AstText:
+    """What an AST channel writes to and reads from: lines of text."""
+
+    def __init__(self, lines: list[str]):
+        self.lines = lines
+
+    def astsink(self, line: str) -> None:
+        self.lines.append(line)
+
+    def astsource(self) -> str | None:
+        return self.lines.pop() if self.lines else None
+
+
+def _make_ast(text: str) -> Any:
+    import starlink.Ast
+
+    return starlink.Ast.Channel(_AstText(text.split("\n")[::-1]), None).read()
+
+
+def _reduce_ast(obj: Any) -> Any:
+    import starlink.Ast
+
+    sink = _AstText([])
+    starlink.Ast.Channel(None, sink, "Comment=0,Full=-1,Indent=0").write(obj)
+    return _make_ast, ("\n".join(sink.lines),)
+
+
+_REDUCERS: dict[str, Reducer] = {
+    "astropy.table.column.BaseColumn": _reduce_column,
+    "astropy.table.table.Table": _reduce_table,
+    "astropy.units.quantity.Quantity": _reduce_quantity,
+    "astropy.utils.data_info.DataInfo": _reduce_info,
+    "numpy.ma.MaskedArray": _reduce_masked,
+    "starlink.Ast.Object": _reduce_ast,
+}
+
+_found: dict[type, Reducer | None] = {np.ndarray: _reduce_array}
+
+
+def find_reducer(cls: type) -> Reducer | None:
+    """Find the reducer for the instances of a type.
+
+    Parameters
+    ----------
+    cls
+        Any type.
+
+    Returns
+    -------
+    reducer
+        The reducer of the type or of its nearest base that has one.
+    """
+    try:
+        return _found[cls]
+    except KeyError:
+        pass
+    names = (f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
+    reducer = next((_REDUCERS[name] for name in names if name in _REDUCERS), None)
+    if reducer is None and issubclass(cls, np.ndarray):
+        reducer = _reduce_subclass
+    _found[cls] = reducer
+    return reducer

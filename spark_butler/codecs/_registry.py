@@ -1,0 +1,151 @@
+"""Codecs that users bring."""
+
+from __future__ import annotations
+
+__all__ = ["Codec", "find_codec", "find_codec_of_type", "register_codec"]
+
+import functools
+import importlib.metadata
+import sys
+from typing import Any, Protocol, runtime_checkable
+
+from ._errors import CodecError
+
+_GROUP = "spark_butler.codecs"
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What a user provides for a storage class or a Python type."""
+
+    def to_parts(self, obj: Any, /) -> Any:
+        """Take an object to parts.
+
+        Parameters
+        ----------
+        obj
+            The dataset, or an object inside one.
+
+        Returns
+        -------
+        parts
+            Anything that can be pickled: numbers, strings, bytes, arrays,
+            containers of them.  Arrays are not copied.
+        """
+        ...
+
+    def from_parts(self, parts: Any, /) -> Any:
+        """Make the object again.
+
+        Parameters
+        ----------
+        parts
+            What `to_parts` returned.  Arrays are writable and nobody else's.
+
+        Returns
+        -------
+        obj
+            An object equal to the one that was taken to parts.
+        """
+        ...
+
+
+_registered: dict[str, Codec] = {}
+_loaded: dict[str, Codec] = {}
+_by_type: dict[type, str | None] = {}
+
+
+def register_codec(name: str, codec: Codec) -> None:
+    """Use a codec in this process from now on.
+
+    Parameters
+    ----------
+    name
+        Name of a storage class, or full name of a Python type.  A codec of a
+        type also serves its subclasses, and objects inside a dataset.
+    codec
+        The codec.  It takes the place of an earlier one of the same name.
+
+    Notes
+    -----
+    Workers are other processes: what they need comes by an entry point in
+    the group ``spark_butler.codecs``, or is registered by a module that the
+    tasks on both sides import.
+    """
+    _registered[name] = codec
+    _by_type.clear()
+
+
+@functools.cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {each.name: each for each in importlib.metadata.entry_points(group=_GROUP)}
+
+
+def find_codec(name: str) -> Codec | None:
+    """Find the codec of a name.
+
+    Parameters
+    ----------
+    name
+        Name of a storage class, or full name of a Python type.
+
+    Returns
+    -------
+    codec
+        The codec, or `None` where nobody has brought one.
+
+    Raises
+    ------
+    CodecError
+        Raised if there is an entry point, but it can't be loaded.
+    """
+    if (codec := _registered.get(name) or _loaded.get(name)) is not None:
+        return codec
+    if (entry_point := _entry_points().get(name)) is None:
+        return None
+    try:
+        loaded: Any = entry_point.load()
+        if isinstance(loaded, type):
+            loaded = loaded()
+    except Exception as err:  # noqa: BLE001  # whatever the user's module raises when imported
+        raise CodecError(
+            f"The codec {name!r} of the entry point {entry_point.value!r} can't be loaded: {err}"
+        ) from err
+    if not isinstance(loaded, Codec):
+        raise CodecError(
+            f"The entry point {entry_point.value!r} of the codec {name!r} is a {type(loaded).__name__},"
+            " expected an object with the methods to_parts and from_parts."
+        )
+    _loaded[name] = loaded
+    return loaded
+
+
+def _same_type(name: str, cls: type) -> bool:
+    if name == f"{cls.__module__}.{cls.__qualname__}":
+        return True
+    # Types are often known by the name of a package that imports them from a private module.
+    module, _, attribute = name.rpartition(".")
+    return getattr(sys.modules.get(module), attribute, None) is cls
+
+
+def find_codec_of_type(cls: type) -> str | None:
+    """Find the codec that serves the instances of a type.
+
+    Parameters
+    ----------
+    cls
+        Any type.
+
+    Returns
+    -------
+    name
+        Name of the codec of the type or of its nearest base that has one.
+    """
+    try:
+        return _by_type[cls]
+    except KeyError:
+        pass
+    names = [name for name in {**_entry_points(), **_registered} if "." in name]
+    found = next((name for base in cls.__mro__ for name in names if _same_type(name, base)), None)
+    _by_type[cls] = found
+    return found
