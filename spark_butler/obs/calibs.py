@@ -22,7 +22,7 @@ from ._combine import assemble, combine, normalize
 from ._exposures import RawFile, describe_master
 from ._raw_fits import display_name, read_raw_pixels
 from .description import CameraDescription, DetectorDescription
-from .instruments import make_instrument_class
+from .instrument import make_instrument_class
 from .raws import RAW_SUFFIXES, read_raw_files
 from .repository import check_run, describe_instruments, expand_paths
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("YamlInstrument",)
+__all__ = ("ONE_TO_ONE", "YamlInstrument", "make_instrument_class")
 
+import functools
 from typing import ClassVar, Self
 
 from lsst.daf.butler import DataId
@@ -15,6 +16,10 @@ from .formatters import RawFitsFormatter
 
 ONE_TO_ONE = 0
 """Identifier of the only visit system: each science exposure is a visit."""
+
+
+_CLASSES = "spark_butler.obs.instruments"
+"""Module that has every instrument's class as an attribute."""
 
 
 class YamlInstrument(Instrument):
@@ -41,8 +46,6 @@ class YamlInstrument(Instrument):
     @classmethod
     def from_description(cls, description: CameraDescription, collection_prefix: str | None = None) -> Self:
         """Return the described instrument, ready to be registered."""
-        from .instruments import make_instrument_class
-
         subclass = make_instrument_class(description.name)
         instrument = subclass(collection_prefix)
         instrument._description = description
@@ -99,3 +102,17 @@ class YamlInstrument(Instrument):
                 registry.syncDimensionData(
                     "physical_filter", {**instrument, "name": item.name, "band": item.band}, update=update
                 )
+
+
+@functools.cache
+def make_instrument_class(name: str) -> type[YamlInstrument]:
+    """Return the class of an instrument, the same one each time.
+
+    Parameters
+    ----------
+    name
+        Short name of the instrument, as `CameraDescription` allows it.
+    """
+    return type(
+        name, (YamlInstrument,), {"name": name, "__module__": _CLASSES, "__doc__": f"The {name} camera."}
+    )

@@ -6,26 +6,11 @@ names are in the registry's instrument records and may be a pipeline's ``instrum
 
 from __future__ import annotations
 
-__all__ = ("make_instrument_class",)
+__all__: list[str] = []
 
-import functools
 import re
 
-from .instrument import YamlInstrument
-
-
-@functools.cache
-def make_instrument_class(name: str) -> type[YamlInstrument]:
-    """Return the class of an instrument, the same one each time.
-
-    Parameters
-    ----------
-    name
-        Short name of the instrument, as `CameraDescription` allows it.
-    """
-    return type(
-        name, (YamlInstrument,), {"name": name, "__module__": __name__, "__doc__": f"The {name} camera."}
-    )
+from .instrument import YamlInstrument, make_instrument_class
 
 
 def __getattr__(name: str) -> type[YamlInstrument]:

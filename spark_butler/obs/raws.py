@@ -19,7 +19,7 @@ from ._exposures import RawFile, read_raw_file
 from ._raw_fits import display_name
 from .description import CameraDescription
 from .formatters import RawFitsFormatter
-from .instruments import make_instrument_class
+from .instrument import make_instrument_class
 from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
 from .description import CameraDescription
-from .instrument import YamlInstrument
-from .instruments import make_instrument_class
+from .instrument import YamlInstrument, make_instrument_class
 
 logger = logging.getLogger(__name__)
 
