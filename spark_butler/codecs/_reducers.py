@@ -131,14 +131,7 @@ def _reduce_info(info: Any) -> Any:
     return make, arguments, state
 
 
-def _make_table(
-    cls: type,
-    columns: Mapping[str, Any],
-    meta: Any,
-    masked: bool,
-    primary_key: Any,
-    attributes: dict[str, Any],
-) -> Any:
+def _make_table(cls: type, columns: Mapping[str, Any], meta: Any, masked: bool, primary_key: Any) -> Any:
     table: Any = cls(masked=masked)
     for name, column in columns.items():
         table.columns[name] = column
