@@ -161,14 +161,13 @@ def fit_psf_fluxes(
     """
     ny, nx = image.shape
     ix, iy = _nearest_pixel(x, y, image.shape)
-    models = gaussian_stamps(x - ix, y - iy, sigma, radius).reshape(len(x), -1)
+    models = gaussian_stamps(x - ix, y - iy, sigma, radius).reshape(len(x), (2 * radius + 1) ** 2)
     step = stamp_offsets(radius).astype(np.intp)
     columns = np.broadcast_to(ix[:, None, None] + step[None, None, :], (len(x), step.size, step.size))
     rows = np.broadcast_to(iy[:, None, None] + step[None, :, None], (len(x), step.size, step.size))
-    inside = ((columns >= 0) & (columns < nx) & (rows >= 0) & (rows < ny)).reshape(len(x), -1)
-    pixel = np.where(
-        inside, (np.clip(rows, 0, ny - 1) * nx + np.clip(columns, 0, nx - 1)).reshape(len(x), -1), 0
-    )
+    inside = ((columns >= 0) & (columns < nx) & (rows >= 0) & (rows < ny)).reshape(models.shape)
+    index = np.clip(rows, 0, ny - 1) * nx + np.clip(columns, 0, nx - 1)
+    pixel = np.where(inside, index.reshape(models.shape), 0)
     used = inside & good.ravel()[pixel]
     models = np.where(used, models, 0.0)
     source = np.broadcast_to(np.arange(len(x))[:, None], pixel.shape)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spark_butler.demo.simulation import make_simcam
+from spark_butler.tasks.amplifiers import RawShapeError, assemble
+
+CAMERA = make_simcam(size=64, detectors=1)
+DETECTOR = CAMERA.detectors[0]
+
+
+def make_raw() -> np.ndarray:
+    """Make a raw image: a ramp along the columns, on a level of each amplifier's own."""
+    raw = np.zeros((DETECTOR.raw_ny, DETECTOR.raw_nx), dtype=np.float64)
+    for number, amplifier in enumerate(DETECTOR.amplifiers):
+        level = 1000.0 + 200.0 * number
+        assert amplifier.raw_overscan_section is not None
+        raw[amplifier.raw_overscan_section.slices] = level
+        column = np.arange(amplifier.section.x_start, amplifier.section.x_stop)
+        raw[amplifier.raw_data_section.slices] = level + 10.0 * column[None, :]
+    return raw
+
+
+@pytest.mark.parametrize("fit", ["row", "constant"])
+def test_pixels_land_where_they_belong_without_their_overscan_level(fit: str) -> None:
+    result = assemble(make_raw().astype(np.uint16), DETECTOR, overscan_fit=fit)
+    expected = np.broadcast_to(10.0 * np.arange(DETECTOR.nx)[None, :], (DETECTOR.ny, DETECTOR.nx))
+    np.testing.assert_allclose(result.image, expected, atol=1e-3)
+    assert result.overscan == {"A": (1000.0, 0.0), "B": (1200.0, 0.0)}
+    for amplifier in DETECTOR.amplifiers:
+        assert (result.gain[amplifier.section.slices] == np.float32(amplifier.gain)).all()
+        assert (result.read_noise[amplifier.section.slices] == np.float32(amplifier.read_noise)).all()
+
+
+def test_a_row_by_row_overscan_follows_a_drift_and_a_constant_one_does_not() -> None:
+    raw = make_raw() + np.linspace(0.0, 50.0, DETECTOR.raw_ny)[:, None]
+    by_row = assemble(raw, DETECTOR, overscan_fit="row", smooth=5).image
+    constant = assemble(raw, DETECTOR, overscan_fit="constant").image
+    # The filter flattens the drift over its half width at the first and the last rows.
+    assert np.ptp(by_row[3:-3, 10]) < 0.1
+    assert np.ptp(constant[:, 10]) == pytest.approx(50.0, rel=0.01)
+
+
+def test_deviant_overscan_pixels_do_not_shift_a_row() -> None:
+    raw = make_raw()
+    overscan = DETECTOR.amplifiers[0].raw_overscan_section
+    assert overscan is not None
+    raw[20, overscan.x_start] = 60000.0
+    image = assemble(raw, DETECTOR, overscan_fit="row", smooth=1).image
+    assert image[20, 10] == pytest.approx(100.0, abs=0.01)
+
+
+def test_saturation_is_judged_in_raw_units() -> None:
+    raw = make_raw()
+    y, x = DETECTOR.amplifiers[1].raw_data_section.slices
+    raw[y.start + 7, x.start + 3] = 60000.0
+    saturated = assemble(raw, DETECTOR).saturated
+    assert np.argwhere(saturated).tolist() == [[7, DETECTOR.amplifiers[1].section.x_start + 3]]
+
+
+def test_a_raw_image_of_another_size_is_refused_with_both_sizes() -> None:
+    with pytest.raises(RawShapeError, match="has 10 rows and 20 columns; .* says 64 and 128"):
+        assemble(np.zeros((10, 20)), DETECTOR)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from synthetic import make_image
+
+from spark_butler.tasks.cosmic_rays import find_cosmic_rays
+
+
+@pytest.mark.parametrize("sigma", [1.2, 1.8, 2.5])
+def test_cosmic_rays_are_found_and_stars_are_spared(sigma: float) -> None:
+    sky = make_image(size=400, stars=60, rays=40, sigma=sigma, significance=(10.0, 5000.0))
+    found = find_cosmic_rays(sky.image, sky.read_noise)
+    assert found[sky.cosmic_rays].mean() > 0.97
+    near = scipy.ndimage.binary_dilation(sky.cosmic_rays, np.ones((3, 3)))
+    # Sky pixels that are off by more than 4.5 sigma.
+    assert np.mean(found & ~near) < 1e-4
+    away = [
+        not near[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4].any()
+        for x, y in zip(sky.x, sky.y, strict=True)
+    ]
+    cores = found[np.rint(sky.y[away]).astype(int), np.rint(sky.x[away]).astype(int)]
+    assert not cores.any()
+
+
+def test_an_image_without_cosmic_rays_has_hardly_any_found() -> None:
+    sky = make_image(size=400, stars=80, rays=0, significance=(10.0, 5000.0))
+    assert np.mean(find_cosmic_rays(sky.image, sky.read_noise)) < 1e-4
+
+
+def test_pixels_to_ignore_and_nans_are_never_cosmic_rays() -> None:
+    sky = make_image(size=200, stars=5, rays=10)
+    image = sky.image.copy()
+    image[50, 60] = np.nan
+    ignore = sky.cosmic_rays.copy()
+    found = find_cosmic_rays(image, sky.read_noise, ignore=ignore)
+    assert not found[ignore].any()
+    assert not found[50, 60]
+
+
+def test_a_hit_in_the_first_and_last_pixel_is_found() -> None:
+    image = np.random.default_rng(1).normal(100.0, 10.0, (60, 60))
+    image[0, 0] += 2000.0
+    image[-1, -1] += 2000.0
+    found = find_cosmic_rays(image, 0.0)
+    assert found[0, 0]
+    assert found[-1, -1]

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.spatial
+from synthetic import SyntheticImage, make_image
+
+from spark_butler.tasks.detection import Detections, detect_sources
+from spark_butler.tasks.psf import estimate_psf
+
+
+def detect(sky: SyntheticImage, masked: np.ndarray | None = None, **options: float) -> Detections:
+    masked = np.zeros(sky.image.shape, dtype=bool) if masked is None else masked
+    return detect_sources(sky.image - sky.sky, sky.variance, masked, sky.sigma, **options)
+
+
+def distances(sky: SyntheticImage, found: Detections) -> np.ndarray:
+    """Distance from each true source to the nearest detection."""
+    tree = scipy.spatial.cKDTree(np.column_stack([found.x, found.y]))
+    return np.asarray(tree.query(np.column_stack([sky.x, sky.y]))[0])
+
+
+@pytest.mark.parametrize("sigma", [1.2, 1.8, 2.6])
+def test_stars_well_above_the_threshold_are_found_once(sigma: float) -> None:
+    sky = make_image(size=500, stars=120, sigma=sigma, significance=(10.0, 3000.0))
+    found = detect(sky)
+    assert (distances(sky, found) < 1.5).mean() > 0.98
+    assert len(found) <= len(sky.x) + 2
+
+
+def test_the_significance_is_calibrated() -> None:
+    sky = make_image(size=500, stars=100, significance=(20.0, 100.0))
+    found = detect(sky)
+    tree = scipy.spatial.cKDTree(np.column_stack([found.x, found.y]))
+    _, index = tree.query(np.column_stack([sky.x, sky.y]))
+    assert np.median(found.significance[index] / sky.significance()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_pure_noise_has_hardly_a_detection() -> None:
+    sky = make_image(size=500, stars=0)
+    assert len(detect(sky)) <= 1
+
+
+def test_cosmic_rays_that_were_not_masked_are_rejected_as_sharp() -> None:
+    sky = make_image(size=400, stars=40, significance=(20.0, 1000.0), sigma=2.0, seed=4)
+    pixels = np.random.default_rng(9).integers(10, 390, (30, 2))
+    sky.image[pixels[:, 0], pixels[:, 1]] += 1000.0
+    kept = detect(sky, reject_sharp=False)
+    rejected = detect(sky)
+    assert len(kept) - len(rejected) >= 25
+    assert (distances(sky, rejected) < 1.5).mean() > 0.95
+
+
+def test_masked_pixels_make_no_source() -> None:
+    sky = make_image(size=300, stars=20, significance=(30.0, 300.0))
+    masked = np.zeros(sky.image.shape, dtype=bool)
+    masked[:, 150:152] = True
+    sky.image[:, 150:152] = 30000.0
+    found = detect(sky, masked)
+    assert not ((found.x > 148.5) & (found.x < 152.5) & (found.significance > 300.0)).any()
+    assert len(found) <= len(sky.x) + 1
+
+
+@pytest.mark.parametrize(("separation", "ratio"), [(5.6, 1.0), (7.5, 0.3)])
+def test_a_close_pair_is_two_sources(separation: float, ratio: float) -> None:
+    sky = make_image(size=120, stars=0, sigma=2.0)
+    yy, xx = np.mgrid[:120, :120]
+    for x, flux in ((57.0, 60000.0), (57.0 + separation, 60000.0 * ratio)):
+        sky.image += flux / (8.0 * np.pi) * np.exp(-((xx - x) ** 2 + (yy - 60.0) ** 2) / 8.0)
+    found = detect(sky)
+    assert len(found) == 2
+    np.testing.assert_allclose(sorted(found.x), [57.0, 57.0 + separation], atol=0.7)
+
+
+def test_nothing_is_found_where_everything_is_masked() -> None:
+    sky = make_image(size=64, stars=1)
+    assert len(detect(sky, np.ones(sky.image.shape, dtype=bool))) == 0
+
+
+@pytest.mark.parametrize("sigma", [1.3, 1.8, 2.8])
+def test_the_psf_is_measured_among_galaxies(sigma: float) -> None:
+    sky = make_image(size=600, stars=60, galaxies=40, sigma=sigma, significance=(40.0, 2000.0))
+    masked = np.zeros(sky.image.shape, dtype=bool)
+    found = detect(sky)
+    psf = estimate_psf(sky.image - sky.sky, masked, found, 1.8)
+    # The pixels widen the image of a star.
+    assert psf.sigma == pytest.approx(np.sqrt(sigma**2 + 1.0 / 12.0), rel=0.02)
+    assert len(psf.stars) >= 20
+
+
+def test_the_psf_of_an_image_without_bright_stars_is_unknown() -> None:
+    sky = make_image(size=200, stars=10, significance=(6.0, 12.0))
+    psf = estimate_psf(sky.image - sky.sky, np.zeros(sky.image.shape, dtype=bool), detect(sky), sky.sigma)
+    assert np.isnan(psf.sigma)
+    assert psf.stars.size == 0
