@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NIGHT_COLLECTION", "DemoNight"]
+__all__ = ["INSTRUMENT", "NIGHT_COLLECTION", "DemoNight"]
 
 import dataclasses
 import hashlib
@@ -21,7 +21,9 @@ from .repository import make_repository
 from .s3server import EmbeddedS3
 from .simulation import simulate
 
-NIGHT_COLLECTION = "SimCam/defaults"
+INSTRUMENT = "SimCam"
+
+NIGHT_COLLECTION = f"{INSTRUMENT}/defaults"
 """The collection that leads to all that a prepared repository holds."""
 
 _BUCKET = "demo"
@@ -80,13 +82,17 @@ class DemoNight:
         server.make_bucket(_BUCKET)
         make_repository(self.repo, f"s3://{_BUCKET}/repo/")
         with Butler.from_config(self.repo, writeable=True) as butler:
-            camera = register_instrument(butler, night.camera)
+            register_instrument(butler, night.camera)
             ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
             for kind in ("bias", "dark", "flat"):
                 ingest_calibs(butler, kind, [night.raw_dir])
             ingest_refcats(butler, "ref_cat", [night.refcat], bands=[BandColumns("r", "r_mag", "r_mag_err")])
-            define_visits(butler, camera.name)
+            define_visits(butler, INSTRUMENT)
         self._stamp.write_text(self._digest())
+
+    def open(self, collection: str) -> Butler:
+        """Open the prepared repository for reading a collection."""
+        return Butler.from_config(self.repo, collections=[collection], instrument=INSTRUMENT)
 
     @property
     def _stamp(self) -> Path:
