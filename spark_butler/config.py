@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["RunOptions"]
 
+from typing import Literal
+
 import pydantic
 
 
@@ -20,6 +22,12 @@ class RunOptions(pydantic.BaseModel):
     )
     retained_dataset_types: tuple[str, ...] | None = pydantic.Field(
         None, description="Patterns for the names of dataset types to retain; all others are temporary."
+    )
+    group_by: Literal["auto", "fused", "quantum"] | tuple[str, ...] = pydantic.Field(
+        "auto", description="Dimensions whose quanta share a group, or how to find them."
+    )
+    max_shuffle_bytes: int | None = pydantic.Field(
+        None, ge=1, description="Size of a temporary from which on it waits in the object store."
     )
     processes: int | None = pydantic.Field(
         None, ge=1, description="Greatest number of quanta to run at once; None leaves it to Spark."

@@ -6,7 +6,7 @@ __all__ = ["ContentMaker", "export_input_records", "sketch_graph"]
 
 import logging
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 import cloudpickle
@@ -15,8 +15,9 @@ from lsst.daf.butler import Butler, DatasetRef, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
-from .plan import GraphSketch, Group, Handover
-from .worker import GroupContent, GroupWork, QuantumWork
+from .parcels import Way
+from .plan import GraphSketch, Group, Handover, Plan, Unit
+from .worker import GroupContent, GroupWork, QuantumWork, UnitWork
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def sketch_graph(
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     *,
     temporary_types: Mapping[str, str] | None = None,
+    sizes: Mapping[str, float] | None = None,
 ) -> GraphSketch:
     """Draw what planning needs of a quantum graph.
 
@@ -38,6 +40,8 @@ def sketch_graph(
         own.
     temporary_types
         Names of the dataset types that are not retained, with the reasons.
+    sizes
+        Mean sizes of datasets in bytes, by name of the type.
 
     Returns
     -------
@@ -53,15 +57,25 @@ def sketch_graph(
             graph.quanta_by_task.get(label, {}).items(), key=lambda item: item[0].required_values
         )
     }
-    handovers = []
+    handovers: list[Handover] = []
     if temporary_types:
         bipartite = graph.bipartite_xgraph
         for name in temporary_types:
             for dataset_id in graph.datasets_by_type.get(name, {}).values():
                 for producer in bipartite.predecessors(dataset_id):
-                    consumers = tuple(bipartite.successors(dataset_id))
-                    handovers.append(Handover(dataset_id, name, producer, consumers))
-    return GraphSketch(labels, list(xgraph.edges()), handovers, dict(temporary_types or {}))
+                    if producer in xgraph:
+                        consumers = tuple(q for q in bipartite.successors(dataset_id) if q in xgraph)
+                        handovers.append(Handover(dataset_id, name, producer, consumers))
+    # What is not in xgraph has been done before.
+    labels = {quantum_id: label for quantum_id, label in labels.items() if quantum_id in xgraph}
+    return GraphSketch(
+        labels,
+        list(xgraph.edges()),
+        handovers,
+        dict(temporary_types or {}),
+        data_ids={quantum_id: dict(xgraph.nodes[quantum_id]["data_id"].mapping) for quantum_id in labels},
+        sizes=dict(sizes or {}),
+    )
 
 
 class ContentMaker:
@@ -69,6 +83,8 @@ class ContentMaker:
 
     Parameters
     ----------
+    plan
+        The plan.
     graph
         The graph.
     xgraph
@@ -86,6 +102,7 @@ class ContentMaker:
 
     def __init__(
         self,
+        plan: Plan,
         graph: PredictedQuantumGraph,
         xgraph: networkx.DiGraph[uuid.UUID],
         *,
@@ -95,6 +112,7 @@ class ContentMaker:
         clobber: bool = False,
         forced: Collection[uuid.UUID] = frozenset(),
     ):
+        self._plan = plan
         self._graph = graph
         self._xgraph = xgraph
         self._temporary_types = frozenset(temporary_types)
@@ -103,6 +121,13 @@ class ContentMaker:
         self._clobber = clobber
         self._forced = forced
         self._produced: dict[uuid.UUID, bool] = {}
+        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
+        self._incoming: defaultdict[int, dict[uuid.UUID, int]] = defaultdict(dict)
+        self._outgoing: defaultdict[int, dict[uuid.UUID, tuple[int, ...]]] = defaultdict(dict)
+        for crossing in plan.crossings:
+            self._outgoing[crossing.producer][crossing.dataset_id] = crossing.consumers
+            for consumer in crossing.consumers:
+                self._incoming[consumer][crossing.dataset_id] = crossing.producer
 
     def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
         """Remember which outputs of a quantum exist.
@@ -130,23 +155,92 @@ class ContentMaker:
         self._produced.update((ref.id, ref.id in written) for ref in predicted)
         return predicted
 
-    def make_work(self, group: Group, blocked: frozenset[uuid.UUID]) -> GroupWork:
-        """Pack a group.
+    def make_work(self, unit: Unit, blocked: frozenset[uuid.UUID]) -> UnitWork:
+        """Pack a unit.
+
+        Parameters
+        ----------
+        unit
+            The unit; all that it needs of others has ended.
+        blocked
+            Its quanta that are not to run.
+
+        Returns
+        -------
+        work
+            The unit.  A group of a later level travels with one of the level
+            before it.
+        """
+        groups = [self._plan.groups[index] for level in unit.levels for index in level]
+        if len(unit.levels) == 1:
+            packed = tuple(self._pack(group, blocked, {}, ()) for group in groups)
+            return UnitWork(unit.index, packed, (len(packed),))
+        place = {index: n for level in unit.levels for n, index in enumerate(level)}
+        carrier = {
+            group.index: min(
+                n for n in group.upstream if n in place and self._plan.groups[n].level == group.level - 1
+            )
+            for group in groups
+            if group.level
+        }
+        receivers: defaultdict[int, list[int]] = defaultdict(list)
+        for group in groups:
+            for need in group.upstream & place.keys():
+                receivers[need].append(group.index)
+        works: dict[int, GroupWork] = {}
+        for group in reversed(groups):
+            carried = tuple(
+                ((place[index],), works[index])
+                for index in receivers[group.index]
+                if carrier[index] == group.index
+            )
+            ways = {index: self._way(index, group.level, place, carrier) for index in receivers[group.index]}
+            works[group.index] = self._pack(group, blocked, ways, carried)
+        return UnitWork(
+            unit.index, tuple(works[index] for index in unit.levels[0]), tuple(map(len, unit.levels))
+        )
+
+    def _way(
+        self, index: int, level: int, place: Mapping[int, int], carrier: Mapping[int, int]
+    ) -> tuple[int, ...]:
+        """Find the places on the way from a level to a group."""
+        way = [place[index]]
+        while self._plan.groups[index].level > level + 1:
+            index = carrier[index]
+            way.append(place[index])
+        return tuple(reversed(way))
+
+    def _pack(
+        self,
+        group: Group,
+        blocked: frozenset[uuid.UUID],
+        ways: Mapping[int, Way],
+        carried: tuple[tuple[Way, GroupWork], ...],
+    ) -> GroupWork:
+        """Pickle the content of a group."""
+        content = self.make_content(group, blocked, receivers=ways.keys())
+        labels = " -> ".join(dict.fromkeys(self._plan.task_labels[q] for q in group.quanta))
+        data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
+        return GroupWork(group.index, f"{labels} {data_id}", cloudpickle.dumps(content), dict(ways), carried)
+
+    def make_content(
+        self,
+        group: Group,
+        blocked: frozenset[uuid.UUID] = frozenset(),
+        *,
+        receivers: Collection[int] = (),
+    ) -> GroupContent:
+        """Gather the quanta of a group and what the driver knows of their datasets.
 
         Parameters
         ----------
         group
-            The group; all that it needs has ended.
+            The group.
         blocked
             Its quanta that are not to run.
+        receivers
+            Groups of the same unit that need it.
         """
-        content = self.make_content(group, blocked)
-        first = content.quanta[0]
-        labels = " -> ".join(dict.fromkeys(work.task_label for work in content.quanta))
-        return GroupWork(group.index, f"{labels} {first.quantum.dataId}", cloudpickle.dumps(content))
-
-    def make_content(self, group: Group, blocked: frozenset[uuid.UUID] = frozenset()) -> GroupContent:
-        """Gather the quanta of a group and what the driver knows of their datasets."""
         quantum_ids = [quantum_id for quantum_id in group.quanta if quantum_id not in blocked]
         positions = {quantum_id: position for position, quantum_id in enumerate(quantum_ids)}
         quanta = self._graph.build_execution_quanta(quantum_ids)
@@ -158,6 +252,7 @@ class ContentMaker:
                 self._xgraph.nodes[quantum_id]["task_label"],
                 quanta[quantum_id],
                 tuple(positions[q] for q in self._xgraph.predecessors(quantum_id) if q in positions),
+                tuple(q for q in self._xgraph.predecessors(quantum_id) if self._is_sibling(q, group)),
                 may_exist=self._may_exist(quanta[quantum_id]),
                 clobber=self._clobber or quantum_id in self._forced,
             )
@@ -185,7 +280,30 @@ class ContentMaker:
                 if ref.datasetType.nameAndComponent()[0] in self._temporary_types
             }
         )
-        return GroupContent(works, records, known, dict(consumers))
+        return GroupContent(
+            works,
+            records,
+            known,
+            dict(consumers),
+            incoming=self._incoming.get(group.index, {}),
+            outgoing=self._outgoing.get(group.index, {}),
+            senders=frozenset(n for n in group.upstream if self._plan.groups[n].unit == group.unit),
+            receivers={index: self._reads(index, own) for index in receivers},
+        )
+
+    def _is_sibling(self, quantum_id: uuid.UUID, group: Group) -> bool:
+        """Whether a quantum belongs to another group of the same unit."""
+        other = self._plan.groups[self._group_of[quantum_id]]
+        return other.unit == group.unit and other.index != group.index
+
+    def _reads(self, index: int, made: Collection[uuid.UUID]) -> frozenset[uuid.UUID]:
+        """Find the retained datasets, of those that were made, that a group reads."""
+        return frozenset(
+            ref.id
+            for quantum in self._graph.build_execution_quanta(self._plan.groups[index].quanta).values()
+            for ref in _inputs(quantum)
+            if ref.id in made and ref.datasetType.nameAndComponent()[0] not in self._temporary_types
+        )
 
     def _may_exist(self, quantum: Quantum) -> bool:
         return any(ref.id in self._existing for refs in quantum.outputs.values() for ref in refs)

@@ -1,4 +1,4 @@
-"""Give groups to a backend as soon as what they need is there."""
+"""Give units to a backend as soon as what they need is there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lsst.pipe.base.graph_walker import GraphWalker
 from .backends import Backend
 from .errors import EngineError
 from .outcomes import QuantumOutcome, exit_text, job_text
-from .plan import Group, Plan
-from .worker import GroupWork, WorkerContext
+from .plan import Plan, Unit
+from .worker import UnitWork, WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class RunResult:
 
 
 class Dispatcher:
-    """Runs the groups of a plan as soon as what they need is there.
+    """Runs the units of a plan as soon as what they need is there.
 
     Parameters
     ----------
@@ -62,13 +62,14 @@ class Dispatcher:
         Graph of quantum IDs; an edge leads to a quantum that needs another.
         Its nodes have the attributes ``task_label`` and ``data_id``.
     backend
-        Where groups run.
+        Where quanta run.
     make_work
-        Prepares a group for its journey.  Called in the thread of `run`, when
-        all that the group needs has ended.  It is told which quanta of the
-        group are blocked.
+        Prepares a unit for its journey.  Called in the thread of `run`, when
+        all that the unit needs has ended.  It is told which quanta of the
+        unit are blocked.
     on_outcome
-        Called in the thread of `run` with each outcome, once.
+        Called in the thread of `run` with each outcome; again, when a lost
+        temporary made it necessary to run a quantum a second time.
     limit
         The greatest number of groups to run at once.  `None` leaves it to the
         backend.
@@ -77,7 +78,7 @@ class Dispatcher:
 
     Notes
     -----
-    Groups with the longest path ahead of them go first.  They are submitted in
+    Units with the longest path ahead of them go first.  They are submitted in
     small batches from a few threads, a little more than the backend can run
     at once, so that no slot waits for the driver.
     """
@@ -87,7 +88,7 @@ class Dispatcher:
         plan: Plan,
         xgraph: networkx.DiGraph[uuid.UUID],
         backend: Backend,
-        make_work: Callable[[Group, frozenset[uuid.UUID]], GroupWork],
+        make_work: Callable[[Unit, frozenset[uuid.UUID]], UnitWork],
         *,
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
@@ -101,22 +102,17 @@ class Dispatcher:
         self._limit = limit
         self._fail_fast = fail_fast
         self._walker: GraphWalker[uuid.UUID] = GraphWalker(xgraph.copy())
-        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
-        self._open = {group.index: set(group.quanta) for group in plan.groups}
-        self._waiting = {
-            group.index: {
-                need
-                for q in group.quanta
-                for need in xgraph.predecessors(q)
-                if self._group_of[need] != group.index
-            }
-            for group in plan.groups
-        }
-        self._ready: list[tuple[int, int]] = [
-            (-group.remaining, group.index) for group in plan.groups if not self._waiting[group.index]
-        ]
+        self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
+        self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
+        self._waiting: list[set[uuid.UUID]] = [set() for _ in plan.units]
+        for quantum_id, unit in self._unit_of.items():
+            self._open[unit].add(quantum_id)
+            self._waiting[unit].update(
+                need for need in xgraph.predecessors(quantum_id) if self._unit_of[need] != unit
+            )
+        self._ready = [(-unit.remaining, unit.index) for unit in plan.units if not self._waiting[unit.index]]
         heapq.heapify(self._ready)
-        self._running: set[int] = set()
+        self._running: dict[int, int] = {}
         self._words: queue.SimpleQueue[QuantumOutcome | Future[None]] = queue.SimpleQueue()
         self._result = RunResult()
         self._n_failed = 0
@@ -139,7 +135,7 @@ class Dispatcher:
         EngineError
             Raised if the backend fails, or loses an outcome.
         """
-        jobs: dict[Future[None], list[Group]] = {}
+        jobs: dict[Future[None], list[Unit]] = {}
         pool = ThreadPoolExecutor(_MAX_JOBS, thread_name_prefix="spark-butler")
         try:
             while self._ready or jobs:
@@ -162,7 +158,7 @@ class Dispatcher:
         return self._result
 
     def _dispatch(
-        self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Group]]
+        self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Unit]]
     ) -> None:
         """Submit ready groups, as many as may run."""
         slots = max(1, self._backend.slots)
@@ -170,39 +166,66 @@ class Dispatcher:
         size = 1
         if self._limit is None:
             size = min(_MAX_BUNDLE, max(1, len(self._ready) // (4 * slots)))
-        while self._ready and len(self._running) < limit * size and len(jobs) < _MAX_JOBS:
-            room = min(_MAX_BATCH, -(-(limit * size - len(self._running)) // size))
-            groups: list[Group] = []
-            while self._ready and len(groups) < room * size:
-                groups.append(self._plan.groups[heapq.heappop(self._ready)[1]])
-            works = [self._make_work(group, self._blocked_in(group)) for group in groups]
+        while self._ready and len(jobs) < _MAX_JOBS:
+            room = limit * size - sum(self._running.values())
+            units = self._pick(min(room, _MAX_BATCH * size))
+            if not units:
+                return
+            works = [self._make_work(unit, self._blocked_in(unit)) for unit in units]
+            n_bundles = -(-len(works) // size)
             # Dealt out like cards, so that each bundle has its share of the urgent ones.
-            bundles = [works[n::room] for n in range(min(room, len(works)))]
-            self._running.update(group.index for group in groups)
-            logger.debug("Submitting %d groups in %d bundles.", len(groups), len(bundles))
+            bundles = [works[n::n_bundles] for n in range(n_bundles)]
+            logger.debug("Submitting %d units in %d bundles.", len(units), len(bundles))
             future = pool.submit(self._backend.run, context, bundles, self._words.put)
-            jobs[future] = groups
+            jobs[future] = units
             future.add_done_callback(self._words.put)
 
-    def _blocked_in(self, group: Group) -> frozenset[uuid.UUID]:
-        return frozenset(q for q in group.quanta if q not in self._open[group.index])
+    def _pick(self, room: int) -> list[Unit]:
+        """Take the most urgent units that may run now: several of one level, or one of several levels.
 
-    def _end_job(self, job: Future[None], groups: list[Group]) -> None:
+        A unit counts as many times as it has groups at its widest level.
+        """
+        units: list[Unit] = []
+        while self._ready and room > 0:
+            unit = self._plan.units[self._ready[0][1]]
+            width = max(map(len, unit.levels))
+            if units and len(unit.levels) > 1:
+                break
+            heapq.heappop(self._ready)
+            self._running[unit.index] = width
+            room -= width
+            units.append(unit)
+            if len(unit.levels) > 1:
+                break
+        return units
+
+    def _blocked_in(self, unit: Unit) -> frozenset[uuid.UUID]:
+        return frozenset(
+            q
+            for level in unit.levels
+            for index in level
+            for q in self._plan.groups[index].quanta
+            if q not in self._open[unit.index]
+        )
+
+    def _end_job(self, job: Future[None], units: list[Unit]) -> None:
         """Take leave of a job, whose outcomes have all come."""
         if (error := job.exception()) is not None:
             if isinstance(error, EngineError):
                 raise error
             raise EngineError(f"The backend failed: {_first_line(error)}") from error
-        for group in groups:
-            if self._open[group.index]:
+        for unit in units:
+            if missing := self._open[unit.index]:
                 raise EngineError(
-                    f"No outcome came back for {len(self._open[group.index])} quanta of a group: "
-                    f"{sorted(map(str, self._open[group.index]))}."
+                    f"No outcome came back for {len(missing)} quanta of a job: {sorted(map(str, missing))}."
                 )
 
     def _take(self, outcome: QuantumOutcome) -> None:
         """Record an outcome and see what it frees or blocks."""
         if outcome.quantum_id in self._result.outcomes:
+            # A lost temporary was made again: what it wrote on the way has replaced the first.
+            if outcome.succeeded:
+                self._on_outcome(outcome)
             return
         self._result.outcomes[outcome.quantum_id] = outcome
         self._on_outcome(outcome)
@@ -239,17 +262,17 @@ class Dispatcher:
 
     def _close(self, quantum_id: uuid.UUID) -> None:
         """Note that a quantum will not run any more, and queue the groups that waited for it."""
-        index = self._group_of[quantum_id]
-        self._open[index].discard(quantum_id)
-        if not self._open[index]:
-            self._running.discard(index)
+        unit = self._unit_of[quantum_id]
+        self._open[unit].discard(quantum_id)
+        if not self._open[unit]:
+            self._running.pop(unit, None)
         for after in self._xgraph.successors(quantum_id):
-            other = self._group_of[after]
+            other = self._unit_of[after]
             waiting = self._waiting[other]
             if quantum_id in waiting:
                 waiting.discard(quantum_id)
                 if not waiting and self._open[other]:
-                    heapq.heappush(self._ready, (-self._plan.groups[other].remaining, other))
+                    heapq.heappush(self._ready, (-self._plan.units[other].remaining, other))
 
     def _drain(self) -> None:
         """Keep the outcomes that came while the run was being stopped."""

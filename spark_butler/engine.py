@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["execute_graph", "find_temporary_types", "plan_graph", "worker_config"]
+__all__ = ["AUTO", "execute_graph", "find_temporary_types", "measure_sizes", "plan_graph", "worker_config"]
 
 import fnmatch
 import logging
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import astropy.units as u
 import networkx
-from lsst.daf.butler import Butler, Config, DatasetType
+from lsst.daf.butler import Butler, Config, DatasetType, MissingCollectionError, MissingDatasetTypeError
 from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.resources import ResourcePath
 
 from .backends import Backend
+from .codecs import check_storage_class
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
 from .dispatch import Dispatcher, RunResult
@@ -26,10 +29,14 @@ from .errors import OptionsError, RepositoryError
 from .outcomes import QuantumOutcome
 from .plan import Plan, cut_graph
 from .registry import Ingester
+from .scratch import remove_scratch, scratch_root
 from .session import worker_environment
 from .worker import WorkerContext
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The pattern that stands for all that is made and read inside the graph."""
 
 
 def execute_graph(
@@ -74,9 +81,10 @@ def execute_graph(
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
-    plan = cut_graph(sketch)
+    plan = cut_graph(sketch, group_by=options.group_by, slots=backend.slots)
     dataset_types = _dataset_types(graph)
     maker = ContentMaker(
+        plan,
         graph,
         xgraph,
         temporary_types=temporary_types,
@@ -100,6 +108,7 @@ def execute_graph(
         limit=options.processes,
         fail_fast=options.fail_fast,
     )
+    folder = _scratch_folder(butler, graph)
     context = WorkerContext(
         task_nodes=dict(graph.pipeline_graph.tasks),
         universe=butler.dimensions,
@@ -115,6 +124,8 @@ def execute_graph(
         enable_lsst_debug=options.debug,
         fail_fast=options.fail_fast,
         timeout=options.timeout,
+        scratch="" if folder is None else str(folder),
+        max_shuffle_bytes=options.max_shuffle_bytes,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),
     )
@@ -122,11 +133,27 @@ def execute_graph(
         result = dispatcher.run(context)
     finally:
         ingester.flush()
+        if folder is not None and plan.crossings:
+            remove_scratch(folder)
     result.n_ingested = ingester.n_ingested
     return result
 
 
-def plan_graph(graph: PredictedQuantumGraph, options: RunOptions) -> Plan:
+def _scratch_folder(butler: Butler, graph: PredictedQuantumGraph) -> ResourcePath | None:
+    """Name the folder for temporaries of this run that a shuffle can't take."""
+    for root in butler.get_datastore_roots().values():
+        if root is not None and root.scheme not in ("mem", "file+mem"):
+            return scratch_root(root).join(f"{graph.header.output_run}/{uuid.uuid4()}/", forceDirectory=True)
+    return None
+
+
+def plan_graph(
+    graph: PredictedQuantumGraph,
+    options: RunOptions,
+    *,
+    slots: int = 1,
+    sizes: Mapping[str, float] | None = None,
+) -> Plan:
     """Cut a graph as `execute_graph` would on a new run.
 
     Parameters
@@ -135,9 +162,15 @@ def plan_graph(graph: PredictedQuantumGraph, options: RunOptions) -> Plan:
         The graph.
     options
         How it is to be executed.
+    slots
+        How many groups can run at the same time.
+    sizes
+        Mean sizes of datasets in bytes, by name of the type; see
+        `measure_sizes`.
     """
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
-    return cut_graph(sketch_graph(graph, temporary_types=temporary_types))
+    sketch = sketch_graph(graph, temporary_types=temporary_types, sizes=sizes)
+    return cut_graph(sketch, group_by=options.group_by, slots=slots)
 
 
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
@@ -183,9 +216,68 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
             if not any(fnmatch.fnmatchcase(name, p) for p in options.retained_dataset_types):
                 temporary[name] = "not among --retained-dataset-types"
     for pattern in options.temporary:
-        names = _match(pattern, candidates, "--temporary")
-        temporary.update((name, f"--temporary {pattern}") for name in names)
+        if pattern == AUTO:
+            temporary.update(_find_intermediates(pipeline_graph, candidates, options))
+        else:
+            temporary.update(
+                (name, f"--temporary {pattern}") for name in _match(pattern, candidates, "--temporary")
+            )
+    for name in temporary:
+        check_storage_class(pipeline_graph.dataset_types[name].storage_class)
     return dict(sorted(temporary.items()))
+
+
+def _find_intermediates(
+    pipeline_graph: PipelineGraph, candidates: Collection[str], options: RunOptions
+) -> dict[str, str]:
+    """Find the outputs that other tasks of the pipeline read and that nobody asked to retain."""
+    kept = options.retained_dataset_types or ()
+    return {
+        name: f"auto: read by {', '.join(sorted(task.label for task in readers))}"
+        for name in candidates
+        if (readers := pipeline_graph.consumers_of(name))
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)
+    }
+
+
+def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> dict[str, float]:
+    """Find out how large datasets of some types have been in earlier runs.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    names
+        Names of dataset types.
+    sample
+        Greatest number of datasets to look at for each.
+
+    Returns
+    -------
+    sizes
+        Mean size of the files in bytes, by name, for the types of which the
+        repository has any.
+    """
+    sizes: dict[str, float] = {}
+    for name in names:
+        try:
+            refs = butler.query_datasets(name, collections="*", find_first=False, limit=sample, explain=False)
+        except (MissingDatasetTypeError, MissingCollectionError):
+            continue
+        records = butler._datastore.export_records(refs)
+        found = [
+            sum(
+                info.file_size
+                for infos in tables.values()
+                for info in infos
+                if isinstance(info, StoredFileInfo)
+            )
+            for data in records.values()
+            for tables in data.records.values()
+        ]
+        if found:
+            sizes[name] = sum(found) / len(found)
+    return sizes
 
 
 def _match(pattern: str, names: Collection[str], option: str) -> list[str]:

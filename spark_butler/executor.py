@@ -176,9 +176,10 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             log_state=tuple(CliLog.configState),
             environment=worker_environment(),
         )
-        maker = ContentMaker(graph, xgraph)
+        plan = cut_graph(sketch_graph(graph, xgraph), group_by="quantum")
+        maker = ContentMaker(plan, graph, xgraph)
         dispatcher = Dispatcher(
-            cut_graph(sketch_graph(graph, xgraph), grain="quantum"),
+            plan,
             xgraph,
             backend,
             maker.make_work,

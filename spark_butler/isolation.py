@@ -6,35 +6,44 @@ already, and makes its own clients and database handles.
 
 from __future__ import annotations
 
-__all__ = ["run_group_isolated"]
+__all__ = ["run_isolated"]
 
 import contextlib
 import ctypes
 import dataclasses
 import logging
-import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from typing import Literal, NoReturn, Self
 
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
+from .channel import END, Channel
+from .delivery import Ledger, Sent, pack_parcel
 from .errors import EngineError
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
-from .worker import GroupContent, QuantumOutputs, QuantumWork, WorkerContext, find_outputs, run_group
+from .parcels import Inbox
+from .worker import (
+    GroupContent,
+    GroupWork,
+    Parcel,
+    QuantumOutputs,
+    QuantumWork,
+    WorkerContext,
+    find_outputs,
+    run_group,
+)
 
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.0
-_POLL_SECONDS = 3600.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,40 +54,55 @@ class _Crash:
     text: str
 
 
-def run_group_isolated(context: WorkerContext, content: GroupContent) -> Iterator[QuantumOutcome]:
-    """Run the quanta of a group in a child of this process.
+def run_isolated(
+    context: WorkerContext, work: GroupWork, inbox: Inbox | None = None
+) -> Iterator[QuantumOutcome | bytearray]:
+    """Run a group in a child of this process.
 
     Parameters
     ----------
     context
         What all groups of the run have in common.
-    content
+    work
         The group.
+    inbox
+        What has come for it from other groups.
 
     Yields
     ------
-    outcome
-        One for each quantum that was tried.  When the child dies, the quantum
-        that it was at has failed, and the others of the group that don't need
-        it go on in a new child; temporaries that died too are made again.
+    event
+        An outcome for each quantum that was tried, and the records for other
+        groups.  When the child dies, the quantum that it was at has failed,
+        and the others of the group that don't need it go on in a new child;
+        temporaries that died too are made again.
 
     Raises
     ------
     EngineError
         Raised if the engine's own code fails in the child.
     """
+    content = work.open()
+    ledger = Ledger(work, content)
+    positions = {item.quantum_id: position for position, item in enumerate(content.quanta)}
+    needs_failed = inbox.close(content.senders).failed if inbox is not None else frozenset()
+    bad = {n for n, item in enumerate(content.quanta) if not needs_failed.isdisjoint(item.needs)}
     reported: set[int] = set()
-    bad: set[int] = set()
-    positions = {work.quantum_id: position for position, work in enumerate(content.quanta)}
     while todo := _runnable(content, reported, bad):
         skip = frozenset(range(len(content.quanta))) - _with_makers(context, content, todo)
-        for outcome in _run_child(context, content, skip):
-            position = positions[outcome.quantum_id]
-            if not outcome.succeeded:
-                bad.add(position)
-            if position not in reported:
-                reported.add(position)
-                yield outcome
+        for event in _run_child(context, work, content, inbox, skip, ledger.sent):
+            if isinstance(event, bytearray):
+                yield event
+                continue
+            ledger.note(event)
+            if isinstance(event, QuantumOutcome):
+                position = positions[event.quantum_id]
+                if not event.succeeded:
+                    bad.add(position)
+                if position not in reported:
+                    reported.add(position)
+                    yield event
+    for pieces in ledger.closing_records():
+        yield bytearray().join(pieces)
 
 
 def _runnable(content: GroupContent, reported: set[int], bad: set[int]) -> set[int]:
@@ -110,19 +134,38 @@ def _with_makers(context: WorkerContext, content: GroupContent, todo: set[int]) 
     return wanted
 
 
-def _run_child(
-    context: WorkerContext, content: GroupContent, skip: frozenset[int]
-) -> Iterator[QuantumOutcome]:
-    """Run (part of) a group in a child and report how it fares."""
-    by_id = {work.quantum_id: work for work in content.quanta}
+def _is_chain(content: GroupContent) -> bool:
+    """Whether the failure of any quantum leaves nothing that could still run."""
+    return all(n - 1 in item.upstream for n, item in enumerate(content.quanta) if n)
 
-    def target(send: Callable[[object], None]) -> None:
-        for event in run_group(context, content, skip=skip):
-            send(event)
+
+def _run_child(
+    context: WorkerContext,
+    work: GroupWork,
+    content: GroupContent,
+    inbox: Inbox | None,
+    skip: frozenset[int],
+    sent: frozenset[uuid.UUID],
+) -> Iterator[QuantumOutcome | Sent | bytearray]:
+    """Run (part of) a group in a child and report how it fares."""
+    by_id = {item.quantum_id: item for item in content.quanta}
+    one_child_will_do = _is_chain(content)
+
+    def target(channel: Channel) -> None:
+        for event in run_group(context, content, inbox, index=work.index, skip=skip, sent=sent):
+            if isinstance(event, Parcel):
+                for pieces in pack_parcel(context, work, content, event):
+                    channel.send_record(pieces)
+                channel.send(Sent(event.dataset_id, event.encoded.nbytes))
+            else:
+                channel.send(event)
 
     current: QuantumWork | None = None
     started = time.monotonic()
     with _Child(target) as child:
+        if inbox is not None and one_child_will_do:
+            # The child has them; here they would only be in memory twice.
+            inbox.objects.clear()
         while True:
             limit = None
             if context.timeout is not None and current is not None:
@@ -133,6 +176,8 @@ def _run_child(
                 case QuantumOutcome() as outcome:
                     current = None
                     yield outcome
+                case Sent() | bytearray() as event:
+                    yield event
                 case None:
                     break
         exit_code = child.stop() if child.alive else child.wait()
@@ -152,8 +197,8 @@ class _Child:
         What the child does; it is given the function to send with.
     """
 
-    def __init__(self, target: Callable[[Callable[[object], None]], None]):
-        self._receiver, sender = multiprocessing.Pipe(duplex=False)
+    def __init__(self, target: Callable[[Channel], None]):
+        self._receiver, sender = Channel.make_pair()
         self._exit_code: int | None = None
         self.alive = True
         self.stopped = False
@@ -183,13 +228,8 @@ class _Child:
         EngineError
             Raised if the engine's own code failed in the child.
         """
-        try:
-            deadline = None if limit is None else time.monotonic() + limit
-            while not self._receiver.poll(_POLL_SECONDS if deadline is None else _until(deadline)):
-                if deadline is not None and time.monotonic() >= deadline:
-                    return None
-            event: object = self._receiver.recv()
-        except (EOFError, ConnectionResetError, pickle.UnpicklingError):
+        event = self._receiver.receive(limit)
+        if event is END:
             self.alive = False
             return None
         if isinstance(event, _Crash):
@@ -222,21 +262,14 @@ class _Child:
             os.kill(self._id, number)
 
 
-def _until(deadline: float) -> float:
-    """Seconds to a deadline, within what the operating system can wait for at a time."""
-    return min(max(0.0, deadline - time.monotonic()), _POLL_SECONDS)
-
-
-def _child_main(
-    target: Callable[[Callable[[object], None]], None], sender: Connection, parent_id: int
-) -> NoReturn:
+def _child_main(target: Callable[[Channel], None], sender: Channel, parent_id: int) -> NoReturn:
     """Do the child's work and leave without any of the parent's exit handlers."""
     status = 1
     try:
         _die_with_parent(parent_id)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        target(sender.send)
+        target(sender)
         status = 0
     except BaseException:  # noqa: BLE001  (the parent raises it)
         with contextlib.suppress(OSError):
@@ -274,7 +307,7 @@ def _dead_outcome(
     report.status = ExecutionStatus.TIMEOUT if timed_out else ExecutionStatus.FAILURE
     left = QuantumOutputs((), {})
     if context.quantum_executor is None:
-        with _Child(lambda send: send(find_outputs(context, content, work.quantum_id))) as child:
+        with _Child(lambda channel: channel.send(find_outputs(context, content, work.quantum_id))) as child:
             answer = child.receive(None)
             if isinstance(answer, QuantumOutputs):
                 left = answer

@@ -1,4 +1,4 @@
-"""Cut a quantum graph into groups that workers run and stages that explain them.
+"""Cut a quantum graph into groups that workers run, and units that Spark runs as one job.
 
 Everything here is pure: no lsst I/O, no Spark.  All algorithms are linear in
 the number of quanta plus edges.
@@ -6,7 +6,7 @@ the number of quanta plus edges.
 
 from __future__ import annotations
 
-__all__ = ["GraphSketch", "Group", "Handover", "Plan", "cut_graph"]
+__all__ = ["Crossing", "GraphSketch", "Group", "Handover", "Plan", "Unit", "cut_graph"]
 
 import dataclasses
 import uuid
@@ -14,9 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+import networkx
+
 from .errors import PlanError
 
-type Grain = Literal["fused", "quantum"]
+type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
+
+_GROUPS_PER_SLOT = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class GraphSketch:
     task_labels: Mapping[uuid.UUID, str]
     """Task label of every quantum.  The order is kept where the graph leaves a choice."""
 
-    edges: Sequence[tuple[uuid.UUID, uuid.UUID]]
+    edges: Iterable[tuple[uuid.UUID, uuid.UUID]]
     """Pairs of quanta of which the second needs the first."""
 
     handovers: Sequence[Handover] = ()
@@ -51,6 +55,12 @@ class GraphSketch:
 
     temporary_types: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Names of temporary dataset types, with the reason why each is temporary."""
+
+    data_ids: Mapping[uuid.UUID, Mapping[str, int | str]] = dataclasses.field(default_factory=dict)
+    """Data IDs of the quanta, needed only to group by dimensions."""
+
+    sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Mean size of the datasets of a type in bytes, by name, as far as it is known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,17 +70,60 @@ class Group:
     index: int
     """Position of the group in its plan."""
 
-    stage: int
-    """Number of groups on the longest path that leads here."""
-
     quanta: tuple[uuid.UUID, ...]
     """The quanta, each after those of the same group that it needs."""
 
     upstream: frozenset[int]
     """Groups that must end before this one may start."""
 
+    stage: int
+    """Number of groups on the longest path that leads here."""
+
     remaining: int
-    """Number of quanta on the longest path from the start of this group to the end of the graph."""
+    """Number of quanta on the longest path from here to the end of the graph."""
+
+    unit: int
+    """The unit that the group belongs to."""
+
+    level: int
+    """Number of groups of the same unit on the longest path that leads here."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unit:
+    """Groups that pass temporaries to each other, run as one Spark job.
+
+    A group that neither receives nor sends any is a unit of its own.
+    """
+
+    index: int
+    """Position of the unit in its plan."""
+
+    levels: tuple[tuple[int, ...], ...]
+    """Its groups, by level; temporaries pass from each level to later ones."""
+
+    upstream: frozenset[int]
+    """Groups of other units that must end before this unit may start."""
+
+    remaining: int
+    """Number of quanta on the longest path from here to the end of the graph."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Crossing:
+    """A temporary dataset that travels from one group to others."""
+
+    dataset_id: uuid.UUID
+    """ID of the dataset."""
+
+    dataset_type: str
+    """Name of its dataset type."""
+
+    producer: int
+    """Group that makes it."""
+
+    consumers: tuple[int, ...]
+    """Groups that read it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,14 +133,23 @@ class Plan:
     groups: tuple[Group, ...]
     """All groups, each after those it needs."""
 
+    units: tuple[Unit, ...]
+    """All units, each after those it needs."""
+
+    crossings: tuple[Crossing, ...]
+    """Temporaries that travel between groups."""
+
     task_labels: Mapping[uuid.UUID, str]
     """Task label of every quantum."""
 
     temporary_types: Mapping[str, str]
     """Names of temporary dataset types, with the reason why each is temporary."""
 
+    sizes: Mapping[str, float]
+    """Mean size of the datasets of a type in bytes, by name, as far as it is known."""
+
     grain: str
-    """How the graph was cut."""
+    """How the graph was cut, and why."""
 
     def __len__(self) -> int:
         return len(self.task_labels)
@@ -106,31 +168,109 @@ class Plan:
         Returns
         -------
         text
-            A few lines: totals, then a row for each stage and kind of group.
+            Totals, the groups of each stage by kind, what is temporary and
+            why, and what crosses between stages.
         """
         stages = self.stages
         lines = [
-            f"Plan: {len(self)} quanta in {len(self.groups)} groups and {len(stages)} stages "
-            f"({self._grain_reason()})."
+            f"Plan: {_count(len(self), 'quantum', 'quanta')} in {_count(len(self.groups), 'group')} "
+            f"and {_count(len(stages), 'stage')}.",
+            f"Grain: {self.grain}.",
         ]
         for number, groups in enumerate(stages):
-            kinds = Counter(tuple(self.task_labels[q] for q in group.quanta) for group in groups)
-            lines.append(f"  stage {number}: {len(groups)} groups")
-            for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
-                lines.append(f"    {count} x [{_chain_text(kind)}]")
-        if self.temporary_types:
-            lines.append("Temporary dataset types (in memory only, never in the repository):")
-            width = max(map(len, self.temporary_types))
-            for name, reason in sorted(self.temporary_types.items()):
-                lines.append(f"  {name:<{width}}  {reason}")
-        else:
-            lines.append("Temporary dataset types: none; everything is retained.")
+            lines.append(f"  stage {number}: {_count(len(groups), 'group')}")
+            for kind, count in self._kinds(groups):
+                lines.append(f"    {count} x [{kind}]")
+        lines += self._explain_temporaries()
         return "\n".join(lines)
 
-    def _grain_reason(self) -> str:
-        if self.grain == "quantum":
-            return "every quantum is a group of its own"
-        return "quanta joined by narrow edges share a group"
+    def _explain_temporaries(self) -> list[str]:
+        """Describe what is temporary, and what of it crosses between groups."""
+        if not self.temporary_types:
+            return ["Temporary dataset types: none; everything is retained."]
+        lines = ["Temporary dataset types (never in the repository):"]
+        width = max(map(len, self.temporary_types))
+        for name, reason in self.temporary_types.items():
+            lines.append(f"  {name:<{width}}  {reason}")
+        routes = self._routes()
+        if not routes:
+            return [*lines, "All of them pass in memory inside a group; nothing crosses between stages."]
+        shuffled = sum(len(unit.levels) > 1 for unit in self.units)
+        lines.append(f"Crossing between stages, in {_count(shuffled, 'Spark job')} with a shuffle:")
+        for (name, start, end), (datasets, copies) in routes.items():
+            lines.append(
+                f"  {name:<{width}}  stage {start} -> {end}: {_count(datasets, 'dataset')} to "
+                f"{_count(copies, 'group')}, {self._volume(name, copies)}"
+            )
+        return lines
+
+    def _routes(self) -> dict[tuple[str, int, int], tuple[int, int]]:
+        """Count datasets and deliveries by dataset type and pair of stages."""
+        datasets: Counter[tuple[str, int, int]] = Counter()
+        copies: Counter[tuple[str, int, int]] = Counter()
+        for crossing in self.crossings:
+            start = self.groups[crossing.producer].stage
+            ends = Counter(self.groups[n].stage for n in crossing.consumers)
+            for end, count in ends.items():
+                datasets[crossing.dataset_type, start, end] += 1
+                copies[crossing.dataset_type, start, end] += count
+        return {route: (datasets[route], copies[route]) for route in sorted(datasets)}
+
+    def _volume(self, name: str, copies: int) -> str:
+        """Estimate how much travels."""
+        size = self.sizes.get(name)
+        return "size unknown" if size is None else f"about {_human_bytes(size * copies)}"
+
+    def _kinds(self, groups: Iterable[Group]) -> list[tuple[str, int]]:
+        """Count groups by the tasks in them, the most frequent first."""
+        kinds = Counter(_chain_text([self.task_labels[q] for q in group.quanta]) for group in groups)
+        return sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+
+    def to_mermaid(self) -> str:
+        """Draw the plan as a Mermaid flow chart.
+
+        Returns
+        -------
+        text
+            A chart with a box for each kind of group of each stage, and an
+            arrow for each way between them, labelled with the temporaries
+            that go there.
+        """
+        boxes: dict[tuple[int, str], str] = {}
+        box_of: dict[int, str] = {}
+        lines = ["flowchart LR"]
+        for number, groups in enumerate(self.stages):
+            lines.append(f'  subgraph stage{number}["stage {number}"]')
+            for kind, count in self._kinds(groups):
+                boxes[number, kind] = f"s{number}k{len(boxes)}"
+                lines.append(f'    {boxes[number, kind]}["{count} × {kind}"]')
+            for group in groups:
+                kind = _chain_text([self.task_labels[q] for q in group.quanta])
+                box_of[group.index] = boxes[number, kind]
+            lines.append("  end")
+        carried: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for group in self.groups:
+            for need in group.upstream:
+                carried[box_of[need], box_of[group.index]].update(())
+        for crossing in self.crossings:
+            for consumer in crossing.consumers:
+                carried[box_of[crossing.producer], box_of[consumer]].add(crossing.dataset_type)
+        for (start, end), names in sorted(carried.items()):
+            arrow = f' == "{", ".join(sorted(names))}" ==> ' if names else " --> "
+            lines.append(f"  {start}{arrow}{end}")
+        return "\n".join(lines)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _human_bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def _chain_text(labels: Sequence[str]) -> str:
@@ -139,140 +279,312 @@ def _chain_text(labels: Sequence[str]) -> str:
     return " -> ".join(f"{label} x {n}" if n > 1 else label for label, n in counts.items())
 
 
-def cut_graph(sketch: GraphSketch, *, grain: Grain = "fused") -> Plan:
-    """Cut a quantum graph into groups.
+def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 1) -> Plan:
+    """Cut a quantum graph into groups and units.
 
     With the grain ``fused``, a quantum joins the group of the quanta that it
     needs when all of those are in one group and none of them feeds another
     quantum of the same task; where quanta gather or fan out, a new group
-    begins.  Each group then has a single first quantum, the only one with
-    needs outside, so that no cycle between groups can arise.
+    begins.  Coarser grains join such groups when their data IDs agree in the
+    given dimensions, unless a path between them leaves and comes back.
 
     Parameters
     ----------
     sketch
         The graph.
-    grain
-        ``quantum`` makes every quantum a group of its own.
+    group_by
+        ``fused``, or ``quantum`` to make every quantum a group of its own, or
+        the names of dimensions, or ``auto`` for the coarsest grain that gives
+        each slot several groups.
+    slots
+        How many groups can run at the same time; only ``auto`` heeds it.
 
     Returns
     -------
     plan
-        The groups, in an order in which they could run one after another.
+        Groups and units, in an order in which they could run one after
+        another.
 
     Raises
     ------
     PlanError
-        Raised if the graph has a cycle, or if a temporary dataset would have
-        to travel from one group to another.
+        Raised if the graph has a cycle, or no quantum has the dimensions to
+        group by.
     """
-    successors: defaultdict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
-    predecessors: defaultdict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
-    fan_out: Counter[tuple[uuid.UUID, str]] = Counter()
-    for before, after in dict.fromkeys(sketch.edges):
-        successors[before].append(after)
-        predecessors[after].append(before)
-        fan_out[before, sketch.task_labels[after]] += 1
-    order = _sort_topologically(sketch.task_labels, successors, predecessors)
-    group_of: dict[uuid.UUID, int] = {}
-    members: list[list[uuid.UUID]] = []
-    for quantum in order:
-        home = _narrow_home(quantum, sketch.task_labels, fan_out, predecessors, group_of)
-        if home is None or grain == "quantum":
-            group_of[quantum] = len(members)
-            members.append([quantum])
-        else:
-            group_of[quantum] = home
-            members[home].append(quantum)
-    _check_handovers(sketch, group_of)
-    return Plan(
-        groups=_make_groups(members, group_of, order, successors, predecessors),
-        task_labels=sketch.task_labels,
-        temporary_types=dict(sketch.temporary_types),
-        grain=grain,
-    )
+    cutter = _Cutter(sketch)
+    if group_by == "quantum":
+        home, grain = list(range(len(cutter.ids))), "every quantum is a group of its own"
+    elif group_by == "fused":
+        home, grain = cutter.fuse(), "quanta joined by narrow edges share a group (fused)"
+    elif group_by == "auto":
+        home, grain = cutter.choose(slots)
+    else:
+        home, n_groups = cutter.join(cutter.fuse(), group_by)
+        grain = f"grouped by {', '.join(group_by)}, as asked"
+        if n_groups == 0:
+            known = sorted({name for data_id in sketch.data_ids.values() for name in data_id})
+            raise PlanError(
+                f"Can't group by {', '.join(group_by)}: no quanta have all of these dimensions; the graph's "
+                f"dimensions are {', '.join(known)}."
+            )
+    return cutter.make_plan(home, grain)
 
 
-def _sort_topologically(
-    quanta: Iterable[uuid.UUID],
-    successors: Mapping[uuid.UUID, Sequence[uuid.UUID]],
-    predecessors: Mapping[uuid.UUID, Sequence[uuid.UUID]],
-) -> list[uuid.UUID]:
-    """Order quanta so that each follows those it needs (Kahn's algorithm)."""
-    quanta = list(quanta)
-    missing = {q: len(predecessors.get(q, ())) for q in quanta}
-    order = [q for q in quanta if not missing[q]]
-    for quantum in order:
-        for after in successors.get(quantum, ()):
+class _Cutter:
+    """The graph with quanta as numbers, in topological order.
+
+    A *home* is a list that gives each quantum the number of the first quantum
+    of its group.
+    """
+
+    def __init__(self, sketch: GraphSketch):
+        self.sketch = sketch
+        number = {quantum_id: n for n, quantum_id in enumerate(sketch.task_labels)}
+        given = [(number[before], number[after]) for before, after in dict.fromkeys(sketch.edges)]
+        order = _sort_topologically(len(number), given)
+        position = [0] * len(order)
+        for n, old in enumerate(order):
+            position[old] = n
+        names = list(sketch.task_labels)
+        self.ids = [names[old] for old in order]
+        self.labels = [sketch.task_labels[quantum_id] for quantum_id in self.ids]
+        self.number = {quantum_id: n for n, quantum_id in enumerate(self.ids)}
+        self.needs: list[list[int]] = [[] for _ in order]
+        self.feeds: list[list[int]] = [[] for _ in order]
+        for before, after in given:
+            self.needs[position[after]].append(position[before])
+            self.feeds[position[before]].append(position[after])
+
+    def fuse(self) -> list[int]:
+        """Join quanta along narrow edges."""
+        fan_out: Counter[tuple[int, str]] = Counter()
+        for before, afters in enumerate(self.feeds):
+            for after in afters:
+                fan_out[before, self.labels[after]] += 1
+        home = list(range(len(self.ids)))
+        for quantum, needs in enumerate(self.needs):
+            homes = {home[need] for need in needs}
+            if len(homes) == 1 and all(fan_out[need, self.labels[quantum]] == 1 for need in needs):
+                home[quantum] = homes.pop()
+        return home
+
+    def join(self, fused: Sequence[int], dimensions: Sequence[str]) -> tuple[list[int], int]:
+        """Join groups whose data IDs agree in some dimensions.
+
+        The depth of a group counts how often the key changes on the way to
+        it.  Along an edge between groups of different (key, depth) the depth
+        grows, so that joining those of the same can't make a cycle.
+
+        Returns
+        -------
+        home
+            The joined groups.
+        n_groups
+            How many of them have a key.
+        """
+        key = self._keys(fused, dimensions)
+        depth: dict[int, int] = {}
+        first: dict[tuple[tuple[int | str, ...], int], int] = {}
+        home = list(fused)
+        for quantum, needs in enumerate(self.needs):
+            group = fused[quantum]
+            for need in needs:
+                if fused[need] != group:
+                    changed = key.get(fused[need]) != key.get(group) or group not in key
+                    depth[group] = max(depth.get(group, 0), depth.get(fused[need], 0) + changed)
+        for group in dict.fromkeys(fused):
+            if group in key:
+                home[group] = first.setdefault((key[group], depth.get(group, 0)), group)
+        return [home[group] for group in fused], len(first)
+
+    def _keys(self, fused: Sequence[int], dimensions: Sequence[str]) -> dict[int, tuple[int | str, ...]]:
+        """Values of some dimensions, for the groups that have all of them."""
+        found: defaultdict[int, dict[str, int | str]] = defaultdict(dict)
+        mixed: set[int] = set()
+        wanted = frozenset(dimensions)
+        for quantum, group in enumerate(fused):
+            data_id = self.sketch.data_ids.get(self.ids[quantum], {})
+            for name in wanted & data_id.keys():
+                if found[group].setdefault(name, data_id[name]) != data_id[name]:
+                    mixed.add(group)
+        return {
+            group: tuple(values[name] for name in dimensions)
+            for group, values in found.items()
+            if len(values) == len(wanted) and group not in mixed
+        }
+
+    def choose(self, slots: int) -> tuple[list[int], str]:
+        """Find the coarsest grain that gives each slot several groups."""
+        fused = self.fuse()
+        wanted = _GROUPS_PER_SLOT * slots
+        one_each: dict[str, Sequence[str]] = {}
+        for quantum, label in enumerate(self.labels):
+            if label not in one_each:
+                one_each[label] = tuple(self.sketch.data_ids.get(self.ids[quantum], ()))
+        candidates = sorted({tuple(names) for names in one_each.values() if names}, key=lambda n: (len(n), n))
+        for dimensions in candidates:
+            home, n_groups = self.join(fused, dimensions)
+            if n_groups >= wanted and len(set(home)) < len(set(fused)):
+                return home, (
+                    f"grouped by {', '.join(dimensions)}, the coarsest grain that gives each of "
+                    f"{_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({n_groups}) (auto)"
+                )
+        return fused, (
+            "quanta joined by narrow edges share a group; anything coarser would give fewer than "
+            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')} (auto)"
+        )
+
+    def make_plan(self, home: Sequence[int], grain: str) -> Plan:
+        """Write down groups and units."""
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for quantum, first in enumerate(home):
+            members[first].append(quantum)
+        upstream: dict[int, set[int]] = {first: set() for first in members}
+        for quantum, needs in enumerate(self.needs):
+            upstream[home[quantum]].update(home[need] for need in needs if home[need] != home[quantum])
+        firsts = list(members)
+        place = {first: n for n, first in enumerate(firsts)}
+        edges = [(place[before], place[after]) for after in firsts for before in upstream[after]]
+        order = _sort_topologically(len(firsts), edges)
+        index = {firsts[old]: n for n, old in enumerate(order)}
+        group_needs = [sorted(index[before] for before in upstream[firsts[old]]) for old in order]
+        quanta = [members[firsts[old]] for old in order]
+        crossings = self._find_crossings([index[first] for first in home])
+        unit_of = _find_units(group_needs, crossings)
+        groups = self._make_groups(quanta, group_needs, unit_of)
+        return Plan(
+            groups=groups,
+            units=_make_units(groups, unit_of),
+            crossings=tuple(crossings),
+            task_labels=self.sketch.task_labels,
+            temporary_types=dict(self.sketch.temporary_types),
+            sizes=dict(self.sketch.sizes),
+            grain=grain,
+        )
+
+    def _find_crossings(self, group_of: Sequence[int]) -> list[Crossing]:
+        """Find the temporaries that leave their group."""
+        crossings = []
+        for handover in self.sketch.handovers:
+            producer = group_of[self.number[handover.producer]]
+            consumers = {group_of[self.number[quantum]] for quantum in handover.consumers} - {producer}
+            if consumers:
+                crossings.append(
+                    Crossing(handover.dataset_id, handover.dataset_type, producer, tuple(sorted(consumers)))
+                )
+        return crossings
+
+    def _make_groups(
+        self, quanta: Sequence[Sequence[int]], needs: Sequence[Sequence[int]], unit_of: Sequence[int]
+    ) -> tuple[Group, ...]:
+        """Work out stage, level and remaining path of each group."""
+        path = [1] * len(self.ids)
+        for quantum in range(len(self.ids) - 1, -1, -1):
+            for after in self.feeds[quantum]:
+                path[quantum] = max(path[quantum], 1 + path[after])
+        stage = [0] * len(quanta)
+        level = [0] * len(quanta)
+        groups: list[Group] = []
+        for n, members in enumerate(quanta):
+            for need in needs[n]:
+                stage[n] = max(stage[n], stage[need] + 1)
+                if unit_of[need] == unit_of[n]:
+                    level[n] = max(level[n], level[need] + 1)
+            groups.append(
+                Group(
+                    index=n,
+                    quanta=tuple(self.ids[quantum] for quantum in members),
+                    upstream=frozenset(needs[n]),
+                    stage=stage[n],
+                    remaining=max(path[quantum] for quantum in members),
+                    unit=unit_of[n],
+                    level=level[n],
+                )
+            )
+        return tuple(groups)
+
+
+def _sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Order numbers so that each follows those it needs (Kahn's algorithm)."""
+    feeds: list[list[int]] = [[] for _ in range(n)]
+    missing = [0] * n
+    for before, after in edges:
+        feeds[before].append(after)
+        missing[after] += 1
+    # The last to become ready goes first: what is made is soon used, so that few temporaries live at a time.
+    ready = [node for node in reversed(range(n)) if not missing[node]]
+    order: list[int] = []
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for after in reversed(feeds[node]):
             missing[after] -= 1
             if not missing[after]:
-                order.append(after)
-    if len(order) != len(quanta):
+                ready.append(after)
+    if len(order) != n:
         raise PlanError(
-            f"The quantum graph has a dependency cycle: {len(quanta) - len(order)} of {len(quanta)} quanta "
-            "wait for each other."
+            f"The quantum graph has a dependency cycle: {n - len(order)} of {n} nodes wait for each other."
         )
     return order
 
 
-def _narrow_home(
-    quantum: uuid.UUID,
-    labels: Mapping[uuid.UUID, str],
-    fan_out: Mapping[tuple[uuid.UUID, str], int],
-    predecessors: Mapping[uuid.UUID, Sequence[uuid.UUID]],
-    group_of: Mapping[uuid.UUID, int],
-) -> int | None:
-    """Find the group that a quantum can join, if only narrow edges lead to it."""
-    needs = predecessors.get(quantum, ())
-    homes = {group_of[q] for q in needs}
-    if len(homes) != 1:
-        return None
-    label = labels[quantum]
-    if any(fan_out[need, label] > 1 for need in needs):
-        return None
-    return homes.pop()
+def _find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:
+    """Join groups that pass temporaries to each other, and what lies on a path between them.
+
+    Returns
+    -------
+    unit_of
+        Number of the unit of each group, each after those it needs.
+    """
+    root = list(range(len(needs)))
+
+    def find(n: int) -> int:
+        while root[n] != n:
+            root[n] = root[root[n]]
+            n = root[n]
+        return n
+
+    for crossing in crossings:
+        for consumer in crossing.consumers:
+            root[find(consumer)] = find(crossing.producer)
+    joined = [find(n) for n in range(len(needs))]
+    edges = dict.fromkeys(
+        (joined[need], joined[n]) for n in range(len(needs)) for need in needs[n] if joined[need] != joined[n]
+    )
+    try:
+        order = _sort_topologically(len(needs), list(edges))
+    except PlanError:
+        # A path leaves a unit and comes back: all that lies on it belongs to the unit.
+        graph: networkx.DiGraph[int] = networkx.DiGraph(edges)
+        for component in networkx.strongly_connected_components(graph):
+            keeper = min(component)
+            for n in component:
+                root[n] = keeper
+        joined = [find(n) for n in range(len(needs))]
+        edges = dict.fromkeys((joined[a], joined[b]) for a, b in edges if joined[a] != joined[b])
+        order = _sort_topologically(len(needs), list(edges))
+    used = set(joined)
+    number = {joint: n for n, joint in enumerate(joint for joint in order if joint in used)}
+    return [number[joint] for joint in joined]
 
 
-def _check_handovers(sketch: GraphSketch, group_of: Mapping[uuid.UUID, int]) -> None:
-    """Refuse temporaries that would have to leave their group."""
-    crossing: Counter[tuple[str, str, str]] = Counter()
-    for handover in sketch.handovers:
-        home = group_of[handover.producer]
-        for consumer in handover.consumers:
-            if group_of[consumer] != home:
-                ends = sketch.task_labels[handover.producer], sketch.task_labels[consumer]
-                crossing[handover.dataset_type, *ends] += 1
-    if crossing:
-        (name, maker, reader), count = crossing.most_common(1)[0]
-        raise PlanError(
-            f"Dataset type {name!r} can't be temporary: {count} of its datasets pass from task {maker!r} "
-            f"to task {reader!r} between stages, which is not there yet. Retain it, or leave one of the "
-            "tasks out."
-        )
-
-
-def _make_groups(
-    members: Sequence[Sequence[uuid.UUID]],
-    group_of: Mapping[uuid.UUID, int],
-    order: Sequence[uuid.UUID],
-    successors: Mapping[uuid.UUID, Sequence[uuid.UUID]],
-    predecessors: Mapping[uuid.UUID, Sequence[uuid.UUID]],
-) -> tuple[Group, ...]:
-    """Work out the edges, stage and remaining path of each group."""
-    path: dict[uuid.UUID, int] = {}
-    for quantum in reversed(order):
-        path[quantum] = 1 + max((path[after] for after in successors.get(quantum, ())), default=0)
-    groups: list[Group] = []
-    for index, quanta in enumerate(members):
-        upstream = {group_of[need] for quantum in quanta for need in predecessors.get(quantum, ())}
-        upstream.discard(index)
-        groups.append(
-            Group(
-                index=index,
-                stage=1 + max((groups[n].stage for n in upstream), default=-1),
-                quanta=tuple(quanta),
-                upstream=frozenset(upstream),
-                remaining=max(path[quantum] for quantum in quanta),
+def _make_units(groups: Sequence[Group], unit_of: Sequence[int]) -> tuple[Unit, ...]:
+    """Gather the groups of each unit by level."""
+    members: list[list[Group]] = [[] for _ in range(1 + max(unit_of, default=-1))]
+    for group in groups:
+        members[group.unit].append(group)
+    units = []
+    for n, inside in enumerate(members):
+        levels: list[list[int]] = [[] for _ in range(1 + max(group.level for group in inside))]
+        for group in inside:
+            levels[group.level].append(group.index)
+        own = {group.index for group in inside}
+        units.append(
+            Unit(
+                index=n,
+                levels=tuple(map(tuple, levels)),
+                upstream=frozenset(need for group in inside for need in group.upstream) - own,
+                remaining=max(group.remaining for group in inside),
             )
         )
-    return tuple(groups)
+    return tuple(units)

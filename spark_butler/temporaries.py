@@ -24,6 +24,10 @@ from lsst.daf.butler import (
 )
 from lsst.pipe.base import InMemoryDatasetHandle
 
+from .codecs import EncodedObject, copy_object, decode, encode
+from .parcels import Inbox
+from .scratch import fetch_scratch
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +47,8 @@ class GroupButler(LimitedButler):
     known
         For datasets of other groups: whether they exist.  What is not in it
         is asked of the datastore.
+    inbox
+        Temporaries of other groups, still serialised.
 
     Notes
     -----
@@ -59,6 +65,7 @@ class GroupButler(LimitedButler):
         temporary_types: Collection[str],
         consumers: Mapping[uuid.UUID, int],
         known: Mapping[uuid.UUID, bool],
+        inbox: Inbox | None = None,
     ):
         self._wrapped = wrapped
         self.storageClasses = wrapped.storageClasses
@@ -67,6 +74,11 @@ class GroupButler(LimitedButler):
         self._consumers = Counter(consumers)
         self._known = dict(known)
         self._temporaries: dict[uuid.UUID, Any] = {}
+        self._arrived: dict[uuid.UUID, bytearray | list[tuple[str, int]]] = {}
+        if inbox is not None:
+            self._arrived.update(inbox.objects)
+            self._arrived.update(inbox.scratch)
+        self._types: dict[uuid.UUID, StorageClass] = {}
         self._lent: set[uuid.UUID] = set()
         self._single_use: set[uuid.UUID] = set()
         self._put_refs: dict[uuid.UUID, DatasetRef] = {}
@@ -98,9 +110,10 @@ class GroupButler(LimitedButler):
         for dataset_id in used & self._consumers.keys():
             self._consumers[dataset_id] -= 1
         made = {ref.id for refs in quantum.outputs.values() for ref in refs}
-        for dataset_id in (used | made) & self._temporaries.keys():
+        for dataset_id in used | made:
             if self._consumers[dataset_id] <= 0:
-                del self._temporaries[dataset_id]
+                self._temporaries.pop(dataset_id, None)
+                self._arrived.pop(dataset_id, None)
 
     @property
     def wrapped(self) -> QuantumBackedButler:
@@ -120,7 +133,17 @@ class GroupButler(LimitedButler):
     @property
     def live(self) -> frozenset[uuid.UUID]:
         """IDs of the temporaries that are in memory now."""
-        return frozenset(self._temporaries)
+        return frozenset(self._temporaries.keys() | self._arrived.keys())
+
+    def encode(self, dataset_id: uuid.UUID) -> EncodedObject:
+        """Serialise a temporary that was put.
+
+        Parameters
+        ----------
+        dataset_id
+            ID of the dataset.
+        """
+        return encode(self._temporaries[dataset_id], self._types[dataset_id])
 
     def _is_temporary(self, ref: DatasetRef) -> bool:
         return ref.datasetType.nameAndComponent()[0] in self._temporary_types
@@ -136,8 +159,9 @@ class GroupButler(LimitedButler):
             storage_class = self._dataset_types[ref.datasetType.name].storageClass
             obj = storage_class.coerce_type(obj)
             if any(obj is other for other in self._temporaries.values()):
-                obj = InMemoryDatasetHandle(obj, storageClass=storage_class, copy=True).get()
+                obj = copy_object(obj, storage_class)
             self._temporaries[ref.id] = obj
+            self._types[ref.id] = storage_class
         return ref
 
     def get(
@@ -162,28 +186,46 @@ class GroupButler(LimitedButler):
         if not self._is_temporary(ref):
             return self._wrapped.get(ref, parameters=parameters, storageClass=storage_class)
         with self._metrics.instrument_get(logger, msg="Retrieved temporary dataset"):
-            if ref.id not in self._temporaries:
-                raise FileNotFoundError(f"Temporary dataset {ref} was not produced.")
-            lend = (
-                may_lend
-                and self._consumers[ref.id] == 1
-                and ref.id in self._single_use
-                and ref.id not in self._lent
-            )
-            if lend:
-                self._lent.add(ref.id)
             name, component = ref.datasetType.nameAndComponent()
+            stored_class = self._dataset_types[name].storageClass
             handle = InMemoryDatasetHandle(
-                self._temporaries[ref.id],
-                storageClass=self._dataset_types[name].storageClass,
+                self._fetch(ref, stored_class, may_lend=may_lend),
+                storageClass=stored_class,
                 dataId=ref.dataId,
-                copy=not lend,
             )
             return handle.get(
                 component=component,
                 parameters=parameters,
                 storageClass=storage_class or ref.datasetType.storageClass,
             )
+
+    def _fetch(self, ref: DatasetRef, storage_class: StorageClass, *, may_lend: bool) -> Any:
+        """Get a temporary: itself for its last reader, a copy for all others."""
+        lend = (
+            may_lend
+            and self._consumers[ref.id] == 1
+            and ref.id in self._single_use
+            and ref.id not in self._lent
+        )
+        if ref.id in self._temporaries:
+            obj = self._temporaries[ref.id]
+            if not lend:
+                return copy_object(obj, storage_class)
+            self._lent.add(ref.id)
+            return obj
+        if ref.id not in self._arrived:
+            raise FileNotFoundError(f"Temporary dataset {ref} was not produced.")
+        arrived = self._arrived[ref.id]
+        if isinstance(arrived, list):
+            return decode(fetch_scratch(arrived), storage_class)
+        if not lend:
+            return decode(bytearray(arrived), storage_class)
+        # The reader's changes show in the buffer, so that a second look must find the same object.
+        self._lent.add(ref.id)
+        obj = decode(arrived, storage_class)
+        self._temporaries[ref.id] = obj
+        del self._arrived[ref.id]
+        return obj
 
     def getDeferred(
         self,
@@ -206,7 +248,7 @@ class GroupButler(LimitedButler):
         unknown: list[DatasetRef] = []
         for ref in refs:
             if self._is_temporary(ref):
-                result[ref] = ref.id in self._temporaries
+                result[ref] = ref.id in self._temporaries or ref.id in self._arrived
             elif (exists := self._known.get(ref.id)) is not None:
                 result[ref] = exists
             else:
@@ -234,6 +276,7 @@ class GroupButler(LimitedButler):
         for ref in refs:
             if self._is_temporary(ref):
                 self._temporaries.pop(ref.id, None)
+                self._arrived.pop(ref.id, None)
             else:
                 retained.append(ref)
                 self._known[ref.id] = False
@@ -251,6 +294,7 @@ class GroupButler(LimitedButler):
     def close(self) -> None:
         # Docstring inherited.
         self._temporaries.clear()
+        self._arrived.clear()
         self._wrapped.close()
 
     @property
@@ -276,7 +320,7 @@ class GroupButler(LimitedButler):
 
 
 class _DeferredReader(GroupButler):
-    """View of a `GroupButler` for deferred handles, which may read many times and so never by reference."""
+    """View of a `GroupButler` for deferred handles, which may read often and so never by reference."""
 
     def __init__(self, parent: GroupButler):
         self.__dict__ = parent.__dict__

@@ -9,8 +9,10 @@ from __future__ import annotations
 __all__ = [
     "GroupContent",
     "GroupWork",
+    "Parcel",
     "QuantumOutputs",
     "QuantumWork",
+    "UnitWork",
     "WorkerContext",
     "failure_outcome",
     "find_outputs",
@@ -47,7 +49,9 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 
+from .codecs import EncodedObject
 from .outcomes import QuantumOutcome, QuantumStarted
+from .parcels import Inbox, Notice, Way
 from .temporaries import GroupButler
 
 logger = logging.getLogger(__name__)
@@ -106,6 +110,12 @@ class WorkerContext:
     log_state: Sequence[Any] = ()
     """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
 
+    scratch: str = ""
+    """Address of the run's folder in the object store for temporaries that a shuffle can't take."""
+
+    max_shuffle_bytes: int | None = None
+    """Length of a serialised temporary from which on it goes to `scratch`."""
+
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables, without secrets, that a worker takes over unless it has its own."""
 
@@ -125,6 +135,9 @@ class QuantumWork:
 
     upstream: tuple[int, ...] = ()
     """Positions in the group of the quanta that must succeed before this one."""
+
+    needs: tuple[uuid.UUID, ...] = ()
+    """Quanta of other groups of the same unit that must succeed before this one."""
 
     may_exist: bool = False
     """Whether outputs of an earlier attempt may be in the way."""
@@ -148,6 +161,29 @@ class GroupContent:
 
     consumers: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
     """How many quanta of the group read each temporary dataset."""
+
+    incoming: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
+    """Temporaries that come from other groups, with the group that makes each."""
+
+    outgoing: dict[uuid.UUID, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Temporaries that other groups read, with those groups."""
+
+    senders: frozenset[int] = frozenset()
+    """Groups of the same unit that this one needs."""
+
+    receivers: dict[int, frozenset[uuid.UUID]] = dataclasses.field(default_factory=dict)
+    """Groups of the same unit that need this one, with the retained datasets that they read from it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parcel:
+    """A temporary on its way to the groups that read it."""
+
+    dataset_id: uuid.UUID
+    """ID of the dataset."""
+
+    encoded: EncodedObject
+    """The serialised dataset, whose big buffers are still the dataset's own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,11 +213,31 @@ class GroupWork:
     payload: bytes
     """The pickled `GroupContent`, opened only where it runs."""
 
+    ways: Mapping[int, Way] = dataclasses.field(default_factory=dict)
+    """The ways to the groups of the same unit that need this one."""
+
+    carried: tuple[tuple[Way, GroupWork], ...] = ()
+    """Work of groups of the next level, which this group sends on with what it makes."""
+
     def open(self) -> GroupContent:
         """Unpickle the content; the `WorkerContext` must have been unpickled before."""
         content = pickle.loads(self.payload)
         assert isinstance(content, GroupContent)
         return content
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnitWork:
+    """A unit as it travels to workers: the groups of its first level, which carry all others."""
+
+    index: int
+    """Position of the unit in the plan."""
+
+    groups: tuple[GroupWork, ...]
+    """The groups of its first level."""
+
+    widths: tuple[int, ...]
+    """Number of groups at each level."""
 
 
 def prepare_process(context: WorkerContext) -> None:
@@ -203,8 +259,14 @@ def prepare_process(context: WorkerContext) -> None:
 
 
 def run_group(
-    context: WorkerContext, content: GroupContent, *, skip: frozenset[int] = frozenset()
-) -> Iterator[QuantumStarted | QuantumOutcome]:
+    context: WorkerContext,
+    content: GroupContent,
+    inbox: Inbox | None = None,
+    *,
+    index: int = 0,
+    skip: frozenset[int] = frozenset(),
+    sent: frozenset[uuid.UUID] = frozenset(),
+) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
     """Run the quanta of a group, one after another, in this process.
 
     Parameters
@@ -213,34 +275,47 @@ def run_group(
         What all groups of the run have in common.
     content
         The group.
+    inbox
+        Temporaries and notices from other groups, complete.
+    index
+        Position of the group in the plan.
     skip
         Positions of quanta that are not to run.
+    sent
+        Temporaries that are not to be sent again.
 
     Yields
     ------
     event
-        A start and an outcome for each quantum that was tried.  Quanta that
+        A start and an outcome for each quantum that was tried, and between
+        them a parcel for each temporary that other groups read.  Quanta that
         need one that failed are left out.
 
     Raises
     ------
-    lsst.pipe.base.InvalidQuantumError
-        Never: what a task raises is an outcome.
+    spark_butler.errors.EngineError
+        Raised if something that was sent has not arrived.  What a task
+        raises is an outcome.
     """
-    butler = _make_butler(context, content) if context.quantum_executor is None else None
+    news = inbox.close(content.senders) if inbox is not None else Notice(frozenset(), {}, {})
+    butler = _make_butler(context, content, inbox, news) if context.quantum_executor is None else None
     bad: set[int] = set()
     try:
         for position, work in enumerate(content.quanta):
             if position in skip:
                 continue
-            if not bad.isdisjoint(work.upstream):
+            if not bad.isdisjoint(work.upstream) or not news.failed.isdisjoint(work.needs):
                 bad.add(position)
                 continue
             yield QuantumStarted(work.quantum_id)
-            outcome = _run_quantum(context, work, butler)
+            outcome, parcels = _run_quantum(context, content, work, butler, sent)
             if not outcome.succeeded:
                 bad.add(position)
+            yield from parcels
+            del parcels
             yield outcome
+            if butler is not None:
+                butler.end_quantum(work.quantum)
     finally:
         if butler is not None:
             butler.close()
@@ -264,7 +339,7 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
         The retained datasets that are there, with predicted datastore records.
     """
     (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
-    with _make_butler(context, content) as butler:
+    with _make_butler(context, content, None, Notice(frozenset(), {}, {})) as butler:
         refs = [
             ref
             for refs in work.quantum.outputs.values()
@@ -277,7 +352,9 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
     return QuantumOutputs(tuple(ref.id for ref in found), dict(records), removed)
 
 
-def _make_butler(context: WorkerContext, content: GroupContent) -> GroupButler:
+def _make_butler(
+    context: WorkerContext, content: GroupContent, inbox: Inbox | None, news: Notice
+) -> GroupButler:
     """Make the butler of a group."""
     assert context.butler_config is not None
     quanta = [work.quantum for work in content.quanta]
@@ -298,11 +375,18 @@ def _make_butler(context: WorkerContext, content: GroupContent) -> GroupButler:
         dataset_types=context.dataset_types,
         temporary_types=context.temporary_types,
         consumers=content.consumers,
-        known=content.known,
+        known={**content.known, **news.produced},
+        inbox=inbox,
     )
 
 
-def _run_quantum(context: WorkerContext, work: QuantumWork, butler: GroupButler | None) -> QuantumOutcome:
+def _run_quantum(
+    context: WorkerContext,
+    content: GroupContent,
+    work: QuantumWork,
+    butler: GroupButler | None,
+    sent: frozenset[uuid.UUID],
+) -> tuple[QuantumOutcome, list[Parcel]]:
     """Make one attempt at one quantum; whatever the task does becomes an outcome."""
     executor = context.quantum_executor
     if executor is None:
@@ -320,10 +404,13 @@ def _run_quantum(context: WorkerContext, work: QuantumWork, butler: GroupButler 
     wall, cpu = time.time(), time.process_time()
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
+    parcels: list[Parcel] = []
     try:
         result = executor.execute(
             context.task_nodes[work.task_label], work.quantum, quantum_id=work.quantum_id
         )
+        if butler is not None:
+            parcels = _pack_parcels(content, work, butler, sent)
     except (Exception, SystemExit) as exc:  # noqa: BLE001  (a failed quantum is data)
         failure = _true_cause(exc)
     if failure is None:
@@ -339,8 +426,7 @@ def _run_quantum(context: WorkerContext, work: QuantumWork, butler: GroupButler 
         removed = tuple(butler.pruned)
         if put_refs:
             records = dict(butler._datastore.export_records(put_refs))
-        butler.end_quantum(work.quantum)
-    return dataclasses.replace(
+    outcome = dataclasses.replace(
         outcome,
         outputs=outputs,
         records=records,
@@ -350,6 +436,19 @@ def _run_quantum(context: WorkerContext, work: QuantumWork, butler: GroupButler 
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
+    return outcome, parcels
+
+
+def _pack_parcels(
+    content: GroupContent, work: QuantumWork, butler: GroupButler, sent: frozenset[uuid.UUID]
+) -> list[Parcel]:
+    """Serialise the temporaries of a quantum that other groups read."""
+    made = [ref.id for refs in work.quantum.outputs.values() for ref in refs]
+    return [
+        Parcel(dataset_id, butler.encode(dataset_id))
+        for dataset_id in made
+        if dataset_id in content.outgoing and dataset_id in butler.live and dataset_id not in sent
+    ]
 
 
 def _true_cause(exc: BaseException) -> BaseException:

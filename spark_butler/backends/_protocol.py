@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..outcomes import QuantumOutcome
-from ..worker import GroupWork, WorkerContext
+from ..worker import UnitWork, WorkerContext
 
 type ReportOutcome = Callable[[QuantumOutcome], None]
 
@@ -19,18 +19,17 @@ class Backend(Protocol):
         """How many groups can run at the same time."""
         ...
 
-    def run(
-        self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome
-    ) -> None:
-        """Run groups that don't need each other, and return when all have ended.
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+        """Run units that don't need each other, and return when all have ended.
 
         Parameters
         ----------
         context
             What all groups of the run have in common.
         batch
-            The groups, bundled: those of a bundle run one after another in
-            one worker, bundles run side by side.
+            The units, bundled: those of a bundle run one after another in
+            one worker, bundles run side by side.  A unit with several levels
+            comes in a bundle and batch of its own.
         report
             Called with each outcome as soon as it is known here, from any
             thread, and possibly twice with the same.

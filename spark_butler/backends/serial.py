@@ -8,8 +8,10 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+from ..delivery import receive, run_here
 from ..outcomes import QuantumOutcome
-from ..worker import GroupWork, WorkerContext, prepare_process, run_group
+from ..parcels import Inbox, next_place
+from ..worker import GroupWork, UnitWork, WorkerContext, prepare_process
 from ._protocol import ReportOutcome
 
 
@@ -22,18 +24,32 @@ class SerialBackend:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
 
-    def run(
-        self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome
-    ) -> None:
-        """Run groups one after another.  See `Backend.run`."""
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+        """Run units one after another.  See `Backend.run`."""
         with self._lock:
             prepare_process(context)
-            for work in itertools.chain.from_iterable(batch):
-                for event in run_group(context, work.open()):
+            for unit in itertools.chain.from_iterable(batch):
+                self._run_unit(context, unit, report)
+
+    def _run_unit(self, context: WorkerContext, unit: UnitWork, report: ReportOutcome) -> None:
+        """Run a unit level by level."""
+        arrived: list[tuple[GroupWork, Inbox | None]] = [(work, None) for work in unit.groups]
+        passing: list[bytes] = []
+        for width in (*unit.widths[1:], 0):
+            heaps: list[list[bytes]] = [[] for _ in range(width)]
+            for record in passing:
+                heaps[next_place(record)].append(record)
+            while arrived:
+                for event in run_here(context, *arrived.pop(0)):
                     if isinstance(event, QuantumOutcome):
                         report(event)
-                    if self._cancelled.is_set():
-                        return
+                        if self._cancelled.is_set():
+                            return
+                    else:
+                        heaps[next_place(event[0])].append(b"".join(event))
+            items = [item for heap in heaps for item in receive(heap)]
+            passing = [item for item in items if isinstance(item, bytes)]
+            arrived.extend(item for item in items if not isinstance(item, bytes))
 
     def cancel(self) -> None:
         """Stop after the quantum that is running.  See `Backend.cancel`."""

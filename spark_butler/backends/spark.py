@@ -5,22 +5,31 @@ from __future__ import annotations
 __all__ = ["SparkBackend"]
 
 import functools
+import itertools
 import logging
 import pickle
+import struct
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import cloudpickle
-from pyspark import Accumulator, AccumulatorParam, Broadcast, SparkContext
+from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext
+from pyspark.serializers import NoOpSerializer
 from pyspark.sql import SparkSession
 
-from ..isolation import run_group_isolated
+from ..delivery import receive
+from ..errors import EngineError
+from ..isolation import run_isolated
 from ..outcomes import QuantumOutcome
-from ..worker import GroupWork, WorkerContext, prepare_process
+from ..parcels import Inbox, next_place
+from ..worker import GroupWork, UnitWork, WorkerContext, prepare_process
 from ._protocol import ReportOutcome
 
 logger = logging.getLogger(__name__)
+
+_LONG = struct.Struct("!q")
 
 
 class SparkBackend:
@@ -49,16 +58,34 @@ class SparkBackend:
         """How many groups can run at the same time."""
         return int(self._spark.defaultParallelism)
 
-    def run(
-        self, context: WorkerContext, batch: Sequence[Sequence[GroupWork]], report: ReportOutcome
-    ) -> None:
-        """Run groups as one Spark job.  See `Backend.run`."""
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+        """Run units as one Spark job.  See `Backend.run`."""
         broadcast = self._send(context)
         spark = self._spark
-        spark.setJobGroup(self._tag, _describe(batch), interruptOnCancel=False)
+        units = [unit for bundle in batch for unit in bundle]
+        spark.setJobGroup(self._tag, _describe(units), interruptOnCancel=False)
         outcomes = spark.accumulator([], _OutcomeStream(report))
-        rdd = spark.parallelize(batch, len(batch))
+        if len(units) == 1 and len(units[0].widths) > 1:
+            self._run_levels(units[0], broadcast, outcomes)
+            return
+        bundles = [[work for unit in bundle for work in unit.groups] for bundle in batch]
+        rdd = spark.parallelize(bundles, len(bundles))
         rdd.foreachPartition(functools.partial(_run_bundles, broadcast, outcomes))
+
+    def _run_levels(
+        self,
+        unit: UnitWork,
+        broadcast: Broadcast[bytes],
+        outcomes: Accumulator[list[QuantumOutcome]],
+    ) -> None:
+        """Run a unit of several levels: a Spark stage for each, with shuffles between."""
+        works = self._spark.parallelize(unit.groups, len(unit.groups))
+        records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
+        for width in unit.widths[1:]:
+            arrived = _shuffle(records, width)
+            records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
+        # Nothing is left to send after the last level.
+        records.foreachPartition(_drain)
 
     def cancel(self) -> None:
         """Stop all jobs of this backend.  See `Backend.cancel`."""
@@ -100,11 +127,34 @@ class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
         return []
 
 
-def _describe(batch: Sequence[Sequence[GroupWork]]) -> str:
+def _describe(units: Sequence[UnitWork]) -> str:
     """Name a job for Spark's pages."""
-    works = [work for bundle in batch for work in bundle]
-    more = f" and {len(works) - 1} more" if len(works) > 1 else ""
-    return f"{works[0].summary}{more}"
+    n_groups = sum(sum(unit.widths) for unit in units)
+    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+    return f"{units[0].groups[0].summary}{more}"
+
+
+def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
+    """Send records to their next places, one by one as they come.
+
+    `pyspark.RDD.partitionBy` gathers up to a thousand records, of whatever
+    size, before it sends any; this is its transport without the gathering
+    and without pickling.
+
+    Parameters
+    ----------
+    records
+        Places (packed as 8 bytes) and records in turn.
+    width
+        Number of places.
+    """
+    spark = records.context
+    records._bypass_serializer = True  # type: ignore[attr-defined]
+    assert spark._jvm is not None
+    pairs = spark._jvm.PairwiseRDD(records._jrdd.rdd()).asJavaPairRDD()
+    partitioner = spark._jvm.PythonPartitioner(width, id(next_place))
+    arrived = spark._jvm.PythonRDD.valueOfPair(pairs.partitionBy(partitioner))
+    return RDD(arrived, spark, NoOpSerializer())
 
 
 @functools.lru_cache(maxsize=2)
@@ -123,6 +173,53 @@ def _run_bundles(
 ) -> None:
     """Run bundles of groups in a worker."""
     context = _open_context(broadcast.value)
-    for bundle in bundles:
-        for work in bundle:
-            outcomes.add(list(run_group_isolated(context, work.open())))
+    for work in itertools.chain.from_iterable(bundles):
+        for event in run_isolated(context, work):
+            if isinstance(event, QuantumOutcome):
+                outcomes.add([event])
+
+
+def _run_first_level(
+    broadcast: Broadcast[bytes],
+    outcomes: Accumulator[list[QuantumOutcome]],
+    works: Iterable[GroupWork],
+) -> Iterator[bytes | bytearray]:
+    """Run groups that nothing has to be sent to."""
+    context = _open_context(broadcast.value)
+    for work in works:
+        yield from _run_group(context, outcomes, work, None)
+
+
+def _run_next_level(
+    broadcast: Broadcast[bytes],
+    outcomes: Accumulator[list[QuantumOutcome]],
+    records: Iterable[bytes],
+) -> Iterator[bytes | bytearray]:
+    """Run the group that records have been sent to, and pass on what only comes by."""
+    context = _open_context(broadcast.value)
+    for item in receive(records):
+        if isinstance(item, bytes):
+            yield _LONG.pack(next_place(item))
+            yield item
+        else:
+            yield from _run_group(context, outcomes, *item)
+
+
+def _run_group(
+    context: WorkerContext,
+    outcomes: Accumulator[list[QuantumOutcome]],
+    work: GroupWork,
+    inbox: Inbox | None,
+) -> Iterator[bytes | bytearray]:
+    """Run a group and give each of its records a place to go to."""
+    for event in run_isolated(context, work, inbox):
+        if isinstance(event, QuantumOutcome):
+            outcomes.add([event])
+        else:
+            yield _LONG.pack(next_place(event))
+            yield event
+
+
+def _drain(records: Iterable[object]) -> None:
+    for _ in records:
+        raise EngineError("The last level of a unit has sent a record.")

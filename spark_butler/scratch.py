@@ -1,0 +1,135 @@
+"""Temporaries that are too large for a shuffle wait in the object store.
+
+They lie under a prefix of the datastore's own root, one folder for each run,
+are removed when the run ends, and can be found after a crash.
+"""
+
+from __future__ import annotations
+
+__all__ = ["fetch_scratch", "find_scratch", "remove_scratch", "scratch_root", "store_scratch"]
+
+import logging
+import uuid
+from collections.abc import Iterable, Sequence
+
+from lsst.resources import ResourcePath
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = "spark-butler-scratch/"
+_PART_BYTES = 256 * 2**20
+
+
+def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
+    """Name the folder of all runs' scratch files.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    """
+    return datastore_root.join(_FOLDER, forceDirectory=True)
+
+
+def store_scratch(
+    folder: str, dataset_id: uuid.UUID, pieces: Iterable[memoryview], part_bytes: int = _PART_BYTES
+) -> list[tuple[str, int]]:
+    """Write a serialised object to the object store.
+
+    Parameters
+    ----------
+    folder
+        Address of the run's scratch folder.
+    dataset_id
+        The dataset.
+    pieces
+        The serialised object, in pieces.
+    part_bytes
+        Greatest length of a file in bytes.
+
+    Returns
+    -------
+    parts
+        Address and length of each file, in order.
+    """
+    parts: list[tuple[str, int]] = []
+    attempt = uuid.uuid4()
+    held = bytearray()
+
+    def write() -> None:
+        uri = ResourcePath(folder, forceDirectory=True).join(f"{dataset_id}.{attempt}.{len(parts)}")
+        uri.write(bytes(held))
+        parts.append((str(uri), len(held)))
+
+    for piece in pieces:
+        view = memoryview(piece).cast("B")
+        while len(view):
+            taken = view[: part_bytes - len(held)]
+            view = view[len(taken) :]
+            held += taken
+            if len(held) == part_bytes:
+                write()
+                held = bytearray()
+    if held or not parts:
+        write()
+    return parts
+
+
+def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
+    """Read a serialised object back from the object store.
+
+    Parameters
+    ----------
+    parts
+        What `store_scratch` has returned.
+
+    Returns
+    -------
+    data
+        The whole object.
+
+    Raises
+    ------
+    OSError
+        Raised if a file is shorter or longer than it was.
+    """
+    data = bytearray(sum(length for _, length in parts))
+    offset = 0
+    for address, length in parts:
+        content = ResourcePath(address).read()
+        if len(content) != length:
+            raise OSError(f"Scratch file {address} has {len(content)} bytes; {length} were written.")
+        data[offset : offset + length] = content
+        offset += length
+    return data
+
+
+def find_scratch(folder: ResourcePath) -> list[ResourcePath]:
+    """List scratch files.
+
+    Parameters
+    ----------
+    folder
+        A run's scratch folder, or `scratch_root`.
+    """
+    return list(ResourcePath.findFileResources([folder], grouped=False))
+
+
+def remove_scratch(folder: ResourcePath) -> int:
+    """Remove scratch files.
+
+    Parameters
+    ----------
+    folder
+        A run's scratch folder, or `scratch_root`.
+
+    Returns
+    -------
+    n_removed
+        How many there were.
+    """
+    files = find_scratch(folder)
+    for uri, result in ResourcePath.mremove(files, do_raise=False).items():
+        if not result.success:
+            logger.warning("Could not remove scratch file %s: %s", uri, result.exception)
+    return len(files)
