@@ -16,7 +16,6 @@ import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
 
-from botocore.exceptions import BotoCoreError, ClientError
 from lsst.daf.butler import (
     Butler,
     CollectionType,
@@ -27,6 +26,7 @@ from lsst.daf.butler import (
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
+from ..repository import check_repository, check_writeable, store_roots
 from .description import CameraDescription
 from .instrument import YamlInstrument, make_instrument_class
 
@@ -48,14 +48,12 @@ def open_butler(repo: ResourcePathExpression) -> Butler:
     Raises
     ------
     RepositoryError
-        Raised if there is no repository, or it can't be reached.
+        Raised if there is no repository, or it can't be reached or written to.
     """
-    try:
-        return Butler.from_config(repo, writeable=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, KeyError) as err:
-        raise RepositoryError(f"{repo} is not a butler repository that can be opened: {err}") from None
-    except (BotoCoreError, ClientError) as err:
-        raise RepositoryError(f"the object store of {repo} can't be reached: {err}") from None
+    check_repository(str(repo))
+    butler = Butler.from_config(repo, writeable=True)
+    check_writeable(store_roots(butler))
+    return butler
 
 
 def register_dataset_types(butler: Butler) -> None:

@@ -101,7 +101,7 @@ def _bad_run(repo: Path, night: SimulatedData) -> list[object]:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (_missing_repo, "nowhere is not a butler repository"),
+        (_missing_repo, "There is no Butler repository at"),
         (_missing_yaml, "nowhere.yaml: no such camera description"),
         (_unknown_instrument, "'SimCam' is not registered"),
         (_missing_file, "nowhere.fits: no such file"),

@@ -202,7 +202,7 @@ def test_paths_that_stand_for_nothing_are_named(simcam: Butler, tmp_path: Path, 
 def test_repository_or_instrument_that_is_absent_is_named(
     tmp_path: Path, butler: Butler, night: SimulatedData
 ) -> None:
-    with pytest.raises(RepositoryError, match="nowhere is not a butler repository"):
+    with pytest.raises(RepositoryError, match="no Butler repository at .*nowhere"):
         open_butler(tmp_path / "nowhere")
     with pytest.raises(RepositoryError, match="no instrument with a camera description"):
         ingest_raws(butler, [night.raw_dir])
