@@ -112,13 +112,17 @@ def detect_sources(
         reach=12.0 * sigma,
         relative=0.05,
     )
-    x, y = _merge(x, y, fine_x, fine_y, 1.8 * sigma)
-    if reject_sharp and x.size:
-        keep = ~_is_sharp(data * np.sqrt(weight), significance, x, y, sigma)
-        x, y = x[keep], y[keep]
+    alone = _have_none_near(x, y, fine_x, fine_y, 1.8 * sigma)
+    x, y = x[alone], y[alone]
+    # Below the pixel, each peak is where its own filter has it.
+    dx, dy = np.concatenate(
+        [_interpolate_peak(finer, fine_x, fine_y), _interpolate_peak(significance, x, y)], axis=1
+    )
+    x, y = np.concatenate([fine_x, x]), np.concatenate([fine_y, y])
     order = np.argsort(-significance[y, x], kind="stable")
-    x, y = x[order], y[order]
-    dx, dy = _interpolate_peak(significance, x, y)
+    if reject_sharp and x.size:
+        order = order[~_is_sharp(data * np.sqrt(weight), significance, x[order], y[order], sigma)]
+    x, y, dx, dy = x[order], y[order], dx[order], dy[order]
     return Detections(
         x=x + dx,
         y=y + dy,
@@ -156,19 +160,18 @@ def _find_peaks(
     return x[keep], y[keep]
 
 
-def _merge(
+def _have_none_near(
     x: npt.NDArray[np.intp],
     y: npt.NDArray[np.intp],
-    fine_x: npt.NDArray[np.intp],
-    fine_y: npt.NDArray[np.intp],
+    other_x: npt.NDArray[np.intp],
+    other_y: npt.NDArray[np.intp],
     radius: float,
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Take all fine peaks, and those of the others that have no fine one near."""
-    if not fine_x.size:
-        return x, y
-    distance, _ = scipy.spatial.cKDTree(np.column_stack([fine_x, fine_y])).query(np.column_stack([x, y]))
-    alone = distance > radius
-    return np.concatenate([fine_x, x[alone]]), np.concatenate([fine_y, y[alone]])
+) -> BoolArray:
+    """Tell which positions have none of the other ones within ``radius``."""
+    if not other_x.size or not x.size:
+        return np.ones(x.size, dtype=bool)
+    tree = scipy.spatial.cKDTree(np.column_stack([other_x, other_y]))
+    return np.asarray(tree.query(np.column_stack([x, y]))[0] > radius)
 
 
 def _matched_filter(
