@@ -42,6 +42,11 @@ def _reduce_array(array: np.ndarray) -> Any:
     return _make_array, (buffer, array.shape, array.dtype, order)
 
 
+def _plain(array: np.ndarray) -> np.ndarray:
+    # Not the method of the array: subclasses have their own.
+    return np.ndarray.view(array, np.ndarray)
+
+
 def _view_array(cls: type, array: np.ndarray, attributes: dict[str, Any]) -> Any:
     view: Any = array.view(cls)
     for name, value in attributes.items():
@@ -58,7 +63,7 @@ def _make_masked(cls: type, data: Any, mask: Any, attributes: dict[str, Any]) ->
 
 def _masked_parts(array: Any) -> tuple[np.ndarray, Any, dict[str, Any]]:
     attributes = {name: getattr(array, name) for name in ("_fill_value", "_hardmask", "_baseclass")}
-    return array.view(np.ma.MaskedArray).data.view(np.ndarray), array._mask, attributes
+    return _plain(array), array._mask, attributes
 
 
 def _reduce_masked(array: Any) -> Any:
@@ -72,16 +77,18 @@ def _reduce_masked(array: Any) -> Any:
     return _make_masked, (cls, *_masked_parts(array))
 
 
+def _pickles_as_array(cls: Any) -> bool:
+    return (
+        cls.__reduce__ is np.ndarray.__reduce__
+        and cls.__reduce_ex__ is np.ndarray.__reduce_ex__
+        and cls.__setstate__ is np.ndarray.__setstate__
+    )
+
+
 def _reduce_subclass(array: np.ndarray) -> Any:
-    cls = type(array)
-    if (
-        array.dtype.hasobject
-        or cls.__reduce__ is not np.ndarray.__reduce__
-        or cls.__reduce_ex__ is not np.ndarray.__reduce_ex__
-        or cls.__setstate__ is not np.ndarray.__setstate__
-    ):
+    if array.dtype.hasobject or not _pickles_as_array(type(array)):
         return NotImplemented
-    return _view_array, (cls, array.view(np.ndarray), {})
+    return _view_array, (type(array), _plain(array), {})
 
 
 _COLUMN_ATTRIBUTES = ("_name", "_unit", "_format", "description", "meta")
@@ -102,13 +109,13 @@ def _reduce_column(column: Any) -> Any:
     if isinstance(column, np.ma.MaskedArray):
         data, mask, more = _masked_parts(column)
         return _make_masked, (cls, data, mask, more | attributes)
-    return _view_array, (cls, column.view(np.ndarray), attributes)
+    return _view_array, (cls, _plain(column), attributes)
 
 
-def _make_quantity(cls: type, array: np.ndarray, state: dict[str, Any]) -> Any:
-    quantity: Any = array.view(cls)
-    quantity.__dict__.update(state)
-    return quantity
+def _make_with_state(cls: type, array: np.ndarray, state: dict[str, Any]) -> Any:
+    result: Any = array.view(cls)
+    result.__dict__.update(state)
+    return result
 
 
 def _reduce_quantity(quantity: Any) -> Any:
@@ -120,7 +127,14 @@ def _reduce_quantity(quantity: Any) -> Any:
         or cls.__setstate__ is not base.__setstate__
     ):
         return NotImplemented
-    return _make_quantity, (cls, quantity.view(np.ndarray), quantity.__dict__)
+    return _make_with_state, (cls, _plain(quantity), quantity.__dict__)
+
+
+def _reduce_astropy_masked(array: Any) -> Any:
+    # These lose their mask where they are pickled as arrays, which times and coordinates do.
+    if array.dtype.hasobject or not _pickles_as_array(type(array)):
+        return NotImplemented
+    return _make_with_state, (type(array), _plain(array), array.__dict__)
 
 
 def _reduce_info(info: Any) -> Any:
@@ -180,6 +194,7 @@ _REDUCERS: dict[str, Reducer] = {
     "astropy.table.table.Table": _reduce_table,
     "astropy.units.quantity.Quantity": _reduce_quantity,
     "astropy.utils.data_info.DataInfo": _reduce_info,
+    "astropy.utils.masked.core.MaskedNDArray": _reduce_astropy_masked,
     "numpy.ma.MaskedArray": _reduce_masked,
     "starlink.Ast.Object": _reduce_ast,
 }
