@@ -5,7 +5,16 @@ from __future__ import annotations
 
 __all__: list[str] = []
 
+import sys
 from pathlib import Path
+
+if sys.version_info < (3, 12):  # noqa: UP036  (the interpreter may be the system's)
+    print(
+        f"Error: This is Python {sys.version.split()[0]} ({sys.executable}); Rubin's middleware needs 3.12 "
+        "or newer: let PYSPARK_PYTHON name one.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from spark_butler.cli_run import make_run_command
 

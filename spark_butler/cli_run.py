@@ -4,17 +4,19 @@ from __future__ import annotations
 
 __all__ = ["make_run_command"]
 
+import contextlib
 import logging
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-import yaml
-from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand
+import lsst.utils.timer
+from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand, coverage_context
 from lsst.ctrl.mpexec.cli.opt import run_options
-from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
-from lsst.ctrl.mpexec.showInfo import ShowInfo
+from lsst.daf.butler import Butler
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.cli.opt import (
     log_file_option,
@@ -27,16 +29,22 @@ from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend, SerialBackend
-from .config import RunOptions
-from .engine import execute_graph, plan_graph
-from .errors import EngineError, OptionsError, UserError
-from .planning import RunRequest, brief, build_graph, prepare_output
+from .cli_request import make_request
+from .contents import sketch_graph
+from .engine import execute_graph, find_temporary_types
+from .errors import EngineError, UserError
+from .messages import brief
+from .output_run import OutputRequest, check_output, prepare_output
+from .plan import cut_graph
+from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
 from .report import make_report, summarize
-from .session import make_session
+from .repository import check_repository, store_roots
+from .session import check_platform, check_workers, open_session
 
 logger = logging.getLogger(__name__)
 
-_EPILOG = """Exit status: 0 when every quantum succeeded, 1 when some failed, 2 when nothing could be run.
+_EPILOG = """Exit status: 0 when every quantum succeeded, 1 when some failed, 2 when nothing could be run,
+130 and 143 when a signal ended the run.
 
 Pipeline options (-t, --delete, -c, -C, --instrument) may appear multiple times;
 all values are used, in order left to right.
@@ -47,6 +55,27 @@ class _Refusal(click.ClickException):
     """One line on standard error and exit status 2."""
 
     exit_code = 2
+
+
+class _RunCommand(PipetaskCommand):
+    """A command whose every complaint about its arguments has exit status 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            parsed: list[str] = super().parse_args(ctx, args)
+        except click.UsageError:
+            raise
+        except click.ClickException as exc:
+            raise _Refusal(exc.format_message()) from exc
+        return parsed
+
+
+class _Stopped(BaseException):
+    """A signal asks the run to end."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.number = number
 
 
 def make_run_command(name: str = "run", default_pipeline: Path | None = None) -> click.Command:
@@ -67,7 +96,7 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
     """
 
     @click.command(
-        name, cls=PipetaskCommand, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+        name, cls=_RunCommand, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
     )
     @run_options()
     @click.option(
@@ -93,10 +122,17 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
     def command(ctx: click.Context, **kwargs: Any) -> None:
         """Build and run a pipeline on Spark."""
         try:
-            _run(ctx, default_pipeline, **kwargs)
+            status = _run(ctx, default_pipeline, **kwargs)
         except UserError as exc:
             logger.debug("Refused.", exc_info=True)
             raise _Refusal(brief(exc)) from exc
+        except EngineError as exc:
+            logger.debug("The engine failed.", exc_info=True)
+            raise click.ClickException(f"The engine failed: {brief(exc)}") from exc
+        except KeyboardInterrupt:
+            click.echo("Stopped by SIGINT before any quantum ran.", err=True)
+            status = 128 + signal.SIGINT
+        ctx.exit(status)
 
     for param in command.params:
         if param.name == "retained_dataset_types":
@@ -116,97 +152,145 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
     return command
 
 
-def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> None:
-    """Do what the command was asked for."""
+def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
+    """Do what the command was asked for and return the exit status."""
+    _start_logging(kwargs)
+    dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
+    request = make_request(ctx, kwargs, default_pipeline=default_pipeline, on_spark=backend_name == "spark")
+    show = request.show
+    if not request.arguments["enable_implicit_threading"]:
+        disable_implicit_threading()
+    with coverage_context(dict(request.arguments)):
+        if backend_name == "spark":
+            check_platform()
+        check_repository(request.arguments["butler_config"])
+        factory = show_pipeline(request)
+        if show.handled and not show.unhandled:
+            _say_shown("No quantum graph generated or pipeline executed.")
+            return 0
+        return _run_graph(request, factory, backend_name, dry_run=dry_run)
+
+
+def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run: bool) -> int:
+    """Build or read the graph, explain it, check and run it."""
+    arguments, show = request.arguments, request.show
+    graph = build_graph(request, factory)
+    if show.unhandled:
+        click.echo(
+            "The following '--show' options were not known to the run command: "
+            f"{', '.join(sorted(show.unhandled))}",
+            err=True,
+        )
+    if show.handled:
+        _say_shown("No pipeline executed.")
+        return 0
+    xgraph = apply_fixup(graph, arguments["graph_fixup"])
+    temporary_types = find_temporary_types(graph.pipeline_graph, request.options)
+    plan = cut_graph(sketch_graph(graph, xgraph, temporary_types=temporary_types))
+    output = OutputRequest.from_arguments(graph, arguments)
+    check_output(graph, output)
+    if dry_run:
+        click.echo(plan.explain())
+        return 0
+    logger.info("%s", plan.explain())
+    with contextlib.ExitStack() as stack:
+        backend = stack.enter_context(_open_backend(backend_name, output.butler_config))
+        if request.options.debug:
+            _import_debug()
+        butler = stack.enter_context(prepare_output(graph, output))
+        if arguments["init_only"]:
+            return 0
+        stack.enter_context(lsst.utils.timer.profile(arguments["profile"], logger))
+        start = time.time()
+        try:
+            with _ending_on_signals():
+                result = execute_graph(graph, butler, backend, request.options, xgraph=xgraph)
+        except _Stopped as exc:
+            return _say_stopped(exc, output)
+    click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
+    if summary := arguments["summary"]:
+        with ResourcePath(summary).open("w") as stream:
+            stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
+    return 1 if result.failed else 0
+
+
+def _start_logging(kwargs: dict[str, Any]) -> None:
+    """Log as ``pipetask`` does, this package included."""
     CliLog.initLog(
         longlog=kwargs.pop("long_log"),
         log_tty=kwargs.pop("log_tty"),
         log_file=kwargs.pop("log_file"),
         log_label=kwargs.pop("log_label"),
     )
-    CliLog.setLogLevels(kwargs.pop("log_level"))
-    kwargs = collect_pipeline_actions(ctx, **kwargs)
-    if not kwargs["enable_implicit_threading"]:
-        disable_implicit_threading()
-    dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
-    has_task = any(action.action == "new_task" for action in kwargs["pipeline_actions"])
-    if kwargs["pipeline"] is None and kwargs["qgraph"] is None and not has_task:
-        if default_pipeline is None:
-            raise OptionsError("Neither --pipeline, --task nor --qgraph was given.")
-        kwargs["pipeline"] = str(default_pipeline)
-    request = _make_request(kwargs)
-    graph = build_graph(request)
-    plan = plan_graph(graph, request.options)
-    if dry_run:
-        click.echo(plan.explain())
-        return
-    if request.show.handled:
-        click.echo(
-            "No pipeline executed. The --show option was given and all options were processed.", err=True
-        )
-        return
-    logger.info("%s", plan.explain())
-    backend = _make_backend(backend_name)
-    with prepare_output(graph, request.arguments) as butler:
-        if kwargs["init_only"]:
-            return
-        start = time.time()
-        try:
-            result = execute_graph(graph, butler, backend, request.options)
-        except EngineError as exc:
-            logger.debug("The engine failed.", exc_info=True)
-            raise click.ClickException(brief(exc)) from exc
-    click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
-    if summary := kwargs.get("summary"):
-        with ResourcePath(summary).open("w") as stream:
-            stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
-    if result.failed:
-        ctx.exit(1)
+    levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
+    for component, level in dict(kwargs.pop("log_level")).items():
+        levels.append((component, level))
+        if component is None:
+            levels.append(("spark_butler", level))
+    CliLog.setLogLevels(levels)
 
 
-def _make_request(kwargs: dict[str, Any]) -> RunRequest:
-    """Take the options of the engine from those of the command."""
-    if kwargs["extend_run"]:
-        kwargs["skip_existing"] = True
-    options = RunOptions(
-        temporary=kwargs.pop("temporary"),
-        retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
-        processes=kwargs.pop("processes"),
-        timeout=kwargs.pop("timeout"),
-        fail_fast=kwargs.pop("fail_fast"),
-        skip_existing=kwargs["skip_existing"],
-        # As in pipetask, there is nothing to clobber in a new run.
-        clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
-        raise_on_partial_outputs=kwargs.pop("raise_on_partial_outputs"),
-        cores_per_quantum=kwargs.pop("cores_per_quantum"),
-        memory_per_quantum=kwargs.pop("memory_per_quantum") or "",
-        debug=kwargs.pop("debug"),
-    )
-    return RunRequest(kwargs, options, ShowInfo(kwargs.pop("show") or []))
-
-
-def _read_retained(values: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Read the patterns of dataset types to retain."""
-    if not values:
-        return None
-    patterns: list[str] = []
-    for value in values:
-        if not Path(value).is_file():
-            patterns.append(value)
-            continue
-        content = yaml.safe_load(Path(value).read_text())
-        if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
-            raise OptionsError(
-                f"--retained-dataset-types file {value!r} must contain a non-empty YAML sequence of strings."
-            )
-        patterns.extend(content)
-    return tuple(patterns)
-
-
-def _make_backend(name: str) -> Backend:
-    """Make the backend that was asked for."""
+@contextlib.contextmanager
+def _open_backend(name: str, butler_config: str) -> Iterator[Backend]:
+    """Start the backend that was asked for, and see whether its workers can work."""
     if name == "serial":
-        return SerialBackend()
+        yield SerialBackend()
+        return
     from .backends.spark import SparkBackend
 
-    return SparkBackend(make_session())
+    with Butler.from_config(butler_config, writeable=False) as butler:
+        stores = [str(root) for root in store_roots(butler)]
+    with open_session() as session:
+        check_workers(session, stores)
+        backend = SparkBackend(session)
+        try:
+            yield backend
+        finally:
+            with contextlib.suppress(Exception):
+                # What ended the run may have ended the JVM, too.
+                backend.close()
+
+
+def _import_debug() -> None:
+    """Import the user's module ``debug``, for the tasks that are made in this process."""
+    try:
+        import debug  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        logger.warning("No 'debug' module found.")
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into an exception that ends the run in order; the second kills."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Stopped(signal.Signals(number))
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Not the main thread, where signals arrive.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_shown(what: str) -> None:
+    click.echo(f"{what} The --show option was given and all options were processed.", err=True)
+
+
+def _say_stopped(stopped: _Stopped, output: OutputRequest) -> int:
+    """Say how to go on after a signal, and return the exit status that shells give it."""
+    run = output.collections["output_run"]
+    click.echo(
+        f"Stopped by {stopped.number.name}. What was finished is in run {run!r}; to resume, repeat the "
+        f"command with --extend-run --clobber-outputs --output-run {run}.",
+        err=True,
+    )
+    return 128 + stopped.number

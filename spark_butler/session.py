@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["MINIMUM_PYTHON", "check_session", "make_session", "worker_environment"]
+__all__ = [
+    "MINIMUM_PYTHON",
+    "check_platform",
+    "check_session",
+    "check_workers",
+    "make_session",
+    "open_session",
+    "worker_environment",
+]
 
+import contextlib
 import importlib.util
+import json
 import logging
 import os
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
 from .java import find_java_home
+from .messages import brief
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -40,6 +52,9 @@ _ENVIRONMENT = {
     "LSST_RESOURCES_NUM_WORKERS": "1",
     "LSST_S3_USE_THREADS": "False",
 }
+
+_MASTER_SECONDS = 5.0
+_MOST_CHECKED_WORKERS = 32
 
 _PASSED_ON = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION")
 
@@ -88,17 +103,10 @@ def make_session(
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if Python or Java are too old, if there is no PySpark, or if the
-        session is one of Spark Connect.
+        Raised if Python or Java are too old, if there is no PySpark, if the
+        session is one of Spark Connect, or if Spark doesn't start.
     """
-    if sys.version_info < MINIMUM_PYTHON:
-        raise SessionError(
-            f"This is Python {sys.version.split()[0]}; Rubin's middleware needs "
-            f"{'.'.join(map(str, MINIMUM_PYTHON))} or newer."
-        )
-    _find_pyspark()
-    if remote := os.environ.get("SPARK_REMOTE"):
-        raise SessionError(_connect_text(f"SPARK_REMOTE is {remote!r}"))
+    check_platform()
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
@@ -117,15 +125,152 @@ def make_session(
     settings = dict(_CONF)
     settings.update((f"spark.executorEnv.{name}", value) for name, value in worker_environment().items())
     settings.update(conf or {})
-    local = (master or settings.get("spark.master") or _submitted_master() or "local").startswith("local")
-    if local and "PYSPARK_PYTHON" not in os.environ and "spark.pyspark.python" not in settings:
+    address = master or settings.get("spark.master") or _submitted_master() or "local"
+    if (
+        address.startswith("local")
+        and "PYSPARK_PYTHON" not in os.environ
+        and "spark.pyspark.python" not in settings
+    ):
         # The python3 of the PATH may be another one.
         os.environ["PYSPARK_PYTHON"] = sys.executable
     for name, value in settings.items():
         builder = builder.config(name, value)
-    session = builder.getOrCreate()
+    _check_master(address)
+    try:
+        session = builder.getOrCreate()
+    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+        logger.debug("Spark did not start.", exc_info=True)
+        raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
     check_session(session)
     return session
+
+
+@contextlib.contextmanager
+def open_session(master: str | None = None) -> Iterator[SparkSession]:
+    """Get the active Spark session, or make one and stop it in the end.
+
+    Parameters
+    ----------
+    master
+        Address of the cluster; see `make_session`.
+    """
+    check_platform()
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    session = make_session(master)
+    try:
+        yield session
+    finally:
+        if active is None:
+            with contextlib.suppress(Exception):
+                # The JVM may be gone already, as after Ctrl-C under spark-submit.
+                session.stop()
+
+
+def check_platform() -> None:
+    """Look for what can be wrong with Python and Spark before Spark is started.
+
+    Raises
+    ------
+    spark_butler.errors.SessionError
+        Raised if Python is too old, if there is no PySpark, or if a session
+        would be one of Spark Connect.
+    """
+    if sys.version_info < MINIMUM_PYTHON:
+        raise SessionError(
+            f"This is Python {sys.version.split()[0]}; Rubin's middleware needs "
+            f"{'.'.join(map(str, MINIMUM_PYTHON))} or newer."
+        )
+    _find_pyspark()
+    if remote := os.environ.get("SPARK_REMOTE"):
+        raise SessionError(_connect_text(f"SPARK_REMOTE is {remote!r}"))
+    modes = {"SPARK_API_MODE": os.environ.get("SPARK_API_MODE", "")}
+    # Where spark-submit puts its options.
+    for n in range(int(os.environ.get("PYSPARK_REMOTE_INIT_CONF_LEN", "0"))):
+        conf = json.loads(os.environ[f"PYSPARK_REMOTE_INIT_CONF_{n}"])
+        if remote := conf.get("spark.remote"):
+            raise SessionError(_connect_text(f"spark-submit was given --remote {remote}"))
+        modes["spark.api.mode"] = conf.get("spark.api.mode", "")
+    for name, mode in modes.items():
+        if mode.lower() == "connect":
+            raise SessionError(_connect_text(f"{name} is {mode!r}"))
+
+
+def check_workers(session: SparkSession, stores: Sequence[str] = ()) -> None:
+    """Look whether workers have the same Python, the middleware, and a way to the object store.
+
+    This also makes them import what the first quanta need.
+
+    Parameters
+    ----------
+    session
+        The session.
+    stores
+        Addresses of places in object stores that workers must reach.
+
+    Raises
+    ------
+    spark_butler.errors.SessionError
+        Raised if not, with the reason.
+    """
+    context = session.sparkContext
+    n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
+    places = list(stores)
+    context.setJobDescription("look whether workers can work")
+    try:
+        answers = (
+            context.parallelize(range(n_workers), n_workers).map(lambda _: _check_worker(places)).collect()
+        )
+    except Exception as exc:
+        logger.debug("Workers can't work.", exc_info=True)
+        raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(exc)}") from exc
+    finally:
+        context.setLocalProperty("spark.job.description", None)  # type: ignore[arg-type]
+    if problems := sorted({answer for answer in answers if answer}):
+        raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
+
+
+def _check_worker(stores: Sequence[str]) -> str:
+    """Say what is wrong, in a worker."""
+    from lsst.resources import ResourcePath
+
+    from .errors import UserError
+    from .repository import check_store
+    from .worker import run_group  # noqa: F401
+
+    try:
+        for store in stores:
+            check_store(ResourcePath(store))
+    except UserError as exc:
+        return f"{socket.gethostname()}: {exc}"
+    return ""
+
+
+def _worker_reason(exc: Exception) -> str:
+    """Find the error of a worker in the report of Spark, which has all stacks in it."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    errors = [
+        line for line in lines if line and " " in line and line.split(":")[0].endswith(("Error", "Exception"))
+    ]
+    python = [line for line in errors if not line.startswith(("org.", "java.", "py4j."))]
+    return (python or errors or [brief(exc)])[0]
+
+
+def _check_master(address: str) -> None:
+    """Look whether a standalone cluster answers; Spark itself tries for a minute."""
+    if not address.startswith("spark://"):
+        return
+    reasons = []
+    for place in address.removeprefix("spark://").split(","):
+        host, _, port = place.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_MASTER_SECONDS).close()
+        except (OSError, ValueError) as exc:
+            reasons.append(f"{place}: {getattr(exc, 'strerror', None) or exc}")
+        else:
+            return
+    raise SessionError(f"No Spark master answers at {address!r} ({'; '.join(reasons)}).")
 
 
 def check_session(session: SparkSession) -> None:

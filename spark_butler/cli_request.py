@@ -1,0 +1,158 @@
+"""What the options of the run command mean, and which make no sense."""
+
+from __future__ import annotations
+
+__all__ = ["make_request"]
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import astropy.units as u
+import click
+import pydantic
+import yaml
+from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
+from lsst.ctrl.mpexec.showInfo import ShowInfo
+from lsst.pipe.base import ExecutionResources
+
+from .config import RunOptions
+from .errors import OptionsError
+from .messages import brief
+from .planning import RunRequest
+
+logger = logging.getLogger(__name__)
+
+_IGNORED_WITH_GRAPH = ("data_query", "data_id_table", "qgraph_datastore_records", "prune_unanchored_quanta")
+
+
+def make_request(
+    ctx: click.Context, kwargs: dict[str, Any], *, default_pipeline: Path | None = None, on_spark: bool = True
+) -> RunRequest:
+    """Make a request of the options of the command.
+
+    Parameters
+    ----------
+    ctx
+        Context of the command, which knows the order of pipeline options.
+    kwargs
+        Values of the options, by parameter name.
+    default_pipeline
+        Pipeline to run when none is given.
+    on_spark
+        Whether quanta are to run on Spark.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if options, or combinations of them, have no meaning.
+    """
+    try:
+        kwargs = collect_pipeline_actions(ctx, **kwargs)
+        show = ShowInfo(kwargs["show"] or [])
+    except (TypeError, ValueError) as exc:
+        raise OptionsError(brief(exc)) from exc
+    _check_sources(kwargs, default_pipeline)
+    _check_meaning(kwargs, on_spark=on_spark)
+    del kwargs["show"]
+    options = _take_options(kwargs)
+    return RunRequest(kwargs, options, show)
+
+
+def _check_sources(kwargs: dict[str, Any], default_pipeline: Path | None) -> None:
+    """Look where the graph is to come from, and fill in the default."""
+    actions = sorted({action.action for action in kwargs["pipeline_actions"]})
+    if (file := kwargs["qgraph"]) is not None:
+        if kwargs["pipeline"] is not None or actions:
+            given = ", ".join([*(["--pipeline"] if kwargs["pipeline"] else []), *actions])
+            raise OptionsError(
+                f"--qgraph {file!r} holds a pipeline and can't be combined with one ({given}); "
+                "give either --qgraph or pipeline options."
+            )
+        for name in _IGNORED_WITH_GRAPH:
+            if kwargs[name]:
+                logger.warning("--%s has no effect on a graph from a file.", name.replace("_", "-"))
+    elif kwargs["pipeline"] is None and "new_task" not in actions:
+        if default_pipeline is None:
+            raise OptionsError("None of --pipeline, --task and --qgraph was given.")
+        kwargs["pipeline"] = str(default_pipeline)
+    if kwargs["qgraph"] is None and not (kwargs["output"] or kwargs["output_run"] or kwargs["show"]):
+        raise OptionsError("Neither --output nor --output-run was given; outputs need a collection.")
+
+
+def _check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
+    """Refuse options of ``pipetask run`` that mean nothing here."""
+    if kwargs["pdb"]:
+        raise OptionsError("--pdb needs quanta in the process of a terminal; use `pipetask run --pdb -j 1`.")
+    if kwargs["start_method"]:
+        raise OptionsError(
+            f"--start-method {kwargs['start_method']} has no meaning: quanta run in processes forked from "
+            "workers of Spark."
+        )
+    if kwargs["coverage"] and importlib.util.find_spec("coverage") is None:
+        raise OptionsError("--coverage needs the package `coverage`, which is not installed.")
+    if not on_spark:
+        return
+    for name in ("profile", "coverage"):
+        if kwargs[name]:
+            raise OptionsError(
+                f"--{name} sees this process only, and quanta run in workers of Spark; "
+                "give --backend serial with it."
+            )
+
+
+def _take_options(kwargs: dict[str, Any]) -> RunOptions:
+    """Take the options of the engine from those of the command."""
+    if kwargs["extend_run"]:
+        kwargs["skip_existing"] = True
+    try:
+        ExecutionResources(
+            num_cores=kwargs["cores_per_quantum"],
+            max_mem=kwargs["memory_per_quantum"],
+            default_mem_units=u.MB,
+        )
+    except (ValueError, TypeError) as exc:
+        raise OptionsError(f"--memory-per-quantum {kwargs['memory_per_quantum']!r}: {brief(exc)}") from exc
+    try:
+        return RunOptions(
+            temporary=kwargs.pop("temporary"),
+            retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
+            processes=kwargs.pop("processes"),
+            timeout=kwargs.pop("timeout"),
+            fail_fast=kwargs.pop("fail_fast"),
+            skip_existing=kwargs["skip_existing"],
+            # As in pipetask, there is nothing to clobber in a new run.
+            clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
+            raise_on_partial_outputs=kwargs.pop("raise_on_partial_outputs"),
+            cores_per_quantum=kwargs.pop("cores_per_quantum"),
+            memory_per_quantum=kwargs.pop("memory_per_quantum") or "",
+            debug=kwargs.pop("debug"),
+        )
+    except pydantic.ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise OptionsError(f"--{name} is {first['input']!r}: {first['msg']}.") from exc
+
+
+def _read_retained(values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Read the patterns of dataset types to retain."""
+    if not values:
+        return None
+    patterns: list[str] = []
+    for value in values:
+        if not Path(value).is_file():
+            patterns.append(value)
+            continue
+        try:
+            content = yaml.safe_load(Path(value).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+            raise OptionsError(
+                f"--retained-dataset-types file {value!r} can't be read: {brief(exc)}"
+            ) from exc
+        if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
+            raise OptionsError(
+                f"--retained-dataset-types file {value!r} must contain a non-empty YAML sequence of strings."
+            )
+        patterns.extend(content)
+    return tuple(patterns)

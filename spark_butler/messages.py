@@ -1,0 +1,52 @@
+"""Errors of other libraries, as one line for a person."""
+
+from __future__ import annotations
+
+__all__ = ["brief", "hide_secrets"]
+
+import os
+import re
+
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
+_JAVA_CAUSE = re.compile(r"^(?:: |Caused by: )(?:[\w.$]+\.)?(\w+): (.+)$", re.MULTILINE)
+_HINT = re.compile(r"^\s*(?:\(Background on|\[SQL:|For further info|For more info)", re.MULTILINE)
+_LONGEST = 600
+
+
+def brief(exc: BaseException) -> str:
+    """Shorten an error to one line without secrets.
+
+    Parameters
+    ----------
+    exc
+        The error.
+
+    Returns
+    -------
+    text
+        The first lines of its message.  From an error of Java, the message of
+        the first exception without its stack.
+    """
+    message = str(exc)
+    if (cause := _JAVA_CAUSE.search(message)) is not None:
+        message = cause[2]
+    # Hints of SQLAlchemy, pydantic and pex_config to their own pages and sources help nobody here.
+    message = _HINT.split(message, maxsplit=1)[0]
+    kept = [line.strip() for line in message.splitlines() if line.strip()]
+    text = hide_secrets(" ".join(kept[:4])) or type(exc).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def hide_secrets(text: str) -> str:
+    """Blank out passwords and the secret keys of this process's environment.
+
+    Parameters
+    ----------
+    text
+        What is to be shown.
+    """
+    for name in _SECRET_VARIABLES:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return _PASSWORD.sub(r"\1:***@", text)
