@@ -40,6 +40,18 @@ def _join(stream: list[memoryview]) -> bytes | memoryview:
     return stream[0] if len(stream) == 1 else b"".join(stream)
 
 
+def _prove(cls: type, stream: list[memoryview], buffers: list[memoryview]) -> None:
+    """Unpickle the first object of a type: what pickles may not come back, and its consumer is elsewhere."""
+    if cls in _proven:
+        return
+    joined = _join(stream)
+    try:
+        pickle.loads(joined, buffers=[buffer.toreadonly() for buffer in buffers])
+    except Exception:  # noqa: BLE001  # the type may want to write to its arrays
+        pickle.loads(joined, buffers=_private(buffers))
+    _proven.add(cls)
+
+
 def encode(
     obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None
 ) -> EncodedObject:
@@ -67,10 +79,7 @@ def encode(
     codec = _codec_of(storage_class)
     try:
         stream, buffers = pickle_dataset(obj, codec)
-        if type(obj) not in _proven:
-            # What pickles may still not unpickle, and the consumer would be too late to find that out.
-            pickle.loads(_join(stream), buffers=_private(buffers))
-            _proven.add(type(obj))
+        _prove(type(obj), stream, buffers)
     except Exception as err:  # noqa: BLE001  # the object's own code runs: it may raise anything
         type_name = get_full_type_name(obj)
         if codec is not None or formatter is None:
@@ -132,7 +141,7 @@ def decode(
     return formatter.from_parts(*obj)
 
 
-def copy_object(obj: Any, storage_class: StorageClass) -> Any:
+def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None) -> Any:
     """Copy a dataset so that neither sees a change of the other.
 
     Parameters
@@ -141,6 +150,8 @@ def copy_object(obj: Any, storage_class: StorageClass) -> Any:
         The dataset.
     storage_class
         Its storage class.
+    formatter
+        Last resort, for an object that doesn't pickle.
 
     Returns
     -------
@@ -158,10 +169,13 @@ def copy_object(obj: Any, storage_class: StorageClass) -> Any:
         stream, buffers = pickle_dataset(obj, _codec_of(storage_class))
         return pickle.loads(_join(stream), buffers=_private(buffers))
     except Exception as err:  # noqa: BLE001  # the object's own code runs: it may raise anything
-        raise CodecError(
-            f"A {get_full_type_name(obj)} of storage class {storage_class.name!r} can't be copied:"
-            f" {type(err).__name__}: {err}"
-        ) from err
+        if formatter is None:
+            raise CodecError(
+                f"A {get_full_type_name(obj)} of storage class {storage_class.name!r} can't be copied:"
+                f" {type(err).__name__}: {err}"
+            ) from err
+    encoded = encode(obj, storage_class, formatter=formatter)
+    return decode(bytearray().join(encoded.pieces()), storage_class, formatter=formatter)
 
 
 def check_storage_class(storage_class: StorageClass) -> str:

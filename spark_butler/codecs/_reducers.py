@@ -26,6 +26,20 @@ def _make_array(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order
     return np.ndarray(shape, dtype, buffer, order=order)
 
 
+class _ReadOnly:
+    """Shows a read-only array as a writable one.
+
+    A dataset that was read has writable arrays, but pickle makes read-only
+    ones of read-only buffers.
+    """
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
 def _reduce_array(array: np.ndarray) -> Any:
     if array.dtype.hasobject:
         return NotImplemented
@@ -38,7 +52,8 @@ def _reduce_array(array: np.ndarray) -> Any:
     if array.nbytes < _MIN_OUT_OF_BAND:
         buffer = bytearray(array.tobytes(order="A"))
     else:
-        buffer = pickle.PickleBuffer((array if order == "C" else array.T).reshape(-1).view(np.uint8))
+        flat = (array if order == "C" else array.T).reshape(-1).view(np.uint8)
+        buffer = pickle.PickleBuffer(flat if flat.flags.writeable else np.asarray(_ReadOnly(flat)))
     return _make_array, (buffer, array.shape, array.dtype, order)
 
 
@@ -69,8 +84,7 @@ def _masked_parts(array: Any) -> tuple[np.ndarray, Any, dict[str, Any]]:
 def _reduce_masked(array: Any) -> Any:
     cls: Any = type(array)
     if (
-        array.dtype.hasobject
-        or cls.__reduce__ is not np.ma.MaskedArray.__reduce__
+        cls.__reduce__ is not np.ma.MaskedArray.__reduce__
         or cls.__setstate__ is not np.ma.MaskedArray.__setstate__
     ):
         return NotImplemented
@@ -86,7 +100,7 @@ def _pickles_as_array(cls: Any) -> bool:
 
 
 def _reduce_subclass(array: np.ndarray) -> Any:
-    if array.dtype.hasobject or not _pickles_as_array(type(array)):
+    if not _pickles_as_array(type(array)):
         return NotImplemented
     return _view_array, (type(array), _plain(array), {})
 
@@ -97,12 +111,7 @@ _COLUMN_ATTRIBUTES = ("_name", "_unit", "_format", "description", "meta")
 def _reduce_column(column: Any) -> Any:
     base = sys.modules["astropy.table.column"].BaseColumn
     cls = type(column)
-    if (
-        column.dtype.hasobject
-        or column.indices
-        or cls.__reduce__ is not base.__reduce__
-        or cls.__setstate__ is not base.__setstate__
-    ):
+    if cls.__reduce__ is not base.__reduce__ or cls.__setstate__ is not base.__setstate__:
         return NotImplemented
     attributes = {name: getattr(column, name) for name in _COLUMN_ATTRIBUTES}
     attributes["_parent_table"] = None
@@ -121,18 +130,14 @@ def _make_with_state(cls: type, array: np.ndarray, state: dict[str, Any]) -> Any
 def _reduce_quantity(quantity: Any) -> Any:
     base = sys.modules["astropy.units.quantity"].Quantity
     cls = type(quantity)
-    if (
-        quantity.dtype.hasobject
-        or cls.__reduce__ is not base.__reduce__
-        or cls.__setstate__ is not base.__setstate__
-    ):
+    if cls.__reduce__ is not base.__reduce__ or cls.__setstate__ is not base.__setstate__:
         return NotImplemented
     return _make_with_state, (cls, _plain(quantity), quantity.__dict__)
 
 
 def _reduce_astropy_masked(array: Any) -> Any:
     # These lose their mask where they are pickled as arrays, which times and coordinates do.
-    if array.dtype.hasobject or not _pickles_as_array(type(array)):
+    if not _pickles_as_array(type(array)):
         return NotImplemented
     return _make_with_state, (type(array), _plain(array), array.__dict__)
 
@@ -145,21 +150,51 @@ def _reduce_info(info: Any) -> Any:
     return make, arguments, state
 
 
-def _make_table(cls: type, columns: Mapping[str, Any], meta: Any, masked: bool, primary_key: Any) -> Any:
-    table: Any = cls(masked=masked)
+def _make_table(
+    cls: type,
+    columns: Mapping[str, Any],
+    indices: list[tuple[list[str], type, bool]],
+    attributes: Mapping[str, Any],
+) -> Any:
+    table: Any = cls(masked=attributes["masked"])
     for name, column in columns.items():
         table.columns[name] = column
         column.info.parent_table = table
-    table.meta = meta
-    table.primary_key = primary_key
+    for names, engine, unique in indices:
+        table.add_index(names, engine=engine, unique=unique)
+    table.meta = attributes["meta"]
+    table.primary_key = attributes["primary_key"]
     return table
 
 
 def _reduce_table(table: Any) -> Any:
     module = sys.modules["astropy.table.table"]
-    if type(table) not in (module.Table, module.QTable) or table.indices:
+    if type(table) not in (module.Table, module.QTable):
         return NotImplemented
-    return _make_table, (type(table), dict(table.columns), table.meta, table.masked, table.primary_key)
+    indices = []
+    for index in table.indices:
+        whole = getattr(index, "index", index)
+        indices.append(([column.info.name for column in index.columns], type(whole.data), whole.data.unique))
+    attributes = {name: getattr(table, name) for name in ("masked", "meta", "primary_key")}
+    return _make_table, (type(table), dict(table.columns), indices, attributes)
+
+
+def _read_arrow(buffer: Any) -> Any:
+    import pyarrow.ipc
+
+    return pyarrow.ipc.open_stream(buffer).read_all()
+
+
+def _reduce_arrow(table: Any) -> Any:
+    import pyarrow.ipc
+
+    # Its own way takes all of the table that a slice is of.
+    if table.get_total_buffer_size() <= 2 * table.nbytes + _MIN_OUT_OF_BAND:
+        return NotImplemented
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return _read_arrow, (pickle.PickleBuffer(sink.getvalue()),)
 
 
 class _AstText:
@@ -196,6 +231,7 @@ _REDUCERS: dict[str, Reducer] = {
     "astropy.utils.data_info.DataInfo": _reduce_info,
     "astropy.utils.masked.core.MaskedNDArray": _reduce_astropy_masked,
     "numpy.ma.MaskedArray": _reduce_masked,
+    "pyarrow.lib.Table": _reduce_arrow,
     "starlink.Ast.Object": _reduce_ast,
 }
 

@@ -1,0 +1,104 @@
+"""process_ccd on real frames of a crowded, nebulous field, without overscan, darks or references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import astropy.table
+import numpy as np
+import pytest
+import scipy.spatial
+from lsst.daf.butler import Butler
+
+from spark_butler.demo.quicklook import draw_detector
+from spark_butler.obs.calibs import ingest_calibs
+from spark_butler.obs.raws import ingest_raws
+from spark_butler.obs.register import register_instrument
+from spark_butler.obs.visits import define_visits
+
+
+@pytest.fixture(scope="module")
+def outputs(
+    shared_data: Path,
+    process: Callable[..., str],
+    pipelines: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Butler:
+    data = shared_data / "opd_ngc346"
+    if not data.is_dir():
+        pytest.skip(f"no real data in {data}")
+    repo = str(tmp_path_factory.mktemp("opd") / "repo")
+    Butler.makeRepo(repo)
+    butler = Butler.from_config(repo, writeable=True)
+    register_instrument(butler, pipelines.parent / "cameras" / "opd_ixon.yaml")
+    ingest_raws(butler, [data], transfer="direct")
+    for kind in ("bias", "flat"):
+        ingest_calibs(butler, kind, [data])
+    define_visits(butler, "OPD-Ixon")
+    output = process(
+        repo,
+        pipelines / "process_ccd_opd.yaml",
+        ["OPD-Ixon/defaults"],
+        "u/test/opd",
+        where="instrument='OPD-Ixon'",
+    )
+    return Butler.from_config(repo, collections=[output, "OPD-Ixon/defaults"])
+
+
+@pytest.fixture(scope="module")
+def catalogues(outputs: Butler) -> list[astropy.table.Table]:
+    refs = sorted(outputs.query_datasets("source"), key=lambda ref: ref.dataId["visit"])
+    return [outputs.get(ref) for ref in refs]
+
+
+def clean(source: astropy.table.Table) -> astropy.table.Table:
+    flagged = np.zeros(len(source), dtype=bool)
+    for name in ("psfFlux_flag", "centroid_flag", "pixelFlags_edge", "pixelFlags_saturated", "pixelFlags_cr"):
+        flagged |= np.asarray(source[name])
+    return source[~flagged]
+
+
+def test_each_frame_has_its_stars(catalogues: list[astropy.table.Table], outputs: Butler) -> None:
+    assert len(catalogues) == 5
+    for source in catalogues:
+        assert 250 <= len(source) <= 1200
+    for ref in outputs.query_datasets("visit_summary"):
+        assert 3.7 < outputs.get(ref)["psfFwhm"][0] < 4.8
+
+
+def test_detections_repeat(catalogues: list[astropy.table.Table]) -> None:
+    first = catalogues[0][np.asarray(catalogues[0]["snr"]) > 12.0]
+    for other in catalogues[1:]:
+        tree = scipy.spatial.cKDTree(np.column_stack([other["x"], other["y"]]))
+        assert np.mean(tree.query(np.column_stack([first["x"], first["y"]]))[0] < 2.0) > 0.9
+
+
+def test_bright_stars_repeat_from_exposure_to_exposure(catalogues: list[astropy.table.Table]) -> None:
+    first = clean(catalogues[0])
+    first = first[np.asarray(first["snr"]) > 50.0]
+    for other in map(clean, catalogues[1:]):
+        tree = scipy.spatial.cKDTree(np.column_stack([other["x"], other["y"]]))
+        distance, index = tree.query(np.column_stack([first["x"], first["y"]]))
+        pair = distance < 1.5
+        assert np.count_nonzero(pair) >= 60
+        one, two = first[pair], other[index[pair]]
+        difference = -2.5 * np.log10(np.asarray(one["instFlux"]) / np.asarray(two["instFlux"]))
+        difference -= np.median(difference)
+        # Of the difference between two exposures, not of one of them.
+        assert 1.4826 * np.median(np.abs(difference)) <= 0.04
+        shift = np.asarray(one["x"]) - np.asarray(two["x"])
+        assert 1.4826 * np.median(np.abs(shift - np.median(shift))) < 0.15
+
+
+def test_frames_without_references_are_not_calibrated(outputs: Butler) -> None:
+    for ref in outputs.query_datasets("visit_summary"):
+        summary = outputs.get(ref)
+        assert np.isnan(summary["zeroPoint"][0])
+        assert summary["nRef"][0] == 0
+
+
+def test_a_picture_can_be_drawn(outputs: Butler, tmp_path: Path) -> None:
+    visit = min(ref.dataId["visit"] for ref in outputs.query_datasets("source"))
+    draw_detector(outputs, tmp_path / "opd.png", instrument="OPD-Ixon", visit=visit, detector=0)
+    assert (tmp_path / "opd.png").read_bytes().startswith(b"\x89PNG")
