@@ -16,7 +16,6 @@ import scipy.spatial
 from conftest import ProcessedNight
 from lsst.daf.butler import Butler
 from lsst.images import VisitImage
-from lsst.pipe.base import Pipeline
 
 from spark_butler.demo.simulation import SimulatedData, read_table
 from spark_butler.obs.raws import ingest_raws
