@@ -38,7 +38,7 @@ def outputs(
     define_visits(butler, "OPD-Ixon")
     output = process(
         repo,
-        pipelines / "process_ccd_opd.yaml",
+        pipelines / "process_ccd.yaml",
         ["OPD-Ixon/defaults"],
         "u/test/opd",
         where="instrument='OPD-Ixon'",
