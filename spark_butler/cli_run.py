@@ -88,7 +88,9 @@ class _Stopped(BaseException):
         self.number = number
 
 
-def make_run_command(name: str = "run", default_pipeline: Path | None = None) -> click.Command:
+def make_run_command(
+    name: str = "run", default_pipeline: Path | None = None, *, only_plan: bool = False
+) -> click.Command:
     """Make the command.
 
     Parameters
@@ -97,6 +99,8 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
         Name of the command.
     default_pipeline
         Pipeline to run when none is given.
+    only_plan
+        Whether the command prints the plan and ends, as with ``--dry-run``.
 
     Returns
     -------
@@ -146,6 +150,7 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
     @log_label_option()  # type: ignore[untyped-decorator]
     def command(ctx: click.Context, **kwargs: Any) -> None:
         """Build and run a pipeline on Spark."""
+        kwargs["dry_run"] = kwargs["dry_run"] or only_plan
         try:
             status = _run(ctx, default_pipeline, **kwargs)
         except UserError as exc:
@@ -159,6 +164,8 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
             status = 128 + signal.SIGINT
         ctx.exit(status)
 
+    if only_plan:
+        command.help = "Build a pipeline's quantum graph and print how it would run; nothing is written."
     for param in command.params:
         if param.name == "retained_dataset_types":
             assert isinstance(param, click.Option)

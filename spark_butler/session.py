@@ -125,12 +125,12 @@ def make_session(
     settings = dict(_CONF)
     settings.update((f"spark.executorEnv.{name}", value) for name, value in worker_environment().items())
     settings.update(conf or {})
-    address = master or settings.get("spark.master") or _submitted_master() or "local"
-    if (
-        address.startswith("local")
-        and "PYSPARK_PYTHON" not in os.environ
-        and "spark.pyspark.python" not in settings
-    ):
+    try:
+        address = master or settings.get("spark.master") or _configured_master()
+    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+        raise SessionError(f"Spark did not start: {brief(exc)}") from exc
+    local = address.startswith("local")
+    if local and "PYSPARK_PYTHON" not in os.environ and "spark.pyspark.python" not in settings:
         # The python3 of the PATH may be another one.
         os.environ["PYSPARK_PYTHON"] = sys.executable
     for name, value in settings.items():
@@ -138,7 +138,7 @@ def make_session(
     _check_master(address)
     try:
         session = builder.getOrCreate()
-    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+    except Exception as exc:
         logger.debug("Spark did not start.", exc_info=True)
         raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
     check_session(session)
@@ -313,11 +313,11 @@ def _find_pyspark() -> None:
         ) from exc
 
 
-def _submitted_master() -> str | None:
-    """The address that spark-submit was given, if it started this process."""
+def _configured_master() -> str:
+    """The address that spark-submit, its configuration files or the environment give."""
     from pyspark import SparkConf, SparkContext
 
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
-        return None
     SparkContext._ensure_initialized()
-    return SparkConf().get("spark.master", None)
+    address = SparkConf().get("spark.master", "local[*]")
+    assert address is not None
+    return address

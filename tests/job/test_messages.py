@@ -11,7 +11,7 @@ def test_java_stack_becomes_its_message() -> None:
     text = (
         "An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.\n"
         ": org.apache.spark.SparkException: Could not parse Master URL: 'nonsense'\n"
-        "\tat org.apache.spark.SparkContext$.org$apache$spark$SparkContext$$createTaskScheduler(SparkContext.scala)\n"
+        "\tat org.apache.spark.SparkContext$.createTaskScheduler(SparkContext.scala)\n"
     )
     assert brief(RuntimeError(text)) == "Could not parse Master URL: 'nonsense'"
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import networkx
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from job_harness import JOB, JobRepo
 from lsst.daf.butler import Butler, DataCoordinate
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
+
+from spark_butler.cli import main
 
 type RunJob = Callable[..., Result]
 
@@ -85,6 +87,21 @@ def test_nothing_is_written_or_started(
     else:
         assert "all options were processed" in result.stderr
         assert "DynamicTestPipelineTask" in result.stdout
+
+
+def test_spark_butler_plan(job_repo: JobRepo) -> None:
+    before = job_repo.contents()
+    given = [*job_repo.arguments, "-o", "u/nothing", "--group-by", "quantum"]
+    result = CliRunner().invoke(main, ["plan", *given])
+    assert result.exit_code == 0, result.output
+    assert "13 quanta in 13 groups" in result.stdout
+    result = CliRunner().invoke(main, ["plan", *given, "--group-by", "nonsense"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("Error: Can't group by nonsense")
+    result = CliRunner().invoke(main, ["run", "-b", str(job_repo.root), "-o", "u/nothing"])
+    assert result.exit_code == 2
+    assert "--pipeline" in result.stderr
+    assert job_repo.contents() == before
 
 
 def test_chain_is_extended_replaced_and_rebased(job_repo: JobRepo, run_job: RunJob) -> None:
