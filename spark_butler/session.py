@@ -39,6 +39,10 @@ _CONF = {
     "spark.python.worker.reuse": "true",
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.python.unix.domain.socket.enabled": "true",
+    # A worker is forked with the middleware imported.
+    "spark.python.daemon.module": "spark_butler.backends.daemon",
+    # Below it, large records go straight to their files and not through the heap.
+    "spark.shuffle.sort.bypassMergeThreshold": "1000",
 }
 
 _ENVIRONMENT = {
@@ -93,7 +97,8 @@ def make_session(
     app_name
         Name of the application on Spark's pages.
     conf
-        Spark settings that go before the ones made here.
+        Spark settings that go before all others.  Those made here give way to
+        what ``spark-submit`` or the Spark configuration says.
 
     Returns
     -------
@@ -134,7 +139,8 @@ def make_session(
         # The python3 of the PATH may be another one.
         os.environ["PYSPARK_PYTHON"] = sys.executable
     for name, value in settings.items():
-        builder = builder.config(name, value)
+        if name in (conf or {}) or not _is_configured(name):
+            builder = builder.config(name, value)
     _check_master(address)
     try:
         session = builder.getOrCreate()
@@ -311,6 +317,17 @@ def _find_pyspark() -> None:
         raise SessionError(
             "There is no PySpark: install the package `pyspark`, or point SPARK_HOME to a Spark 3.5 or newer."
         ) from exc
+
+
+def _is_configured(name: str) -> bool:
+    """Whether spark-submit or the Spark configuration has a value for a setting, or a reason against ours."""
+    from pyspark import SparkConf
+
+    conf = SparkConf()
+    if name == "spark.python.daemon.module" and conf.get("spark.submit.pyFiles", ""):
+        # The package may come as a file, which the daemon does not see.
+        return True
+    return conf.contains(name)
 
 
 def _configured_master() -> str:
