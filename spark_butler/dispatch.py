@@ -224,7 +224,7 @@ class Dispatcher:
         """Record an outcome and see what it frees or blocks."""
         if outcome.quantum_id in self._result.outcomes:
             # A lost temporary was made again: what it wrote on the way has replaced the first.
-            if outcome.succeeded:
+            if outcome.succeeded and not outcome.recovered:
                 self._on_outcome(outcome)
             return
         self._result.outcomes[outcome.quantum_id] = outcome

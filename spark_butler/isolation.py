@@ -18,9 +18,8 @@ import socket
 import sys
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
-from typing import Literal, NoReturn, Self
+from typing import Literal, NoReturn, Self, cast
 
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
@@ -37,6 +36,7 @@ from .worker import (
     QuantumOutputs,
     QuantumWork,
     WorkerContext,
+    find_complete,
     find_outputs,
     run_group,
 )
@@ -55,7 +55,7 @@ class _Crash:
 
 
 def run_isolated(
-    context: WorkerContext, work: GroupWork, inbox: Inbox | None = None
+    context: WorkerContext, work: GroupWork, inbox: Inbox | None = None, *, again: bool = False
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group in a child of this process.
 
@@ -67,6 +67,9 @@ def run_isolated(
         The group.
     inbox
         What has come for it from other groups.
+    again
+        Whether this may be another attempt.  What an earlier one has
+        completed is then left alone, unless a temporary of it is needed.
 
     Yields
     ------
@@ -87,9 +90,16 @@ def run_isolated(
     needs_failed = inbox.close(content.senders).failed if inbox is not None else frozenset()
     bad = {n for n, item in enumerate(content.quanta) if not needs_failed.isdisjoint(item.needs)}
     reported: set[int] = set()
+    # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
+    spared = _spared(context, content) if again or work.ways else set()
+    if spared and context.quantum_executor is None:
+        for outcome in _ask_child(lambda: find_complete(context, content, spared)) or []:
+            ledger.note(outcome)
+            reported.add(positions[outcome.quantum_id])
+            yield outcome
     while todo := _runnable(content, reported, bad):
         skip = frozenset(range(len(content.quanta))) - _with_makers(context, content, todo)
-        for event in _run_child(context, work, content, inbox, skip, ledger.sent):
+        for event in _run_child(context, work, content, inbox, skip, ledger):
             if isinstance(event, bytearray):
                 yield event
                 continue
@@ -103,6 +113,16 @@ def run_isolated(
                     yield event
     for pieces in ledger.closing_records():
         yield bytearray().join(pieces)
+
+
+def _spared(context: WorkerContext, content: GroupContent) -> set[int]:
+    """Positions of quanta that need not run again to make the temporaries that other groups read."""
+    makers = {
+        position
+        for position, work in enumerate(content.quanta)
+        if any(ref.id in content.outgoing for refs in work.quantum.outputs.values() for ref in refs)
+    }
+    return set(range(len(content.quanta))) - _with_makers(context, content, makers)
 
 
 def _runnable(content: GroupContent, reported: set[int], bad: set[int]) -> set[int]:
@@ -145,14 +165,16 @@ def _run_child(
     content: GroupContent,
     inbox: Inbox | None,
     skip: frozenset[int],
-    sent: frozenset[uuid.UUID],
+    ledger: Ledger,
 ) -> Iterator[QuantumOutcome | Sent | bytearray]:
     """Run (part of) a group in a child and report how it fares."""
+    present, sent = ledger.outputs, ledger.sent
     by_id = {item.quantum_id: item for item in content.quanta}
     one_child_will_do = _is_chain(content)
 
     def target(channel: Channel) -> None:
-        for event in run_group(context, content, inbox, index=work.index, skip=skip, sent=sent):
+        events = run_group(context, content, inbox, index=work.index, skip=skip, present=present, sent=sent)
+        for event in events:
             if isinstance(event, Parcel):
                 for pieces in pack_parcel(context, work, content, event):
                     channel.send_record(pieces)
@@ -307,11 +329,7 @@ def _dead_outcome(
     report.status = ExecutionStatus.TIMEOUT if timed_out else ExecutionStatus.FAILURE
     left = QuantumOutputs((), {})
     if context.quantum_executor is None:
-        with _Child(lambda channel: channel.send(find_outputs(context, content, work.quantum_id))) as child:
-            answer = child.receive(None)
-            if isinstance(answer, QuantumOutputs):
-                left = answer
-            child.wait()
+        left = _ask_child(lambda: find_outputs(context, content, work.quantum_id)) or left
     return QuantumOutcome(
         work.quantum_id,
         QuantumAttemptStatus.ABORTED,
@@ -322,3 +340,17 @@ def _dead_outcome(
         wall_seconds=time.monotonic() - started,
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
+
+
+def _ask_child[T](question: Callable[[], T]) -> T | None:
+    """Have a child find something out, so that this process makes no client for the object store.
+
+    Returns
+    -------
+    answer
+        `None` if the child has died over it.
+    """
+    with _Child(lambda channel: channel.send(question())) as child:
+        answer = child.receive(None)
+        child.wait()
+    return cast("T | None", answer)

@@ -48,6 +48,9 @@ class QuantumOutcome:
     removed: tuple[uuid.UUID, ...] = ()
     """IDs of datasets of an earlier attempt that are not in the datastore any more."""
 
+    recovered: bool = False
+    """Whether the attempt was found complete in the datastore after its worker was lost."""
+
     skipped_existing: bool = False
     """Whether nothing ran because an earlier attempt had succeeded."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "CHUNK_BYTES",
+    "NO_NEWS",
     "Inbox",
     "Kind",
     "Notice",
@@ -101,6 +102,9 @@ class Notice:
     sent: dict[uuid.UUID, int]
     """Temporaries that were sent to it, with their serialised length in bytes."""
 
+
+NO_NEWS = Notice(frozenset(), {}, {})
+"""The notice that tells nothing."""
 
 _NO_ID = uuid.UUID(int=0)
 

@@ -24,7 +24,7 @@ from lsst.daf.butler import (
 )
 from lsst.pipe.base import InMemoryDatasetHandle
 
-from .codecs import EncodedObject, copy_object, decode, encode
+from .codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
 from .parcels import Inbox
 from .scratch import fetch_scratch
 
@@ -78,7 +78,7 @@ class GroupButler(LimitedButler):
         if inbox is not None:
             self._arrived.update(inbox.objects)
             self._arrived.update(inbox.scratch)
-        self._types: dict[uuid.UUID, StorageClass] = {}
+        self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._lent: set[uuid.UUID] = set()
         self._single_use: set[uuid.UUID] = set()
         self._put_refs: dict[uuid.UUID, DatasetRef] = {}
@@ -143,7 +143,18 @@ class GroupButler(LimitedButler):
         dataset_id
             ID of the dataset.
         """
-        return encode(self._temporaries[dataset_id], self._types[dataset_id])
+        ref = self._refs[dataset_id]
+        return encode(
+            self._temporaries[dataset_id], ref.datasetType.storageClass, formatter=self._formatter(ref)
+        )
+
+    def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
+        """Refer to a whole dataset as the repository defines it."""
+        whole = ref.makeCompositeRef() if ref.isComponent() else ref
+        return whole.overrideStorageClass(self._dataset_types[whole.datasetType.name].storageClass)
+
+    def _formatter(self, ref: DatasetRef) -> FormatterFallback | None:
+        return FormatterFallback.from_butler(self._wrapped, ref)
 
     def _is_temporary(self, ref: DatasetRef) -> bool:
         return ref.datasetType.nameAndComponent()[0] in self._temporary_types
@@ -156,12 +167,13 @@ class GroupButler(LimitedButler):
             self._put_refs[ref.id] = ref
             return ref
         with self._metrics.instrument_put(logger, msg="Kept temporary dataset"):
-            storage_class = self._dataset_types[ref.datasetType.name].storageClass
+            stored = self._repository_ref(ref)
+            storage_class = stored.datasetType.storageClass
             obj = storage_class.coerce_type(obj)
             if any(obj is other for other in self._temporaries.values()):
                 obj = copy_object(obj, storage_class)
             self._temporaries[ref.id] = obj
-            self._types[ref.id] = storage_class
+            self._refs[ref.id] = stored
         return ref
 
     def get(
@@ -186,21 +198,21 @@ class GroupButler(LimitedButler):
         if not self._is_temporary(ref):
             return self._wrapped.get(ref, parameters=parameters, storageClass=storage_class)
         with self._metrics.instrument_get(logger, msg="Retrieved temporary dataset"):
-            name, component = ref.datasetType.nameAndComponent()
-            stored_class = self._dataset_types[name].storageClass
+            stored = self._repository_ref(ref)
             handle = InMemoryDatasetHandle(
-                self._fetch(ref, stored_class, may_lend=may_lend),
-                storageClass=stored_class,
+                self._fetch(stored, may_lend=may_lend),
+                storageClass=stored.datasetType.storageClass,
                 dataId=ref.dataId,
             )
             return handle.get(
-                component=component,
+                component=ref.datasetType.component(),
                 parameters=parameters,
                 storageClass=storage_class or ref.datasetType.storageClass,
             )
 
-    def _fetch(self, ref: DatasetRef, storage_class: StorageClass, *, may_lend: bool) -> Any:
+    def _fetch(self, ref: DatasetRef, *, may_lend: bool) -> Any:
         """Get a temporary: itself for its last reader, a copy for all others."""
+        storage_class = ref.datasetType.storageClass
         lend = (
             may_lend
             and self._consumers[ref.id] == 1
@@ -217,12 +229,12 @@ class GroupButler(LimitedButler):
             raise FileNotFoundError(f"Temporary dataset {ref} was not produced.")
         arrived = self._arrived[ref.id]
         if isinstance(arrived, list):
-            return decode(fetch_scratch(arrived), storage_class)
+            return decode(fetch_scratch(arrived), storage_class, formatter=self._formatter(ref))
         if not lend:
-            return decode(bytearray(arrived), storage_class)
+            return decode(bytearray(arrived), storage_class, formatter=self._formatter(ref))
         # The reader's changes show in the buffer, so that a second look must find the same object.
         self._lent.add(ref.id)
-        obj = decode(arrived, storage_class)
+        obj = decode(arrived, storage_class, formatter=self._formatter(ref))
         self._temporaries[ref.id] = obj
         del self._arrived[ref.id]
         return obj

@@ -15,6 +15,7 @@ __all__ = [
     "UnitWork",
     "WorkerContext",
     "failure_outcome",
+    "find_complete",
     "find_outputs",
     "prepare_process",
     "run_group",
@@ -29,7 +30,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lsst.daf.butler import ButlerConfig, Config, DatasetType, DimensionUniverse, Quantum, QuantumBackedButler
@@ -51,7 +52,7 @@ from lsst.utils.threads import disable_implicit_threading
 
 from .codecs import EncodedObject
 from .outcomes import QuantumOutcome, QuantumStarted
-from .parcels import Inbox, Notice, Way
+from .parcels import NO_NEWS, Inbox, Notice, Way
 from .temporaries import GroupButler
 
 logger = logging.getLogger(__name__)
@@ -265,6 +266,7 @@ def run_group(
     *,
     index: int = 0,
     skip: frozenset[int] = frozenset(),
+    present: frozenset[uuid.UUID] = frozenset(),
     sent: frozenset[uuid.UUID] = frozenset(),
 ) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
     """Run the quanta of a group, one after another, in this process.
@@ -281,6 +283,8 @@ def run_group(
         Position of the group in the plan.
     skip
         Positions of quanta that are not to run.
+    present
+        Retained outputs of those that are in the datastore.
     sent
         Temporaries that are not to be sent again.
 
@@ -297,8 +301,10 @@ def run_group(
         Raised if something that was sent has not arrived.  What a task
         raises is an outcome.
     """
-    news = inbox.close(content.senders) if inbox is not None else Notice(frozenset(), {}, {})
-    butler = _make_butler(context, content, inbox, news) if context.quantum_executor is None else None
+    news = inbox.close(content.senders) if inbox is not None else NO_NEWS
+    butler = (
+        _make_butler(context, content, inbox, news, present) if context.quantum_executor is None else None
+    )
     bad: set[int] = set()
     try:
         for position, work in enumerate(content.quanta):
@@ -321,6 +327,46 @@ def run_group(
             butler.close()
 
 
+def find_complete(
+    context: WorkerContext, content: GroupContent, positions: Collection[int]
+) -> list[QuantumOutcome]:
+    """Look in the datastore for quanta of a group that an earlier attempt has completed.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    content
+        The group.
+    positions
+        Positions of the quanta to look for.
+
+    Returns
+    -------
+    outcomes
+        Outcomes of the quanta whose metadata is there, which is written last.
+    """
+    metadata = {
+        work.quantum_id: work.quantum.outputs[
+            context.task_nodes[work.task_label].metadata_output.dataset_type_name
+        ][0]
+        for position, work in enumerate(content.quanta)
+        if position in positions and not work.may_exist
+    }
+    with _make_butler(context, content) as butler:
+        stored = butler.wrapped.stored_many(metadata.values())
+    outcomes = []
+    for work in content.quanta:
+        if work.quantum_id in metadata and stored[metadata[work.quantum_id]]:
+            left = find_outputs(context, content, work.quantum_id)
+            outcomes.append(
+                dataclasses.replace(
+                    _success_outcome(work, None), outputs=left.ids, records=left.records, recovered=True
+                )
+            )
+    return outcomes
+
+
 def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid.UUID) -> QuantumOutputs:
     """Look in the datastore for what a quantum has left that can't tell any more.
 
@@ -339,7 +385,7 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
         The retained datasets that are there, with predicted datastore records.
     """
     (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
-    with _make_butler(context, content, None, Notice(frozenset(), {}, {})) as butler:
+    with _make_butler(context, content) as butler:
         refs = [
             ref
             for refs in work.quantum.outputs.values()
@@ -353,7 +399,11 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
 
 
 def _make_butler(
-    context: WorkerContext, content: GroupContent, inbox: Inbox | None, news: Notice
+    context: WorkerContext,
+    content: GroupContent,
+    inbox: Inbox | None = None,
+    news: Notice = NO_NEWS,
+    present: frozenset[uuid.UUID] = frozenset(),
 ) -> GroupButler:
     """Make the butler of a group."""
     assert context.butler_config is not None
@@ -375,7 +425,7 @@ def _make_butler(
         dataset_types=context.dataset_types,
         temporary_types=context.temporary_types,
         consumers=content.consumers,
-        known={**content.known, **news.produced},
+        known={**content.known, **news.produced, **dict.fromkeys(present, True)},
         inbox=inbox,
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cloudpickle
-from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext
+from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext, TaskContext
 from pyspark.serializers import NoOpSerializer
 from pyspark.sql import SparkSession
 
@@ -174,7 +174,7 @@ def _run_bundles(
     """Run bundles of groups in a worker."""
     context = _open_context(broadcast.value)
     for work in itertools.chain.from_iterable(bundles):
-        for event in run_isolated(context, work):
+        for event in run_isolated(context, work, again=_is_again()):
             if isinstance(event, QuantumOutcome):
                 outcomes.add([event])
 
@@ -212,12 +212,18 @@ def _run_group(
     inbox: Inbox | None,
 ) -> Iterator[bytes | bytearray]:
     """Run a group and give each of its records a place to go to."""
-    for event in run_isolated(context, work, inbox):
+    for event in run_isolated(context, work, inbox, again=_is_again()):
         if isinstance(event, QuantumOutcome):
             outcomes.add([event])
         else:
             yield _LONG.pack(next_place(event))
             yield event
+
+
+def _is_again() -> bool:
+    """Whether the Spark task that runs here has been tried before."""
+    task = TaskContext.get()
+    return task is not None and task.attemptNumber() > 0
 
 
 def _drain(records: Iterable[object]) -> None:
