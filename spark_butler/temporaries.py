@@ -22,10 +22,10 @@ from lsst.daf.butler import (
     QuantumBackedButler,
     StorageClass,
 )
-from lsst.pipe.base import InMemoryDatasetHandle
 
 from .codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
 from .parcels import Inbox
+from .parts import read_part
 from .scratch import fetch_scratch
 
 logger = logging.getLogger(__name__)
@@ -199,19 +199,30 @@ class GroupButler(LimitedButler):
             return self._wrapped.get(ref, parameters=parameters, storageClass=storage_class)
         with self._metrics.instrument_get(logger, msg="Retrieved temporary dataset"):
             stored = self._repository_ref(ref)
-            handle = InMemoryDatasetHandle(
-                self._fetch(stored, may_lend=may_lend),
-                storageClass=stored.datasetType.storageClass,
-                dataId=ref.dataId,
-            )
-            return handle.get(
-                component=ref.datasetType.component(),
-                parameters=parameters,
-                storageClass=storage_class or ref.datasetType.storageClass,
-            )
+            target = storage_class or ref.datasetType.storageClass
+            if isinstance(target, str):
+                target = self.storageClasses.getStorageClass(target)
+            whole, is_own = self._fetch(stored, may_lend=may_lend)
+            component = ref.datasetType.component()
+            if not is_own and not component and not parameters:
+                whole, is_own = self._copy(whole, stored), True
+            part = read_part(whole, stored.datasetType.storageClass, component, parameters, target)
+            return part if is_own else copy_object(part, target)
 
-    def _fetch(self, ref: DatasetRef, *, may_lend: bool) -> Any:
-        """Get a temporary: itself for its last reader, a copy for all others."""
+    def _copy(self, obj: Any, ref: DatasetRef) -> Any:
+        return copy_object(obj, ref.datasetType.storageClass, formatter=self._formatter(ref))
+
+    def _fetch(self, ref: DatasetRef, *, may_lend: bool) -> tuple[Any, bool]:
+        """Get a temporary.
+
+        Returns
+        -------
+        obj
+            The whole dataset.
+        is_own
+            Whether it is the reader's own, to be changed at will.  It is for
+            the last reader, and where it had to be unpacked.
+        """
         storage_class = ref.datasetType.storageClass
         lend = (
             may_lend
@@ -220,24 +231,22 @@ class GroupButler(LimitedButler):
             and ref.id not in self._lent
         )
         if ref.id in self._temporaries:
-            obj = self._temporaries[ref.id]
-            if not lend:
-                return copy_object(obj, storage_class)
-            self._lent.add(ref.id)
-            return obj
+            if lend:
+                self._lent.add(ref.id)
+            return self._temporaries[ref.id], lend
         if ref.id not in self._arrived:
             raise FileNotFoundError(f"Temporary dataset {ref} was not produced.")
         arrived = self._arrived[ref.id]
         if isinstance(arrived, list):
-            return decode(fetch_scratch(arrived), storage_class, formatter=self._formatter(ref))
+            return decode(fetch_scratch(arrived), storage_class, formatter=self._formatter(ref)), True
         if not lend:
-            return decode(bytearray(arrived), storage_class, formatter=self._formatter(ref))
+            return decode(bytearray(arrived), storage_class, formatter=self._formatter(ref)), True
         # The reader's changes show in the buffer, so that a second look must find the same object.
         self._lent.add(ref.id)
         obj = decode(arrived, storage_class, formatter=self._formatter(ref))
         self._temporaries[ref.id] = obj
         del self._arrived[ref.id]
-        return obj
+        return obj, True
 
     def getDeferred(
         self,

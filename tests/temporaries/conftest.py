@@ -1,0 +1,74 @@
+"""Fixtures for the tests of temporaries."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from scenes import Scene
+
+    from spark_butler.backends import Backend
+
+_HERE = Path(__file__).resolve().parent
+_MODULES = (_HERE / "temporaries_tasks.py", _HERE.parent / "codecs" / "codec_samples.py")
+
+pytest.register_assert_rewrite("scenes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; choose with -m slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("-m"):
+        for item in items:
+            if "slow" in item.keywords and _HERE in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="slow; choose with -m slow"))
+
+
+@pytest.fixture(scope="session")
+def task_modules() -> tuple[Path, ...]:
+    """Files of the modules that tasks of these tests are in; importable here from now on."""
+    for path in _MODULES:
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        importlib.import_module(path.stem)
+    return _MODULES
+
+
+@pytest.fixture
+def scene(task_modules: tuple[Path, ...]) -> Iterator[Scene]:
+    """An empty repository for a pipeline."""
+    from scenes import Scene
+
+    with Scene.make() as scene:
+        yield scene
+
+
+@pytest.fixture(scope="session")
+def spark_backend(spark: SparkSession, task_modules: tuple[Path, ...]) -> Iterator[Backend]:
+    """The backend on the one local Spark session."""
+    from spark_butler.backends.spark import SparkBackend
+
+    for path in task_modules:
+        spark.sparkContext.addPyFile(str(path))
+    backend = SparkBackend(spark)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(params=["serial", "spark"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn."""
+    from spark_butler.backends import SerialBackend
+
+    if request.param == "serial":
+        return SerialBackend()
+    return request.getfixturevalue("spark_backend")  # type: ignore[no-any-return]

@@ -1,0 +1,297 @@
+"""A task can't tell that its inputs never were in the repository: every mock case gives the same contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from scenes import Outputs, Scene
+
+from spark_butler.backends import SerialBackend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spark_butler.backends import Backend
+
+# Each can be made from the other.
+_ONE, _OTHER = "ArrowAstropy", "ArrowTable"
+_CASES: dict[str, Callable[[Scene, str], None]] = {}
+
+
+def _case(function: Callable[[Scene, str], None]) -> Callable[[Scene, str], None]:
+    """Register a pipeline; its dataset types begin with a prefix and its final ones end with ``_end``."""
+    _CASES[function.__name__.strip("_")] = function
+    return function
+
+
+def _chain(
+    scene: Scene, x: str, a_in: str = _ONE, a_out: str = _ONE, b_in: str = _ONE, b_out: str = _ONE
+) -> None:
+    scene.mock(f"{x}_a", {"i": (f"{x}_input", a_in)}, {"o": (f"{x}_mid", a_out)}, str_value=None)
+    scene.mock(f"{x}_b", {"i": (f"{x}_mid", b_in)}, {"o": (f"{x}_end", b_out)}, int_value=7)
+
+
+@_case
+def _no_conversion(scene: Scene, x: str) -> None:
+    _chain(scene, x)
+
+
+@_case
+def _registration_differs_from_both(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_mid", _OTHER)
+    _chain(scene, x)
+
+
+@_case
+def _producer_differs_from_registration(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_mid", _OTHER)
+    _chain(scene, x, b_in=_OTHER)
+
+
+@_case
+def _consumer_differs_from_registration(scene: Scene, x: str) -> None:
+    _chain(scene, x, a_out=_OTHER)
+
+
+@_case
+def _end_differs_from_registration(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_end", _OTHER)
+    _chain(scene, x)
+
+
+@_case
+def _overall_input_differs(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_input", _ONE)
+    _chain(scene, x, a_in=_OTHER)
+
+
+@_case
+def _consumers_differ_from_each_other(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", _OTHER)})
+    scene.mock(f"{x}_b", {"i": (f"{x}_mid", _ONE)}, {"o": f"{x}_b_end"})
+    scene.mock(f"{x}_c", {"i": (f"{x}_mid", _OTHER)}, {"o": f"{x}_c_end"})
+    scene.mock(f"{x}_d", {"i": (f"{x}_b_end", _OTHER), "j": (f"{x}_mid", _ONE)}, {"o": f"{x}_d_end"})
+
+
+@_case
+def _late(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_mid", _OTHER)
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": f"{x}_mid"})
+    scene.mock(f"{x}_b", {"i": f"{x}_mid"}, {"o": f"{x}_end"}, deferred=["i"])
+
+
+@_case
+def _component(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "ArrowAstropy")})
+    scene.mock(f"{x}_b", {"i": (f"{x}_mid.columns", "ArrowColumnList")}, {"o": f"{x}_end"})
+
+
+@_case
+def _component_of_converted(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_mid", "ArrowTable")
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "ArrowAstropy")})
+    scene.mock(f"{x}_b", {"i": (f"{x}_mid.schema", "ArrowSchema")}, {"o": f"{x}_end"})
+
+
+@_case
+def _component_that_is_converted(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "ArrowTable")})
+    scene.mock(f"{x}_b", {"i": (f"{x}_mid.schema", "ArrowAstropySchema")}, {"o": f"{x}_end"})
+
+
+@_case
+def _whole_and_component_together(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "VisitImage")})
+    scene.mock(
+        f"{x}_b",
+        {
+            "i": (f"{x}_mid", "VisitImage"),
+            "j": (f"{x}_mid.psf", "PointSpreadFunction"),
+            "k": (f"{x}_mid.image", "ImageV2"),
+        },
+        {"o": f"{x}_end"},
+    )
+
+
+@_case
+def _late_component(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "ArrowAstropy")})
+    scene.mock(
+        f"{x}_b",
+        {"i": (f"{x}_mid", "ArrowAstropy")},
+        {"o": f"{x}_end"},
+        deferred=["i"],
+        component="schema",
+    )
+
+
+@_case
+def _parameters(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "ArrowAstropy")})
+    scene.mock(
+        f"{x}_b",
+        {"i": (f"{x}_mid", "ArrowTable")},
+        {"o": f"{x}_end"},
+        deferred=["i"],
+        columns=["ra", "dec"],
+    )
+
+
+def _gathered(name: str, **more: Any) -> dict[str, Any]:
+    return {"dataset_type_name": name, "dimensions": ["detector"], "multiple": True, **more}
+
+
+@_case
+def _gather_and_scatter(scene: Scene, x: str) -> None:
+    scene.register(f"{x}_mid", _OTHER)
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": f"{x}_mid"})
+    scene.mock(f"{x}_b", {"i": _gathered(f"{x}_mid")}, {"o": (f"{x}_sum", _OTHER)}, dimensions=["instrument"])
+    sum_input = {"dataset_type_name": f"{x}_sum", "dimensions": ["instrument"]}
+    scene.mock(f"{x}_c", {"i": sum_input, "j": f"{x}_mid"}, {"o": f"{x}_end"})
+
+
+@_case
+def _late_gather(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": (f"{x}_mid", "ArrowAstropy")})
+    scene.mock(
+        f"{x}_b",
+        {"i": _gathered(f"{x}_mid", storage_class="ArrowAstropy")},
+        {"o": f"{x}_end"},
+        dimensions=["instrument"],
+        deferred=["i"],
+        columns=["ra"],
+    )
+
+
+@_case
+def _several_outputs(scene: Scene, x: str) -> None:
+    several = _gathered(f"{x}_mid")
+    instrument_input = {"dataset_type_name": f"{x}_input", "dimensions": ["instrument"]}
+    scene.mock(f"{x}_a", {"i": instrument_input}, {"o": several}, dimensions=["instrument"])
+    scene.mock(f"{x}_b", {"i": f"{x}_mid"}, {"o": f"{x}_end"})
+
+
+@_case
+def _one_dataset_by_two_connections(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": f"{x}_mid"})
+    scene.mock(f"{x}_b", {"i": f"{x}_mid", "j": f"{x}_mid"}, {"o": f"{x}_end"})
+
+
+@_case
+def _no_work_upstream(scene: Scene, x: str) -> None:
+    scene.mock(
+        f"{x}_a",
+        {"i": f"{x}_input"},
+        {"o": f"{x}_mid"},
+        fail_condition="detector = 1",
+        fail_exception="lsst.pipe.base.NoWorkFound",
+    )
+    scene.mock(f"{x}_b", {"i": f"{x}_mid"}, {"o": f"{x}_next"})
+    scene.mock(f"{x}_c", {"i": f"{x}_next"}, {"o": f"{x}_c_end"})
+    scene.mock(f"{x}_d", {"i": _gathered(f"{x}_mid")}, {"o": f"{x}_d_end"}, dimensions=["instrument"])
+
+
+@_case
+def _no_work_at_all(scene: Scene, x: str) -> None:
+    scene.mock(
+        f"{x}_a",
+        {"i": f"{x}_input"},
+        {"o": f"{x}_mid"},
+        fail_condition="detector > 0",
+        fail_exception="lsst.pipe.base.NoWorkFound",
+    )
+    scene.mock(f"{x}_b", {"i": _gathered(f"{x}_mid")}, {"o": f"{x}_next"}, dimensions=["instrument"])
+    next_input = {"dataset_type_name": f"{x}_next", "dimensions": ["instrument"], "minimum": 0}
+    scene.mock(f"{x}_c", {"i": next_input, "j": f"{x}_input"}, {"o": f"{x}_end"})
+
+
+@_case
+def _optional_input_never_made(scene: Scene, x: str) -> None:
+    scene.mock(f"{x}_a", {"i": f"{x}_input"}, {"o": f"{x}_mid"})
+    scene.mock(
+        f"{x}_b",
+        {"i": f"{x}_input"},
+        {"o": f"{x}_extra"},
+        fail_condition="detector = 2",
+        fail_exception="lsst.pipe.base.NoWorkFound",
+    )
+    scene.mock(
+        f"{x}_c",
+        {"i": f"{x}_mid", "j": {"dataset_type_name": f"{x}_extra", "minimum": 0}},
+        {"o": f"{x}_end"},
+    )
+
+
+@pytest.fixture(scope="module")
+def everything(task_modules: tuple[Path, ...]) -> Iterator[tuple[Scene, Outputs]]:
+    """All cases in one pipeline, run by pipe_base."""
+    with Scene.make() as scene:
+        for name, function in _CASES.items():
+            function(scene, name)
+        yield scene, scene.run_reference()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("serial", "fused"),
+        ("serial", "quantum"),
+        ("spark", ("detector",)),
+        pytest.param(("spark", "quantum"), marks=pytest.mark.slow),
+    ],
+    ids=["serial-fused", "serial-quantum", "spark-by-detector", "spark-quantum"],
+)
+def outputs(request: pytest.FixtureRequest, everything: tuple[Scene, Outputs]) -> Outputs:
+    """What a run leaves of which all that another task reads is temporary."""
+    scene, _ = everything
+    name, group_by = request.param
+    backend: Backend = SerialBackend() if name == "serial" else request.getfixturevalue("spark_backend")
+    return scene.run_temporary(backend, _temporary(scene), group_by)
+
+
+def _temporary(scene: Scene) -> list[str]:
+    graph = scene.repo.pipeline_graph
+    return [name for name in graph.dataset_types if name.endswith(("_mid", "_sum", "_next", "_extra"))]
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_run_with_temporaries_gives_what_pipe_base_gives(
+    everything: tuple[Scene, Outputs], outputs: Outputs, case: str
+) -> None:
+    scene, reference = everything
+    temporary = set(_temporary(scene))
+    expected = {
+        key: value for key, value in reference.items() if _is_of(key[0], case) and key[0] not in temporary
+    }
+    assert any(name.endswith("_end") for name, _ in expected)
+    assert {key: value for key, value in outputs.items() if _is_of(key[0], case)} == expected
+
+
+def _is_of(name: str, case: str) -> bool:
+    return max((other for other in _CASES if name.startswith(f"{other}_")), key=len) == case
+
+
+def test_every_temporary_crosses_on_spark(scene: Scene, spark_backend: Backend) -> None:
+    for case in ("registration_differs_from_both", "parameters", "gather_and_scatter", "no_work_upstream"):
+        _CASES[case](scene, case)
+    reference = scene.run_reference()
+    temporary = _temporary(scene)
+    found = scene.run_temporary(spark_backend, temporary, "quantum")
+    assert found == {key: value for key, value in reference.items() if key[0] not in temporary}
+
+
+def test_cases_contain_what_they_are_about(everything: tuple[Scene, Outputs]) -> None:
+    _, expected = everything
+
+    def find(name: str) -> Any:
+        return expected[name, ("Cam1", 1)]
+
+    late = find("parameters_end")["quantum"]["inputs"]["i"][0]
+    assert late["parameters"] == {"columns": "['ra', 'dec']"}
+    assert find("end_differs_from_registration_end")["converted_from"] is not None
+    assert find("component_end")["quantum"]["inputs"]["i"][0]["parent"] is not None
+    assert find("consumer_differs_from_registration_end")["quantum"]["inputs"]["i"][0]["converted_from"]
+    for case in ("no_work_upstream_b", "optional_input_never_made_b"):
+        assert len({value for (name, _), value in expected.items() if name == f"{case}_metadata"}) == 2
