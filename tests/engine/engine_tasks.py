@@ -12,9 +12,11 @@ __all__ = [
     "ExitTask",
     "FailOnceTask",
     "HarakiriTask",
+    "NoMultiprocessingTask",
     "OneOutputTask",
     "OverlapTask",
     "SpyTask",
+    "watch_opens",
 ]
 
 import fcntl
@@ -142,14 +144,20 @@ class BadConstructorTask(_CallTask):
 
 
 class OverlapTask(_CallTask):
-    """Notes in ``folder`` when it began and ended."""
+    """Notes in ``folder`` when it began and ended; ``number`` makes it last so many seconds."""
 
     def act(self, butlerQC: QuantumContext, *args: Any) -> None:
         start = time.time()
-        time.sleep(0.3)
+        time.sleep(self.config.number or 0.3)
         name = "-".join(str(value) for value in butlerQC.quantum.dataId.required_values)
         path = Path(self.config.folder) / f"{self.getName()}-{name}.json"
         path.write_text(json.dumps([start, time.time(), os.getpid(), os.getppid()]))
+
+
+class NoMultiprocessingTask(DynamicTestPipelineTask):
+    """Must run in the process of its driver."""
+
+    canMultiprocess = False
 
 
 class SpyTask(_CallTask):
