@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 import lsst.utils.timer
@@ -43,7 +43,7 @@ from .plan import Plan, cut_graph
 from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
 from .report import make_report, summarize
 from .repository import check_repository, store_roots
-from .session import check_platform, check_workers, open_session
+from .session import check_platform, check_workers, open_session, say_on_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,15 @@ class _Refusal(click.ClickException):
     """One line on standard error and exit status 2."""
 
     exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        _say(f"Error: {self.format_message()}")
+
+
+class _Breakdown(_Refusal):
+    """One line on standard error and exit status 1."""
+
+    exit_code = 1
 
 
 class _RunCommand(PipetaskCommand):
@@ -158,9 +167,9 @@ def make_run_command(
             raise _Refusal(brief(exc)) from exc
         except EngineError as exc:
             logger.debug("The engine failed.", exc_info=True)
-            raise click.ClickException(f"The engine failed: {brief(exc)}") from exc
+            raise _Breakdown(f"The engine failed: {brief(exc)}") from exc
         except KeyboardInterrupt:
-            click.echo("Stopped by SIGINT before any quantum ran.", err=True)
+            _say("Stopped by SIGINT before any quantum ran.")
             status = 128 + signal.SIGINT
         ctx.exit(status)
 
@@ -324,6 +333,14 @@ def _ending_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _say(line: str) -> None:
+    """Write a line to standard error."""
+    if not say_on_stderr(line):
+        with contextlib.suppress(BrokenPipeError):
+            # After Ctrl-C, spark-submit is gone before this process.
+            click.echo(line, err=True)
+
+
 def _say_shown(what: str) -> None:
     click.echo(f"{what} The --show option was given and all options were processed.", err=True)
 
@@ -331,9 +348,8 @@ def _say_shown(what: str) -> None:
 def _say_stopped(stopped: _Stopped, output: OutputRequest) -> int:
     """Say how to go on after a signal, and return the exit status that shells give it."""
     run = output.collections["output_run"]
-    click.echo(
+    _say(
         f"Stopped by {stopped.number.name}. What was finished is in run {run!r}; to resume, repeat the "
-        f"command with --extend-run --clobber-outputs --output-run {run}.",
-        err=True,
+        f"command with --extend-run --clobber-outputs --output-run {run}."
     )
     return 128 + stopped.number

@@ -9,6 +9,7 @@ __all__ = [
     "check_workers",
     "make_session",
     "open_session",
+    "say_on_stderr",
     "worker_environment",
 ]
 
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -328,6 +330,41 @@ def _is_configured(name: str) -> bool:
         # The package may come as a file, which the daemon does not see.
         return True
     return conf.contains(name)
+
+
+def say_on_stderr(line: str) -> bool:
+    """Write a line to the standard error of ``spark-submit``, which makes one stream of both of this process.
+
+    Parameters
+    ----------
+    line
+        The line.
+
+    Returns
+    -------
+    said
+        Whether that was possible; otherwise ``sys.stderr`` is as good as any.
+    """
+    if "PYSPARK_GATEWAY_PORT" not in os.environ or not _streams_are_one():
+        return False
+    try:
+        from pyspark import SparkContext
+
+        SparkContext._ensure_initialized()
+        assert SparkContext._jvm is not None
+        SparkContext._jvm.java.lang.System.err.println(line)
+    except Exception:  # noqa: BLE001  (the JVM may be gone, or PySpark)
+        return False
+    return True
+
+
+def _streams_are_one() -> bool:
+    """Whether standard output and error of this process are the same pipe."""
+    try:
+        out, err = os.fstat(1), os.fstat(2)
+    except OSError:
+        return False
+    return stat.S_ISFIFO(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 
 
 def _configured_master() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from job_harness import JOB, JobRepo
+from job_harness import JOB, JobRepo, submit
 from lsst.resources.s3utils import _get_s3_client
 from pyspark.sql import SparkSession
 
@@ -252,6 +252,15 @@ class TestPlatform:
         monkeypatch.setenv("PYSPARK_REMOTE_INIT_CONF_LEN", "1")
         monkeypatch.setenv("PYSPARK_REMOTE_INIT_CONF_0", json.dumps(conf))
         _assert_refused(run_job(*job_repo.arguments, "-o", "u/x"), "Spark Connect")
+
+    def test_spark_submit_remote(self, job_repo: JobRepo) -> None:
+        process = submit(*job_repo.arguments, "-o", "u/x", where=("--remote", "sc://localhost:15002"))
+        assert process.returncode == 2
+        lines = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, process.stderr
+        assert "spark-submit was given --remote sc://localhost:15002" in lines[0]
+        assert "Error: " not in process.stdout
+        assert "Traceback" not in process.stdout + process.stderr
 
     def test_old_python(self, job_repo: JobRepo, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "version_info", (3, 11, 2, "final", 0))
