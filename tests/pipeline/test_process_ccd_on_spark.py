@@ -144,3 +144,16 @@ def test_real_frames_become_catalogues(observed: Night, run_job: RunJob, spark: 
         difference = -2.5 * np.log10(first["instFlux"][pair] / other["instFlux"][index[pair]])
         difference -= np.median(difference)
         assert 1.4826 * np.median(np.abs(difference)) <= 0.04
+
+
+def test_parts_of_an_image_are_read_from_the_store(
+    simulated: Night, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAF_BUTLER_CACHE_EXPIRATION_MODE", "disabled")
+    with simulated.open(reference) as butler:
+        ref = min(butler.query_datasets("visit_image"), key=lambda ref: ref.dataId["detector"])
+        whole = butler.get(ref)
+        assert butler.get(ref.makeComponentRef("summary_stats")) == whole.summary_stats
+        box = whole.bbox.factory[10:20, 30:50]
+        part = butler.get(ref, parameters={"bbox": box})
+        np.testing.assert_array_equal(part.image.array, whole[box].image.array)
