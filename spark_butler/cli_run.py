@@ -233,6 +233,7 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
         click.echo(plan.explain())
         return 0
     logger.info("%s", plan.explain())
+    stopped: _Stopped | None = None
     with contextlib.ExitStack() as stack:
         backend = stack.enter_context(_open_backend(backend_name, output.butler_config))
         if request.options.debug:
@@ -246,7 +247,9 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
             with _ending_on_signals():
                 result = execute_graph(graph, butler, backend, request.options, xgraph=xgraph)
         except _Stopped as exc:
-            return _say_stopped(exc, output)
+            stopped = exc
+    if stopped is not None:
+        return _say_stopped(stopped, output)
     click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
     if summary := arguments["summary"]:
         with ResourcePath(summary).open("w") as stream:
