@@ -150,7 +150,7 @@ def digest(obj: Any) -> Any:
     match obj:
         case np.ndarray():
             content = hashlib.sha256(np.ascontiguousarray(obj).tobytes()).hexdigest()[:16]
-            return [str(obj.dtype.newbyteorder("=")), list(obj.shape), content]
+            return [str(obj.dtype.descr), list(obj.shape), content]
         case Table():
             return {name: [digest(np.asarray(obj[name])), str(obj[name].unit)] for name in obj.colnames}
         case VisitImage():
