@@ -147,7 +147,7 @@ def serve(night: DemoNight) -> int:
         try:
             signal.pause()
         except KeyboardInterrupt:
-            print()
+            pass
         finally:
             settings.unlink()
     return 0

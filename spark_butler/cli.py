@@ -11,6 +11,11 @@ from typing import Any
 
 import click
 
+_RUN_COMMANDS = {
+    "plan": "Print how a pipeline would run, with the options of 'run'.",
+    "run": "Build and run a pipeline on Spark, with the options of 'pipetask run'.",
+}
+
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -27,10 +32,34 @@ class _Group(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=_Group, context_settings=_CONTEXT)
+class _Main(_Group):
+    """The top group; its commands with the options of ``pipetask run`` are imported only when named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_RUN_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _RUN_COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        from .cli_run import make_run_command
+
+        return make_run_command(cmd_name, only_plan=cmd_name == "plan")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = dict(_RUN_COMMANDS)
+        rows.update((name, each.get_short_help_str(80)) for name, each in self.commands.items())
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows.items()))
+
+
+@click.group(cls=_Main, context_settings=_CONTEXT)
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
-def main(verbose: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, verbose: bool) -> None:
     """Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store."""
+    if ctx.invoked_subcommand in _RUN_COMMANDS:
+        # These have the logging options of pipetask.
+        return
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

@@ -20,6 +20,7 @@ from lsst.pipe.base import ExecutionResources
 from .config import RunOptions
 from .errors import OptionsError
 from .messages import brief
+from .plan import GroupBy
 from .planning import RunRequest
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
         return RunOptions(
             temporary=kwargs.pop("temporary"),
             retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
+            group_by=_read_grouping(kwargs.pop("group_by")),
+            max_shuffle_bytes=kwargs.pop("max_shuffle_bytes"),
             processes=kwargs.pop("processes"),
             timeout=kwargs.pop("timeout"),
             fail_fast=kwargs.pop("fail_fast"),
@@ -133,6 +136,17 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
         first = exc.errors(include_url=False)[0]
         name = str(first["loc"][0]).replace("_", "-")
         raise OptionsError(f"--{name} is {first['input']!r}: {first['msg']}.") from exc
+
+
+def _read_grouping(text: str) -> GroupBy:
+    """Read which quanta share a group."""
+    match text:
+        case "auto" | "fused" | "quantum":
+            return text
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise OptionsError(f"--group-by is {text!r}; expected auto, fused, quantum, or names of dimensions.")
+    return names
 
 
 def _read_retained(values: tuple[str, ...]) -> tuple[str, ...] | None:

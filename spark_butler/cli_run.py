@@ -6,14 +6,17 @@ __all__ = ["make_run_command"]
 
 import contextlib
 import logging
+import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 import lsst.utils.timer
+import networkx
 from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand, coverage_context
 from lsst.ctrl.mpexec.cli.opt import run_options
 from lsst.daf.butler import Butler
@@ -25,21 +28,22 @@ from lsst.daf.butler.cli.opt import (
     log_tty_option,
     long_log_option,
 )
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend, SerialBackend
 from .cli_request import make_request
 from .contents import sketch_graph
-from .engine import execute_graph, find_temporary_types
+from .engine import execute_graph, find_temporary_types, measure_sizes
 from .errors import EngineError, UserError
 from .messages import brief
 from .output_run import OutputRequest, check_output, prepare_output
-from .plan import cut_graph
+from .plan import Plan, cut_graph
 from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
 from .report import make_report, summarize
 from .repository import check_repository, store_roots
-from .session import check_platform, check_workers, open_session
+from .session import check_platform, check_workers, open_session, say_on_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +60,32 @@ class _Refusal(click.ClickException):
 
     exit_code = 2
 
+    def show(self, file: IO[Any] | None = None) -> None:
+        _say(f"Error: {self.format_message()}")
+
+
+class _Breakdown(_Refusal):
+    """One line on standard error and exit status 1."""
+
+    exit_code = 1
+
 
 class _RunCommand(PipetaskCommand):
-    """A command whose every complaint about its arguments has exit status 2."""
+    """A command whose every complaint about its arguments has exit status 2.
+
+    It reads the options files (``-@``) that were made for ``pipetask run``.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        name, ctx.info_name = ctx.info_name, "run"
         try:
             parsed: list[str] = super().parse_args(ctx, args)
         except click.UsageError:
             raise
         except click.ClickException as exc:
             raise _Refusal(exc.format_message()) from exc
+        finally:
+            ctx.info_name = name
         return parsed
 
 
@@ -78,7 +97,9 @@ class _Stopped(BaseException):
         self.number = number
 
 
-def make_run_command(name: str = "run", default_pipeline: Path | None = None) -> click.Command:
+def make_run_command(
+    name: str = "run", default_pipeline: Path | None = None, *, only_plan: bool = False
+) -> click.Command:
     """Make the command.
 
     Parameters
@@ -87,6 +108,8 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
         Name of the command.
     default_pipeline
         Pipeline to run when none is given.
+    only_plan
+        Whether the command prints the plan and ends, as with ``--dry-run``.
 
     Returns
     -------
@@ -104,7 +127,22 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
         metavar="PATTERN",
         multiple=True,
         help="Dataset types that match PATTERN are not retained: they pass from task to task in memory and "
-        "never reach the repository. May be repeated.",
+        "never reach the repository; 'auto' stands for all that is made and read inside the graph. May be "
+        "repeated.",
+    )
+    @click.option(
+        "--group-by",
+        metavar="auto|fused|quantum|DIM[,DIM...]",
+        default="auto",
+        show_default=True,
+        help="Which quanta one worker runs in order: those of the same dimensions, those joined by narrow "
+        "edges (fused), each for itself (quantum), or the coarsest that keeps every slot busy (auto).",
+    )
+    @click.option(
+        "--max-shuffle-bytes",
+        metavar="BYTES",
+        type=int,
+        help="Size of a temporary from which on it waits in the object store and not in Spark.",
     )
     @click.option("--dry-run", is_flag=True, help="Print the plan and end; nothing is written.")
     @click.option(
@@ -121,6 +159,7 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
     @log_label_option()  # type: ignore[untyped-decorator]
     def command(ctx: click.Context, **kwargs: Any) -> None:
         """Build and run a pipeline on Spark."""
+        kwargs["dry_run"] = kwargs["dry_run"] or only_plan
         try:
             status = _run(ctx, default_pipeline, **kwargs)
         except UserError as exc:
@@ -128,12 +167,14 @@ def make_run_command(name: str = "run", default_pipeline: Path | None = None) ->
             raise _Refusal(brief(exc)) from exc
         except EngineError as exc:
             logger.debug("The engine failed.", exc_info=True)
-            raise click.ClickException(f"The engine failed: {brief(exc)}") from exc
+            raise _Breakdown(f"The engine failed: {brief(exc)}") from exc
         except KeyboardInterrupt:
-            click.echo("Stopped by SIGINT before any quantum ran.", err=True)
+            _say("Stopped by SIGINT before any quantum ran.")
             status = 128 + signal.SIGINT
         ctx.exit(status)
 
+    if only_plan:
+        command.help = "Build a pipeline's quantum graph and print how it would run; nothing is written."
     for param in command.params:
         if param.name == "retained_dataset_types":
             assert isinstance(param, click.Option)
@@ -185,10 +226,9 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
         _say_shown("No pipeline executed.")
         return 0
     xgraph = apply_fixup(graph, arguments["graph_fixup"])
-    temporary_types = find_temporary_types(graph.pipeline_graph, request.options)
-    plan = cut_graph(sketch_graph(graph, xgraph, temporary_types=temporary_types))
     output = OutputRequest.from_arguments(graph, arguments)
-    check_output(graph, output)
+    check_output(graph, output, probe_datastore=not dry_run)
+    plan = _make_plan(graph, xgraph, request)
     if dry_run:
         click.echo(plan.explain())
         return 0
@@ -228,6 +268,18 @@ def _start_logging(kwargs: dict[str, Any]) -> None:
         if component is None:
             levels.append(("spark_butler", level))
     CliLog.setLogLevels(levels)
+
+
+def _make_plan(
+    graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID], request: RunRequest
+) -> Plan:
+    """Cut the graph as the engine will, as far as that can be known before Spark is there."""
+    options = request.options
+    temporary_types = find_temporary_types(graph.pipeline_graph, options)
+    with Butler.from_config(request.arguments["butler_config"], writeable=False) as butler:
+        sizes = measure_sizes(butler, temporary_types)
+    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes)
+    return cut_graph(sketch, group_by=options.group_by, slots=options.processes or os.cpu_count() or 1)
 
 
 @contextlib.contextmanager
@@ -281,6 +333,14 @@ def _ending_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _say(line: str) -> None:
+    """Write a line to standard error."""
+    if not say_on_stderr(line):
+        with contextlib.suppress(BrokenPipeError):
+            # After Ctrl-C, spark-submit is gone before this process.
+            click.echo(line, err=True)
+
+
 def _say_shown(what: str) -> None:
     click.echo(f"{what} The --show option was given and all options were processed.", err=True)
 
@@ -288,9 +348,8 @@ def _say_shown(what: str) -> None:
 def _say_stopped(stopped: _Stopped, output: OutputRequest) -> int:
     """Say how to go on after a signal, and return the exit status that shells give it."""
     run = output.collections["output_run"]
-    click.echo(
+    _say(
         f"Stopped by {stopped.number.name}. What was finished is in run {run!r}; to resume, repeat the "
-        f"command with --extend-run --clobber-outputs --output-run {run}.",
-        err=True,
+        f"command with --extend-run --clobber-outputs --output-run {run}."
     )
     return 128 + stopped.number

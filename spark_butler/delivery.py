@@ -115,11 +115,6 @@ class Ledger:
         self._outputs.update(event.outputs)
 
     @property
-    def outputs(self) -> frozenset[uuid.UUID]:
-        """Retained datasets that are in the datastore."""
-        return frozenset(self._outputs)
-
-    @property
     def sent(self) -> frozenset[uuid.UUID]:
         """Temporaries that are on their way."""
         return frozenset(self._sent)

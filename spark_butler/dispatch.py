@@ -9,10 +9,11 @@ import heapq
 import logging
 import queue
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import networkx
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import InvalidQuantumError
 from lsst.pipe.base.graph_walker import GraphWalker
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _MAX_BATCH = 16
 _MAX_BUNDLE = 16
 _MAX_JOBS = 64
+_CANCEL_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -151,11 +153,20 @@ class Dispatcher:
                 if self._result.stopped_by is not None:
                     break
         finally:
-            if jobs:
-                self._backend.cancel()
-            pool.shutdown(wait=True, cancel_futures=True)
+            self._stop(pool, jobs)
             self._drain()
+        if self._result.stopped_by is None and any(self._open):
+            raise EngineError(f"{sum(map(len, self._open))} quanta never became ready to run.")
         return self._result
+
+    def _stop(self, pool: ThreadPoolExecutor, jobs: Collection[Future[None]]) -> None:
+        """End what is still running."""
+        pool.shutdown(wait=False, cancel_futures=True)
+        while wait(jobs, timeout=0).not_done:
+            # Again and again, since a job may have been on its way to the backend the first time.
+            self._backend.cancel()
+            wait(jobs, timeout=_CANCEL_SECONDS)
+        pool.shutdown(wait=True)
 
     def _dispatch(
         self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Unit]]
@@ -222,10 +233,12 @@ class Dispatcher:
 
     def _take(self, outcome: QuantumOutcome) -> None:
         """Record an outcome and see what it frees or blocks."""
-        if outcome.quantum_id in self._result.outcomes:
-            # A lost temporary was made again: what it wrote on the way has replaced the first.
-            if outcome.succeeded and not outcome.recovered:
-                self._on_outcome(outcome)
+        if (first := self._result.outcomes.get(outcome.quantum_id)) is not None:
+            if outcome.recovered:
+                return
+            # A lost temporary was made again: what that wrote on the way has replaced the first.
+            self._result.outcomes[outcome.quantum_id] = merged = _merge(first, outcome)
+            self._on_outcome(merged)
             return
         self._result.outcomes[outcome.quantum_id] = outcome
         self._on_outcome(outcome)
@@ -278,9 +291,11 @@ class Dispatcher:
         """Keep the outcomes that came while the run was being stopped."""
         while not self._words.empty():
             word = self._words.get()
-            if isinstance(word, QuantumOutcome) and word.quantum_id not in self._result.outcomes:
-                self._result.outcomes[word.quantum_id] = word
-                self._on_outcome(word)
+            if isinstance(word, QuantumOutcome):
+                first = self._result.outcomes.get(word.quantum_id)
+                outcome = word if first is None else _merge(first, word)
+                self._result.outcomes[word.quantum_id] = outcome
+                self._on_outcome(outcome)
 
     def _log_progress(self) -> None:
         failed = self._n_failed + len(self._result.blocked)
@@ -292,6 +307,16 @@ class Dispatcher:
             len(self._plan) - done - failed,
             len(self._plan),
         )
+
+
+def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
+    """Add what a further attempt has left to the outcome that counts, the first."""
+    records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
+    for name, data in again.records.items():
+        records.setdefault(name, DatastoreRecordData()).records.update(data.records)
+    outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
+    removed = (set(first.removed) | set(again.removed)) - outputs
+    return dataclasses.replace(first, outputs=tuple(outputs), removed=tuple(removed), records=records)
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NoReturn, Self, cast
 
 from lsst.pipe.base import QuantumAttemptStatus
@@ -36,6 +37,7 @@ from .worker import (
     QuantumOutputs,
     QuantumWork,
     WorkerContext,
+    failure_outcome,
     find_complete,
     find_outputs,
     run_group,
@@ -44,6 +46,7 @@ from .worker import (
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.0
+_WATCH_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -77,7 +80,8 @@ def run_isolated(
         An outcome for each quantum that was tried, and the records for other
         groups.  When the child dies, the quantum that it was at has failed,
         and the others of the group that don't need it go on in a new child;
-        temporaries that died too are made again.
+        temporaries that died too are made again, which gives another outcome
+        for their makers.
 
     Raises
     ------
@@ -95,22 +99,39 @@ def run_isolated(
     if spared and context.quantum_executor is None:
         for outcome in _ask_child(lambda: find_complete(context, content, spared)) or []:
             ledger.note(outcome)
+            content.known.update(dict.fromkeys(outcome.outputs, True))
             reported.add(positions[outcome.quantum_id])
             yield outcome
-    while todo := _runnable(content, reported, bad):
+    lost: set[int] = set()
+    while (todo := _runnable(content, reported, bad)) and not (context.fail_fast and bad & reported):
         skip = frozenset(range(len(content.quanta))) - _with_makers(context, content, todo)
-        for event in _run_child(context, work, content, inbox, skip, ledger):
-            if isinstance(event, bytearray):
-                yield event
-                continue
-            ledger.note(event)
-            if isinstance(event, QuantumOutcome):
+        n_before = len(reported) + len(bad)
+        with contextlib.closing(_run_child(context, work, content, inbox, skip, ledger.sent)) as events:
+            for event in events:
+                if isinstance(event, bytearray):
+                    yield event
+                    continue
+                ledger.note(event)
+                if not isinstance(event, QuantumOutcome):
+                    continue
+                # The next child has to know what this one has seen for itself.
+                content.known.update(dict.fromkeys(event.removed, False))
+                content.known.update(dict.fromkeys(event.outputs, True))
                 position = positions[event.quantum_id]
+                again = position in reported
+                reported.add(position)
                 if not event.succeeded:
                     bad.add(position)
-                if position not in reported:
-                    reported.add(position)
-                    yield event
+                    if again:
+                        lost.add(position)
+                yield event
+                if context.fail_fast and bad & reported:
+                    break
+        if len(reported) + len(bad) == n_before:
+            raise EngineError("A worker's child ended without a word.")
+    for outcome in _stranded_outcomes(context, content, reported, bad, lost):
+        ledger.note(outcome)
+        yield outcome
     for pieces in ledger.closing_records():
         yield bytearray().join(pieces)
 
@@ -123,6 +144,27 @@ def _spared(context: WorkerContext, content: GroupContent) -> set[int]:
         if any(ref.id in content.outgoing for refs in work.quantum.outputs.values() for ref in refs)
     }
     return set(range(len(content.quanta))) - _with_makers(context, content, makers)
+
+
+def _stranded_outcomes(
+    context: WorkerContext, content: GroupContent, reported: set[int], bad: set[int], lost: set[int]
+) -> Iterator[QuantumOutcome]:
+    """Describe quanta whose inputs were lost with a child, and could not be made again.
+
+    The driver can't know of them, since for it the makers succeeded.
+    """
+    blocked = bad - lost
+    for position, work in enumerate(content.quanta):
+        if not blocked.isdisjoint(work.upstream):
+            blocked.add(position)
+        elif position not in reported and not lost.isdisjoint(work.upstream):
+            blocked.add(position)
+            makers = ", ".join(content.quanta[n].task_label for n in sorted(lost.intersection(work.upstream)))
+            error = EngineError(
+                f"A temporary that this quantum needs was lost when a process died, and {makers} "
+                "failed when it was to make it again."
+            )
+            yield failure_outcome(work, error, fail_fast=context.fail_fast)
 
 
 def _runnable(content: GroupContent, reported: set[int], bad: set[int]) -> set[int]:
@@ -165,15 +207,14 @@ def _run_child(
     content: GroupContent,
     inbox: Inbox | None,
     skip: frozenset[int],
-    ledger: Ledger,
-) -> Iterator[QuantumOutcome | Sent | bytearray]:
+    sent: frozenset[uuid.UUID],
+) -> Generator[QuantumOutcome | Sent | bytearray]:
     """Run (part of) a group in a child and report how it fares."""
-    present, sent = ledger.outputs, ledger.sent
     by_id = {item.quantum_id: item for item in content.quanta}
     one_child_will_do = _is_chain(content)
 
     def target(channel: Channel) -> None:
-        events = run_group(context, content, inbox, index=work.index, skip=skip, present=present, sent=sent)
+        events = run_group(context, content, inbox, index=work.index, skip=skip, sent=sent)
         for event in events:
             if isinstance(event, Parcel):
                 for pieces in pack_parcel(context, work, content, event):
@@ -250,13 +291,31 @@ class _Child:
         EngineError
             Raised if the engine's own code failed in the child.
         """
-        event = self._receiver.receive(limit)
+        deadline = None if limit is None else time.monotonic() + limit
+        event: object = None
+        while event is None:
+            left = _WATCH_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+            event = self._receiver.receive(min(left, _WATCH_SECONDS))
+            if event is None and self._has_ended():
+                # Some other process holds the pipe, so that its end is no sign.
+                last = self._receiver.receive(0.0)
+                event = END if last is None else last
+            if event is None and deadline is not None and time.monotonic() >= deadline:
+                return None
         if event is END:
             self.alive = False
             return None
         if isinstance(event, _Crash):
             raise EngineError(f"The engine failed in a worker:\n{event.text}")
         return event
+
+    def _has_ended(self) -> bool:
+        """Whether the process is over, without waiting for it."""
+        if self._exit_code is None:
+            ended, status = os.waitpid(self._id, os.WNOHANG)
+            if ended:
+                self._exit_code = os.waitstatus_to_exitcode(status)
+        return self._exit_code is not None
 
     def wait(self) -> int:
         """Wait for the end and return the exit code, negative for a signal."""
@@ -270,18 +329,16 @@ class _Child:
         self.stopped = True
         self._kill(signal.SIGTERM if grace else signal.SIGKILL)
         deadline = time.monotonic() + grace
-        while time.monotonic() < deadline:
-            ended, status = os.waitpid(self._id, os.WNOHANG)
-            if ended:
-                self._exit_code = os.waitstatus_to_exitcode(status)
-                return self._exit_code
+        while not self._has_ended() and time.monotonic() < deadline:
             time.sleep(0.02)
         self._kill(signal.SIGKILL)
         return self.wait()
 
     def _kill(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._id, number)
+        # The number of a process that is over may be another's by now.
+        if not self._has_ended():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._id, number)
 
 
 def _child_main(target: Callable[[Channel], None], sender: Channel, parent_id: int) -> NoReturn:
@@ -297,10 +354,13 @@ def _child_main(target: Callable[[Channel], None], sender: Channel, parent_id: i
         with contextlib.suppress(OSError):
             sender.send(_Crash(traceback.format_exc()))
     finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        # Come what may, this process must not go on as a second worker.
+        try:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 def _die_with_parent(parent_id: int) -> None:

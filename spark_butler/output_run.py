@@ -112,8 +112,10 @@ class OutputRequest:
         return bool(self.collections["extend_run"])
 
 
-def check_output(graph: PredictedQuantumGraph, request: OutputRequest) -> None:
-    """Look for all that stands against executing a graph, without writing.
+def check_output(
+    graph: PredictedQuantumGraph, request: OutputRequest, *, probe_datastore: bool = True
+) -> None:
+    """Look for all that stands against executing a graph, without leaving anything written.
 
     Parameters
     ----------
@@ -121,6 +123,8 @@ def check_output(graph: PredictedQuantumGraph, request: OutputRequest) -> None:
         The graph.
     request
         Where its outputs go.
+    probe_datastore
+        Whether to write an object to the datastore and remove it again.
 
     Raises
     ------
@@ -139,7 +143,8 @@ def check_output(graph: PredictedQuantumGraph, request: OutputRequest) -> None:
             if request.extend:
                 _check_configs(butler, graph)
             _check_tasks(butler, graph)
-        check_writeable(store_roots(butler))
+        if probe_datastore:
+            check_writeable(store_roots(butler))
 
 
 def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest) -> Butler:

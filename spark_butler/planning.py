@@ -21,6 +21,7 @@ from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.daf.butler import Butler, InvalidQueryError
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
 
 from .config import RunOptions
@@ -137,6 +138,11 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
         except InvalidQueryError as exc:
             query = arguments["data_query"]
             raise OptionsError(f"The data query {query!r} can't be used: {brief(exc)}") from exc
+        except OutputExistsError as exc:
+            raise OptionsError(
+                "Outputs of earlier attempts are in the way; give --clobber-outputs to replace them: "
+                f"{brief(exc)}"
+            ) from exc
     if graph is None:
         raise EmptyGraphError(_empty_text(request, messages))
     return graph
@@ -202,6 +208,10 @@ def _retained_file(request: RunRequest, factory: Any) -> Iterator[str | None]:
         return
     pipeline_graph = _resolve(request, factory)
     temporary = find_temporary_types(pipeline_graph, options)
+    if not (request.arguments["skip_existing"] or request.arguments["skip_existing_in"]):
+        # The builder refuses it where nothing is skipped.
+        yield None
+        return
     retained = sorted(set(pipeline_graph.dataset_types) - temporary.keys())
     with tempfile.TemporaryDirectory(prefix="spark-butler-") as directory:
         path = Path(directory, "retained.yaml")

@@ -51,8 +51,12 @@ class Ingester:
         self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._records: dict[str, DatastoreRecordData] = {}
         self._stale: dict[uuid.UUID, DatasetRef] = {}
-        self.n_ingested = 0
-        """Number of datasets ingested so far."""
+        self._ingested: set[uuid.UUID] = set()
+
+    @property
+    def n_ingested(self) -> int:
+        """Number of datasets ingested so far, each counted once."""
+        return len(self._ingested)
 
     def add(
         self,
@@ -82,7 +86,8 @@ class Ingester:
             if ref.id in written:
                 self._refs[ref.id] = self._repository_ref(ref)
         for name, data in records.items():
-            self._records.setdefault(name, DatastoreRecordData()).update(data)
+            # DatastoreRecordData.update would keep the oldest, but each attempt has its own file sizes.
+            self._records.setdefault(name, DatastoreRecordData()).records.update(data.records)
         if len(self._refs) >= self._batch_size:
             self.flush()
 
@@ -107,7 +112,7 @@ class Ingester:
             for refs in new.values():
                 self._butler.registry._importDatasets(refs, expand=False, assume_new=True)
             self._butler._datastore.import_records(self._records)
-        self.n_ingested += len(self._refs)
+        self._ingested.update(self._refs)
         logger.debug("Ingested %d datasets.", len(self._refs))
         self._existing.update(self._refs)
         self._existing.difference_update(ref.id for ref in gone)

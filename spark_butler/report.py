@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport, Report
 
@@ -40,6 +41,7 @@ def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
         ]
     )
     if result.failed:
+        report.set_exception(MPGraphExecutorError("One or more tasks failed or timed out during execution."))
         only_timeouts = all(outcome.timed_out for outcome in result.failed)
         report.status = ExecutionStatus.TIMEOUT if only_timeouts else ExecutionStatus.FAILURE
     return report

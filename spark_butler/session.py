@@ -9,6 +9,7 @@ __all__ = [
     "check_workers",
     "make_session",
     "open_session",
+    "say_on_stderr",
     "worker_environment",
 ]
 
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -39,6 +41,10 @@ _CONF = {
     "spark.python.worker.reuse": "true",
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.python.unix.domain.socket.enabled": "true",
+    # A worker is forked with the middleware imported.
+    "spark.python.daemon.module": "spark_butler.backends.daemon",
+    # Below it, large records go straight to their files and not through the heap.
+    "spark.shuffle.sort.bypassMergeThreshold": "1000",
 }
 
 _ENVIRONMENT = {
@@ -93,7 +99,8 @@ def make_session(
     app_name
         Name of the application on Spark's pages.
     conf
-        Spark settings that go before the ones made here.
+        Spark settings that go before all others.  Those made here give way to
+        what ``spark-submit`` or the Spark configuration says.
 
     Returns
     -------
@@ -125,20 +132,21 @@ def make_session(
     settings = dict(_CONF)
     settings.update((f"spark.executorEnv.{name}", value) for name, value in worker_environment().items())
     settings.update(conf or {})
-    address = master or settings.get("spark.master") or _submitted_master() or "local"
-    if (
-        address.startswith("local")
-        and "PYSPARK_PYTHON" not in os.environ
-        and "spark.pyspark.python" not in settings
-    ):
+    try:
+        address = master or settings.get("spark.master") or _configured_master()
+    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+        raise SessionError(f"Spark did not start: {brief(exc)}") from exc
+    local = address.startswith("local")
+    if local and "PYSPARK_PYTHON" not in os.environ and "spark.pyspark.python" not in settings:
         # The python3 of the PATH may be another one.
         os.environ["PYSPARK_PYTHON"] = sys.executable
     for name, value in settings.items():
-        builder = builder.config(name, value)
+        if name in (conf or {}) or not _is_configured(name):
+            builder = builder.config(name, value)
     _check_master(address)
     try:
         session = builder.getOrCreate()
-    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+    except Exception as exc:
         logger.debug("Spark did not start.", exc_info=True)
         raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
     check_session(session)
@@ -313,11 +321,57 @@ def _find_pyspark() -> None:
         ) from exc
 
 
-def _submitted_master() -> str | None:
-    """The address that spark-submit was given, if it started this process."""
+def _is_configured(name: str) -> bool:
+    """Whether spark-submit or the Spark configuration has a value for a setting, or a reason against ours."""
+    from pyspark import SparkConf
+
+    conf = SparkConf()
+    if name == "spark.python.daemon.module" and conf.get("spark.submit.pyFiles", ""):
+        # The package may come as a file, which the daemon does not see.
+        return True
+    return conf.contains(name)
+
+
+def say_on_stderr(line: str) -> bool:
+    """Write a line to the standard error of ``spark-submit``, which makes one stream of both of this process.
+
+    Parameters
+    ----------
+    line
+        The line.
+
+    Returns
+    -------
+    said
+        Whether that was possible; otherwise ``sys.stderr`` is as good as any.
+    """
+    if "PYSPARK_GATEWAY_PORT" not in os.environ or not _streams_are_one():
+        return False
+    try:
+        from pyspark import SparkContext
+
+        SparkContext._ensure_initialized()
+        assert SparkContext._jvm is not None
+        SparkContext._jvm.java.lang.System.err.println(line)
+    except Exception:  # noqa: BLE001  (the JVM may be gone, or PySpark)
+        return False
+    return True
+
+
+def _streams_are_one() -> bool:
+    """Whether standard output and error of this process are the same pipe."""
+    try:
+        out, err = os.fstat(1), os.fstat(2)
+    except OSError:
+        return False
+    return stat.S_ISFIFO(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
+
+
+def _configured_master() -> str:
+    """The address that spark-submit, its configuration files or the environment give."""
     from pyspark import SparkConf, SparkContext
 
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
-        return None
     SparkContext._ensure_initialized()
-    return SparkConf().get("spark.master", None)
+    address = SparkConf().get("spark.master", "local[*]")
+    assert address is not None
+    return address

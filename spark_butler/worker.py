@@ -266,7 +266,6 @@ def run_group(
     *,
     index: int = 0,
     skip: frozenset[int] = frozenset(),
-    present: frozenset[uuid.UUID] = frozenset(),
     sent: frozenset[uuid.UUID] = frozenset(),
 ) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
     """Run the quanta of a group, one after another, in this process.
@@ -283,8 +282,6 @@ def run_group(
         Position of the group in the plan.
     skip
         Positions of quanta that are not to run.
-    present
-        Retained outputs of those that are in the datastore.
     sent
         Temporaries that are not to be sent again.
 
@@ -302,9 +299,7 @@ def run_group(
         raises is an outcome.
     """
     news = inbox.close(content.senders) if inbox is not None else NO_NEWS
-    butler = (
-        _make_butler(context, content, inbox, news, present) if context.quantum_executor is None else None
-    )
+    butler = _make_butler(context, content, inbox, news) if context.quantum_executor is None else None
     bad: set[int] = set()
     try:
         for position, work in enumerate(content.quanta):
@@ -403,7 +398,6 @@ def _make_butler(
     content: GroupContent,
     inbox: Inbox | None = None,
     news: Notice = NO_NEWS,
-    present: frozenset[uuid.UUID] = frozenset(),
 ) -> GroupButler:
     """Make the butler of a group."""
     assert context.butler_config is not None
@@ -425,7 +419,7 @@ def _make_butler(
         dataset_types=context.dataset_types,
         temporary_types=context.temporary_types,
         consumers=content.consumers,
-        known={**content.known, **news.produced, **dict.fromkeys(present, True)},
+        known={**content.known, **news.produced},
         inbox=inbox,
     )
 

@@ -27,8 +27,11 @@ class SerialBackend:
     def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
         """Run units one after another.  See `Backend.run`."""
         with self._lock:
+            self._cancelled.clear()
             prepare_process(context)
             for unit in itertools.chain.from_iterable(batch):
+                if self._cancelled.is_set():
+                    return
                 self._run_unit(context, unit, report)
 
     def _run_unit(self, context: WorkerContext, unit: UnitWork, report: ReportOutcome) -> None:
@@ -52,5 +55,5 @@ class SerialBackend:
             arrived.extend(item for item in items if not isinstance(item, bytes))
 
     def cancel(self) -> None:
-        """Stop after the quantum that is running.  See `Backend.cancel`."""
+        """Stop the current call of `run` after its quantum.  See `Backend.cancel`."""
         self._cancelled.set()

@@ -179,6 +179,24 @@ def _reduce_table(table: Any) -> Any:
     return _make_table, (type(table), dict(table.columns), indices, attributes)
 
 
+def _read_arrow(buffer: Any) -> Any:
+    import pyarrow.ipc
+
+    return pyarrow.ipc.open_stream(buffer).read_all()
+
+
+def _reduce_arrow(table: Any) -> Any:
+    import pyarrow.ipc
+
+    # Its own way takes all of the table that a slice is of.
+    if table.get_total_buffer_size() <= 2 * table.nbytes + _MIN_OUT_OF_BAND:
+        return NotImplemented
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return _read_arrow, (pickle.PickleBuffer(sink.getvalue()),)
+
+
 class _AstText:
     """What an AST channel writes to and reads from: lines of text."""
 
@@ -213,6 +231,7 @@ _REDUCERS: dict[str, Reducer] = {
     "astropy.utils.data_info.DataInfo": _reduce_info,
     "astropy.utils.masked.core.MaskedNDArray": _reduce_astropy_masked,
     "numpy.ma.MaskedArray": _reduce_masked,
+    "pyarrow.lib.Table": _reduce_arrow,
     "starlink.Ast.Object": _reduce_ast,
 }
 

@@ -83,7 +83,7 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
     correction_radius = RangeField(
         dtype=float,
         doc="Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.",
-        default=2.5,
+        default=3.0,
         min=0.5,
     )
     correction_min_snr = RangeField(

@@ -65,8 +65,10 @@ class CharacterizeConnections(pipe_base.PipelineTaskConnections, dimensions=_DIM
 class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CharacterizeConnections):
     background_cell = RangeField(
         dtype=int,
-        doc="Size in pixels of the cells that the sky is measured in; nebulous fields need small ones.",
-        default=64,
+        doc="Size in pixels of the cells that the sky is measured in; nebulous fields need small ones. "
+        "None takes a sixteenth of the image's shorter side, but at least 32 and at most 128.",
+        default=None,
+        optional=True,
         min=8,
     )
     background_smooth = RangeField(
@@ -227,10 +229,9 @@ class CharacterizeTask(pipe_base.PipelineTask):
         not_star = defects | plane_union(image.mask, "SATURATED")
         masked = not_star
         sigma = config.initial_fwhm / FWHM_PER_SIGMA
+        cell = config.background_cell or min(max(min(pixels.shape) // 16, 32), 128)
         for step in range(config.max_iterations):
-            mesh = estimate_background(
-                pixels, masked, cell=config.background_cell, smooth=config.background_smooth
-            )
+            mesh = estimate_background(pixels, masked, cell=cell, smooth=config.background_smooth)
             background = mesh.as_field(image.bbox).render(dtype=np.float32).array
             subtracted = pixels - background
             detections = detect_sources(

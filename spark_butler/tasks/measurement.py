@@ -9,10 +9,13 @@ __all__ = (
     "fit_psf_fluxes",
     "isolated_stamps",
     "measure_psf_photometry",
+    "model_radius",
+    "nearest_pixel",
 )
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from .moments import windowed_centroids
-from .stamps import gather_windows, gaussian_stamps, stamp_offsets
+from .stamps import PsfProfile, gather_windows, stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -68,6 +71,10 @@ class Apertures:
     truncated: BoolArray
     """Whether the aperture has masked pixels or leaves the image."""
 
+    def without_last(self) -> Apertures:
+        """Return all but the last radius."""
+        return Apertures(self.flux[:, :-1], self.flux_err[:, :-1], self.truncated[:, :-1])
+
 
 def measure_psf_photometry(
     image: FloatImage,
@@ -75,7 +82,7 @@ def measure_psf_photometry(
     masked: BoolArray,
     x: FloatArray,
     y: FloatArray,
-    sigma: float,
+    psf: PsfProfile,
     *,
     passes: int = 2,
 ) -> PsfPhotometry:
@@ -91,23 +98,23 @@ def measure_psf_photometry(
         Pixels to ignore.
     x, y
         First positions in pixels.
-    sigma
-        Standard deviation of the PSF in pixels.
+    psf
+        The PSF.
     passes
         Number of rounds of centroids; fluxes are fitted once more after the last.
     """
-    radius = math.ceil(4.0 * sigma)
+    sigma, radius = psf.sigma, model_radius(psf)
     data = np.where(masked | ~np.isfinite(image), 0.0, image).astype(np.float64)
     good = ~masked & np.isfinite(image)
     first_x, first_y = x, y
     ok = np.ones(len(x), dtype=bool)
     for _ in range(passes):
-        flux, _, _, residual = fit_psf_fluxes(data, variance, good, x, y, sigma, radius)
-        stamps, ix, iy, dx, dy = isolated_stamps(residual, x, y, flux, sigma, radius, radius)
+        flux, _, _, residual = fit_psf_fluxes(data, variance, good, x, y, psf, radius)
+        stamps, ix, iy, dx, dy = isolated_stamps(residual, x, y, flux, psf, radius)
         dx, dy, converged = windowed_centroids(stamps, dx, dy, sigma, reach=sigma)
         ok = converged & (np.hypot(ix + dx - first_x, iy + dy - first_y) < 1.5 * sigma)
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
-    flux, flux_err, coverage, residual = fit_psf_fluxes(data, variance, good, x, y, sigma, radius)
+    flux, flux_err, coverage, residual = fit_psf_fluxes(data, variance, good, x, y, psf, radius)
     # For a Gaussian in background noise (King 1983, PASP 95, 163).
     with np.errstate(divide="ignore", invalid="ignore"):
         position_err = math.sqrt(2.0) * sigma * np.abs(flux_err / flux)
@@ -125,13 +132,18 @@ def measure_psf_photometry(
     )
 
 
+def model_radius(psf: PsfProfile) -> int:
+    """Half size in pixels of the square on which a source is fitted and subtracted."""
+    return math.ceil(5.0 * psf.sigma)
+
+
 def fit_psf_fluxes(
     image: FloatImage,
     variance: FloatImage,
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,
-    sigma: float,
+    psf: PsfProfile,
     radius: int,
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Least-squares fluxes of all sources at once, with positions held.
@@ -145,8 +157,8 @@ def fit_psf_fluxes(
         Sky-subtracted image, its variance, and which pixels to use; shape ``(ny, nx)``.
     x, y
         Positions in pixels.
-    sigma
-        Standard deviation of the PSF in pixels.
+    psf
+        The PSF.
     radius
         Half size of the square on which a PSF is evaluated.
 
@@ -160,8 +172,8 @@ def fit_psf_fluxes(
         The image minus the models; zero where not good.
     """
     ny, nx = image.shape
-    ix, iy = _nearest_pixel(x, y, image.shape)
-    models = gaussian_stamps(x - ix, y - iy, sigma, radius).reshape(len(x), (2 * radius + 1) ** 2)
+    ix, iy = nearest_pixel(x, y, image.shape)
+    models = psf.stamps(x - ix, y - iy, radius).reshape(len(x), (2 * radius + 1) ** 2)
     step = stamp_offsets(radius).astype(np.intp)
     columns = np.broadcast_to(ix[:, None, None] + step[None, None, :], (len(x), step.size, step.size))
     rows = np.broadcast_to(iy[:, None, None] + step[None, :, None], (len(x), step.size, step.size))
@@ -186,13 +198,7 @@ def fit_psf_fluxes(
 
 
 def isolated_stamps(
-    residual: FloatImage,
-    x: FloatArray,
-    y: FloatArray,
-    flux: FloatArray,
-    sigma: float,
-    radius: int,
-    model_radius: int,
+    residual: FloatImage, x: FloatArray, y: FloatArray, flux: FloatArray, psf: PsfProfile, radius: int
 ) -> tuple[FloatArray, npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray, FloatArray]:
     """Cut out each source with all others subtracted.
 
@@ -202,12 +208,10 @@ def isolated_stamps(
         Image minus all models, as `fit_psf_fluxes` returns it.
     x, y, flux
         Positions and fitted fluxes.
-    sigma
-        Standard deviation of the PSF in pixels.
+    psf
+        The PSF.
     radius
-        Half size of the stamps, at least ``model_radius``.
-    model_radius
-        Half size of the models that were subtracted.
+        Half size of the stamps, at least `model_radius`.
 
     Returns
     -------
@@ -218,12 +222,13 @@ def isolated_stamps(
     dx, dy
         Position relative to it.
     """
-    ix, iy = _nearest_pixel(x, y, residual.shape)
+    ix, iy = nearest_pixel(x, y, residual.shape)
     dx, dy = x - ix, y - iy
     stamps = gather_windows(residual.astype(np.float64), ix, iy, radius, fill=0.0)
-    margin = radius - model_radius
-    inner = slice(margin, margin + 2 * model_radius + 1)
-    stamps[:, inner, inner] += flux[:, None, None] * gaussian_stamps(dx, dy, sigma, model_radius)
+    inner_radius = model_radius(psf)
+    margin = radius - inner_radius
+    inner = slice(margin, margin + 2 * inner_radius + 1)
+    stamps[:, inner, inner] += flux[:, None, None] * psf.stamps(dx, dy, inner_radius)
     return stamps, ix, iy, dx, dy
 
 
@@ -233,7 +238,7 @@ def aperture_fluxes(
     masked_stamps: BoolArray,
     dx: FloatArray,
     dy: FloatArray,
-    radii: list[float],
+    radii: Sequence[float],
 ) -> Apertures:
     """Sum the light in circular apertures; a pixel on the rim counts by the fraction of it inside.
 
@@ -262,9 +267,10 @@ def aperture_fluxes(
     )
 
 
-def _nearest_pixel(
+def nearest_pixel(
     x: FloatArray, y: FloatArray, shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Column and row of the pixel of the image that is nearest to each position."""
     return (
         np.clip(np.rint(x), 0, shape[1] - 1).astype(np.intp),
         np.clip(np.rint(y), 0, shape[0] - 1).astype(np.intp),

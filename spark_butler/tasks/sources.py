@@ -16,10 +16,18 @@ import numpy.typing as npt
 from lsst.images import VisitImage
 
 from .masks import plane_union
-from .measurement import Apertures, PsfPhotometry, aperture_fluxes, isolated_stamps, measure_psf_photometry
+from .measurement import (
+    Apertures,
+    PsfPhotometry,
+    aperture_fluxes,
+    isolated_stamps,
+    measure_psf_photometry,
+    model_radius,
+    nearest_pixel,
+)
 from .moments import AdaptiveMoments, measure_moments
-from .psf import FWHM_PER_SIGMA
-from .stamps import gather_windows
+from .psf import FWHM_PER_SIGMA, fit_profile
+from .stamps import PsfProfile, gather_windows
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -39,6 +47,9 @@ class SourceMeasurements:
     """Instrumental measurements, in the units of the image, in the order of the positions given."""
 
     psf: PsfPhotometry
+    profile: PsfProfile
+    """The PSF that was fitted."""
+
     apertures: Apertures
     """Fluxes in the catalogue's apertures."""
 
@@ -84,11 +95,14 @@ def measure_sources(
     y: FloatArray,
     *,
     radii: Sequence[float],
-    correction_radius: float = 2.5,
+    correction_radius: float = 3.0,
     correction_min_snr: float = 50.0,
     correction_min_stars: int = 5,
 ) -> SourceMeasurements:
     """Measure everything that needs the pixels.
+
+    Sources are measured twice: with the image's Gaussian PSF, and, if there are enough bright and isolated
+    stars, with the PSF of core and wing that is fitted to them then.
 
     Parameters
     ----------
@@ -101,51 +115,79 @@ def measure_sources(
     correction_radius
         Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.
     correction_min_snr
-        Least signal-to-noise ratio of the stars that the correction comes from.
+        Least signal-to-noise ratio of the stars that the wing and the correction come from.
     correction_min_stars
-        With fewer of them there is no correction.
+        With fewer of them there is neither.
     """
+    sigma = image.summary_stats.psfSigma
+    all_radii = [*radii, correction_radius * FWHM_PER_SIGMA * sigma]
+    measured, stamps = _measure(image, x, y, PsfProfile.gaussian(sigma), all_radii)
+    stars = _correction_stars(measured, correction_min_snr)
+    if np.count_nonzero(stars) >= correction_min_stars:
+        psf = measured.psf
+        ix, iy = nearest_pixel(psf.x, psf.y, image.image.array.shape)
+        profile = fit_profile(
+            stamps[stars],
+            (psf.x - ix)[stars],
+            (psf.y - iy)[stars],
+            measured.apertures.flux[stars, -1],
+            sigma,
+        )
+        measured, _ = _measure(image, psf.x, psf.y, profile, all_radii)
+        measured = _with_correction(measured, _correction_stars(measured, correction_min_snr))
+    return dataclasses.replace(measured, apertures=measured.apertures.without_last())
+
+
+def _measure(
+    image: VisitImage, x: FloatArray, y: FloatArray, profile: PsfProfile, radii: Sequence[float]
+) -> tuple[SourceMeasurements, FloatArray]:
+    """Measure with a given PSF; return the measurements and the sources' isolated stamps."""
     pixels, variance = image.image.array, image.variance.array
     masked = plane_union(image.mask, "BAD", "COSMIC_RAY", "NO_DATA")
-    sigma = image.summary_stats.psfSigma
-    psf = measure_psf_photometry(pixels, variance, masked, x, y, sigma)
-    correction_radius *= FWHM_PER_SIGMA * sigma
-    model_radius = math.ceil(4.0 * sigma)
-    radius = max(model_radius, math.ceil(max([correction_radius, *radii])) + 1)
-    stamps, ix, iy, dx, dy = isolated_stamps(
-        psf.residual, psf.x, psf.y, psf.flux, sigma, radius, model_radius
-    )
+    sigma = profile.sigma
+    psf = measure_psf_photometry(pixels, variance, masked, x, y, profile)
+    inner_radius = model_radius(profile)
+    radius = max(math.ceil(6.0 * sigma), math.ceil(max(radii)) + 1)
+    stamps, ix, iy, dx, dy = isolated_stamps(psf.residual, psf.x, psf.y, psf.flux, profile, radius)
     hidden = masked | plane_union(image.mask, "SATURATED")
-    all_apertures = aperture_fluxes(
+    apertures = aperture_fluxes(
         stamps,
         gather_windows(variance.astype(np.float64), ix, iy, radius, fill=0.0),
         gather_windows(hidden, ix, iy, radius, fill=True),
         dx,
         dy,
-        [*radii, correction_radius],
+        radii,
     )
-    margin = radius - model_radius
-    inner = slice(margin, margin + 2 * model_radius + 1)
+    margin = radius - inner_radius
+    inner = slice(margin, margin + 2 * inner_radius + 1)
     moments = measure_moments(stamps[:, inner, inner], dx, dy, sigma)
-    flags = _make_flags(image, psf, ix, iy, sigma)
-    extendedness = _classify(moments, psf, sigma)
     measured = SourceMeasurements(
         psf=psf,
-        apertures=Apertures(
-            all_apertures.flux[:, :-1], all_apertures.flux_err[:, :-1], all_apertures.truncated[:, :-1]
-        ),
+        profile=profile,
+        apertures=apertures,
         moments=moments,
         sigma=sigma,
         aperture_correction=1.0,
         aperture_correction_err=math.nan,
         n_aperture_correction=0,
-        extendedness=extendedness,
-        flags=flags,
+        extendedness=_classify(moments, psf, sigma),
+        flags=_make_flags(image, psf, ix, iy, sigma),
     )
-    stars = measured.usable(correction_min_snr) & (psf.blendedness < 0.02) & ~all_apertures.truncated[:, -1]
-    if np.count_nonzero(stars) < correction_min_stars:
+    return measured, stamps
+
+
+def _correction_stars(measured: SourceMeasurements, min_snr: float) -> BoolArray:
+    """Tell which stars are good enough for the PSF's profile and the aperture correction."""
+    return np.asarray(
+        measured.usable(min_snr) & (measured.psf.blendedness < 0.02) & ~measured.apertures.truncated[:, -1]
+    )
+
+
+def _with_correction(measured: SourceMeasurements, stars: BoolArray) -> SourceMeasurements:
+    """Return the measurements with the aperture correction that the stars' last apertures give."""
+    if not stars.any():
         return measured
-    ratio = all_apertures.flux[stars, -1] / psf.flux[stars]
+    ratio = measured.apertures.flux[stars, -1] / measured.psf.flux[stars]
     middle = float(np.median(ratio))
     spread = 1.4826 * float(np.median(np.abs(ratio - middle)))
     return dataclasses.replace(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ("FloatArray", "gather_windows", "gaussian_stamps", "stamp_offsets")
+__all__ = ("PsfProfile", "gather_windows", "stamp_offsets")
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-type FloatArray = npt.NDArray[np.floating[Any]]
 
 
 def gather_windows[T: np.generic](
@@ -47,29 +46,49 @@ def stamp_offsets(radius: int) -> npt.NDArray[np.float64]:
     return np.arange(-radius, radius + 1, dtype=np.float64)
 
 
-def gaussian_stamps(
-    dx: npt.NDArray[np.float64], dy: npt.NDArray[np.float64], sigma: float, radius: int
-) -> npt.NDArray[np.float64]:
-    """Evaluate a circular Gaussian of unit flux at pixel centres, one stamp per position.
+@dataclasses.dataclass(frozen=True)
+class PsfProfile:
+    """A round PSF: concentric Gaussians, of unit flux in all."""
 
-    Parameters
-    ----------
-    dx, dy
-        Position of each source relative to the central pixel of its stamp, in pixels.
-    sigma
-        Standard deviation in pixels.
-    radius
-        Half size of the stamps.
+    components: tuple[tuple[float, float], ...]
+    """Fraction of the flux and standard deviation in pixels of each Gaussian."""
 
-    Returns
-    -------
-    stamps
-        Array of shape ``(len(dx), 2 * radius + 1, 2 * radius + 1)``; each sums to one, as
-        `lsst.images.psfs.GaussianPointSpreadFunction` normalizes it.
-    """
-    offsets = stamp_offsets(radius)
-    profile_x = np.exp(-0.5 * ((offsets[None, :] - dx[:, None]) / sigma) ** 2)
-    profile_y = np.exp(-0.5 * ((offsets[None, :] - dy[:, None]) / sigma) ** 2)
-    profile_x /= profile_x.sum(axis=1, keepdims=True)
-    profile_y /= profile_y.sum(axis=1, keepdims=True)
-    return profile_y[:, :, None] * profile_x[:, None, :]
+    sigma: float
+    """Standard deviation in pixels of the one Gaussian that is most like the PSF."""
+
+    @classmethod
+    def gaussian(cls, sigma: float) -> PsfProfile:
+        """Return a profile of one Gaussian."""
+        return cls(((1.0, sigma),), sigma)
+
+    def __call__(self, radius: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Flux per pixel at a distance in pixels from the centre."""
+        value = np.zeros_like(radius)
+        for fraction, sigma in self.components:
+            value += fraction / (2.0 * np.pi * sigma**2) * np.exp(-0.5 * (radius / sigma) ** 2)
+        return value
+
+    def stamps(
+        self, dx: npt.NDArray[np.float64], dy: npt.NDArray[np.float64], radius: int
+    ) -> npt.NDArray[np.float64]:
+        """Evaluate the PSF at pixel centres, one stamp per position.
+
+        Parameters
+        ----------
+        dx, dy
+            Position of each source relative to the central pixel of its stamp, in pixels.
+        radius
+            Half size of the stamps.
+
+        Returns
+        -------
+        stamps
+            Array of shape ``(len(dx), 2 * radius + 1, 2 * radius + 1)``.
+        """
+        offsets = stamp_offsets(radius)
+        result = np.zeros((len(dx), offsets.size, offsets.size))
+        for fraction, sigma in self.components:
+            profile_x = np.exp(-0.5 * ((offsets[None, :] - dx[:, None]) / sigma) ** 2)
+            profile_y = np.exp(-0.5 * ((offsets[None, :] - dy[:, None]) / sigma) ** 2)
+            result += (fraction / (2.0 * np.pi * sigma**2)) * (profile_y[:, :, None] * profile_x[:, None, :])
+        return result

@@ -203,6 +203,16 @@ def test_arrow_tables_are_not_copied_on_the_way() -> None:
     assert np.shares_memory(whole, again["a"].chunk(0).to_numpy())
 
 
+def test_a_slice_of_an_arrow_table_travels_without_the_rest() -> None:
+    table = pa.table({"a": np.arange(100_000.0), "s": ["text"] * 100_000}, metadata={"origin": "here"})
+    part = table.slice(50_000, 100)
+    assert encode(part, _ANY).nbytes < 10_000
+    assert _check(part).equals(part, check_metadata=True)
+    nothing = table.slice(0, 0)
+    assert encode(nothing, _ANY).nbytes < 10_000
+    assert _check(nothing).schema.equals(table.schema, check_metadata=True)
+
+
 def test_data_frames_are_independent_of_each_other() -> None:
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"a": np.arange(3000.0), "b": np.arange(3000)})

@@ -58,7 +58,9 @@ def find_formatter(tmp_path_factory: pytest.TempPathFactory) -> FindFormatter:
             dimensions=universe,
             datastore_records={},
         )
-        return FormatterFallback.from_butler(qbb, ref)
+        formatter = FormatterFallback.from_butler(qbb, ref)
+        qbb.close()
+        return formatter
 
     return find
 

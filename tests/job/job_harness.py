@@ -96,13 +96,15 @@ class JobRepo:
             return butler.get(dataset_type, instrument="Cam1", **data_id, collections=collection)
 
 
-def submit(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    *arguments: str | Path, where: tuple[str, str] = ("--master", "local[2]")
+) -> subprocess.CompletedProcess[str]:
     """Run the job by ``spark-submit``, in a process of its own."""
     program = Path(sys.executable).with_name("spark-submit")
     conf = ["--conf", "spark.ui.enabled=false", "--conf", "spark.driver.bindAddress=127.0.0.1"]
     return subprocess.run(
-        [str(each) for each in (program, "--master", "local[2]", *conf, JOB, *arguments)],
-        env={**os.environ, "PYSPARK_PYTHON": sys.executable, **environment},
+        [str(each) for each in (program, *where, *conf, JOB, *arguments)],
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable},
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from job_harness import JOB, JobRepo
+from job_harness import JOB, JobRepo, submit
 from lsst.resources.s3utils import _get_s3_client
+from pyspark.sql import SparkSession
+
+from spark_butler.errors import SessionError
+from spark_butler.session import _check_master
 
 type RunJob = Callable[..., Result]
 
@@ -249,9 +253,33 @@ class TestPlatform:
         monkeypatch.setenv("PYSPARK_REMOTE_INIT_CONF_0", json.dumps(conf))
         _assert_refused(run_job(*job_repo.arguments, "-o", "u/x"), "Spark Connect")
 
+    def test_spark_submit_remote(self, job_repo: JobRepo) -> None:
+        process = submit(*job_repo.arguments, "-o", "u/x", where=("--remote", "sc://localhost:15002"))
+        assert process.returncode == 2
+        lines = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, process.stderr
+        assert "spark-submit was given --remote sc://localhost:15002" in lines[0]
+        assert "Error: " not in process.stdout
+        assert "Traceback" not in process.stdout + process.stderr
+
     def test_old_python(self, job_repo: JobRepo, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "version_info", (3, 11, 2, "final", 0))
         _assert_refused(run_job(*job_repo.arguments, "-o", "u/x"), "Python", "3.12")
+
+    def test_master_that_does_not_answer(self) -> None:
+        with pytest.raises(SessionError, match="'spark://127.0.0.1:1,nohost' .*127.0.0.1:1: .*nohost"):
+            _check_master("spark://127.0.0.1:1,nohost")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            _check_master(f"spark://127.0.0.1:1,127.0.0.1:{server.getsockname()[1]}")
+        _check_master("local[2]")
+
+    def test_workers_without_a_way_to_the_store(
+        self, job_repo: JobRepo, run_job: RunJob, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The same address has another meaning in the driver than in workers, which have nothing of the kind.
+        monkeypatch.setattr("spark_butler.cli_run.store_roots", lambda butler: ["s3://only-in-the-driver/"])
+        result = run_job(*job_repo.arguments, "-o", "u/x")
+        _assert_refused(result, "Workers of Spark", "s3://only-in-the-driver/", "no such bucket")
 
     def test_job_of_an_old_python(self) -> None:
         python = shutil.which("python3.11") or shutil.which("python3.10") or shutil.which("python3.9")

@@ -6,9 +6,11 @@ from synthetic import make_image
 
 from spark_butler.tasks.measurement import aperture_fluxes, isolated_stamps, measure_psf_photometry
 from spark_butler.tasks.moments import measure_moments
-from spark_butler.tasks.stamps import gather_windows, gaussian_stamps
+from spark_butler.tasks.psf import fit_profile
+from spark_butler.tasks.stamps import PsfProfile, gather_windows
 
-SIGMA = float(np.sqrt(1.8**2 + 1.0 / 12.0))
+PSF = PsfProfile.gaussian(float(np.sqrt(1.8**2 + 1.0 / 12.0)))
+ROUND = PsfProfile.gaussian(2.0)
 
 
 def test_positions_and_fluxes_agree_with_truth_within_their_errors() -> None:
@@ -16,7 +18,7 @@ def test_positions_and_fluxes_agree_with_truth_within_their_errors() -> None:
     rng = np.random.default_rng(1)
     start_x, start_y = (values + rng.uniform(-0.5, 0.5, len(sky.x)) for values in (sky.x, sky.y))
     masked = np.zeros(sky.image.shape, dtype=bool)
-    result = measure_psf_photometry(sky.image - sky.sky, sky.variance, masked, start_x, start_y, SIGMA)
+    result = measure_psf_photometry(sky.image - sky.sky, sky.variance, masked, start_x, start_y, PSF)
     assert result.centroid_ok.all()
     assert result.flux_ok.all()
     for error, sigma in (
@@ -39,7 +41,13 @@ def test_neighbours_do_not_spoil_each_other() -> None:
     )
     x, y, flux = (np.array(values) for values in zip(*truth, strict=True))
     result = measure_psf_photometry(
-        np.asarray(image), np.ones((80, 80)), np.zeros((80, 80), dtype=bool), x + 0.3, y - 0.3, 2.0, passes=8
+        np.asarray(image),
+        np.ones((80, 80)),
+        np.zeros((80, 80), dtype=bool),
+        x + 0.3,
+        y - 0.3,
+        ROUND,
+        passes=8,
     )
     np.testing.assert_allclose(result.flux, flux, rtol=0.01)
     np.testing.assert_allclose(result.x, x, atol=0.05)
@@ -47,22 +55,39 @@ def test_neighbours_do_not_spoil_each_other() -> None:
 
 
 def test_masked_pixels_do_not_change_the_flux_of_a_perfect_star() -> None:
-    star = gaussian_stamps(np.array([0.2]), np.array([-0.3]), 2.0, 20)[0] * 1000.0
+    star = ROUND.stamps(np.array([0.2]), np.array([-0.3]), 20)[0] * 1000.0
     masked = np.zeros(star.shape, dtype=bool)
     masked[:, 21] = True
     star[masked] = 1e5
     position = (np.array([20.2]), np.array([19.7]))
-    result = measure_psf_photometry(star, np.ones(star.shape), masked, *position, 2.0, passes=0)
+    result = measure_psf_photometry(star, np.ones(star.shape), masked, *position, ROUND, passes=0)
     assert result.flux[0] == pytest.approx(1000.0, rel=1e-4)
     masked[:] = True
-    hidden = measure_psf_photometry(star, np.ones(star.shape), masked, *position, 2.0, passes=0)
+    hidden = measure_psf_photometry(star, np.ones(star.shape), masked, *position, ROUND, passes=0)
     assert not hidden.flux_ok[0]
+
+
+def test_the_wings_of_a_moffat_psf_are_fitted() -> None:
+    rng = np.random.default_rng(4)
+    fwhm, beta = 4.5, 3.0
+    alpha = 0.5 * fwhm / np.sqrt(2.0 ** (1.0 / beta) - 1.0)
+    dx, dy = rng.uniform(-0.5, 0.5, (2, 30))
+    offsets = np.arange(-15, 16)
+    squared = (offsets[None, None, :] - dx[:, None, None]) ** 2 + (
+        offsets[None, :, None] - dy[:, None, None]
+    ) ** 2
+    stars = (beta - 1.0) / (np.pi * alpha**2) * (1.0 + squared / alpha**2) ** -beta
+    gaussian = PsfProfile.gaussian(float(measure_moments(stars, dx, dy, 2.0).sigma.mean()))
+    fitted = fit_profile(1000.0 * stars, dx, dy, np.full(30, 1000.0), gaussian.sigma)
+    left = [np.abs(stars - psf.stamps(dx, dy, 15)).sum(axis=(1, 2)).mean() for psf in (gaussian, fitted)]
+    assert left[0] > 0.2
+    assert left[1] < 0.25 * left[0]
 
 
 def test_no_sources_are_measured_as_none() -> None:
     nothing = np.zeros(0)
     result = measure_psf_photometry(
-        np.ones((30, 30)), np.ones((30, 30)), np.zeros((30, 30), dtype=bool), nothing, nothing, 2.0
+        np.ones((30, 30)), np.ones((30, 30)), np.zeros((30, 30), dtype=bool), nothing, nothing, ROUND
     )
     assert len(result.flux) == 0
     assert (result.residual == 1.0).all()
@@ -70,7 +95,7 @@ def test_no_sources_are_measured_as_none() -> None:
 
 def test_apertures_hold_the_light_that_a_gaussian_has_there() -> None:
     dx, dy = np.array([0.0, 0.37]), np.array([0.0, -0.41])
-    stamps = 1000.0 * gaussian_stamps(dx, dy, 2.0, 15)
+    stamps = 1000.0 * ROUND.stamps(dx, dy, 15)
     apertures = aperture_fluxes(
         stamps, np.full(stamps.shape, 4.0), np.zeros(stamps.shape, dtype=bool), dx, dy, [3.0, 6.0, 12.0]
     )
@@ -84,7 +109,7 @@ def test_apertures_hold_the_light_that_a_gaussian_has_there() -> None:
 def test_an_aperture_over_the_edge_is_truncated() -> None:
     residual = np.zeros((40, 40))
     x, y, flux = np.array([3.0, 20.0]), np.array([20.0, 20.0]), np.array([1.0, 1.0])
-    stamps, ix, iy, dx, dy = isolated_stamps(residual, x, y, flux, 1.5, 8, 6)
+    stamps, ix, iy, dx, dy = isolated_stamps(residual, x, y, flux, PsfProfile.gaussian(1.5), 8)
     outside = gather_windows(np.zeros((40, 40), dtype=bool), ix, iy, 8, fill=True)
     apertures = aperture_fluxes(stamps, np.ones(stamps.shape), outside, dx, dy, [5.0])
     assert apertures.truncated[:, 0].tolist() == [True, False]

@@ -16,7 +16,6 @@ import scipy.spatial
 from conftest import ProcessedNight
 from lsst.daf.butler import Butler
 from lsst.images import VisitImage
-from lsst.pipe.base import Pipeline
 
 from spark_butler.demo.simulation import SimulatedData, read_table
 from spark_butler.obs.raws import ingest_raws
@@ -282,15 +281,3 @@ def _ingest_without_calibrations(repo: str, simulated: SimulatedData) -> list[Pa
     ingest_raws(butler, files, transfer="direct")
     define_visits(butler, "SimCam")
     return files
-
-
-def test_camera_variants_differ_from_the_pipeline_only_in_configuration(pipelines: Path) -> None:
-    base = Pipeline.from_uri(str(pipelines / "process_ccd.yaml")).to_graph()
-    variants = sorted(pipelines.glob("process_ccd_*.yaml"))
-    assert variants
-    for path in variants:
-        variant = Pipeline.from_uri(str(path)).to_graph()
-        assert variant.tasks.keys() == base.tasks.keys()
-        assert variant.task_subsets.keys() == base.task_subsets.keys()
-        for label, node in base.tasks.items():
-            assert variant.tasks[label].task_class is node.task_class

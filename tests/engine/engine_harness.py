@@ -1,0 +1,239 @@
+"""Run a mock pipeline by pipe_base and by the engine, and compare what became of it."""
+
+from __future__ import annotations
+
+__all__ = [
+    "RUN",
+    "Case",
+    "Observed",
+    "Repo",
+    "insert_dimensions",
+    "make_graph",
+    "observe",
+    "registered_files",
+    "run_engine",
+    "run_reference",
+    "snapshot",
+    "stored_files",
+]
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lsst.daf.butler import Butler, DatasetNotFoundError, MissingDatasetTypeError
+from lsst.pipe.base import QuantumSuccessCaveats
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_reports import ExecutionStatus, Report
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
+from lsst.resources import ResourcePath
+from lsst.sphgeom import Angle, Circle, UnitVector3d
+
+from spark_butler.backends import Backend
+from spark_butler.config import RunOptions
+from spark_butler.dispatch import RunResult
+from spark_butler.engine import execute_graph
+
+RUN = "out/run"
+
+type Key = tuple[str, tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A pipeline and what is to be done with it."""
+
+    build: Callable[[DirectButlerRepo], None]
+    """Adds tasks, and datasets if any special ones are needed."""
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the run, for `RunOptions`."""
+
+    failed: int = 0
+    """Number of quanta that must fail."""
+
+    blocked: int = 0
+    """Number of quanta that must be blocked."""
+
+    no_work: int = 0
+    """Number of quanta that must end with no work to do."""
+
+    unhurt: Callable[[DirectButlerRepo], None] | None = None
+    """For a pipeline in which a task kills its process: the same, but that it raises."""
+
+    insert_inputs: bool = True
+    """Whether to make all overall inputs."""
+
+
+@dataclasses.dataclass
+class Observed:
+    """What became of a run."""
+
+    datasets: dict[Key, Any]
+    """Contents of all datasets in the output run, by dataset type and data ID."""
+
+    failed: set[Key]
+    """Quanta that failed."""
+
+    blocked: set[Key]
+    """Quanta that were blocked."""
+
+
+class Repo:
+    """A repository with the dimension records of pipe_base's tests, made from a template.
+
+    Parameters
+    ----------
+    root
+        Where to make it.
+    template
+        A repository to copy.
+    """
+
+    def __init__(self, root: Path, template: Path):
+        shutil.copytree(template, root)
+        self.root = root
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[DirectButlerRepo]:
+        """Open it with an empty pipeline."""
+        with Butler.from_config(str(self.root), writeable=True) as butler:
+            yield DirectButlerRepo(butler)
+
+
+def insert_dimensions(
+    butler: Butler, visits: Iterable[int] = (1, 2), detectors: Iterable[int] = (1, 2)
+) -> None:
+    """Register a camera that looks at the pole, and its visits."""
+    visits, detectors = list(visits), list(detectors)
+    camera = {"instrument": "Cam1"}
+    insert = butler.registry.insertDimensionData
+    insert("instrument", {"name": "Cam1", "class_name": "lsst.pipe.base.Instrument", "visit_system": 0})
+    insert("physical_filter", {**camera, "name": "Cam1-G", "band": "g"})
+    insert("day_obs", {**camera, "id": 20250101})
+    insert("detector", *[{**camera, "id": n, "full_name": f"D{n}"} for n in detectors])
+    region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))
+    insert(
+        "visit",
+        *[
+            {**camera, "id": n, "name": f"v{n}", "physical_filter": "Cam1-G", "day_obs": 20250101}
+            | {"region": region}
+            for n in visits
+        ],
+    )
+    insert(
+        "visit_detector_region",
+        *[{**camera, "visit": v, "detector": d, "region": region} for v in visits for d in detectors],
+    )
+
+
+def make_graph(
+    helper: DirectButlerRepo, case: Case, *, without_signals: bool = False
+) -> PredictedQuantumGraph:
+    """Make the quantum graph of a case and its init-outputs."""
+    case.build(helper)
+    graph = helper.make_quantum_graph(output_run=RUN, insert_mocked_inputs=case.insert_inputs)
+    helper.butler.collections.register(RUN)
+    graph.init_output_run(helper.butler)
+    return graph
+
+
+def run_reference(helper: DirectButlerRepo, case: Case) -> Observed:
+    """Run a case with pipe_base's own executor and a full butler."""
+    graph = make_graph(helper, dataclasses.replace(case, build=case.unhurt or case.build))
+    executor = SingleQuantumExecutor(
+        butler=helper.butler,
+        raise_on_partial_outputs=bool(case.options.get("raise_on_partial_outputs", True)),
+    )
+    runner = MPGraphExecutor(num_proc=1, timeout=600.0, quantum_executor=executor)
+    with contextlib.suppress(MPGraphExecutorError):
+        runner.execute(graph)
+    helper.butler.registry.refresh()
+    report = runner.getReport()
+    observed = Observed(
+        snapshot(helper.butler, graph),
+        _quanta(report, ExecutionStatus.FAILURE),
+        _quanta(report, ExecutionStatus.SKIPPED),
+    )
+    if case.unhurt is not None:
+        # A process that is killed writes no log.
+        for label, data_id in observed.failed:
+            values = dict(data_id)
+            del observed.datasets[f"{label}_log", ("Cam1", values["detector"], values["visit"])]
+    return observed
+
+
+def run_engine(helper: DirectButlerRepo, case: Case, backend: Backend) -> Observed:
+    """Run a case with the engine."""
+    graph = make_graph(helper, case)
+    result = execute_graph(graph, helper.butler, backend, RunOptions(**case.options))
+    return observe(helper.butler, graph, result)
+
+
+def observe(butler: Butler, graph: PredictedQuantumGraph, result: RunResult) -> Observed:
+    """Look at what a run of the engine has left."""
+    return Observed(
+        snapshot(butler, graph),
+        {_quantum_key(graph, outcome.quantum_id) for outcome in result.failed},
+        {_quantum_key(graph, quantum_id) for quantum_id in result.blocked},
+    )
+
+
+def snapshot(butler: Butler, graph: PredictedQuantumGraph, run: str = RUN) -> dict[Key, Any]:
+    """Read every dataset of a run, without what differs from run to run."""
+    contents: dict[Key, Any] = {}
+    for name, node in graph.pipeline_graph.dataset_types.items():
+        with contextlib.suppress(MissingDatasetTypeError, DatasetNotFoundError):
+            for ref in butler.query_datasets(name, collections=run, explain=False, find_first=False):
+                value = butler.get(ref)
+                if isinstance(value, MockDataset):
+                    value = _without_ids(value.model_dump(mode="json"))
+                elif name.endswith("_metadata"):
+                    value = QuantumSuccessCaveats(value["quantum"].get("caveats", 0)), sorted(value)
+                elif name.endswith("_log"):
+                    value = bool(len(value))
+                elif name.endswith("_config"):
+                    value = {k: v for k, v in value.toDict().items() if k != "fail_signal"}
+                contents[name, ref.dataId.required_values] = (str(node.storage_class_name), value)
+    return contents
+
+
+def stored_files(butler: Butler, run: str = RUN) -> set[str]:
+    """Names of all files of a run that are in the datastore, whatever the registry says."""
+    (root,) = (root for root in butler.get_datastore_roots().values() if root is not None)
+    found = ResourcePath.findFileResources([root.join(run, forceDirectory=True)])
+    return {str(path.relative_to(root)) for path in found}
+
+
+def registered_files(butler: Butler, run: str = RUN) -> set[str]:
+    """Names of all files of a run that the registry knows."""
+    (root,) = (root for root in butler.get_datastore_roots().values() if root is not None)
+    return {str(butler.getURI(ref).relative_to(root)) for ref in butler.query_all_datasets(run)}
+
+
+def _quanta(report: Report, status: ExecutionStatus) -> set[Key]:
+    return {
+        (str(each.taskLabel), _values(each.dataId)) for each in report.quantaReports if each.status is status
+    }
+
+
+def _quantum_key(graph: PredictedQuantumGraph, quantum_id: Any) -> Key:
+    node = graph.quantum_only_xgraph.nodes[quantum_id]
+    return node["task_label"], _values(dict(node["data_id"].mapping))
+
+
+def _values(data_id: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple((key, data_id[key]) for key in ("visit", "detector") if key in data_id)
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_ids(each) for key, each in value.items() if key != "dataset_id"}
+    if isinstance(value, list):
+        return sorted((_without_ids(each) for each in value), key=repr)
+    return value

@@ -1,0 +1,228 @@
+"""Tasks that misbehave in ways that pipe_base's mock tasks can't.
+
+Workers import this module, so it must not import pytest.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadConstructorTask",
+    "CallConfig",
+    "CrashAfterPutTask",
+    "ExitTask",
+    "FailOnceTask",
+    "HarakiriTask",
+    "NoMultiprocessingTask",
+    "OneOutputTask",
+    "OverlapTask",
+    "SpyTask",
+    "watch_opens",
+]
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lsst.pex.config import Field
+from lsst.pipe.base import InputQuantizedConnection, OutputQuantizedConnection, QuantumContext
+from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask, DynamicTestPipelineTaskConfig
+from lsst.pipe.base.tests.mocks._pipeline_task import DynamicTestPipelineTaskConnections
+
+
+class CallConfig(DynamicTestPipelineTaskConfig, pipelineConnections=DynamicTestPipelineTaskConnections):
+    """Configuration of the tasks of this module."""
+
+    way = Field[str]("What to do.", dtype=str, default="")
+    number = Field[int]("Exit status, or number of attempts.", dtype=int, default=0)
+    folder = Field[str]("Directory for notes.", dtype=str, default="")
+
+
+class _CallTask(DynamicTestPipelineTask):
+    """Does something of its own where the data ID fits the fail condition, before the mock's usual work."""
+
+    ConfigClass = CallConfig
+
+    def runQuantum(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        match, self.data_id_match = self.data_id_match, None
+        if match is None or match.match(butlerQC.quantum.dataId):
+            self.act(butlerQC, inputRefs, outputRefs)
+        try:
+            super().runQuantum(butlerQC, inputRefs, outputRefs)
+        finally:
+            self.data_id_match = match
+
+    def act(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        raise NotImplementedError
+
+
+class ExitTask(_CallTask):
+    """Leaves: ``way`` names the way and ``number`` the status."""
+
+    def act(self, *args: Any) -> None:
+        if self.config.way == "os._exit":
+            os._exit(self.config.number)
+        if self.config.way == "abandon":
+            # A grandchild that lives on holds all that the dead process had open.
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit(self.config.number)
+
+
+class HarakiriTask(_CallTask):
+    """Kills its own process; where there is a ``folder``, only the first of those that share it does."""
+
+    def act(self, *args: Any) -> None:
+        if not self.config.folder or _count(Path(self.config.folder) / "deaths") == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CrashAfterPutTask(_CallTask):
+    """Writes its first output and then kills its own process."""
+
+    def act(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        _put_one(self, butlerQC, outputRefs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OneOutputTask(_CallTask):
+    """Writes its first output and then raises."""
+
+    def act(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        _put_one(self, butlerQC, outputRefs)
+        raise ValueError("after the first output")
+
+
+class FailOnceTask(_CallTask):
+    """Raises from the attempt on whose number is ``number``, or up to it if that is negative.
+
+    ``folder`` names the directory where it counts its attempts.
+    """
+
+    def act(self, butlerQC: QuantumContext, *args: Any) -> None:
+        data_id = "-".join(str(value) for value in butlerQC.quantum.dataId.required_values)
+        count = _count(Path(self.config.folder) / f"{self.getName()}-{data_id}")
+        limit = self.config.number
+        if (limit > 0 and count >= limit) or (limit < 0 and count <= -limit):
+            raise ValueError(f"attempt {count}")
+        self.metadata["padding"] = "x" * count
+
+
+class BadConstructorTask(_CallTask):
+    """Can't be made as soon as ``folder`` is there."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        if Path(self.config.folder).exists():
+            raise ArithmeticError("this task can't be made")
+
+
+class OverlapTask(_CallTask):
+    """Notes in ``folder`` when it began and ended; ``number`` makes it last so many seconds."""
+
+    def act(self, butlerQC: QuantumContext, *args: Any) -> None:
+        start = time.time()
+        time.sleep(self.config.number or 0.3)
+        name = "-".join(str(value) for value in butlerQC.quantum.dataId.required_values)
+        path = Path(self.config.folder) / f"{self.getName()}-{name}.json"
+        path.write_text(json.dumps([start, time.time(), os.getpid(), os.getppid()]))
+
+
+class NoMultiprocessingTask(DynamicTestPipelineTask):
+    """Must run in the process of its driver."""
+
+    canMultiprocess = False
+
+
+class SpyTask(_CallTask):
+    """Writes to ``folder`` all that its process could know of a registry."""
+
+    def act(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        butler = butlerQC._QuantumContext__butler  # type: ignore[attr-defined]
+        files = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                files.append(os.readlink(f"/proc/self/fd/{number}"))
+            except FileNotFoundError:
+                continue
+        note = {
+            "pid": os.getpid(),
+            "butlers": [f"{type(each).__name__}" for each in (butler, getattr(butler, "wrapped", butler))],
+            "has_registry": hasattr(butler, "registry") or hasattr(butler, "_registry"),
+            "files": files,
+            "opened": list(getattr(sys, "_spark_butler_opened", ())),
+            "watched": hasattr(sys, "_spark_butler_opened"),
+        }
+        path = Path(self.config.folder) / f"{os.getpid()}-{time.time_ns()}.json"
+        path.write_text(json.dumps(note))
+
+
+def watch_opens() -> None:
+    """Note in this process and those forked from it every file and every SQLite database that is opened."""
+    opened: list[str] = []
+    sys._spark_butler_opened = opened  # type: ignore[attr-defined]
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event in ("open", "sqlite3.connect"):
+            opened.append(f"{event} {args[0]}")
+
+    sys.addaudithook(hook)
+
+
+def _put_one(
+    task: DynamicTestPipelineTask, butlerQC: QuantumContext, outputRefs: OutputQuantizedConnection
+) -> None:
+    """Put a mock dataset for the output connection that comes first in the alphabet."""
+    from lsst.pipe.base.tests.mocks import MockDataset
+
+    _, ref = min(outputRefs, key=lambda item: item[0])
+    dataset = MockDataset(
+        dataset_id=ref.id,
+        dataset_type=ref.datasetType.to_simple(),
+        data_id=dict(ref.dataId.mapping),
+        run=ref.run,
+        output_connection_name="first",
+    )
+    butlerQC.put(dataset, ref)
+
+
+def _count(path: Path) -> int:
+    """Count up in a file."""
+    with path.open("a+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        count = int(stream.read() or 0) + 1
+        stream.truncate(0)
+        stream.write(str(count))
+    return count
