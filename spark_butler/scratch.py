@@ -112,7 +112,8 @@ def find_scratch(folder: ResourcePath) -> list[ResourcePath]:
     folder
         A run's scratch folder, or `scratch_root`.
     """
-    return list(ResourcePath.findFileResources([folder], grouped=False))
+    # Some object stores list a folder when its last object is gone.
+    return [uri for uri in ResourcePath.findFileResources([folder], grouped=False) if not uri.isdir()]
 
 
 def remove_scratch(folder: ResourcePath) -> int:
