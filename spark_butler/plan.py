@@ -555,7 +555,7 @@ def _find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -
         order = _sort_topologically(len(needs), list(edges))
     except PlanError:
         # A path leaves a unit and comes back: all that lies on it belongs to the unit.
-        graph: networkx.DiGraph[int] = networkx.DiGraph(edges)
+        graph: networkx.DiGraph[int] = networkx.DiGraph(list(edges))
         for component in networkx.strongly_connected_components(graph):
             keeper = min(component)
             for n in component:

@@ -54,7 +54,10 @@ class GroupButler(LimitedButler):
     -----
     A temporary is handed over by reference to its last reader, which may
     change it as it likes; earlier readers get a copy.  It is dropped when the
-    quantum of its last reader ends (`end_quantum`).
+    quantum of its last reader ends (`end_quantum`).  It is taken by reference
+    from its producer if that has nothing else left to put, and copied
+    otherwise: the task may still change it, or put a part of it under another
+    name.
     """
 
     def __init__(
@@ -81,17 +84,26 @@ class GroupButler(LimitedButler):
         self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._lent: set[uuid.UUID] = set()
         self._single_use: set[uuid.UUID] = set()
+        self._unmade: set[uuid.UUID] = set()
         self._put_refs: dict[uuid.UUID, DatasetRef] = {}
         self._pruned: set[uuid.UUID] = set()
 
-    def begin_quantum(self, quantum: Quantum) -> None:
-        """Prepare for the inputs of a quantum.
+    def begin_quantum(self, quantum: Quantum, automatic: Collection[str] = ()) -> None:
+        """Prepare for the inputs and outputs of a quantum.
 
         Parameters
         ----------
         quantum
             The quantum that runs next.
+        automatic
+            Names of the output dataset types that its task doesn't put itself.
         """
+        self._unmade = {
+            ref.id
+            for dataset_type, refs in quantum.outputs.items()
+            for ref in refs
+            if dataset_type.name not in automatic
+        }
         uses = Counter(ref.id for refs in quantum.inputs.values() for ref in refs)
         self._single_use = {dataset_id for dataset_id, count in uses.items() if count == 1}
         self._lent.clear()
@@ -161,6 +173,7 @@ class GroupButler(LimitedButler):
 
     def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
         # Docstring inherited.
+        self._unmade.discard(ref.id)
         if not self._is_temporary(ref):
             self._wrapped.put(obj, ref, provenance=provenance)
             self._known[ref.id] = True
@@ -168,10 +181,9 @@ class GroupButler(LimitedButler):
             return ref
         with self._metrics.instrument_put(logger, msg="Kept temporary dataset"):
             stored = self._repository_ref(ref)
-            storage_class = stored.datasetType.storageClass
-            obj = storage_class.coerce_type(obj)
-            if any(obj is other for other in self._temporaries.values()):
-                obj = copy_object(obj, storage_class)
+            obj = stored.datasetType.storageClass.coerce_type(obj)
+            if self._unmade or any(obj is other for other in self._temporaries.values()):
+                obj = self._copy(obj, stored)
             self._temporaries[ref.id] = obj
             self._refs[ref.id] = stored
         return ref

@@ -435,7 +435,9 @@ def _run_quantum(
     executor = context.quantum_executor
     if executor is None:
         assert butler is not None
-        butler.begin_quantum(work.quantum)
+        node = context.task_nodes[work.task_label]
+        automatic = (node.metadata_output, *([node.log_output] if node.log_output is not None else []))
+        butler.begin_quantum(work.quantum, {edge.dataset_type_name for edge in automatic})
         executor = SingleQuantumExecutor(
             butler=butler,
             task_factory=context.task_factory,

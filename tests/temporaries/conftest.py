@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from clusters import Cluster
     from pyspark.sql import SparkSession
     from scenes import Scene
 
@@ -72,3 +73,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "serial":
         return SerialBackend()
     return request.getfixturevalue("spark_backend")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A standalone Spark cluster with two workers of one core on this machine."""
+    from clusters import Cluster
+
+    with Cluster.start(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster

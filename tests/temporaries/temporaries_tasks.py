@@ -150,7 +150,7 @@ def digest(obj: Any) -> Any:
     match obj:
         case np.ndarray():
             content = hashlib.sha256(np.ascontiguousarray(obj).tobytes()).hexdigest()[:16]
-            return [str(obj.dtype.newbyteorder("=")), list(obj.shape), content]
+            return [str(obj.dtype.descr), list(obj.shape), content]
         case Table():
             return {name: [digest(np.asarray(obj[name])), str(obj[name].unit)] for name in obj.colnames}
         case VisitImage():
@@ -189,6 +189,11 @@ def make_array(call: Call) -> dict[str, Any]:
 def make_dict(call: Call) -> dict[str, Any]:
     """Make a nested dictionary."""
     return {"o": {"seed": call.seed, "list": [1, {"two": 2.5}], "none": None}}
+
+
+def make_unsendable(call: Call) -> dict[str, Any]:
+    """Make something that is tied to this process."""
+    return {"o": {"socket": open(os.devnull, "rb")}}
 
 
 def make_table(call: Call) -> dict[str, Any]:
@@ -348,6 +353,19 @@ def make_large(call: Call) -> dict[str, Any]:
     return {"o": array}
 
 
+def lose_chunks(broadcast: Any, outcomes: Any, records: Any) -> Any:
+    """Run the group that records are for, without the objects that were sent to it."""
+    from spark_butler import parcels
+    from spark_butler.backends import spark
+
+    kept = (
+        record
+        for record in records
+        if parcels.places_left(record) > 1 or parcels.open_record(record).kind is not parcels.Kind.CHUNK
+    )
+    return spark._run_next_level(broadcast, outcomes, kept)
+
+
 def read_peak(process: str) -> int:
     """Read the greatest resident size that a process has had, in bytes."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
@@ -368,6 +386,7 @@ FUNCTIONS: dict[str, Callable[[Call], dict[str, Any] | None]] = {
         make_large,
         make_masked,
         make_table,
+        make_unsendable,
         make_visit,
         probe_ends,
         put_and_change,

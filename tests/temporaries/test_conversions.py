@@ -238,7 +238,7 @@ def everything(task_modules: tuple[Path, ...]) -> Iterator[tuple[Scene, Outputs]
     params=[
         ("serial", "fused"),
         ("serial", "quantum"),
-        ("spark", ("detector",)),
+        pytest.param(("spark", ("detector",)), marks=pytest.mark.slow),
         pytest.param(("spark", "quantum"), marks=pytest.mark.slow),
     ],
     ids=["serial-fused", "serial-quantum", "spark-by-detector", "spark-quantum"],

@@ -1,0 +1,109 @@
+"""A standalone Spark cluster from the package that pip installs, on the loopback interface."""
+
+from __future__ import annotations
+
+__all__ = ["Cluster"]
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyspark
+from drivers import stop_tree
+
+from spark_butler.java import find_java_home
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@dataclasses.dataclass
+class Cluster:
+    """A running cluster."""
+
+    address: str
+    workers: list[subprocess.Popen[bytes]]
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, folder: Path, *, n_workers: int = 2, memory: str = "4g") -> Iterator[Cluster]:
+        """Start a master and workers; their end is certain."""
+        with contextlib.ExitStack() as stack:
+            port = _free_port()
+            _launch(stack, folder / "master", "master.Master", "--host", "127.0.0.1", "--port", str(port))
+            _wait_for(lambda: _answers(port), folder)
+            workers = [
+                _launch(
+                    stack,
+                    folder / f"worker{n}",
+                    "worker.Worker",
+                    *("--host", "127.0.0.1", "--cores", "1", "--memory", memory),
+                    *("--work-dir", str(folder / f"work{n}"), f"spark://127.0.0.1:{port}"),
+                )
+                for n in range(n_workers)
+            ]
+            logs = [folder / f"worker{n}" for n in range(n_workers)]
+            _wait_for(lambda: all("Successfully registered" in log.read_text() for log in logs), folder)
+            yield cls(f"spark://127.0.0.1:{port}", workers)
+
+    @property
+    def executors(self) -> list[psutil.Process]:
+        """The executors that run now."""
+        found = []
+        for worker in self.workers:
+            for child in psutil.Process(worker.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "CoarseGrainedExecutorBackend" in " ".join(child.cmdline()):
+                        found.append(child)
+        return found
+
+
+def _launch(stack: contextlib.ExitStack, log: Path, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    home = Path(pyspark.__file__).parent
+    environment = {
+        **os.environ,
+        "SPARK_HOME": str(home),
+        "JAVA_HOME": str(find_java_home()),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_DAEMON_MEMORY": "256m",
+        "SPARK_LOCAL_DIRS": str(log.parent / f"{log.name}-local"),
+        "PYSPARK_PYTHON": sys.executable,
+    }
+    environment.pop("PYSPARK_GATEWAY_PORT", None)
+    command = [
+        home / "bin" / "spark-class",
+        f"org.apache.spark.deploy.{name}",
+        "--webui-port",
+        "0",
+        *arguments,
+    ]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    stack.callback(stop_tree, process)
+    return process
+
+
+def _wait_for(condition: object, folder: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return
+        time.sleep(0.2)
+    raise TimeoutError("\n".join(path.read_text()[-2000:] for path in folder.iterdir() if path.is_file()))

@@ -1,0 +1,202 @@
+"""What fails, what that blocks, and that what is lost is never taken for what was not made."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from spark_butler.backends import SerialBackend
+from spark_butler.config import RunOptions
+from spark_butler.engine import plan_graph
+from spark_butler.errors import EngineError
+from spark_butler.parcels import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+    from scenes import Scene
+
+    from spark_butler.backends import Backend
+    from spark_butler.dispatch import RunResult
+
+
+_INSTRUMENT: dict[str, Any] = {"dimensions": ["instrument"]}
+_NO_WORK: dict[str, Any] = {
+    "fail_condition": "detector = 1",
+    "fail_exception": "lsst.pipe.base.NoWorkFound",
+}
+
+
+def _gathered(name: str) -> dict[str, Any]:
+    return {"dataset_type_name": name, "dimensions": ["detector"], "multiple": True}
+
+
+def _of_instrument(name: str) -> dict[str, Any]:
+    return {"dataset_type_name": name, "dimensions": ["instrument"]}
+
+
+def _names(graph: PredictedQuantumGraph, quantum_ids: Any) -> set[tuple[str, int | str]]:
+    nodes = graph.quantum_only_xgraph.nodes
+    return {(nodes[q]["task_label"], nodes[q]["data_id"].required_values[-1]) for q in quantum_ids}
+
+
+def _succeeded(graph: PredictedQuantumGraph, result: RunResult) -> set[tuple[str, int | str]]:
+    return _names(graph, (q for q, outcome in result.outcomes.items() if outcome.succeeded))
+
+
+def _diamond(scene: Scene, **fail: Any) -> None:
+    """Three levels, with a short cut from the first to the last."""
+    scene.mock("a", {"i": "input"}, {"o": "a_out"}, **fail)
+    scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
+    scene.mock("c", {"i": _of_instrument("b_out"), "j": "a_out"}, {"o": "c_end"})
+    scene.mock("d", {"i": "a_out"}, {"o": "d_end"})
+
+
+_TEMPORARY = ("a_out", "b_out")
+
+
+@pytest.mark.parametrize("group_by", ["fused", "quantum"])
+def test_failure_blocks_what_needs_it_in_other_groups(
+    scene: Scene, backend: Backend, group_by: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _diamond(scene, fail_condition="detector = 2")
+    with caplog.at_level(logging.ERROR, "spark_butler"):
+        graph, result = scene.run(backend, temporary=_TEMPORARY, group_by=group_by)
+    assert _names(graph, (outcome.quantum_id for outcome in result.failed)) == {("a", 2)}
+    assert _names(graph, result.blocked) == {("b", "Cam1"), ("c", 1), ("c", 2), ("d", 2)}
+    assert len(result.blocked) == len(set(result.blocked))
+    assert _succeeded(graph, result) == {("a", 1), ("d", 1)}
+    assert "task <c dataId={instrument: 'Cam1', detector: 1}>, skipping" in caplog.text
+    assert not scene.butler.query_datasets("c_end", collections=graph.header.output_run, explain=False)
+    assert len(scene.butler.query_datasets("d_end", collections=graph.header.output_run)) == 1
+
+
+def test_failure_at_a_middle_level_leaves_the_rest_alone(scene: Scene, backend: Backend) -> None:
+    scene.mock("a", {"i": "input"}, {"o": "a_out"})
+    scene.mock("b", {"i": "a_out"}, {"o": "b_out"}, fail_condition="detector = 1")
+    scene.mock("c", {"i": "b_out", "j": "a_out"}, {"o": "c_end"})
+    graph, result = scene.run(backend, temporary=_TEMPORARY, group_by="quantum")
+    assert _succeeded(graph, result) == {("a", 1), ("a", 2), ("b", 2), ("c", 2)}
+    assert _names(graph, result.blocked) == {("c", 1)}
+
+
+def test_relays_pass_over_levels(scene: Scene, backend: Backend) -> None:
+    scene.mock("a", {"i": "input"}, {"o": "a_out"})
+    scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
+    scene.mock("c", {"i": _of_instrument("b_out"), "j": "a_out"}, {"o": "c_out"})
+    scene.mock(
+        "d", {"i": _gathered("c_out"), "j": _gathered("a_out")}, {"o": "d_out"}, dimensions=["instrument"]
+    )
+    scene.mock("e", {"i": "a_out", "j": _of_instrument("d_out"), "k": "c_out"}, {"o": "e_end"})
+    found = scene.compare(backend, ["e_end"], "quantum")
+    assert len(found["e_end", ("Cam1", 2)]["quantum"]["inputs"]) == 3
+    options = RunOptions(temporary=("[abcd]_out",), group_by="quantum")
+    (unit,) = plan_graph(scene.make_graph(), options).units
+    assert [len(level) for level in unit.levels] == [2, 1, 2, 1, 2]
+
+
+def test_retained_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Backend) -> None:
+    # Inside one unit c reads of a both a retained dataset and, by way of b, a temporary.
+    scene.mock("first", {"i": "input"}, {"o": "first_end"})
+    scene.mock("a", {"i": "first_end"}, {"o": "a_out", "p": "a_end"})
+    scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
+    scene.mock("c", {"i": _of_instrument("b_out"), "j": "a_end", "k": "first_end"}, {"o": "c_end"})
+    scene.mock("last", {"i": "c_end", "j": "a_end"}, {"o": "last_end"})
+    for group_by in ("fused", "quantum"):
+        scene.compare(backend, ["first_end", "a_end", "c_end", "last_end"], group_by)
+
+
+def test_retained_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backend: Backend) -> None:
+    scene.mock("a", {"i": "input"}, {"o": "a_end"}, **_NO_WORK)
+    scene.mock("b", {"i": "input", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "b_out"})
+    scene.mock("c", {"i": "b_out", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "c_end"})
+    for group_by in ("fused", "quantum"):
+        found = scene.compare(backend, ["a_end", "c_end"], group_by)
+        assert not found["c_end", ("Cam1", 1)]["quantum"]["inputs"].get("j")
+        assert found["c_end", ("Cam1", 2)]["quantum"]["inputs"]["j"]
+
+
+def test_path_that_leaves_a_unit_and_comes_back(scene: Scene, backend: Backend) -> None:
+    # a hands a temporary to d, which also needs c, which needs a, all that retained.
+    scene.mock("a", {"i": "input"}, {"o": "a_out", "p": "a_end"})
+    scene.mock("b", {"i": _gathered("a_end")}, {"o": "b_end"}, **_INSTRUMENT)
+    scene.mock("c", {"i": _of_instrument("b_end")}, {"o": "c_end"}, fail_condition="")
+    scene.mock("d", {"i": "a_out", "j": "c_end"}, {"o": "d_end"})
+    scene.compare(backend, ["a_end", "b_end", "c_end", "d_end"], "quantum")
+    plan = plan_graph(scene.make_graph(), RunOptions(temporary=("a_out",), group_by="quantum"))
+    assert len(plan.units) == 1
+
+
+def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., Iterator[Any]]]:
+    """Lose the first record of a kind on its way."""
+
+    def wrap(receive: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def lossy(records: Any) -> Iterator[Any]:
+            from spark_butler.parcels import open_record, places_left
+
+            lost = False
+            kept = []
+            for record in records:
+                if not lost and places_left(record) <= 1 and open_record(record).kind is kind:
+                    lost = True
+                else:
+                    kept.append(record)
+            return receive(iter(kept))
+
+        return lossy
+
+    return wrap
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Kind.CHUNK, "were sent but have not arrived"),
+        (Kind.NOTICE, "has had no word from groups"),
+        (Kind.WORK, "whose work has not"),
+    ],
+)
+def test_lost_record_is_an_error_and_no_absence(
+    scene: Scene, kind: Kind, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spark_butler.backends import serial
+
+    scene.mock("a", {"i": "input"}, {"o": "a_out"})
+    scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
+    monkeypatch.setattr(serial, "receive", _drop(kind)(serial.receive))
+    with pytest.raises(EngineError, match=message):
+        scene.run(SerialBackend(), temporary=("a_out",), group_by="quantum")
+    assert not scene.butler.query_datasets("b_metadata", collections="run1", explain=False)
+
+
+def test_spark_tells_of_a_lost_record(
+    scene: Scene, spark_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import temporaries_tasks
+
+    from spark_butler.backends import spark
+
+    scene.mock("a", {"i": "input"}, {"o": "a_out"})
+    scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
+    monkeypatch.setattr(spark, "_run_next_level", temporaries_tasks.lose_chunks)
+    with pytest.raises(EngineError) as caught:
+        scene.run(spark_backend, temporary=("a_out",), group_by="quantum")
+    assert "were sent but have not arrived" in f"{caught.value} {caught.value.__cause__}"
+    assert not scene.butler.query_datasets("b_metadata", collections="run1", explain=False)
+
+
+def test_temporary_that_cannot_be_serialised_fails_its_quantum(scene: Scene, backend: Backend) -> None:
+    start = {"dataset_type_name": "start", "mock_storage_class": True}
+    scene.real("a", "make_unsendable", {"i": start}, {"o": ("a_out", "StructuredDataDict")}, deferred=["i"])
+    scene.real("b", "describe", {"i": ("a_out", "StructuredDataDict")}, {"o": "b_end"})
+    graph, result = scene.run(backend, temporary=("a_out",), group_by="quantum")
+    assert {label for label, _ in _names(graph, (o.quantum_id for o in result.failed))} == {"a"}
+    assert {label for label, _ in _names(graph, result.blocked)} == {"b"}
+    for outcome in result.failed:
+        assert outcome.report.exceptionInfo is not None
+        assert (
+            "'StructuredDataDict' neither pickles nor can be written" in outcome.report.exceptionInfo.message
+        )

@@ -1,0 +1,191 @@
+"""Temporaries that are too large for a shuffle wait in the object store, and are gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from lsst.daf.butler import Butler
+from lsst.pipe.base.tests.mocks import DirectButlerRepo
+from lsst.resources import ResourcePath
+
+from spark_butler import delivery, scratch
+from spark_butler.backends import SerialBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scenes import Scene
+
+    from spark_butler.backends import Backend
+
+_START = {"dataset_type_name": "start", "mock_storage_class": True}
+_ARRAY = ("array", "NumpyArray")
+
+
+@pytest.fixture
+def s3_scene(s3_repo: Callable[[str], Path], task_modules: tuple[Path, ...]) -> Any:
+    """An empty repository with its datasets in an object store."""
+    from scenes import Scene
+
+    with Butler.from_config(s3_repo("repo"), writeable=True) as butler:
+        yield Scene(DirectButlerRepo(butler, "base.yaml"))
+
+
+def _root(scene: Scene) -> ResourcePath:
+    (root,) = scene.butler.get_datastore_roots().values()
+    assert root is not None
+    return scratch.scratch_root(root)
+
+
+def _two_steps(scene: Scene, **config: Any) -> None:
+    scene.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
+    scene.real("read", "describe", {"i": _ARRAY}, {"o": "read_end"}, **config)
+    scene.real("again", "describe", {"i": _ARRAY, "j": "read_end"}, {"o": "again_end"})
+
+
+def _watch_scratch(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> list[int]:
+    """Count the files that there are when a run removes them."""
+    from spark_butler import engine
+
+    counts: list[int] = []
+
+    def remove(folder: ResourcePath) -> int:
+        counts.append(len(scratch.find_scratch(_root(scene))))
+        return scratch.remove_scratch(folder)
+
+    monkeypatch.setattr(engine, "remove_scratch", remove)
+    return counts
+
+
+def test_large_temporaries_go_by_the_object_store(
+    s3_scene: Scene, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = _watch_scratch(monkeypatch, s3_scene)
+    _two_steps(s3_scene)
+    reference = s3_scene.run_reference()
+    for limit, n_files in ((None, 0), (1000, 2), (10**9, 0)):
+        found = s3_scene.run_temporary(backend, ["array"], "quantum", max_shuffle_bytes=limit)
+        assert found == {key: value for key, value in reference.items() if key[0] != "array"}
+        assert counts.pop() == n_files
+        assert not scratch.find_scratch(_root(s3_scene))
+
+
+def test_files_are_removed_after_a_failure(
+    s3_scene: Scene, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = _watch_scratch(monkeypatch, s3_scene)
+    scene = s3_scene
+    scene.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
+    scene.real("fail", "no such function", {"i": _ARRAY}, {"o": "fail_end"})
+    _, result = scene.run(backend, temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
+    assert len(result.failed) == 2
+    assert counts == [2]
+    assert not scratch.find_scratch(_root(scene))
+
+
+def test_objects_are_written_in_parts_and_read_as_one(tmp_path: Path) -> None:
+    data = os.urandom(10_000)
+    pieces = [memoryview(data[:3]), memoryview(data[3:9000]), memoryview(data[9000:])]
+    parts = scratch.store_scratch(tmp_path.as_uri(), uuid.uuid4(), pieces, part_bytes=4096)
+    assert [length for _, length in parts] == [4096, 4096, 1808]
+    assert scratch.fetch_scratch(parts) == data
+    Path(ResourcePath(parts[1][0]).ospath).write_bytes(b"short")
+    with pytest.raises(OSError, match="has 5 bytes; 4096 were written"):
+        scratch.fetch_scratch(parts)
+
+
+def test_empty_object_is_one_empty_part(tmp_path: Path) -> None:
+    parts = scratch.store_scratch(tmp_path.as_uri(), uuid.uuid4(), [])
+    assert [length for _, length in parts] == [0]
+    assert scratch.fetch_scratch(parts) == b""
+
+
+def test_shuffle_short_of_disk_goes_by_the_object_store(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = _watch_scratch(monkeypatch, scene)
+    _two_steps(scene)
+    asked: list[str] = []
+
+    def little(folder: str) -> Any:
+        asked.append(folder)
+        return type("Usage", (), {"free": 2**20 if "full" in folder else 2**50})
+
+    monkeypatch.setattr(delivery.shutil, "disk_usage", little)
+    for folders, n_files in (("/full/a,/full/b", 2), ("/full/a,/roomy", 0)):
+        monkeypatch.setenv("SPARK_LOCAL_DIRS", folders)
+        scene.run_temporary(SerialBackend(), ["array"], "quantum")
+        assert counts.pop() == n_files
+    assert set(asked) == {"/full/a", "/full/b", "/roomy"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_small_disk_goes_by_the_object_store(
+    scene: Scene, spark_backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount: {mounted.stderr.decode()}")
+    try:
+        counts = _watch_scratch(monkeypatch, scene)
+        _two_steps(scene)
+        monkeypatch.setenv("SPARK_LOCAL_DIRS", str(disk))
+        scene.run_temporary(SerialBackend(), ["array"], "quantum")
+        assert counts == [2]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+_DRIVER = """
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from lsst.daf.butler import Butler
+from lsst.pipe.base.tests.mocks import DirectButlerRepo
+from scenes import Scene
+from spark_butler.backends import SerialBackend
+import test_scratch
+with Butler.from_config(sys.argv[2], writeable=True) as butler:
+    scene = Scene(DirectButlerRepo(butler, "base.yaml"))
+    test_scratch._two_steps(scene, hold=sys.argv[3], record=sys.argv[4])
+    scene.run(SerialBackend(), temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
+"""
+
+
+def test_crashed_run_leaves_files_that_can_be_found_and_removed(
+    s3_repo: Callable[[str], Path], tmp_path: Path, task_modules: tuple[Path, ...]
+) -> None:
+    repo, hold, record = s3_repo("repo"), tmp_path / "hold", tmp_path / "record"
+    hold.touch()
+    folders = ":".join(str(path.parent) for path in (*task_modules, Path(__file__)))
+    command = [sys.executable, "-c", _DRIVER, folders, repo, hold, record]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as driver:
+        try:
+            deadline = time.monotonic() + 120
+            while not record.exists() and driver.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert driver.poll() is None, driver.stderr.read().decode()  # type: ignore[union-attr]
+            os.kill(driver.pid, signal.SIGKILL)
+        finally:
+            driver.kill()
+    with Butler.from_config(repo) as butler:
+        (root,) = butler.get_datastore_roots().values()
+        assert root is not None
+        folder = scratch.scratch_root(root)
+        found = scratch.find_scratch(folder)
+        # The other detector's turn would have come after it.
+        assert len(found) == 1
+        assert all("/run1/" in str(uri) for uri in found)
+        assert scratch.remove_scratch(folder) == 1
+        assert not scratch.find_scratch(folder)
+        assert not scratch.remove_scratch(folder)
