@@ -44,6 +44,18 @@ demo-server: $(INSTALLED) ## Serve the demo's object store again, to look around
 test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
 	@$(RUN) python -m pytest $(ARGS)
 
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
+	@$(RUN) python -m pytest -m slow $(ARGS)
+
+.PHONY: test-upstream
+test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark
+	@$(RUN) python -m pytest -m slow tests/upstream $(ARGS)
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot in docs/)
+	@$(RUN) python benchmarks/temporaries.py $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN); export PATH

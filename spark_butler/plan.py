@@ -319,14 +319,14 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
     elif group_by == "auto":
         home, grain = cutter.choose(slots)
     else:
-        home, n_groups = cutter.join(cutter.fuse(), group_by)
-        grain = f"grouped by {', '.join(group_by)}, as asked"
-        if n_groups == 0:
+        if not any(data_id.keys() >= set(group_by) for data_id in sketch.data_ids.values()):
             known = sorted({name for data_id in sketch.data_ids.values() for name in data_id})
             raise PlanError(
                 f"Can't group by {', '.join(group_by)}: no quanta have all of these dimensions; the graph's "
                 f"dimensions are {', '.join(known)}."
             )
+        home, _ = cutter.join(cutter.fuse(), group_by)
+        grain = f"grouped by {', '.join(group_by)}, as asked"
     return cutter.make_plan(home, grain)
 
 

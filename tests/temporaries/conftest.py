@@ -23,17 +23,6 @@ _MODULES = (_HERE / "temporaries_tasks.py", _HERE.parent / "codecs" / "codec_sam
 pytest.register_assert_rewrite("scenes")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than a few seconds; choose with -m slow")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("-m"):
-        for item in items:
-            if "slow" in item.keywords and _HERE in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason="slow; choose with -m slow"))
-
-
 @pytest.fixture(scope="session")
 def task_modules() -> tuple[Path, ...]:
     """Files of the modules that tasks of these tests are in; importable here from now on."""
