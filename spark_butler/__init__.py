@@ -1,5 +1,46 @@
-"""Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store."""
+"""Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store.
+
+The usual way in is the job, ``spark-submit jobs/process_ccd.py``, with the
+options of ``pipetask run``.  From Python, a graph executor stands in wherever
+pipe_base takes one:
+
+>>> from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
+>>> from spark_butler import SparkGraphExecutor
+>>> executor = SeparablePipelineExecutor(butler)
+>>> executor.run_pipeline(graph, graph_executor=SparkGraphExecutor(butler=butler))
+
+Workers make butlers of their own, without the registry; this process puts
+what they write into it.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["RunOptions", "SparkGraphExecutor", "execute_graph", "make_session", "plan_graph"]
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import RunOptions
+    from .engine import execute_graph, plan_graph
+    from .executor import SparkGraphExecutor
+    from .session import make_session
+
+_ROOMS = {
+    "RunOptions": "config",
+    "SparkGraphExecutor": "executor",
+    "execute_graph": "engine",
+    "make_session": "session",
+    "plan_graph": "engine",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first asked for, since the middleware costs seconds."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
