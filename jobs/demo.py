@@ -23,7 +23,6 @@ from spark_butler.java import find_java_home
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = "u/demo/process_ccd"
-TEMPORARIES = ("post_isr_image", "preliminary_visit_image", "preliminary_source")
 
 
 def main() -> int:
@@ -89,7 +88,7 @@ def process(night: DemoNight, java_home: Path, cores: int) -> int:
             f"instrument='{INSTRUMENT}'",
             "--register-dataset-types",
         ),
-        *(part for name in TEMPORARIES for part in ("--temporary", name)),
+        *("--temporary", "auto"),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"} | {
         "JAVA_HOME": str(java_home),

@@ -232,6 +232,39 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], **options: Any) -> 
     click.echo(f"{len(refs)} shards of {options['name']} ingested into {refs[0].run}.")
 
 
+@main.command()
+@click.argument("repo")
+@click.option("--run", help="Only what this output RUN has left.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed.")
+def cleanup(repo: str, run: str | None, dry_run: bool) -> None:
+    """Remove temporaries that crashed runs have left in the object store.
+
+    Runs that end, well or not, clean up after themselves; only what is killed leaves something.
+    Not to be used while a run is going on, unless --run names another.
+
+    \b
+    Examples:
+      spark-butler cleanup s3-repo --dry-run
+      spark-butler cleanup s3-repo --run u/me/first/20260101T000000Z
+    """
+    from lsst.daf.butler import Butler
+
+    from .repository import check_repository, store_roots
+    from .scratch import find_scratch, remove_scratch, scratch_root
+
+    check_repository(repo)
+    with Butler.from_config(repo, writeable=False) as butler:
+        folders = [scratch_root(root) for root in store_roots(butler)]
+    if run is not None:
+        folders = [folder.join(f"{run}/", forceDirectory=True) for folder in folders]
+    if dry_run:
+        for uri in (uri for folder in folders for uri in find_scratch(folder)):
+            click.echo(str(uri))
+        return
+    count = sum(remove_scratch(folder) for folder in folders)
+    click.echo(f"{count} scratch files removed.")
+
+
 @main.group()
 def demo() -> None:
     """Make data to try the package on."""

@@ -34,12 +34,11 @@ from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend, SerialBackend
 from .cli_request import make_request
-from .contents import sketch_graph
-from .engine import execute_graph, find_temporary_types, measure_sizes
+from .engine import execute_graph, plan_graph
 from .errors import EngineError, UserError
 from .messages import brief
 from .output_run import OutputRequest, check_output, prepare_output
-from .plan import Plan, cut_graph
+from .plan import Plan
 from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
 from .report import make_report, summarize
 from .repository import check_repository, store_roots
@@ -233,6 +232,7 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
         click.echo(plan.explain())
         return 0
     logger.info("%s", plan.explain())
+    stopped: _Stopped | None = None
     with contextlib.ExitStack() as stack:
         backend = stack.enter_context(_open_backend(backend_name, output.butler_config))
         if request.options.debug:
@@ -246,7 +246,9 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
             with _ending_on_signals():
                 result = execute_graph(graph, butler, backend, request.options, xgraph=xgraph)
         except _Stopped as exc:
-            return _say_stopped(exc, output)
+            stopped = exc
+    if stopped is not None:
+        return _say_stopped(stopped, output)
     click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
     if summary := arguments["summary"]:
         with ResourcePath(summary).open("w") as stream:
@@ -274,12 +276,9 @@ def _make_plan(
     graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID], request: RunRequest
 ) -> Plan:
     """Cut the graph as the engine will, as far as that can be known before Spark is there."""
-    options = request.options
-    temporary_types = find_temporary_types(graph.pipeline_graph, options)
+    slots = request.options.processes or os.cpu_count() or 1
     with Butler.from_config(request.arguments["butler_config"], writeable=False) as butler:
-        sizes = measure_sizes(butler, temporary_types)
-    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes)
-    return cut_graph(sketch, group_by=options.group_by, slots=options.processes or os.cpu_count() or 1)
+        return plan_graph(graph, request.options, xgraph=xgraph, slots=slots, butler=butler)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ __all__ = ["Dispatcher", "RunResult"]
 import dataclasses
 import heapq
 import logging
+import math
 import queue
+import time
 import uuid
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import networkx
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import InvalidQuantumError
-from lsst.pipe.base.graph_walker import GraphWalker
 
 from .backends import Backend
 from .errors import EngineError
@@ -29,6 +30,7 @@ _MAX_BATCH = 16
 _MAX_BUNDLE = 16
 _MAX_JOBS = 64
 _CANCEL_SECONDS = 1.0
+_LOG_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -103,7 +105,7 @@ class Dispatcher:
         self._on_outcome = on_outcome
         self._limit = limit
         self._fail_fast = fail_fast
-        self._walker: GraphWalker[uuid.UUID] = GraphWalker(xgraph.copy())
+        self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
         self._waiting: list[set[uuid.UUID]] = [set() for _ in plan.units]
@@ -118,6 +120,7 @@ class Dispatcher:
         self._words: queue.SimpleQueue[QuantumOutcome | Future[None]] = queue.SimpleQueue()
         self._result = RunResult()
         self._n_failed = 0
+        self._logged_at = -math.inf
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -243,7 +246,6 @@ class Dispatcher:
         self._result.outcomes[outcome.quantum_id] = outcome
         self._on_outcome(outcome)
         if outcome.succeeded:
-            self._walker.finish(outcome.quantum_id)
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)
@@ -261,7 +263,7 @@ class Dispatcher:
             return
         text = "timed out, task is killed" if outcome.timed_out else f"failed, {exit_text(exit_code)}"
         logger.error("Task %s %s; processing will continue for remaining tasks.", job, text)
-        blocked = self._walker.fail(outcome.quantum_id)
+        blocked = self._block_dependents(outcome.quantum_id)
         for quantum_id in blocked:
             node = self._xgraph.nodes[quantum_id]
             logger.error(
@@ -272,6 +274,22 @@ class Dispatcher:
         self._result.blocked.extend(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
+
+    def _block_dependents(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
+        """Find the quanta that can't run any more because one failed.
+
+        In the whole run each edge is followed once; with pipe_base's
+        `GraphWalker` a gather would take quadratic time.
+        """
+        blocked: list[uuid.UUID] = []
+        todo = [quantum_id]
+        while todo:
+            for after in self._xgraph.successors(todo.pop()):
+                if after not in self._blocked:
+                    self._blocked.add(after)
+                    blocked.append(after)
+                    todo.append(after)
+        return blocked
 
     def _close(self, quantum_id: uuid.UUID) -> None:
         """Note that a quantum will not run any more, and queue the groups that waited for it."""
@@ -300,6 +318,10 @@ class Dispatcher:
     def _log_progress(self) -> None:
         failed = self._n_failed + len(self._result.blocked)
         done = len(self._result.outcomes) - self._n_failed
+        now = time.monotonic()
+        if done + failed < len(self._plan) and now < self._logged_at + _LOG_SECONDS:
+            return
+        self._logged_at = now
         logger.info(
             "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta.",
             done,

@@ -75,13 +75,13 @@ def execute_graph(
     spark_butler.errors.EngineError
         Raised if the engine fails.  What had come back is in the registry.
     """
-    butler.collections.register(graph.header.output_run)
-    existing = frozenset(butler.registry._fetch_run_dataset_ids(graph.header.output_run))
+    existing = _existing_ids(butler, graph.header.output_run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
     plan = cut_graph(sketch, group_by=options.group_by, slots=backend.slots)
+    butler.collections.register(graph.header.output_run)
     dataset_types = _dataset_types(graph)
     maker = ContentMaker(
         plan,
@@ -139,6 +139,14 @@ def execute_graph(
     return result
 
 
+def _existing_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
+    """Find out which datasets are in the output run."""
+    try:
+        return frozenset(butler.registry._fetch_run_dataset_ids(run))
+    except MissingCollectionError:
+        return frozenset()
+
+
 def _scratch_folder(butler: Butler, graph: PredictedQuantumGraph) -> ResourcePath | None:
     """Name the folder for temporaries of this run that a shuffle can't take."""
     for root in butler.get_datastore_roots().values():
@@ -151,8 +159,9 @@ def plan_graph(
     graph: PredictedQuantumGraph,
     options: RunOptions,
     *,
+    xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     slots: int = 1,
-    sizes: Mapping[str, float] | None = None,
+    butler: Butler | None = None,
 ) -> Plan:
     """Cut a graph as `execute_graph` would on a new run.
 
@@ -162,14 +171,17 @@ def plan_graph(
         The graph.
     options
         How it is to be executed.
+    xgraph
+        The quanta with the edges to respect, where those are not the graph's
+        own.
     slots
         How many groups can run at the same time.
-    sizes
-        Mean sizes of datasets in bytes, by name of the type; see
-        `measure_sizes`.
+    butler
+        Butler of the repository, to estimate sizes from earlier runs.
     """
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
-    sketch = sketch_graph(graph, temporary_types=temporary_types, sizes=sizes)
+    sizes = measure_sizes(butler, temporary_types) if butler is not None else {}
+    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes)
     return cut_graph(sketch, group_by=options.group_by, slots=slots)
 
 

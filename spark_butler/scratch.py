@@ -112,8 +112,12 @@ def find_scratch(folder: ResourcePath) -> list[ResourcePath]:
     folder
         A run's scratch folder, or `scratch_root`.
     """
-    # Some object stores list a folder when its last object is gone.
-    return [uri for uri in ResourcePath.findFileResources([folder], grouped=False) if not uri.isdir()]
+    return [uri for uri in _list(folder) if not uri.geturl().endswith("/")]
+
+
+def _list(folder: ResourcePath) -> list[ResourcePath]:
+    """List all keys; some stores show a folder that has become empty as one."""
+    return list(ResourcePath.findFileResources([folder], grouped=False))
 
 
 def remove_scratch(folder: ResourcePath) -> int:
@@ -130,7 +134,7 @@ def remove_scratch(folder: ResourcePath) -> int:
         How many there were.
     """
     files = find_scratch(folder)
-    for uri, result in ResourcePath.mremove(files, do_raise=False).items():
+    for uri, result in ResourcePath.mremove(_list(folder), do_raise=False).items():
         if not result.success:
             logger.warning("Could not remove scratch file %s: %s", uri, result.exception)
     return len(files)

@@ -136,7 +136,8 @@ def draw_detector(
     data_id = {"instrument": instrument, "visit": visit, "detector": detector}
     image = butler.get("visit_image", data_id)
     source = butler.get("source", data_id)
-    summary = butler.get("detector_summary", data_id)[0]
+    summaries = butler.get("visit_summary", instrument=instrument, visit=visit)
+    (summary,) = summaries[summaries["detector"] == detector]
     height, width = image.image.array.shape
     plot_height = min(max(10.0 * 0.94 * height / width, 3.0), 14.0)
     figure, axes = _make_figure(10.0, plot_height + 1.55, plot_height, bottom=0.45)

@@ -1,0 +1,65 @@
+"""What a crashed run has left in the object store can be found and removed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from lsst.daf.butler import Butler
+
+from spark_butler.cli import main
+from spark_butler.scratch import fetch_scratch, find_scratch, scratch_root, store_scratch
+
+
+@pytest.fixture(params=["s3", "posix"])
+def repo(request: pytest.FixtureRequest, s3_repo: Callable[[str], Path], tmp_path: Path) -> Path:
+    if request.param == "s3":
+        return s3_repo("cleanup")
+    root = tmp_path / "posix"
+    Butler.makeRepo(root)
+    return root
+
+
+def _leave(repo: Path, run: str) -> list[tuple[str, int]]:
+    with Butler.from_config(repo) as butler:
+        (root,) = butler.get_datastore_roots().values()
+    assert root is not None
+    folder = scratch_root(root).join(f"{run}/{uuid.uuid4()}/", forceDirectory=True)
+    return store_scratch(str(folder), uuid.uuid4(), [memoryview(b"x" * 1000)], part_bytes=300)
+
+
+def _list(repo: Path) -> list[str]:
+    with Butler.from_config(repo) as butler:
+        (root,) = butler.get_datastore_roots().values()
+    assert root is not None
+    return list(map(str, find_scratch(scratch_root(root))))
+
+
+def test_nothing_is_found_where_nothing_was_left(repo: Path) -> None:
+    result = CliRunner().invoke(main, ["cleanup", str(repo)])
+    assert (result.exit_code, result.output) == (0, "0 scratch files removed.\n")
+
+
+def test_all_or_one_run_is_removed(repo: Path) -> None:
+    parts = _leave(repo, "u/me/one")
+    _leave(repo, "u/me/two")
+    assert fetch_scratch(parts) == b"x" * 1000
+    assert len(_list(repo)) == 8
+    listed = CliRunner().invoke(main, ["cleanup", str(repo), "--dry-run"])
+    assert len(listed.output.splitlines()) == 8
+    result = CliRunner().invoke(main, ["cleanup", str(repo), "--run", "u/me/one"])
+    assert result.output == "4 scratch files removed.\n"
+    left = _list(repo)
+    assert len(left) == 4, left
+    result = CliRunner().invoke(main, ["cleanup", str(repo)])
+    assert result.output == "4 scratch files removed.\n"
+    assert not _list(repo)
+
+
+def test_repository_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["cleanup", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "There is no Butler repository" in result.output
