@@ -31,23 +31,25 @@ def master(request: pytest.FixtureRequest) -> str:
 
 
 def test_object_of_two_and_a_half_gigabytes_passes_a_shuffle(
-    master: str, tmp_path: Path, record_property: Any
+    master: str, tmp_path: Path, record_testsuite_property: Any
 ) -> None:
     nbytes = 2_500_000_000
     result = _run("one_large", tmp_path, master, {"bytes": nbytes, "grain": "quantum"})
     end = result["ends"]["probe_end"]
-    record_property("wall", result["wall"])
-    record_property("memory", end["memory"])
+    record_testsuite_property("wall", result["wall"])
+    record_testsuite_property("memory", end["memory"])
     assert end["found"][:3] == [nbytes, 1.0, 2.0]
     assert max(end["memory"]) < 1.25 * nbytes
 
 
-def test_gather_takes_its_live_set_of_memory(master: str, tmp_path: Path, record_property: Any) -> None:
+def test_gather_takes_its_live_set_of_memory(
+    master: str, tmp_path: Path, record_testsuite_property: Any
+) -> None:
     count, nbytes = 100, 16_000_000
     result = _run("many_large", tmp_path, master, {"count": count, "bytes": nbytes})
     end = result["ends"]["gather_end"]
-    record_property("wall", result["wall"])
-    record_property("memory", end["memory"])
+    record_testsuite_property("wall", result["wall"])
+    record_testsuite_property("memory", end["memory"])
     assert end["bytes"] == count * nbytes
     # Of the process that runs the quantum, and of the worker that it was forked from.
     assert max(end["memory"]) < 1.25 * count * nbytes

@@ -186,3 +186,35 @@ def test_reference_tells_the_cases_apart(scene: Scene) -> None:
     assert not caveats["read_optional_metadata", ("Cam1", 1)]
     assert ("even_end", ("Cam1", 1)) not in reference
     assert ("even_end", ("Cam1", 2)) in reference
+
+
+def test_group_holds_only_what_is_still_to_be_read_and_copies_only_for_several_readers(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spark_butler import temporaries
+
+    live: list[int] = []
+    copies: list[str] = []
+    end_quantum, copy_object = temporaries.GroupButler.end_quantum, temporaries.copy_object
+
+    def end(butler: Any, quantum: Any) -> None:
+        end_quantum(butler, quantum)
+        live.append(len(butler.live))
+
+    def copy(obj: Any, storage_class: Any, **kwargs: Any) -> Any:
+        copies.append(storage_class.name)
+        return copy_object(obj, storage_class, **kwargs)
+
+    monkeypatch.setattr(temporaries.GroupButler, "end_quantum", end)
+    monkeypatch.setattr(temporaries, "copy_object", copy)
+    scene.n_detectors = 1
+    first = _make(scene, "array")
+    scene.real("second", "describe", {"i": first}, {"o": "second"})
+    scene.real("third", "describe", {"i": "second"}, {"o": "third"})
+    scene.real("fourth", "describe", {"i": "third", "j": first}, {"o": "fourth_end"})
+    graph, result = scene.run(SerialBackend(), temporary=("array", "second", "third"), group_by="fused")
+    assert not result.failed
+    # After the first task the array; then also what the second and third have made; then nothing.
+    assert live == [1, 2, 2, 0]
+    # The array has two readers.
+    assert copies == ["NumpyArray"]
