@@ -321,11 +321,11 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
     else:
         home, n_groups = cutter.join(cutter.fuse(), group_by)
         grain = f"grouped by {', '.join(group_by)}, as asked"
-        if n_groups == 0:
-            known = sorted({name for data_id in sketch.data_ids.values() for name in data_id})
+        known = {name for data_id in sketch.data_ids.values() for name in data_id}
+        if not n_groups and not any(set(group_by) <= data_id.keys() for data_id in sketch.data_ids.values()):
             raise PlanError(
                 f"Can't group by {', '.join(group_by)}: no quanta have all of these dimensions; the graph's "
-                f"dimensions are {', '.join(known)}."
+                f"dimensions are {', '.join(sorted(known))}."
             )
     return cutter.make_plan(home, grain)
 
