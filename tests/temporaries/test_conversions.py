@@ -274,7 +274,7 @@ def _is_of(name: str, case: str) -> bool:
 
 
 def test_every_temporary_crosses_on_spark(scene: Scene, spark_backend: Backend) -> None:
-    for case in ("registration_differs_from_both", "parameters", "gather_and_scatter", "no_work_upstream"):
+    for case in ("registration_differs_from_both", "gather_and_scatter"):
         _CASES[case](scene, case)
     reference = scene.run_reference()
     temporary = _temporary(scene)

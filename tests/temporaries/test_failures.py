@@ -13,6 +13,11 @@ from spark_butler.engine import plan_graph
 from spark_butler.errors import EngineError
 from spark_butler.parcels import Kind
 
+# On Spark too, but only where there is time.
+_more = pytest.mark.parametrize(
+    "backend", ["serial", pytest.param("spark", marks=pytest.mark.slow)], indirect=True
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -58,7 +63,7 @@ def _diamond(scene: Scene, **fail: Any) -> None:
 _TEMPORARY = ("a_out", "b_out")
 
 
-@pytest.mark.parametrize("group_by", ["fused", "quantum"])
+@pytest.mark.parametrize("group_by", ["fused", pytest.param("quantum", marks=pytest.mark.slow)])
 def test_failure_blocks_what_needs_it_in_other_groups(
     scene: Scene, backend: Backend, group_by: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,6 +79,7 @@ def test_failure_blocks_what_needs_it_in_other_groups(
     assert len(scene.butler.query_datasets("d_end", collections=graph.header.output_run)) == 1
 
 
+@_more
 def test_failure_at_a_middle_level_leaves_the_rest_alone(scene: Scene, backend: Backend) -> None:
     scene.mock("a", {"i": "input"}, {"o": "a_out"})
     scene.mock("b", {"i": "a_out"}, {"o": "b_out"}, fail_condition="detector = 1")
@@ -98,6 +104,7 @@ def test_relays_pass_over_levels(scene: Scene, backend: Backend) -> None:
     assert [len(level) for level in unit.levels] == [2, 1, 2, 1, 2]
 
 
+@_more
 def test_retained_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Backend) -> None:
     # Inside one unit c reads of a both a retained dataset and, by way of b, a temporary.
     scene.mock("first", {"i": "input"}, {"o": "first_end"})
@@ -109,6 +116,7 @@ def test_retained_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Bac
         scene.compare(backend, ["first_end", "a_end", "c_end", "last_end"], group_by)
 
 
+@_more
 def test_retained_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backend: Backend) -> None:
     scene.mock("a", {"i": "input"}, {"o": "a_end"}, **_NO_WORK)
     scene.mock("b", {"i": "input", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "b_out"})
@@ -119,6 +127,7 @@ def test_retained_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backe
         assert found["c_end", ("Cam1", 2)]["quantum"]["inputs"]["j"]
 
 
+@_more
 def test_path_that_leaves_a_unit_and_comes_back(scene: Scene, backend: Backend) -> None:
     # a hands a temporary to d, which also needs c, which needs a, all that retained.
     scene.mock("a", {"i": "input"}, {"o": "a_out", "p": "a_end"})

@@ -65,9 +65,9 @@ def _add_spoilers(scene: Scene) -> None:
     """Change in place what others read too."""
     for kind, spoil in (("array", "spoil"), ("dict", "spoil_dict"), ("visit", "spoil_visit")):
         made = _make(scene, kind, f"spoiled_{kind}")
-        for n in range(3):
+        for n in range(2):
             scene.real(f"{spoil}{n}", spoil, {"i": made}, {"o": f"{spoil}{n}_end"})
-        scene.real(f"{spoil}_late", "describe", {"i": made, "after": f"{spoil}2_end"}, {"o": f"{spoil}_end"})
+        scene.real(f"{spoil}_late", "describe", {"i": made, "after": f"{spoil}1_end"}, {"o": f"{spoil}_end"})
     twin = _make(scene, "array", "twin")
     scene.real("describe_twins", "describe", {"i": twin, "j": twin}, {"o": "twins_end"})
 
