@@ -135,11 +135,13 @@ def insert_dimensions(
 def make_graph(
     helper: DirectButlerRepo, case: Case, *, without_signals: bool = False
 ) -> PredictedQuantumGraph:
-    """Make the quantum graph of a case and its init-outputs."""
+    """Make the quantum graph of a case, its init-outputs and configurations."""
     case.build(helper)
     graph = helper.make_quantum_graph(output_run=RUN, insert_mocked_inputs=case.insert_inputs)
     helper.butler.collections.register(RUN)
-    graph.init_output_run(helper.butler)
+    # Not the package versions: they would take a fifth of the time of all tests.
+    graph.write_init_outputs(helper.butler, skip_existing=False)
+    graph.write_configs(helper.butler)
     return graph
 
 

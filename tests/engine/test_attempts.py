@@ -126,12 +126,12 @@ def _grandchildren() -> list[psutil.Process]:
 
 
 def _is_quantum(process: psutil.Process) -> bool:
-    """Whether a process is the child of a Spark worker, which is the child of the daemon."""
+    """Whether a process was forked by a Spark worker, which was forked by the daemon."""
     try:
-        parents = [parent.cmdline() for parent in process.parents()]
-        return sum(any("daemon" in word for word in line) for line in parents) >= 2
+        lines = [each.cmdline() for each in (process, *process.parents()[:2])]
     except psutil.NoSuchProcess:
         return False
+    return lines[0] != [] and lines.count(lines[0]) == 3
 
 
 @pytest.mark.parametrize(

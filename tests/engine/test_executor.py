@@ -312,7 +312,7 @@ def test_timeouts_are_the_same(make_repo: MakeRepo, session: Any, fork_server: N
         )
         helper.add_task("a", task_class=OverlapTask, config=config, dimensions=_CCD)
 
-    expected, *answers = _side_by_side(make_repo, session, build, num_proc=2, timeout=12.0)
+    expected, *answers = _side_by_side(make_repo, session, build, num_proc=2, timeout=8.0)
     assert expected[0] is MPTimeoutError
     assert expected[1] == "One or more tasks timed out during execution."
     assert expected[2]["status"] is ExecutionStatus.TIMEOUT
