@@ -353,7 +353,7 @@ def find_complete(
     outcomes = []
     for work in content.quanta:
         if work.quantum_id in metadata and stored[metadata[work.quantum_id]]:
-            left = find_outputs(context, content, work.quantum_id)
+            left = find_outputs(context, content, work.quantum_id, complete=True)
             outcomes.append(
                 dataclasses.replace(
                     _success_outcome(work, None), outputs=left.ids, records=left.records, recovered=True
@@ -362,7 +362,9 @@ def find_complete(
     return outcomes
 
 
-def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid.UUID) -> QuantumOutputs:
+def find_outputs(
+    context: WorkerContext, content: GroupContent, quantum_id: uuid.UUID, *, complete: bool = False
+) -> QuantumOutputs:
     """Look in the datastore for what a quantum has left that can't tell any more.
 
     Parameters
@@ -373,6 +375,9 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
         The group.
     quantum_id
         The quantum, one of the group.
+    complete
+        Whether it has succeeded; otherwise metadata can only be an earlier
+        attempt's, and is left out.
 
     Returns
     -------
@@ -380,6 +385,7 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
         The retained datasets that are there, with predicted datastore records.
     """
     (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
+    metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name
     with _make_butler(context, content) as butler:
         refs = [
             ref
@@ -387,10 +393,11 @@ def find_outputs(context: WorkerContext, content: GroupContent, quantum_id: uuid
             for ref in refs
             if ref.datasetType.name not in context.temporary_types
         ]
-        found = [ref for ref, exists in butler.wrapped.stored_many(refs).items() if exists]
-        records = butler.wrapped.export_predicted_datastore_records(found) if found else {}
-        removed = tuple(ref.id for ref in refs if content.known.get(ref.id) and ref not in found)
-    return QuantumOutputs(tuple(ref.id for ref in found), dict(records), removed)
+        stored = butler.wrapped.stored_many(refs)
+        left = [ref for ref in refs if stored[ref] and (complete or ref.datasetType.name != metadata)]
+        records = butler.wrapped.export_predicted_datastore_records(left) if left else {}
+    removed = tuple(ref.id for ref in refs if content.known.get(ref.id) and not stored[ref])
+    return QuantumOutputs(tuple(ref.id for ref in left), dict(records), removed)
 
 
 def _make_butler(
@@ -457,7 +464,9 @@ def _run_quantum(
         )
         if butler is not None:
             parcels = _pack_parcels(content, work, butler, sent)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001  (a failed quantum is data)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as exc:  # noqa: BLE001  (a failed quantum is data, whatever its task raises)
         failure = _true_cause(exc)
     if failure is None:
         outcome = _success_outcome(work, result)

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 _LONG = struct.Struct("!q")
 
+_accumulators = threading.Lock()
+# PySpark gives out the numbers of accumulators without a lock of its own.
+
 
 class SparkBackend:
     """Runs groups on the workers of a Spark session.
@@ -64,7 +67,8 @@ class SparkBackend:
         spark = self._spark
         units = [unit for bundle in batch for unit in bundle]
         spark.setJobGroup(self._tag, _describe(units), interruptOnCancel=False)
-        outcomes = spark.accumulator([], _OutcomeStream(report))
+        with _accumulators:
+            outcomes = spark.accumulator([], _OutcomeStream(report))
         if len(units) == 1 and len(units[0].widths) > 1:
             self._run_levels(units[0], broadcast, outcomes)
             return
@@ -177,6 +181,8 @@ def _run_bundles(
         for event in run_isolated(context, work, again=_is_again()):
             if isinstance(event, QuantumOutcome):
                 outcomes.add([event])
+                if context.fail_fast and not event.succeeded:
+                    return
 
 
 def _run_first_level(
