@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
 from lsst.daf.butler.cli.cliLog import CliLog
+from pipeline_harness import CONF, PIPELINE, Night
 
 from spark_butler.cli_run import make_run_command
 from spark_butler.demo.repository import make_repository
@@ -20,36 +20,6 @@ from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.refcats import BandColumns, ingest_refcats
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-PIPELINE = CONF / "pipelines" / "process_ccd.yaml"
-
-
-@dataclasses.dataclass(frozen=True)
-class Night:
-    """A repository with all that process_ccd needs."""
-
-    repo: Path
-    bucket: str
-    instrument: str
-    server: EmbeddedS3
-
-    def open(self, collection: str) -> Butler:
-        """Open a collection of outputs."""
-        return Butler.from_config(self.repo, collections=[collection, f"{self.instrument}/defaults"])
-
-    def list_folders(self, prefix: str) -> set[str]:
-        """Names of the folders of dataset types that objects of a run lie in."""
-        pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        start = f"repo/{prefix}/"
-        return {
-            folder
-            for key in keys
-            if key.startswith(start)
-            for folder in key.removeprefix(start).split("/")[:2]
-            if not folder[:1].isdigit()
-        }
 
 
 @pytest.fixture(scope="package")

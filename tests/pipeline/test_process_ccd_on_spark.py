@@ -9,11 +9,11 @@ import pytest
 import scipy.spatial
 from astropy.table import Table
 from click.testing import CliRunner, Result
-from conftest import PIPELINE, Night
 from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask
 from lsst.daf.butler import DatasetRef
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.images import MaskedImage
+from pipeline_harness import PIPELINE, Night
 from pyspark.sql import SparkSession
 
 RunJob = Callable[..., Result]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from lsst.daf.butler import Butler
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.simple_pipeline_executor import SimplePipelineExecutor
+from tasks_harness import ProcessedNight
 
 from spark_butler.demo.simulation import SimulatedData, simulate
 from spark_butler.obs.calibs import ingest_calibs
@@ -17,19 +17,6 @@ from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
 
 PIPELINES = Path(__file__).parents[2] / "conf" / "pipelines"
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessedNight:
-    """A simulated night, a repository with it, and the collection of the outputs."""
-
-    simulated: SimulatedData
-    repo: str
-    output: str
-
-    @property
-    def butler(self) -> Butler:
-        return Butler.from_config(self.repo, collections=[self.output, "SimCam/defaults"])
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.spatial
-from conftest import ProcessedNight
 from lsst.daf.butler import Butler
 from lsst.images import VisitImage
+from tasks_harness import ProcessedNight
 
 from spark_butler.demo.simulation import SimulatedData, read_table
 from spark_butler.obs.raws import ingest_raws

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import ProcessedNight
+from tasks_harness import ProcessedNight
 
 from spark_butler.demo.quicklook import draw_detector, draw_focal_plane
 
