@@ -7,9 +7,7 @@ __all__ = ["Dispatcher", "RunResult"]
 import dataclasses
 import heapq
 import logging
-import math
 import queue
-import time
 import uuid
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -30,7 +28,6 @@ _MAX_BATCH = 16
 _MAX_BUNDLE = 16
 _MAX_JOBS = 64
 _CANCEL_SECONDS = 1.0
-_LOG_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -120,7 +117,6 @@ class Dispatcher:
         self._words: queue.SimpleQueue[QuantumOutcome | Future[None]] = queue.SimpleQueue()
         self._result = RunResult()
         self._n_failed = 0
-        self._logged_at = -math.inf
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -318,10 +314,6 @@ class Dispatcher:
     def _log_progress(self) -> None:
         failed = self._n_failed + len(self._result.blocked)
         done = len(self._result.outcomes) - self._n_failed
-        now = time.monotonic()
-        if done + failed < len(self._plan) and now < self._logged_at + _LOG_SECONDS:
-            return
-        self._logged_at = now
         logger.info(
             "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta.",
             done,

@@ -326,6 +326,9 @@ def _is_configured(name: str) -> bool:
     from pyspark import SparkConf
 
     conf = SparkConf()
+    if name == "spark.ui.showConsoleProgress":
+        # spark-submit turns it on by itself.
+        return False
     if name == "spark.python.daemon.module" and conf.get("spark.submit.pyFiles", ""):
         # The package may come as a file, which the daemon does not see.
         return True
