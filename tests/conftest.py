@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Take off the log handlers that a command has put on, so that no later test writes through them."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    # A handler of a command that has ended may lack what its format wants.
+    logging.raiseExceptions = False
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
