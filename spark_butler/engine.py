@@ -11,7 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 
 import astropy.units as u
 import networkx
-from lsst.daf.butler import Butler, Config, DatasetType, MissingCollectionError, MissingDatasetTypeError
+from lsst.daf.butler import (
+    Butler,
+    ButlerConfig,
+    Config,
+    DatasetType,
+    MissingCollectionError,
+    MissingDatasetTypeError,
+)
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.direct_butler import DirectButler
@@ -371,7 +378,8 @@ def worker_config(butler: Butler) -> Config:
         raise RepositoryError(
             f"The repository is served by a {type(butler).__name__}; the engine needs direct access to it."
         )
-    config = Config(butler._config)
+    # With all defaults, so that workers need not read those for each group.
+    config = ButlerConfig(butler._config)
     if "root" not in config:
         config["root"] = str(butler._config.configDir)
     for section in ("registry", "db"):
