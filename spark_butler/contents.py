@@ -50,12 +50,14 @@ def sketch_graph(
     """
     if xgraph is None:
         xgraph = graph.quantum_only_xgraph
+    # What is not in xgraph has been done before.
     labels = {
         quantum_id: label
         for label in graph.pipeline_graph.tasks
         for _, quantum_id in sorted(
             graph.quanta_by_task.get(label, {}).items(), key=lambda item: item[0].required_values
         )
+        if quantum_id in xgraph
     }
     handovers: list[Handover] = []
     if temporary_types:
@@ -66,8 +68,6 @@ def sketch_graph(
                     if producer in xgraph:
                         consumers = tuple(q for q in bipartite.successors(dataset_id) if q in xgraph)
                         handovers.append(Handover(dataset_id, name, producer, consumers))
-    # What is not in xgraph has been done before.
-    labels = {quantum_id: label for quantum_id, label in labels.items() if quantum_id in xgraph}
     return GraphSketch(
         labels,
         list(xgraph.edges()),
@@ -98,6 +98,8 @@ class ContentMaker:
         IDs of the datasets that were in the output run before.
     clobber
         Whether outputs of earlier attempts are replaced.
+    forced
+        Quanta whose earlier outputs are replaced in any case.
     """
 
     def __init__(
@@ -122,12 +124,9 @@ class ContentMaker:
         self._forced = forced
         self._produced: dict[uuid.UUID, bool] = {}
         self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
-        self._incoming: defaultdict[int, dict[uuid.UUID, int]] = defaultdict(dict)
         self._outgoing: defaultdict[int, dict[uuid.UUID, tuple[int, ...]]] = defaultdict(dict)
         for crossing in plan.crossings:
             self._outgoing[crossing.producer][crossing.dataset_id] = crossing.consumers
-            for consumer in crossing.consumers:
-                self._incoming[consumer][crossing.dataset_id] = crossing.producer
 
     def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
         """Remember which outputs of a quantum exist.
@@ -285,7 +284,6 @@ class ContentMaker:
             records,
             known,
             dict(consumers),
-            incoming=self._incoming.get(group.index, {}),
             outgoing=self._outgoing.get(group.index, {}),
             senders=frozenset(n for n in group.upstream if self._plan.groups[n].unit == group.unit),
             receivers={index: self._reads(index, own) for index in receivers},

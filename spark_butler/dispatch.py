@@ -18,6 +18,7 @@ from lsst.pipe.base import InvalidQuantumError
 
 from .backends import Backend
 from .errors import EngineError
+from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
 from .plan import Plan, Unit
 from .worker import UnitWork, WorkerContext
@@ -223,7 +224,7 @@ class Dispatcher:
         if (error := job.exception()) is not None:
             if isinstance(error, EngineError):
                 raise error
-            raise EngineError(f"The backend failed: {_first_line(error)}") from error
+            raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
         for unit in units:
             if missing := self._open[unit.index]:
                 raise EngineError(
@@ -232,20 +233,25 @@ class Dispatcher:
 
     def _take(self, outcome: QuantumOutcome) -> None:
         """Record an outcome and see what it frees or blocks."""
-        if (first := self._result.outcomes.get(outcome.quantum_id)) is not None:
-            if outcome.recovered:
-                return
-            # A lost temporary was made again: what that wrote on the way has replaced the first.
-            self._result.outcomes[outcome.quantum_id] = merged = _merge(first, outcome)
-            self._on_outcome(merged)
+        if not self._record(outcome):
             return
-        self._result.outcomes[outcome.quantum_id] = outcome
-        self._on_outcome(outcome)
         if outcome.succeeded:
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)
         self._log_progress()
+
+    def _record(self, outcome: QuantumOutcome) -> bool:
+        """Keep an outcome and pass it on; return whether it is the first of its quantum."""
+        first = self._result.outcomes.get(outcome.quantum_id)
+        if first is not None:
+            if outcome.recovered:
+                return False
+            # A lost temporary was made again: what that wrote on the way has replaced the first.
+            outcome = _merge(first, outcome)
+        self._result.outcomes[outcome.quantum_id] = outcome
+        self._on_outcome(outcome)
+        return first is None
 
     def _fail(self, outcome: QuantumOutcome) -> None:
         """Block what needs a failed quantum, or stop the run."""
@@ -306,10 +312,7 @@ class Dispatcher:
         while not self._words.empty():
             word = self._words.get()
             if isinstance(word, QuantumOutcome):
-                first = self._result.outcomes.get(word.quantum_id)
-                outcome = word if first is None else _merge(first, word)
-                self._result.outcomes[word.quantum_id] = outcome
-                self._on_outcome(outcome)
+                self._record(word)
 
     def _log_progress(self) -> None:
         failed = self._n_failed + len(self._result.blocked)
@@ -331,9 +334,3 @@ def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
     outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
     removed = (set(first.removed) | set(again.removed)) - outputs
     return dataclasses.replace(first, outputs=tuple(outputs), removed=tuple(removed), records=records)
-
-
-def _first_line(error: BaseException) -> str:
-    """Shorten an error of Spark, which carries the Java stack, to its message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -36,6 +36,7 @@ from .errors import OptionsError, RepositoryError
 from .outcomes import QuantumOutcome
 from .plan import Plan, cut_graph
 from .registry import Ingester
+from .repository import store_roots
 from .scratch import remove_scratch, scratch_root
 from .session import worker_environment
 from .worker import WorkerContext
@@ -156,8 +157,8 @@ def _existing_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
 
 def _scratch_folder(butler: Butler, graph: PredictedQuantumGraph) -> ResourcePath | None:
     """Name the folder for temporaries of this run that a shuffle can't take."""
-    for root in butler.get_datastore_roots().values():
-        if root is not None and root.scheme not in ("mem", "file+mem"):
+    for root in store_roots(butler):
+        if root.scheme not in ("mem", "file+mem"):
             return scratch_root(root).join(f"{graph.header.output_run}/{uuid.uuid4()}/", forceDirectory=True)
     return None
 

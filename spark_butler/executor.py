@@ -16,7 +16,7 @@ from lsst.pipe.base.graph import QuantumGraph
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError, MPTimeoutError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor, QuantumGraphExecutor
-from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport, Report
+from lsst.pipe.base.quantum_reports import ExecutionStatus, Report
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .backends import Backend
@@ -27,6 +27,7 @@ from .engine import execute_graph
 from .errors import OptionsError
 from .outcomes import exit_text, job_text
 from .plan import cut_graph
+from .report import fill_report
 from .session import make_session, worker_environment
 from .worker import WorkerContext
 
@@ -192,22 +193,9 @@ class SparkGraphExecutor(QuantumGraphExecutor):
     def _finish(self, result: RunResult, xgraph: networkx.DiGraph[uuid.UUID]) -> None:
         """Fill the report and raise as pipe_base's executor does."""
         assert self._report is not None
-        self._report.quantaReports.extend(outcome.report for outcome in result.outcomes.values())
-        for quantum_id in result.blocked:
-            node = xgraph.nodes[quantum_id]
-            self._report.quantaReports.append(
-                QuantumReport(
-                    quantumId=quantum_id,
-                    status=ExecutionStatus.SKIPPED,
-                    dataId=node["data_id"],
-                    taskLabel=node["task_label"],
-                )
-            )
+        fill_report(self._report, xgraph, result)
         if not result.failed:
             return
-        timed_out = [outcome for outcome in result.failed if outcome.timed_out]
-        only_timeouts = len(timed_out) == len(result.failed)
-        self._report.status = ExecutionStatus.TIMEOUT if only_timeouts else ExecutionStatus.FAILURE
         if (stopper := result.stopped_by) is not None:
             job = job_text(stopper.report)
             if stopper.timed_out:
@@ -216,7 +204,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         logger.error("Failed jobs:")
         for outcome in result.failed:
             logger.error("  - %s: %s", outcome.report.status.name, job_text(outcome.report))
-        if only_timeouts and not result.blocked:
+        if self._report.status is ExecutionStatus.TIMEOUT and not result.blocked:
             raise MPTimeoutError("One or more tasks timed out during execution.")
         raise MPGraphExecutorError("One or more tasks failed or timed out during execution.")
 

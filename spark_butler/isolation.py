@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ["run_isolated"]
 
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -30,6 +29,7 @@ from .delivery import Ledger, Sent, pack_parcel
 from .errors import EngineError
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
 from .parcels import Inbox
+from .processes import dying_with_parent
 from .worker import (
     GroupContent,
     GroupWork,
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.0
 _WATCH_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,11 +266,11 @@ class _Child:
         self.stopped = False
         sys.stdout.flush()
         sys.stderr.flush()
-        parent_id = os.getpid()
+        tie_to_parent = dying_with_parent()
         self._id = os.fork()
         if self._id == 0:
             self._receiver.close()
-            _child_main(target, sender, parent_id)
+            _child_main(target, sender, tie_to_parent)
         sender.close()
 
     def __enter__(self) -> Self:
@@ -341,11 +340,14 @@ class _Child:
                 os.kill(self._id, number)
 
 
-def _child_main(target: Callable[[Channel], None], sender: Channel, parent_id: int) -> NoReturn:
+def _child_main(
+    target: Callable[[Channel], None], sender: Channel, tie_to_parent: Callable[[], None] | None
+) -> NoReturn:
     """Do the child's work and leave without any of the parent's exit handlers."""
     status = 1
     try:
-        _die_with_parent(parent_id)
+        if tie_to_parent is not None:
+            tie_to_parent()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         target(sender)
@@ -361,14 +363,6 @@ def _child_main(target: Callable[[Channel], None], sender: Channel, parent_id: i
             sys.stderr.flush()
         finally:
             os._exit(status)
-
-
-def _die_with_parent(parent_id: int) -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_id:
-            os._exit(1)
 
 
 def _dead_outcome(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["make_report", "summarize"]
+__all__ = ["fill_report", "make_report", "summarize"]
 
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+import networkx
 from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
@@ -27,8 +29,24 @@ def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
         What came of it.
     """
     report = Report(qgraphSummary=graph._make_summary())
+    fill_report(report, graph.quantum_only_xgraph, result)
+    return report
+
+
+def fill_report(report: Report, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> None:
+    """Write into a report what came of each quantum, and of the whole.
+
+    Parameters
+    ----------
+    report
+        The report, still without quanta.
+    xgraph
+        Graph of quantum IDs, whose nodes have ``task_label`` and ``data_id``.
+    result
+        What came of it.
+    """
     report.quantaReports = _sorted([outcome.report for outcome in result.outcomes.values()])
-    nodes = graph.quantum_only_xgraph.nodes
+    nodes = xgraph.nodes
     report.quantaReports += _sorted(
         [
             QuantumReport(
@@ -44,7 +62,6 @@ def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
         report.set_exception(MPGraphExecutorError("One or more tasks failed or timed out during execution."))
         only_timeouts = all(outcome.timed_out for outcome in result.failed)
         report.status = ExecutionStatus.TIMEOUT if only_timeouts else ExecutionStatus.FAILURE
-    return report
 
 
 def _sorted(reports: list[QuantumReport]) -> list[QuantumReport]:

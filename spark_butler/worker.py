@@ -163,9 +163,6 @@ class GroupContent:
     consumers: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
     """How many quanta of the group read each temporary dataset."""
 
-    incoming: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
-    """Temporaries that come from other groups, with the group that makes each."""
-
     outgoing: dict[uuid.UUID, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     """Temporaries that other groups read, with those groups."""
 

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 _LONG = struct.Struct("!q")
 
-_accumulators = threading.Lock()
 # PySpark gives out the numbers of accumulators without a lock of its own.
+_accumulators = threading.Lock()
 
 
 class SparkBackend:

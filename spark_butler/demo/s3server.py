@@ -10,27 +10,25 @@ from __future__ import annotations
 __all__ = ["EmbeddedS3", "S3ServerError"]
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import EngineError, UserError
+from ..processes import dying_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 2.0
 _ATTEMPTS = 3
 _REGION = "us-east-1"
-_PR_SET_PDEATHSIG = 1
 
 _FOREIGN_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -218,7 +215,7 @@ class EmbeddedS3:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C in a terminal is for the caller to act on
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=dying_with_parent(),
                 )
             if self._wait_until_ready(master_port=ports[1]):
                 return
@@ -313,19 +310,3 @@ def _fetch(url: str) -> bytes | None:
             return bytes(response.read())
     except (urllib.error.URLError, OSError):
         return None
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what a child must call to be killed with its parent, where the system can do that."""
-    if not sys.platform.startswith("linux"):
-        return None
-    # Found before the fork: a child of a threaded process must not import or load anything.
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def call() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return call
