@@ -17,7 +17,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .parcels import Way
 from .plan import GraphSketch, Group, Handover, Plan, Unit
-from .worker import GroupContent, GroupWork, QuantumWork, UnitWork
+from .work import GroupContent, GroupWork, QuantumWork, UnitWork
 
 logger = logging.getLogger(__name__)
 

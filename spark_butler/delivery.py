@@ -17,7 +17,8 @@ from .errors import EngineError
 from .outcomes import QuantumOutcome
 from .parcels import Inbox, Kind, Notice, cut_object, forward, make_record, open_record, places_left
 from .scratch import store_scratch
-from .worker import GroupContent, GroupWork, Parcel, WorkerContext, run_group
+from .work import GroupContent, GroupWork, Parcel, WorkerContext
+from .worker import run_group
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from .errors import EngineError
 from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
 from .plan import Plan, Unit
-from .worker import UnitWork, WorkerContext
+from .work import UnitWork, WorkerContext
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ from .registry import Ingester
 from .repository import store_roots
 from .scratch import remove_scratch, scratch_root
 from .session import worker_environment
-from .worker import WorkerContext
+from .work import WorkerContext
 
 logger = logging.getLogger(__name__)
 

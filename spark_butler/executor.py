@@ -29,7 +29,7 @@ from .outcomes import exit_text, job_text
 from .plan import cut_graph
 from .report import fill_report
 from .session import make_session, worker_environment
-from .worker import WorkerContext
+from .work import WorkerContext
 
 if TYPE_CHECKING:
     import uuid

@@ -30,18 +30,8 @@ from .errors import EngineError
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
 from .parcels import Inbox
 from .processes import dying_with_parent
-from .worker import (
-    GroupContent,
-    GroupWork,
-    Parcel,
-    QuantumOutputs,
-    QuantumWork,
-    WorkerContext,
-    failure_outcome,
-    find_complete,
-    find_outputs,
-    run_group,
-)
+from .work import GroupContent, GroupWork, Parcel, QuantumOutputs, QuantumWork, WorkerContext
+from .worker import failure_outcome, find_complete, find_outputs, run_group
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..outcomes import QuantumOutcome
-from ..worker import UnitWork, WorkerContext
+from ..work import UnitWork, WorkerContext
 
 type ReportOutcome = Callable[[QuantumOutcome], None]
 

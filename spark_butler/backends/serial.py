@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from ..delivery import receive, run_here
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
-from ..worker import GroupWork, UnitWork, WorkerContext, prepare_process
+from ..work import GroupWork, UnitWork, WorkerContext
+from ..worker import prepare_process
 from ._protocol import ReportOutcome
 
 

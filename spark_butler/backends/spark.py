@@ -24,7 +24,8 @@ from ..errors import EngineError
 from ..isolation import run_isolated
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
-from ..worker import GroupWork, UnitWork, WorkerContext, prepare_process
+from ..work import GroupWork, UnitWork, WorkerContext
+from ..worker import prepare_process
 from ._protocol import ReportOutcome
 
 logger = logging.getLogger(__name__)

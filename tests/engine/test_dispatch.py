@@ -19,7 +19,7 @@ from spark_butler.dispatch import Dispatcher, RunResult
 from spark_butler.errors import EngineError
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.plan import GraphSketch, Plan, Unit, cut_graph
-from spark_butler.worker import UnitWork
+from spark_butler.work import UnitWork
 
 _REPORT = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=0)
 _FAILURE = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=1)

@@ -22,7 +22,7 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from spark_butler.backends import Backend, SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.engine import execute_graph, worker_config
-from spark_butler.worker import UnitWork, WorkerContext
+from spark_butler.work import UnitWork, WorkerContext
 
 _CCD = ("visit", "detector")
 
