@@ -19,6 +19,7 @@ from lsst.pipe.base import ExecutionResources
 
 from .config import RunOptions
 from .errors import OptionsError
+from .limits import ResourceRequests, read_requests
 from .messages import brief
 from .plan import GroupBy
 from .planning import RunRequest
@@ -123,7 +124,12 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
             max_shuffle_bytes=kwargs.pop("max_shuffle_bytes"),
             processes=kwargs.pop("processes"),
             timeout=kwargs.pop("timeout"),
+            retries=kwargs.pop("retries"),
+            resources=_read_resources(kwargs.pop("resources")),
+            isolation=kwargs.pop("isolation"),
             fail_fast=kwargs.pop("fail_fast"),
+            max_failures=kwargs.pop("max_failures"),
+            max_same_failures=kwargs.pop("max_same_failures"),
             skip_existing=kwargs["skip_existing"],
             # As in pipetask, there is nothing to clobber in a new run.
             clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
@@ -136,6 +142,11 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
         first = exc.errors(include_url=False)[0]
         name = str(first["loc"][0]).replace("_", "-")
         raise OptionsError(f"--{name} is {first['input']!r}: {first['msg']}.") from exc
+
+
+def _read_resources(file: str | None) -> ResourceRequests:
+    """Read what is asked for tasks."""
+    return ResourceRequests() if file is None else read_requests(file)
 
 
 def _read_grouping(text: str) -> GroupBy:

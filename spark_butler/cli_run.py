@@ -33,6 +33,7 @@ from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend, SerialBackend
+from .cli_options import engine_options
 from .cli_request import make_request
 from .engine import execute_graph, plan_graph
 from .errors import EngineError, UserError
@@ -121,28 +122,7 @@ def make_run_command(
         name, cls=_RunCommand, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
     )
     @run_options()
-    @click.option(
-        "--temporary",
-        metavar="PATTERN",
-        multiple=True,
-        help="Dataset types that match PATTERN are not retained: they pass from task to task in memory and "
-        "never reach the repository; 'auto' stands for all that is made and read inside the graph. May be "
-        "repeated.",
-    )
-    @click.option(
-        "--group-by",
-        metavar="auto|fused|quantum|DIM[,DIM...]",
-        default="auto",
-        show_default=True,
-        help="Which quanta one worker runs in order: those of the same dimensions, those joined by narrow "
-        "edges (fused), each for itself (quantum), or the coarsest that keeps every slot busy (auto).",
-    )
-    @click.option(
-        "--max-shuffle-bytes",
-        metavar="BYTES",
-        type=int,
-        help="Size of a temporary from which on it waits in the object store and not in Spark.",
-    )
+    @engine_options
     @click.option("--dry-run", is_flag=True, help="Print the plan and end; nothing is written.")
     @click.option(
         "--backend",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["RunOptions"]
+__all__ = ["Isolation", "RunOptions"]
 
 from typing import Literal
 
 import pydantic
+
+from .limits import ResourceRequests
+
+type Isolation = Literal["group", "quantum", "none"]
+"""What gets a process of its own."""
 
 
 class RunOptions(pydantic.BaseModel):
@@ -33,7 +38,24 @@ class RunOptions(pydantic.BaseModel):
         None, ge=1, description="Greatest number of quanta to run at once; None leaves it to Spark."
     )
     timeout: float | None = pydantic.Field(None, gt=0, description="Seconds after which a quantum is killed.")
+    retries: int | None = pydantic.Field(
+        None, ge=0, description="Further attempts after one that may have failed by chance."
+    )
+    resources: ResourceRequests = pydantic.Field(
+        ResourceRequests(), description="Memory, time and attempts that tasks may have."
+    )
+    isolation: Isolation = pydantic.Field("group", description="What gets a process of its own.")
     fail_fast: bool = pydantic.Field(False, description="Stop at the first failure.")
+    max_failures: str | None = pydantic.Field(
+        None,
+        pattern=r"^[1-9][0-9]*%?$",
+        description="Stop when so many quanta have failed, given as a number or as a percentage of all.",
+    )
+    max_same_failures: int | None = pydantic.Field(
+        None,
+        ge=1,
+        description="Stop when so many quanta of a task in a row have failed with the same message.",
+    )
     skip_existing: bool = pydantic.Field(
         False, description="Don't run quanta whose metadata is in the output run."
     )

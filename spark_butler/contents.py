@@ -154,7 +154,9 @@ class ContentMaker:
         self._produced.update((ref.id, ref.id in written) for ref in predicted)
         return predicted
 
-    def make_work(self, unit: Unit, blocked: frozenset[uuid.UUID]) -> UnitWork:
+    def make_work(
+        self, unit: Unit, blocked: frozenset[uuid.UUID], done: frozenset[uuid.UUID] | None = None
+    ) -> UnitWork:
         """Pack a unit.
 
         Parameters
@@ -163,6 +165,9 @@ class ContentMaker:
             The unit; all that it needs of others has ended.
         blocked
             Its quanta that are not to run.
+        done
+            Its quanta that have succeeded and run again only for their
+            temporaries, where the unit was given out before.
 
         Returns
         -------
@@ -172,7 +177,7 @@ class ContentMaker:
         """
         groups = [self._plan.groups[index] for level in unit.levels for index in level]
         if len(unit.levels) == 1:
-            packed = tuple(self._pack(group, blocked, {}, ()) for group in groups)
+            packed = tuple(self._pack(group, blocked, done, {}, ()) for group in groups)
             return UnitWork(unit.index, packed, (len(packed),))
         place = {index: n for level in unit.levels for n, index in enumerate(level)}
         carrier = {
@@ -194,7 +199,7 @@ class ContentMaker:
                 if carrier[index] == group.index
             )
             ways = {index: self._way(index, group.level, place, carrier) for index in receivers[group.index]}
-            works[group.index] = self._pack(group, blocked, ways, carried)
+            works[group.index] = self._pack(group, blocked, done, ways, carried)
         return UnitWork(
             unit.index, tuple(works[index] for index in unit.levels[0]), tuple(map(len, unit.levels))
         )
@@ -213,19 +218,28 @@ class ContentMaker:
         self,
         group: Group,
         blocked: frozenset[uuid.UUID],
+        done: frozenset[uuid.UUID] | None,
         ways: Mapping[int, Way],
         carried: tuple[tuple[Way, GroupWork], ...],
     ) -> GroupWork:
         """Pickle the content of a group."""
-        content = self.make_content(group, blocked, receivers=ways.keys())
+        content = self.make_content(group, blocked, done or frozenset(), receivers=ways.keys())
         labels = " -> ".join(dict.fromkeys(self._plan.task_labels[q] for q in group.quanta))
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
-        return GroupWork(group.index, f"{labels} {data_id}", cloudpickle.dumps(content), dict(ways), carried)
+        return GroupWork(
+            group.index,
+            f"{labels} {data_id}",
+            cloudpickle.dumps(content),
+            done is not None,
+            dict(ways),
+            carried,
+        )
 
     def make_content(
         self,
         group: Group,
         blocked: frozenset[uuid.UUID] = frozenset(),
+        done: frozenset[uuid.UUID] = frozenset(),
         *,
         receivers: Collection[int] = (),
     ) -> GroupContent:
@@ -237,6 +251,8 @@ class ContentMaker:
             The group.
         blocked
             Its quanta that are not to run.
+        done
+            Its quanta that have succeeded.
         receivers
             Groups of the same unit that need it.
         """
@@ -268,7 +284,7 @@ class ContentMaker:
                 if (subset := data.subset(needed)) is not None:
                     records[name] = subset
                     known.update(dict.fromkeys(subset.records, True))
-            known.update((ref.id, ref.id in self._existing) for ref in outputs)
+            known.update((ref.id, self._produced.get(ref.id, ref.id in self._existing)) for ref in outputs)
         consumers = Counter(
             dataset_id
             for quantum in quanta.values()
@@ -287,6 +303,7 @@ class ContentMaker:
             outgoing=self._outgoing.get(group.index, {}),
             senders=frozenset(n for n in group.upstream if self._plan.groups[n].unit == group.unit),
             receivers={index: self._reads(index, own) for index in receivers},
+            done=frozenset(positions[quantum_id] for quantum_id in quantum_ids if quantum_id in done),
         )
 
     def _is_sibling(self, quantum_id: uuid.UUID, group: Group) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Ledger", "Pieces", "Sent", "pack_parcel", "receive", "run_here"]
+__all__ = ["Ledger", "Pieces", "Sent", "pack_parcel", "receive"]
 
 import dataclasses
 import logging
@@ -17,8 +17,7 @@ from .errors import EngineError
 from .outcomes import QuantumOutcome
 from .parcels import Inbox, Kind, Notice, cut_object, forward, make_record, open_record, places_left
 from .scratch import store_scratch
-from .work import GroupContent, GroupWork, Parcel, WorkerContext
-from .worker import run_group
+from .work import GroupContent, GroupWork, Parcel, QuantumWork, WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +114,16 @@ class Ledger:
             self._succeeded.add(event.quantum_id)
         self._outputs.update(event.outputs)
 
+    def note_done(self, work: QuantumWork) -> None:
+        """Take note of a quantum of which the driver knows that it succeeded."""
+        self._succeeded.add(work.quantum_id)
+        self._outputs.update(
+            ref.id
+            for refs in work.quantum.outputs.values()
+            for ref in refs
+            if self._content.known.get(ref.id)
+        )
+
     @property
     def sent(self) -> frozenset[uuid.UUID]:
         """Temporaries that are on their way."""
@@ -176,35 +185,3 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
     if work is None:
         raise EngineError("Temporaries have arrived for a group whose work has not.")
     yield work, inbox
-
-
-def run_here(
-    context: WorkerContext, work: GroupWork, inbox: Inbox | None = None
-) -> Iterator[QuantumOutcome | Pieces]:
-    """Run a group in this process.
-
-    Parameters
-    ----------
-    context
-        What all groups of the run have in common.
-    work
-        The group.
-    inbox
-        What has come for it from other groups.
-
-    Yields
-    ------
-    event
-        An outcome for each quantum that was tried, and the records for other
-        groups.
-    """
-    content = work.open()
-    ledger = Ledger(work, content)
-    for event in run_group(context, content, inbox, index=work.index):
-        if isinstance(event, Parcel):
-            yield from pack_parcel(context, work, content, event)
-            ledger.note(Sent(event.dataset_id, event.encoded.nbytes))
-        elif isinstance(event, QuantumOutcome):
-            ledger.note(event)
-            yield event
-    yield from ledger.closing_records()

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["Dispatcher", "RunResult"]
+__all__ = ["Dispatcher", "FailureBudget", "RunResult"]
 
 import dataclasses
 import heapq
 import logging
 import queue
+import re
+import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import networkx
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.pipe.base import InvalidQuantumError
+from lsst.pipe.base import InvalidQuantumError, QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from .backends import Backend
 from .errors import EngineError
+from .failures import FailureKind
+from .limits import Limits
 from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
 from .plan import Plan, Unit
@@ -29,6 +35,8 @@ _MAX_BATCH = 16
 _MAX_BUNDLE = 16
 _MAX_JOBS = 64
 _CANCEL_SECONDS = 1.0
+_MAX_LOSSES = 3
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclasses.dataclass
@@ -44,6 +52,9 @@ class RunResult:
     stopped_by: QuantumOutcome | None = None
     """The failure that ended the run before its time, if one did."""
 
+    stop_reason: str = ""
+    """Which rule it was that ended the run before its time."""
+
     n_ingested: int = 0
     """Number of datasets that were put into the registry."""
 
@@ -51,6 +62,23 @@ class RunResult:
     def failed(self) -> list[QuantumOutcome]:
         """Outcomes of the quanta that failed."""
         return [outcome for outcome in self.outcomes.values() if not outcome.succeeded]
+
+
+@dataclasses.dataclass(frozen=True)
+class FailureBudget:
+    """How many failures a run bears."""
+
+    fail_fast: bool = False
+    """Whether the first ends it."""
+
+    most: int | None = None
+    """The number that ends it."""
+
+    most_alike: int | None = None
+    """The number in a row of one task, with the same message but for numbers, that ends it."""
+
+
+_NO_BUDGET = FailureBudget()
 
 
 class Dispatcher:
@@ -68,15 +96,16 @@ class Dispatcher:
     make_work
         Prepares a unit for its journey.  Called in the thread of `run`, when
         all that the unit needs has ended.  It is told which quanta of the
-        unit are blocked.
+        unit are blocked and, where the unit was given out before and its
+        worker was lost, which of the others had succeeded.
     on_outcome
         Called in the thread of `run` with each outcome; again, when a lost
         temporary made it necessary to run a quantum a second time.
     limit
         The greatest number of groups to run at once.  `None` leaves it to the
         backend.
-    fail_fast
-        Whether to stop at the first failure.
+    budget
+        How many failures the run bears.
 
     Notes
     -----
@@ -90,11 +119,11 @@ class Dispatcher:
         plan: Plan,
         xgraph: networkx.DiGraph[uuid.UUID],
         backend: Backend,
-        make_work: Callable[[Unit, frozenset[uuid.UUID]], UnitWork],
+        make_work: Callable[[Unit, frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork],
         *,
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
-        fail_fast: bool = False,
+        budget: FailureBudget = _NO_BUDGET,
     ):
         self._plan = plan
         self._xgraph = xgraph
@@ -102,7 +131,7 @@ class Dispatcher:
         self._make_work = make_work
         self._on_outcome = on_outcome
         self._limit = limit
-        self._fail_fast = fail_fast
+        self._budget = budget
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
@@ -115,9 +144,12 @@ class Dispatcher:
         self._ready = [(-unit.remaining, unit.index) for unit in plan.units if not self._waiting[unit.index]]
         heapq.heapify(self._ready)
         self._running: dict[int, int] = {}
-        self._words: queue.SimpleQueue[QuantumOutcome | Future[None]] = queue.SimpleQueue()
+        self._words: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
+        self._losses: dict[int, int] = {}
+        self._resting: dict[int, threading.Timer] = {}
         self._result = RunResult()
         self._n_failed = 0
+        self._alike: dict[str, Counter[str]] = {}
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -140,16 +172,19 @@ class Dispatcher:
         jobs: dict[Future[None], list[Unit]] = {}
         pool = ThreadPoolExecutor(_MAX_JOBS, thread_name_prefix="spark-butler")
         try:
-            while self._ready or jobs:
+            while self._ready or self._resting or jobs:
                 if self._result.stopped_by is None:
                     self._dispatch(context, pool, jobs)
-                if not jobs:
+                if not (jobs or self._resting):
                     break
-                word = self._words.get()
-                if isinstance(word, QuantumOutcome):
-                    self._take(word)
-                else:
-                    self._end_job(word, jobs.pop(word))
+                match self._words.get():
+                    case QuantumOutcome() as outcome:
+                        self._take(outcome)
+                    case Future() as job:
+                        self._end_job(job, jobs.pop(job))
+                    case Unit() as unit:
+                        del self._resting[unit.index]
+                        heapq.heappush(self._ready, (-unit.remaining, unit.index))
                 if self._result.stopped_by is not None:
                     break
         finally:
@@ -161,6 +196,8 @@ class Dispatcher:
 
     def _stop(self, pool: ThreadPoolExecutor, jobs: Collection[Future[None]]) -> None:
         """End what is still running."""
+        for timer in self._resting.values():
+            timer.cancel()
         pool.shutdown(wait=False, cancel_futures=True)
         while wait(jobs, timeout=0).not_done:
             # Again and again, since a job may have been on its way to the backend the first time.
@@ -182,7 +219,7 @@ class Dispatcher:
             units = self._pick(min(room, _MAX_BATCH * size))
             if not units:
                 return
-            works = [self._make_work(unit, self._blocked_in(unit)) for unit in units]
+            works = [self._make_unit_work(unit) for unit in units]
             n_bundles = -(-len(works) // size)
             # Dealt out like cards, so that each bundle has its share of the urgent ones.
             bundles = [works[n::n_bundles] for n in range(n_bundles)]
@@ -200,42 +237,91 @@ class Dispatcher:
         while self._ready and room > 0:
             unit = self._plan.units[self._ready[0][1]]
             width = max(map(len, unit.levels))
-            if units and len(unit.levels) > 1:
+            # One that was lost before must not take others with it again.
+            by_itself = len(unit.levels) > 1 or unit.index in self._losses
+            if units and by_itself:
                 break
             heapq.heappop(self._ready)
             self._running[unit.index] = width
             room -= width
             units.append(unit)
-            if len(unit.levels) > 1:
+            if by_itself:
                 break
         return units
 
-    def _blocked_in(self, unit: Unit) -> frozenset[uuid.UUID]:
-        return frozenset(
-            q
-            for level in unit.levels
-            for index in level
-            for q in self._plan.groups[index].quanta
-            if q not in self._open[unit.index]
-        )
+    def _make_unit_work(self, unit: Unit) -> UnitWork:
+        """Prepare a unit, the first time or again."""
+        closed = frozenset(self._quanta_of(unit)) - self._open[unit.index]
+        if unit.index not in self._losses:
+            return self._make_work(unit, closed, None)
+        done = frozenset(q for q in closed if (o := self._result.outcomes.get(q)) is not None and o.succeeded)
+        return self._make_work(unit, closed - done, done)
+
+    def _quanta_of(self, unit: Unit) -> list[uuid.UUID]:
+        return [q for level in unit.levels for index in level for q in self._plan.groups[index].quanta]
 
     def _end_job(self, job: Future[None], units: list[Unit]) -> None:
-        """Take leave of a job, whose outcomes have all come."""
-        if (error := job.exception()) is not None:
-            if isinstance(error, EngineError):
-                raise error
+        """Take leave of a job; what has no outcome then was lost."""
+        error = job.exception()
+        if error is not None and not self._backend.is_alive():
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
-        for unit in units:
-            if missing := self._open[unit.index]:
-                raise EngineError(
-                    f"No outcome came back for {len(missing)} quanta of a job: {sorted(map(str, missing))}."
+        unfinished = [unit for unit in units if self._open[unit.index]]
+        if not unfinished:
+            return
+        if not self._backend.is_alive():
+            missing = sorted(str(q) for unit in unfinished for q in self._open[unit.index])
+            raise EngineError(f"No outcome came back for {len(missing)} quanta of a job: {missing}.")
+        reason = "no outcome came back" if error is None else brief(error)
+        logger.warning("A job with %d units was lost: %s", len(unfinished), reason)
+        if error is not None:
+            logger.debug("The job was lost.", exc_info=error)
+        for unit in unfinished:
+            # Which unit of several is to blame can't be seen before each has run by itself.
+            losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
+            self._running.pop(unit.index, None)
+            if losses >= _MAX_LOSSES:
+                self._give_up(unit, f"its worker was lost {losses} times: {reason}")
+                continue
+            timer = threading.Timer(Limits.pause(FailureKind.LOST, losses + 1), self._words.put, [unit])
+            timer.daemon = True
+            self._resting[unit.index] = timer
+            timer.start()
+
+    def _give_up(self, unit: Unit, reason: str) -> None:
+        """Let the quanta of a unit fail that could have run."""
+        still_open = self._open[unit.index]
+        ready = [q for q in still_open if still_open.isdisjoint(self._xgraph.predecessors(q))]
+        for quantum_id in ready:
+            node = self._xgraph.nodes[quantum_id]
+            report = QuantumReport(
+                quantumId=quantum_id,
+                status=ExecutionStatus.FAILURE,
+                dataId=node["data_id"],
+                taskLabel=node["task_label"],
+            )
+            self._take(
+                QuantumOutcome(
+                    quantum_id,
+                    QuantumAttemptStatus.ABORTED,
+                    report,
+                    kind=FailureKind.LOST,
+                    reason=reason,
                 )
+            )
 
     def _take(self, outcome: QuantumOutcome) -> None:
         """Record an outcome and see what it frees or blocks."""
         if not self._record(outcome):
             return
+        if outcome.attempts:
+            logger.warning(
+                "Task %s was tried %d times; before: %s.",
+                job_text(outcome.report),
+                len(outcome.attempts) + 1,
+                "; ".join(attempt.reason for attempt in outcome.attempts),
+            )
         if outcome.succeeded:
+            self._alike.pop(outcome.report.taskLabel or "", None)
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)
@@ -256,14 +342,24 @@ class Dispatcher:
     def _fail(self, outcome: QuantumOutcome) -> None:
         """Block what needs a failed quantum, or stop the run."""
         self._n_failed += 1
-        exit_code = outcome.report.exitCode or 0
+        exit_code = outcome.report.exitCode
         job = job_text(outcome.report)
         if outcome.traceback:
             logger.debug("Task %s raised:\n%s", job, outcome.traceback)
-        if self._fail_fast or exit_code == InvalidQuantumError.EXIT_CODE:
+        if outcome.log_tail:
+            logger.error("The last that task %s logged:\n%s", job, outcome.log_tail)
+        text = "timed out, task is killed" if outcome.timed_out else "failed"
+        if exit_code is not None and not outcome.timed_out:
+            text = f"failed, {exit_text(exit_code)}"
+            if outcome.reason.startswith(exit_text(exit_code)):
+                text = "failed"
+        if outcome.reason:
+            text = f"{text}, {outcome.reason}" if text == "failed" else f"{text} ({outcome.reason})"
+        if reason := self._exhausts_budget(outcome):
+            logger.error("Task %s %s; the run is stopped: %s.", job, text, reason)
             self._result.stopped_by = outcome
+            self._result.stop_reason = reason
             return
-        text = "timed out, task is killed" if outcome.timed_out else f"failed, {exit_text(exit_code)}"
         logger.error("Task %s %s; processing will continue for remaining tasks.", job, text)
         blocked = self._block_dependents(outcome.quantum_id)
         for quantum_id in blocked:
@@ -276,6 +372,22 @@ class Dispatcher:
         self._result.blocked.extend(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
+
+    def _exhausts_budget(self, outcome: QuantumOutcome) -> str:
+        """Say which rule a failure breaks, if it does."""
+        budget = self._budget
+        if outcome.report.exitCode == InvalidQuantumError.EXIT_CODE:
+            return "the task says that the run can only fail"
+        if budget.fail_fast:
+            return "fail-fast was asked for"
+        if budget.most is not None and self._n_failed >= budget.most:
+            return f"{self._n_failed} quanta have failed"
+        label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
+        n_alike = self._alike.get(label, Counter())[message] + 1
+        self._alike[label] = Counter({message: n_alike})
+        if budget.most_alike is not None and n_alike >= budget.most_alike:
+            return f"{n_alike} quanta of {label} in a row have failed alike"
+        return ""
 
     def _block_dependents(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
         """Find the quanta that can't run any more because one failed.

@@ -31,10 +31,12 @@ from .backends import Backend
 from .codecs import check_storage_class
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
-from .dispatch import Dispatcher, RunResult
+from .dispatch import Dispatcher, FailureBudget, RunResult
 from .errors import OptionsError, RepositoryError
+from .learned import find_needs, load_needs, save_needs
+from .limits import Limits
 from .outcomes import QuantumOutcome
-from .plan import Plan, cut_graph
+from .plan import GroupBy, Plan, cut_graph
 from .registry import Ingester
 from .repository import store_roots
 from .scratch import remove_scratch, scratch_root
@@ -83,12 +85,13 @@ def execute_graph(
     spark_butler.errors.EngineError
         Raised if the engine fails.  What had come back is in the registry.
     """
+    limits = _find_limits(graph, butler, options)
     existing = _existing_ids(butler, graph.header.output_run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
-    plan = cut_graph(sketch, group_by=options.group_by, slots=backend.slots)
+    plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
     butler.collections.register(graph.header.output_run)
     dataset_types = _dataset_types(graph)
     maker = ContentMaker(
@@ -114,7 +117,7 @@ def execute_graph(
         maker.make_work,
         on_outcome=take,
         limit=options.processes,
-        fail_fast=options.fail_fast,
+        budget=_failure_budget(options, len(plan)),
     )
     folder = _scratch_folder(butler, graph)
     context = WorkerContext(
@@ -131,7 +134,8 @@ def execute_graph(
         raise_on_partial_outputs=options.raise_on_partial_outputs,
         enable_lsst_debug=options.debug,
         fail_fast=options.fail_fast,
-        timeout=options.timeout,
+        limits=limits,
+        isolation=options.isolation,
         scratch="" if folder is None else str(folder),
         max_shuffle_bytes=options.max_shuffle_bytes,
         log_state=tuple(CliLog.configState),
@@ -144,7 +148,27 @@ def execute_graph(
         if folder is not None and plan.crossings:
             remove_scratch(folder)
     result.n_ingested = ingester.n_ingested
+    if needs := find_needs(result.outcomes.values()):
+        save_needs(store_roots(butler)[0], needs)
     return result
+
+
+def _find_limits(graph: PredictedQuantumGraph, butler: Butler, options: RunOptions) -> dict[str, Limits]:
+    """Work out the limits of all tasks, with what earlier runs have learned."""
+    requests = options.resources.with_options(timeout=options.timeout, number_of_retries=options.retries)
+    labels = graph.pipeline_graph.tasks
+    learned: dict[str, int] = {}
+    if requests.asks_for_memory and (roots := store_roots(butler)):
+        learned = load_needs(roots[0])
+    return requests.limits(labels, learned)
+
+
+def _failure_budget(options: RunOptions, n_quanta: int) -> FailureBudget:
+    """Turn what the options say into numbers."""
+    most = None
+    if (text := options.max_failures) is not None:
+        most = int(text) if not text.endswith("%") else -(-int(text[:-1]) * n_quanta // 100)
+    return FailureBudget(options.fail_fast, most, options.max_same_failures)
 
 
 def _existing_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
@@ -190,7 +214,18 @@ def plan_graph(
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     sizes = measure_sizes(butler, temporary_types) if butler is not None else {}
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes)
-    return cut_graph(sketch, group_by=options.group_by, slots=slots)
+    return cut_graph(sketch, group_by=_grain(options, temporary_types), slots=slots)
+
+
+def _grain(options: RunOptions, temporary_types: Collection[str]) -> GroupBy:
+    """Find the grain; a quantum can pass a temporary on in memory only to others of its process."""
+    if options.isolation != "quantum" or not temporary_types:
+        return options.group_by
+    if options.group_by not in ("auto", "quantum"):
+        raise OptionsError(
+            f"--isolation quantum with temporaries needs --group-by quantum; it is {options.group_by!r}."
+        )
+    return "quantum"
 
 
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:

@@ -22,9 +22,10 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from .backends import Backend
 from .config import RunOptions
 from .contents import ContentMaker, sketch_graph
-from .dispatch import Dispatcher, RunResult
+from .dispatch import Dispatcher, FailureBudget, RunResult
 from .engine import execute_graph
 from .errors import OptionsError
+from .limits import Limits
 from .outcomes import exit_text, job_text
 from .plan import cut_graph
 from .report import fill_report
@@ -173,7 +174,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             universe=graph.pipeline_graph.universe,
             quantum_executor=self._quantum_executor,
             fail_fast=self._fail_fast,
-            timeout=self._timeout,
+            limits=dict.fromkeys(graph.pipeline_graph.tasks, Limits(timeout=self._timeout, retries=0)),
             log_state=tuple(CliLog.configState),
             environment=worker_environment(),
         )
@@ -186,7 +187,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             maker.make_work,
             on_outcome=lambda outcome: None,
             limit=self._num_proc,
-            fail_fast=self._fail_fast,
+            budget=FailureBudget(fail_fast=self._fail_fast),
         )
         return dispatcher.run(context)
 

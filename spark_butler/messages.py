@@ -11,6 +11,9 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
 _JAVA_CAUSE = re.compile(r"^(?:: |Caused by: )(?:[\w.$]+\.)?(\w+): (.+)$", re.MULTILINE)
 _HINT = re.compile(r"^\s*(?:\(Background on|\[SQL:|For further info|For more info)", re.MULTILINE)
+_PYTHON_ERROR = re.compile(
+    r"^(?!org\.|java\.|py4j\.)[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*$", re.MULTILINE
+)
 _LONGEST = 600
 
 
@@ -28,7 +31,7 @@ def brief(exc: BaseException) -> str:
         The first lines of its message.  From an error of Java, the message of
         the first exception without its stack.
     """
-    message = str(exc)
+    message = _last_of_traceback(str(exc))
     if (cause := _JAVA_CAUSE.search(message)) is not None:
         message = cause[2]
     # Hints of SQLAlchemy, pydantic and pex_config to their own pages and sources help nobody here.
@@ -36,6 +39,15 @@ def brief(exc: BaseException) -> str:
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     text = hide_secrets(" ".join(kept[:4])) or type(exc).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _last_of_traceback(message: str) -> str:
+    """Find the error of a worker in the report of Spark, which has stacks of Python and of Java in it."""
+    _, is_there, stacks = message.partition("Traceback (most recent call last):")
+    if not is_there:
+        return message
+    errors = _PYTHON_ERROR.findall(stacks)
+    return errors[-1] if errors else message
 
 
 def hide_secrets(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
+__all__ = ["Attempt", "QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
 
 import dataclasses
 import signal
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from .failures import FailureKind
 
 if TYPE_CHECKING:
     from lsst.daf.butler.datastore.record_data import DatastoreRecordData
@@ -21,6 +23,26 @@ class QuantumStarted:
     """Word from a worker that it begins a quantum."""
 
     quantum_id: uuid.UUID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is remembered of an attempt that was not the last."""
+
+    kind: FailureKind
+    """Why it failed."""
+
+    reason: str
+    """The same in words."""
+
+    peak_memory: int
+    """Peak resident memory of its process, in bytes; 0 when unknown."""
+
+    wall_seconds: float
+    """How long it took, in seconds."""
+
+    worker: str
+    """Host name and process ID of the worker."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,8 +76,23 @@ class QuantumOutcome:
     skipped_existing: bool = False
     """Whether nothing ran because an earlier attempt had succeeded."""
 
+    kind: FailureKind | None = None
+    """Why the attempt failed; `None` when it did not."""
+
+    reason: str = ""
+    """The same in words: exception, signal or limit."""
+
     traceback: str = ""
     """Python traceback of a failure, if there was one."""
+
+    log_tail: str = ""
+    """The last lines that a process logged that could not write its log any more."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """The failed attempts before this one."""
+
+    memory_limit: int | None = None
+    """Memory that the attempt might have, in bytes; `None` when nothing limited it."""
 
     wall_seconds: float = 0.0
     """Time from start to end of the attempt, in seconds."""
@@ -78,6 +115,11 @@ class QuantumOutcome:
     def timed_out(self) -> bool:
         """Whether the attempt was ended because it took too long."""
         return self.report.status is ExecutionStatus.TIMEOUT
+
+    def as_attempt(self) -> Attempt:
+        """Shorten to what is remembered when another attempt follows."""
+        assert self.kind is not None
+        return Attempt(self.kind, self.reason, self.peak_memory, self.wall_seconds, self.worker)
 
 
 def job_text(report: QuantumReport) -> str:

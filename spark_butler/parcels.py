@@ -310,6 +310,14 @@ class Inbox:
             case _:
                 self._add_chunk(record)
 
+    def copy(self) -> Inbox:
+        """Copy the objects, so that a reader may change one without spoiling it for another attempt."""
+        other = Inbox(self._group)
+        other._notices = self._notices
+        other.objects = {dataset_id: bytearray(data) for dataset_id, data in self.objects.items()}
+        other.scratch = self.scratch
+        return other
+
     def _add_chunk(self, record: Record) -> None:
         if record.dataset_id in self.objects:
             return

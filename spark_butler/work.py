@@ -25,7 +25,11 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 
 from .codecs import EncodedObject
+from .config import Isolation
+from .limits import Limits
 from .parcels import Way
+
+NO_LIMITS = Limits(retries=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,11 @@ class WorkerContext:
     fail_fast: bool = False
     """Whether the first failure ends the run."""
 
-    timeout: float | None = None
-    """Seconds after which a quantum is killed."""
+    limits: Mapping[str, Limits] = dataclasses.field(default_factory=dict)
+    """Limits of the quanta, by label; without an entry there are none, and no second attempts."""
+
+    isolation: Isolation = "group"
+    """What gets a process of its own: a group, a quantum, or nothing."""
 
     log_state: Sequence[Any] = ()
     """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
@@ -82,6 +89,16 @@ class WorkerContext:
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables, without secrets, that a worker takes over unless it has its own."""
+
+    def limits_of(self, label: str) -> Limits:
+        """Find the limits of the quanta of a task.
+
+        Parameters
+        ----------
+        label
+            Label of the task.
+        """
+        return self.limits.get(label, NO_LIMITS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +152,9 @@ class GroupContent:
     receivers: dict[int, frozenset[uuid.UUID]] = dataclasses.field(default_factory=dict)
     """Groups of the same unit that need this one, with the retained datasets that they read from it."""
 
+    done: frozenset[int] = frozenset()
+    """Positions of the quanta of which the driver knows that they succeeded."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parcel:
@@ -173,6 +193,9 @@ class GroupWork:
 
     payload: bytes
     """The pickled `GroupContent`, opened only where it runs."""
+
+    again: bool = False
+    """Whether the group was given out before and its worker was lost."""
 
     ways: Mapping[int, Way] = dataclasses.field(default_factory=dict)
     """The ways to the groups of the same unit that need this one."""

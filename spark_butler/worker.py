@@ -32,6 +32,8 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 
+from .failures import classify
+from .messages import brief, hide_secrets
 from .outcomes import QuantumOutcome, QuantumStarted
 from .parcels import NO_NEWS, Inbox, Notice
 from .temporaries import GroupButler
@@ -384,5 +386,7 @@ def failure_outcome(work: QuantumWork, failure: BaseException, *, fail_fast: boo
         work.quantum_id,
         QuantumAttemptStatus.FAILED,
         report,
-        traceback="".join(traceback.format_exception(failure)),
+        kind=classify(failure),
+        reason=f"{type(failure).__name__}: {brief(failure)}" if str(failure) else type(failure).__name__,
+        traceback=hide_secrets("".join(traceback.format_exception(failure))),
     )

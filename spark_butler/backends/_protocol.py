@@ -37,8 +37,13 @@ class Backend(Protocol):
         Notes
         -----
         May be called from several threads at once.  It never raises for what
-        a task does; an exception means that the engine can't go on.
+        a task does; an exception means that workers were lost, and that units
+        of the batch without all their outcomes have to be run again.
         """
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether more units can be run after a call of `run` has raised."""
         ...
 
     def cancel(self) -> None:

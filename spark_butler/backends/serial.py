@@ -8,7 +8,8 @@ import itertools
 import threading
 from collections.abc import Sequence
 
-from ..delivery import receive, run_here
+from ..attempts import InProcessRunner, run_attempts
+from ..delivery import receive
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
 from ..work import GroupWork, UnitWork, WorkerContext
@@ -17,7 +18,7 @@ from ._protocol import ReportOutcome
 
 
 class SerialBackend:
-    """Runs every group in this process, without isolation."""
+    """Runs every group in this process, without isolation and limits."""
 
     slots = 1
 
@@ -44,16 +45,20 @@ class SerialBackend:
             for record in passing:
                 heaps[next_place(record)].append(record)
             while arrived:
-                for event in run_here(context, *arrived.pop(0)):
+                for event in run_attempts(context, *arrived.pop(0), runner=InProcessRunner()):
                     if isinstance(event, QuantumOutcome):
                         report(event)
                         if self._cancelled.is_set():
                             return
                     else:
-                        heaps[next_place(event[0])].append(b"".join(event))
+                        heaps[next_place(event)].append(bytes(event))
             items = [item for heap in heaps for item in receive(heap)]
             passing = [item for item in items if isinstance(item, bytes)]
             arrived.extend(item for item in items if not isinstance(item, bytes))
+
+    def is_alive(self) -> bool:
+        """Whether more units can be run: not after the engine itself has failed."""
+        return False
 
     def cancel(self) -> None:
         """Stop the current call of `run` after its quantum.  See `Backend.cancel`."""

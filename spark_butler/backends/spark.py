@@ -7,23 +7,27 @@ __all__ = ["SparkBackend"]
 import functools
 import itertools
 import logging
+import os
 import pickle
 import struct
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
-from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext, TaskContext
+from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext, SparkFiles, TaskContext
 from pyspark.serializers import NoOpSerializer
 from pyspark.sql import SparkSession
 
+from ..attempts import InProcessRunner, run_attempts
 from ..delivery import receive
 from ..errors import EngineError
-from ..isolation import run_isolated
+from ..isolation import ChildRunner
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
+from ..turnstile import Turnstile
 from ..work import GroupWork, UnitWork, WorkerContext
 from ..worker import prepare_process
 from ._protocol import ReportOutcome
@@ -91,6 +95,13 @@ class SparkBackend:
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
         # Nothing is left to send after the last level.
         records.foreachPartition(_drain)
+
+    def is_alive(self) -> bool:
+        """Whether Spark still runs.  See `Backend.is_alive`."""
+        try:
+            return not self._spark._jsc.sc().isStopped()
+        except Exception:  # noqa: BLE001  (py4j raises many things once the JVM is gone)
+            return False
 
     def cancel(self) -> None:
         """Stop all jobs of this backend.  See `Backend.cancel`."""
@@ -179,7 +190,7 @@ def _run_bundles(
     """Run bundles of groups in a worker."""
     context = _open_context(broadcast.value)
     for work in itertools.chain.from_iterable(bundles):
-        for event in run_isolated(context, work, again=_is_again()):
+        for event in _run_here(context, work, None):
             if isinstance(event, QuantumOutcome):
                 outcomes.add([event])
                 if context.fail_fast and not event.succeeded:
@@ -219,12 +230,33 @@ def _run_group(
     inbox: Inbox | None,
 ) -> Iterator[bytes | bytearray]:
     """Run a group and give each of its records a place to go to."""
-    for event in run_isolated(context, work, inbox, again=_is_again()):
+    for event in _run_here(context, work, inbox):
         if isinstance(event, QuantumOutcome):
             outcomes.add([event])
         else:
             yield _LONG.pack(next_place(event))
             yield event
+
+
+def _run_here(
+    context: WorkerContext, work: GroupWork, inbox: Inbox | None
+) -> Iterator[QuantumOutcome | bytearray]:
+    """Run a group in this worker, or rather in its children."""
+    return run_attempts(
+        context,
+        work,
+        inbox,
+        runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
+        again=_is_again(),
+        turnstile=Turnstile(Path(SparkFiles.getRootDirectory())),
+        slots=_slots_here(),
+    )
+
+
+def _slots_here() -> int:
+    """Find how many groups run side by side on this machine."""
+    cores = os.environ.get("SPARK_EXECUTOR_CORES", "")
+    return int(cores) if cores.isdecimal() else os.cpu_count() or 1
 
 
 def _is_again() -> bool:

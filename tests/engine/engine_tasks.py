@@ -16,6 +16,8 @@ __all__ = [
     "OneOutputTask",
     "OverlapTask",
     "SpyTask",
+    "TroubleConfig",
+    "TroubleTask",
     "watch_opens",
 ]
 
@@ -28,8 +30,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lsst.pex.config import Field
-from lsst.pipe.base import InputQuantizedConnection, OutputQuantizedConnection, QuantumContext
+from lsst.pex.config import DictField, Field
+from lsst.pipe.base import (
+    InputQuantizedConnection,
+    OutputQuantizedConnection,
+    QuantumContext,
+    RepeatableQuantumError,
+)
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask, DynamicTestPipelineTaskConfig
 from lsst.pipe.base.tests.mocks._pipeline_task import DynamicTestPipelineTaskConnections
 
@@ -40,6 +47,12 @@ class CallConfig(DynamicTestPipelineTaskConfig, pipelineConnections=DynamicTestP
     way = Field[str]("What to do.", dtype=str, default="")
     number = Field[int]("Exit status, or number of attempts.", dtype=int, default=0)
     folder = Field[str]("Directory for notes.", dtype=str, default="")
+
+
+class TroubleConfig(CallConfig):
+    """Configuration of `TroubleTask`."""
+
+    troubles = DictField[str, str]("Trouble by detector.", keytype=str, itemtype=str, default={})
 
 
 class _CallTask(DynamicTestPipelineTask):
@@ -132,6 +145,47 @@ class FailOnceTask(_CallTask):
         if (limit > 0 and count >= limit) or (limit < 0 and count <= -limit):
             raise ValueError(f"attempt {count}")
         self.metadata["padding"] = "x" * count
+
+
+class TroubleTask(_CallTask):
+    """Gets into the trouble that ``troubles`` names for its detector."""
+
+    ConfigClass = TroubleConfig
+
+    def act(self, butlerQC: QuantumContext, *args: Any) -> None:
+        detector = butlerQC.quantum.dataId["detector"]
+        self.log.warning("Here comes detector %s.", detector)
+        match self.config.troubles.get(str(detector), ""):
+            case "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "memory":
+                self._grow()
+            case "gulp":
+                bytearray(1 << 42)
+            case "hang":
+                time.sleep(600)
+            case "raise":
+                raise ValueError(f"no good: {detector}")
+            case "store":
+                self._fail_at_first(detector, ConnectionResetError("the store is away"))
+            case "store for ever":
+                raise ConnectionResetError("the store is away")
+            case "repeatable":
+                raise RepeatableQuantumError("always so")
+            case "lost":
+                if _count(Path(self.config.folder) / f"count-{detector}") == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    def _grow(self) -> None:
+        """Use ``number`` MiB, page by page."""
+        kept = []
+        for _ in range(self.config.number):
+            kept.append(bytes([1]) * 2**20)
+            time.sleep(0.001)
+
+    def _fail_at_first(self, detector: object, error: Exception) -> None:
+        if _count(Path(self.config.folder) / f"count-{detector}") == 1:
+            raise error
 
 
 class BadConstructorTask(_CallTask):

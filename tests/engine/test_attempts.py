@@ -235,7 +235,7 @@ def test_temporary_that_can_not_be_made_again_fails_its_readers(
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(build))
-        result = _run(helper, graph, spark_backend, temporary=("x",))
+        result = _run(helper, graph, spark_backend, temporary=("x",), retries=0)
         outcomes = _by_task(graph, result)
         failed = {key: outcome for key, outcome in outcomes.items() if not outcome.succeeded}
         assert failed.keys() == {("b1", 1, 2), ("b2", 1, 2), ("b3", 1, 2)}

@@ -15,7 +15,7 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.dispatch import Dispatcher, RunResult
+from spark_butler.dispatch import Dispatcher, FailureBudget, RunResult
 from spark_butler.errors import EngineError
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.plan import GraphSketch, Plan, Unit, cut_graph
@@ -45,6 +45,9 @@ class _Backend:
                     self.ran.append(quantum_id)  # type: ignore[arg-type]
                     report(_outcome(quantum_id, good=quantum_id not in self._bad))  # type: ignore[arg-type]
 
+    def is_alive(self) -> bool:
+        return True
+
     def cancel(self) -> None:
         pass
 
@@ -69,12 +72,13 @@ def _dispatcher(
     return Dispatcher(plan, graph, backend, make_work, on_outcome=on_outcome, **options)
 
 
-def _work_maker(plan: Plan) -> Callable[[Unit, frozenset[uuid.UUID]], UnitWork]:
+def _work_maker(plan: Plan) -> Callable[[Unit, frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork]:
     """Make works that hold quantum IDs, which is all that the backends here want."""
 
-    def make_work(unit: Unit, blocked: frozenset[uuid.UUID]) -> UnitWork:
+    def make_work(unit: Unit, blocked: frozenset[uuid.UUID], done: frozenset[uuid.UUID] | None) -> UnitWork:
         quanta = [q for level in unit.levels for index in level for q in plan.groups[index].quanta]
-        return UnitWork(unit.index, tuple(q for q in quanta if q not in blocked), (1,))  # type: ignore[arg-type]
+        left = blocked | (done or frozenset())
+        return UnitWork(unit.index, tuple(q for q in quanta if q not in left), (1,))  # type: ignore[arg-type]
 
     return make_work
 
@@ -146,7 +150,7 @@ class _Deaf(_Backend):
 def test_job_that_was_on_its_way_is_stopped_too() -> None:
     graph = _graph("a" * 40, [])
     results: list[RunResult] = []
-    dispatcher = _dispatcher(graph, _Deaf(), fail_fast=True)
+    dispatcher = _dispatcher(graph, _Deaf(), budget=FailureBudget(fail_fast=True))
     thread = threading.Thread(target=lambda: results.append(_run(dispatcher)), daemon=True)
     thread.start()
     thread.join(timeout=20)

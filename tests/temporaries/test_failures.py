@@ -11,6 +11,7 @@ from spark_butler.backends import SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.engine import plan_graph
 from spark_butler.errors import EngineError
+from spark_butler.failures import FailureKind
 from spark_butler.parcels import Kind
 
 # On Spark too, but only where there is time.
@@ -191,9 +192,12 @@ def test_spark_tells_of_a_lost_record(
     scene.mock("a", {"i": "input"}, {"o": "a_out"})
     scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
     monkeypatch.setattr(spark, "_run_next_level", temporaries_tasks.lose_chunks)
-    with pytest.raises(EngineError) as caught:
-        scene.run(spark_backend, temporary=("a_out",), group_by="quantum")
-    assert "were sent but have not arrived" in f"{caught.value} {caught.value.__cause__}"
+    graph, result = scene.run(spark_backend, temporary=("a_out",), group_by="quantum")
+    assert {label for label, _ in _names(graph, (o.quantum_id for o in result.failed))} == {"b"}
+    for outcome in result.failed:
+        assert outcome.kind is FailureKind.LOST
+        assert "its worker was lost 3 times" in outcome.reason
+        assert "were sent but have not arrived" in outcome.reason
     assert not scene.butler.query_datasets("b_metadata", collections="run1", explain=False)
 
 
