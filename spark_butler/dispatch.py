@@ -335,8 +335,11 @@ class Dispatcher:
                 return False
             # A lost temporary was made again: what that wrote on the way has replaced the first.
             outcome = _merge(first, outcome)
-        self._result.outcomes[outcome.quantum_id] = outcome
         self._on_outcome(outcome)
+        if outcome.scan is not None:
+            # All of them would be the logs of the whole run.
+            outcome = dataclasses.replace(outcome, scan=None)
+        self._result.outcomes[outcome.quantum_id] = outcome
         return first is None
 
     def _fail(self, outcome: QuantumOutcome) -> None:
@@ -445,4 +448,6 @@ def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
         records.setdefault(name, DatastoreRecordData()).records.update(data.records)
     outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
     removed = (set(first.removed) | set(again.removed)) - outputs
-    return dataclasses.replace(first, outputs=tuple(outputs), removed=tuple(removed), records=records)
+    return dataclasses.replace(
+        first, outputs=tuple(outputs), removed=tuple(removed), records=records, scan=again.scan
+    )

@@ -94,6 +94,9 @@ class QuantumOutcome:
     memory_limit: int | None = None
     """Memory that the attempt might have, in bytes; `None` when nothing limited it."""
 
+    scan: bytes | None = None
+    """The packed `spark_butler.scans.QuantumScan` of the attempt, where a provenance graph is wanted."""
+
     wall_seconds: float = 0.0
     """Time from start to end of the attempt, in seconds."""
 

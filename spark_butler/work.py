@@ -78,6 +78,9 @@ class WorkerContext:
     isolation: Isolation = "group"
     """What gets a process of its own: a group, a quantum, or nothing."""
 
+    provenance: bool = False
+    """Whether outcomes carry what a provenance graph holds of a quantum."""
+
     log_state: Sequence[Any] = ()
     """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
 

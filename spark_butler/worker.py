@@ -16,9 +16,9 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
-from lsst.daf.butler import ButlerConfig, QuantumBackedButler
+from lsst.daf.butler import ButlerConfig, ButlerLogRecords, QuantumBackedButler
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import (
@@ -109,6 +109,7 @@ def run_group(
     news = inbox.close(content.senders) if inbox is not None else NO_NEWS
     butler = _make_butler(context, content, inbox, news) if context.quantum_executor is None else None
     bad: set[int] = set()
+    before: list[uuid.UUID] = []
     try:
         for position, work in enumerate(content.quanta):
             if position in skip:
@@ -117,7 +118,8 @@ def run_group(
                 bad.add(position)
                 continue
             yield QuantumStarted(work.quantum_id)
-            outcome, parcels = _run_quantum(context, content, work, butler, sent)
+            outcome, parcels = _run_quantum(context, content, work, butler, sent, before)
+            before.append(work.quantum_id)
             if not outcome.succeeded:
                 bad.add(position)
             yield from parcels
@@ -245,6 +247,7 @@ def _run_quantum(
     work: QuantumWork,
     butler: GroupButler | None,
     sent: frozenset[uuid.UUID],
+    before: Sequence[uuid.UUID],
 ) -> tuple[QuantumOutcome, list[Parcel]]:
     """Make one attempt at one quantum; whatever the task does becomes an outcome."""
     executor = context.quantum_executor
@@ -262,13 +265,20 @@ def _run_quantum(
             resources=context.resources,
             enable_lsst_debug=context.enable_lsst_debug,
         )
+        # One executor for all would know them, but options differ from quantum to quantum.
+        executor._previous_process_quanta.extend(before)
     wall, cpu = time.time(), time.process_time()
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
     parcels: list[Parcel] = []
+    logs = ButlerLogRecords([]) if context.provenance else None
     try:
         result = executor.execute(
-            context.task_nodes[work.task_label], work.quantum, quantum_id=work.quantum_id
+            context.task_nodes[work.task_label],
+            work.quantum,
+            quantum_id=work.quantum_id,
+            # Executors of users may be older than this argument.
+            **({} if logs is None else {"log_records": logs}),
         )
         if butler is not None:
             parcels = _pack_parcels(content, work, butler, sent)
@@ -298,8 +308,37 @@ def _run_quantum(
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",
+        scan=_scan(context, work, result, logs, failure),
     )
     return outcome, parcels
+
+
+def _scan(
+    context: WorkerContext,
+    work: QuantumWork,
+    result: QuantumExecutionResult | None,
+    logs: ButlerLogRecords | None,
+    failure: BaseException | None,
+) -> bytes | None:
+    """Pack what a provenance graph holds of an attempt, unless the driver has to look for it."""
+    metadata = None
+    if failure is None and isinstance(result, QuantumExecutionResult):
+        if result.skipped_existing:
+            return None
+        metadata = result.task_metadata
+    if logs is None:
+        return None
+    from .scans import MAX_SCAN_BYTES, scan_attempt
+
+    node = context.task_nodes[work.task_label]
+    try:
+        scan = scan_attempt(node, work.quantum, work.quantum_id, metadata, logs, failure).to_bytes()
+    except Exception:  # noqa: BLE001  (a quantum is not to fail for what is said about it)
+        logger.warning("No provenance could be gathered for %s.", work.task_label, exc_info=True)
+        return None
+    if len(scan) > MAX_SCAN_BYTES and context.quantum_executor is None:
+        return None
+    return scan
 
 
 def _pack_parcels(
