@@ -141,7 +141,9 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
     except pydantic.ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         name = str(first["loc"][0]).replace("_", "-")
-        raise OptionsError(f"--{name} is {first['input']!r}: {first['msg']}.") from exc
+        raise OptionsError(
+            f"--{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
+        ) from exc
 
 
 def _read_resources(file: str | None) -> ResourceRequests:

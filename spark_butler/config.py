@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Isolation", "RunOptions"]
 
+import re
 from typing import Literal
 
 import pydantic
@@ -48,7 +49,6 @@ class RunOptions(pydantic.BaseModel):
     fail_fast: bool = pydantic.Field(False, description="Stop at the first failure.")
     max_failures: str | None = pydantic.Field(
         None,
-        pattern=r"^[1-9][0-9]*%?$",
         description="Stop when so many quanta have failed, given as a number or as a percentage of all.",
     )
     max_same_failures: int | None = pydantic.Field(
@@ -68,3 +68,10 @@ class RunOptions(pydantic.BaseModel):
         "", description="Memory that a task may use, with a unit (MB without)."
     )
     debug: bool = pydantic.Field(False, description="Import the user's module `debug` in workers.")
+
+    @pydantic.field_validator("max_failures")
+    @classmethod
+    def _check_max_failures(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"[1-9][0-9]*%?", text):
+            raise ValueError("expected a number such as 10 or a percentage such as 5%")
+        return text

@@ -15,6 +15,7 @@ from lsst.daf.butler import Butler, DatasetRef, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
+from .limits import Limits
 from .parcels import Way
 from .plan import GraphSketch, Group, Handover, Plan, Unit
 from .work import GroupContent, GroupWork, QuantumWork, UnitWork
@@ -100,6 +101,8 @@ class ContentMaker:
         Whether outputs of earlier attempts are replaced.
     forced
         Quanta whose earlier outputs are replaced in any case.
+    limits
+        Limits of the quanta, by task label.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class ContentMaker:
         existing: Collection[uuid.UUID] = frozenset(),
         clobber: bool = False,
         forced: Collection[uuid.UUID] = frozenset(),
+        limits: Mapping[str, Limits] | None = None,
     ):
         self._plan = plan
         self._graph = graph
@@ -122,6 +126,7 @@ class ContentMaker:
         self._existing = existing
         self._clobber = clobber
         self._forced = forced
+        self._limits = dict(limits or {})
         self._produced: dict[uuid.UUID, bool] = {}
         self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
         self._outgoing: defaultdict[int, dict[uuid.UUID, tuple[int, ...]]] = defaultdict(dict)
@@ -224,12 +229,13 @@ class ContentMaker:
     ) -> GroupWork:
         """Pickle the content of a group."""
         content = self.make_content(group, blocked, done or frozenset(), receivers=ways.keys())
-        labels = " -> ".join(dict.fromkeys(self._plan.task_labels[q] for q in group.quanta))
+        tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
         return GroupWork(
             group.index,
-            f"{labels} {data_id}",
+            f"{' -> '.join(tasks)} {data_id}",
             cloudpickle.dumps(content),
+            max(self._limits[label].memory or 0 if label in self._limits else 0 for label in tasks),
             done is not None,
             dict(ways),
             carried,

@@ -103,6 +103,7 @@ def execute_graph(
         existing=existing,
         clobber=options.clobber_outputs,
         forced=forced,
+        limits=limits,
     )
     ingester = Ingester(butler, dataset_types, existing=existing)
 

@@ -117,6 +117,11 @@ def summarize(
         lines.append("  " + "  ".join(cells))
     if n_ingested is not None:
         lines.append(f"{n_ingested} datasets ingested into the registry by the driver.")
+    retried = [outcome for outcome in result.outcomes.values() if outcome.attempts]
+    if retried:
+        kinds = Counter(attempt.kind for outcome in retried for attempt in outcome.attempts)
+        words = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
+        lines.append(f"{len(retried)} quanta were tried more than once ({words}).")
     for outcome in sorted(result.failed, key=lambda outcome: job_text(outcome.report)):
         lines.append(f"FAILED {_failure_text(outcome)}")
     return "\n".join(lines)
@@ -145,7 +150,7 @@ def _verdict(graph: PredictedQuantumGraph, result: RunResult) -> str:
     if not result.failed:
         return f"all of {len(result.outcomes)} quanta succeeded"
     text = f"{len(result.failed)} of {len(graph)} quanta failed, {len(result.blocked)} blocked"
-    return f"{text}, stopped at the first failure" if result.stopped_by is not None else text
+    return f"{text}, stopped because {result.stop_reason}" if result.stopped_by is not None else text
 
 
 def _failure_text(outcome: QuantumOutcome) -> str:
@@ -155,8 +160,11 @@ def _failure_text(outcome: QuantumOutcome) -> str:
         reason = "timed out"
     elif report.exceptionInfo is not None:
         reason = f"{report.exceptionInfo.className}: {report.exceptionInfo.message}"
-    elif outcome.status is QuantumAttemptStatus.ABORTED:
-        reason = f"the process ended: {exit_text(report.exitCode or 0)}"
+    elif outcome.status is QuantumAttemptStatus.ABORTED and report.exitCode is not None:
+        reason = f"the process ended: {exit_text(report.exitCode)}"
     else:
         reason = exit_text(report.exitCode or 0)
-    return f"{job_text(report)}: {reason}"
+    if outcome.kind is not None and report.exceptionInfo is None:
+        reason = f"{reason} ({outcome.kind}: {outcome.reason})"
+    tried = f" (attempt {len(outcome.attempts) + 1})" if outcome.attempts else ""
+    return f"{job_text(report)}: {reason}{tried}"

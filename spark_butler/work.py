@@ -197,6 +197,9 @@ class GroupWork:
     payload: bytes
     """The pickled `GroupContent`, opened only where it runs."""
 
+    memory: int = 0
+    """Memory that its quanta may have, in bytes; 0 where nothing is asked for."""
+
     again: bool = False
     """Whether the group was given out before and its worker was lost."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext, SparkFiles, TaskContext
+from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.serializers import NoOpSerializer
 from pyspark.sql import SparkSession
 
@@ -60,6 +61,8 @@ class SparkBackend:
         self._tag = f"spark-butler-{uuid.uuid4()}"
         self._lock = threading.Lock()
         self._sent: tuple[WorkerContext, Broadcast[bytes]] | None = None
+        self._cores = int(self._spark.getConf().get("spark.executor.cores", "0") or 0)
+        self._slot_memory = _find_slot_memory(self._spark, self._cores)
 
     @property
     def slots(self) -> int:
@@ -78,7 +81,7 @@ class SparkBackend:
             self._run_levels(units[0], broadcast, outcomes)
             return
         bundles = [[work for unit in bundle for work in unit.groups] for bundle in batch]
-        rdd = spark.parallelize(bundles, len(bundles))
+        rdd = self._roomy(spark.parallelize(bundles, len(bundles)), units)
         rdd.foreachPartition(functools.partial(_run_bundles, broadcast, outcomes))
 
     def _run_levels(
@@ -88,13 +91,27 @@ class SparkBackend:
         outcomes: Accumulator[list[QuantumOutcome]],
     ) -> None:
         """Run a unit of several levels: a Spark stage for each, with shuffles between."""
-        works = self._spark.parallelize(unit.groups, len(unit.groups))
+        works = self._roomy(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
         records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
         for width in unit.widths[1:]:
-            arrived = _shuffle(records, width)
+            arrived = self._roomy(_shuffle(records, width), [unit])
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
         # Nothing is left to send after the last level.
         records.foreachPartition(_drain)
+
+    def _roomy(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
+        """Let Spark tasks that need the memory of several slots take up so many."""
+        memory = max(_memory_of(work) for unit in units for work in unit.groups)
+        n_slots = -(-memory // self._slot_memory) if self._slot_memory else 1
+        if n_slots <= 1:
+            return rdd
+        requests = TaskResourceRequests().cpus(min(n_slots, self._cores))
+        try:
+            return rdd.withResources(ResourceProfileBuilder().require(requests).build)
+        except Exception as exc:  # noqa: BLE001  (what of the cluster manager is to blame differs)
+            logger.warning("Spark has no resource profiles here; quanta wait for memory in workers: %s", exc)
+            self._slot_memory = 0
+            return rdd
 
     def is_alive(self) -> bool:
         """Whether Spark still runs.  See `Backend.is_alive`."""
@@ -141,6 +158,21 @@ class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
         for outcome in value2:
             self._report(outcome)
         return []
+
+
+def _find_slot_memory(spark: SparkContext, cores: int) -> int:
+    """Find how much memory Spark was given for Python in each slot, in bytes; 0 where it was not told."""
+    conf = spark.getConf()
+    if not cores or conf.get("spark.master", "").startswith("local"):
+        return 0
+    size = conf.get("spark.executor.pyspark.memory") or conf.get("spark.executor.memory") or "1g"
+    assert spark._jvm is not None
+    return int(spark._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(size)) * 2**20 // cores
+
+
+def _memory_of(work: GroupWork) -> int:
+    """Memory that a group asks for, or one of those that it carries."""
+    return max([work.memory, *(_memory_of(other) for _, other in work.carried)])
 
 
 def _describe(units: Sequence[UnitWork]) -> str:
