@@ -36,6 +36,7 @@ from .memory import count_out_of_memory_kills, limit_allocations, resident_memor
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
 from .parcels import Inbox
 from .processes import dying_with_parent
+from .warmth import Imported, import_for_children, imported_since
 from .work import GroupContent, GroupWork, Parcel, QuantumOutputs, QuantumWork, WorkerContext
 from .worker import find_outputs, run_group
 
@@ -77,6 +78,7 @@ class ChildRunner:
         with LogTail() as log_tail:
 
             def target(channel: Channel) -> None:
+                modules = frozenset(sys.modules)
                 log_tail.attach()
                 for event in run_group(context, content, inbox, index=work.index, skip=skip, sent=sent):
                     if isinstance(event, Parcel):
@@ -90,6 +92,7 @@ class ChildRunner:
                         if memory:
                             limit_allocations(memory.get(position))
                     channel.send(event)
+                channel.send(imported_since(modules))
 
             yield from self._watch(context, content, target, by_id, memory, log_tail)
 
@@ -105,6 +108,7 @@ class ChildRunner:
         """Start a child, pass on what it says, and end it when it breaks a limit."""
         current: QuantumWork | None = None
         limit: int | None = None
+        imported = Imported(())
         n_kills = count_out_of_memory_kills()
         started = time.monotonic()
         with _Child(target) as child:
@@ -121,9 +125,12 @@ class ChildRunner:
                         yield dataclasses.replace(outcome, memory_limit=limit)
                     case Sent() | bytearray() as event:
                         yield event
+                    case Imported() as imported:
+                        pass
                     case None:
                         break
             exit_code = child.stop() if child.alive else child.wait()
+        import_for_children(imported.names)
         if current is None:
             if exit_code > 0:
                 raise EngineError(f"A worker's child failed between two quanta: {exit_text(exit_code)}.")

@@ -12,6 +12,7 @@ __all__ = [
     "ExitTask",
     "FailOnceTask",
     "HarakiriTask",
+    "ImportTask",
     "NoMultiprocessingTask",
     "OneOutputTask",
     "OverlapTask",
@@ -195,6 +196,17 @@ class BadConstructorTask(_CallTask):
         super().__init__(**kwargs)
         if Path(self.config.folder).exists():
             raise ArithmeticError("this task can't be made")
+
+
+class ImportTask(_CallTask):
+    """Imports a module that nobody else does, and notes in ``folder`` whether it was there already."""
+
+    def act(self, *args: Any) -> None:
+        was_there = "wave" in sys.modules
+        import wave  # noqa: F401
+
+        path = Path(self.config.folder) / f"{os.getpid()}-{time.time_ns()}"
+        path.write_text(f"{os.getppid()} {was_there}")
 
 
 class OverlapTask(_CallTask):

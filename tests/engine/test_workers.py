@@ -15,7 +15,7 @@ import cloudpickle
 import engine_tasks
 import pytest
 from engine_harness import Case, Repo, insert_dimensions, make_graph, run_reference, snapshot
-from engine_tasks import CallConfig, SpyTask
+from engine_tasks import CallConfig, ImportTask, SpyTask
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 
@@ -57,6 +57,9 @@ class _HidingBackend:
             self._inner.run(context, batch, report)
         finally:
             hidden.replace(self._registry)
+
+    def is_alive(self) -> bool:
+        return self._inner.is_alive()
 
     def cancel(self) -> None:
         self._inner.cancel()
@@ -212,3 +215,22 @@ def test_configuration_of_workers_has_no_registry(template: Path) -> None:
         assert "registry" not in config
         assert "open-sesame" not in str(config)
         assert "open-sesame" in str(butler._config["registry", "db"])
+
+
+def test_what_a_child_imports_is_there_for_the_next(
+    spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    with make_repo("repo").open() as helper:
+        helper.add_task("a", task_class=ImportTask, config=CallConfig(folder=str(folder)), dimensions=_CCD)
+        helper.add_task("b", task_class=ImportTask, config=CallConfig(folder=str(folder)), dimensions=_CCD)
+        graph = make_graph(helper, Case(lambda each: None))
+        options = RunOptions(isolation="quantum", group_by="quantum")
+        assert not execute_graph(graph, helper.butler, spark_backend, options).failed
+    had_to: dict[str, int] = {}
+    notes = [path.read_text().split() for path in folder.iterdir()]
+    assert len(notes) == 8
+    for worker, was_there in notes:
+        had_to[worker] = had_to.get(worker, 0) + (was_there == "False")
+    assert set(had_to.values()) <= {0, 1}, had_to
