@@ -111,17 +111,20 @@ class FaultProxy:
         File that gets a line of JSON for each request.
     """
 
+    endpoint_url: str
+    """Where it listens, once it is started."""
+
     def __init__(self, upstream: str, plan: FaultPlan, log: Path):
         self._arguments = [upstream, json.dumps(dataclasses.asdict(plan)), str(log)]
-        self._log = log
+        self.log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self.endpoint_url = ""
 
     def __enter__(self) -> Self:
         command = [sys.executable, str(Path(__file__).resolve()), *self._arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
+        self.log.touch()
         assert self._process.stdout is not None
         self.endpoint_url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
         return self
@@ -165,7 +168,7 @@ class FaultProxy:
 
     def requests(self) -> list[dict[str, Any]]:
         """Read what has been asked for so far."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def count_faults(self) -> Counter[str]:
         """Count the requests that were spoilt, by fault."""
