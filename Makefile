@@ -52,6 +52,10 @@ test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large 
 test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark
 	@$(RUN) python -m pytest -m slow tests/upstream $(ARGS)
 
+.PHONY: chaos
+chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (ARGS="--seeds 3 --first-seed 7")
+	@$(RUN) python tests/chaos/chaos.py $(ARGS)
+
 .PHONY: bench
 bench: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot in docs/)
 	@$(RUN) python benchmarks/temporaries.py $(ARGS)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from clusters import stop_tree
 
 if TYPE_CHECKING:
     from scenes import Scene
@@ -66,7 +67,7 @@ class Driver:
             json.dumps(options or {}),
         ]
         command += ["--conf", json.dumps(conf or {}), *(["--hold"] if hold else [])]
-        path = [str(_HERE.parents[1]), str(_HERE), str(_HERE.parent / "codecs")]
+        path = [str(_HERE.parents[1]), str(_HERE), str(_HERE.parent), str(_HERE.parent / "codecs")]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
@@ -128,17 +129,6 @@ class Driver:
             assert self.process.poll() is None, self.log
             time.sleep(0.1)
         raise TimeoutError(self.log)
-
-
-def stop_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process of ours and all that it has started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.wait()
 
 
 def executor_of(pid: int) -> psutil.Process:

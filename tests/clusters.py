@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "stop_tree"]
 
 import contextlib
 import dataclasses
@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pyspark
-from drivers import stop_tree
 
 from spark_butler.java import find_java_home
 
@@ -34,34 +33,61 @@ def _answers(port: int) -> bool:
     return True
 
 
+def stop_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a process of ours and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.wait()
+
+
 @dataclasses.dataclass
 class Cluster:
     """A running cluster."""
 
     address: str
     workers: list[subprocess.Popen[bytes]]
+    folder: Path
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, folder: Path, *, n_workers: int = 2, memory: str = "4g") -> Iterator[Cluster]:
-        """Start a master and workers; their end is certain."""
+    def start(
+        cls,
+        folder: Path,
+        *,
+        n_workers: int = 2,
+        memory: str = "4g",
+        environment: Mapping[str, str] | None = None,
+        local_dirs: Sequence[Path] = (),
+    ) -> Iterator[Cluster]:
+        """Start a master and workers; their end is certain.
+
+        ``local_dirs`` are Spark's local directories, one for each worker.
+        """
         with contextlib.ExitStack() as stack:
             port = _free_port()
-            _launch(stack, folder / "master", "master.Master", "--host", "127.0.0.1", "--port", str(port))
+            variables = dict(environment or {})
+            _launch(stack, folder / "master", variables, "master.Master", *_place(port))
             _wait_for(lambda: _answers(port), folder)
-            workers = [
-                _launch(
-                    stack,
-                    folder / f"worker{n}",
-                    "worker.Worker",
-                    *("--host", "127.0.0.1", "--cores", "1", "--memory", memory),
-                    *("--work-dir", str(folder / f"work{n}"), f"spark://127.0.0.1:{port}"),
+            workers = []
+            for n in range(n_workers):
+                local_dir = local_dirs[n] if local_dirs else folder / f"worker{n}-local"
+                workers.append(
+                    _launch(
+                        stack,
+                        folder / f"worker{n}",
+                        {**variables, "SPARK_LOCAL_DIRS": str(local_dir)},
+                        "worker.Worker",
+                        *("--host", "127.0.0.1", "--cores", "1", "--memory", memory),
+                        *("--work-dir", str(folder / f"work{n}"), f"spark://127.0.0.1:{port}"),
+                    )
                 )
-                for n in range(n_workers)
-            ]
             logs = [folder / f"worker{n}" for n in range(n_workers)]
             _wait_for(lambda: all("Successfully registered" in log.read_text() for log in logs), folder)
-            yield cls(f"spark://127.0.0.1:{port}", workers)
+            yield cls(f"spark://127.0.0.1:{port}", workers, folder)
 
     @property
     def executors(self) -> list[psutil.Process]:
@@ -75,7 +101,13 @@ class Cluster:
         return found
 
 
-def _launch(stack: contextlib.ExitStack, log: Path, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _place(port: int) -> list[str]:
+    return ["--host", "127.0.0.1", "--port", str(port)]
+
+
+def _launch(
+    stack: contextlib.ExitStack, log: Path, variables: Mapping[str, str], name: str, *arguments: str
+) -> subprocess.Popen[bytes]:
     home = Path(pyspark.__file__).parent
     environment = {
         **os.environ,
@@ -83,8 +115,8 @@ def _launch(stack: contextlib.ExitStack, log: Path, name: str, *arguments: str) 
         "JAVA_HOME": str(find_java_home()),
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_DAEMON_MEMORY": "256m",
-        "SPARK_LOCAL_DIRS": str(log.parent / f"{log.name}-local"),
         "PYSPARK_PYTHON": sys.executable,
+        **variables,
     }
     environment.pop("PYSPARK_GATEWAY_PORT", None)
     command = [
