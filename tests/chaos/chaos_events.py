@@ -147,7 +147,7 @@ def _draw_event(kind: str, lots: random.Random) -> Event:
 
 
 def _draw_faults(seed: int, lots: random.Random) -> FaultPlan:
-    """Draw the rates of all faults of single requests."""
+    """Draw the rates of the faults of single requests, but for ``short``."""
     total = lots.choice((0.0, 0.002, 0.005, 0.01))
     shares = {
         "500": 2,
@@ -157,7 +157,6 @@ def _draw_faults(seed: int, lots: random.Random) -> FaultPlan:
         "reset": 2,
         "reset-after": 2,
         "reset-middle": 1,
-        "short": 1,
         "slow": 1,
         "truncated": 1,
     }

@@ -28,7 +28,7 @@ _RUN_SECONDS = 600.0
 _VICTIM_SECONDS = 5.0
 _QUIET_SECONDS = 30.0
 _SAMPLE_SECONDS = 2.0
-_RESUME = ("--extend-run", "--skip-existing", "--clobber-outputs")
+_RESUME = ("--extend-run", "--skip-existing")
 
 
 @dataclasses.dataclass

@@ -42,8 +42,9 @@ FAULTS = (
 ``500`` and ``503`` are answers instead of the server's, ``reset`` is none.
 With ``-after`` the server has done what was asked for.  ``reset-middle`` and
 ``truncated`` end in the middle of the answer, with and without an error;
-``short`` is half of an object with the length of that half.  ``slow``
-trickles, ``hang`` is a silence that ends with a reset.
+``short`` is half of an object with the length of that half, which HTTP can't
+tell from a whole one.  ``slow`` trickles, ``hang`` is a silence that ends
+with a reset.
 """
 
 _STATES = ("outage", "expired", "overload")
