@@ -31,10 +31,19 @@ def drivers(s3_server: EmbeddedS3) -> Iterator[Drivers]:
     drivers.close()
 
 
-@pytest.fixture
-def site(s3_server: EmbeddedS3, drivers: Drivers, s3_bucket: str, tmp_path: Path) -> Site:
-    """A repository with inputs on S3."""
+@pytest.fixture(scope="session")
+def shared_site(s3_server: EmbeddedS3, drivers: Drivers, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A repository on S3 with inputs, and with a run that nothing has happened to."""
     from resume_harness import Site
 
-    root = make_repository(tmp_path / "repo", f"s3://{s3_bucket}/repo/")
-    return Site.make(tmp_path, root, s3_bucket, s3_server, drivers)
+    directory = tmp_path_factory.mktemp("resume")
+    s3_server.make_bucket("resume-tests")
+    root = make_repository(directory / "repo", "s3://resume-tests/repo/")
+    return Site.make(directory, root, drivers)
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    """The repository, with a new record of what runs."""
+    shared_site.record.unlink(missing_ok=True)
+    return shared_site

@@ -13,11 +13,11 @@ from typing import Any
 
 def _lay_mine(place: str, number: int, when: str) -> None:
     """Make a call of a function kill this process, before or after it does its work."""
-    path, _, name = place.rpartition(".")
-    module_name, _, class_name = path.partition(":")
-    owner = importlib.import_module(module_name)
-    if class_name:
-        owner = getattr(owner, class_name)
+    module_name, _, path = place.partition(":")
+    *classes, name = path.split(".")
+    owner: Any = importlib.import_module(module_name)
+    for each in classes:
+        owner = getattr(owner, each)
     function: Callable[..., Any] = getattr(owner, name)
     n_left = number
 
@@ -61,7 +61,6 @@ def _answer(word: object) -> None:
 
 def main() -> None:
     """Serve requests until stdin ends."""
-    sys.path.extend(sys.argv[1:])
     importlib.import_module("spark_butler.cli_run")
     importlib.import_module("temporaries_tasks")
     _answer("ready")

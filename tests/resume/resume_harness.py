@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Drivers", "Site", "VISITS", "read_pipeline"]
+__all__ = ["Drivers", "Site", "read_pipeline"]
 
 import contextlib
 import dataclasses
@@ -12,23 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from engine_harness import insert_dimensions
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from scenes import Outputs, read_outputs
 
-from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.scratch import scratch_root
 from spark_butler.stored_files import list_files
 
-VISITS = (1, 2, 3)
 _HERE = Path(__file__).resolve().parent
 _TESTS = _HERE.parent
 
@@ -37,7 +34,6 @@ _TASK = """
     class: temporaries_tasks.ProbeMockTask
     config:
       record: "{record}"
-      hold: "{hold}"
       python: |
         from lsst.pipe.base.tests.mocks import DynamicConnectionConfig as C
         config.dimensions = {dimensions}
@@ -45,7 +41,7 @@ _TASK = """
 """
 
 
-def read_pipeline(record: Path, hold: Path) -> str:
+def read_pipeline(record: Path) -> str:
     """Write a pipeline: two tasks for each detector, one that gathers them for each visit, one more each."""
     ccd, visit = ["visit", "detector"], ["visit"]
     tasks = {
@@ -71,7 +67,6 @@ def read_pipeline(record: Path, hold: Path) -> str:
         text += _TASK.format(
             label=label,
             record=record,
-            hold=hold,
             dimensions=dimensions,
             lines="\n        ".join(lines),
         )
@@ -83,11 +78,16 @@ class Drivers:
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, _HERE / "driver_server.py", _TESTS / "temporaries"],
+            [sys.executable, _HERE / "driver_server.py"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), *sys.path])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS / "temporaries")]),
+                "PYTHONWARNINGS": "ignore::DeprecationWarning",
+                "PYSPARK_SUBMIT_ARGS": "--master local[2] --conf spark.ui.enabled=false pyspark-shell",
+            },
         )
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == "ready\n"
@@ -112,33 +112,27 @@ class Site:
     """A repository, what runs in it, and a record of what ran."""
 
     root: Path
-    bucket: str
-    server: EmbeddedS3
     drivers: Drivers
     pipeline: Path
     record: Path
-    hold: Path
+    expected: Outputs = dataclasses.field(default_factory=dict)
+    n_quanta: int = 0
 
     @classmethod
-    def make(cls, directory: Path, root: Path, bucket: str, server: EmbeddedS3, drivers: Drivers) -> Site:
-        """Fill an empty repository with dimension records and inputs."""
-        site = cls(
-            root,
-            bucket,
-            server,
-            drivers,
-            directory / "pipeline.yaml",
-            directory / "record",
-            directory / "hold",
-        )
-        site.pipeline.write_text(read_pipeline(site.record, site.hold))
+    def make(cls, directory: Path, root: Path, drivers: Drivers) -> Site:
+        """Fill an empty repository with dimension records and inputs, and run the pipeline once."""
+        site = cls(root, drivers, directory / "pipeline.yaml", directory / "record")
+        site.pipeline.write_text(read_pipeline(site.record))
         with Butler.from_config(root, writeable=True) as butler:
-            insert_dimensions(butler, VISITS, (1, 2, 3))
+            insert_dimensions(butler, (1, 2, 3), (1, 2, 3))
             mock = DirectButlerRepo(butler, input_run="in/all", input_chain="in")
             mock.pipeline_graph = Pipeline.from_uri(site.pipeline).to_graph()
             mock.pipeline_graph.resolve(butler.registry)
             mock.insert_datasets("mock_in")
             mock.pipeline_graph.register_dataset_types(butler)
+        assert site.submit("--output-run", "undisturbed") == 0, site.log
+        site.expected = site.outputs("undisturbed")
+        site.n_quanta = len(site.executions())
         return site
 
     def submit(
@@ -146,6 +140,7 @@ class Site:
         *options: str | Path,
         mine: tuple[str, int, str] | None = None,
         kill_after: tuple[int, float] | None = None,
+        backend: str = "serial",
     ) -> int:
         """Run the command.
 
@@ -158,13 +153,15 @@ class Site:
             or "after": where the driver is killed.
         kill_after
             Number of quanta and seconds after which it is killed.
+        backend
+            Where the quanta run.
 
         Returns
         -------
         status
             Exit status, -9 if it was killed.
         """
-        arguments = ["-b", self.root, *options, "--backend", "serial", "--no-versions"]
+        arguments = ["-b", self.root, *options, "--backend", backend, "--no-versions"]
         if "-g" not in options:
             arguments += ["-i", "in", "-p", self.pipeline]
         n_before = len(self.executions())
@@ -192,6 +189,14 @@ class Site:
             return []
         return [line.split()[0] for line in self.record.read_text().splitlines()]
 
+    def has_run(self, run: str) -> bool:
+        """Whether there is a run."""
+        with Butler.from_config(self.root, writeable=False) as butler:
+            try:
+                return butler.collections.get_info(run).type is CollectionType.RUN
+            except MissingCollectionError:
+                return False
+
     def outputs(self, run: str) -> Outputs:
         """Contents of all datasets of a run, without what differs from run to run."""
         with Butler.from_config(self.root, writeable=False) as butler:
@@ -201,12 +206,6 @@ class Site:
                 butler,
                 SimpleNamespace(header=SimpleNamespace(output_run=run), pipeline_graph=graph),  # type: ignore[arg-type]
             )
-
-    def ids(self, run: str) -> dict[tuple[Any, ...], uuid.UUID]:
-        """IDs of all datasets of a run."""
-        with Butler.from_config(self.root, writeable=False) as butler:
-            refs = butler.query_all_datasets(run, find_first=False, limit=None)
-            return {(ref.datasetType.name, *ref.dataId.required_values): ref.id for ref in refs}
 
     def assert_sound(self, run: str) -> None:
         """See that registry and datastore agree about a run, sizes included."""
