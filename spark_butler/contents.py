@@ -278,6 +278,7 @@ class ContentMaker:
                 tuple(q for q in self._xgraph.predecessors(quantum_id) if self._is_sibling(q, group)),
                 may_exist=quantum_id not in self._forced and self._may_exist(quanta[quantum_id]),
                 clobber=quantum_id in self._clobber,
+                forced=quantum_id in self._forced,
             )
             for quantum_id in quantum_ids
         )

@@ -227,7 +227,7 @@ def _run_bundles(
     for work in itertools.chain.from_iterable(bundles):
         for event in _run_here(context, work, None):
             if isinstance(event, QuantumOutcome):
-                outcomes.add([_marked(event)])
+                outcomes.add([_marked(event, work)])
                 if context.fail_fast and not event.succeeded:
                     return
 
@@ -267,7 +267,7 @@ def _run_group(
     """Run a group and give each of its records a place to go to."""
     for event in _run_here(context, work, inbox):
         if isinstance(event, QuantumOutcome):
-            outcomes.add([_marked(event)])
+            outcomes.add([_marked(event, work)])
         else:
             yield _LONG.pack(next_place(event))
             yield event
@@ -300,9 +300,9 @@ def _is_again() -> bool:
     return task is not None and task.attemptNumber() > 0
 
 
-def _marked(outcome: QuantumOutcome) -> QuantumOutcome:
-    """Mark an outcome when an attempt before it, which Spark gave up, may still be alive."""
-    return dataclasses.replace(outcome, again=True) if _is_again() else outcome
+def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
+    """Mark an outcome when an attempt before it, which was given up, may still be alive."""
+    return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome
 
 
 def _drain(records: Iterable[object]) -> None:
