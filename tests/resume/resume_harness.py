@@ -124,7 +124,7 @@ class Site:
         site = cls(root, drivers, directory / "pipeline.yaml", directory / "record")
         site.pipeline.write_text(read_pipeline(site.record))
         with Butler.from_config(root, writeable=True) as butler:
-            insert_dimensions(butler, (1, 2, 3), (1, 2, 3))
+            insert_dimensions(butler, (1, 2), (1, 2, 3))
             mock = DirectButlerRepo(butler, input_run="in/all", input_chain="in")
             mock.pipeline_graph = Pipeline.from_uri(site.pipeline).to_graph()
             mock.pipeline_graph.resolve(butler.registry)
