@@ -292,7 +292,8 @@ class _GroupRun:
             pause,
         )
         quanta = list(self._content.quanta)
-        quanta[position] = dataclasses.replace(quanta[position], may_exist=True, clobber=True)
+        if not quanta[position].forced and position not in self._content.done:
+            quanta[position] = dataclasses.replace(quanta[position], may_exist=True, clobber=True)
         self._content = dataclasses.replace(self._content, quanta=tuple(quanta))
         return True
 

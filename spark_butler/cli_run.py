@@ -43,6 +43,7 @@ from .plan import Plan
 from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
 from .report import make_report, summarize
 from .repository import check_repository, store_roots
+from .resume import needs_clobber
 from .session import check_platform, check_workers, open_session, say_on_stderr
 
 logger = logging.getLogger(__name__)
@@ -227,8 +228,12 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
                 result = execute_graph(graph, butler, backend, request.options, xgraph=xgraph)
         except _Stopped as exc:
             stopped = exc
+            how_to_resume = _tell_how_to_resume(butler, graph, output)
+        except EngineError:
+            _say(_tell_how_to_resume(butler, graph, output))
+            raise
     if stopped is not None:
-        return _say_stopped(stopped, output)
+        return _say_stopped(stopped, how_to_resume)
     click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
     if summary := arguments["summary"]:
         with ResourcePath(summary).open("w") as stream:
@@ -324,11 +329,19 @@ def _say_shown(what: str) -> None:
     click.echo(f"{what} The --show option was given and all options were processed.", err=True)
 
 
-def _say_stopped(stopped: _Stopped, output: OutputRequest) -> int:
-    """Say how to go on after a signal, and return the exit status that shells give it."""
+def _tell_how_to_resume(butler: Butler, graph: PredictedQuantumGraph, output: OutputRequest) -> str:
+    """Say which options make the same command go on where it stopped."""
+    options = "--extend-run --skip-existing"
+    with contextlib.suppress(Exception):
+        # The registry may be what failed.
+        if needs_clobber(butler, graph):
+            options += " --clobber-outputs"
+    instead = " instead of --replace-run" if output.collections["replace_run"] else ""
     run = output.collections["output_run"]
-    _say(
-        f"Stopped by {stopped.number.name}. What was finished is in run {run!r}; to resume, repeat the "
-        f"command with --extend-run --clobber-outputs --output-run {run}."
-    )
+    return f"What was finished is in run {run!r}; to resume, repeat the command with {options}{instead}."
+
+
+def _say_stopped(stopped: _Stopped, how_to_resume: str) -> int:
+    """Say how to go on after a signal, and return the exit status that shells give it."""
+    _say(f"Stopped by {stopped.number.name}. {how_to_resume}")
     return 128 + stopped.number

@@ -7,7 +7,7 @@ __all__ = ["ContentMaker", "export_input_records", "sketch_graph"]
 import logging
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 
 import cloudpickle
 import networkx
@@ -96,11 +96,13 @@ class ContentMaker:
         Datastore records of the inputs of the whole graph, by name of the
         datastore.  `None` leaves to each quantum those that the graph gives it.
     existing
-        IDs of the datasets that were in the output run before.
+        IDs of the datasets of the output run that were in the datastore
+        before.
     clobber
-        Whether outputs of earlier attempts are replaced.
+        Quanta whose outputs of earlier attempts are replaced.
     forced
-        Quanta whose earlier outputs are replaced in any case.
+        Quanta that have succeeded before.  Their outputs are written over,
+        and never removed first: they must not be lost on the way.
     limits
         Limits of the quanta, by task label.
     """
@@ -114,8 +116,8 @@ class ContentMaker:
         temporary_types: Collection[str] = (),
         records: Mapping[str, DatastoreRecordData] | None = None,
         existing: Collection[uuid.UUID] = frozenset(),
-        clobber: bool = False,
-        forced: Collection[uuid.UUID] = frozenset(),
+        clobber: Container[uuid.UUID] = frozenset(),
+        forced: Container[uuid.UUID] = frozenset(),
         limits: Mapping[str, Limits] | None = None,
     ):
         self._plan = plan
@@ -274,8 +276,9 @@ class ContentMaker:
                 quanta[quantum_id],
                 tuple(positions[q] for q in self._xgraph.predecessors(quantum_id) if q in positions),
                 tuple(q for q in self._xgraph.predecessors(quantum_id) if self._is_sibling(q, group)),
-                may_exist=self._may_exist(quanta[quantum_id]),
-                clobber=self._clobber or quantum_id in self._forced,
+                may_exist=quantum_id not in self._forced and self._may_exist(quanta[quantum_id]),
+                clobber=quantum_id in self._clobber,
+                forced=quantum_id in self._forced,
             )
             for quantum_id in quantum_ids
         )

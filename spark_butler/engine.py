@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["AUTO", "execute_graph", "find_temporary_types", "measure_sizes", "plan_graph", "worker_config"]
 
+import dataclasses
 import fnmatch
 import logging
 import uuid
@@ -35,12 +36,16 @@ from .dispatch import Dispatcher, FailureBudget, RunResult
 from .errors import OptionsError, RepositoryError
 from .learned import find_needs, load_needs, save_needs
 from .limits import Limits
+from .mending import Doubts
 from .outcomes import QuantumOutcome
 from .plan import GroupBy, Plan, cut_graph
-from .registry import Ingester
+from .registry import Ingester, IngestStream
 from .repository import store_roots
+from .resume import choose_quanta, take_stock
+from .run_notes import note_temporaries, read_temporaries
 from .scratch import remove_scratch, scratch_root
 from .session import worker_environment
+from .stored_files import FileFinder
 from .work import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -86,41 +91,31 @@ def execute_graph(
         Raised if the engine fails.  What had come back is in the registry.
     """
     limits = _find_limits(graph, butler, options)
-    existing = _existing_ids(butler, graph.header.output_run)
+    run = graph.header.output_run
+    existing = _existing_ids(butler, run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
-    forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
+    dataset_types = _dataset_types(graph)
+    butler.collections.register(run)
+    folders = _scratch_folders(butler, run)
+    before = _look_back(butler, graph, xgraph, dataset_types, temporary_types, existing, options)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
-    butler.collections.register(graph.header.output_run)
-    dataset_types = _dataset_types(graph)
+    if temporary_types:
+        # Before any quantum is done that lacks them.
+        note_temporaries(butler, run, temporary_types)
     maker = ContentMaker(
         plan,
         graph,
         xgraph,
         temporary_types=temporary_types,
         records=export_input_records(butler, graph, xgraph),
-        existing=existing,
-        clobber=options.clobber_outputs,
-        forced=forced,
+        existing=before.stored,
+        clobber=xgraph.nodes if options.clobber_outputs else before.replaceable,
+        forced=before.forced,
         limits=limits,
     )
-    ingester = Ingester(butler, dataset_types, existing=existing)
-
-    def take(outcome: QuantumOutcome) -> None:
-        predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
-        ingester.add(predicted, outcome.outputs, outcome.records, outcome.removed)
-
-    dispatcher = Dispatcher(
-        plan,
-        xgraph,
-        backend,
-        maker.make_work,
-        on_outcome=take,
-        limit=options.processes,
-        budget=_failure_budget(options, len(plan)),
-    )
-    folder = _scratch_folder(butler, graph)
+    scratch = folders[0].join(f"{uuid.uuid4()}/", forceDirectory=True) if folders else None
     context = WorkerContext(
         task_nodes=dict(graph.pipeline_graph.tasks),
         universe=butler.dimensions,
@@ -137,21 +132,108 @@ def execute_graph(
         fail_fast=options.fail_fast,
         limits=limits,
         isolation=options.isolation,
-        scratch="" if folder is None else str(folder),
+        scratch="" if scratch is None else str(scratch),
         max_shuffle_bytes=options.max_shuffle_bytes,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),
     )
-    try:
-        result = dispatcher.run(context)
-    finally:
-        ingester.flush()
-        if folder is not None and plan.crossings:
-            remove_scratch(folder)
-    result.n_ingested = ingester.n_ingested
+    doubts = Doubts(before.registered, cut_off=before.cut_off)
+    with IngestStream(butler, dataset_types, existing=before.registered) as stream:
+
+        def take(outcome: QuantumOutcome) -> None:
+            predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
+            stream.add(predicted, outcome.outputs, outcome.records, outcome.removed)
+            doubts.note(outcome, predicted)
+
+        dispatcher = Dispatcher(
+            plan,
+            xgraph,
+            backend,
+            maker.make_work,
+            on_outcome=take,
+            limit=options.processes,
+            budget=_failure_budget(options, len(plan)),
+        )
+        try:
+            result = dispatcher.run(context)
+        finally:
+            if scratch is not None and plan.crossings:
+                remove_scratch(scratch)
+            for change in doubts.settle(FileFinder(butler, dataset_types)):
+                stream.add(change.predicted, change.written, change.records)
+    result.n_ingested = before.n_adopted + stream.n_ingested
     if needs := find_needs(result.outcomes.values()):
         save_needs(store_roots(butler)[0], needs)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Before:
+    """How a run stands before it goes on."""
+
+    registered: frozenset[uuid.UUID]
+    """IDs of the datasets that are in the output run."""
+
+    stored: frozenset[uuid.UUID]
+    """IDs of the datasets of the output run that are in the datastore."""
+
+    replaceable: frozenset[uuid.UUID] = frozenset()
+    """Quanta whose outputs may be replaced without leave."""
+
+    forced: frozenset[uuid.UUID] = frozenset()
+    """Quanta that have succeeded and run again."""
+
+    n_adopted: int = 0
+    """Number of datasets that were put into the registry."""
+
+    cut_off: bool = False
+    """Whether the last attempt came to no good end."""
+
+
+def _look_back(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    dataset_types: Mapping[str, DatasetType],
+    temporary_types: Mapping[str, str],
+    existing: frozenset[uuid.UUID],
+    options: RunOptions,
+) -> _Before:
+    """Bring the registry up to date, and drop from a graph what need not run again."""
+    if not (options.skip_existing or options.clobber_outputs):
+        return _Before(existing, existing)
+    run = graph.header.output_run
+    temporaries = {
+        dataset_id for name in temporary_types for dataset_id in graph.datasets_by_type.get(name, {}).values()
+    }
+    for folder in _scratch_folders(butler, run):
+        remove_scratch(folder, temporaries)
+    once_temporary = read_temporaries(butler, [run])
+    stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
+    for uri, removal in ResourcePath.mremove(stock.strays, do_raise=False).items():
+        if not removal.success:
+            logger.warning("Could not remove %s: %s", uri, removal.exception)
+    ingester = Ingester(butler, dataset_types, existing=existing)
+    for adoption in stock.adoptions:
+        ingester.add(adoption.predicted, adoption.written, adoption.records, adoption.removed)
+    ingester.flush()
+    existing = existing.union(*(adoption.written for adoption in stock.adoptions)).difference(
+        *(adoption.removed for adoption in stock.adoptions)
+    )
+    forced: set[uuid.UUID] = set()
+    if options.skip_existing:
+        forced = choose_quanta(butler, graph, xgraph, temporary_types, once_temporary, stock.done, existing)
+        skipped = stock.done - forced
+        logger.info("Skipping %d quanta that succeeded before.", len(skipped))
+        xgraph.remove_nodes_from(skipped)
+    return _Before(
+        existing,
+        existing | stock.leftovers,
+        frozenset(stock.replaceable),
+        frozenset(forced),
+        ingester.n_ingested,
+        cut_off=bool(stock.adoptions or stock.leftovers or stock.strays),
+    )
 
 
 def _find_limits(graph: PredictedQuantumGraph, butler: Butler, options: RunOptions) -> dict[str, Limits]:
@@ -180,12 +262,13 @@ def _existing_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
         return frozenset()
 
 
-def _scratch_folder(butler: Butler, graph: PredictedQuantumGraph) -> ResourcePath | None:
-    """Name the folder for temporaries of this run that a shuffle can't take."""
-    for root in store_roots(butler):
-        if root.scheme not in ("mem", "file+mem"):
-            return scratch_root(root).join(f"{graph.header.output_run}/{uuid.uuid4()}/", forceDirectory=True)
-    return None
+def _scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:
+    """Name the folders for temporaries of a run that a shuffle can't take."""
+    return [
+        scratch_root(root).join(run, forceDirectory=True)
+        for root in store_roots(butler)
+        if root.scheme not in ("mem", "file+mem")
+    ]
 
 
 def plan_graph(
@@ -345,47 +428,6 @@ def _match(pattern: str, names: Collection[str], option: str) -> list[str]:
             f"{', '.join(sorted(names))}."
         )
     return found
-
-
-def _select_quanta(
-    graph: PredictedQuantumGraph,
-    xgraph: networkx.DiGraph[uuid.UUID],
-    temporary_types: Mapping[str, str],
-    existing: Collection[uuid.UUID],
-    options: RunOptions,
-) -> set[uuid.UUID]:
-    """Drop from a graph what has been done before, unless a temporary of it is needed again.
-
-    Returns
-    -------
-    forced
-        Quanta that have been done and are done again for their temporaries.
-    """
-    if not options.skip_existing or not existing:
-        return set()
-    done = {quantum_id for quantum_id in xgraph if _is_done(graph, quantum_id, existing)}
-    forced: set[uuid.UUID] = set()
-    for quantum_id in reversed(list(networkx.topological_sort(xgraph))):
-        if quantum_id in done and quantum_id not in forced:
-            continue
-        for dataset_id in graph.bipartite_xgraph.predecessors(quantum_id):
-            if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] in temporary_types:
-                forced.update(done.intersection(graph.bipartite_xgraph.predecessors(dataset_id)))
-    skipped = done - forced
-    logger.info("Skipping %d quanta that succeeded before.", len(skipped))
-    xgraph.remove_nodes_from(skipped)
-    return forced
-
-
-def _is_done(graph: PredictedQuantumGraph, quantum_id: uuid.UUID, existing: Collection[uuid.UUID]) -> bool:
-    """Whether the metadata of a quantum exists, which says that it succeeded."""
-    label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
-    name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
-    return any(
-        dataset_id in existing
-        for dataset_id in graph.bipartite_xgraph.successors(quantum_id)
-        if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] == name
-    )
 
 
 def _dataset_types(graph: PredictedQuantumGraph) -> dict[str, DatasetType]:

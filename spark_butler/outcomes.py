@@ -73,6 +73,9 @@ class QuantumOutcome:
     recovered: bool = False
     """Whether the attempt was found complete in the datastore after its worker was lost."""
 
+    again: bool = False
+    """Whether another attempt, that was given up, may still be writing the same files."""
+
     skipped_existing: bool = False
     """Whether nothing ran because an earlier attempt had succeeded."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
-from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
+from lsst.daf.butler import Butler, CollectionType, MissingCollectionError, MissingDatasetTypeError
 from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
@@ -169,7 +169,7 @@ def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest) -> Butl
     """
     with _refusing("The output run can't be prepared"):
         butler = ButlerFactory.make_write_butler(
-            request.butler_config, graph.pipeline_graph, **request.collections
+            request.butler_config, graph.pipeline_graph, **_register_collections(request)
         )
         try:
             _fill(butler, graph, request)
@@ -177,6 +177,34 @@ def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest) -> Butl
             butler.close()
             raise
     return butler
+
+
+def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
+    """Make new output collections all at once, lest a driver that is killed leaves some of them.
+
+    `ButlerFactory` makes run and chain one after the other, and takes a chain
+    that is still empty for one with other inputs.
+
+    Returns
+    -------
+    collections
+        The collections as they are to be opened now.
+    """
+    collections = request.collections
+    if request.extend or collections["replace_run"] or collections["rebase"]:
+        return collections
+    names = {name: collections[name] for name in ("output", "output_run", "inputs")}
+    with Butler.from_config(request.butler_config, writeable=True) as butler:
+        factory = ButlerFactory(butler, **names, writeable=True)
+        factory.check(extend_run=False, replace_run=False, prune_replaced=collections["prune_replaced"])
+        with butler.transaction():
+            butler.collections.register(collections["output_run"], CollectionType.RUN)
+            if factory.output is not None:
+                inputs = factory.output.chain if factory.output.exists else factory.inputs
+                children = butler.collections.query(inputs, flatten_chains=True) if inputs else ()
+                butler.collections.register(factory.output.name, CollectionType.CHAINED)
+                butler.collections.redefine_chain(factory.output.name, [collections["output_run"], *children])
+    return {**collections, "extend_run": True}
 
 
 def _fill(butler: Butler, graph: PredictedQuantumGraph, request: OutputRequest) -> None:

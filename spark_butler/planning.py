@@ -7,18 +7,24 @@ __all__ = ["RunRequest", "apply_fixup", "build_graph", "show_pipeline"]
 import contextlib
 import dataclasses
 import logging
-import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import networkx
-import yaml
+from astropy.table import Table
 from lsst.ctrl.mpexec.cli import script
+from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
 from lsst.ctrl.mpexec.cli.script.run import _import_graph_fixup
+from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
 from lsst.ctrl.mpexec.showInfo import ShowInfo
-from lsst.daf.butler import Butler, InvalidQueryError
+from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
+from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
+    AllDimensionsQuantumGraphBuilder,
+    DatasetQueryConstraintVariant,
+)
+from lsst.pipe.base.dot_tools import graph2dot
+from lsst.pipe.base.mermaid_tools import graph2mermaid
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
@@ -27,7 +33,9 @@ from lsst.resources import ResourcePath
 from .config import RunOptions
 from .engine import find_temporary_types
 from .errors import EmptyGraphError, OptionsError, UserError
+from .graph_building import check_outputs_in_the_way, settle_dataset_ids
 from .messages import brief
+from .run_notes import read_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +140,13 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
     with contextlib.ExitStack() as stack:
         messages = stack.enter_context(_keep_messages())
         stack.enter_context(_refusing(what))
-        arguments["retained_dataset_types"] = stack.enter_context(_retained_file(request, factory))
         try:
-            graph = script.qgraph(factory, **arguments, show=request.show, for_execution=True)
+            if request.graph_file is not None:
+                graph = script.qgraph(
+                    None, **arguments, retained_dataset_types=None, show=request.show, for_execution=True
+                )
+            else:
+                graph = _build(request, factory)
         except InvalidQueryError as exc:
             query = arguments["data_query"]
             raise OptionsError(f"The data query {query!r} can't be used: {brief(exc)}") from exc
@@ -195,40 +207,105 @@ def _reason(exc: Exception) -> str:
     return f"{type(exc).__name__}: {text}"
 
 
-@contextlib.contextmanager
-def _retained_file(request: RunRequest, factory: Any) -> Iterator[str | None]:
-    """Write the patterns of what is retained to a file, as the graph builder of pipetask wants them.
-
-    The builder needs them to see which quanta have to run again because
-    their temporaries are gone.
-    """
-    options = request.options
-    if factory is None or (options.retained_dataset_types is None and not options.temporary):
-        yield None
-        return
+def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
+    """Build a graph as ``pipetask qgraph`` does, but one that can be built again."""
+    arguments = request.arguments
     pipeline_graph = _resolve(request, factory)
-    temporary = find_temporary_types(pipeline_graph, options)
-    if not (request.arguments["skip_existing"] or request.arguments["skip_existing_in"]):
-        # The builder refuses it where nothing is skipped.
-        yield None
-        return
-    retained = sorted(set(pipeline_graph.dataset_types) - temporary.keys())
-    with tempfile.TemporaryDirectory(prefix="spark-butler-") as directory:
-        path = Path(directory, "retained.yaml")
-        path.write_text(yaml.safe_dump(retained))
-        yield str(path)
+    temporary = find_temporary_types(pipeline_graph, request.options)
+    butler, collections, run = ButlerFactory.make_butler_and_collections(
+        arguments["butler_config"],
+        output=arguments["output"],
+        output_run=arguments["output_run"],
+        inputs=list(arguments["input"] or ()),
+        **{name: arguments[name] for name in ("extend_run", "rebase", "replace_run", "prune_replaced")},
+    )
+    with butler:
+        skip_existing_in = tuple(arguments["skip_existing_in"] or ())
+        if arguments["skip_existing"] and run is not None:
+            skip_existing_in += (run,)
+        existing: frozenset[uuid.UUID] = frozenset()
+        if run is not None and arguments["extend_run"]:
+            existing = frozenset(butler.registry._fetch_run_dataset_ids(run))
+            if read_temporaries(butler, [run]) - temporary.keys():
+                # Only the engine can see which quanta have to make again what is to be kept now.
+                skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)
+        absent = temporary.keys() | read_temporaries(butler, _flatten(butler, skip_existing_in))
+        builder = AllDimensionsQuantumGraphBuilder(
+            pipeline_graph,
+            butler,
+            where=arguments["data_query"] or "",
+            skip_existing_in=skip_existing_in,
+            # The builder refuses them where nothing is skipped.
+            retained_dataset_types=(
+                sorted(set(pipeline_graph.dataset_types) - absent) if absent and skip_existing_in else None
+            ),
+            prune_unanchored_quanta=arguments["prune_unanchored_quanta"],
+            # What is in the way of quanta that succeeded, and run for a temporary only, is no reason to stop.
+            clobber=True,
+            dataset_query_constraint=DatasetQueryConstraintVariant.fromExpression(
+                arguments["dataset_query_constraint"]
+            ),
+            input_collections=collections,
+            output_run=run,
+            data_id_tables=[_read_table(file) for file in arguments["data_id_table"]],
+        )
+        metadata = {
+            "butler_argument": str(arguments["butler_config"]),
+            "extend_run": arguments["extend_run"],
+            "skip_existing_in": skip_existing_in,
+            "skip_existing": arguments["skip_existing"],
+            "data_query": arguments["data_query"],
+        }
+        components = builder.finish(
+            arguments["output"],
+            metadata=metadata,
+            attach_datastore_records=arguments["qgraph_datastore_records"],
+        )
+    if existing and not arguments["clobber_outputs"]:
+        check_outputs_in_the_way(components, existing)
+    settle_dataset_ids(components, keep=existing)
+    if file := arguments["save_qgraph"]:
+        components.write(file)
+    graph = components.assemble()
+    if not summarize_quantum_graph(graph):
+        return None
+    if file := arguments["qgraph_dot"]:
+        graph2dot(graph, file)
+    if file := arguments["qgraph_mermaid"]:
+        graph2mermaid(graph, file)
+    request.show.show_graph_info(graph, arguments["butler_config"])
+    return graph
+
+
+def _flatten(butler: Butler, collections: Sequence[str]) -> Sequence[str]:
+    """Find the runs among collections that may not exist yet."""
+    try:
+        return butler.collections.query(collections, flatten_chains=True) if collections else ()
+    except MissingCollectionError:
+        return ()
+
+
+def _read_table(file: str) -> Table:
+    """Read a table of data IDs, which the builder wants to name in its messages."""
+    with ResourcePath(file).as_local() as local:
+        table = Table.read(local.ospath)
+    table.meta["filename"] = file
+    return table
 
 
 def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
-    """Make the pipeline graph that the builder will make, to know its dataset types."""
+    """Make the pipeline graph, with its dataset types."""
+    arguments = request.arguments
     pipeline_graph: PipelineGraph = factory(resolve=False).copy()
-    if request.arguments["mock"]:
+    if arguments["mock"]:
         from lsst.pipe.base.tests.mocks import mock_pipeline_graph
 
         pipeline_graph = mock_pipeline_graph(
-            pipeline_graph, unmocked_dataset_types=request.arguments["unmocked_dataset_types"] or ()
+            pipeline_graph,
+            unmocked_dataset_types=arguments["unmocked_dataset_types"] or (),
+            force_failures=arguments["mock_failure"],
         )
-    with Butler.from_config(request.arguments["butler_config"], writeable=False) as butler:
+    with Butler.from_config(arguments["butler_config"], writeable=False) as butler:
         pipeline_graph.resolve(butler.registry)
     return pipeline_graph
 

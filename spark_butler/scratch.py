@@ -10,7 +10,7 @@ __all__ = ["fetch_scratch", "find_scratch", "remove_scratch", "scratch_root", "s
 
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from lsst.resources import ResourcePath
 
@@ -120,21 +120,26 @@ def _list(folder: ResourcePath) -> list[ResourcePath]:
     return list(ResourcePath.findFileResources([folder], grouped=False))
 
 
-def remove_scratch(folder: ResourcePath) -> int:
+def remove_scratch(folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None = None) -> int:
     """Remove scratch files.
 
     Parameters
     ----------
     folder
         A run's scratch folder, or `scratch_root`.
+    dataset_ids
+        The datasets whose files are to be removed; `None` for all.
 
     Returns
     -------
     n_removed
         How many there were.
     """
-    files = find_scratch(folder)
-    for uri, result in ResourcePath.mremove(_list(folder), do_raise=False).items():
+    found = _list(folder)
+    if dataset_ids is not None:
+        names = {str(dataset_id) for dataset_id in dataset_ids}
+        found = [uri for uri in found if uri.basename().partition(".")[0] in names]
+    for uri, result in ResourcePath.mremove(found, do_raise=False).items():
         if not result.success:
             logger.warning("Could not remove scratch file %s: %s", uri, result.exception)
-    return len(files)
+    return len([uri for uri in found if not uri.geturl().endswith("/")])

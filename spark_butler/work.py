@@ -129,6 +129,9 @@ class QuantumWork:
     clobber: bool = False
     """Whether such outputs are replaced; otherwise they are an error."""
 
+    forced: bool = False
+    """Whether it has succeeded in an earlier run: its outputs are written over, but never removed first."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GroupContent:

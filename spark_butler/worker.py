@@ -149,20 +149,22 @@ def find_complete(
     Returns
     -------
     outcomes
-        Outcomes of the quanta whose metadata is there, which is written last.
+        Outcomes of the quanta whose metadata and log are there, which are
+        written last.
     """
-    metadata = {
-        work.quantum_id: work.quantum.outputs[
-            context.task_nodes[work.task_label].metadata_output.dataset_type_name
-        ][0]
-        for position, work in enumerate(content.quanta)
-        if position in positions and not work.may_exist
-    }
+    last = {}
+    for position, work in enumerate(content.quanta):
+        if position in positions and not work.may_exist and not work.forced:
+            node = context.task_nodes[work.task_label]
+            edges = (node.metadata_output, node.log_output)
+            last[work.quantum_id] = [
+                work.quantum.outputs[edge.dataset_type_name][0] for edge in edges if edge is not None
+            ]
     with _make_butler(context, content) as butler:
-        stored = butler.wrapped.stored_many(metadata.values())
+        stored = butler.wrapped.stored_many(ref for refs in last.values() for ref in refs)
     outcomes = []
     for work in content.quanta:
-        if work.quantum_id in metadata and stored[metadata[work.quantum_id]]:
+        if work.quantum_id in last and all(stored[ref] for ref in last[work.quantum_id]):
             left = find_outputs(context, content, work.quantum_id, complete=True)
             outcomes.append(
                 dataclasses.replace(

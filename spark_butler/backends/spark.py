@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["SparkBackend"]
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -75,8 +76,9 @@ class SparkBackend:
         spark = self._spark
         units = [unit for bundle in batch for unit in bundle]
         spark.setJobGroup(self._tag, _describe(units), interruptOnCancel=False)
+        speculates = str(spark.getConf().get("spark.speculation", "false")).lower() == "true"
         with _accumulators:
-            outcomes = spark.accumulator([], _OutcomeStream(report))
+            outcomes = spark.accumulator([], _OutcomeStream(report, all_again=speculates))
         if len(units) == 1 and len(units[0].widths) > 1:
             self._run_levels(units[0], broadcast, outcomes)
             return
@@ -142,8 +144,9 @@ class SparkBackend:
 class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
     """Accumulates a list in a worker and passes it on in the driver."""
 
-    def __init__(self, report: ReportOutcome | None = None):
+    def __init__(self, report: ReportOutcome | None = None, *, all_again: bool = False):
         self._report = report
+        self._all_again = all_again
 
     def __reduce__(self) -> tuple[type[_OutcomeStream], tuple[()]]:
         return _OutcomeStream, ()
@@ -156,7 +159,7 @@ class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
             value1.extend(value2)
             return value1
         for outcome in value2:
-            self._report(outcome)
+            self._report(dataclasses.replace(outcome, again=True) if self._all_again else outcome)
         return []
 
 
@@ -224,7 +227,7 @@ def _run_bundles(
     for work in itertools.chain.from_iterable(bundles):
         for event in _run_here(context, work, None):
             if isinstance(event, QuantumOutcome):
-                outcomes.add([event])
+                outcomes.add([_marked(event, work)])
                 if context.fail_fast and not event.succeeded:
                     return
 
@@ -264,7 +267,7 @@ def _run_group(
     """Run a group and give each of its records a place to go to."""
     for event in _run_here(context, work, inbox):
         if isinstance(event, QuantumOutcome):
-            outcomes.add([event])
+            outcomes.add([_marked(event, work)])
         else:
             yield _LONG.pack(next_place(event))
             yield event
@@ -295,6 +298,11 @@ def _is_again() -> bool:
     """Whether the Spark task that runs here has been tried before."""
     task = TaskContext.get()
     return task is not None and task.attemptNumber() > 0
+
+
+def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
+    """Mark an outcome when an attempt before it, which was given up, may still be alive."""
+    return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome
 
 
 def _drain(records: Iterable[object]) -> None:

@@ -1,0 +1,92 @@
+"""What is done with a graph between pipe_base's builder and its use, so that it can be built again."""
+
+from __future__ import annotations
+
+__all__ = ["check_outputs_in_the_way", "settle_dataset_ids"]
+
+import itertools
+import uuid
+from collections.abc import Collection
+
+from lsst.daf.butler import DataCoordinate, DatasetIdFactory, DatasetIdGenEnum
+from lsst.pipe.base import automatic_connection_constants as acc
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
+from lsst.pipe.base.quantum_graph_builder import OutputExistsError
+
+
+def check_outputs_in_the_way(
+    components: PredictedQuantumGraphComponents, existing: Collection[uuid.UUID]
+) -> None:
+    """Refuse a graph with quanta that have not succeeded but have outputs in the registry.
+
+    Pipe_base's builder would refuse those that have succeeded, too, and are
+    only there for a temporary that is needed again.
+
+    Parameters
+    ----------
+    components
+        Parts of the graph.
+    existing
+        IDs of the datasets that are in the output run.
+
+    Raises
+    ------
+    lsst.pipe.base.quantum_graph_builder.OutputExistsError
+        Raised if there is such a quantum.
+    """
+    for quantum in components.quantum_datasets.values():
+        (metadata,) = quantum.outputs[acc.METADATA_OUTPUT_CONNECTION_NAME]
+        if metadata.dataset_id in existing:
+            continue
+        for dataset in itertools.chain.from_iterable(quantum.outputs.values()):
+            if dataset.dataset_id in existing:
+                raise OutputExistsError(
+                    f"Potential output dataset {components.make_dataset_ref(dataset)} already exists in the "
+                    f"output run {components.header.output_run}, but clobbering outputs was not expected to "
+                    "be necessary."
+                )
+
+
+def settle_dataset_ids(
+    components: PredictedQuantumGraphComponents, keep: Collection[uuid.UUID] = frozenset()
+) -> None:
+    """Replace the random IDs of predicted outputs by those that anybody would give them.
+
+    Whoever builds the graph of the same run again gets the same IDs, so that
+    files that nobody has registered yet can be.
+
+    Parameters
+    ----------
+    components
+        Parts of the graph, changed in place.
+    keep
+        IDs that stay, those of the datasets that exist.
+
+    Notes
+    -----
+    The IDs are daf_butler's own, of the kind
+    `~lsst.daf.butler.DatasetIdGenEnum.DATAID_TYPE_RUN`.
+    """
+    factory = DatasetIdFactory()
+    run = components.header.output_run
+    dataset_types = {
+        dataset_type.name: dataset_type
+        for dataset_type in (
+            *(node.dataset_type for node in components.pipeline_graph.dataset_types.values()),
+            components.pipeline_graph.packages_dataset_type,
+        )
+    }
+    new_ids: dict[uuid.UUID, uuid.UUID] = {}
+    quanta = [*components.init_quanta.root, *components.quantum_datasets.values()]
+    for quantum in quanta:
+        for dataset in itertools.chain.from_iterable(quantum.outputs.values()):
+            if dataset.dataset_id in keep:
+                continue
+            dataset_type = dataset_types[dataset.dataset_type_name]
+            data_id = DataCoordinate.from_full_values(dataset_type.dimensions, tuple(dataset.data_coordinate))
+            new_id = factory.makeDatasetId(run, dataset_type, data_id, DatasetIdGenEnum.DATAID_TYPE_RUN)
+            new_ids[dataset.dataset_id] = new_id
+            dataset.dataset_id = new_id
+    for quantum in quanta:
+        for dataset in itertools.chain.from_iterable(quantum.inputs.values()):
+            dataset.dataset_id = new_ids.get(dataset.dataset_id, dataset.dataset_id)
