@@ -37,7 +37,8 @@ from .learned import find_needs, load_needs, save_needs
 from .limits import Limits
 from .outcomes import QuantumOutcome
 from .plan import GroupBy, Plan, cut_graph
-from .registry import Ingester
+from .provenance import ProvenanceRecorder
+from .registry import Ingester, fetch_ids
 from .repository import store_roots
 from .scratch import remove_scratch, scratch_root
 from .session import worker_environment
@@ -56,6 +57,7 @@ def execute_graph(
     options: RunOptions,
     *,
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
+    recorder: ProvenanceRecorder | None = None,
 ) -> RunResult:
     """Execute a quantum graph and put its outputs into the registry.
 
@@ -72,6 +74,9 @@ def execute_graph(
     xgraph
         The quanta with the edges to respect, where those are not the graph's
         own.
+    recorder
+        Keeps what a provenance graph needs.  Writing it, when the run has
+        ended, is left to the caller.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def execute_graph(
         Raised if the engine fails.  What had come back is in the registry.
     """
     limits = _find_limits(graph, butler, options)
-    existing = _existing_ids(butler, graph.header.output_run)
+    existing = fetch_ids(butler, graph.header.output_run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     forced = _select_quanta(graph, xgraph, temporary_types, existing, options)
@@ -110,6 +115,8 @@ def execute_graph(
     def take(outcome: QuantumOutcome) -> None:
         predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
         ingester.add(predicted, outcome.outputs, outcome.records, outcome.removed)
+        if recorder is not None:
+            recorder.add(outcome)
 
     dispatcher = Dispatcher(
         plan,
@@ -139,6 +146,7 @@ def execute_graph(
         isolation=options.isolation,
         scratch="" if folder is None else str(folder),
         max_shuffle_bytes=options.max_shuffle_bytes,
+        provenance=recorder is not None,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),
     )
@@ -170,14 +178,6 @@ def _failure_budget(options: RunOptions, n_quanta: int) -> FailureBudget:
     if (text := options.max_failures) is not None:
         most = int(text) if not text.endswith("%") else -(-int(text[:-1]) * n_quanta // 100)
     return FailureBudget(options.fail_fast, most, options.max_same_failures)
-
-
-def _existing_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
-    """Find out which datasets are in the output run."""
-    try:
-        return frozenset(butler.registry._fetch_run_dataset_ids(run))
-    except MissingCollectionError:
-        return frozenset()
 
 
 def _scratch_folder(butler: Butler, graph: PredictedQuantumGraph) -> ResourcePath | None:

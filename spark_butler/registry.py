@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Ingester"]
+__all__ = ["Ingester", "fetch_ids"]
 
 import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
-from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, MissingCollectionError
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
 logger = logging.getLogger(__name__)
@@ -119,3 +119,24 @@ class Ingester:
         self._refs = {}
         self._records = {}
         self._stale = {}
+
+
+def fetch_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
+    """Find out which datasets are in a run.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    run
+        Name of the run, which need not exist.
+
+    Returns
+    -------
+    ids
+        Their IDs.
+    """
+    try:
+        return frozenset(butler.registry._fetch_run_dataset_ids(run))
+    except MissingCollectionError:
+        return frozenset()
