@@ -45,8 +45,9 @@ from lsst.utils.introspection import get_full_type_name
 
 from .dispatch import RunResult
 from .errors import EngineError, OptionsError
+from .failures import FailureKind
 from .messages import brief, hide_secrets
-from .outcomes import QuantumOutcome, exit_text, job_text
+from .outcomes import Attempt, QuantumOutcome
 from .registry import fetch_ids
 from .scans import OpenedAttempt, QuantumScan, scan_attempt
 
@@ -95,6 +96,7 @@ class ProvenanceRecorder:
         # Without a buffer, so that what can't be written is known at once.
         self._spool = tempfile.TemporaryFile(prefix="spark-butler-", buffering=0)  # noqa: SIM115
         self._places: defaultdict[uuid.UUID, list[tuple[int, int]]] = defaultdict(list)
+        self._told: set[uuid.UUID] = set()
         self._length = 0
         self._is_full = False
 
@@ -113,19 +115,28 @@ class ProvenanceRecorder:
         outcome
             The outcome.  There may be several of a quantum.
         """
-        if outcome.scan is None or self._is_full:
-            return
-        length = len(outcome.scan)
+        if outcome.quantum_id not in self._places:
+            # Later outcomes tell of them again.
+            for attempt in outcome.attempts:
+                self._keep(outcome.quantum_id, attempt.scan or _aborted_attempt(attempt))
+        if self._keep(outcome.quantum_id, outcome.scan):
+            self._told.add(outcome.quantum_id)
+
+    def _keep(self, quantum_id: uuid.UUID, scan: bytes | None) -> bool:
+        """Write a scan to the end of the file; return whether there is one."""
+        if scan is None or self._is_full:
+            return False
         try:
-            if self._spool.write(outcome.scan) != length:
+            if self._spool.write(scan) != len(scan):
                 raise OSError("the disk is full.")
         except OSError as exc:
             # The run is worth more than its provenance; `finish` looks in the datastore instead.
             logger.warning("Nothing more is kept for the provenance graph until the run ends: %s", brief(exc))
             self._is_full = True
-            return
-        self._places[outcome.quantum_id].append((self._length, length))
-        self._length += length
+            return False
+        self._places[quantum_id].append((self._length, len(scan)))
+        self._length += len(scan)
+        return True
 
     def finish(self, result: RunResult) -> None:
         """Write the graph.
@@ -215,13 +226,12 @@ class ProvenanceRecorder:
             return found
         kept = [self._read(*place) for place in self._places.get(quantum_id, ())]
         if outcome.succeeded:
-            # What ran again for a lost temporary may have failed then, which is the failure of its readers.
-            kept = [scan for scan in kept if scan.status is QuantumAttemptStatus.SUCCESSFUL]
-            if not kept:
+            kept = _up_to_success(kept)
+            if not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
                 found = self._look(quantum_id, with_metadata=True)
-                return found or _empty_scan(QuantumAttemptStatus.UNKNOWN)
-        elif not kept:
-            kept = [self._aborted_scan(quantum_id, outcome)]
+                kept.append(found or _empty_scan(QuantumAttemptStatus.UNKNOWN))
+        elif quantum_id not in self._told:
+            kept.append(self._aborted_scan(quantum_id, outcome))
         return kept[0] if len(kept) == 1 else _join(kept)
 
     def _read(self, place: int, length: int) -> QuantumScan:
@@ -231,11 +241,13 @@ class ProvenanceRecorder:
     def _aborted_scan(self, quantum_id: uuid.UUID, outcome: QuantumOutcome) -> QuantumScan:
         """Describe a failure of which the worker could not tell more than that."""
         found = self._look(quantum_id, with_metadata=False)
-        if found is not None and outcome.status is QuantumAttemptStatus.FAILED:
+        has_log = outcome.status is QuantumAttemptStatus.FAILED and outcome.kind is not FailureKind.UPSTREAM
+        if found is not None and has_log:
             # It had written its log, which was too long for the way here.
             return found
         written = frozenset(outcome.outputs) - set(self._automatic_ids(quantum_id))
-        aborted = _empty_scan(QuantumAttemptStatus.ABORTED, _abort_info(outcome), written)
+        info = _abort_info(outcome.kind, outcome.reason)
+        aborted = _empty_scan(QuantumAttemptStatus.ABORTED, info, written)
         return aborted if found is None else _join([found, aborted])
 
     def _automatic_ids(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
@@ -317,7 +329,7 @@ class RecordingExecutor(QuantumExecutor):
 
     def _take(self, outcome: QuantumOutcome) -> None:
         self._recorder.add(outcome)
-        self._result.outcomes[outcome.quantum_id] = dataclasses.replace(outcome, scan=None)
+        self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
 
 
 @contextlib.contextmanager
@@ -387,6 +399,20 @@ def _empty_scan(
     return QuantumScan.make([OpenedAttempt(model, None, None)], produced)
 
 
+def _up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
+    """Leave out failures after a success.
+
+    What ran again for a lost temporary may have failed then, which is the
+    failure of the readers of that.
+    """
+    kept: list[QuantumScan] = []
+    for scan in scans:
+        succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
+        if succeeded or not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
+            kept.append(scan)
+    return kept
+
+
 def _join(scans: Sequence[QuantumScan]) -> QuantumScan:
     """Put the attempts of several scans in a row, those once that several tell of."""
     attempts: list[OpenedAttempt] = []
@@ -405,18 +431,22 @@ def _join(scans: Sequence[QuantumScan]) -> QuantumScan:
     return QuantumScan.make(attempts, scans[-1].produced)
 
 
-def _abort_info(outcome: QuantumOutcome) -> ExceptionInfo:
-    """Say of what an attempt has died, by the names that pipe_base has for it."""
-    report = outcome.report
-    if report.exceptionInfo is not None:
-        type_name, message = report.exceptionInfo.className, report.exceptionInfo.message
-    elif outcome.timed_out:
-        type_name = get_full_type_name(MPTimeoutError)
-        message = f"Timeout for task {job_text(report)}, task is killed"
-    else:
-        type_name = get_full_type_name(MPGraphExecutorError)
-        message = f"Task {job_text(report)} failed, {exit_text(report.exitCode or 0)}"
-    return ExceptionInfo(type_name=type_name, message=hide_secrets(message), metadata={})
+def _aborted_attempt(attempt: Attempt) -> bytes | None:
+    """Describe an attempt that died; `None` for one of which the log of the next tells."""
+    if attempt.status is not QuantumAttemptStatus.ABORTED:
+        return None
+    info = _abort_info(attempt.kind, attempt.reason)
+    return _empty_scan(QuantumAttemptStatus.ABORTED, info).to_bytes()
+
+
+def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:
+    """Say of what an attempt has died, by the names that there are for it."""
+    error: type[BaseException] = MPGraphExecutorError
+    if kind is FailureKind.TIMEOUT:
+        error = MPTimeoutError
+    elif kind is FailureKind.MEMORY:
+        error = MemoryError
+    return ExceptionInfo(type_name=get_full_type_name(error), message=hide_secrets(reason), metadata={})
 
 
 def check_destination(destination: ResourcePathExpression) -> None:

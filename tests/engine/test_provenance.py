@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 from engine_harness import RUN, Case, Repo, make_graph
-from engine_tasks import CallConfig, ExitTask, FailOnceTask, NoMultiprocessingTask, OverlapTask
+from engine_tasks import (
+    CallConfig,
+    ExitTask,
+    FailOnceTask,
+    NoMultiprocessingTask,
+    OverlapTask,
+    TroubleConfig,
+    TroubleTask,
+)
 from lsst.daf.butler import Butler, QuantumBackedButler
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.graph import QuantumGraph
@@ -35,11 +43,13 @@ from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.executor import SparkGraphExecutor
+from spark_butler.limits import ResourceRequests
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.provenance import ProvenanceRecorder, check_destination, whole_file
 
 _CCD = ("visit", "detector")
 _FAIL = "visit=1 AND detector=2"
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 MakeRepo = Callable[[str], Repo]
 Build = Callable[[DirectButlerRepo], None]
@@ -349,6 +359,34 @@ def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path
     )
 
 
+def test_attempts_of_one_run_are_all_there(
+    make_repo: MakeRepo, spark_backend: Backend, tmp_path: Path
+) -> None:
+    """Those that wrote a log and those that could not, and the causes of both."""
+    troubles = {1: "store", 2: "lost", 3: "segfault", 4: "hang", 5: "memory"}
+    config = TroubleConfig(folder=str(tmp_path), number=2000)
+    config.troubles = {str(detector): trouble for detector, trouble in troubles.items()}
+    requests = ResourceRequests(request_memory=600.0, memory_multiplier=1.2, memory_limit=720.0)
+    path = tmp_path / "provenance.qg"
+    with make_repo("repo").open() as helper:
+        rows = [{"instrument": "Cam1", "id": n, "full_name": f"D{n}"} for n in (3, 4, 5, 6)]
+        helper.butler.registry.insertDimensionData("detector", *rows)
+        helper.add_task("a", task_class=TroubleTask, config=config, dimensions=("detector",))
+        graph = make_graph(helper, Case(lambda each: None))
+        _run(helper, graph, path, spark_backend, retries=2, timeout=10.0, resources=requests)
+    seen = {key[2]: each.attempts for key, each in look(path).items()}
+    fine = ("SUCCESSFUL", None, True, True)
+    theirs = "lsst.pipe.base.mp_graph_executor"
+    died = ("ABORTED", f"{theirs}.MPGraphExecutorError", False, False)
+    assert seen[6] == (fine,)
+    assert seen[1] == (("FAILED", "ConnectionResetError", True, True), fine)
+    assert seen[2] == (died, fine)
+    assert seen[3] == (died,)
+    assert seen[4] == (("ABORTED", f"{theirs}.MPTimeoutError", False, False),)
+    assert len(seen[5]) == 2
+    assert {attempt[1] for attempt in seen[5]} == {"MemoryError"}
+
+
 # Runs that end before their time.
 
 
@@ -497,7 +535,9 @@ def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
         "with whole_file(sys.argv[1]) as path:\n"
         "    path.write_text('half'); print('now', flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, env=_ENVIRONMENT
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
@@ -512,9 +552,10 @@ def test_nothing_is_left_by_a_driver_killed_in_the_middle_of_a_run(tmp_path: Pat
         "import time; from spark_butler.provenance import ProvenanceRecorder\n"
         "from types import SimpleNamespace as N\n"
         "recorder = ProvenanceRecorder(N(quantum_only_xgraph=None), 'x.qg')\n"
-        "recorder.add(N(scan=b'x' * 10**6, quantum_id=1)); print('now', flush=True); time.sleep(60)\n"
+        "recorder.add(N(scan=b'x' * 10**6, quantum_id=1, attempts=()))\n"
+        "print('now', flush=True); time.sleep(60)\n"
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**_ENVIRONMENT, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, cwd=tmp_path
     ) as process:
