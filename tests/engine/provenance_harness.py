@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lsst.pipe.base import QuantumAttemptStatus
-from lsst.pipe.base.quantum_graph import ProvenanceQuantumGraph, ProvenanceQuantumGraphReader
+from lsst.pipe.base.quantum_graph import ProvenanceQuantumGraphReader
+from zip_seek import seek_by_reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +38,13 @@ class Seen:
 
 def look(path: Path | str) -> dict[tuple[Any, ...], Seen]:
     """Read all that a provenance graph says, by task and data ID."""
-    with ProvenanceQuantumGraphReader.open(str(path)) as reader:
+    with seek_by_reading(), ProvenanceQuantumGraphReader.open(str(path)) as reader:
         reader.read_full_graph()
-        graph = reader.graph
-    seen = {}
-    for label, quanta in graph.quanta_by_task.items():
-        for data_id, quantum_id in quanta.items():
-            seen[label, *data_id.required_values] = _see(path, graph, quantum_id)
-    return seen
+        return {
+            (label, *data_id.required_values): _see(reader, quantum_id)
+            for label, quanta in reader.graph.quanta_by_task.items()
+            for data_id, quantum_id in quanta.items()
+        }
 
 
 def look_at(path: Path | str, label: str, visit: int, detector: int) -> Seen:
@@ -52,13 +52,11 @@ def look_at(path: Path | str, label: str, visit: int, detector: int) -> Seen:
     return look(path)[label, "Cam1", detector, visit]
 
 
-def _see(path: Path | str, graph: ProvenanceQuantumGraph, quantum_id: Any) -> Seen:
+def _see(reader: ProvenanceQuantumGraphReader, quantum_id: Any) -> Seen:
+    graph = reader.graph
     info = graph.bipartite_xgraph.nodes[quantum_id]
-    # A reader for each, since some releases of Python can't seek in a member of a ZIP file twice.
-    with ProvenanceQuantumGraphReader.open(str(path)) as reader:
-        logs = reader.fetch_logs([quantum_id]).get(quantum_id)
-    with ProvenanceQuantumGraphReader.open(str(path)) as reader:
-        metadata = reader.fetch_metadata([quantum_id]).get(quantum_id)
+    logs = reader.fetch_logs([quantum_id]).get(quantum_id)
+    metadata = reader.fetch_metadata([quantum_id]).get(quantum_id)
     n_attempts = len(info["attempts"])
     logs, metadata = logs or [None] * n_attempts, metadata or [None] * n_attempts
     assert [attempt.attempt for attempt in info["attempts"]] == list(range(n_attempts))
