@@ -64,6 +64,12 @@ _OPTIONS = (
         type=int,
         help="Stop the run when N quanta of a task in a row have failed with the same message.",
     ),
+    click.option(
+        "--provenance-graph",
+        metavar="FILE",
+        help="Where to write the provenance quantum graph of the run, for `butler provenance-report` and "
+        "`butler ingest-graph`: a name that ends in .qg; can be a URI.",
+    ),
 )
 
 

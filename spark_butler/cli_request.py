@@ -23,6 +23,7 @@ from .limits import ResourceRequests, read_requests
 from .messages import brief
 from .plan import GroupBy
 from .planning import RunRequest
+from .provenance import check_destination
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,11 @@ def make_request(
     _check_sources(kwargs, default_pipeline)
     _check_meaning(kwargs, on_spark=on_spark)
     del kwargs["show"]
+    provenance_graph = kwargs.pop("provenance_graph")
+    if provenance_graph is not None:
+        check_destination(provenance_graph)
     options = _take_options(kwargs)
-    return RunRequest(kwargs, options, show)
+    return RunRequest(kwargs, options, show, provenance_graph)
 
 
 def _check_sources(kwargs: dict[str, Any], default_pipeline: Path | None) -> None:

@@ -35,12 +35,14 @@ from lsst.utils.threads import disable_implicit_threading
 from .backends import Backend, SerialBackend
 from .cli_options import engine_options
 from .cli_request import make_request
+from .dispatch import RunResult
 from .engine import execute_graph, plan_graph
 from .errors import EngineError, UserError
 from .messages import brief
 from .output_run import OutputRequest, check_output, prepare_output
 from .plan import Plan
 from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
+from .provenance import ProvenanceRecorder
 from .report import make_report, summarize
 from .repository import check_repository, store_roots
 from .resume import needs_clobber
@@ -221,11 +223,18 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
         butler = stack.enter_context(prepare_output(graph, output))
         if arguments["init_only"]:
             return 0
+        recorder: ProvenanceRecorder | None = None
+        if request.provenance_graph is not None:
+            recorder = ProvenanceRecorder(graph, request.provenance_graph, butler=butler, xgraph=xgraph)
+            stack.enter_context(recorder)
         stack.enter_context(lsst.utils.timer.profile(arguments["profile"], logger))
         start = time.time()
         try:
             with _ending_on_signals():
-                result = execute_graph(graph, butler, backend, request.options, xgraph=xgraph)
+                result = execute_graph(
+                    graph, butler, backend, request.options, xgraph=xgraph, recorder=recorder
+                )
+                unwritten = _write_provenance(recorder, result)
         except _Stopped as exc:
             stopped = exc
             how_to_resume = _tell_how_to_resume(butler, graph, output)
@@ -238,7 +247,19 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
     if summary := arguments["summary"]:
         with ResourcePath(summary).open("w") as stream:
             stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
+    if unwritten is not None:
+        raise unwritten
     return 1 if result.failed else 0
+
+
+def _write_provenance(recorder: ProvenanceRecorder | None, result: RunResult) -> EngineError | None:
+    """Write the provenance graph, and return what stood against it until the summary is printed."""
+    try:
+        if recorder is not None:
+            recorder.finish(result)
+    except EngineError as exc:
+        return exc
+    return None
 
 
 def _start_logging(kwargs: dict[str, Any]) -> None:

@@ -336,10 +336,8 @@ class Dispatcher:
             # A lost temporary was made again: what that wrote on the way has replaced the first.
             outcome = _merge(first, outcome)
         self._on_outcome(outcome)
-        if outcome.scan is not None:
-            # All of them would be the logs of the whole run.
-            outcome = dataclasses.replace(outcome, scan=None)
-        self._result.outcomes[outcome.quantum_id] = outcome
+        # With scans, they would be the logs of the whole run.
+        self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
         return first is None
 
     def _fail(self, outcome: QuantumOutcome) -> None:

@@ -39,7 +39,8 @@ from .limits import Limits
 from .mending import Doubts
 from .outcomes import QuantumOutcome
 from .plan import GroupBy, Plan, cut_graph
-from .registry import Ingester, IngestStream
+from .provenance import ProvenanceRecorder
+from .registry import Ingester, IngestStream, fetch_ids
 from .repository import store_roots
 from .resume import choose_quanta, take_stock
 from .run_notes import note_temporaries, read_temporaries
@@ -61,6 +62,7 @@ def execute_graph(
     options: RunOptions,
     *,
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
+    recorder: ProvenanceRecorder | None = None,
 ) -> RunResult:
     """Execute a quantum graph and put its outputs into the registry.
 
@@ -77,6 +79,9 @@ def execute_graph(
     xgraph
         The quanta with the edges to respect, where those are not the graph's
         own.
+    recorder
+        Keeps what a provenance graph needs.  Writing it, when the run has
+        ended, is left to the caller.
 
     Returns
     -------
@@ -92,7 +97,7 @@ def execute_graph(
     """
     limits = _find_limits(graph, butler, options)
     run = graph.header.output_run
-    existing = _existing_ids(butler, run)
+    existing = fetch_ids(butler, run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     dataset_types = _dataset_types(graph)
@@ -134,6 +139,7 @@ def execute_graph(
         isolation=options.isolation,
         scratch="" if scratch is None else str(scratch),
         max_shuffle_bytes=options.max_shuffle_bytes,
+        provenance=recorder is not None,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),
     )
@@ -144,6 +150,8 @@ def execute_graph(
             predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
             stream.add(predicted, outcome.outputs, outcome.records, outcome.removed)
             doubts.note(outcome, predicted)
+            if recorder is not None:
+                recorder.add(outcome)
 
         dispatcher = Dispatcher(
             plan,
@@ -252,14 +260,6 @@ def _failure_budget(options: RunOptions, n_quanta: int) -> FailureBudget:
     if (text := options.max_failures) is not None:
         most = int(text) if not text.endswith("%") else -(-int(text[:-1]) * n_quanta // 100)
     return FailureBudget(options.fail_fast, most, options.max_same_failures)
-
-
-def _existing_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
-    """Find out which datasets are in the output run."""
-    try:
-        return frozenset(butler.registry._fetch_run_dataset_ids(run))
-    except MissingCollectionError:
-        return frozenset()
 
 
 def _scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 __all__ = ["SparkGraphExecutor"]
 
+import contextlib
 import logging
 import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import networkx
@@ -28,6 +30,7 @@ from .errors import OptionsError
 from .limits import Limits
 from .outcomes import exit_text, job_text
 from .plan import cut_graph
+from .provenance import ProvenanceRecorder, RecordingExecutor
 from .report import fill_report
 from .session import make_session, worker_environment
 from .work import WorkerContext
@@ -44,7 +47,8 @@ class SparkGraphExecutor(QuantumGraphExecutor):
     """Executes quantum graphs on Spark.
 
     Takes the place of `lsst.pipe.base.mp_graph_executor.MPGraphExecutor`
-    and understands all its arguments.
+    and understands all its arguments.  It writes provenance graphs with any
+    number of processes.
 
     Parameters
     ----------
@@ -108,26 +112,65 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         self, graph: QuantumGraph | PredictedQuantumGraph, *, provenance_graph_file: str | None = None
     ) -> None:
         # Docstring inherited from QuantumGraphExecutor.execute.
-        local = self._make_local_executor()
-        if self._num_proc == 1:
-            try:
-                local.execute(graph, provenance_graph_file=provenance_graph_file)
-            finally:
-                self._report = local._report
+        quantum_executor = self._quantum_executor or SingleQuantumExecutor(butler=self._butler)
+        if self._num_proc == 1 and provenance_graph_file is None:
+            self._execute_here(graph, quantum_executor)
             return
-        if provenance_graph_file is not None:
-            raise NotImplementedError("Provenance writing is not implemented for execution on Spark.")
         new_graph, old_graph = (
             (PredictedQuantumGraph.from_old_quantum_graph(graph), graph)
             if isinstance(graph, QuantumGraph)
             else (graph, None)
         )
-        xgraph = local._make_xgraph(new_graph, old_graph)
-        self._report = Report(qgraphSummary=new_graph._make_summary())
+        xgraph = self._make_local_executor(quantum_executor)._make_xgraph(new_graph, old_graph)
+        with contextlib.ExitStack() as stack:
+            recorder: ProvenanceRecorder | None = None
+            if provenance_graph_file is not None:
+                recorder = stack.enter_context(
+                    ProvenanceRecorder(
+                        new_graph,
+                        provenance_graph_file,
+                        butler=self._butler,
+                        quantum_executor=quantum_executor,
+                        xgraph=xgraph,
+                    )
+                )
+            if self._num_proc == 1 and recorder is not None:
+                witness = RecordingExecutor(quantum_executor, recorder)
+                with _finishing(witness.finish):
+                    self._execute_here(graph, witness)
+            else:
+                self._execute_on_spark(new_graph, xgraph, recorder)
+
+    def _execute_here(
+        self, graph: QuantumGraph | PredictedQuantumGraph, quantum_executor: QuantumExecutor
+    ) -> None:
+        """Execute a graph in this process, by the executor of pipe_base."""
+        local = self._make_local_executor(quantum_executor)
         try:
-            _check_multiprocessing(new_graph, xgraph)
-            if xgraph:
-                self._finish(self._run(new_graph, xgraph), xgraph)
+            local.execute(graph)
+        finally:
+            self._report = local._report
+
+    def _execute_on_spark(
+        self,
+        graph: PredictedQuantumGraph,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        recorder: ProvenanceRecorder | None,
+    ) -> None:
+        """Execute a graph on Spark."""
+        self._report = Report(qgraphSummary=graph._make_summary())
+        result = RunResult()
+
+        def finish() -> None:
+            if recorder is not None:
+                recorder.finish(result)
+
+        try:
+            with _finishing(finish):
+                _check_multiprocessing(graph, xgraph)
+                if xgraph:
+                    result = self._run(graph, xgraph, recorder)
+                    self._finish(result, xgraph)
         except Exception as exc:
             self._report.set_exception(exc)
             raise
@@ -138,19 +181,24 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             raise RuntimeError("getReport() called before execute()")
         return self._report
 
-    def _make_local_executor(self) -> MPGraphExecutor:
+    def _make_local_executor(self, quantum_executor: QuantumExecutor) -> MPGraphExecutor:
         """Make the executor of pipe_base that runs quanta in this process."""
         return MPGraphExecutor(
             num_proc=1,
             timeout=self._timeout if self._timeout is not None else math.inf,
-            quantum_executor=self._quantum_executor or SingleQuantumExecutor(butler=self._butler),
+            quantum_executor=quantum_executor,
             start_method=self._start_method,
             fail_fast=self._fail_fast,
             pdb=self._pdb,
             execution_graph_fixup=self._execution_graph_fixup,
         )
 
-    def _run(self, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]) -> RunResult:
+    def _run(
+        self,
+        graph: PredictedQuantumGraph,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        recorder: ProvenanceRecorder | None,
+    ) -> RunResult:
         """Run a graph on Spark."""
         from .backends.spark import SparkBackend
 
@@ -160,13 +208,17 @@ class SparkGraphExecutor(QuantumGraphExecutor):
                 options = RunOptions(
                     processes=self._num_proc, timeout=self._timeout, fail_fast=self._fail_fast
                 )
-                return execute_graph(graph, self._butler, backend, options, xgraph=xgraph)
-            return self._run_as_given(graph, xgraph, backend)
+                return execute_graph(graph, self._butler, backend, options, xgraph=xgraph, recorder=recorder)
+            return self._run_as_given(graph, xgraph, recorder, backend)
         finally:
             backend.close()
 
     def _run_as_given(
-        self, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID], backend: Backend
+        self,
+        graph: PredictedQuantumGraph,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        recorder: ProvenanceRecorder | None,
+        backend: Backend,
     ) -> RunResult:
         """Run a graph with the caller's quantum executor, which brings its own butler."""
         context = WorkerContext(
@@ -175,6 +227,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             quantum_executor=self._quantum_executor,
             fail_fast=self._fail_fast,
             limits=dict.fromkeys(graph.pipeline_graph.tasks, Limits(timeout=self._timeout, retries=0)),
+            provenance=recorder is not None,
             log_state=tuple(CliLog.configState),
             environment=worker_environment(),
         )
@@ -185,7 +238,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             xgraph,
             backend,
             maker.make_work,
-            on_outcome=lambda outcome: None,
+            on_outcome=recorder.add if recorder is not None else lambda outcome: None,
             limit=self._num_proc,
             budget=FailureBudget(fail_fast=self._fail_fast),
         )
@@ -208,6 +261,17 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         if self._report.status is ExecutionStatus.TIMEOUT and not result.blocked:
             raise MPTimeoutError("One or more tasks timed out during execution.")
         raise MPGraphExecutorError("One or more tasks failed or timed out during execution.")
+
+
+@contextlib.contextmanager
+def _finishing(finish: Callable[[], None]) -> Iterator[None]:
+    """Do a last thing, even if quanta have failed: callers rely on it when they meet that error."""
+    try:
+        yield
+    except MPGraphExecutorError:
+        finish()
+        raise
+    finish()
 
 
 def _check_multiprocessing(graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]) -> None:

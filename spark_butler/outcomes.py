@@ -29,6 +29,9 @@ class QuantumStarted:
 class Attempt:
     """What is remembered of an attempt that was not the last."""
 
+    status: QuantumAttemptStatus
+    """How it ended."""
+
     kind: FailureKind
     """Why it failed."""
 
@@ -43,6 +46,9 @@ class Attempt:
 
     worker: str
     """Host name and process ID of the worker."""
+
+    scan: bytes | None = None
+    """What a provenance graph holds of it, as `QuantumOutcome.scan`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +131,20 @@ class QuantumOutcome:
     def as_attempt(self) -> Attempt:
         """Shorten to what is remembered when another attempt follows."""
         assert self.kind is not None
-        return Attempt(self.kind, self.reason, self.peak_memory, self.wall_seconds, self.worker)
+        return Attempt(
+            self.status,
+            self.kind,
+            self.reason,
+            self.peak_memory,
+            self.wall_seconds,
+            self.worker,
+            self.scan,
+        )
+
+    def without_scans(self) -> QuantumOutcome:
+        """Leave out what only a provenance graph needs."""
+        attempts = tuple(dataclasses.replace(attempt, scan=None) for attempt in self.attempts)
+        return dataclasses.replace(self, attempts=attempts, scan=None)
 
 
 def job_text(report: QuantumReport) -> str:

@@ -63,6 +63,9 @@ class RunRequest:
     show: ShowInfo = dataclasses.field(default_factory=lambda: ShowInfo([]))
     """What to print about pipeline and graph."""
 
+    provenance_graph: str | None = None
+    """Where to write the provenance quantum graph."""
+
     @property
     def graph_file(self) -> str | None:
         """File to read the graph from."""

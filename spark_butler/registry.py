@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["IngestStream", "Ingester"]
+__all__ = ["IngestStream", "Ingester", "fetch_ids"]
 
 import logging
 import queue
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Self
 
 import sqlalchemy.exc
-from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, MissingCollectionError
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
 from .errors import EngineError
@@ -308,6 +308,27 @@ class IngestStream:
             self._ingester.flush()
         except Exception as exc:  # noqa: BLE001  (the thread that waits raises it)
             self._error = exc
+
+
+def fetch_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
+    """Find out which datasets are in a run.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    run
+        Name of the run, which need not exist.
+
+    Returns
+    -------
+    ids
+        Their IDs.
+    """
+    try:
+        return frozenset(butler.registry._fetch_run_dataset_ids(run))
+    except MissingCollectionError:
+        return frozenset()
 
 
 type _Item = tuple[

@@ -10,7 +10,7 @@ import itertools
 import logging
 import pickle
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pydantic
 import zstandard
@@ -148,6 +148,8 @@ def scan_attempt(
     metadata: TaskMetadata | None,
     logs: ButlerLogRecords | None,
     failure: BaseException | None = None,
+    *,
+    temporaries: Collection[uuid.UUID] = (),
 ) -> QuantumScan:
     """Gather what a provenance graph holds of a quantum.
 
@@ -166,6 +168,8 @@ def scan_attempt(
         the exception of a failure, and the attempts before.
     failure
         What was raised, for the case that the logs don't tell.
+    temporaries
+        IDs of temporaries that exist, which metadata does not list.
 
     Returns
     -------
@@ -206,6 +210,7 @@ def scan_attempt(
         for dataset in datasets
     }
     produced = {dataset_id for dataset_id, exists in models.output_existence.items() if exists}
+    produced.update(temporaries)
     n_attempts = len(models.attempts)
     logs_of = _fill(models.logs.attempts, n_attempts) if keeps_logs else [None] * n_attempts
     metadata_of = _fill(models.metadata.attempts, n_attempts)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lsst.daf.butler import (
+    ButlerLogRecords,
     ButlerMetrics,
     DatasetProvenance,
     DatasetRef,
@@ -22,6 +23,7 @@ from lsst.daf.butler import (
     QuantumBackedButler,
     StorageClass,
 )
+from lsst.pipe.base import TaskMetadata
 
 from .codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
 from .parcels import Inbox
@@ -57,7 +59,7 @@ class GroupButler(LimitedButler):
     quantum of its last reader ends (`end_quantum`).  It is taken by reference
     from its producer if that has nothing else left to put, and copied
     otherwise: the task may still change it, or put a part of it under another
-    name.
+    name.  Metadata and logs do not list temporaries among the outputs.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class GroupButler(LimitedButler):
         self._lent: set[uuid.UUID] = set()
         self._single_use: set[uuid.UUID] = set()
         self._unmade: set[uuid.UUID] = set()
+        self._automatic: frozenset[str] = frozenset()
         self._put_refs: dict[uuid.UUID, DatasetRef] = {}
         self._pruned: set[uuid.UUID] = set()
 
@@ -98,6 +101,7 @@ class GroupButler(LimitedButler):
         automatic
             Names of the output dataset types that its task doesn't put itself.
         """
+        self._automatic = frozenset(automatic)
         self._unmade = {
             ref.id
             for dataset_type, refs in quantum.outputs.items()
@@ -175,6 +179,8 @@ class GroupButler(LimitedButler):
         # Docstring inherited.
         self._unmade.discard(ref.id)
         if not self._is_temporary(ref):
+            if self._refs and ref.datasetType.name in self._automatic:
+                _list_retained(obj, self._refs.keys())
             self._wrapped.put(obj, ref, provenance=provenance)
             self._known[ref.id] = True
             self._put_refs[ref.id] = ref
@@ -350,6 +356,23 @@ class GroupButler(LimitedButler):
     @_datastore.setter
     def _datastore(self, value: Any) -> None:
         self._wrapped._datastore = value
+
+
+def _list_retained(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
+    """Take temporaries off the list of outputs in metadata, or in what a log has of the metadata.
+
+    The tools that read the list take what is on it for datasets of the
+    repository, and register them.
+    """
+    if isinstance(obj, ButlerLogRecords):
+        if obj.extra.get("metadata") is not None:
+            metadata = TaskMetadata.model_validate(obj.extra["metadata"])
+            _list_retained(metadata, temporaries)
+            obj.extra = {**obj.extra, "metadata": metadata.model_dump()}
+    elif isinstance(obj, TaskMetadata) and "quantum" in obj and "outputs" in obj["quantum"]:
+        names = {str(dataset_id) for dataset_id in temporaries}
+        outputs = obj["quantum"].getArray("outputs")
+        obj["quantum"]["outputs"] = [each for each in outputs if each not in names]
 
 
 class _DeferredReader(GroupButler):

@@ -310,7 +310,7 @@ def _run_quantum(
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        scan=_scan(context, work, result, logs, failure),
+        scan=_scan(context, work, result, logs, failure, butler),
     )
     return outcome, parcels
 
@@ -321,6 +321,7 @@ def _scan(
     result: QuantumExecutionResult | None,
     logs: ButlerLogRecords | None,
     failure: BaseException | None,
+    butler: GroupButler | None,
 ) -> bytes | None:
     """Pack what a provenance graph holds of an attempt, unless the driver has to look for it."""
     metadata = None
@@ -334,7 +335,10 @@ def _scan(
 
     node = context.task_nodes[work.task_label]
     try:
-        scan = scan_attempt(node, work.quantum, work.quantum_id, metadata, logs, failure).to_bytes()
+        temporaries = butler.live if butler is not None else frozenset()
+        scan = scan_attempt(
+            node, work.quantum, work.quantum_id, metadata, logs, failure, temporaries=temporaries
+        ).to_bytes()
     except Exception:  # noqa: BLE001  (a quantum is not to fail for what is said about it)
         logger.warning("No provenance could be gathered for %s.", work.task_label, exc_info=True)
         return None
