@@ -1,17 +1,32 @@
 """A pytest plugin that puts `SparkGraphExecutor` in the place of pipe_base's multiprocess executor.
 
 With ``SPARK_PLUG=all`` in the environment a single process, too, means Spark,
-so that every quantum of the tests runs there.
+so that every quantum of the tests runs there.  Tests that run quanta one after
+another by themselves have that done by Spark, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import lsst.pipe.base.mp_graph_executor as patched
+import pytest
+from lsst.daf.butler import QuantumBackedButler
+from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
+from spark_butler.backends.spark import SparkBackend
+from spark_butler.contents import ContentMaker, sketch_graph
+from spark_butler.dispatch import Dispatcher
 from spark_butler.executor import SparkGraphExecutor
+from spark_butler.outcomes import QuantumOutcome
+from spark_butler.plan import Plan, cut_graph
+from spark_butler.session import make_session
+from spark_butler.work import WorkerContext
 
 
 class EverythingOnSpark(SparkGraphExecutor):
@@ -31,8 +46,57 @@ def _run(self: SparkGraphExecutor, *args: Any) -> Any:
     return _execute(self, *args)
 
 
+def _as_one_group(plan: Plan) -> Plan:
+    """Have one process run all quanta, as the tests expect that look for what ran there before."""
+    quanta = tuple(quantum_id for group in plan.groups for quantum_id in group.quanta)
+    group = dataclasses.replace(plan.groups[0], quanta=quanta)
+    return dataclasses.replace(plan, groups=(group,), units=plan.units[:1])
+
+
+def _iter_graph_execution(
+    self: Any, repo: str, qg: Any, raise_on_partial_outputs: bool, is_retry: bool = False
+) -> Iterator[uuid.UUID]:
+    """Execute a graph as the method of `AggregatorTestCase` does, but on Spark."""
+    _counts["executed"] += 1
+    init_butler = self.enterContext(qg.make_init_qbb(repo))
+    qg.init_output_run(init_butler)
+    qg.build_execution_quanta()
+    universe = qg.pipeline_graph.universe
+    executor = SingleQuantumExecutor(
+        limited_butler_factory=lambda quantum: QuantumBackedButler.initialize(repo, quantum, universe),
+        assume_no_existing_outputs=not is_retry,
+        skip_existing=is_retry,
+        clobber_outputs=is_retry,
+        raise_on_partial_outputs=raise_on_partial_outputs,
+    )
+    xgraph = qg.quantum_only_xgraph
+    outcomes: list[QuantumOutcome] = []
+    backend = SparkBackend(make_session())
+    plan = _as_one_group(cut_graph(sketch_graph(qg, xgraph), group_by="quantum"))
+    maker = ContentMaker(plan, qg, xgraph)
+    dispatcher = Dispatcher(plan, xgraph, backend, maker.make_work, on_outcome=outcomes.append)
+    dispatcher.run(
+        WorkerContext(
+            task_nodes=dict(qg.pipeline_graph.tasks),
+            universe=universe,
+            quantum_executor=executor,
+            log_state=tuple(CliLog.configState),
+        )
+    )
+    backend.close()
+    return iter([outcome.quantum_id for outcome in outcomes])
+
+
 patched.MPGraphExecutor = _EXECUTOR  # type: ignore[misc]
 SparkGraphExecutor._run = _run  # type: ignore[method-assign]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have Spark do what tests of provenance do by themselves."""
+    for item in items:
+        test_case = getattr(item, "cls", None)
+        if hasattr(test_case, "iter_graph_execution"):
+            test_case.iter_graph_execution = _iter_graph_execution
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
