@@ -6,9 +6,9 @@ __all__ = ["check_outputs_in_the_way", "settle_dataset_ids"]
 
 import itertools
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from lsst.daf.butler import DataCoordinate, DatasetIdFactory, DatasetIdGenEnum
+from lsst.daf.butler import DatasetIdFactory, DatasetType
 from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
@@ -67,26 +67,33 @@ def settle_dataset_ids(
     The IDs are daf_butler's own, of the kind
     `~lsst.daf.butler.DatasetIdGenEnum.DATAID_TYPE_RUN`.
     """
-    factory = DatasetIdFactory()
     run = components.header.output_run
-    dataset_types = {
-        dataset_type.name: dataset_type
-        for dataset_type in (
-            *(node.dataset_type for node in components.pipeline_graph.dataset_types.values()),
-            components.pipeline_graph.packages_dataset_type,
-        )
-    }
+    dataset_types = [node.dataset_type for node in components.pipeline_graph.dataset_types.values()]
+    dataset_types.append(components.pipeline_graph.packages_dataset_type)
+    makers = {dataset_type.name: _IdMaker(run, dataset_type) for dataset_type in dataset_types}
     new_ids: dict[uuid.UUID, uuid.UUID] = {}
     quanta = [*components.init_quanta.root, *components.quantum_datasets.values()]
     for quantum in quanta:
         for dataset in itertools.chain.from_iterable(quantum.outputs.values()):
             if dataset.dataset_id in keep:
                 continue
-            dataset_type = dataset_types[dataset.dataset_type_name]
-            data_id = DataCoordinate.from_full_values(dataset_type.dimensions, tuple(dataset.data_coordinate))
-            new_id = factory.makeDatasetId(run, dataset_type, data_id, DatasetIdGenEnum.DATAID_TYPE_RUN)
+            new_id = makers[dataset.dataset_type_name].make_id(dataset.data_coordinate)
             new_ids[dataset.dataset_id] = new_id
             dataset.dataset_id = new_id
     for quantum in quanta:
         for dataset in itertools.chain.from_iterable(quantum.inputs.values()):
             dataset.dataset_id = new_ids.get(dataset.dataset_id, dataset.dataset_id)
+
+
+class _IdMaker:
+    """Does what `lsst.daf.butler.DatasetIdFactory` does, for many datasets of one type in a run."""
+
+    def __init__(self, run: str, dataset_type: DatasetType):
+        keys = list(dataset_type.dimensions.data_coordinate_keys)
+        self._start = f"dataset_type={dataset_type.name},run={run}"
+        self._places = [(name, keys.index(name)) for name in sorted(dataset_type.dimensions.required)]
+
+    def make_id(self, values: Sequence[object]) -> uuid.UUID:
+        """Make the ID of a dataset from all values of its data ID."""
+        text = "".join(f",{name}={values[place]}" for name, place in self._places)
+        return uuid.uuid5(DatasetIdFactory.NS_UUID, self._start + text)

@@ -160,6 +160,31 @@ def test_failure_before_a_gather_and_resume(
         assert run(*mending, "-o", f"gather/{name}").exit_code != 0
 
 
+def test_skipping_and_clobbering_are_as_in_pipetask(
+    job_repo: JobRepo, run_job: RunJob, tmp_path: Path
+) -> None:
+    given = [*job_repo.arguments, "--no-versions"]
+    ways: dict[str, Callable[..., Result]] = {
+        "stock": pipetask_run,
+        "ours": lambda *arguments: run_job(*arguments, "--backend", "serial"),
+    }
+    steps: list[tuple[str, int, list[str | Path]]] = [
+        # Name of the chain, exit status, options.
+        ("one", 1, overrides(tmp_path, second=_FAILURE)),
+        ("two", 0, ["--skip-existing-in", "{way}/one", "-d", "detector < 3"]),
+        ("one", 0, ["--extend-run", "--clobber-outputs", "--skip-init-writes", "-d", "detector < 3"]),
+    ]
+    for number, (chain, status, options) in enumerate(steps):
+        found = {}
+        for way, run in ways.items():
+            summary = tmp_path / f"{way}-{number}.json"
+            filled = [str(option).format(way=f"skip/{way}") for option in options]
+            result = run(*given, *filled, "-o", f"skip/{way}/{chain}", "--summary", summary)
+            assert result.exit_code == status, (number, way, result.output)
+            found[way] = read_summary(summary), job_repo.datasets(f"skip/{way}/{chain}")
+        assert found["ours"] == found["stock"], number
+
+
 def test_temporaries_leave_no_trace_and_are_made_again(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, spark: object
 ) -> None:

@@ -31,15 +31,19 @@ def drivers(s3_server: EmbeddedS3) -> Iterator[Drivers]:
     drivers.close()
 
 
+def _make_site(s3_server: EmbeddedS3, drivers: Drivers, directory: Path, **more: int) -> Site:
+    from resume_harness import Site
+
+    bucket = f"{directory.name.rstrip('0123456789')}-tests"
+    s3_server.make_bucket(bucket)
+    root = make_repository(directory / "repo", f"s3://{bucket}/repo/")
+    return Site.make(directory, root, drivers, **more)
+
+
 @pytest.fixture(scope="session")
 def shared_site(s3_server: EmbeddedS3, drivers: Drivers, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A repository on S3 with inputs, and with a run that nothing has happened to."""
-    from resume_harness import Site
-
-    directory = tmp_path_factory.mktemp("resume")
-    s3_server.make_bucket("resume-tests")
-    root = make_repository(directory / "repo", "s3://resume-tests/repo/")
-    return Site.make(directory, root, drivers)
+    return _make_site(s3_server, drivers, tmp_path_factory.mktemp("resume"))
 
 
 @pytest.fixture
@@ -47,3 +51,18 @@ def site(shared_site: Site) -> Site:
     """The repository, with a new record of what runs."""
     shared_site.record.unlink(missing_ok=True)
     return shared_site
+
+
+@pytest.fixture(scope="session")
+def shared_large_site(
+    s3_server: EmbeddedS3, drivers: Drivers, tmp_path_factory: pytest.TempPathFactory
+) -> Site:
+    """One with more visits."""
+    return _make_site(s3_server, drivers, tmp_path_factory.mktemp("large"), n_visits=10)
+
+
+@pytest.fixture
+def large_site(shared_large_site: Site) -> Site:
+    """The repository with more visits, with a new record of what runs."""
+    shared_large_site.record.unlink(missing_ok=True)
+    return shared_large_site

@@ -119,12 +119,12 @@ class Site:
     n_quanta: int = 0
 
     @classmethod
-    def make(cls, directory: Path, root: Path, drivers: Drivers) -> Site:
+    def make(cls, directory: Path, root: Path, drivers: Drivers, *, n_visits: int = 2) -> Site:
         """Fill an empty repository with dimension records and inputs, and run the pipeline once."""
         site = cls(root, drivers, directory / "pipeline.yaml", directory / "record")
         site.pipeline.write_text(read_pipeline(site.record))
         with Butler.from_config(root, writeable=True) as butler:
-            insert_dimensions(butler, (1, 2), (1, 2, 3))
+            insert_dimensions(butler, range(1, n_visits + 1), (1, 2, 3))
             mock = DirectButlerRepo(butler, input_run="in/all", input_chain="in")
             mock.pipeline_graph = Pipeline.from_uri(site.pipeline).to_graph()
             mock.pipeline_graph.resolve(butler.registry)
