@@ -26,6 +26,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from .stored_files import FileFinder, Place
+from .temporaries import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -371,7 +372,8 @@ def _read_puts(
         except (FileNotFoundError, LookupError):
             logger.warning("The metadata of quantum %s of task %s can't be read.", quantum_id, label)
             return missing[quantum_id]
-        return {uuid.UUID(each) for each in metadata.getArray("outputs")} if "outputs" in metadata else set()
+        keys = [key for key in ("outputs", TEMPORARIES_KEY) if key in metadata]
+        return {uuid.UUID(each) for key in keys for each in metadata.getArray(key)}
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="spark-butler-read") as pool:
         return dict(zip(missing, pool.map(read, missing), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GroupButler"]
+__all__ = ["TEMPORARIES_KEY", "GroupButler"]
 
 import logging
 import uuid
@@ -32,6 +32,9 @@ from .scratch import fetch_scratch
 
 logger = logging.getLogger(__name__)
 
+TEMPORARIES_KEY = "temporaries"
+"""Where the metadata of a quantum lists the temporaries that it has put."""
+
 
 class GroupButler(LimitedButler):
     """A butler that keeps temporary datasets in memory while a group runs.
@@ -59,7 +62,7 @@ class GroupButler(LimitedButler):
     quantum of its last reader ends (`end_quantum`).  It is taken by reference
     from its producer if that has nothing else left to put, and copied
     otherwise: the task may still change it, or put a part of it under another
-    name.  Metadata and logs do not list temporaries among the outputs.
+    name.  Metadata and logs list temporaries under a key of their own.
     """
 
     def __init__(
@@ -359,7 +362,7 @@ class GroupButler(LimitedButler):
 
 
 def _list_retained(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
-    """Take temporaries off the list of outputs in metadata, or in what a log has of the metadata.
+    """Give temporaries a list of their own in metadata, or in what a log has of the metadata.
 
     The tools that read the list take what is on it for datasets of the
     repository, and register them.
@@ -373,6 +376,7 @@ def _list_retained(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
         names = {str(dataset_id) for dataset_id in temporaries}
         outputs = obj["quantum"].getArray("outputs")
         obj["quantum"]["outputs"] = [each for each in outputs if each not in names]
+        obj["quantum"][TEMPORARIES_KEY] = [each for each in outputs if each in names]
 
 
 class _DeferredReader(GroupButler):

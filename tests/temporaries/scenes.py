@@ -25,6 +25,7 @@ from spark_butler.backends import Backend
 from spark_butler.config import RunOptions
 from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
+from spark_butler.temporaries import TEMPORARIES_KEY
 
 type Outputs = dict[tuple[str, tuple[int | str, ...]], Any]
 
@@ -189,7 +190,8 @@ def read_outputs(butler: Butler, graph: PredictedQuantumGraph) -> Outputs:
                 content = _anonymous(content.model_dump(mode="json"), run)
             elif name.endswith("_metadata"):
                 quantum = content["quantum"]
-                content = quantum.get("caveats", 0), len(quantum.get("outputs", ()))
+                made = len(quantum.get("outputs", ())) + len(quantum.get(TEMPORARIES_KEY, ()))
+                content = quantum.get("caveats", 0), made
             elif name.endswith(("_log", "_config")):
                 content = type(content).__name__
             outputs[name, ref.dataId.required_values] = content
