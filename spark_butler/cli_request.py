@@ -23,7 +23,7 @@ from .limits import ResourceRequests, read_requests
 from .messages import brief
 from .plan import GroupBy
 from .planning import RunRequest
-from .provenance import check_destination
+from .whole_file import check_destination
 
 logger = logging.getLogger(__name__)
 

@@ -7,24 +7,22 @@ its destination, and takes its place when it is whole.
 
 from __future__ import annotations
 
-__all__ = ["ProvenanceRecorder", "RecordingExecutor", "check_destination", "whole_file"]
+__all__ = ["ProvenanceRecorder", "RecordingExecutor"]
 
 import contextlib
 import dataclasses
 import logging
-import os
 import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import networkx
-from lsst.daf.butler import Butler, ButlerLogRecords, DatasetRef, LimitedButler, Quantum
+from lsst.daf.butler import Butler, ButlerLogRecords, Quantum
 from lsst.pipe.base import ExceptionInfo, QuantumAttemptStatus
-from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.log_on_close import LogOnClose
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
 from lsst.pipe.base.pipeline_graph import TaskNode
@@ -36,20 +34,19 @@ from lsst.pipe.base.quantum_graph import (
     ProvenanceQuantumScanData,
     ProvenanceQuantumScanStatus,
 )
-from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumAttemptModel
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.quantum_reports import QuantumReport
-from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
-from lsst.resources import ResourcePath, ResourcePathExpression
+from lsst.resources import ResourcePathExpression
 from lsst.utils.introspection import get_full_type_name
 
 from .dispatch import RunResult
-from .errors import EngineError, OptionsError
+from .errors import EngineError
 from .failures import FailureKind
 from .messages import brief, hide_secrets
 from .outcomes import Attempt, QuantumOutcome
-from .registry import fetch_ids
-from .scans import OpenedAttempt, QuantumScan, scan_attempt
+from .readback import Readback
+from .scans import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success
+from .whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +89,10 @@ class ProvenanceRecorder:
         self._destination = destination
         self._butler = butler
         self._quantum_executor = quantum_executor
-        self._present: frozenset[uuid.UUID] = frozenset()
         # Without a buffer, so that what can't be written is known at once.
         self._spool = tempfile.TemporaryFile(prefix="spark-butler-", buffering=0)  # noqa: SIM115
         self._places: defaultdict[uuid.UUID, list[tuple[int, int]]] = defaultdict(list)
-        self._told: set[uuid.UUID] = set()
+        self._told: dict[uuid.UUID, bool] = {}
         self._length = 0
         self._is_full = False
 
@@ -115,12 +111,13 @@ class ProvenanceRecorder:
         outcome
             The outcome.  There may be several of a quantum.
         """
-        if outcome.quantum_id not in self._places:
-            # Later outcomes tell of them again.
-            for attempt in outcome.attempts:
-                self._keep(outcome.quantum_id, attempt.scan or _aborted_attempt(attempt))
-        if self._keep(outcome.quantum_id, outcome.scan):
-            self._told.add(outcome.quantum_id)
+        if outcome.quantum_id in self._told:
+            # Of a quantum that ran again; the attempts before were told of with the first.
+            self._keep(outcome.quantum_id, outcome.scan)
+            return
+        for attempt in outcome.attempts:
+            self._keep(outcome.quantum_id, attempt.scan or _aborted_attempt(attempt))
+        self._told[outcome.quantum_id] = self._keep(outcome.quantum_id, outcome.scan)
 
     def _keep(self, quantum_id: uuid.UUID, scan: bytes | None) -> bool:
         """Write a scan to the end of the file; return whether there is one."""
@@ -155,10 +152,9 @@ class ProvenanceRecorder:
         start = time.monotonic()
         logger.info("Writing the provenance of %d quanta to %s.", len(self._graph), self._destination)
         try:
-            if self._butler is not None:
-                self._present = fetch_ids(self._butler, self._graph.header.output_run)
+            readback = Readback(self._graph, self._butler, self._quantum_executor)
             with whole_file(self._destination) as path:
-                self._write(path, result)
+                self._write(path, result, readback)
         except Exception as exc:
             raise EngineError(
                 f"The run has ended, and what it made is in the repository, but its provenance graph "
@@ -166,116 +162,91 @@ class ProvenanceRecorder:
             ) from exc
         logger.info("Wrote the provenance graph in %.1f s.", time.monotonic() - start)
 
-    def _write(self, path: Path, result: RunResult) -> None:
+    def _write(self, path: Path, result: RunResult, readback: Readback) -> None:
         """Write the graph to a local file."""
         blocked = _find_blocked(self._xgraph, result)
         with contextlib.ExitStack() as stack:
             writer = ProvenanceQuantumGraphWriter(
                 str(path), exit_stack=stack, log_on_close=LogOnClose(logger.log), predicted=self._graph
             )
-            for quantum_id, predicted in self._graph._quantum_datasets.items():
-                scan = self._scan_of(quantum_id, result.outcomes.get(quantum_id), blocked.get(quantum_id))
-                if scan is None:
-                    writer.write_blocked_quantum_provenance(quantum_id)
+            untold: dict[uuid.UUID, bool] = {}
+            for quantum_id in self._graph._quantum_datasets:
+                outcome = result.outcomes.get(quantum_id)
+                if self._told.get(quantum_id):
+                    assert outcome is not None
+                    self._write_quantum(writer, quantum_id, self._join(outcome, None))
+                elif outcome is not None:
+                    untold[quantum_id] = outcome.succeeded
+                elif not blocked.get(quantum_id) and readback.has_trace(quantum_id):
+                    untold[quantum_id] = True
                 else:
-                    writer.write_scan_data(_scan_data(predicted, scan, writer))
+                    unknown = None if quantum_id in blocked else empty_scan(QuantumAttemptStatus.UNKNOWN)
+                    self._write_quantum(writer, quantum_id, unknown)
+            for quantum_id, found in readback.read_many(untold.items()):
+                if (outcome := result.outcomes.get(quantum_id)) is not None:
+                    found = self._join(outcome, found, readback.automatic_ids(quantum_id))
+                elif found is None and quantum_id not in blocked:
+                    found = empty_scan(QuantumAttemptStatus.UNKNOWN)
+                self._write_quantum(writer, quantum_id, found)
             writer.write_overall_inputs()
             writer.write_packages()
-            self._write_init_outputs(writer)
+            self._write_init_outputs(writer, readback.present)
 
-    def _write_init_outputs(self, writer: ProvenanceQuantumGraphWriter) -> None:
+    def _write_quantum(
+        self, writer: ProvenanceQuantumGraphWriter, quantum_id: uuid.UUID, scan: QuantumScan | None
+    ) -> None:
+        """Write what is known of a quantum, or that it was blocked."""
+        if scan is None:
+            writer.write_blocked_quantum_provenance(quantum_id)
+        else:
+            writer.write_scan_data(_scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
+
+    def _write_init_outputs(
+        self, writer: ProvenanceQuantumGraphWriter, present: frozenset[uuid.UUID] | None
+    ) -> None:
         """Write down which init-outputs exist."""
-        if self._butler is not None:
+        if present is not None:
             for predicted in self._graph._init_quanta.values():
                 ids = set(predicted.iter_output_dataset_ids())
                 writer.write_scan_data(
                     ProvenanceQuantumScanData(
-                        predicted.quantum_id,
-                        ProvenanceQuantumScanStatus.INIT,
-                        existing_outputs=ids & self._present,
+                        predicted.quantum_id, ProvenanceQuantumScanStatus.INIT, existing_outputs=ids & present
                     )
                 )
-        writer.write_init_outputs(assume_existence=self._butler is None)
+        writer.write_init_outputs(assume_existence=present is None)
 
-    def _scan_of(
-        self, quantum_id: uuid.UUID, outcome: QuantumOutcome | None, blocked: bool | None
-    ) -> QuantumScan | None:
-        """Put together what is known of a quantum.
+    def _join(
+        self, outcome: QuantumOutcome, found: QuantumScan | None, automatic: Collection[uuid.UUID] = ()
+    ) -> QuantumScan:
+        """Put together what is known of a quantum that was tried.
 
         Parameters
         ----------
-        quantum_id
-            The quantum.
         outcome
-            The outcome that counts, if it was tried.
-        blocked
-            If it was not tried because of a failure upstream: whether that is
-            the whole truth, or it may have been done in an earlier run.
-
-        Returns
-        -------
-        scan
-            What is known; `None` for a quantum that was blocked.
+            The outcome that counts.
+        found
+            What is in the repository, if the worker had nothing to tell.
+        automatic
+            IDs of metadata and log.
         """
-        if outcome is None:
-            # An executor of the caller decides itself what has been done before, which is an outcome.
-            may_be_done = not blocked and self._butler is not None
-            found = self._look(quantum_id, with_metadata=True) if may_be_done else None
-            if found is None and blocked is None:
-                return _empty_scan(QuantumAttemptStatus.UNKNOWN)
-            return found
-        kept = [self._read(*place) for place in self._places.get(quantum_id, ())]
+        kept = [self._read(*place) for place in self._places.get(outcome.quantum_id, ())]
         if outcome.succeeded:
-            kept = _up_to_success(kept)
+            kept = up_to_success(kept)
             if not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
-                found = self._look(quantum_id, with_metadata=True)
-                kept.append(found or _empty_scan(QuantumAttemptStatus.UNKNOWN))
-        elif quantum_id not in self._told:
-            kept.append(self._aborted_scan(quantum_id, outcome))
-        return kept[0] if len(kept) == 1 else _join(kept)
+                kept.append(found or empty_scan(QuantumAttemptStatus.UNKNOWN))
+        elif not self._told[outcome.quantum_id]:
+            kept += [] if found is None else [found]
+            has_log = outcome.status is QuantumAttemptStatus.FAILED
+            if found is None or not has_log or outcome.kind is FailureKind.UPSTREAM:
+                # What was found is not the log of this attempt.
+                written = frozenset(outcome.outputs).difference(automatic)
+                info = _abort_info(outcome.kind, outcome.reason)
+                kept.append(empty_scan(QuantumAttemptStatus.ABORTED, info, written))
+        return kept[0] if len(kept) == 1 else join_scans(kept)
 
     def _read(self, place: int, length: int) -> QuantumScan:
         self._spool.seek(place)
         return QuantumScan.from_bytes(self._spool.read(length))
-
-    def _aborted_scan(self, quantum_id: uuid.UUID, outcome: QuantumOutcome) -> QuantumScan:
-        """Describe a failure of which the worker could not tell more than that."""
-        found = self._look(quantum_id, with_metadata=False)
-        has_log = outcome.status is QuantumAttemptStatus.FAILED and outcome.kind is not FailureKind.UPSTREAM
-        if found is not None and has_log:
-            # It had written its log, which was too long for the way here.
-            return found
-        written = frozenset(outcome.outputs) - set(self._automatic_ids(quantum_id))
-        info = _abort_info(outcome.kind, outcome.reason)
-        aborted = _empty_scan(QuantumAttemptStatus.ABORTED, info, written)
-        return aborted if found is None else _join([found, aborted])
-
-    def _automatic_ids(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
-        """Find the IDs of the metadata and the log of a quantum."""
-        outputs = self._graph._quantum_datasets[quantum_id].outputs
-        names = (acc.METADATA_OUTPUT_CONNECTION_NAME, acc.LOG_OUTPUT_CONNECTION_NAME)
-        return [dataset.dataset_id for name in names for dataset in outputs.get(name, ())]
-
-    def _look(self, quantum_id: uuid.UUID, *, with_metadata: bool) -> QuantumScan | None:
-        """Read in the repository what a quantum has left; `None` if it has left nothing."""
-        if self._butler is not None and self._present.isdisjoint(self._automatic_ids(quantum_id)):
-            return None
-        quantum = self._graph.build_execution_quanta([quantum_id])[quantum_id]
-        task_node = self._graph.pipeline_graph.tasks[
-            self._graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
-        ]
-        (metadata_ref,) = quantum.outputs[task_node.metadata_output.dataset_type_name]
-        log_ref: DatasetRef | None = None
-        if task_node.log_output is not None:
-            (log_ref,) = quantum.outputs[task_node.log_output.dataset_type_name]
-        with _open_butler(self._butler or self._quantum_executor, quantum) as butler:
-            if butler is None:
-                return None
-            logs = _get(butler, log_ref) if log_ref is not None else None
-            metadata = _get(butler, metadata_ref) if with_metadata else None
-        if logs is None and metadata is None:
-            return None
-        return scan_attempt(task_node, quantum, quantum_id, metadata, logs)
 
 
 class RecordingExecutor(QuantumExecutor):
@@ -311,15 +282,15 @@ class RecordingExecutor(QuantumExecutor):
         try:
             result = self._wrapped.execute(task_node, quantum, quantum_id, log_records=logs)
         except Exception as exc:
-            scan = scan_attempt(task_node, quantum, quantum_id, None, logs, exc)
-            outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.FAILED, report, scan=scan.to_bytes())
+            scan = pack_attempt(task_node, quantum, quantum_id, None, logs, exc)
+            outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.FAILED, report, scan=scan)
             self._result.stopped_by = outcome
             self._take(outcome)
             raise
         outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report)
         if not result.skipped_existing:
-            scan = scan_attempt(task_node, quantum, quantum_id, result.task_metadata, logs)
-            outcome = dataclasses.replace(outcome, scan=scan.to_bytes())
+            scan = pack_attempt(task_node, quantum, quantum_id, result.task_metadata, logs)
+            outcome = dataclasses.replace(outcome, scan=scan)
         self._take(outcome)
         return result
 
@@ -330,35 +301,6 @@ class RecordingExecutor(QuantumExecutor):
     def _take(self, outcome: QuantumOutcome) -> None:
         self._recorder.add(outcome)
         self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
-
-
-@contextlib.contextmanager
-def _open_butler(
-    owner: LimitedButler | QuantumExecutor | None, quantum: Quantum
-) -> Iterator[LimitedButler | None]:
-    """Find a butler for what a quantum has written."""
-    if isinstance(owner, LimitedButler):
-        yield owner
-    elif isinstance(owner, SingleQuantumExecutor):
-        if (butler := owner._butler or owner._limited_butler) is not None:
-            yield butler
-        else:
-            assert owner._limited_butler_factory is not None
-            butler = owner._limited_butler_factory(quantum)
-            try:
-                yield butler
-            finally:
-                butler.close()
-    else:
-        yield None
-
-
-def _get(butler: LimitedButler, ref: DatasetRef) -> Any:
-    """Read a dataset; `None` if it isn't there."""
-    try:
-        return butler.get(ref)
-    except (FileNotFoundError, LookupError):
-        return None
 
 
 def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dict[uuid.UUID, bool]:
@@ -389,54 +331,12 @@ def _scan_data(
     )
 
 
-def _empty_scan(
-    status: QuantumAttemptStatus,
-    exception: ExceptionInfo | None = None,
-    produced: frozenset[uuid.UUID] = frozenset(),
-) -> QuantumScan:
-    """Describe an attempt without logs and metadata."""
-    model = ProvenanceQuantumAttemptModel(status=status, exception=exception)
-    return QuantumScan.make([OpenedAttempt(model, None, None)], produced)
-
-
-def _up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
-    """Leave out failures after a success.
-
-    What ran again for a lost temporary may have failed then, which is the
-    failure of the readers of that.
-    """
-    kept: list[QuantumScan] = []
-    for scan in scans:
-        succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
-        if succeeded or not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
-            kept.append(scan)
-    return kept
-
-
-def _join(scans: Sequence[QuantumScan]) -> QuantumScan:
-    """Put the attempts of several scans in a row, those once that several tell of."""
-    attempts: list[OpenedAttempt] = []
-    for scan in scans:
-        *before, last = scan.open()
-        known, attempts = attempts, []
-        for attempt in before:
-            places = [
-                n for n, each in enumerate(known) if each.logs is not None and each.logs == attempt.logs
-            ]
-            if places:
-                attempts += known[: places[0]]
-                del known[: places[0] + 1]
-            attempts.append(attempt)
-        attempts += [*known, last]
-    return QuantumScan.make(attempts, scans[-1].produced)
-
-
 def _aborted_attempt(attempt: Attempt) -> bytes | None:
     """Describe an attempt that died; `None` for one of which the log of the next tells."""
     if attempt.status is not QuantumAttemptStatus.ABORTED:
         return None
     info = _abort_info(attempt.kind, attempt.reason)
-    return _empty_scan(QuantumAttemptStatus.ABORTED, info).to_bytes()
+    return empty_scan(QuantumAttemptStatus.ABORTED, info).to_bytes()
 
 
 def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:
@@ -447,61 +347,3 @@ def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:
     elif kind is FailureKind.MEMORY:
         error = MemoryError
     return ExceptionInfo(type_name=get_full_type_name(error), message=hide_secrets(reason), metadata={})
-
-
-def check_destination(destination: ResourcePathExpression) -> None:
-    """Look whether a provenance graph can be written, before there is anything to write.
-
-    Parameters
-    ----------
-    destination
-        Where it is to go.
-
-    Raises
-    ------
-    OptionsError
-        Raised if it can't.
-    """
-    uri = ResourcePath(destination, forceDirectory=None)
-    if uri.getExtension() != ".qg":
-        raise OptionsError(f"The provenance graph {str(destination)!r} needs a name that ends in .qg.")
-    if not uri.isLocal:
-        return
-    folder = Path(uri.ospath).parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(uri.ospath).is_dir():
-        raise OptionsError(f"The provenance graph {str(destination)!r} can't be written there.")
-
-
-@contextlib.contextmanager
-def whole_file(destination: ResourcePathExpression) -> Iterator[Path]:
-    """Write a file so that there is a whole one or none.
-
-    Parameters
-    ----------
-    destination
-        Where it is to go, which may be on another machine.
-
-    Yields
-    ------
-    path
-        Where to write.  What is there in the end goes to the destination,
-        unless an exception is raised.
-    """
-    uri = ResourcePath(destination, forceDirectory=False)
-    if not uri.isLocal:
-        with tempfile.TemporaryDirectory(prefix="spark-butler-") as folder:
-            path = Path(folder, uri.basename())
-            yield path
-            uri.transfer_from(ResourcePath(str(path)), transfer="copy", overwrite=True)
-        return
-    final = Path(uri.ospath)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    # Always of this name, so that the next attempt replaces what a killed one has left.
-    path = final.with_name(f".{final.name}.partial")
-    try:
-        yield path
-        path.replace(final)
-    finally:
-        path.unlink(missing_ok=True)

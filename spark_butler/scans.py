@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_SCAN_BYTES", "OpenedAttempt", "QuantumScan", "scan_attempt"]
+__all__ = [
+    "MAX_SCAN_BYTES",
+    "OpenedAttempt",
+    "QuantumScan",
+    "empty_scan",
+    "join_scans",
+    "pack_attempt",
+    "scan_attempt",
+    "up_to_success",
+]
 
 import dataclasses
-import functools
 import itertools
 import logging
 import pickle
+import threading
 import uuid
 from collections.abc import Collection, Sequence
 
@@ -40,10 +49,16 @@ _ZSTD_LEVEL = 10
 _ATTEMPTS = pydantic.TypeAdapter(list[ProvenanceQuantumAttemptModel])
 
 
-@functools.cache
-def _compressor() -> zstandard.ZstdCompressor:
-    # A dictionary would have to be the same in all blocks of a graph, and there is none before the run.
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+_own = threading.local()
+
+
+def _compress(data: bytes) -> bytes:
+    """Compress a block of a graph file."""
+    if not hasattr(_own, "compressor"):
+        # A dictionary would have to be the same in all blocks of a graph, and there is none before the run.
+        _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    compressed: bytes = _own.compressor.compress(data)
+    return compressed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,12 +115,12 @@ class QuantumScan:
         metadata: bytes = b""
         if any(attempt.logs is not None for attempt in attempts):
             logs_model = ProvenanceLogRecordsModel.model_construct(attempts=[each.logs for each in attempts])
-            logs = _compressor().compress(logs_model.model_dump_json().encode())
+            logs = _compress(logs_model.model_dump_json().encode())
         if any(attempt.metadata is not None for attempt in attempts):
             metadata_model = ProvenanceTaskMetadataModel.model_construct(
                 attempts=[each.metadata for each in attempts]
             )
-            metadata = _compressor().compress(metadata_model.model_dump_json().encode())
+            metadata = _compress(metadata_model.model_dump_json().encode())
         models = [attempt.model for attempt in attempts]
         return cls(models[-1].status, _ATTEMPTS.dump_json(models), logs, metadata, produced)
 
@@ -225,3 +240,97 @@ def _fill[T](items: Sequence[T | None], length: int) -> list[T | None]:
     streamed to a file have it, too.
     """
     return list(itertools.islice(itertools.chain(items, itertools.repeat(None)), length))
+
+
+def pack_attempt(
+    task_node: TaskNode,
+    quantum: Quantum,
+    quantum_id: uuid.UUID,
+    metadata: TaskMetadata | None,
+    logs: ButlerLogRecords,
+    failure: BaseException | None = None,
+    *,
+    temporaries: Collection[uuid.UUID] = (),
+) -> bytes | None:
+    """Gather what a provenance graph holds of a quantum for the way to the driver.
+
+    Parameters
+    ----------
+    task_node, quantum, quantum_id, metadata, logs, failure, temporaries
+        As for `scan_attempt`.
+
+    Returns
+    -------
+    scan
+        What `QuantumScan.to_bytes` makes; `None` if it can't be made, since no
+        quantum is to fail for what is said about it.
+    """
+    try:
+        scan = scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure, temporaries=temporaries)
+        return scan.to_bytes()
+    except Exception:  # noqa: BLE001  (serialising what a task gives may raise anything)
+        logger.warning("No provenance could be gathered for a quantum of %s.", task_node.label, exc_info=True)
+        return None
+
+
+def empty_scan(
+    status: QuantumAttemptStatus,
+    exception: ExceptionInfo | None = None,
+    produced: frozenset[uuid.UUID] = frozenset(),
+) -> QuantumScan:
+    """Describe an attempt without logs and metadata.
+
+    Parameters
+    ----------
+    status
+        How it ended.
+    exception
+        Why, if that is known.
+    produced
+        IDs of the datasets that it has written.
+    """
+    model = ProvenanceQuantumAttemptModel(status=status, exception=exception)
+    return QuantumScan.make([OpenedAttempt(model, None, None)], produced)
+
+
+def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
+    """Leave out failures after a success.
+
+    What ran again for a lost temporary may have failed then, which is the
+    failure of the readers of that.
+
+    Parameters
+    ----------
+    scans
+        Scans of one quantum, in the order in which they came.
+    """
+    kept: list[QuantumScan] = []
+    for scan in scans:
+        succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
+        if succeeded or not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
+            kept.append(scan)
+    return kept
+
+
+def join_scans(scans: Sequence[QuantumScan]) -> QuantumScan:
+    """Put the attempts of several scans in a row, those once that several tell of.
+
+    Parameters
+    ----------
+    scans
+        Scans of one quantum, in the order in which they came.
+    """
+    attempts: list[OpenedAttempt] = []
+    for scan in scans:
+        *before, last = scan.open()
+        known, attempts = attempts, []
+        for attempt in before:
+            places = [
+                n for n, each in enumerate(known) if each.logs is not None and each.logs == attempt.logs
+            ]
+            if places:
+                attempts += known[: places[0]]
+                del known[: places[0] + 1]
+            attempts.append(attempt)
+        attempts += [*known, last]
+    return QuantumScan.make(attempts, scans[-1].produced)

@@ -331,18 +331,12 @@ def _scan(
         metadata = result.task_metadata
     if logs is None:
         return None
-    from .scans import MAX_SCAN_BYTES, scan_attempt
+    from .scans import MAX_SCAN_BYTES, pack_attempt
 
     node = context.task_nodes[work.task_label]
-    try:
-        temporaries = butler.live if butler is not None else frozenset()
-        scan = scan_attempt(
-            node, work.quantum, work.quantum_id, metadata, logs, failure, temporaries=temporaries
-        ).to_bytes()
-    except Exception:  # noqa: BLE001  (a quantum is not to fail for what is said about it)
-        logger.warning("No provenance could be gathered for %s.", work.task_label, exc_info=True)
-        return None
-    if len(scan) > MAX_SCAN_BYTES and context.quantum_executor is None:
+    temporaries = butler.live if butler is not None else frozenset()
+    scan = pack_attempt(node, work.quantum, work.quantum_id, metadata, logs, failure, temporaries=temporaries)
+    if scan is not None and len(scan) > MAX_SCAN_BYTES and context.quantum_executor is None:
         return None
     return scan
 

@@ -46,7 +46,9 @@ from spark_butler.errors import EngineError, OptionsError
 from spark_butler.executor import SparkGraphExecutor
 from spark_butler.limits import ResourceRequests
 from spark_butler.outcomes import QuantumOutcome
-from spark_butler.provenance import ProvenanceRecorder, check_destination, whole_file
+from spark_butler.provenance import ProvenanceRecorder
+from spark_butler.scans import QuantumScan, join_scans
+from spark_butler.whole_file import check_destination, whole_file
 
 _CCD = ("visit", "detector")
 _FAIL = "visit=1 AND detector=2"
@@ -318,9 +320,6 @@ def test_first_success_stands_when_a_quantum_comes_twice(make_repo: MakeRepo, tm
 
 def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path) -> None:
     """Of a failure that is reported, and is then told of again by the logs of the next attempt."""
-    from spark_butler.provenance import _join
-    from spark_butler.scans import QuantumScan
-
     notes = tmp_path / "notes"
     notes.mkdir()
     config = CallConfig(fail_condition=_FAIL, folder=str(notes), number=-2)
@@ -350,7 +349,7 @@ def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path
     assert [len(scan.open()) for scan in (first, second, third)] == [1, 2, 3]
     whole = third.open()
     for several in ([first, second, third], [second, third], [first, third]):
-        joined = _join(several)
+        joined = join_scans(several)
         assert joined.open() == whole
         assert joined.status is QuantumAttemptStatus.SUCCESSFUL
     assert look_at(tmp_path / "provenance.qg", "a", 1, 2).attempts == (
@@ -532,7 +531,7 @@ def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
 def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
     target = tmp_path / "x.qg"
     code = (
-        "import sys, time; from spark_butler.provenance import whole_file\n"
+        "import sys, time; from spark_butler.whole_file import whole_file\n"
         "with whole_file(sys.argv[1]) as path:\n"
         "    path.write_text('half'); print('now', flush=True); time.sleep(60)\n"
     )
