@@ -357,7 +357,8 @@ def _tell_how_to_resume(butler: Butler, graph: PredictedQuantumGraph, output: Ou
         # The registry may be what failed.
         if needs_clobber(butler, graph):
             options += " --clobber-outputs"
-    instead = " instead of --replace-run" if output.collections["replace_run"] else ""
+    replacing = [name for name in ("replace_run", "prune_replaced") if output.collections[name]]
+    instead = f" instead of --{' and --'.join(replacing)}".replace("_", "-") if replacing else ""
     run = output.collections["output_run"]
     return f"What was finished is in run {run!r}; to resume, repeat the command with {options}{instead}."
 

@@ -42,6 +42,7 @@ from spark_butler.engine import execute_graph
 from spark_butler.errors import EngineError
 from spark_butler.graph_building import settle_dataset_ids
 from spark_butler.registry import Ingester, IngestStream
+from spark_butler.resume import needs_clobber
 from spark_butler.run_notes import note_temporaries, read_temporaries
 from spark_butler.stored_files import list_files
 
@@ -144,6 +145,7 @@ def test_only_what_is_not_finished_runs_again(make_repo: MakeRepo, way_to_look: 
         _forget(helper, [*finished, *without_log, *half])
         for uri in uris:
             uri.remove()
+        assert not needs_clobber(helper.butler, graph)
         assert _resume(helper, graph) == {("c", 2, 1), ("b", 2, 2), ("c", 2, 2)}
         assert _assert_sound(helper, graph) == contents
         assert _resume(helper, graph) == set()
@@ -155,6 +157,7 @@ def test_registered_output_whose_file_is_gone_is_no_obstacle(make_repo: MakeRepo
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(lambda h: _build(h, b={"config": config})))
         assert len(_run(helper, graph).failed) == 1
+        assert needs_clobber(helper.butler, graph)
         (log,) = _refs(helper, "b_log", 1, 2)
         helper.butler.getURI(log).remove()
         second = _run(helper, graph, skip_existing=True)

@@ -82,8 +82,9 @@ def test_graph_file_goes_on_after_a_kill(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temporary", ["", "mock_a"], ids=["retained", "temporary"])
-@pytest.mark.parametrize("backend", ["serial", "spark"])
+@pytest.mark.parametrize(
+    ("backend", "temporary"), [("serial", ""), ("serial", "mock_a"), ("spark", "mock_a")], ids=str
+)
 def test_driver_is_killed_ten_times(large_site: Site, backend: str, temporary: str) -> None:
     """No quantum runs more than twice, unless it makes a temporary."""
     site = large_site
