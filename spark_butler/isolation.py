@@ -36,6 +36,7 @@ from .memory import count_out_of_memory_kills, limit_allocations, resident_memor
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
 from .parcels import Inbox
 from .processes import dying_with_parent
+from .temporary_files import TemporaryFolder
 from .warmth import Imported, import_for_children, imported_since
 from .work import GroupContent, GroupWork, Parcel, QuantumOutputs, QuantumWork, WorkerContext
 from .worker import find_outputs, run_group
@@ -75,10 +76,11 @@ class ChildRunner:
     ) -> Generator[AttemptEvent]:
         """Run quanta of a group and report how they fare."""
         by_id = {item.quantum_id: (position, item) for position, item in enumerate(content.quanta)}
-        with LogTail() as log_tail:
+        with LogTail() as log_tail, TemporaryFolder() as folder:
 
             def target(channel: Channel) -> None:
                 modules = frozenset(sys.modules)
+                folder.use()
                 log_tail.attach()
                 for event in run_group(context, content, inbox, index=work.index, skip=skip, sent=sent):
                     if isinstance(event, Parcel):

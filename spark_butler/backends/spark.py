@@ -29,6 +29,7 @@ from ..errors import EngineError
 from ..isolation import ChildRunner
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
+from ..temporary_files import TemporaryFolder
 from ..turnstile import Turnstile
 from ..work import GroupWork, UnitWork, WorkerContext
 from ..worker import prepare_process
@@ -214,6 +215,7 @@ def _open_context(data: bytes) -> WorkerContext:
     context = pickle.loads(data)
     assert isinstance(context, WorkerContext)
     prepare_process(context)
+    TemporaryFolder.remove_abandoned()
     return context
 
 

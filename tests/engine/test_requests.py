@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from spark_butler.failures import FailureKind, classify
 from spark_butler.limits import MIB, Limits, ResourceRequests, read_requests
 from spark_butler.memory import machine_memory, resident_memory
 from spark_butler.messages import brief
+from spark_butler.temporary_files import TemporaryFolder
 from spark_butler.turnstile import Turnstile
 
 
@@ -241,6 +243,24 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_temporary_files_of_the_dead_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with TemporaryFolder() as mine:
+        child = os.fork()
+        if not child:
+            TemporaryFolder()
+            # Killed like this, it removes nothing.
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert len(list(tmp_path.iterdir())) == 2
+        TemporaryFolder.remove_abandoned()
+        (left,) = tmp_path.iterdir()
+        mine.use()
+        tempfile.mkstemp()
+        assert len(list(left.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_is_measured() -> None:
