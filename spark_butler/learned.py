@@ -16,6 +16,8 @@ from .outcomes import QuantumOutcome
 
 logger = logging.getLogger(__name__)
 
+# The next interpreter may be larger by what it has imported.
+_MARGIN = 1.2
 _FILE = "spark-butler-learned/memory.json"
 
 
@@ -39,7 +41,8 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
         if label is None or outcome.memory_limit is None:
             continue
         if any(attempt.kind is FailureKind.MEMORY for attempt in outcome.attempts):
-            needs[label] = max(needs.get(label, 0), outcome.memory_limit)
+            enough = max(outcome.memory_limit, int(_MARGIN * outcome.peak_memory))
+            needs[label] = max(needs.get(label, 0), enough)
     return needs
 
 

