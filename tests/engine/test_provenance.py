@@ -465,10 +465,14 @@ def test_no_graph_is_left_by_a_run_that_breaks_down(make_repo: MakeRepo, tmp_pat
 # Temporaries.
 
 
-def test_temporaries_were_produced(make_repo: MakeRepo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recovered", [False, True], ids=["sent", "read"])
+def test_temporaries_were_produced(recovered: bool, make_repo: MakeRepo, tmp_path: Path) -> None:
+    def forget(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
+        yield dataclasses.replace(outcome, scan=None, recovered=True) if recovered else outcome
+
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        _run(helper, graph, tmp_path / "provenance.qg", temporary=("auto",))
+        _run(helper, graph, tmp_path / "provenance.qg", _Meddler(forget), temporary=("auto",))
     seen = look(tmp_path / "provenance.qg")
     assert {each.status for each in seen.values()} == {"SUCCESSFUL"}
     assert all("dataset_auto1" in each.produced for key, each in seen.items() if key[0] == "a")
