@@ -19,7 +19,7 @@ import logging
 import pickle
 import threading
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import pydantic
 import zstandard
@@ -37,6 +37,8 @@ from lsst.pipe.base.quantum_graph import (
 )
 from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumAttemptModel
 from lsst.utils.introspection import get_full_type_name
+
+from .temporaries import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +165,6 @@ def scan_attempt(
     metadata: TaskMetadata | None,
     logs: ButlerLogRecords | None,
     failure: BaseException | None = None,
-    *,
-    temporaries: Collection[uuid.UUID] = (),
 ) -> QuantumScan:
     """Gather what a provenance graph holds of a quantum.
 
@@ -183,8 +183,6 @@ def scan_attempt(
         the exception of a failure, and the attempts before.
     failure
         What was raised, for the case that the logs don't tell.
-    temporaries
-        IDs of temporaries that exist, which metadata does not list.
 
     Returns
     -------
@@ -225,12 +223,18 @@ def scan_attempt(
         for dataset in datasets
     }
     produced = {dataset_id for dataset_id, exists in models.output_existence.items() if exists}
-    produced.update(temporaries)
     n_attempts = len(models.attempts)
     logs_of = _fill(models.logs.attempts, n_attempts) if keeps_logs else [None] * n_attempts
     metadata_of = _fill(models.metadata.attempts, n_attempts)
     attempts = list(map(OpenedAttempt, models.attempts, logs_of, metadata_of))
-    return QuantumScan.make(attempts, frozenset(known & produced))
+    return QuantumScan.make(attempts, frozenset(known & (produced | _temporaries_in(metadata_of[-1]))))
+
+
+def _temporaries_in(metadata: TaskMetadata | None) -> set[uuid.UUID]:
+    """Find the temporaries that metadata list apart from the other outputs."""
+    if metadata is None or "quantum" not in metadata or TEMPORARIES_KEY not in metadata["quantum"]:
+        return set()
+    return set(map(uuid.UUID, metadata["quantum"].getArray(TEMPORARIES_KEY)))
 
 
 def _fill[T](items: Sequence[T | None], length: int) -> list[T | None]:
@@ -249,14 +253,12 @@ def pack_attempt(
     metadata: TaskMetadata | None,
     logs: ButlerLogRecords,
     failure: BaseException | None = None,
-    *,
-    temporaries: Collection[uuid.UUID] = (),
 ) -> bytes | None:
     """Gather what a provenance graph holds of a quantum for the way to the driver.
 
     Parameters
     ----------
-    task_node, quantum, quantum_id, metadata, logs, failure, temporaries
+    task_node, quantum, quantum_id, metadata, logs, failure
         As for `scan_attempt`.
 
     Returns
@@ -266,8 +268,7 @@ def pack_attempt(
         quantum is to fail for what is said about it.
     """
     try:
-        scan = scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure, temporaries=temporaries)
-        return scan.to_bytes()
+        return scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure).to_bytes()
     except Exception:  # noqa: BLE001  (serialising what a task gives may raise anything)
         logger.warning("No provenance could be gathered for a quantum of %s.", task_node.label, exc_info=True)
         return None

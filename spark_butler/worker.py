@@ -310,7 +310,7 @@ def _run_quantum(
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        scan=_scan(context, work, result, logs, failure, butler),
+        scan=_scan(context, work, result, logs, failure),
     )
     return outcome, parcels
 
@@ -321,7 +321,6 @@ def _scan(
     result: QuantumExecutionResult | None,
     logs: ButlerLogRecords | None,
     failure: BaseException | None,
-    butler: GroupButler | None,
 ) -> bytes | None:
     """Pack what a provenance graph holds of an attempt, unless the driver has to look for it."""
     metadata = None
@@ -334,8 +333,7 @@ def _scan(
     from .scans import MAX_SCAN_BYTES, pack_attempt
 
     node = context.task_nodes[work.task_label]
-    temporaries = butler.live if butler is not None else frozenset()
-    scan = pack_attempt(node, work.quantum, work.quantum_id, metadata, logs, failure, temporaries=temporaries)
+    scan = pack_attempt(node, work.quantum, work.quantum_id, metadata, logs, failure)
     if scan is not None and len(scan) > MAX_SCAN_BYTES and context.quantum_executor is None:
         return None
     return scan

@@ -44,6 +44,7 @@ from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.executor import SparkGraphExecutor
+from spark_butler.failures import FailureKind
 from spark_butler.limits import ResourceRequests
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.provenance import ProvenanceRecorder
@@ -222,6 +223,45 @@ def test_quantum_found_complete_is_read_in_the_repository(make_repo: MakeRepo, t
             seen.append(look(tmp_path / f"{name}.qg"))
     assert seen[0] == seen[1]
     assert {each.status for each in seen[1].values()} == {"SUCCESSFUL"}
+
+
+def test_quantum_whose_input_was_lost_has_no_log(make_repo: MakeRepo, tmp_path: Path) -> None:
+    def strand(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
+        if outcome.report.taskLabel == "b":
+            changes = {"status": QuantumAttemptStatus.FAILED, "kind": FailureKind.UPSTREAM, "outputs": ()}
+            outcome = dataclasses.replace(outcome, scan=None, records={}, reason="lost", **changes)
+        yield outcome
+
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(_chain()))
+        _run(helper, graph, tmp_path / "provenance.qg", _Meddler(strand))
+    error = "lsst.pipe.base.mp_graph_executor.MPGraphExecutorError"
+    seen = look(tmp_path / "provenance.qg")
+    assert {each.attempts for key, each in seen.items() if key[0] == "b"} == {
+        (("ABORTED", error, False, False),)
+    }
+
+
+def test_quantum_does_not_fail_for_what_is_said_about_it(
+    make_repo: MakeRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spark_butler.scans
+
+    scan_attempt, calls = spark_butler.scans.scan_attempt, [0]
+
+    def fail_at_first(*args: Any, **kwargs: Any) -> QuantumScan:
+        calls[0] += 1
+        if calls[0] <= 8:
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+        return scan_attempt(*args, **kwargs)
+
+    monkeypatch.setattr("spark_butler.scans.scan_attempt", fail_at_first)
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(_chain()))
+        result = _run(helper, graph, tmp_path / "provenance.qg")
+        assert not result.failed
+    assert calls == [8]
+    assert {each.status for each in look(tmp_path / "provenance.qg").values()} == {"SUCCESSFUL"}
 
 
 def test_long_logs_are_read_in_the_repository(
@@ -425,10 +465,14 @@ def test_no_graph_is_left_by_a_run_that_breaks_down(make_repo: MakeRepo, tmp_pat
 # Temporaries.
 
 
-def test_temporaries_were_produced(make_repo: MakeRepo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recovered", [False, True], ids=["sent", "read"])
+def test_temporaries_were_produced(recovered: bool, make_repo: MakeRepo, tmp_path: Path) -> None:
+    def forget(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
+        yield dataclasses.replace(outcome, scan=None, recovered=True) if recovered else outcome
+
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        _run(helper, graph, tmp_path / "provenance.qg", temporary=("auto",))
+        _run(helper, graph, tmp_path / "provenance.qg", _Meddler(forget), temporary=("auto",))
     seen = look(tmp_path / "provenance.qg")
     assert {each.status for each in seen.values()} == {"SUCCESSFUL"}
     assert all("dataset_auto1" in each.produced for key, each in seen.items() if key[0] == "a")
