@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from typing import Protocol
 
 from .delivery import Ledger, Pieces, Sent, pack_parcel
@@ -22,6 +22,7 @@ from .failures import FailureKind
 from .memory import machine_memory
 from .outcomes import Attempt, QuantumOutcome, job_text
 from .parcels import Inbox
+from .quanta import all_outputs
 from .turnstile import Turnstile
 from .work import GroupContent, GroupWork, Parcel, WorkerContext
 from .worker import failure_outcome, find_complete, run_group
@@ -306,12 +307,16 @@ class _GroupRun:
 
     def _spared(self) -> set[int]:
         """Positions of quanta that need not run again to make the temporaries that other groups read."""
-        makers = {
+        makers = self._makers_of(self._content.outgoing)
+        return set(range(len(self._content.quanta))) - self._with_makers(makers)
+
+    def _makers_of(self, dataset_ids: Collection[uuid.UUID]) -> set[int]:
+        """Positions of the quanta that make some of these datasets."""
+        return {
             position
             for position, work in enumerate(self._content.quanta)
-            if any(ref.id in self._content.outgoing for refs in work.quantum.outputs.values() for ref in refs)
+            if any(ref.id in dataset_ids for ref in all_outputs(work.quantum))
         }
-        return set(range(len(self._content.quanta))) - self._with_makers(makers)
 
     def _stranded_outcomes(self) -> Iterator[QuantumOutcome]:
         """Describe quanta whose inputs were lost with a child, and could not be made again.
@@ -339,15 +344,7 @@ class _GroupRun:
     def _todo(self) -> set[int]:
         """Positions of the quanta to run next: without an outcome, or makers of what is not sent yet."""
         unsent = self._content.outgoing.keys() - self._ledger.sent
-        makers = {
-            position
-            for position in self._content.done
-            if any(
-                ref.id in unsent
-                for refs in self._content.quanta[position].quantum.outputs.values()
-                for ref in refs
-            )
-        }
+        makers = self._makers_of(unsent) & self._content.done
         return self._runnable() | (makers - self._remade - self._bad)
 
     def _runnable(self) -> set[int]:
@@ -367,8 +364,7 @@ class _GroupRun:
         maker = {
             ref.id: position
             for position, work in enumerate(quanta)
-            for refs in work.quantum.outputs.values()
-            for ref in refs
+            for ref in all_outputs(work.quantum)
             if ref.datasetType.name in self._context.temporary_types
         }
         wanted = set(todo)

@@ -7,7 +7,7 @@ __all__ = ["ContentMaker", "export_input_records", "sketch_graph"]
 import logging
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Mapping
 
 import cloudpickle
 import networkx
@@ -18,6 +18,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from .limits import Limits
 from .parcels import Way
 from .plan import GraphSketch, Group, Handover, Plan, Unit
+from .quanta import all_inputs, all_outputs
 from .work import GroupContent, GroupWork, QuantumWork, UnitWork
 
 logger = logging.getLogger(__name__)
@@ -151,12 +152,7 @@ class ContentMaker:
             References of all its retained outputs.
         """
         quantum = self._quantum(quantum_id)
-        predicted = [
-            ref
-            for refs in quantum.outputs.values()
-            for ref in refs
-            if ref.datasetType.name not in self._temporary_types
-        ]
+        predicted = [ref for ref in all_outputs(quantum) if ref.datasetType.name not in self._temporary_types]
         written = frozenset(written)
         self._produced.update((ref.id, ref.id in written) for ref in predicted)
         return predicted
@@ -282,8 +278,8 @@ class ContentMaker:
             )
             for quantum_id in quantum_ids
         )
-        inputs = [ref for quantum in quanta.values() for ref in _inputs(quantum)]
-        outputs = [ref for quantum in quanta.values() for refs in quantum.outputs.values() for ref in refs]
+        inputs = [ref for quantum in quanta.values() for ref in all_inputs(quantum)]
+        outputs = [ref for quantum in quanta.values() for ref in all_outputs(quantum)]
         own = {ref.id for ref in outputs}
         known = {ref.id: self._produced[ref.id] for ref in inputs if ref.id in self._produced}
         records: dict[str, DatastoreRecordData] = {}
@@ -325,12 +321,12 @@ class ContentMaker:
         return frozenset(
             ref.id
             for quantum in self._graph.build_execution_quanta(self._plan.groups[index].quanta).values()
-            for ref in _inputs(quantum)
+            for ref in all_inputs(quantum)
             if ref.id in made and ref.datasetType.nameAndComponent()[0] not in self._temporary_types
         )
 
     def _may_exist(self, quantum: Quantum) -> bool:
-        return any(ref.id in self._existing for refs in quantum.outputs.values() for ref in refs)
+        return any(ref.id in self._existing for ref in all_outputs(quantum))
 
     def _quantum(self, quantum_id: uuid.UUID) -> Quantum:
         return self._graph.build_execution_quanta([quantum_id])[quantum_id]
@@ -356,17 +352,10 @@ def export_input_records(
         The records, by name of the datastore.
     """
     quanta = graph.build_execution_quanta(xgraph.nodes)
-    made = {ref.id for quantum in quanta.values() for refs in quantum.outputs.values() for ref in refs}
-    refs = {ref.id: ref for quantum in quanta.values() for ref in _inputs(quantum) if ref.id not in made}
+    made = {ref.id for quantum in quanta.values() for ref in all_outputs(quantum)}
+    refs = {ref.id: ref for quantum in quanta.values() for ref in all_inputs(quantum) if ref.id not in made}
     whole = [ref.makeCompositeRef() if ref.isComponent() else ref for ref in refs.values()]
     return dict(butler._datastore.export_records(whole))
-
-
-def _inputs(quantum: Quantum) -> Iterable[DatasetRef]:
-    """All that a quantum reads."""
-    for refs in quantum.inputs.values():
-        yield from refs
-    yield from quantum.initInputs.values()
 
 
 def _without_records(quantum: Quantum) -> Quantum:

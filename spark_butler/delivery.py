@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from .errors import EngineError
 from .outcomes import QuantumOutcome
 from .parcels import Inbox, Kind, Notice, cut_object, forward, make_record, open_record, places_left
+from .quanta import all_outputs
 from .scratch import store_scratch
 from .work import GroupContent, GroupWork, Parcel, QuantumWork, WorkerContext
 
@@ -117,12 +118,7 @@ class Ledger:
     def note_done(self, work: QuantumWork) -> None:
         """Take note of a quantum of which the driver knows that it succeeded."""
         self._succeeded.add(work.quantum_id)
-        self._outputs.update(
-            ref.id
-            for refs in work.quantum.outputs.values()
-            for ref in refs
-            if self._content.known.get(ref.id)
-        )
+        self._outputs.update(ref.id for ref in all_outputs(work.quantum) if self._content.known.get(ref.id))
 
     @property
     def sent(self) -> frozenset[uuid.UUID]:

@@ -21,7 +21,7 @@ from lsst.pipe.base import QuantumAttemptStatus
 from .messages import brief
 from .outcomes import QuantumOutcome
 from .resume import Adoption
-from .stored_files import FileFinder, collect_files
+from .stored_files import FileFinder, collect_files, find_changed_files
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +96,7 @@ class Doubts:
             return []
         adoptions: list[Adoption] = []
         for quantum_id, files in all_files.items():
-            changed = {
-                dataset_id: parts
-                for dataset_id, parts in files.items()
-                if parts
-                and all(place in found for place, _ in parts)
-                and any(found[place] != info.file_size for place, info in parts)
-            }
+            changed = find_changed_files(files, found)
             if changed:
                 predicted = self._doubtful[quantum_id][1]
                 records = finder.make_records(changed)

@@ -35,6 +35,7 @@ from .engine import find_temporary_types
 from .errors import EmptyGraphError, OptionsError, UserError
 from .graph_building import check_outputs_in_the_way, settle_dataset_ids
 from .messages import brief
+from .registry import fetch_ids
 from .run_notes import read_temporaries
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
             skip_existing_in += (run,)
         existing: frozenset[uuid.UUID] = frozenset()
         if run is not None and arguments["extend_run"]:
-            existing = frozenset(butler.registry._fetch_run_dataset_ids(run))
+            existing = fetch_ids(butler, run)
             if read_temporaries(butler, [run]) - temporary.keys():
                 # Only the engine can see which quanta have to make again what is to be kept now.
                 skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)

@@ -25,7 +25,9 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
-from .stored_files import FileFinder, Place
+from .quanta import all_outputs
+from .registry import fetch_ids
+from .stored_files import FileFinder, Place, find_changed_files, find_complete_files
 from .temporaries import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ def take_stock(
     quanta = graph.build_execution_quanta(
         [quantum_id for quantum_id in xgraph if quantum_id not in stock.done]
     )
-    places = {ref.id: finder.predict(ref) for quantum in quanta.values() for ref in _outputs(quantum)}
+    places = {ref.id: finder.predict(ref) for quantum in quanta.values() for ref in all_outputs(quantum)}
     finder.look(list(itertools.chain.from_iterable(places.values())), run, len(existing))
     for quantum_id, quantum in quanta.items():
         node = graph.pipeline_graph.tasks[graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]]
@@ -150,7 +152,7 @@ def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
         Whether some quantum has outputs in the registry, its log at least,
         but has not succeeded.
     """
-    existing = frozenset(butler.registry._fetch_run_dataset_ids(graph.header.output_run))
+    existing = fetch_ids(butler, graph.header.output_run)
     return any(
         not existing.isdisjoint(graph.bipartite_xgraph.successors(quantum_id))
         and not _is_registered(graph, quantum_id, existing)
@@ -177,10 +179,6 @@ def _output_types(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> frozen
     return frozenset(edge.parent_dataset_type_name for edge in outputs)
 
 
-def _outputs(quantum: Quantum) -> list[DatasetRef]:
-    return [ref for refs in quantum.outputs.values() for ref in refs]
-
-
 def _is_complete(
     finder: FileFinder, node: TaskNode, quantum: Quantum, places: Mapping[uuid.UUID, list[Place]]
 ) -> bool:
@@ -201,14 +199,10 @@ def _adopt(
     finder: FileFinder, quantum_id: uuid.UUID, quantum: Quantum, existing: Collection[uuid.UUID]
 ) -> Adoption:
     """Find what a quantum has written that succeeded unknown to the registry."""
-    refs = _outputs(quantum)
+    refs = list(all_outputs(quantum))
     files = finder.predict_files(refs)
     found = finder.find(place for parts in files.values() for place, _ in parts)
-    written = {
-        dataset_id: parts
-        for dataset_id, parts in files.items()
-        if parts and all(place in found for place, _ in parts)
-    }
+    written = find_complete_files(files, found)
     removed = frozenset(ref.id for ref in refs if ref.id in existing and ref.id not in written)
     return Adoption(quantum_id, refs, frozenset(written), finder.make_records(written), removed)
 
@@ -223,17 +217,13 @@ def _note_leftovers(
     existing: Collection[uuid.UUID],
 ) -> None:
     """Find what a quantum has written that did not succeed."""
-    refs = _outputs(quantum)
+    refs = list(all_outputs(quantum))
     registered = [ref for ref in refs if ref.id in existing]
     gone = frozenset[uuid.UUID]()
     if registered:
         files = finder.registered_files(registered)
         found = finder.find(place for parts in files.values() for place, _ in parts)
-        gone = frozenset(
-            dataset_id
-            for dataset_id, parts in files.items()
-            if not parts or any(place not in found for place, _ in parts)
-        )
+        gone = frozenset(files.keys() - find_complete_files(files, found).keys())
         if gone:
             stock.gone |= gone
             stock.adoptions.append(Adoption(quantum_id, refs, removed=gone))
@@ -255,7 +245,7 @@ def _compare_sizes(
 ) -> Iterable[Adoption]:
     """Find registered outputs that were written again since, for the sake of temporaries."""
     refs = {
-        quantum_id: [ref for ref in _outputs(quantum) if ref.id in existing]
+        quantum_id: [ref for ref in all_outputs(quantum) if ref.id in existing]
         for quantum_id, quantum in quanta.items()
     }
     files = finder.registered_files(itertools.chain.from_iterable(refs.values()))
@@ -265,15 +255,13 @@ def _compare_sizes(
     finder.look(places, run, len(existing))
     found = finder.find(places)
     for quantum_id, mine in refs.items():
-        changed = {
-            ref.id: files[ref.id]
-            for ref in mine
-            if all(place in found for place, _ in files[ref.id])
-            and any(found[place] != info.file_size for place, info in files[ref.id])
-        }
+        changed = find_changed_files({ref.id: files[ref.id] for ref in mine}, found)
         if changed:
             yield Adoption(
-                quantum_id, _outputs(quanta[quantum_id]), frozenset(changed), finder.make_records(changed)
+                quantum_id,
+                list(all_outputs(quanta[quantum_id])),
+                frozenset(changed),
+                finder.make_records(changed),
             )
 
 
@@ -343,7 +331,7 @@ def _find_unretained(
             if name in names and dataset_id not in existing:
                 missing.setdefault(quantum_id, set()).add(dataset_id)
     predicted = {
-        quantum_id: {ref.id for ref in _outputs(quantum)}
+        quantum_id: {ref.id for ref in all_outputs(quantum)}
         for quantum_id, quantum in graph.build_execution_quanta(missing).items()
     }
     return {

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["FileFinder", "Files", "Place", "collect_files", "list_files"]
+__all__ = [
+    "FileFinder",
+    "Files",
+    "Place",
+    "collect_files",
+    "find_changed_files",
+    "find_complete_files",
+    "list_files",
+]
 
 import contextlib
 import functools
@@ -217,6 +225,40 @@ def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
                 if isinstance(info, StoredFileInfo):
                     files.setdefault(dataset_id, []).append(((name, info.path), info))
     return files
+
+
+def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
+    """Choose the datasets of which all files are there.
+
+    Parameters
+    ----------
+    files
+        Places and records of the files of datasets.
+    found
+        What `FileFinder.find` has found of the places.
+    """
+    return {
+        dataset_id: parts
+        for dataset_id, parts in files.items()
+        if parts and all(place in found for place, _ in parts)
+    }
+
+
+def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
+    """Choose the datasets whose files are all there, but not of the sizes in their records.
+
+    Parameters
+    ----------
+    files
+        Places and records of the files of datasets.
+    found
+        What `FileFinder.find` has found of the places.
+    """
+    return {
+        dataset_id: parts
+        for dataset_id, parts in find_complete_files(files, found).items()
+        if any(found[place] != info.file_size for place, info in parts)
+    }
 
 
 def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:

@@ -28,6 +28,7 @@ from lsst.pipe.base import TaskMetadata
 from .codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
 from .parcels import Inbox
 from .parts import read_part
+from .quanta import all_outputs
 from .scratch import fetch_scratch
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class GroupButler(LimitedButler):
         used = {ref.id for refs in quantum.inputs.values() for ref in refs}
         for dataset_id in used & self._consumers.keys():
             self._consumers[dataset_id] -= 1
-        made = {ref.id for refs in quantum.outputs.values() for ref in refs}
+        made = {ref.id for ref in all_outputs(quantum)}
         for dataset_id in used | made:
             if self._consumers[dataset_id] <= 0:
                 self._temporaries.pop(dataset_id, None)

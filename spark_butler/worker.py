@@ -36,6 +36,7 @@ from .failures import classify
 from .messages import brief, hide_secrets
 from .outcomes import QuantumOutcome, QuantumStarted
 from .parcels import NO_NEWS, Inbox, Notice
+from .quanta import all_inputs, all_outputs
 from .temporaries import GroupButler
 from .work import GroupContent, Parcel, QuantumOutputs, QuantumWork, WorkerContext
 
@@ -200,10 +201,7 @@ def find_outputs(
     metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name
     with _make_butler(context, content) as butler:
         refs = [
-            ref
-            for refs in work.quantum.outputs.values()
-            for ref in refs
-            if ref.datasetType.name not in context.temporary_types
+            ref for ref in all_outputs(work.quantum) if ref.datasetType.name not in context.temporary_types
         ]
         stored = butler.wrapped.stored_many(refs)
         left = [ref for ref in refs if stored[ref] and (complete or ref.datasetType.name != metadata)]
@@ -223,12 +221,8 @@ def _make_butler(
     quanta = [work.quantum for work in content.quanta]
     wrapped = QuantumBackedButler.from_predicted(
         ButlerConfig(context.butler_config),
-        predicted_inputs=[
-            ref.id
-            for quantum in quanta
-            for ref in (*(r for refs in quantum.inputs.values() for r in refs), *quantum.initInputs.values())
-        ],
-        predicted_outputs=[ref.id for q in quanta for refs in q.outputs.values() for ref in refs],
+        predicted_inputs=[ref.id for quantum in quanta for ref in all_inputs(quantum)],
+        predicted_outputs=[ref.id for quantum in quanta for ref in all_outputs(quantum)],
         dimensions=context.universe,
         datastore_records=content.records,
         dataset_types=context.dataset_types,
@@ -343,7 +337,7 @@ def _pack_parcels(
     content: GroupContent, work: QuantumWork, butler: GroupButler, sent: frozenset[uuid.UUID]
 ) -> list[Parcel]:
     """Serialise the temporaries of a quantum that other groups read."""
-    made = [ref.id for refs in work.quantum.outputs.values() for ref in refs]
+    made = [ref.id for ref in all_outputs(work.quantum)]
     return [
         Parcel(dataset_id, butler.encode(dataset_id))
         for dataset_id in made
