@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["INSTRUMENT", "NIGHT_COLLECTION", "DemoNight"]
+__all__ = ["INSTRUMENT", "NIGHT_COLLECTION", "DemoNight", "ingest_night"]
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from ..obs.register import register_instrument
 from ..obs.visits import define_visits
 from .repository import make_repository
 from .s3server import EmbeddedS3
-from .simulation import simulate
+from .simulation import SimulatedData, simulate
 
 INSTRUMENT = "SimCam"
 
@@ -82,12 +82,7 @@ class DemoNight:
         server.make_bucket(_BUCKET)
         make_repository(self.repo, f"s3://{_BUCKET}/repo/")
         with Butler.from_config(self.repo, writeable=True) as butler:
-            register_instrument(butler, night.camera)
-            ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
-            for kind in ("bias", "dark", "flat"):
-                ingest_calibs(butler, kind, [night.raw_dir])
-            ingest_refcats(butler, "ref_cat", [night.refcat], bands=[BandColumns("r", "r_mag", "r_mag_err")])
-            define_visits(butler, INSTRUMENT)
+            ingest_night(butler, night)
         self._stamp.write_text(self._digest())
 
     def open(self, collection: str) -> Butler:
@@ -105,3 +100,21 @@ class DemoNight:
             for path in sorted((package / room).glob("*.py")):
                 digest.update(os.fsencode(path.name) + path.read_bytes())
         return digest.hexdigest()
+
+
+def ingest_night(butler: Butler, night: SimulatedData) -> None:
+    """Ingest a simulated night, as the ``spark-butler obs`` commands would.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler of an empty repository.
+    night
+        The night.
+    """
+    register_instrument(butler, night.camera)
+    ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
+    for kind in ("bias", "dark", "flat"):
+        ingest_calibs(butler, kind, [night.raw_dir])
+    ingest_refcats(butler, "ref_cat", [night.refcat], bands=[BandColumns("r", "r_mag", "r_mag_err")])
+    define_visits(butler, INSTRUMENT)

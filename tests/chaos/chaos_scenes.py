@@ -25,14 +25,10 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
 from lsst.sphgeom import Angle, Circle, UnitVector3d
 from temporaries_tasks import digest
 
+from spark_butler.demo.night import ingest_night
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.demo.simulation import simulate
-from spark_butler.obs.calibs import ingest_calibs
-from spark_butler.obs.raws import ingest_raws
-from spark_butler.obs.refcats import BandColumns, ingest_refcats
-from spark_butler.obs.register import register_instrument
-from spark_butler.obs.visits import define_visits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -350,12 +346,7 @@ def _fill_process_ccd(repo: Path, folder: Path) -> Path:
     """Simulate and ingest two visits of two small detectors."""
     night = simulate(folder / "night", visits=2, detectors=2, size=384, seed=3)
     with Butler.from_config(repo, writeable=True) as butler:
-        register_instrument(butler, night.camera)
-        ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
-        for kind in ("bias", "dark", "flat"):
-            ingest_calibs(butler, kind, [night.raw_dir])
-        ingest_refcats(butler, "ref_cat", [night.refcat], bands=[BandColumns("r", "r_mag", "r_mag_err")])
-        define_visits(butler, "SimCam")
+        ingest_night(butler, night)
     return ROOT / "conf" / "pipelines" / "process_ccd.yaml"
 
 

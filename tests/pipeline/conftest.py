@@ -12,12 +12,12 @@ from lsst.daf.butler.cli.cliLog import CliLog
 from pipeline_harness import CONF, PIPELINE, Night
 
 from spark_butler.cli_run import make_run_command
+from spark_butler.demo.night import ingest_night
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.demo.simulation import simulate
 from spark_butler.obs.calibs import ingest_calibs
 from spark_butler.obs.raws import ingest_raws
-from spark_butler.obs.refcats import BandColumns, ingest_refcats
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
 
@@ -30,12 +30,7 @@ def simulated(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -
     s3_server.make_bucket("simulated")
     repo = make_repository(folder / "repo", "s3://simulated/repo/")
     with Butler.from_config(repo, writeable=True) as butler:
-        register_instrument(butler, night.camera)
-        ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
-        for kind in ("bias", "dark", "flat"):
-            ingest_calibs(butler, kind, [night.raw_dir])
-        ingest_refcats(butler, "ref_cat", [night.refcat], bands=[BandColumns("r", "r_mag", "r_mag_err")])
-        define_visits(butler, "SimCam")
+        ingest_night(butler, night)
     return Night(repo, "simulated", "SimCam", s3_server)
 
 
