@@ -5,7 +5,7 @@ What runs an attempt is a `Runner`: a child process, or this process itself.
 
 from __future__ import annotations
 
-__all__ = ["AttemptEvent", "InProcessRunner", "Runner", "run_attempts"]
+__all__ = ["AttemptEvent", "InProcessRunner", "Runner", "Trial", "run_attempts"]
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from .delivery import Ledger, Pieces, Sent, pack_parcel
 from .errors import EngineError
 from .failures import FailureKind
 from .memory import machine_memory
-from .outcomes import Attempt, QuantumOutcome, job_text
+from .outcomes import Attempt, QuantumOutcome, QuantumStarted, job_text
 from .parcels import Inbox
 from .quanta import all_outputs
 from .turnstile import Turnstile
@@ -35,36 +35,64 @@ type AttemptEvent = QuantumOutcome | Sent | bytearray | Pieces
 _MEMORY_SHARE = 0.9
 
 
-class Runner(Protocol):
-    """A way to run the quanta of a group once."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trial:
+    """Quanta of a group that are to be run, each once at most."""
 
-    def run(
-        self,
-        context: WorkerContext,
-        work: GroupWork,
-        content: GroupContent,
-        inbox: Inbox | None,
-        *,
-        skip: frozenset[int],
-        sent: frozenset[uuid.UUID],
-        memory: Mapping[int, int],
-    ) -> Generator[AttemptEvent]:
-        """Run quanta of a group, each once at most.
+    context: WorkerContext
+    """What all groups of the run have in common."""
+
+    work: GroupWork
+    """The group, as it travelled."""
+
+    content: GroupContent
+    """The same, opened."""
+
+    inbox: Inbox | None
+    """What has come for it from other groups."""
+
+    skip: frozenset[int]
+    """Positions of the quanta that are not to run."""
+
+    sent: frozenset[uuid.UUID]
+    """Temporaries that are not to be sent again."""
+
+    memory: Mapping[int, int]
+    """Memory in bytes that quanta may have, by position."""
+
+    def run_here(self, inbox: Inbox | None) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
+        """Run the quanta in this process; see `spark_butler.worker.run_group`.
 
         Parameters
         ----------
-        context
-            What all groups of the run have in common.
-        work, content
-            The group.
         inbox
-            What has come for it from other groups.
-        skip
-            Positions of the quanta that are not to run.
-        sent
-            Temporaries that are not to be sent again.
-        memory
-            Memory in bytes that quanta may have, by position.
+            What has come from other groups, to be used up.
+        """
+        return run_group(
+            self.context, self.content, inbox, index=self.work.index, skip=self.skip, sent=self.sent
+        )
+
+    def pack(self, parcel: Parcel) -> Iterator[Pieces]:
+        """Write the records of a temporary; see `spark_butler.delivery.pack_parcel`.
+
+        Parameters
+        ----------
+        parcel
+            The temporary.
+        """
+        return pack_parcel(self.context, self.work, self.content, parcel)
+
+
+class Runner(Protocol):
+    """A way to run the quanta of a group once."""
+
+    def run(self, trial: Trial) -> Generator[AttemptEvent]:
+        """Run quanta of a group.
+
+        Parameters
+        ----------
+        trial
+            The quanta, and what they need.
         """
         ...
 
@@ -76,23 +104,15 @@ class Runner(Protocol):
 class InProcessRunner:
     """Runs quanta in this process, without limits."""
 
-    def run(
-        self,
-        context: WorkerContext,
-        work: GroupWork,
-        content: GroupContent,
-        inbox: Inbox | None,
-        *,
-        skip: frozenset[int],
-        sent: frozenset[uuid.UUID],
-        memory: Mapping[int, int],
-    ) -> Generator[AttemptEvent]:
+    def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group.  See `Runner.run`."""
-        if inbox is not None and any(context.limits_of(item.task_label).retries for item in content.quanta):
+        inbox = trial.inbox
+        labels = {item.task_label for item in trial.content.quanta}
+        if inbox is not None and any(trial.context.limits_of(label).retries for label in labels):
             inbox = inbox.copy()
-        for event in run_group(context, content, inbox, index=work.index, skip=skip, sent=sent):
+        for event in trial.run_here(inbox):
             if isinstance(event, Parcel):
-                yield from pack_parcel(context, work, content, event)
+                yield from trial.pack(event)
                 yield Sent(event.dataset_id, event.encoded.nbytes)
             elif isinstance(event, QuantumOutcome):
                 yield event
@@ -229,16 +249,10 @@ class _GroupRun:
         if self._context.isolation == "quantum":
             todo = {min(todo)}
         skip = frozenset(range(len(self._content.quanta))) - self._with_makers(todo)
-        events = self._runner.run(
-            self._context,
-            self._work,
-            self._content,
-            self._inbox,
-            skip=skip,
-            sent=self._ledger.sent,
-            memory=self._memory,
+        trial = Trial(
+            self._context, self._work, self._content, self._inbox, skip, self._ledger.sent, self._memory
         )
-        with contextlib.closing(events):
+        with contextlib.closing(self._runner.run(trial)) as events:
             for event in events:
                 if isinstance(event, QuantumOutcome):
                     yield from self._take(event)

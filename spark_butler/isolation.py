@@ -26,20 +26,19 @@ from typing import Literal, NoReturn, Self, cast
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
-from .attempts import AttemptEvent
+from .attempts import AttemptEvent, Trial
 from .channel import END, Channel
-from .delivery import Sent, pack_parcel
+from .delivery import Sent
 from .errors import EngineError
 from .failures import FailureKind
 from .log_tail import LogTail
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
-from .parcels import Inbox
 from .processes import dying_with_parent
 from .temporary_files import TemporaryFolder
 from .warmth import Imported, import_for_children, imported_since
-from .work import GroupContent, GroupWork, Parcel, QuantumOutputs, QuantumWork, WorkerContext
-from .worker import find_outputs, run_group
+from .work import Parcel, QuantumOutputs, QuantumWork
+from .worker import find_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -63,48 +62,35 @@ class _Crash:
 class ChildRunner:
     """Runs quanta in a child of this process, within their limits.  See `spark_butler.attempts.Runner`."""
 
-    def run(
-        self,
-        context: WorkerContext,
-        work: GroupWork,
-        content: GroupContent,
-        inbox: Inbox | None,
-        *,
-        skip: frozenset[int],
-        sent: frozenset[uuid.UUID],
-        memory: Mapping[int, int],
-    ) -> Generator[AttemptEvent]:
-        """Run quanta of a group and report how they fare."""
-        by_id = {item.quantum_id: (position, item) for position, item in enumerate(content.quanta)}
+    def run(self, trial: Trial) -> Generator[AttemptEvent]:
+        """Run quanta of a group and report how they fare.  See `Runner.run`."""
+        positions = {item.quantum_id: position for position, item in enumerate(trial.content.quanta)}
         with LogTail() as log_tail, TemporaryFolder() as folder:
 
             def target(channel: Channel) -> None:
                 modules = frozenset(sys.modules)
                 folder.use()
                 log_tail.attach()
-                for event in run_group(context, content, inbox, index=work.index, skip=skip, sent=sent):
+                for event in trial.run_here(trial.inbox):
                     if isinstance(event, Parcel):
-                        for pieces in pack_parcel(context, work, content, event):
+                        for pieces in trial.pack(event):
                             channel.send_record(pieces)
                         channel.send(Sent(event.dataset_id, event.encoded.nbytes))
                         continue
                     if isinstance(event, QuantumStarted):
                         log_tail.clear()
-                        position, _ = by_id[event.quantum_id]
-                        if memory:
-                            limit_allocations(memory.get(position))
+                        if trial.memory:
+                            limit_allocations(trial.memory.get(positions[event.quantum_id]))
                     channel.send(event)
                 channel.send(imported_since(modules))
 
-            yield from self._watch(context, content, target, by_id, memory, log_tail)
+            yield from self._watch(trial, positions, target, log_tail)
 
     def _watch(
         self,
-        context: WorkerContext,
-        content: GroupContent,
+        trial: Trial,
+        positions: Mapping[uuid.UUID, int],
         target: Callable[[Channel], None],
-        by_id: Mapping[uuid.UUID, tuple[int, QuantumWork]],
-        memory: Mapping[int, int],
         log_tail: LogTail,
     ) -> Generator[AttemptEvent]:
         """Start a child, pass on what it says, and end it when it breaks a limit."""
@@ -117,10 +103,11 @@ class ChildRunner:
             while True:
                 match child.receive():
                     case QuantumStarted() as event:
-                        position, current = by_id[event.quantum_id]
-                        limit = memory.get(position)
+                        position = positions[event.quantum_id]
+                        current = trial.content.quanta[position]
+                        limit = trial.memory.get(position)
                         started = time.monotonic()
-                        child.limit(context.limits_of(current.task_label).timeout, limit)
+                        child.limit(trial.context.limits_of(current.task_label).timeout, limit)
                     case QuantumOutcome() as outcome:
                         current = None
                         child.limit(None, None)
@@ -139,9 +126,9 @@ class ChildRunner:
             return
         kind, reason = child.find_reason(n_kills)
         left = QuantumOutputs((), {})
-        if context.quantum_executor is None:
+        if trial.context.quantum_executor is None:
             dead = current.quantum_id
-            left = self.ask(lambda: find_outputs(context, content, dead)) or left
+            left = self.ask(lambda: find_outputs(trial.context, trial.content, dead)) or left
         yield QuantumOutcome(
             current.quantum_id,
             QuantumAttemptStatus.ABORTED,
