@@ -11,7 +11,6 @@ import queue
 import re
 import threading
 import uuid
-from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -149,7 +148,7 @@ class Dispatcher:
         self._resting: dict[int, threading.Timer] = {}
         self._result = RunResult()
         self._n_failed = 0
-        self._alike: dict[str, Counter[str]] = {}
+        self._alike: dict[str, tuple[str, int]] = {}
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -384,8 +383,9 @@ class Dispatcher:
         if budget.most is not None and self._n_failed >= budget.most:
             return f"{self._n_failed} quanta have failed"
         label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
-        n_alike = self._alike.get(label, Counter())[message] + 1
-        self._alike[label] = Counter({message: n_alike})
+        last, n_alike = self._alike.get(label, (message, 0))
+        n_alike = n_alike + 1 if last == message else 1
+        self._alike[label] = message, n_alike
         if budget.most_alike is not None and n_alike >= budget.most_alike:
             return f"{n_alike} quanta of {label} in a row have failed alike"
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["count_out_of_memory_kills", "limit_allocations", "machine_memory", "resident_memory"]
 
 import contextlib
+import functools
 import os
 import resource
 from pathlib import Path
@@ -32,6 +33,7 @@ def resident_memory(process_id: int) -> int:
         return 0
 
 
+@functools.cache
 def machine_memory() -> int:
     """Find how much memory the processes of this machine or container may have together.
 

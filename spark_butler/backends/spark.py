@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext, SparkFiles, TaskContext
+from pyspark import (
+    RDD,
+    Accumulator,
+    AccumulatorParam,
+    Broadcast,
+    SparkConf,
+    SparkContext,
+    SparkFiles,
+    TaskContext,
+)
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.serializers import NoOpSerializer
 from pyspark.sql import SparkSession
@@ -63,8 +72,11 @@ class SparkBackend:
         self._tag = f"spark-butler-{uuid.uuid4()}"
         self._lock = threading.Lock()
         self._sent: tuple[WorkerContext, Broadcast[bytes]] | None = None
-        self._cores = int(self._spark.getConf().get("spark.executor.cores", "0") or 0)
-        self._slot_memory = _find_slot_memory(self._spark, self._cores)
+        # Once: each call copies all settings by way of the JVM.
+        conf = self._spark.getConf()
+        self._speculates = str(conf.get("spark.speculation", "false")).lower() == "true"
+        self._cores = int(conf.get("spark.executor.cores", "0") or 0)
+        self._slot_memory = _find_slot_memory(self._spark, conf, self._cores)
 
     @property
     def slots(self) -> int:
@@ -77,9 +89,8 @@ class SparkBackend:
         spark = self._spark
         units = [unit for bundle in batch for unit in bundle]
         spark.setJobGroup(self._tag, _describe(units), interruptOnCancel=False)
-        speculates = str(spark.getConf().get("spark.speculation", "false")).lower() == "true"
         with _accumulators:
-            outcomes = spark.accumulator([], _OutcomeStream(report, all_again=speculates))
+            outcomes = spark.accumulator([], _OutcomeStream(report, all_again=self._speculates))
         if len(units) == 1 and len(units[0].widths) > 1:
             self._run_levels(units[0], broadcast, outcomes)
             return
@@ -164,9 +175,8 @@ class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
         return []
 
 
-def _find_slot_memory(spark: SparkContext, cores: int) -> int:
+def _find_slot_memory(spark: SparkContext, conf: SparkConf, cores: int) -> int:
     """Find how much memory Spark was given for Python in each slot, in bytes; 0 where it was not told."""
-    conf = spark.getConf()
     if not cores or conf.get("spark.master", "").startswith("local"):
         return 0
     size = conf.get("spark.executor.pyspark.memory") or conf.get("spark.executor.memory") or "1g"
