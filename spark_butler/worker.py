@@ -290,6 +290,8 @@ def _run_quantum(
     outputs: tuple[uuid.UUID, ...] = ()
     removed: tuple[uuid.UUID, ...] = ()
     if butler is not None:
+        if failure is not None:
+            _withdraw_metadata(context, work, butler)
         put_refs = butler.put_refs
         outputs = tuple(ref.id for ref in put_refs)
         removed = tuple(butler.pruned)
@@ -307,6 +309,18 @@ def _run_quantum(
         scan=_scan(context, work, result, logs, failure),
     )
     return outcome, parcels
+
+
+def _withdraw_metadata(context: WorkerContext, work: QuantumWork, butler: GroupButler) -> None:
+    """Remove the metadata of a quantum that failed after it was written, since it stands for success."""
+    name = context.task_nodes[work.task_label].metadata_output.dataset_type_name
+    refs = [ref for ref in butler.put_refs if ref.datasetType.name == name]
+    if not refs:
+        return
+    try:
+        butler.pruneDatasets(refs, unstore=True, purge=True)
+    except Exception as exc:  # noqa: BLE001  (the store may be what failed; the driver doesn't hear of the file)
+        logger.warning("Metadata of a failed quantum could not be removed: %s", brief(exc))
 
 
 def _scan(

@@ -13,6 +13,7 @@ __all__ = [
     "FailOnceTask",
     "HarakiriTask",
     "ImportTask",
+    "NoLogTask",
     "NoMultiprocessingTask",
     "OneOutputTask",
     "OverlapTask",
@@ -31,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lsst.daf.butler import DatasetRef
 from lsst.pex.config import DictField, Field
 from lsst.pipe.base import (
     InputQuantizedConnection,
@@ -118,6 +120,26 @@ class CrashAfterPutTask(_CallTask):
     ) -> None:
         _put_one(self, butlerQC, outputRefs)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NoLogTask(_CallTask):
+    """Loses the object store when all that is left to write is its log."""
+
+    def act(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        butler: Any = butlerQC._QuantumContext__butler  # type: ignore[attr-defined]
+        put = butler.put
+
+        def put_no_log(obj: Any, ref: DatasetRef, **kwargs: Any) -> DatasetRef:
+            if ref.datasetType.name.endswith("_log") and ref.dataId == butlerQC.quantum.dataId:
+                raise ValueError("no log today")
+            return put(obj, ref, **kwargs)
+
+        butler.put = put_no_log
 
 
 class OneOutputTask(_CallTask):

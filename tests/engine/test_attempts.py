@@ -30,6 +30,7 @@ from engine_tasks import (
     ExitTask,
     FailOnceTask,
     HarakiriTask,
+    NoLogTask,
 )
 from lsst.daf.butler import Butler
 from lsst.pipe.base import QuantumAttemptStatus
@@ -193,6 +194,20 @@ def test_outputs_written_before_a_crash_are_in_the_registry(
         contents = _assert_consistent(helper.butler, graph)
         assert contents["dataset_auto2", ("Cam1", 2, 1)][1]["output_connection_name"] == "first"
         assert ("b_metadata", ("Cam1", 2, 1)) not in contents
+
+
+def test_quantum_without_a_log_is_not_taken_for_done(backend: Backend, make_repo: MakeRepo) -> None:
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(lambda h: _chain(h, NoLogTask, _config())))
+        result = _run(helper, graph, backend)
+        (failed,) = result.failed
+        assert "no log today" in failed.reason
+        contents = _assert_consistent(helper.butler, graph)
+    key = ("Cam1", 2, 1)
+    assert ("dataset_auto2", key) in contents
+    # Metadata is what says that a quantum has succeeded.
+    assert ("b_metadata", key) not in contents
+    assert ("b_log", key) not in contents
 
 
 @pytest.mark.parametrize("temporary", [(), ("x",)], ids=["retained", "temporary"])
