@@ -14,15 +14,14 @@ import sqlite3
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef
-from lsst.pipe.base import Pipeline
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
-from lsst.sphgeom import Angle, Circle, UnitVector3d
+from lsst.pipe.base.tests.mocks import MockDataset
+from mock_night import fill_mock_night, task_text
 from temporaries_tasks import digest
 
 from spark_butler.demo.night import ingest_night
@@ -36,49 +35,52 @@ BUCKET = "chaos"
 
 RUN = "u/chaos/run"
 
-_TASK = """
-  {label}:
-    class: chaos_tasks.RecordingTask
-    config:
-      python: |
-        from lsst.pipe.base.tests.mocks import DynamicConnectionConfig as C
-        config.dimensions = {dimensions}
-"""
+
+def _task(label: str, dimensions: Sequence[str], *lines: str) -> str:
+    return task_text(label, "chaos_tasks.RecordingTask", dimensions, *lines)
+
+
+_CCD = ("visit", "detector")
 
 MOCK_PIPELINE = (
     "description: Narrow chains, a gather for each visit, one for each detector, one for all.\ntasks:"
-    + _TASK.format(label="isr", dimensions=["visit", "detector"])
-    + """
-        config.inputs["flat"] = C(dataset_type_name="flat", dimensions=["detector"])
-        config.inputs["pointing"] = C(dataset_type_name="pointing", dimensions=["visit"])
-        config.outputs["out"] = C(dataset_type_name="cleaned", dimensions=["visit", "detector"])
-        config.init_outputs["schema"] = C(dataset_type_name="schema")
-"""
-    + _TASK.format(label="calibrate", dimensions=["visit", "detector"])
-    + """
-        config.init_inputs["schema"] = C(dataset_type_name="schema")
-        config.inputs["in"] = C(dataset_type_name="cleaned", dimensions=["visit", "detector"])
-        config.outputs["image"] = C(dataset_type_name="calibrated", dimensions=["visit", "detector"])
-        config.outputs["sources"] = C(dataset_type_name="sources", dimensions=["visit", "detector"])
-"""
-    + _TASK.format(label="gather", dimensions=["visit"])
-    + """
-        many = ["visit", "detector"]
-        config.inputs["in"] = C(dataset_type_name="calibrated", dimensions=many, multiple=True)
-        config.outputs["out"] = C(dataset_type_name="visit_out", dimensions=["visit"])
-"""
-    + _TASK.format(label="coadd", dimensions=["detector"])
-    + """
-        many = ["visit", "detector"]
-        config.inputs["sources"] = C(dataset_type_name="sources", dimensions=many, multiple=True)
-        config.inputs["visits"] = C(dataset_type_name="visit_out", dimensions=["visit"], multiple=True)
-        config.outputs["out"] = C(dataset_type_name="coadd_out", dimensions=["detector"])
-"""
-    + _TASK.format(label="final", dimensions=["instrument"])
-    + """
-        config.inputs["in"] = C(dataset_type_name="coadd_out", dimensions=["detector"], multiple=True)
-        config.outputs["out"] = C(dataset_type_name="final_out", dimensions=["instrument"])
-"""
+    + _task(
+        "isr",
+        _CCD,
+        'config.inputs["flat"] = C(dataset_type_name="flat", dimensions=["detector"])',
+        'config.inputs["pointing"] = C(dataset_type_name="pointing", dimensions=["visit"])',
+        'config.outputs["out"] = C(dataset_type_name="cleaned", dimensions=["visit", "detector"])',
+        'config.init_outputs["schema"] = C(dataset_type_name="schema")',
+    )
+    + _task(
+        "calibrate",
+        _CCD,
+        'config.init_inputs["schema"] = C(dataset_type_name="schema")',
+        'config.inputs["in"] = C(dataset_type_name="cleaned", dimensions=["visit", "detector"])',
+        'config.outputs["image"] = C(dataset_type_name="calibrated", dimensions=["visit", "detector"])',
+        'config.outputs["sources"] = C(dataset_type_name="sources", dimensions=["visit", "detector"])',
+    )
+    + _task(
+        "gather",
+        ("visit",),
+        'many = ["visit", "detector"]',
+        'config.inputs["in"] = C(dataset_type_name="calibrated", dimensions=many, multiple=True)',
+        'config.outputs["out"] = C(dataset_type_name="visit_out", dimensions=["visit"])',
+    )
+    + _task(
+        "coadd",
+        ("detector",),
+        'many = ["visit", "detector"]',
+        'config.inputs["sources"] = C(dataset_type_name="sources", dimensions=many, multiple=True)',
+        'config.inputs["visits"] = C(dataset_type_name="visit_out", dimensions=["visit"], multiple=True)',
+        'config.outputs["out"] = C(dataset_type_name="coadd_out", dimensions=["detector"])',
+    )
+    + _task(
+        "final",
+        ("instrument",),
+        'config.inputs["in"] = C(dataset_type_name="coadd_out", dimensions=["detector"], multiple=True)',
+        'config.outputs["out"] = C(dataset_type_name="final_out", dimensions=["instrument"])',
+    )
 )
 
 
@@ -316,29 +318,9 @@ def _pipetask(*arguments: str | Path) -> None:
 
 def _fill_mock(repo: Path, folder: Path) -> Path:
     """Register fourteen visits of seventeen detectors, and make mock inputs."""
-    visits, detectors = range(1, 15), range(1, 18)
     pipeline = folder / "pipeline.yaml"
     pipeline.write_text(MOCK_PIPELINE)
-    camera = {"instrument": "Cam1"}
-    region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))
-    with Butler.from_config(repo, writeable=True) as butler:
-        insert = butler.registry.insertDimensionData
-        insert("instrument", {"name": "Cam1", "class_name": "lsst.pipe.base.Instrument", "visit_system": 0})
-        insert("physical_filter", {**camera, "name": "Cam1-G", "band": "g"})
-        insert("day_obs", {**camera, "id": 20250101})
-        insert("detector", *[{**camera, "id": n, "full_name": f"D{n}"} for n in detectors])
-        seen = {"physical_filter": "Cam1-G", "day_obs": 20250101, "region": region}
-        insert("visit", *[{**camera, "id": n, "name": f"v{n}", **seen} for n in visits])
-        insert(
-            "visit_detector_region",
-            *[{**camera, "visit": v, "detector": d, "region": region} for v in visits for d in detectors],
-        )
-        mock = DirectButlerRepo(butler, input_run="inputs/run", input_chain="inputs")
-        mock.pipeline_graph = Pipeline.from_uri(pipeline).to_graph()
-        mock.pipeline_graph.resolve(butler.registry)
-        for name in ("flat", "pointing"):
-            butler.registry.registerDatasetType(mock.pipeline_graph.dataset_types[name].dataset_type)
-            mock.insert_datasets(name, register=False)
+    fill_mock_night(repo, pipeline, visits=14, detectors=17, inputs=("flat", "pointing"))
     return pipeline
 
 

@@ -1,0 +1,109 @@
+"""Graphs of mock quanta for benchmarks: isr, calibrate, a gather for each visit, a coadd for each detector."""
+
+from __future__ import annotations
+
+__all__ = ["INPUTS", "SIZES", "prepare_graph"]
+
+import subprocess
+import sys
+from pathlib import Path
+
+from mock_night import CAMERA, fill_mock_night, task_text
+
+from spark_butler.demo.repository import make_repository
+
+INPUTS = "inputs"
+"""Collection of the inputs."""
+
+SIZES = {400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
+"""Visits and detectors that give about so many quanta."""
+
+_CCD = ("visit", "detector")
+
+
+def _pipeline(seconds: float, *, mixed: bool) -> str:
+    times = (f"config.seconds = {seconds}", f"config.mixed = {mixed}")
+    task = "timed_tasks.TimedTask"
+    many = 'many = ["visit", "detector"]'
+    return (
+        "description: A night of mock tasks.\ntasks:"
+        + task_text(
+            "isr",
+            task,
+            _CCD,
+            *times,
+            many,
+            'config.inputs["flat"] = C(dataset_type_name="flat", dimensions=["detector"])',
+            'config.outputs["out"] = C(dataset_type_name="cleaned", dimensions=many)',
+        )
+        + task_text(
+            "calibrate",
+            task,
+            _CCD,
+            *times,
+            many,
+            'config.inputs["in"] = C(dataset_type_name="cleaned", dimensions=many)',
+            'config.outputs["image"] = C(dataset_type_name="calibrated", dimensions=many)',
+            'config.outputs["sources"] = C(dataset_type_name="sources", dimensions=many)',
+        )
+        + task_text(
+            "gather",
+            task,
+            ("visit",),
+            *times,
+            many,
+            'config.inputs["in"] = C(dataset_type_name="sources", dimensions=many, multiple=True)',
+            'config.outputs["out"] = C(dataset_type_name="visit_out", dimensions=["visit"])',
+        )
+        + task_text(
+            "coadd",
+            task,
+            ("detector",),
+            *times,
+            many,
+            'config.inputs["in"] = C(dataset_type_name="calibrated", dimensions=many, multiple=True)',
+            'config.inputs["visits"] = C(dataset_type_name="visit_out", dimensions=["visit"], multiple=True)',
+            'config.outputs["out"] = C(dataset_type_name="coadd_out", dimensions=["detector"])',
+        )
+    )
+
+
+def prepare_graph(
+    folder: Path, datastore: str, size: int, *, seconds: float = 0.0, mixed: bool = False
+) -> tuple[Path, Path]:
+    """Make a repository and a graph for it.
+
+    Parameters
+    ----------
+    folder
+        Where to put them.
+    datastore
+        Address of a place in an object store.
+    size
+        One of `SIZES`.
+    seconds
+        Time of each quantum, in seconds.
+    mixed
+        Whether the times differ.
+
+    Returns
+    -------
+    repo
+        The repository.
+    graph
+        File of the graph, whose output run is ``u/bench/run``.
+    """
+    visits, detectors = SIZES[size]
+    folder.mkdir(parents=True)
+    pipeline = folder / "pipeline.yaml"
+    pipeline.write_text(_pipeline(seconds, mixed=mixed))
+    repo = make_repository(folder / "repo", datastore)
+    fill_mock_night(repo, pipeline, visits=visits, detectors=detectors, inputs=("flat",))
+    graph = folder / "graph.qg"
+    command = [
+        *(str(Path(sys.executable).with_name("pipetask")), "qgraph", "-b", repo, "-p", pipeline),
+        *("-i", INPUTS, "--output-run", "u/bench/run", "-d", f"instrument='{CAMERA}'", "-q", graph),
+        "--qgraph-datastore-records",
+    ]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    return repo, graph
