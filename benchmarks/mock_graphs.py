@@ -1,4 +1,4 @@
-"""Graphs of mock quanta for benchmarks: isr, calibrate, a gather for each visit, a coadd for each detector."""
+"""Graphs of mock quanta for benchmarks: isr, calibrate, a gather for each visit, a coadd for each CCD."""
 
 from __future__ import annotations
 
