@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal, Self
 
+from lsst.resources.utils import get_tempdir
+
 _PREFIX = "spark-butler-child-"
 
 
@@ -28,7 +30,7 @@ class TemporaryFolder:
     """
 
     def __init__(self) -> None:
-        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=get_tempdir()))
         self._lock = os.open(self._path, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -43,11 +45,14 @@ class TemporaryFolder:
     def use(self) -> None:
         """Let this process make its temporary files in the folder from now on."""
         tempfile.tempdir = str(self._path)
+        # lsst.resources looks there first, and so do programs that a task may start.
+        os.environ.update(dict.fromkeys(("LSST_RESOURCES_TMPDIR", "TMPDIR"), str(self._path)))
+        get_tempdir.cache_clear()
 
     @staticmethod
     def remove_abandoned() -> None:
         """Remove the folders of processes that were killed."""
-        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        for path in Path(get_tempdir()).glob(f"{_PREFIX}*"):
             # Another process may remove it at the same time, or it is another user's.
             with contextlib.suppress(OSError):
                 lock = os.open(path, os.O_RDONLY)

@@ -20,6 +20,8 @@ import requests
 from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError
 from lsst.daf.butler import FileIntegrityError
 from lsst.pipe.base import InvalidQuantumError, RepeatableQuantumError
+from lsst.resources import ResourcePath
+from lsst.resources.utils import get_tempdir
 
 from spark_butler.config import RunOptions
 from spark_butler.errors import OptionsError
@@ -247,6 +249,9 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 def test_temporary_files_of_the_dead_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("LSST_RESOURCES_TMPDIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    get_tempdir.cache_clear()
     with TemporaryFolder() as mine:
         child = os.fork()
         if not child:
@@ -260,6 +265,9 @@ def test_temporary_files_of_the_dead_are_removed(tmp_path: Path, monkeypatch: py
         mine.use()
         tempfile.mkstemp()
         assert len(list(left.iterdir())) == 1
+        with ResourcePath.temporary_uri() as uri:
+            assert Path(uri.ospath).parent == left
+    get_tempdir.cache_clear()
     assert list(tmp_path.iterdir()) == []
 
 
