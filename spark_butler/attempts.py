@@ -23,6 +23,7 @@ from .memory import machine_memory
 from .outcomes import Attempt, QuantumOutcome, QuantumStarted, job_text
 from .parcels import Inbox
 from .quanta import all_outputs
+from .store_clients import forget_clients, open_clients
 from .turnstile import Turnstile
 from .work import GroupContent, GroupWork, Parcel, WorkerContext
 from .worker import failure_outcome, find_complete, run_group
@@ -68,6 +69,7 @@ class Trial:
         inbox
             What has come from other groups, to be used up.
         """
+        open_clients(self.context.stores)
         return run_group(
             self.context, self.content, inbox, index=self.work.index, skip=self.skip, sent=self.sent
         )
@@ -128,7 +130,7 @@ def run_attempts(
     inbox: Inbox | None = None,
     *,
     runner: Runner,
-    again: bool = False,
+    again: bool | None = False,
     turnstile: Turnstile | None = None,
     slots: int = 1,
 ) -> Iterator[QuantumOutcome | bytearray]:
@@ -145,9 +147,9 @@ def run_attempts(
     runner
         What runs an attempt.
     again
-        Whether this may be another attempt at the whole group.  What an
-        earlier one has completed is then left alone, unless a temporary of it
-        is needed.
+        Whether this is another attempt at the whole group; `None` where that
+        is unknown.  What an earlier one has completed is then left alone,
+        unless a temporary of it is needed.
     turnstile
         Keeps quanta that need more than their share of memory apart from all
         others of this machine.
@@ -168,7 +170,9 @@ def run_attempts(
     EngineError
         Raised if the engine's own code fails.
     """
-    yield from _GroupRun(context, work, inbox, runner, turnstile, slots).run(again=again or work.again)
+    yield from _GroupRun(context, work, inbox, runner, turnstile, slots).run(
+        again=True if work.again else again
+    )
 
 
 class _GroupRun:
@@ -209,7 +213,7 @@ class _GroupRun:
         self._pause = 0.0
         self._n_taken = 0
 
-    def run(self, *, again: bool) -> Iterator[QuantumOutcome | bytearray]:
+    def run(self, *, again: bool | None) -> Iterator[QuantumOutcome | bytearray]:
         """Run until nothing is left that can run, and what others need is on its way."""
         yield from self._find_done(again=again)
         while (todo := self._todo()) and not self._is_stopped():
@@ -229,16 +233,16 @@ class _GroupRun:
     def _is_stopped(self) -> bool:
         return self._context.fail_fast and not self._bad.isdisjoint(self._reported)
 
-    def _find_done(self, *, again: bool) -> Iterator[QuantumOutcome]:
+    def _find_done(self, *, again: bool | None) -> Iterator[QuantumOutcome]:
         """Look for what an earlier attempt at the group has completed."""
-        # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
-        if not (again or self._work.ways) or self._context.quantum_executor is not None:
+        if again is False or self._context.quantum_executor is not None:
             return
         context, content = self._context, self._content
         spared = self._spared() - self._reported
         if not spared:
             return
-        for outcome in self._runner.ask(lambda: find_complete(context, content, spared)) or []:
+        sure = again is True
+        for outcome in self._runner.ask(lambda: find_complete(context, content, spared, sure=sure)) or []:
             self._ledger.note(outcome)
             content.known.update(dict.fromkeys(outcome.outputs, True))
             self._reported.add(self._positions[outcome.quantum_id])
@@ -293,6 +297,9 @@ class _GroupRun:
             return False
         self._failed[position].append(outcome.as_attempt())
         pause = limits.pause(kind, n_failed)
+        if kind is FailureKind.IO:
+            # Credentials may have been renewed, or addresses changed.
+            forget_clients()
         self._pause = max(self._pause, pause)
         if kind is FailureKind.MEMORY:
             if (grown := limits.grow(memory)) is not None:

@@ -127,6 +127,7 @@ def execute_graph(
         butler_config=worker_config(butler),
         dataset_types=dataset_types,
         temporary_types=frozenset(temporary_types),
+        stores=tuple(map(str, store_roots(butler))),
         resources=ExecutionResources(
             num_cores=options.cores_per_quantum,
             max_mem=options.memory_per_quantum,

@@ -13,6 +13,7 @@ from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from .failures import FailureKind
+from .traffic import NO_TRAFFIC, Traffic
 
 if TYPE_CHECKING:
     from lsst.daf.butler.datastore.record_data import DatastoreRecordData
@@ -117,6 +118,9 @@ class QuantumOutcome:
 
     worker: str = ""
     """Host name and process ID of the worker."""
+
+    traffic: Traffic = NO_TRAFFIC
+    """What the attempt read from object stores and wrote to them."""
 
     @property
     def succeeded(self) -> bool:

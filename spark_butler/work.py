@@ -90,6 +90,9 @@ class WorkerContext:
     max_shuffle_bytes: int | None = None
     """Length of a serialised temporary from which on it goes to `scratch`."""
 
+    stores: tuple[str, ...] = ()
+    """Addresses of the places where the datastores keep files."""
+
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables, without secrets, that a worker takes over unless it has its own."""
 

@@ -37,6 +37,7 @@ from .messages import brief, hide_secrets
 from .outcomes import QuantumOutcome, QuantumStarted
 from .parcels import NO_NEWS, Inbox, Notice
 from .quanta import all_inputs, all_outputs
+from .store_clients import traffic_so_far
 from .temporaries import GroupButler
 from .work import GroupContent, Parcel, QuantumOutputs, QuantumWork, WorkerContext
 
@@ -134,7 +135,7 @@ def run_group(
 
 
 def find_complete(
-    context: WorkerContext, content: GroupContent, positions: Collection[int]
+    context: WorkerContext, content: GroupContent, positions: Collection[int], *, sure: bool = True
 ) -> list[QuantumOutcome]:
     """Look in the datastore for quanta of a group that an earlier attempt has completed.
 
@@ -146,6 +147,9 @@ def find_complete(
         The group.
     positions
         Positions of the quanta to look for.
+    sure
+        Whether there was an earlier attempt.  Otherwise the first of the
+        quanta is asked for first: without a log of it, nothing was begun.
 
     Returns
     -------
@@ -162,6 +166,10 @@ def find_complete(
                 work.quantum.outputs[edge.dataset_type_name][0] for edge in edges if edge is not None
             ]
     with _make_butler(context, content) as butler:
+        if not sure and last:
+            (*_, first) = next(iter(last.values()))
+            if not butler.wrapped.stored(first):
+                return []
         stored = butler.wrapped.stored_many(ref for refs in last.values() for ref in refs)
     outcomes = []
     for work in content.quanta:
@@ -263,7 +271,7 @@ def _run_quantum(
         )
         # One executor for all would know them, but options differ from quantum to quantum.
         executor._previous_process_quanta.extend(before)
-    wall, cpu = time.time(), time.process_time()
+    wall, cpu, traffic = time.time(), time.process_time(), traffic_so_far()
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
     parcels: list[Parcel] = []
@@ -306,6 +314,7 @@ def _run_quantum(
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",
+        traffic=traffic_so_far().since(traffic),
         scan=_scan(context, work, result, logs, failure),
     )
     return outcome, parcels

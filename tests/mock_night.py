@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CAMERA", "fill_mock_night", "task_text"]
+__all__ = ["CAMERA", "fill_mock_night", "insert_dimensions", "task_text"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lsst.daf.butler import Butler
@@ -44,6 +44,42 @@ def task_text(label: str, task_class: str, dimensions: Sequence[str], *lines: st
     return head + "".join(f"        {line}\n" for line in lines)
 
 
+def insert_dimensions(
+    butler: Butler, visits: Iterable[int] = (1, 2), detectors: Iterable[int] = (1, 2)
+) -> None:
+    """Register a camera that looks at the pole, and its visits.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    visits
+        IDs of the visits.
+    detectors
+        IDs of the detectors.
+    """
+    visits, detectors = list(visits), list(detectors)
+    camera = {"instrument": CAMERA}
+    insert = butler.registry.insertDimensionData
+    insert("instrument", {"name": CAMERA, "class_name": "lsst.pipe.base.Instrument", "visit_system": 0})
+    insert("physical_filter", {**camera, "name": f"{CAMERA}-G", "band": "g"})
+    insert("day_obs", {**camera, "id": 20250101})
+    insert("detector", *[{**camera, "id": n, "full_name": f"D{n}"} for n in detectors])
+    region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))
+    insert(
+        "visit",
+        *[
+            {**camera, "id": n, "name": f"v{n}", "physical_filter": f"{CAMERA}-G", "day_obs": 20250101}
+            | {"region": region}
+            for n in visits
+        ],
+    )
+    insert(
+        "visit_detector_region",
+        *[{**camera, "visit": v, "detector": d, "region": region} for v in visits for d in detectors],
+    )
+
+
 def fill_mock_night(
     repo: Path, pipeline: Path, *, visits: int, detectors: int, inputs: Sequence[str] = ()
 ) -> None:
@@ -63,25 +99,8 @@ def fill_mock_night(
         Names of the dataset types that the pipeline reads; they go to the
         collection ``inputs``.
     """
-    camera = {"instrument": CAMERA}
-    region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))
-    visit_ids, detector_ids = range(1, visits + 1), range(1, detectors + 1)
     with Butler.from_config(repo, writeable=True) as butler:
-        insert = butler.registry.insertDimensionData
-        insert("instrument", {"name": CAMERA, "class_name": "lsst.pipe.base.Instrument", "visit_system": 0})
-        insert("physical_filter", {**camera, "name": f"{CAMERA}-G", "band": "g"})
-        insert("day_obs", {**camera, "id": 20250101})
-        insert("detector", *[{**camera, "id": n, "full_name": f"D{n}"} for n in detector_ids])
-        seen = {"physical_filter": f"{CAMERA}-G", "day_obs": 20250101, "region": region}
-        insert("visit", *[{**camera, "id": n, "name": f"v{n}", **seen} for n in visit_ids])
-        insert(
-            "visit_detector_region",
-            *[
-                {**camera, "visit": v, "detector": d, "region": region}
-                for v in visit_ids
-                for d in detector_ids
-            ],
-        )
+        insert_dimensions(butler, range(1, visits + 1), range(1, detectors + 1))
         mock = DirectButlerRepo(butler, input_run="inputs/run", input_chain="inputs")
         mock.pipeline_graph = Pipeline.from_uri(pipeline).to_graph()
         mock.pipeline_graph.resolve(butler.registry)

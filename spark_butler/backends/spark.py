@@ -294,7 +294,8 @@ def _run_here(
         work,
         inbox,
         runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
-        again=_is_again(),
+        # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
+        again=_is_again() or (None if work.ways else False),
         turnstile=Turnstile(Path(SparkFiles.getRootDirectory())),
         slots=_slots_here(),
     )

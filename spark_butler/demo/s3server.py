@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,6 +23,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,9 @@ _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 2.0
 _ATTEMPTS = 3
 _REGION = "us-east-1"
+
+_REQUESTS = re.compile(r"SeaweedFS_s3_request_total\{(.*)\} (\S+)$")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 _FOREIGN_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -76,6 +81,7 @@ class EmbeddedS3:
         self._secret_key = secrets.token_urlsafe(30)
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Any = None
+        self._ports: tuple[int, ...] = ()
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -180,6 +186,29 @@ class EmbeddedS3:
             ),
         )
 
+    def count_requests(self, bucket: str = "") -> dict[str, int]:
+        """Count the requests that the server has answered since it was started.
+
+        Parameters
+        ----------
+        bucket
+            Count only those for this bucket.
+
+        Returns
+        -------
+        counts
+            Number of requests by kind, in the server's words: ``GET``,
+            ``PUT``, ``HEAD``, ``LIST``, ``DELETE`` and so on.
+        """
+        text = (_fetch(f"http://127.0.0.1:{self._ports[4]}/metrics") or b"").decode()
+        counts: Counter[str] = Counter()
+        for line in text.splitlines():
+            if match := _REQUESTS.match(line):
+                labels = dict(_LABEL.findall(match[1]))
+                if bucket in ("", labels.get("bucket")):
+                    counts[labels["type"]] += int(float(match[2]))
+        return dict(counts)
+
     def make_bucket(self, name: str) -> None:
         """Make a bucket; one that exists already is left as it is."""
         client = self.client()
@@ -205,7 +234,8 @@ class EmbeddedS3:
 
     def _launch(self, program: str, run_dir: Path, data_dir: Path) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
-            ports = _free_ports(8)
+            ports = _free_ports(9)
+            self._ports = tuple(ports)
             self.endpoint_url = f"http://127.0.0.1:{ports[0]}"
             with open(data_dir / "weed.log", "ab") as log:
                 self._process = subprocess.Popen(
@@ -249,6 +279,10 @@ class EmbeddedS3:
                 process.wait(_STOP_TIMEOUT)
         process.kill()
         process.wait()
+        for port in self._ports:
+            # It has no option for these, and is given no time to remove them.
+            for path in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-grpc-{port}.sock"):
+                path.unlink(missing_ok=True)
 
 
 def _find_program() -> str:
@@ -262,11 +296,12 @@ def _find_program() -> str:
 
 
 def _command(program: str, ports: list[int], run_dir: Path, data_dir: Path) -> list[str]:
-    s3, master, volume, filer, *grpc = ports
+    s3, master, volume, filer, metrics, *grpc = ports
     options = {
         "dir": data_dir,
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
+        "metricsPort": metrics,
         "master.port": master,
         "master.port.grpc": grpc[0],
         "master.telemetry": "false",

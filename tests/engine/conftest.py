@@ -9,8 +9,9 @@ from pathlib import Path
 
 import engine_tasks
 import pytest
-from engine_harness import Repo, insert_dimensions
+from engine_harness import Repo
 from lsst.daf.butler import Butler
+from mock_night import insert_dimensions
 
 from spark_butler.backends import Backend, SerialBackend
 

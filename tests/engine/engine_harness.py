@@ -7,7 +7,6 @@ __all__ = [
     "Case",
     "Observed",
     "Repo",
-    "insert_dimensions",
     "make_graph",
     "observe",
     "registered_files",
@@ -20,7 +19,7 @@ __all__ = [
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, Report
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
 from lsst.resources import ResourcePath
-from lsst.sphgeom import Angle, Circle, UnitVector3d
 
 from spark_butler.backends import Backend
 from spark_butler.config import RunOptions
@@ -104,32 +102,6 @@ class Repo:
         """Open it with an empty pipeline."""
         with Butler.from_config(str(self.root), writeable=True) as butler:
             yield DirectButlerRepo(butler)
-
-
-def insert_dimensions(
-    butler: Butler, visits: Iterable[int] = (1, 2), detectors: Iterable[int] = (1, 2)
-) -> None:
-    """Register a camera that looks at the pole, and its visits."""
-    visits, detectors = list(visits), list(detectors)
-    camera = {"instrument": "Cam1"}
-    insert = butler.registry.insertDimensionData
-    insert("instrument", {"name": "Cam1", "class_name": "lsst.pipe.base.Instrument", "visit_system": 0})
-    insert("physical_filter", {**camera, "name": "Cam1-G", "band": "g"})
-    insert("day_obs", {**camera, "id": 20250101})
-    insert("detector", *[{**camera, "id": n, "full_name": f"D{n}"} for n in detectors])
-    region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))
-    insert(
-        "visit",
-        *[
-            {**camera, "id": n, "name": f"v{n}", "physical_filter": "Cam1-G", "day_obs": 20250101}
-            | {"region": region}
-            for n in visits
-        ],
-    )
-    insert(
-        "visit_detector_region",
-        *[{**camera, "visit": v, "detector": d, "region": region} for v in visits for d in detectors],
-    )
 
 
 def make_graph(

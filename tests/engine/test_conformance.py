@@ -12,7 +12,6 @@ from engine_harness import (
     Case,
     Observed,
     Repo,
-    insert_dimensions,
     registered_files,
     run_engine,
     run_reference,
@@ -27,6 +26,7 @@ from lsst.pipe.base.tests.mocks import (
     DynamicTestPipelineTaskConfig,
     MockStorageClass,
 )
+from mock_night import insert_dimensions
 
 from spark_butler.backends import Backend, SerialBackend
 

@@ -14,10 +14,11 @@ from typing import Any
 import cloudpickle
 import engine_tasks
 import pytest
-from engine_harness import Case, Repo, insert_dimensions, make_graph, run_reference, snapshot
+from engine_harness import Case, Repo, make_graph, run_reference, snapshot
 from engine_tasks import CallConfig, ImportTask, SpyTask
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
+from mock_night import insert_dimensions
 
 from spark_butler.backends import Backend, SerialBackend
 from spark_butler.config import RunOptions

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from engine_harness import insert_dimensions
 from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
+from mock_night import insert_dimensions
 from scenes import Outputs, read_outputs
 
 from spark_butler.scratch import scratch_root

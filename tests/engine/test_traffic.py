@@ -1,0 +1,135 @@
+"""What goes to and from the object store: one GET for each input, one PUT for each output."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from engine_harness import Case, make_graph
+from lsst.daf.butler import Butler
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
+from lsst.resources import ResourcePath
+from mock_night import insert_dimensions
+
+from spark_butler.backends import Backend, SerialBackend
+from spark_butler.config import RunOptions
+from spark_butler.demo.s3server import EmbeddedS3
+from spark_butler.engine import execute_graph
+from spark_butler.quanta import all_inputs, all_outputs
+from spark_butler.store_clients import forget_clients, open_clients, traffic_so_far
+
+_CCD = ("visit", "detector")
+
+
+def _build(helper: DirectButlerRepo) -> None:
+    """Chains, and a gather for each visit."""
+    many = DynamicConnectionConfig(dataset_type_name="cleaned", dimensions=_CCD, multiple=True)
+    helper.add_task("isr", dimensions=_CCD, outputs={"out": _one("cleaned", _CCD)})
+    helper.add_task("calibrate", dimensions=_CCD, inputs={"in": _one("cleaned", _CCD)})
+    helper.add_task("gather", dimensions=("visit",), inputs={"in": many})
+
+
+def _one(name: str, dimensions: tuple[str, ...]) -> DynamicConnectionConfig:
+    return DynamicConnectionConfig(dataset_type_name=name, dimensions=dimensions)
+
+
+def _graph(repo: Path) -> tuple[Butler, PredictedQuantumGraph]:
+    butler = Butler.from_config(repo, writeable=True)
+    insert_dimensions(butler, range(1, 5), range(1, 4))
+    return butler, make_graph(DirectButlerRepo(butler), Case(_build))
+
+
+@pytest.mark.parametrize("temporary", [(), ("cleaned",)], ids=["retained", "temporary"])
+def test_a_run_asks_the_store_for_nothing_that_is_known(
+    temporary: tuple[str, ...],
+    backend: Backend,
+    s3_server: EmbeddedS3,
+    s3_bucket: str,
+    s3_repo: Callable[[str], Path],
+) -> None:
+    butler, graph = _graph(s3_repo("repo"))
+    with butler:
+        before = Counter(s3_server.count_requests(s3_bucket))
+        result = execute_graph(
+            graph, butler, backend, RunOptions(temporary=temporary, group_by="fused" if temporary else "auto")
+        )
+        counted = Counter(s3_server.count_requests(s3_bucket))
+        assert not result.failed
+    counted.subtract(before)
+    quanta = graph.build_execution_quanta().values()
+    absent = set(temporary)
+    n_inputs = sum(ref.datasetType.name not in absent for quantum in quanta for ref in all_inputs(quantum))
+    n_outputs = sum(ref.datasetType.name not in absent for quantum in quanta for ref in all_outputs(quantum))
+    n_asked = 0
+    if temporary:
+        # At the end, the driver looks for temporaries that a shuffle could not take.
+        assert counted.pop("LIST") == 1
+        # Where Spark may repeat a stage, each sender asks once whether this is the first time.
+        n_asked = 0 if isinstance(backend, SerialBackend) else 12
+    assert dict(+counted) == {"GET": n_inputs + n_asked, "PUT": n_outputs}
+    traffic = [outcome.traffic for outcome in result.outcomes.values()]
+    assert sum(each.requests.get("GET", 0) for each in traffic) == n_inputs
+    assert sum(each.n_requests for each in traffic) == sum(
+        ref.datasetType.name not in absent
+        for quantum in quanta
+        for refs in (all_inputs(quantum), all_outputs(quantum))
+        for ref in refs
+    )
+    assert all(each.sent > 0 for each in traffic)
+
+
+def test_only_the_size_of_what_was_just_written_is_taken_for_known(s3_bucket: str) -> None:
+    store = ResourcePath(f"s3://{s3_bucket}/folder/")
+    open_clients([str(store)])
+    before = traffic_so_far()
+    first, second = store.join("a"), store.join("b")
+    first.write(b"four")
+    assert first.size() == 4
+    assert traffic_so_far().since(before).requests == {"PUT": 1}
+    assert first.exists()
+    first.remove()
+    assert not first.exists()
+    first.write(b"five5")
+    second.write(b"")
+    assert (first.size(), second.size()) == (5, 0)
+    assert traffic_so_far().since(before).requests == {"PUT": 3, "HEAD": 4, "DELETE": 1}
+    second.write(b"")
+    assert second.size() == 0
+    assert traffic_so_far().since(before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
+
+
+def test_the_size_of_a_file_sent_in_parts_is_known(s3_bucket: str, tmp_path: Path) -> None:
+    store = ResourcePath(f"s3://{s3_bucket}/folder/")
+    open_clients([str(store)])
+    file = tmp_path / "large"
+    file.write_bytes(os.urandom(9 * 2**20))
+    before = traffic_so_far()
+    store.join("large").transfer_from(ResourcePath(str(file)), "copy", overwrite=True)
+    assert store.join("large").size() == 9 * 2**20
+    traffic = traffic_so_far().since(before)
+    assert "HEAD" not in traffic.requests
+    assert traffic.sent >= 9 * 2**20
+
+
+def test_clients_are_made_anew_with_new_credentials(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("[default]\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    store = ResourcePath(f"s3://{s3_bucket}/")
+    open_clients([str(store)])
+    first = store.client  # type: ignore[attr-defined]
+    open_clients([str(store)])
+    assert store.client is first  # type: ignore[attr-defined]
+    file.write_text("[default]\nregion = elsewhere\n")
+    open_clients([str(store)])
+    second = store.client  # type: ignore[attr-defined]
+    assert second is not first
+    forget_clients()
+    open_clients([str(store)])
+    assert store.client is not second  # type: ignore[attr-defined]
