@@ -33,10 +33,11 @@ from .codecs import check_storage_class
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
 from .dispatch import Dispatcher, FailureBudget, RunResult
-from .errors import OptionsError, RepositoryError
+from .errors import EngineError, OptionsError, RepositoryError, UserError
 from .learned import find_needs, load_needs, save_needs
 from .limits import Limits
 from .mending import Doubts
+from .messages import brief
 from .outcomes import QuantumOutcome
 from .plan import GroupBy, Plan, cut_graph
 from .provenance import ProvenanceRecorder
@@ -103,7 +104,12 @@ def execute_graph(
     dataset_types = _dataset_types(graph)
     butler.collections.register(run)
     folders = _scratch_folders(butler, run)
-    before = _look_back(butler, graph, xgraph, dataset_types, temporary_types, existing, options)
+    try:
+        before = _look_back(butler, graph, xgraph, dataset_types, temporary_types, existing, options)
+    except (EngineError, UserError):
+        raise
+    except Exception as exc:  # registry or store, after all their own attempts
+        raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
     if temporary_types:
@@ -167,7 +173,7 @@ def execute_graph(
             result = dispatcher.run(context)
         finally:
             if scratch is not None and plan.crossings:
-                remove_scratch(scratch)
+                _drop_scratch(scratch)
             for change in doubts.settle(FileFinder(butler, dataset_types)):
                 stream.add(change.predicted, change.written, change.records)
     result.n_ingested = before.n_adopted + stream.n_ingested
@@ -243,6 +249,15 @@ def _look_back(
         ingester.n_ingested,
         cut_off=bool(stock.adoptions or stock.leftovers or stock.strays),
     )
+
+
+def _drop_scratch(folder: ResourcePath) -> None:
+    """Remove what a shuffle could not take; that the store refuses must not spoil a run that has ended."""
+    try:
+        remove_scratch(folder)
+    except Exception as exc:  # noqa: BLE001  (as many as there are stores)
+        logger.warning("Could not look for temporaries in %s: %s", folder, brief(exc))
+        logger.warning("If there are any, `spark-butler cleanup` removes them.")
 
 
 def _find_limits(graph: PredictedQuantumGraph, butler: Butler, options: RunOptions) -> dict[str, Limits]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.exceptions import ClientError
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from lsst.resources import ResourcePath
@@ -90,6 +91,26 @@ def test_files_are_removed_after_a_failure(
     assert len(result.failed) == 2
     assert counts == [2]
     assert not scratch.find_scratch(_root(scene))
+
+
+def test_store_that_refuses_at_the_end_does_not_spoil_a_run(
+    s3_scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from spark_butler import engine
+
+    def refuse(folder: ResourcePath) -> int:
+        raise ClientError({"Error": {"Code": "ExpiredToken", "Message": "no more"}}, "ListObjectsV2")
+
+    monkeypatch.setattr(engine, "remove_scratch", refuse)
+    s3_scene.n_detectors = 1
+    _two_steps(s3_scene)
+    options = {"group_by": "quantum", "max_shuffle_bytes": 1000}
+    _, result = s3_scene.run(SerialBackend(), temporary=("array",), **options)
+    assert not result.failed
+    assert result.n_ingested
+    assert "ExpiredToken" in caplog.text
+    assert "spark-butler cleanup" in caplog.text
+    assert scratch.find_scratch(_root(s3_scene))
 
 
 def test_objects_are_written_in_parts_and_read_as_one(tmp_path: Path) -> None:
