@@ -7,11 +7,46 @@ start, and share the memory of it.
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["main", "remove_dead_sockets"]
 
+import contextlib
 import gc
+import os
+import re
+import socket
+import time
+from pathlib import Path
 
 from pyspark import daemon
+
+_SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
+_YOUNG_SECONDS = 5.0
+
+
+def remove_dead_sockets(folder: Path) -> None:
+    """Remove the sockets that daemons have left which were killed.
+
+    Parameters
+    ----------
+    folder
+        Where daemons make their sockets.
+    """
+    try:
+        bound = Path("/proc/net/unix").read_text()
+    except OSError:
+        # Not Linux; to ask a daemon that lives would make it fork a worker.
+        return
+    for path in folder.iterdir():
+        if str(path) in bound:
+            continue
+        # A young one may belong to a daemon that does not listen yet.
+        with contextlib.suppress(OSError):
+            if _SOCKET.fullmatch(path.name) and time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    try:
+                        probe.connect(str(path))
+                    except ConnectionRefusedError:
+                        path.unlink()
 
 
 def main() -> None:
@@ -20,6 +55,9 @@ def main() -> None:
 
     from .. import isolation  # noqa: F401
 
+    if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
+        with contextlib.suppress(OSError):
+            remove_dead_sockets(Path(folder))
     # pyspark.daemon collects after each Spark task, which would go through all of this every time.
     gc.collect()
     gc.freeze()

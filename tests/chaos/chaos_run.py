@@ -407,7 +407,11 @@ def perform(stage: Stage, script: Script) -> Result:
     summaries = [driver.summary(n) for n in range(1, driver.n_attempts + 1)]
     result.findings += check_reports(summaries, quanta, done_before)
     jvm_died = any(text.startswith(("executor", "driver")) for text in result.events)
-    result.findings += stage.sweep([folder / "tmp", folder / "local"], jvm_died=jvm_died)
+    result.findings += stage.sweep(
+        [folder / "tmp", folder / "local"],
+        jvm_died=jvm_died,
+        daemon_died=any(text.startswith("daemon") for text in result.events),
+    )
     if result.findings:
         _keep(stage, script, driver, result)
     else:

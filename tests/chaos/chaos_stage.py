@@ -170,7 +170,7 @@ class Stage:
                 process.send_signal(signal.SIGKILL)
         return texts
 
-    def sweep(self, folders: Sequence[Path], *, jvm_died: bool) -> list[str]:
+    def sweep(self, folders: Sequence[Path], *, jvm_died: bool, daemon_died: bool) -> list[str]:
         """Remove what runs have left in temporary folders; name what should not have been there.
 
         Parameters
@@ -180,6 +180,8 @@ class Stage:
         jvm_died
             Whether a JVM was killed, which then can't remove what it has made
             for itself.
+        daemon_died
+            Whether a daemon was killed, whose socket only the next one removes.
         """
         texts = []
         for disk in self.disks:
@@ -187,7 +189,8 @@ class Stage:
         for folder in (*folders, self.temporary, *(disk.path for disk in self.disks)):
             for path in folder.iterdir():
                 # Spark's worker removes the folders of executors that have died.
-                if not (jvm_died and _OF_JVM.match(path.name)) and not _is_empty_folder(path):
+                excused = (jvm_died and _OF_JVM.match(path.name)) or (daemon_died and path.is_socket())
+                if not excused and not _is_empty_folder(path):
                     texts.append(f"temporary file left: {path}")
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in self.cluster.folder.glob("work*/app-*"):
