@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CAMERA", "fill_mock_night", "insert_dimensions", "task_text"]
+__all__ = ["CAMERA", "fill_mock_night", "insert_dimensions", "insert_visits", "task_text"]
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -65,6 +65,24 @@ def insert_dimensions(
     insert("physical_filter", {**camera, "name": f"{CAMERA}-G", "band": "g"})
     insert("day_obs", {**camera, "id": 20250101})
     insert("detector", *[{**camera, "id": n, "full_name": f"D{n}"} for n in detectors])
+    insert_visits(butler, visits, detectors)
+
+
+def insert_visits(butler: Butler, visits: Iterable[int], detectors: Iterable[int]) -> None:
+    """Register further visits of the camera.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    visits
+        IDs of the visits.
+    detectors
+        IDs of the detectors, which are registered.
+    """
+    visits, detectors = list(visits), list(detectors)
+    camera = {"instrument": CAMERA}
+    insert = butler.registry.insertDimensionData
     region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))
     insert(
         "visit",
