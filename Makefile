@@ -60,6 +60,10 @@ chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (
 bench: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot in docs/)
 	@$(RUN) python benchmarks/temporaries.py $(ARGS)
 
+.PHONY: bench-engines
+bench-engines: $(INSTALLED) ## Run graphs of mock quanta here and by pipetask run-qbb (ARGS="--sizes 400 --repeats 1")
+	@$(RUN) python benchmarks/performance.py $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN); export PATH

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["INPUTS", "SIZES", "prepare_graph"]
+__all__ = ["RUN", "SIZES", "prepare_graph"]
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import mock_night
 from mock_night import CAMERA, fill_mock_night, task_text
 
 from spark_butler.demo.repository import make_repository
 
-INPUTS = "inputs"
-"""Collection of the inputs."""
+RUN = "u/bench/run"
+"""The output run of all graphs."""
 
-SIZES = {400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
+SIZES = {40: (4, 4), 400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
 """Visits and detectors that give about so many quanta."""
+
+_PATHS = (Path(__file__).resolve().parent, Path(mock_night.__file__).parent)
 
 _CCD = ("visit", "detector")
 
@@ -91,7 +95,7 @@ def prepare_graph(
     repo
         The repository.
     graph
-        File of the graph, whose output run is ``u/bench/run``.
+        File of the graph, whose output run is `RUN`.
     """
     visits, detectors = SIZES[size]
     folder.mkdir(parents=True)
@@ -102,8 +106,9 @@ def prepare_graph(
     graph = folder / "graph.qg"
     command = [
         *(str(Path(sys.executable).with_name("pipetask")), "qgraph", "-b", repo, "-p", pipeline),
-        *("-i", INPUTS, "--output-run", "u/bench/run", "-d", f"instrument='{CAMERA}'", "-q", graph),
+        *("-i", "inputs", "--output-run", RUN, "-d", f"instrument='{CAMERA}'", "-q", graph),
         "--qgraph-datastore-records",
     ]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _PATHS))}
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, env=environment)
     return repo, graph

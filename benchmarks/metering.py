@@ -1,0 +1,114 @@
+"""Run a command and measure all processes that it starts."""
+
+from __future__ import annotations
+
+__all__ = ["Usage", "run_metered"]
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+_SAMPLE_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+
+
+class Usage(NamedTuple):
+    """What a command has cost."""
+
+    wall: float
+    """Seconds from start to end."""
+
+    cpu: float
+    """Processor seconds of all its processes."""
+
+    peak: dict[str, int]
+    """Greatest memory, in bytes, of the process itself, of JVMs and of all others, each sampled."""
+
+    status: int
+    """Its exit status."""
+
+    output: str
+    """What it has printed."""
+
+
+def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> Usage:
+    """Run a command to its end, and that of all processes that it leaves behind.
+
+    Parameters
+    ----------
+    command
+        The command.
+    environment
+        Its environment.
+    folder
+        Its working directory, where its output is kept.
+
+    Notes
+    -----
+    Processes that lose their parent become children of this one, so that the
+    kernel's account of ended children is complete.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    others = {process.pid for process in psutil.Process().children()}
+    before = _cpu_of_children()
+    peak: dict[str, int] = {}
+    started = time.perf_counter()
+    with open(folder / "output", "wb") as stream:
+        process = subprocess.Popen(
+            command, env=dict(environment), cwd=folder, stdout=stream, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None:
+            _sample(process.pid, peak)
+            time.sleep(_SAMPLE_SECONDS)
+        wall = time.perf_counter() - started
+        _reap(others)
+    return Usage(
+        wall,
+        _cpu_of_children() - before,
+        peak,
+        process.returncode,
+        (folder / "output").read_text(errors="replace"),
+    )
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _sample(pid: int, peak: dict[str, int]) -> None:
+    """Add up the memory of the processes below this one, shared parts divided among those that share them."""
+    now: dict[str, int] = {}
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        try:
+            role = "driver" if process.pid == pid else "jvm" if process.name() == "java" else "others"
+            now[role] = now.get(role, 0) + process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    for role, size in now.items():
+        peak[role] = max(peak.get(role, 0), size)
+
+
+def _reap(others: set[int]) -> None:
+    """Wait for what the command has left behind; what does not end is killed."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while left := [child for child in psutil.Process().children() if child.pid not in others]:
+        for child in left:
+            if time.monotonic() > deadline:
+                child.send_signal(signal.SIGKILL)
+            os.waitpid(child.pid, 0 if time.monotonic() > deadline else os.WNOHANG)
+        time.sleep(0.05)
