@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["forget_clients", "open_clients", "traffic_so_far"]
 
+import logging
 import os
 import time
 import weakref
@@ -23,6 +24,8 @@ from lsst.resources.s3 import S3ResourcePath
 from lsst.resources.s3utils import _get_s3_client
 
 from .traffic import Traffic
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_LIFE_SECONDS = 300.0
 
@@ -134,7 +137,11 @@ def open_clients(stores: Iterable[str]) -> None:
         forget_clients()
         _opened = now, credentials
     for uri in places:
-        client = uri.client
+        try:
+            client = uri.client
+        except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
+            logger.debug("No client could be made for %s.", uri, exc_info=True)
+            continue
         if client not in _watched:
             _watch.attach(client)
             _watched.add(client)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ProfileNotFound
 from engine_harness import Case, make_graph
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
@@ -133,3 +134,10 @@ def test_clients_are_made_anew_with_new_credentials(
     forget_clients()
     open_clients([str(store)])
     assert store.client is not second  # type: ignore[attr-defined]
+
+
+def test_a_client_that_can_not_be_made_is_the_quantums_own_trouble(s3_bucket: str) -> None:
+    store = f"s3://no-such-profile@{s3_bucket}/"
+    open_clients([store])
+    with pytest.raises(ProfileNotFound):
+        _ = ResourcePath(store).client  # type: ignore[attr-defined]
