@@ -77,6 +77,7 @@ def sketch_graph(
         dict(temporary_types or {}),
         data_ids={quantum_id: dict(xgraph.nodes[quantum_id]["data_id"].mapping) for quantum_id in labels},
         sizes=dict(sizes or {}),
+        dimensions={frozenset(task.dimensions.names) for task in graph.pipeline_graph.tasks.values()},
     )
 
 

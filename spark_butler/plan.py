@@ -11,7 +11,7 @@ __all__ = ["Crossing", "GraphSketch", "Group", "Handover", "Plan", "Unit", "cut_
 import dataclasses
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import networkx
@@ -61,6 +61,9 @@ class GraphSketch:
 
     sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Mean size of the datasets of a type in bytes, by name, as far as it is known."""
+
+    dimensions: Collection[frozenset[str]] = ()
+    """Names of the dimensions of each task, those included whose quanta have all been done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -319,8 +322,9 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
     elif group_by == "auto":
         home, grain = cutter.choose(slots)
     else:
-        if not any(data_id.keys() >= set(group_by) for data_id in sketch.data_ids.values()):
-            known = sorted({name for data_id in sketch.data_ids.values() for name in data_id})
+        kinds = {frozenset(data_id) for data_id in sketch.data_ids.values()}.union(sketch.dimensions)
+        if not any(names >= set(group_by) for names in kinds):
+            known = sorted(frozenset[str]().union(*kinds))
             raise PlanError(
                 f"Can't group by {', '.join(group_by)}: no quanta have all of these dimensions; the graph's "
                 f"dimensions are {', '.join(known)}."

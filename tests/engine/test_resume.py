@@ -39,7 +39,7 @@ from spark_butler.backends import SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
-from spark_butler.errors import EngineError
+from spark_butler.errors import EngineError, PlanError
 from spark_butler.graph_building import settle_dataset_ids
 from spark_butler.registry import Ingester, IngestStream
 from spark_butler.resume import needs_clobber
@@ -149,6 +149,29 @@ def test_only_what_is_not_finished_runs_again(make_repo: MakeRepo, way_to_look: 
         assert _resume(helper, graph) == {("c", 2, 1), ("b", 2, 2), ("c", 2, 2)}
         assert _assert_sound(helper, graph) == contents
         assert _resume(helper, graph) == set()
+
+
+def test_a_run_can_be_grouped_by_what_is_left_of_it_no_more(make_repo: MakeRepo) -> None:
+    def build(helper: DirectButlerRepo) -> None:
+        many = DynamicConnectionConfig(dataset_type_name="x", dimensions=_CCD, multiple=True)
+        helper.add_task("a", dimensions=_CCD, outputs=_connection("x"))
+        helper.add_task("gather", dimensions=["detector"], inputs={"x": many})
+
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(build))
+        options = {"group_by": ("visit",), "temporary": ()}
+        assert not _run(helper, graph, **options).failed
+        last = helper.butler.query_all_datasets(RUN, name="gather_*", where="detector=1", instrument="Cam1")
+        uris = [helper.butler.getURI(ref) for ref in last]
+        _forget(helper, last)
+        for uri in uris:
+            uri.remove()
+        result = _run(helper, graph, skip_existing=True, clobber_outputs=True, **options)
+        assert not result.failed
+        (outcome,) = result.outcomes.values()
+        assert outcome.report.taskLabel == "gather"
+        with pytest.raises(PlanError, match="Can't group by nonsense"):
+            _run(helper, graph, group_by=("nonsense",))
 
 
 def test_registered_output_whose_file_is_gone_is_no_obstacle(make_repo: MakeRepo) -> None:
