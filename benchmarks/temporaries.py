@@ -348,9 +348,10 @@ def draw(rows: Sequence[tuple[str, int, str, dict[str, float]]], path: Path) -> 
     for axis, readers in zip(axes[0], counts, strict=True):
         for n, way in enumerate(ways):
             values = [
-                max(1e-4, next(f["cpu"] for a, r, w, f in rows if (a, r, w) == (name, readers, way)))
-                for name in names
+                next(f["cpu"] for a, r, w, f in rows if (a, r, w) == (name, readers, way)) for name in names
             ]
+            # Less than nothing is less than the noise, and has no place on such a scale.
+            values = [value if value > 0 else math.nan for value in values]
             axis.bar([x + 0.2 * (n - 1.5) for x in range(len(names))], values, 0.19, label=way)
         axis.set_xticks(range(len(names)), names)
         axis.set_yscale("log")
