@@ -15,9 +15,11 @@ from collections.abc import Sequence
 import networkx
 from lsst.daf.butler import ButlerConfig, QuantumBackedButler
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
+from stock import read_graph
+
+from spark_butler.quanta import all_inputs, all_outputs
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,9 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     repo, file = arguments
     disable_implicit_threading()
     logging.getLogger("lsst").setLevel(logging.INFO)
-    with PredictedQuantumGraph.open(file) as reader:
-        reader.read_execution_quanta()
-        graph = reader.finish()
+    graph = read_graph(file)
     quanta = graph.build_execution_quanta()
     records: dict[str, DatastoreRecordData] = {}
     for quantum in quanta.values():
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str]) -> None:
             records.setdefault(name, data).update(data)
     butler = QuantumBackedButler.from_predicted(
         ButlerConfig(repo),
-        predicted_inputs=[ref.id for q in quanta.values() for refs in q.inputs.values() for ref in refs],
-        predicted_outputs=[ref.id for q in quanta.values() for refs in q.outputs.values() for ref in refs],
+        predicted_inputs=[ref.id for quantum in quanta.values() for ref in all_inputs(quantum)],
+        predicted_outputs=[ref.id for quantum in quanta.values() for ref in all_outputs(quantum)],
         dimensions=next(iter(quanta.values())).dataId.universe,  # type: ignore[union-attr]
         datastore_records=records,
         dataset_types={node.name: node.dataset_type for node in graph.pipeline_graph.dataset_types.values()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Usage", "run_metered"]
+__all__ = ["Usage", "cpu_of_family", "run_metered"]
 
 import ctypes
 import os
@@ -38,6 +38,36 @@ class Usage(NamedTuple):
 
     output: str
     """What it has printed."""
+
+
+def cpu_of_family(apart: int | None = None) -> tuple[float, float]:
+    """Add up the processor time of this process and all below it, those included that have ended.
+
+    Parameters
+    ----------
+    apart
+        Number of a process that is counted apart.
+
+    Returns
+    -------
+    total
+        Time of all but that one, in seconds.
+    its_own
+        Time of that one, in seconds.
+    """
+    total = its_own = 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        spent = sum(times[:4])
+        if process.pid == apart:
+            its_own = spent
+        else:
+            total += spent
+    return total, its_own
 
 
 def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> Usage:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["RUN", "SIZES", "prepare_graph"]
+__all__ = ["MODULES", "RUN", "SIZES", "count_quanta", "prepare_graph"]
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mock_night
 from mock_night import CAMERA, fill_mock_night, task_text
+from stock import run_pipetask
 
 from spark_butler.demo.repository import make_repository
 
@@ -20,7 +18,8 @@ RUN = "u/bench/run"
 SIZES = {40: (4, 4), 400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
 """Visits and detectors that give about so many quanta."""
 
-_PATHS = (Path(__file__).resolve().parent, Path(mock_night.__file__).parent)
+MODULES = (Path(__file__).resolve().parent, Path(mock_night.__file__).parent)
+"""Where Python finds the modules of benchmarks and tests."""
 
 _CCD = ("visit", "detector")
 
@@ -72,6 +71,18 @@ def _pipeline(seconds: float, *, mixed: bool) -> str:
     )
 
 
+def count_quanta(size: int) -> int:
+    """Count the quanta of a graph.
+
+    Parameters
+    ----------
+    size
+        One of `SIZES`.
+    """
+    visits, detectors = SIZES[size]
+    return 2 * visits * detectors + visits + detectors
+
+
 def prepare_graph(
     folder: Path, datastore: str, size: int, *, seconds: float = 0.0, mixed: bool = False
 ) -> tuple[Path, Path]:
@@ -104,11 +115,9 @@ def prepare_graph(
     repo = make_repository(folder / "repo", datastore)
     fill_mock_night(repo, pipeline, visits=visits, detectors=detectors, inputs=("flat",))
     graph = folder / "graph.qg"
-    command = [
-        *(str(Path(sys.executable).with_name("pipetask")), "qgraph", "-b", repo, "-p", pipeline),
-        *("-i", "inputs", "--output-run", RUN, "-d", f"instrument='{CAMERA}'", "-q", graph),
-        "--qgraph-datastore-records",
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _PATHS))}
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, env=environment)
+    query = ("-i", "inputs", "--output-run", RUN, "-d", f"instrument='{CAMERA}'")
+    run_pipetask(
+        *("qgraph", "-b", repo, "-p", pipeline, *query, "-q", graph, "--qgraph-datastore-records"),
+        paths=MODULES,
+    )
     return repo, graph

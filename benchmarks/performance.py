@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +27,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _HERE = Path(__file__).resolve().parent
-_PATHS = (_HERE, _HERE.parent / "tests")
-sys.path[:0] = map(str, _PATHS)
+sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
 
 import psutil  # noqa: E402
 from metering import Usage, run_metered  # noqa: E402
-from mock_graphs import RUN, SIZES, prepare_graph  # noqa: E402
+from mock_graphs import MODULES, RUN, SIZES, count_quanta, prepare_graph  # noqa: E402
+from stock import run_pipetask  # noqa: E402
 
 from spark_butler.demo.s3server import EmbeddedS3  # noqa: E402
 
@@ -99,7 +98,10 @@ def _engines(peers: Path | None) -> dict[str, Engine]:
                 "--register-dataset-types",
             ],
         ),
-        Engine("spark-butler, warm", lambda job: [sys.executable, _HERE / "warm.py", *job.warm, *job[:2]]),
+        Engine(
+            "spark-butler, warm",
+            lambda job: [sys.executable, _HERE / "warm.py", *job.warm, job.repo, job.graph],
+        ),
         Engine("floor", lambda job: [sys.executable, _HERE / "floor.py", job.repo, job.graph], init=True),
         Engine("run-qbb -j 1", _run_qbb(1), init=True),
         Engine("run-qbb -j 2", _run_qbb(2), init=True),
@@ -127,7 +129,7 @@ class Bench:
         self._environment = {
             **os.environ,
             **server.environment(),
-            "PYTHONPATH": os.pathsep.join(map(str, _PATHS)),
+            "PYTHONPATH": os.pathsep.join(map(str, MODULES)),
             "OMP_NUM_THREADS": "1",
             "LSST_RESOURCES_NUM_WORKERS": "1",
         }
@@ -143,8 +145,7 @@ class Bench:
                 shutil.copytree(where, copy)
         try:
             if engine.init:
-                command = list(map(str, (_beside("pipetask"), "pre-exec-init-qbb", repo, graph)))
-                subprocess.run(command, env=self._environment, check=True, capture_output=True)
+                run_pipetask("pre-exec-init-qbb", repo, graph, paths=MODULES, environment=self._environment)
             before = Counter(self._server.count_requests(_BUCKET))
             load = os.getloadavg()[0]
             usage = run_metered(
@@ -172,8 +173,7 @@ class Bench:
         load: float,
         repo: Path,
     ) -> dict[str, Any]:
-        visits, detectors = SIZES[size]
-        quanta = 2 * visits * detectors + visits + detectors
+        quanta = count_quanta(size)
         row = {
             **{"engine": engine.name, "size": size, "quanta": quanta, "seconds": seconds, "load": load},
             **{"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, "status": usage.status},
@@ -198,19 +198,14 @@ class Bench:
         return self._graphs[key]
 
     def _keys(self, folder: str) -> list[str]:
-        pages = self._server.client().get_paginator("list_objects_v2")
-        found = pages.paginate(Bucket=_BUCKET, Prefix=f"{folder}/{RUN}/")
-        return [each["Key"] for page in found for each in page.get("Contents", ())]
+        return self._server.list_keys(_BUCKET, f"{folder}/{RUN}/")
 
     def _count_metadata(self, folder: str) -> int:
         """Count the quanta that have succeeded, by what is in the store."""
         return sum("_metadata/" in key for key in self._keys(folder))
 
     def _remove_outputs(self, folder: str) -> None:
-        keys = self._keys(folder)
-        for start in range(0, len(keys), 1000):
-            objects = [{"Key": key} for key in keys[start : start + 1000]]
-            self._server.client().delete_objects(Bucket=_BUCKET, Delete={"Objects": objects})
+        self._server.remove_keys(_BUCKET, self._keys(folder))
 
 
 def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float:

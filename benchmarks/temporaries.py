@@ -30,6 +30,7 @@ import psutil
 from lsst.daf.butler import Butler
 from lsst.pipe.base import PipelineGraph
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
+from metering import cpu_of_family
 from pyspark import SparkContext
 
 from spark_butler.backends.spark import SparkBackend
@@ -249,10 +250,10 @@ class Bench:
     def measure(self) -> Iterator[Callable[[], Usage]]:
         """Measure what happens inside the context."""
         self.requests.write_text("")
-        wall, before = time.perf_counter(), self.cpu_times()
+        wall, before = time.perf_counter(), cpu_of_family(self.server_process)
         found: list[Usage] = []
         yield lambda: found[0]
-        after = self.cpu_times()
+        after = cpu_of_family(self.server_process)
         lines = [line.split() for line in self.requests.read_text().splitlines()]
         found.append(
             Usage(
@@ -263,22 +264,6 @@ class Bench:
                 sum(int(length) for _, length in lines),
             )
         )
-
-    def cpu_times(self) -> tuple[float, float]:
-        """Processor time of this process and all below it so far, and of the S3 server, in seconds."""
-        total = server = 0.0
-        this = psutil.Process()
-        for process in (this, *this.children(recursive=True)):
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            spent = sum(times[:4])
-            if process.pid == self.server_process:
-                server = spent
-            else:
-                total += spent
-        return total, server
 
 
 def serialised_bytes(case: Case) -> int:

@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-import psutil
 from lsst.daf.butler import Butler
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.utils.threads import disable_implicit_threading
+from metering import cpu_of_family
+from stock import read_graph
 
 from spark_butler.backends.spark import SparkBackend
 from spark_butler.config import RunOptions
@@ -36,29 +36,21 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(backend: SparkBackend, repo: str, file: str) -> dict[str, float]:
-    with PredictedQuantumGraph.open(file) as reader:
-        reader.read_execution_quanta()
-        graph = reader.finish()
+    graph = read_graph(file)
     with Butler.from_config(repo, writeable=True) as butler:
         graph.pipeline_graph.register_dataset_types(butler)
         butler.collections.register(graph.header.output_run)
-        wall, cpu, driver = time.perf_counter(), _cpu_of_all(), time.process_time()
+        wall, cpu, driver = time.perf_counter(), cpu_of_family()[0], time.process_time()
         result = execute_graph(graph, butler, backend, RunOptions())
         return {
             "quanta": len(graph),
             "failed": len(result.failed),
             "wall": time.perf_counter() - wall,
-            "cpu": _cpu_of_all() - cpu,
+            "cpu": cpu_of_family()[0] - cpu,
             "driver cpu": time.process_time() - driver,
             "slots": backend.slots,
             "compute": sum(outcome.wall_seconds for outcome in result.outcomes.values()),
         }
-
-
-def _cpu_of_all() -> float:
-    """Processor time of this process and all below it, those included that have ended, in seconds."""
-    this = psutil.Process()
-    return sum(sum(process.cpu_times()[:4]) for process in (this, *this.children(recursive=True)))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,6 @@ class Trial:
         inbox
             What has come from other groups, to be used up.
         """
-        open_clients(self.context.stores)
         return run_group(
             self.context, self.content, inbox, index=self.work.index, skip=self.skip, sent=self.sent
         )
@@ -170,9 +169,7 @@ def run_attempts(
     EngineError
         Raised if the engine's own code fails.
     """
-    yield from _GroupRun(context, work, inbox, runner, turnstile, slots).run(
-        again=True if work.again else again
-    )
+    yield from _GroupRun(context, work, inbox, runner, turnstile, slots).run(again=work.again or again)
 
 
 class _GroupRun:
@@ -241,8 +238,8 @@ class _GroupRun:
         spared = self._spared() - self._reported
         if not spared:
             return
-        sure = again is True
-        for outcome in self._runner.ask(lambda: find_complete(context, content, spared, sure=sure)) or []:
+        found = self._runner.ask(lambda: find_complete(context, content, spared, sure=bool(again)))
+        for outcome in found or []:
             self._ledger.note(outcome)
             content.known.update(dict.fromkeys(outcome.outputs, True))
             self._reported.add(self._positions[outcome.quantum_id])
@@ -256,6 +253,8 @@ class _GroupRun:
         trial = Trial(
             self._context, self._work, self._content, self._inbox, skip, self._ledger.sent, self._memory
         )
+        # In this process, for all children to come.
+        open_clients(self._context.stores)
         with contextlib.closing(self._runner.run(trial)) as events:
             for event in events:
                 if isinstance(event, QuantumOutcome):

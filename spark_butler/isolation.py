@@ -35,7 +35,6 @@ from .log_tail import LogTail
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
 from .outcomes import QuantumOutcome, QuantumStarted, exit_text
 from .processes import dying_with_parent
-from .store_clients import open_clients
 from .temporary_files import TemporaryFolder
 from .warmth import Imported, import_for_children, imported_since
 from .work import Parcel, QuantumOutputs, QuantumWork
@@ -66,8 +65,6 @@ class ChildRunner:
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group and report how they fare.  See `Runner.run`."""
         positions = {item.quantum_id: position for position, item in enumerate(trial.content.quanta)}
-        # Before the fork, for all children to come.
-        open_clients(trial.context.stores)
         with LogTail() as log_tail, TemporaryFolder() as folder:
 
             def target(channel: Channel) -> None:

@@ -167,8 +167,7 @@ def find_complete(
             ]
     with _make_butler(context, content) as butler:
         if not sure and last:
-            (*_, first) = next(iter(last.values()))
-            if not butler.wrapped.stored(first):
+            if not butler.wrapped.stored(next(iter(last.values()))[-1]):
                 return []
         stored = butler.wrapped.stored_many(ref for refs in last.values() for ref in refs)
     outcomes = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CAMERA", "fill_mock_night", "insert_dimensions", "insert_visits", "task_text"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lsst.daf.butler import Butler
@@ -45,7 +45,7 @@ def task_text(label: str, task_class: str, dimensions: Sequence[str], *lines: st
 
 
 def insert_dimensions(
-    butler: Butler, visits: Iterable[int] = (1, 2), detectors: Iterable[int] = (1, 2)
+    butler: Butler, visits: Sequence[int] = (1, 2), detectors: Sequence[int] = (1, 2)
 ) -> None:
     """Register a camera that looks at the pole, and its visits.
 
@@ -58,7 +58,6 @@ def insert_dimensions(
     detectors
         IDs of the detectors.
     """
-    visits, detectors = list(visits), list(detectors)
     camera = {"instrument": CAMERA}
     insert = butler.registry.insertDimensionData
     insert("instrument", {"name": CAMERA, "class_name": "lsst.pipe.base.Instrument", "visit_system": 0})
@@ -68,7 +67,7 @@ def insert_dimensions(
     insert_visits(butler, visits, detectors)
 
 
-def insert_visits(butler: Butler, visits: Iterable[int], detectors: Iterable[int]) -> None:
+def insert_visits(butler: Butler, visits: Sequence[int], detectors: Sequence[int]) -> None:
     """Register further visits of the camera.
 
     Parameters
@@ -80,7 +79,6 @@ def insert_visits(butler: Butler, visits: Iterable[int], detectors: Iterable[int
     detectors
         IDs of the detectors, which are registered.
     """
-    visits, detectors = list(visits), list(detectors)
     camera = {"instrument": CAMERA}
     insert = butler.registry.insertDimensionData
     region = Circle(UnitVector3d(0.0, 0.0, 1.0), Angle(0.01))

@@ -24,10 +24,10 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from ..errors import EngineError, UserError
 from ..processes import dying_with_parent
@@ -38,6 +38,7 @@ _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 2.0
 _ATTEMPTS = 3
 _REGION = "us-east-1"
+_KEYS_PER_REQUEST = 1000
 
 _REQUESTS = re.compile(r"SeaweedFS_s3_request_total\{(.*)\} (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -50,6 +51,20 @@ _FOREIGN_VARIABLES = (
     "AWS_SESSION_TOKEN",
 )
 """Variables that would send a client to another server, or with other credentials."""
+
+
+class _Ports(NamedTuple):
+    """Ports of the parts of a server."""
+
+    s3: int
+    master: int
+    volume: int
+    filer: int
+    metrics: int
+    s3_grpc: int
+    master_grpc: int
+    volume_grpc: int
+    filer_grpc: int
 
 
 class S3ServerError(EngineError):
@@ -81,7 +96,7 @@ class EmbeddedS3:
         self._secret_key = secrets.token_urlsafe(30)
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Any = None
-        self._ports: tuple[int, ...] = ()
+        self._ports: _Ports | None = None
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -200,7 +215,9 @@ class EmbeddedS3:
             Number of requests by kind, in the server's words: ``GET``,
             ``PUT``, ``HEAD``, ``LIST``, ``DELETE`` and so on.
         """
-        text = (_fetch(f"http://127.0.0.1:{self._ports[4]}/metrics") or b"").decode()
+        if self._ports is None:
+            raise S3ServerError("The S3 server has not been started.")
+        text = (_fetch(f"http://127.0.0.1:{self._ports.metrics}/metrics") or b"").decode()
         counts: Counter[str] = Counter()
         for line in text.splitlines():
             if match := _REQUESTS.match(line):
@@ -219,6 +236,39 @@ class EmbeddedS3:
         """Remove a bucket and all that is in it."""
         self.client().delete_bucket(Bucket=name)
 
+    def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """List the names of objects.
+
+        Parameters
+        ----------
+        bucket
+            The bucket.
+        prefix
+            What the names begin with.
+
+        Returns
+        -------
+        keys
+            The names.  The server shows folders that have become empty, too,
+            with a slash at the end.
+        """
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [each["Key"] for page in pages for each in page.get("Contents", ())]
+
+    def remove_keys(self, bucket: str, keys: Sequence[str]) -> None:
+        """Remove objects.
+
+        Parameters
+        ----------
+        bucket
+            The bucket.
+        keys
+            Names of the objects.
+        """
+        for start in range(0, len(keys), _KEYS_PER_REQUEST):
+            objects = [{"Key": key} for key in keys[start : start + _KEYS_PER_REQUEST]]
+            self.client().delete_objects(Bucket=bucket, Delete={"Objects": objects})
+
     def _write_configuration(self, run_dir: Path, data_dir: Path) -> None:
         identity = {
             "name": "butler",
@@ -234,9 +284,8 @@ class EmbeddedS3:
 
     def _launch(self, program: str, run_dir: Path, data_dir: Path) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
-            ports = _free_ports(9)
-            self._ports = tuple(ports)
-            self.endpoint_url = f"http://127.0.0.1:{ports[0]}"
+            self._ports = ports = _Ports(*_free_ports(len(_Ports._fields)))
+            self.endpoint_url = f"http://127.0.0.1:{ports.s3}"
             with open(data_dir / "weed.log", "ab") as log:
                 self._process = subprocess.Popen(
                     _command(program, ports, run_dir, data_dir),
@@ -247,7 +296,7 @@ class EmbeddedS3:
                     start_new_session=True,  # Ctrl-C in a terminal is for the caller to act on
                     preexec_fn=dying_with_parent(),
                 )
-            if self._wait_until_ready(master_port=ports[1]):
+            if self._wait_until_ready(master_port=ports.master):
                 return
             status = self._process.poll()
             self._end_process()
@@ -279,7 +328,7 @@ class EmbeddedS3:
                 process.wait(_STOP_TIMEOUT)
         process.kill()
         process.wait()
-        for port in self._ports:
+        for port in self._ports or ():
             # It has no option for these, and is given no time to remove them.
             for path in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-grpc-{port}.sock"):
                 path.unlink(missing_ok=True)
@@ -295,30 +344,29 @@ def _find_program() -> str:
     return program
 
 
-def _command(program: str, ports: list[int], run_dir: Path, data_dir: Path) -> list[str]:
-    s3, master, volume, filer, metrics, *grpc = ports
+def _command(program: str, ports: _Ports, run_dir: Path, data_dir: Path) -> list[str]:
     options = {
         "dir": data_dir,
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
-        "metricsPort": metrics,
-        "master.port": master,
-        "master.port.grpc": grpc[0],
+        "metricsPort": ports.metrics,
+        "master.port": ports.master,
+        "master.port.grpc": ports.master_grpc,
         "master.telemetry": "false",
         # Every bucket has volumes of its own: keep them small, and allow many.
         "master.volumeSizeLimitMB": 512,
         "master.volumePreallocate": "false",
-        "volume.port": volume,
-        "volume.port.grpc": grpc[1],
+        "volume.port": ports.volume,
+        "volume.port.grpc": ports.volume_grpc,
         "volume.max": 1000,
         "volume.preStopSeconds": 0,
         "filer": "true",
-        "filer.port": filer,
-        "filer.port.grpc": grpc[2],
+        "filer.port": ports.filer,
+        "filer.port.grpc": ports.filer_grpc,
         "filer.localSocket": run_dir / "filer.sock",
         "s3": "true",
-        "s3.port": s3,
-        "s3.port.grpc": grpc[3],
+        "s3.port": ports.s3,
+        "s3.port.grpc": ports.s3_grpc,
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "s3.localSocket": run_dir / "s3.sock",

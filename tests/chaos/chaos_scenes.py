@@ -8,20 +8,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.tests.mocks import MockDataset
 from mock_night import fill_mock_night, task_text
+from stock import read_graph, run_pipetask
 from temporaries_tasks import digest
 
 from spark_butler.demo.night import ingest_night
@@ -231,18 +228,12 @@ class Copy:
 
     def remove_objects(self, server: EmbeddedS3) -> None:
         """Remove its objects."""
-        keys = list_keys(server, self.prefix)
-        for start in range(0, len(keys), 1000):
-            server.client().delete_objects(
-                Bucket=BUCKET, Delete={"Objects": [{"Key": key} for key in keys[start : start + 1000]]}
-            )
+        server.remove_keys(BUCKET, list_keys(server, self.prefix))
 
 
 def _list_quanta(file: Path) -> dict[str, str]:
     """Read the IDs of all quanta and of their metadata from a graph."""
-    with PredictedQuantumGraph.open(file) as reader:
-        reader.read_execution_quanta()
-        graph = reader.finish()
+    graph = read_graph(file)
     return {
         str(quantum_id): str(
             quantum.outputs[
@@ -257,11 +248,7 @@ def _list_quanta(file: Path) -> dict[str, str]:
 
 def list_keys(server: EmbeddedS3, prefix: str) -> list[str]:
     """Names of the objects that begin with a prefix."""
-    pages = server.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-    # The server shows folders that have become empty.
-    return [
-        each["Key"] for page in pages for each in page.get("Contents", ()) if not each["Key"].endswith("/")
-    ]
+    return [key for key in server.list_keys(BUCKET, prefix) if not key.endswith("/")]
 
 
 def read_contents(repo: Path) -> dict[uuid.UUID, tuple[str, str, str]]:
@@ -303,17 +290,7 @@ def _describe(butler: Butler, ref: DatasetRef) -> str:
 
 
 def _pipetask(*arguments: str | Path) -> None:
-    program = Path(sys.executable).with_name("pipetask")
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    process = subprocess.run(
-        [str(program), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if process.returncode:
-        raise RuntimeError(f"pipetask {arguments[0]} failed:\n{process.stdout[-3000:]}")
+    run_pipetask(*arguments, paths=(ROOT, Path(__file__).parent))
 
 
 def _fill_mock(repo: Path, folder: Path) -> Path:

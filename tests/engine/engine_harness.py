@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "RUN",
+    "BackendAround",
     "Case",
     "Observed",
     "Repo",
@@ -19,7 +20,7 @@ __all__ = [
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
 from lsst.resources import ResourcePath
 
-from spark_butler.backends import Backend
+from spark_butler.backends import Backend, ReportOutcome
 from spark_butler.config import RunOptions
 from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
+from spark_butler.work import UnitWork, WorkerContext
 
 RUN = "out/run"
 
@@ -102,6 +104,32 @@ class Repo:
         """Open it with an empty pipeline."""
         with Butler.from_config(str(self.root), writeable=True) as butler:
             yield DirectButlerRepo(butler)
+
+
+class BackendAround:
+    """A backend around another, to be changed by a subclass.
+
+    Parameters
+    ----------
+    inner
+        The other.
+    """
+
+    def __init__(self, inner: Backend):
+        self._inner = inner
+        self.slots = inner.slots
+
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+        """Run groups.  See `Backend.run`."""
+        self._inner.run(context, batch, report)
+
+    def is_alive(self) -> bool:
+        """Whether it still runs.  See `Backend.is_alive`."""
+        return self._inner.is_alive()
+
+    def cancel(self) -> None:
+        """Stop what runs.  See `Backend.cancel`."""
+        self._inner.cancel()
 
 
 def make_graph(

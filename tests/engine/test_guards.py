@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy
-from engine_harness import Case, Repo, make_graph
+from engine_harness import BackendAround, Case, Repo, make_graph
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from mock_night import insert_visits
 
-from spark_butler.backends import Backend, SerialBackend
+from spark_butler.backends import Backend, ReportOutcome, SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.engine import execute_graph, plan_graph
 from spark_butler.work import UnitWork, WorkerContext
@@ -45,23 +45,14 @@ def _counting_statements() -> Iterator[list[str]]:
         sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
 
 
-class _WeighingBackend:
+class _WeighingBackend(BackendAround):
     """Weighs what goes to workers."""
 
-    def __init__(self, inner: Backend):
-        self._inner = inner
-        self.slots = inner.slots
-        self.nbytes = 0
+    nbytes = 0
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: Any) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
         self.nbytes += sum(len(group.payload) for works in batch for work in works for group in work.groups)
-        self._inner.run(context, batch, report)
-
-    def is_alive(self) -> bool:
-        return self._inner.is_alive()
-
-    def cancel(self) -> None:
-        self._inner.cancel()
+        super().run(context, batch, report)
 
 
 def test_statements_to_the_registry_do_not_grow_with_the_graph(make_repo: MakeRepo) -> None:

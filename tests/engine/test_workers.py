@@ -14,13 +14,13 @@ from typing import Any
 import cloudpickle
 import engine_tasks
 import pytest
-from engine_harness import Case, Repo, make_graph, run_reference, snapshot
+from engine_harness import BackendAround, Case, Repo, make_graph, run_reference, snapshot
 from engine_tasks import CallConfig, ImportTask, SpyTask
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from mock_night import insert_dimensions
 
-from spark_butler.backends import Backend, SerialBackend
+from spark_butler.backends import Backend, ReportOutcome, SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.engine import execute_graph, worker_config
 from spark_butler.work import UnitWork, WorkerContext
@@ -41,29 +41,22 @@ def _spied(folder: Path) -> Case:
     return Case(build)
 
 
-class _HidingBackend:
+class _HidingBackend(BackendAround):
     """Takes the registry away while groups run; what still needs it fails."""
 
     def __init__(self, inner: Backend, registry: Path):
-        self._inner = inner
+        super().__init__(inner)
         self._registry = registry
-        self.slots = inner.slots
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: Any) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
         hidden = self._registry.with_suffix(".hidden")
         # What takes its place is no database: to open and read it is an error, too.
         self._registry.rename(hidden)
         self._registry.write_bytes(b"not a database" * 1000)
         try:
-            self._inner.run(context, batch, report)
+            super().run(context, batch, report)
         finally:
             hidden.replace(self._registry)
-
-    def is_alive(self) -> bool:
-        return self._inner.is_alive()
-
-    def cancel(self) -> None:
-        self._inner.cancel()
 
 
 def _watch_workers(spark: Any) -> None:

@@ -79,8 +79,7 @@ class JobRepo:
 
     def keys(self) -> set[str]:
         """Names of all objects in the bucket."""
-        pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        return {each["Key"] for page in pages for each in page.get("Contents", ())}
+        return set(self.server.list_keys(self.bucket))
 
     def datasets(self, collection: str) -> set[tuple[Any, ...]]:
         """Dataset type and data ID of all that is in a collection and in the store."""

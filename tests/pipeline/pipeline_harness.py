@@ -28,13 +28,10 @@ class Night:
 
     def list_folders(self, prefix: str) -> set[str]:
         """Names of the folders of dataset types that objects of a run lie in."""
-        pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         start = f"repo/{prefix}/"
         return {
             folder
-            for key in keys
-            if key.startswith(start)
+            for key in self.server.list_keys(self.bucket, start)
             for folder in key.removeprefix(start).split("/")[:2]
             if not folder[:1].isdigit()
         }
