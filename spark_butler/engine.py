@@ -53,6 +53,9 @@ from .work import WorkerContext
 
 logger = logging.getLogger(__name__)
 
+# In which order fewer quanta begin is not worth a request.
+_WORTH_ORDERING = 100
+
 AUTO = "auto"
 """The pattern that stands for all that is made and read inside the graph."""
 
@@ -112,7 +115,8 @@ def execute_graph(
     except Exception as exc:  # registry or store, after all their own attempts
         raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
     records = export_input_records(butler, graph, xgraph)
-    times = load_times(roots[0]) if (roots := store_roots(butler)) else {}
+    roots = store_roots(butler)
+    times = load_times(roots[0]) if roots and len(xgraph) >= _WORTH_ORDERING else {}
     costs = estimate_costs(graph, xgraph, times, records)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, costs=costs)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)

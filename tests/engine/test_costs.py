@@ -124,6 +124,7 @@ def test_run_keeps_its_times_and_the_next_reads_them(
     make_repo: Callable[[str], Repo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learned, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "_WORTH_ORDERING", 1)
     seen: list[Mapping[str, float]] = []
 
     class Observer(Dispatcher):
