@@ -23,7 +23,8 @@ from .memory import machine_memory
 from .outcomes import Attempt, QuantumOutcome, QuantumStarted, job_text
 from .parcels import Inbox
 from .quanta import all_outputs
-from .store_clients import forget_clients, open_clients
+from .store_clients import forget_clients, hold_files, open_clients
+from .stored_files import collect_files
 from .turnstile import Turnstile
 from .work import GroupContent, GroupWork, Parcel, WorkerContext
 from .worker import failure_outcome, find_complete, run_group
@@ -34,6 +35,7 @@ type AttemptEvent = QuantumOutcome | Sent | bytearray | Pieces
 """What a runner yields: outcomes, records for other groups, and word that all of a parcel are sent."""
 
 _MEMORY_SHARE = 0.9
+_HELD_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -255,6 +257,7 @@ class _GroupRun:
         )
         # In this process, for all children to come.
         open_clients(self._context.stores)
+        self._hold_shared_files()
         with contextlib.closing(self._runner.run(trial)) as events:
             for event in events:
                 if isinstance(event, QuantumOutcome):
@@ -265,6 +268,19 @@ class _GroupRun:
                     self._ledger.note(event)
                 else:
                     yield event if isinstance(event, bytearray) else bytearray().join(event)
+
+    def _hold_shared_files(self) -> None:
+        """Read what many quanta of the run read, so that each worker does it once."""
+        stores, shared = self._context.stores, self._content.shared
+        if len(stores) != 1 or not shared:
+            return
+        files = {
+            dataset_id: parts[0][1]
+            for dataset_id, parts in collect_files(self._content.records).items()
+            if dataset_id in shared and len(parts) == 1
+        }
+        # They count as memory of a child.
+        hold_files(stores[0], files, int(_HELD_SHARE * min([self._share, *self._memory.values()])))
 
     def _take(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         """Note an outcome, and pass it on if it is final."""

@@ -24,6 +24,8 @@ from .work import GroupContent, GroupWork, QuantumWork, UnitWork
 
 logger = logging.getLogger(__name__)
 
+_MANY_READERS = 4
+
 
 def sketch_graph(
     graph: PredictedQuantumGraph,
@@ -136,6 +138,7 @@ class ContentMaker:
         self._clobber = clobber
         self._forced = forced
         self._limits = dict(limits or {})
+        self._shared = _find_shared(graph, xgraph, records or {})
         self._produced: dict[uuid.UUID, bool] = {}
         self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
         self._outgoing: defaultdict[int, dict[uuid.UUID, tuple[int, ...]]] = defaultdict(dict)
@@ -319,6 +322,7 @@ class ContentMaker:
         return GroupContent(
             works,
             records,
+            frozenset(dataset_id for data in records.values() for dataset_id in data.records) & self._shared,
             known,
             dict(consumers),
             outgoing=self._outgoing.get(group.index, {}),
@@ -372,6 +376,22 @@ def export_input_records(
     refs = {ref.id: ref for quantum in quanta.values() for ref in all_inputs(quantum) if ref.id not in made}
     whole = [ref.makeCompositeRef() if ref.isComponent() else ref for ref in refs.values()]
     return dict(butler._datastore.export_records(whole))
+
+
+def _find_shared(
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    records: Mapping[str, DatastoreRecordData],
+) -> frozenset[uuid.UUID]:
+    """Find the inputs that many quanta read, such as calibrations."""
+    bipartite = graph.bipartite_xgraph
+    return frozenset(
+        dataset_id
+        for data in records.values()
+        for dataset_id in data.records
+        if dataset_id in bipartite
+        and sum(quantum_id in xgraph for quantum_id in bipartite.successors(dataset_id)) >= _MANY_READERS
+    )
 
 
 def _without_records(quantum: Quantum) -> Quantum:

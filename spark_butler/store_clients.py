@@ -6,11 +6,12 @@ a child is forked, and given listeners by botocore's event system.
 
 from __future__ import annotations
 
-__all__ = ["forget_clients", "open_clients", "traffic_so_far"]
+__all__ = ["forget_clients", "hold_files", "open_clients", "traffic_so_far"]
 
 import logging
 import os
 import time
+import uuid
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,10 +20,13 @@ from typing import Any
 
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.utils import determine_content_length
+from lsst.daf.butler import LocationFactory
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 from lsst.resources.s3utils import _get_s3_client
 
+from .held_files import Answer, HeldFiles, answer_from_memory
 from .traffic import Traffic
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,9 @@ class _Watch:
         self._sent = 0
         self._received = 0
         self._written: tuple[str, int] | None = None
+        self.held = HeldFiles()
+        self.last_url = ""
+        self.asks_always = False
         self._parts: dict[str, int] = {}
 
     @property
@@ -64,19 +71,27 @@ class _Watch:
 
     def _begin(
         self, model: Any, params: Mapping[str, Any], context: dict[str, Any], **_: Any
-    ) -> tuple[AWSResponse, dict[str, Any]] | None:
-        """Answer the question how large an object is that was written a moment ago.
+    ) -> Answer | None:
+        """Answer what need not be asked.
 
+        That is how large an object is that was written a moment ago:
         daf_butler asks it after each write.  Only where nothing else was done
-        since is the answer known; the store has confirmed the write.
+        since is the answer known; the store has confirmed the write.  It is
+        also all about files that are held.
         """
         written, self._written = self._written, None
         url, _, query = params["url"].partition("?")
-        context["spark_butler_url"] = url
-        if model.name == "HeadObject":
-            if written is not None and written[0] == url and not query:
+        context["spark_butler_url"] = self.last_url = url
+        if model.name in ("HeadObject", "GetObject"):
+            data = None if query or self.asks_always else self.held.get(url)
+            if data is not None and (answer := answer_from_memory(model.name, url, params["headers"], data)):
+                context["spark_butler_held"] = True
+                return answer
+            if model.name == "HeadObject" and written is not None and written[0] == url and not query:
                 return AWSResponse(url, 200, {}, None), {"ContentLength": written[1], "ResponseMetadata": {}}
-        elif model.name in ("PutObject", "UploadPart"):
+            return None
+        self.held.drop(url)
+        if model.name in ("PutObject", "UploadPart"):
             context["spark_butler_size"] = determine_content_length(params.get("body"))
         elif model.name == "CreateMultipartUpload":
             self._parts[url] = 0
@@ -99,7 +114,7 @@ class _Watch:
                     self._parts[url] += size
             case "CompleteMultipartUpload" if url in self._parts:
                 self._written = url, self._parts.pop(url)
-            case "GetObject":
+            case "GetObject" if "spark_butler_held" not in context:
                 self._received += int(parsed.get("ContentLength") or 0)
 
 
@@ -152,6 +167,50 @@ def forget_clients() -> None:
     global _opened
     _opened = None
     _get_s3_client.cache_clear()
+
+
+def hold_files(store: str, files: Mapping[uuid.UUID, StoredFileInfo], most_bytes: int) -> None:
+    """Read files that will be wanted often, for this process and those that it forks.
+
+    Parameters
+    ----------
+    store
+        Address of the place that the files are in; other stores than S3 are
+        left alone.
+    files
+        Datastore records of the files, by ID of the dataset.
+    most_bytes
+        How much memory the files may take up.
+    """
+    root = ResourcePath(store, forceDirectory=True)
+    if not isinstance(root, S3ResourcePath):
+        return
+    held = _watch.held
+    held.most_bytes = most_bytes
+    held.want(files)
+    factory = LocationFactory(root)
+    room = most_bytes
+    has_read = False
+    # What is held at the same place may be an older dataset.
+    _watch.asks_always = True
+    try:
+        for dataset_id, info in files.items():
+            room -= info.file_size
+            if room < 0:
+                break
+            uri = info.file_location(factory).uri
+            if dataset_id not in held and isinstance(uri, S3ResourcePath):
+                has_read = True
+                data = uri.read()
+                if len(data) == info.file_size:
+                    held.keep(dataset_id, _watch.last_url, data)
+    except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
+        logger.debug("Files that are wanted often could not be read from %s.", store, exc_info=True)
+    finally:
+        _watch.asks_always = False
+    if has_read:
+        # Children must not inherit a connection.
+        root.client.close()
 
 
 def _describe_credentials() -> object:

@@ -146,6 +146,9 @@ class GroupContent:
     records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
     """Datastore records of the inputs, by name of the datastore."""
 
+    shared: frozenset[uuid.UUID] = frozenset()
+    """Inputs that many quanta of the run read."""
+
     known: dict[uuid.UUID, bool] = dataclasses.field(default_factory=dict)
     """Datasets of which the driver knows whether they exist."""
 

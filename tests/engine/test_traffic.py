@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ProfileNotFound
 from engine_harness import Case, make_graph
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, StorageClass
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.daf.butler.formatters.json import JsonFormatter
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 from lsst.resources import ResourcePath
@@ -20,8 +23,9 @@ from spark_butler.backends import Backend, SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.engine import execute_graph
+from spark_butler.held_files import HeldFiles
 from spark_butler.quanta import all_inputs, all_outputs
-from spark_butler.store_clients import forget_clients, open_clients, traffic_so_far
+from spark_butler.store_clients import forget_clients, hold_files, open_clients, traffic_so_far
 
 _CCD = ("visit", "detector")
 
@@ -81,6 +85,72 @@ def test_a_run_asks_the_store_for_nothing_that_is_known(
         for ref in refs
     )
     assert all(each.sent > 0 for each in traffic)
+
+
+def test_what_many_quanta_read_is_fetched_once_by_each_worker(
+    backend: Backend, s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
+) -> None:
+    def build(helper: DirectButlerRepo) -> None:
+        flat, raw = _one("flat", ("detector",)), _one("raw", _CCD)
+        helper.add_task("isr", dimensions=_CCD, inputs={"raw": raw, "flat": flat})
+
+    butler = Butler.from_config(s3_repo("repo"), writeable=True)
+    # Twelve visits of two detectors, one flat for each.
+    insert_dimensions(butler, range(1, 13), range(1, 3))
+    graph = make_graph(DirectButlerRepo(butler), Case(build))
+    with butler:
+        before = Counter(s3_server.count_requests(s3_bucket))
+        result = execute_graph(graph, butler, backend, RunOptions())
+        counted = Counter(s3_server.count_requests(s3_bucket))
+    assert not result.failed
+    assert len(result.outcomes) == 24
+    counted.subtract(before)
+    n_flats = counted["GET"] - 24
+    # Each of the two workers reads each of the two flats once, if it has use for it.
+    assert 2 <= n_flats <= 2 * backend.slots
+    assert sum(outcome.traffic.requests["GET"] for outcome in result.outcomes.values()) == 24
+
+
+def test_file_that_is_held_is_read_whole_or_in_parts_without_a_request(s3_bucket: str) -> None:
+    store, dataset_id = ResourcePath(f"s3://{s3_bucket}/held/"), uuid.uuid4()
+    content = bytes(range(200)) * 50_000
+    file = store.join("a flat+1.fits")
+    open_clients([str(store)])
+    file.write(content)
+    info = StoredFileInfo(JsonFormatter, "a flat+1.fits", StorageClass("Image"), None, None, len(content))
+    # No room, no memory.
+    hold_files(str(store), {dataset_id: info}, len(content) - 1)
+    before = traffic_so_far()
+    assert file.read() == content
+    assert traffic_so_far().since(before).requests == {"GET": 1}
+    hold_files(str(store), {dataset_id: info}, len(content))
+    before = traffic_so_far()
+    hold_files(str(store), {dataset_id: info}, len(content))
+    assert file.read() == content
+    assert file.read(size=10) == content[:10]
+    assert file.size() == len(content)
+    with file.as_local() as local:
+        assert Path(local.ospath).read_bytes() == content
+    assert traffic_so_far().since(before).n_requests == 0
+    # What is written over is not held any more, and another dataset is not the same.
+    file.write(b"new")
+    assert file.read() == b"new"
+    file.write(content)
+    hold_files(str(store), {dataset_id: info}, len(content))
+    before = traffic_so_far()
+    hold_files(str(store), {uuid.uuid4(): info}, len(content))
+    assert traffic_so_far().since(before).requests == {"GET": 1}
+
+
+def test_least_recently_wanted_files_are_let_go_first() -> None:
+    held, ids = HeldFiles(10), [uuid.uuid4() for _ in range(4)]
+    for n, dataset_id in enumerate(ids[:3]):
+        held.keep(dataset_id, f"http://store/{n}", b"abc")
+    held.want(ids[:1])
+    held.keep(ids[3], "http://store/3", b"abcd")
+    assert [dataset_id in held for dataset_id in ids] == [True, False, True, True]
+    assert held.get("http://store/1") is None
+    assert held.get("http://store/3") == b"abcd"
 
 
 def test_only_the_size_of_what_was_just_written_is_taken_for_known(s3_bucket: str) -> None:

@@ -1,0 +1,133 @@
+"""Files of object stores that many quanta read, kept in the memory of a worker.
+
+A worker reads them once, before it forks; its children find them in the
+memory that they share with it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HeldFiles", "answer_from_memory"]
+
+import io
+import uuid
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from botocore.awsrequest import AWSResponse
+from botocore.response import StreamingBody
+
+type Answer = tuple[AWSResponse, dict[str, Any]]
+"""What botocore takes for the answer of a store."""
+
+
+class HeldFiles:
+    """Contents of files, the most recently wanted of them.
+
+    Parameters
+    ----------
+    most_bytes
+        How much memory they may take up together, in bytes.
+    """
+
+    def __init__(self, most_bytes: int = 0):
+        self.most_bytes = most_bytes
+        self._files: OrderedDict[str, tuple[uuid.UUID, bytes]] = OrderedDict()
+        self._urls: dict[uuid.UUID, str] = {}
+
+    def __contains__(self, dataset_id: uuid.UUID) -> bool:
+        return dataset_id in self._urls
+
+    def want(self, dataset_ids: Collection[uuid.UUID]) -> None:
+        """Note that files are wanted again, so that others are let go before them.
+
+        Parameters
+        ----------
+        dataset_ids
+            Datasets whose files are wanted.
+        """
+        for dataset_id in dataset_ids:
+            if dataset_id in self._urls:
+                self._files.move_to_end(self._urls[dataset_id])
+
+    def keep(self, dataset_id: uuid.UUID, url: str, data: bytes) -> None:
+        """Keep a file, and let others go where there is too little room.
+
+        Parameters
+        ----------
+        dataset_id
+            The dataset.
+        url
+            Where it is, as botocore writes it.
+        data
+            Contents of the file.
+        """
+        self.drop(url)
+        self._files[url] = dataset_id, data
+        self._urls[dataset_id] = url
+        while sum(len(content) for _, content in self._files.values()) > self.most_bytes:
+            self.drop(next(iter(self._files)))
+
+    def drop(self, url: str) -> None:
+        """Let a file go, if it is there.
+
+        Parameters
+        ----------
+        url
+            Where it is.
+        """
+        dataset_id, _ = self._files.pop(url, (None, b""))
+        if dataset_id is not None:
+            del self._urls[dataset_id]
+
+    def clear(self) -> None:
+        """Let all files go."""
+        self._files.clear()
+        self._urls.clear()
+
+    def get(self, url: str) -> bytes | None:
+        """Find the contents of a file; `None` where it is not there.
+
+        Parameters
+        ----------
+        url
+            Where it is.
+        """
+        return self._files[url][1] if url in self._files else None
+
+
+def answer_from_memory(operation: str, url: str, headers: Mapping[str, Any], data: bytes) -> Answer | None:
+    """Answer a request for a file that is in memory.
+
+    Parameters
+    ----------
+    operation
+        What is asked: ``HeadObject`` or ``GetObject``.
+    url
+        Where the file is.
+    headers
+        Headers of the request.
+    data
+        Contents of the file.
+
+    Returns
+    -------
+    answer
+        What the store would have answered; `None` where it has to be asked.
+    """
+    start, end = 0, len(data)
+    more: dict[str, Any] = {}
+    if span := str(headers.get("Range", "")):
+        first, _, last = span.removeprefix("bytes=").partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or int(first) >= len(data):
+            return None
+        start = int(first)
+        end = min(end, int(last) + 1) if last else end
+        more["ContentRange"] = f"bytes {start}-{end - 1}/{len(data)}"
+    length = end - start
+    status = 206 if span else 200
+    answer = {"ContentLength": length, "ResponseMetadata": {"HTTPStatusCode": status}, **more}
+    if operation == "GetObject":
+        part = data if length == len(data) else memoryview(data)[start:end]
+        answer["Body"] = StreamingBody(io.BytesIO(part), length)
+    return AWSResponse(url, status, {}, None), answer
