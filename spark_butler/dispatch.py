@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -26,16 +26,15 @@ from .failures import FailureKind
 from .limits import Limits
 from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
+from .pace import Pace
 from .plan import Plan, Unit
 from .work import UnitWork, WorkerContext
 
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 16
-_MAX_BUNDLE = 32
-_BUNDLES_PER_SLOT = 4
-_BUNDLE_SECONDS = 2.0
-_MAX_JOBS = 64
+_MAX_ASIDE = 32
+_MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
 # Shares of bundles don't add up exactly.
@@ -118,9 +117,10 @@ class Dispatcher:
     Notes
     -----
     Units with the longest path ahead of them go first.  They are submitted in
-    small batches from a few threads, a little more than the backend can run
-    at once, so that no slot waits for the driver.  Of short quanta, so many
-    are given to a worker at once that it is busy for two seconds.
+    small batches from threads that wait for them, a little more than the
+    backend can run at once, so that no slot waits for the driver.  Of short
+    quanta, so many are given to a worker at once that it is busy for a while
+    (`spark_butler.pace.Pace`).
     """
 
     def __init__(
@@ -142,9 +142,12 @@ class Dispatcher:
         self._on_outcome = on_outcome
         self._limit = limit
         self._budget = budget
-        self._times = {label: (1, seconds) for label, seconds in (times or {}).items()}
+        self._pace = Pace(len(plan) / max(1, len(plan.groups)), times)
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
+        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
+        self._n_open = [len(group.quanta) for group in plan.groups]
+        self._n_open_groups = Counter(group.unit for group in plan.groups)
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
         self._waiting: list[set[uuid.UUID]] = [set() for _ in plan.units]
         for quantum_id, unit in self._unit_of.items():
@@ -220,9 +223,12 @@ class Dispatcher:
         self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Unit]]
     ) -> None:
         """Submit ready groups, as many as may run."""
-        limit = self._limit or 2 * max(1, self._backend.slots)
+        slots = max(1, self._backend.slots)
+        limit = self._limit or self._pace.limit(slots)
+        # Jobs may be few and slots many.
+        most = max(_MAX_BATCH, -(-2 * slots // _MAX_JOBS))
         while self._ready and len(jobs) < _MAX_JOBS:
-            bundles = self._pick(limit - sum(self._running.values()))
+            bundles = self._pick(min(limit - sum(self._running.values()), most))
             if not bundles:
                 return
             works = [self._make_work_of(units) for units in bundles]
@@ -240,12 +246,12 @@ class Dispatcher:
         """
         if room < _WHOLE:
             return []
-        most = max(1, len(self._ready) // (_BUNDLES_PER_SLOT * max(1, self._backend.slots)))
+        slots, n_ready = max(1, self._backend.slots), len(self._ready)
         n_bundles = 0
         sizes: dict[tuple[str, ...], int] = {}
         alike: defaultdict[tuple[str, ...], list[Unit]] = defaultdict(list)
         aside: list[Unit] = []
-        while self._ready and len(aside) < _MAX_BUNDLE:
+        while self._ready and len(aside) < _MAX_ASIDE:
             unit = self._plan.units[heapq.heappop(self._ready)[1]]
             # One that was lost before must not take others with it again.
             if len(unit.levels) > 1 or unit.index in self._losses:
@@ -257,9 +263,9 @@ class Dispatcher:
             labels = [self._plan.task_labels[quantum_id] for quantum_id in self._quanta_of(unit)]
             kind = tuple(dict.fromkeys(labels))
             if kind not in sizes:
-                sizes[kind] = min(most, self._bundle_size(labels))
+                sizes[kind] = self._pace.bundle(labels, slots, n_ready)
             if len(alike[kind]) % sizes[kind] == 0:
-                if room < _WHOLE or n_bundles == _MAX_BATCH:
+                if room < _WHOLE:
                     aside.append(unit)
                     continue
                 n_bundles += 1
@@ -273,16 +279,6 @@ class Dispatcher:
         for bundle in bundles:
             self._running.update((unit.index, 1 / len(bundle)) for unit in bundle)
         return bundles
-
-    def _bundle_size(self, labels: Sequence[str]) -> int:
-        """Say how many groups like one with these tasks keep a worker busy for a while."""
-        seconds = 0.0
-        for label in labels:
-            if label not in self._times:
-                return 1
-            n_quanta, total = self._times[label]
-            seconds += total / n_quanta
-        return max(1, min(_MAX_BUNDLE, int(_BUNDLE_SECONDS / max(seconds, _BUNDLE_SECONDS / _MAX_BUNDLE))))
 
     def _make_work_of(self, units: Sequence[Unit]) -> UnitWork:
         """Prepare units, the first time or one again."""
@@ -359,19 +355,12 @@ class Dispatcher:
             )
         if outcome.succeeded:
             self._alike.pop(outcome.report.taskLabel or "", None)
-            self._note_time(outcome)
+            if not (outcome.recovered or outcome.skipped_existing):
+                self._pace.note(outcome.report.taskLabel or "", outcome.wall_seconds)
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)
         self._log_progress()
-
-    def _note_time(self, outcome: QuantumOutcome) -> None:
-        """Learn how long quanta of a task take."""
-        if outcome.recovered or outcome.skipped_existing:
-            return
-        label = outcome.report.taskLabel or ""
-        n_quanta, total = self._times.get(label, (0, 0.0))
-        self._times[label] = n_quanta + 1, total + outcome.wall_seconds
 
     def _record(self, outcome: QuantumOutcome) -> bool:
         """Keep an outcome and pass it on; return whether it is the first of its quantum."""
@@ -456,9 +445,15 @@ class Dispatcher:
     def _close(self, quantum_id: uuid.UUID) -> None:
         """Note that a quantum will not run any more, and queue the groups that waited for it."""
         unit = self._unit_of[quantum_id]
-        self._open[unit].discard(quantum_id)
+        if quantum_id in self._open[unit]:
+            self._open[unit].discard(quantum_id)
+            self._n_open[self._group_of[quantum_id]] -= 1
+            if not self._n_open[self._group_of[quantum_id]]:
+                self._n_open_groups[unit] -= 1
         if not self._open[unit]:
             self._running.pop(unit, None)
+        elif unit in self._running:
+            self._running[unit] = min(self._running[unit], self._n_open_groups[unit])
         for after in self._xgraph.successors(quantum_id):
             other = self._unit_of[after]
             waiting = self._waiting[other]
