@@ -240,6 +240,7 @@ def cleanup(repo: str, run: str | None, dry_run: bool) -> None:
     """Remove temporaries that crashed runs have left in the object store.
 
     Runs that end, well or not, clean up after themselves; only what is killed leaves something.
+    With --run, parts of its bundle (see run --bundle) that nothing refers to are removed, too.
     Not to be used while a run is going on, unless --run names another.
 
     \b
@@ -249,20 +250,25 @@ def cleanup(repo: str, run: str | None, dry_run: bool) -> None:
     """
     from lsst.daf.butler import Butler
 
+    from .bundle import find_unused_parts, remove_unused_parts
     from .repository import check_repository, store_roots
     from .scratch import find_scratch, remove_scratch, scratch_root
 
     check_repository(repo)
     with Butler.from_config(repo, writeable=False) as butler:
         folders = [scratch_root(root) for root in store_roots(butler)]
-    if run is not None:
-        folders = [folder.join(f"{run}/", forceDirectory=True) for folder in folders]
-    if dry_run:
-        for uri in (uri for folder in folders for uri in find_scratch(folder)):
-            click.echo(str(uri))
-        return
+        if run is not None:
+            folders = [folder.join(f"{run}/", forceDirectory=True) for folder in folders]
+        if dry_run:
+            parts = [] if run is None else find_unused_parts(butler, run)
+            for uri in (*(uri for folder in folders for uri in find_scratch(folder)), *parts):
+                click.echo(str(uri))
+            return
+        n_parts = 0 if run is None else remove_unused_parts(butler, run)
     count = sum(remove_scratch(folder) for folder in folders)
     click.echo(f"{count} scratch files removed.")
+    if n_parts:
+        click.echo(f"{n_parts} unused parts of a bundle removed.")
 
 
 @main.group()

@@ -137,6 +137,7 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
             skip_existing=kwargs["skip_existing"],
             # As in pipetask, there is nothing to clobber in a new run.
             clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
+            bundle=kwargs.pop("bundle"),
             raise_on_partial_outputs=kwargs.pop("raise_on_partial_outputs"),
             cores_per_quantum=kwargs.pop("cores_per_quantum"),
             memory_per_quantum=kwargs.pop("memory_per_quantum") or "",

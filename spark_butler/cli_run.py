@@ -33,6 +33,7 @@ from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend, SerialBackend
+from .bundle import explain_bundle
 from .cli_options import engine_options
 from .cli_request import make_request
 from .dispatch import RunResult
@@ -213,6 +214,8 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
     plan = _make_plan(graph, xgraph, request)
     if dry_run:
         click.echo(plan.explain())
+        if request.options.bundle:
+            click.echo(explain_bundle(graph.pipeline_graph))
         return 0
     logger.info("%s", plan.explain())
     stopped: _Stopped | None = None

@@ -489,5 +489,11 @@ def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
     outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
     removed = (set(first.removed) | set(again.removed)) - outputs
     return dataclasses.replace(
-        first, outputs=tuple(outputs), removed=tuple(removed), records=records, scan=again.scan
+        first,
+        outputs=tuple(outputs),
+        removed=tuple(removed),
+        records=records,
+        scan=again.scan,
+        # A failure does not take the place of the success that counts.
+        bundled=again.bundled if again.succeeded else (),
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 __all__ = ["AUTO", "execute_graph", "find_temporary_types", "measure_sizes", "plan_graph", "worker_config"]
 
+import contextlib
 import dataclasses
 import fnmatch
 import logging
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import astropy.units as u
 import networkx
@@ -29,6 +30,14 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from .backends import Backend
+from .bundle import (
+    BUNDLE_SECONDS,
+    BundleWriter,
+    bundled_tasks,
+    explain_bundle,
+    pack_run,
+    remove_unused_parts,
+)
 from .codecs import check_storage_class
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
@@ -40,15 +49,16 @@ from .limits import Limits
 from .mending import Doubts
 from .messages import brief
 from .outcomes import QuantumOutcome
+from .packed import automatic_outputs, find_packs, seeks_astray
 from .plan import GroupBy, Plan, cut_graph
-from .provenance import ProvenanceRecorder
+from .provenance import ProvenanceRecorder, all_scans
 from .registry import Ingester, IngestStream, fetch_ids
 from .repository import store_roots
 from .resume import choose_quanta, take_stock
 from .run_notes import note_temporaries, read_temporaries
 from .scratch import remove_scratch, scratch_root
 from .session import worker_environment
-from .stored_files import FileFinder
+from .stored_files import FileFinder, file_datastores
 from .work import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -101,6 +111,7 @@ def execute_graph(
         Raised if the engine fails.  What had come back is in the registry.
     """
     limits = _find_limits(graph, butler, options)
+    bundled = _find_bundled(graph.pipeline_graph, butler) if options.bundle else frozenset[str]()
     run = graph.header.output_run
     existing = fetch_ids(butler, run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
@@ -155,16 +166,27 @@ def execute_graph(
         scratch="" if scratch is None else str(scratch),
         max_shuffle_bytes=options.max_shuffle_bytes,
         provenance=recorder is not None,
+        bundled_tasks=bundled,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),
     )
     doubts = Doubts(before.registered, cut_off=before.cut_off)
-    with IngestStream(butler, dataset_types, existing=before.registered) as stream:
+    packed = set(before.packed)
+    with _open_stream(butler, graph, dataset_types, before, bundle=options.bundle) as stream:
 
         def take(outcome: QuantumOutcome) -> None:
             predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
-            stream.add(predicted, outcome.outputs, outcome.records, outcome.removed)
-            doubts.note(outcome, predicted)
+            # What stands for an earlier attempt, and no worker could remove.
+            replaced = packed.intersection(ref.id for ref in predicted)
+            packed.difference_update(replaced)
+            stream.add(
+                predicted,
+                (*outcome.outputs, *outcome.bundled),
+                outcome.records,
+                (*outcome.removed, *replaced),
+                (outcome.quantum_id, [s for s in all_scans(outcome) if s]) if outcome.bundled else None,
+            )
+            doubts.note(outcome, [ref for ref in predicted if ref.id not in outcome.bundled])
             if recorder is not None:
                 recorder.add(outcome)
 
@@ -186,6 +208,8 @@ def execute_graph(
             for change in doubts.settle(FileFinder(butler, dataset_types)):
                 stream.add(change.predicted, change.written, change.records)
     result.n_ingested = before.n_adopted + stream.n_ingested
+    if options.bundle:
+        _pack(butler, graph, result)
     if roots:
         save_needs(roots[0], find_needs(result.outcomes.values()))
         save_times(roots[0], find_times(result.outcomes.values()))
@@ -207,6 +231,9 @@ class _Before:
 
     forced: frozenset[uuid.UUID] = frozenset()
     """Quanta that have succeeded and run again."""
+
+    packed: frozenset[uuid.UUID] = frozenset()
+    """IDs of metadata and logs of quanta that run again, where they are in a provenance graph."""
 
     n_adopted: int = 0
     """Number of datasets that were put into the registry."""
@@ -233,6 +260,7 @@ def _look_back(
     }
     for folder in _scratch_folders(butler, run):
         remove_scratch(folder, temporaries)
+    remove_unused_parts(butler, run)
     once_temporary = read_temporaries(butler, [run])
     stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
     for uri, removal in ResourcePath.mremove(stock.strays, do_raise=False).items():
@@ -251,14 +279,66 @@ def _look_back(
         skipped = stock.done - forced
         logger.info("Skipping %d quanta that succeeded before.", len(skipped))
         xgraph.remove_nodes_from(skipped)
+    automatic = {each.dataset_id for q in xgraph.nodes - forced for each in automatic_outputs(graph, q)}
+    packed = frozenset[uuid.UUID]().union(*find_packs(butler, automatic & existing).values())
     return _Before(
         existing,
-        existing | stock.leftovers,
+        (existing | stock.leftovers) - packed,
         frozenset(stock.replaceable),
         frozenset(forced),
+        packed,
         ingester.n_ingested,
         cut_off=bool(stock.adoptions or stock.leftovers or stock.strays),
     )
+
+
+def _find_bundled(pipeline_graph: PipelineGraph, butler: Butler) -> frozenset[str]:
+    """Find the tasks whose metadata and logs are bundled, and say which they are."""
+    if not file_datastores(butler):
+        raise OptionsError("--bundle needs a datastore of files.")
+    logger.info("%s", explain_bundle(pipeline_graph))
+    if seeks_astray():
+        logger.warning(
+            "This release of Python can't read all metadata and logs of a bundled run (CPython issue "
+            "gh-127847); use a later patch release for what reads them."
+        )
+    return bundled_tasks(pipeline_graph)
+
+
+@contextlib.contextmanager
+def _open_stream(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    dataset_types: Mapping[str, DatasetType],
+    before: _Before,
+    *,
+    bundle: bool,
+) -> Iterator[IngestStream]:
+    """Start the ingest."""
+    if not bundle:
+        with IngestStream(butler, dataset_types, existing=before.registered) as stream:
+            yield stream
+        return
+    with (
+        butler.clone() as own,
+        IngestStream(
+            butler,
+            dataset_types,
+            existing=before.registered,
+            interval=BUNDLE_SECONDS,
+            bundle=BundleWriter(graph, own, before.packed),
+        ) as stream,
+    ):
+        yield stream
+
+
+def _pack(butler: Butler, graph: PredictedQuantumGraph, result: RunResult) -> None:
+    """Put all metadata and logs of a run into one object; that it fails must not spoil the run."""
+    try:
+        if not pack_run(butler, graph, result):
+            logger.info("Metadata and logs stay in the parts in which they were written.")
+    except Exception as exc:  # noqa: BLE001  (as many as there are stores and databases)
+        logger.warning("Metadata and logs stay in the parts in which they were written: %s", brief(exc))
 
 
 def _drop_scratch(folder: ResourcePath) -> None:

@@ -74,6 +74,9 @@ class QuantumOutcome:
     records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
     """Datastore records of ``outputs``, by name of the datastore."""
 
+    bundled: tuple[uuid.UUID, ...] = ()
+    """IDs of metadata and log, where they are in `scan` and not in the datastore."""
+
     removed: tuple[uuid.UUID, ...] = ()
     """IDs of datasets of an earlier attempt that are not in the datastore any more."""
 
@@ -105,7 +108,7 @@ class QuantumOutcome:
     """Memory that the attempt might have, in bytes; `None` when nothing limited it."""
 
     scan: bytes | None = None
-    """The packed `spark_butler.scans.QuantumScan` of the attempt, where a provenance graph is wanted."""
+    """The packed `spark_butler.scans.QuantumScan` of the attempt, where it is wanted."""
 
     wall_seconds: float = 0.0
     """Time from start to end of the attempt, in seconds."""

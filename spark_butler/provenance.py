@@ -7,7 +7,7 @@ its destination, and takes its place when it is whole.
 
 from __future__ import annotations
 
-__all__ = ["ProvenanceRecorder", "RecordingExecutor"]
+__all__ = ["ProvenanceRecorder", "RecordingExecutor", "all_scans", "scan_data"]
 
 import contextlib
 import dataclasses
@@ -115,9 +115,10 @@ class ProvenanceRecorder:
             # Of a quantum that ran again; the attempts before were told of with the first.
             self._keep(outcome.quantum_id, outcome.scan)
             return
-        for attempt in outcome.attempts:
-            self._keep(outcome.quantum_id, attempt.scan or _aborted_attempt(attempt))
-        self._told[outcome.quantum_id] = self._keep(outcome.quantum_id, outcome.scan)
+        *before, last = all_scans(outcome)
+        for scan in before:
+            self._keep(outcome.quantum_id, scan)
+        self._told[outcome.quantum_id] = self._keep(outcome.quantum_id, last)
 
     def _keep(self, quantum_id: uuid.UUID, scan: bytes | None) -> bool:
         """Write a scan to the end of the file; return whether there is one."""
@@ -199,7 +200,7 @@ class ProvenanceRecorder:
         if scan is None:
             writer.write_blocked_quantum_provenance(quantum_id)
         else:
-            writer.write_scan_data(_scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
+            writer.write_scan_data(scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
 
     def _write_init_outputs(
         self, writer: ProvenanceQuantumGraphWriter, present: frozenset[uuid.UUID] | None
@@ -313,10 +314,20 @@ def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dic
     return blocked
 
 
-def _scan_data(
+def scan_data(
     predicted: PredictedQuantumDatasetsModel, scan: QuantumScan, writer: ProvenanceQuantumGraphWriter
 ) -> ProvenanceQuantumScanData:
-    """Give a scan the form in which pipe_base writes it."""
+    """Give a scan the form in which pipe_base writes it.
+
+    Parameters
+    ----------
+    predicted
+        The quantum.
+    scan
+        Its attempts.
+    writer
+        What is to write them.
+    """
     quantum = ProvenanceQuantumModel.from_predicted(predicted)
     quantum.attempts = scan.open_attempts()
     succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
@@ -329,6 +340,17 @@ def _scan_data(
         logs=scan.logs,
         is_compressed=True,
     )
+
+
+def all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
+    """List what is known of all attempts at a quantum, first to last; `None` where nothing is.
+
+    Parameters
+    ----------
+    outcome
+        The outcome.
+    """
+    return [*(attempt.scan or _aborted_attempt(attempt) for attempt in outcome.attempts), outcome.scan]
 
 
 def _aborted_attempt(attempt: Attempt) -> bytes | None:

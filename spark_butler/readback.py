@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef, LimitedButler, Quantum
-from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
+from .packed import automatic_outputs, find_packs, open_pack
 from .registry import fetch_ids
 from .scans import QuantumScan, scan_attempt
 
@@ -75,9 +75,7 @@ class Readback:
         quantum_id
             The quantum.
         """
-        outputs = self._graph._quantum_datasets[quantum_id].outputs
-        names = (acc.METADATA_OUTPUT_CONNECTION_NAME, acc.LOG_OUTPUT_CONNECTION_NAME)
-        return [dataset.dataset_id for name in names for dataset in outputs.get(name, ())]
+        return [dataset.dataset_id for dataset in automatic_outputs(self._graph, quantum_id)]
 
     def read_many(
         self, wanted: Iterable[tuple[uuid.UUID, bool]]
@@ -93,15 +91,31 @@ class Readback:
         Yields
         ------
         quantum_id, scan
-            The quanta in the same order; no scan for those that have left
-            nothing.
+            The quanta; no scan for those that have left nothing.
         """
+        left = dict(wanted)
+        for quantum_id, packed in self._read_packs(left):
+            if left.pop(quantum_id, None) is not None:
+                yield quantum_id, packed
         with ThreadPoolExecutor(_READERS, thread_name_prefix="readback") as pool:
-            for batch in itertools.batched(wanted, _BATCH):
+            for batch in itertools.batched(left.items(), _BATCH):
                 with_metadata = dict(batch)
                 quanta = self._graph.build_execution_quanta(with_metadata)
                 scans = pool.map(self._read, with_metadata, quanta.values(), with_metadata.values())
                 yield from zip(with_metadata, scans, strict=True)
+
+    def _read_packs(self, wanted: Iterable[uuid.UUID]) -> Iterator[tuple[uuid.UUID, QuantumScan]]:
+        """Read what is in provenance graphs, each from one end to the other."""
+        if not isinstance(self._owner, Butler):
+            return
+        owners = {
+            dataset_id: quantum_id for quantum_id in wanted for dataset_id in self.automatic_ids(quantum_id)
+        }
+        for uri, dataset_ids in find_packs(self._owner, owners).items():
+            with open_pack(uri) as packed:
+                for each in packed:
+                    for quantum_id in {owners[dataset_id] for dataset_id in dataset_ids & each.dataset_ids}:
+                        yield quantum_id, each.scan
 
     def _read(self, quantum_id: uuid.UUID, quantum: Quantum, with_metadata: bool) -> QuantumScan | None:
         """Read what a quantum has left; called in several threads."""

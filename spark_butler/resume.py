@@ -25,6 +25,7 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from .packed import automatic_outputs, find_packs, open_pack
 from .quanta import all_outputs
 from .registry import fetch_ids
 from .stored_files import FileFinder, Place, find_changed_files, find_complete_files
@@ -347,6 +348,8 @@ def _read_puts(
     butler: Butler, graph: PredictedQuantumGraph, missing: Mapping[uuid.UUID, set[uuid.UUID]]
 ) -> dict[uuid.UUID, set[uuid.UUID]]:
     """Read from the metadata of quanta which datasets they have put."""
+    packed = _read_packed_puts(butler, graph, missing)
+    missing = {quantum_id: ids for quantum_id, ids in missing.items() if quantum_id not in packed}
     quanta = graph.build_execution_quanta(missing)
     local = threading.local()
 
@@ -364,4 +367,18 @@ def _read_puts(
         return {uuid.UUID(each) for key in keys for each in metadata.getArray(key)}
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="spark-butler-read") as pool:
-        return dict(zip(missing, pool.map(read, missing), strict=True))
+        return packed | dict(zip(missing, pool.map(read, missing), strict=True))
+
+
+def _read_packed_puts(
+    butler: Butler, graph: PredictedQuantumGraph, quantum_ids: Iterable[uuid.UUID]
+) -> dict[uuid.UUID, set[uuid.UUID]]:
+    """Do the same where the metadata are in provenance graphs."""
+    owners = {automatic_outputs(graph, quantum_id)[0].dataset_id: quantum_id for quantum_id in quantum_ids}
+    puts: dict[uuid.UUID, set[uuid.UUID]] = {}
+    for uri in find_packs(butler, owners):
+        with open_pack(uri) as packed:
+            for each in packed:
+                for metadata_id in each.dataset_ids & owners.keys():
+                    puts[owners[metadata_id]] = set(each.scan.produced - each.dataset_ids)
+    return puts

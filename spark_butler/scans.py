@@ -124,7 +124,29 @@ class QuantumScan:
             )
             metadata = _compress(metadata_model.model_dump_json().encode())
         models = [attempt.model for attempt in attempts]
-        return cls(models[-1].status, _ATTEMPTS.dump_json(models), logs, metadata, produced)
+        return cls.from_blocks(models, logs=logs, metadata=metadata, produced=produced)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        models: Sequence[ProvenanceQuantumAttemptModel],
+        *,
+        logs: bytes,
+        metadata: bytes,
+        produced: frozenset[uuid.UUID],
+    ) -> QuantumScan:
+        """Put together blocks of a graph file.
+
+        Parameters
+        ----------
+        models
+            The attempts, first to last.
+        logs, metadata
+            Compressed blocks.
+        produced
+            IDs of the datasets that the last attempt has written.
+        """
+        return cls(models[-1].status, _ATTEMPTS.dump_json(list(models)), logs, metadata, produced)
 
     def open(self) -> list[OpenedAttempt]:
         """Decompress."""

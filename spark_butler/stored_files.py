@@ -7,6 +7,7 @@ __all__ = [
     "Files",
     "Place",
     "collect_files",
+    "file_datastores",
     "find_changed_files",
     "find_complete_files",
     "list_files",
@@ -50,7 +51,7 @@ class FileFinder:
     def __init__(self, butler: Butler, dataset_types: Mapping[str, DatasetType]):
         self._butler = butler
         self._dataset_types = dataset_types
-        self._stores = {store.name: store for store in _file_datastores(butler._datastore)}
+        self._stores = {store.name: store for store in file_datastores(butler)}
         self._forms: dict[tuple[str, Any], list[tuple[str, Any, str]] | None] = {}
         self._sizes: dict[Place, int | None] = {}
         self._listed: list[str] = []
@@ -259,6 +260,17 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
         for dataset_id, parts in find_complete_files(files, found).items()
         if any(found[place] != info.file_size for place, info in parts)
     }
+
+
+def file_datastores(butler: Butler) -> list[FileDatastore]:
+    """List the datastores of a repository that keep files.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    """
+    return list(_file_datastores(butler._datastore))
 
 
 def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:

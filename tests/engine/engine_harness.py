@@ -6,6 +6,7 @@ __all__ = [
     "RUN",
     "BackendAround",
     "Case",
+    "Meddler",
     "Observed",
     "Repo",
     "make_graph",
@@ -33,10 +34,11 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
 from lsst.resources import ResourcePath
 
-from spark_butler.backends import Backend, ReportOutcome
+from spark_butler.backends import Backend, ReportOutcome, SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
+from spark_butler.outcomes import QuantumOutcome
 from spark_butler.work import UnitWork, WorkerContext
 
 RUN = "out/run"
@@ -130,6 +132,29 @@ class BackendAround:
     def cancel(self) -> None:
         """Stop what runs.  See `Backend.cancel`."""
         self._inner.cancel()
+
+
+class Meddler(SerialBackend):
+    """Changes the outcomes on their way.
+
+    Parameters
+    ----------
+    meddle
+        Gives what is to arrive instead of an outcome.
+    """
+
+    def __init__(self, meddle: Callable[[QuantumOutcome], Iterator[QuantumOutcome]]):
+        super().__init__()
+        self._meddle = meddle
+
+    def run(self, context: Any, batch: Any, report: Any) -> None:
+        # Docstring inherited.
+
+        def meddled(outcome: QuantumOutcome) -> None:
+            for each in self._meddle(outcome):
+                report(each)
+
+        super().run(context, batch, meddled)
 
 
 def make_graph(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import RUN, Case, Repo, make_graph
+from engine_harness import RUN, Case, Meddler, Repo, make_graph
 from engine_tasks import (
     CallConfig,
     ExitTask,
@@ -88,21 +88,6 @@ def _run(
         result = execute_graph(graph, helper.butler, backend, RunOptions(**options), recorder=recorder)
         recorder.finish(result)
     return result
-
-
-class _Meddler(SerialBackend):
-    """Changes the outcomes on their way."""
-
-    def __init__(self, meddle: Callable[[QuantumOutcome], Iterator[QuantumOutcome]]):
-        super().__init__()
-        self._meddle = meddle
-
-    def run(self, context: Any, batch: Any, report: Any) -> None:
-        def meddled(outcome: QuantumOutcome) -> None:
-            for each in self._meddle(outcome):
-                report(each)
-
-        super().run(context, batch, meddled)
 
 
 # The same as pipe_base writes.
@@ -216,7 +201,7 @@ def test_quantum_found_complete_is_read_in_the_repository(make_repo: MakeRepo, t
         yield dataclasses.replace(outcome, scan=None, recovered=True)
 
     seen = []
-    for name, backend in (("plain", SerialBackend()), ("recovered", _Meddler(recover))):
+    for name, backend in (("plain", SerialBackend()), ("recovered", Meddler(recover))):
         with make_repo(name).open() as helper:
             graph = make_graph(helper, Case(_chain()))
             _run(helper, graph, tmp_path / f"{name}.qg", backend)
@@ -234,7 +219,7 @@ def test_quantum_whose_input_was_lost_has_no_log(make_repo: MakeRepo, tmp_path: 
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        _run(helper, graph, tmp_path / "provenance.qg", _Meddler(strand))
+        _run(helper, graph, tmp_path / "provenance.qg", Meddler(strand))
     error = "lsst.pipe.base.mp_graph_executor.MPGraphExecutorError"
     seen = look(tmp_path / "provenance.qg")
     assert {each.attempts for key, each in seen.items() if key[0] == "b"} == {
@@ -276,7 +261,7 @@ def test_long_logs_are_read_in_the_repository(
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain(fail_condition=_FAIL)))
-        _run(helper, graph, tmp_path / "provenance.qg", _Meddler(watch))
+        _run(helper, graph, tmp_path / "provenance.qg", Meddler(watch))
     assert sent == [None] * 7
     seen = look(tmp_path / "provenance.qg")
     assert seen["a", "Cam1", 2, 1].attempts == (("FAILED", "ValueError", True, True),)
@@ -348,10 +333,10 @@ def test_first_success_stands_when_a_quantum_comes_twice(make_repo: MakeRepo, tm
 
     with make_repo("other").open() as helper:
         graph = make_graph(helper, Case(_chain(fail_condition="visit>0")))
-        _run(helper, graph, tmp_path / "failed.qg", _Meddler(keep))
+        _run(helper, graph, tmp_path / "failed.qg", Meddler(keep))
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        result = _run(helper, graph, tmp_path / "provenance.qg", _Meddler(repeat))
+        result = _run(helper, graph, tmp_path / "provenance.qg", Meddler(repeat))
         assert not result.failed
     assert {each.attempts for each in look(tmp_path / "provenance.qg").values()} == {
         (("SUCCESSFUL", None, True, True),)
@@ -381,7 +366,7 @@ def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path
                 helper,
                 graph,
                 tmp_path / "provenance.qg",
-                _Meddler(keep),
+                Meddler(keep),
                 skip_existing=True,
                 clobber_outputs=True,
             )
@@ -458,7 +443,7 @@ def test_no_graph_is_left_by_a_run_that_breaks_down(make_repo: MakeRepo, tmp_pat
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
         with pytest.raises(EngineError):
-            _run(helper, graph, tmp_path / "folder" / "provenance.qg", _Meddler(lose))
+            _run(helper, graph, tmp_path / "folder" / "provenance.qg", Meddler(lose))
     assert not (tmp_path / "folder").exists()
 
 
@@ -472,7 +457,7 @@ def test_temporaries_were_produced(recovered: bool, make_repo: MakeRepo, tmp_pat
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        _run(helper, graph, tmp_path / "provenance.qg", _Meddler(forget), temporary=("auto",))
+        _run(helper, graph, tmp_path / "provenance.qg", Meddler(forget), temporary=("auto",))
     seen = look(tmp_path / "provenance.qg")
     assert {each.status for each in seen.values()} == {"SUCCESSFUL"}
     assert all("dataset_auto1" in each.produced for key, each in seen.items() if key[0] == "a")
@@ -490,12 +475,12 @@ def test_nothing_is_sent_unless_it_is_wanted(make_repo: MakeRepo, tmp_path: Path
 
     with make_repo("without").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        execute_graph(graph, helper.butler, _Meddler(watch), RunOptions())
+        execute_graph(graph, helper.butler, Meddler(watch), RunOptions())
     assert sent == [None] * 8
     sent.clear()
     with make_repo("with").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        result = _run(helper, graph, tmp_path / "provenance.qg", _Meddler(watch))
+        result = _run(helper, graph, tmp_path / "provenance.qg", Meddler(watch))
     assert all(sent)
     assert {outcome.scan for outcome in result.outcomes.values()} == {None}, "the driver must not keep them"
 

@@ -103,6 +103,44 @@ def test_stock_tools_take_what_a_run_leaves_behind(
         assert job_repo.get("first_metadata", run, detector=1)["quantum"]["caveats"] == 0
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
+def test_stock_tools_take_a_bundled_run(
+    fails: bool, job_repo: JobRepo, run_job: RunJob, tmp_path: Path
+) -> None:
+    run = f"bundled/{fails}"
+    graph, ours = (tmp_path / f"{name}.qg" for name in ("graph", "ours"))
+    (tmp_path / "failure.py").write_text(_FAILURE)
+    result = run_job(
+        *(*job_repo.arguments, "--output-run", run, "--backend", "serial", "--bundle"),
+        *("--save-qgraph", graph, "--provenance-graph", ours),
+        *(["-C", f"second:{tmp_path / 'failure.py'}"] if fails else []),
+    )
+    assert result.exit_code == int(fails), result.output
+    before = _datasets(job_repo, run)
+    assert ("run_provenance" in before.values()) != fails
+    with seek_by_reading():
+        for more in ((), ("--force-v2",)):
+            report = _tool(pipetask.cli, "--log-level", "ERROR", "report", *more, job_repo.root, graph)
+            assert ("Simulated failure" in report or "FAILED" in report) == fails
+        assert _status(ours) == _STATUS[fails]
+        if fails:
+            _tool(butler_cli.cli, "ingest-graph", job_repo.root, ours, "--transfer", "copy")
+        assert _status(job_repo.root, run) == _STATUS[fails]
+        assert {k for k, name in _datasets(job_repo, run).items() if name != "run_provenance"} == {
+            k for k, name in before.items() if name != "run_provenance"
+        }
+        log = job_repo.get("first_log", run, detector=1)
+        assert any("Execution of task 'first'" in record.message for record in log)
+        # Another run that takes over what is done.
+        more = ("--output-run", f"{run}/next", "--skip-existing-in", run, "--backend", "serial")
+        again = run_job(*job_repo.arguments, *more)
+        what = "all of 6 quanta succeeded" if fails else "all quanta that it selects have been done"
+        assert what in again.output, again.output
+    _tool(butler_cli.cli, "remove-runs", job_repo.root, run, "--no-confirm", "--force")
+    # The parts that `ingest-graph` has replaced are files that nobody knows.
+    assert len([key for key in job_repo.keys() if f"{run}/bundle" in key]) == int(fails)
+
+
 def test_runs_on_spark_write_their_provenance(job_repo: JobRepo, tmp_path: Path) -> None:
     """In a process of its own, with temporaries that pass from group to group, to the object store."""
     run, target = "provenance/spark", f"s3://{job_repo.bucket}/provenance/spark.qg"
