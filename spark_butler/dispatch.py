@@ -36,6 +36,7 @@ _MAX_BUNDLE = 16
 _MAX_JOBS = 64
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
+_FEW_QUANTA = 100
 _NUMBER = re.compile(r"\d+")
 
 
@@ -136,6 +137,7 @@ class Dispatcher:
         self._limit = limit
         self._budget = budget
         self._watcher = Watchers(watcher)
+        self._is_watched = watcher is not None
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
@@ -436,6 +438,9 @@ class Dispatcher:
                 self._record(word)
 
     def _log_progress(self) -> None:
+        if self._is_watched and len(self._plan) > _FEW_QUANTA:
+            # Whoever watches says it now and then, in one line for many quanta.
+            return
         failed = self._n_failed + len(self._result.blocked)
         done = len(self._result.outcomes) - self._n_failed
         logger.info(

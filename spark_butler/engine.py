@@ -117,8 +117,7 @@ def execute_graph(
         raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
-    watcher = Watchers(watcher)
-    watcher.planned(plan)
+    Watchers(watcher).planned(plan)
     if temporary_types:
         # Before any quantum is done that lacks them.
         note_temporaries(butler, run, temporary_types)

@@ -83,6 +83,17 @@ class SparkBackend:
         """How many groups can run at the same time."""
         return int(self._spark.defaultParallelism)
 
+    @property
+    def platform(self) -> dict[str, str]:
+        """What runs here, for people."""
+        spark = self._spark
+        return {
+            "spark": str(spark.version),
+            "master": str(spark.master),
+            "application": str(spark.applicationId),
+            "java": str(spark._jvm.System.getProperty("java.version")) if spark._jvm is not None else "",
+        }
+
     def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
         """Run units as one Spark job.  See `Backend.run`."""
         broadcast = self._send(context)
