@@ -99,7 +99,9 @@ class SparkBackend:
         broadcast = self._send(context)
         spark = self._spark
         units = [unit for bundle in batch for unit in bundle]
-        spark.setJobGroup(self._tag, _describe(units), interruptOnCancel=False)
+        text = _describe(units)
+        spark.setJobGroup(self._tag, text, interruptOnCancel=False)
+        _name_stages(spark, text)
         with _accumulators:
             outcomes = spark.accumulator([], _OutcomeStream(report, all_again=self._speculates))
         if len(units) == 1 and len(units[0].widths) > 1:
@@ -107,7 +109,8 @@ class SparkBackend:
             return
         bundles = [[work for unit in bundle for work in unit.groups] for bundle in batch]
         rdd = self._roomy(spark.parallelize(bundles, len(bundles)), units)
-        rdd.foreachPartition(functools.partial(_run_bundles, broadcast, outcomes))
+        # Unlike `pyspark.RDD.foreachPartition`, it leaves the name of the stage alone.
+        spark.runJob(rdd, functools.partial(_run_bundles, broadcast, outcomes))
 
     def _run_levels(
         self,
@@ -118,11 +121,13 @@ class SparkBackend:
         """Run a unit of several levels: a Spark stage for each, with shuffles between."""
         works = self._roomy(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
         records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
-        for width in unit.widths[1:]:
+        for level, width in enumerate(unit.widths[1:], start=1):
             arrived = self._roomy(_shuffle(records, width), [unit])
+            # Only now, since a stage bears the name that was set when its end, the shuffle, was made.
+            _name_stages(self._spark, _describe_level(unit, level))
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
         # Nothing is left to send after the last level.
-        records.foreachPartition(_drain)
+        self._spark.runJob(records, _drain)
 
     def _roomy(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
         """Let Spark tasks that need the memory of several slots take up so many."""
@@ -207,6 +212,22 @@ def _describe(units: Sequence[UnitWork]) -> str:
     return f"{units[0].groups[0].summary}{more}"
 
 
+def _describe_level(unit: UnitWork, level: int) -> str:
+    """Name the groups of a later level of a unit."""
+    works: list[GroupWork] = list(unit.groups)
+    for _ in range(level):
+        works = [work for each in works for _, work in each.carried]
+    n_groups = unit.widths[level]
+    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+    return f"{works[0].summary}{more}" if works else f"{n_groups} groups"
+
+
+def _name_stages(spark: SparkContext, text: str) -> None:
+    """Name the stages of this thread's next job by what they do, not by the line that submits them."""
+    spark.setLocalProperty("callSite.short", text)
+    spark.setLocalProperty("callSite.long", text)
+
+
 def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
     """Send records to their next places, one by one as they come.
 
@@ -244,8 +265,9 @@ def _run_bundles(
     broadcast: Broadcast[bytes],
     outcomes: Accumulator[list[QuantumOutcome]],
     bundles: Iterable[Sequence[GroupWork]],
-) -> None:
+) -> Iterator[None]:
     """Run bundles of groups in a worker."""
+    yield from ()
     context = _open_context(broadcast.value)
     for work in itertools.chain.from_iterable(bundles):
         for event in _run_here(context, work, None):
@@ -329,6 +351,7 @@ def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
     return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome
 
 
-def _drain(records: Iterable[object]) -> None:
+def _drain(records: Iterable[object]) -> Iterator[None]:
+    yield from ()
     for _ in records:
         raise EngineError("The last level of a unit has sent a record.")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import IO, Self, cast
 
 from rich.console import Console, Group
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -20,7 +21,7 @@ from ..progress import ProgressSnapshot, TaskProgress
 from ._format import format_seconds
 
 _REFRESHES_PER_SECOND = 4
-_BAR_WIDTH = 28
+_MAX_WIDTH = 110
 
 
 def render_bars(snapshot: ProgressSnapshot) -> Group:
@@ -31,9 +32,9 @@ def render_bars(snapshot: ProgressSnapshot) -> Group:
     snapshot
         How it stands.
     """
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=32)
-    table.add_column(width=_BAR_WIDTH)
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
+    table.add_column(ratio=1, min_width=8)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for task in snapshot.tasks:
@@ -42,7 +43,6 @@ def render_bars(snapshot: ProgressSnapshot) -> Group:
         bar = ProgressBar(
             total=max(1, task.total),
             completed=ended,
-            width=_BAR_WIDTH,
             complete_style="red" if hurt else "cyan",
             finished_style="red" if hurt else "green",
         )
@@ -54,7 +54,7 @@ def render_bars(snapshot: ProgressSnapshot) -> Group:
     ]
     if snapshot.seconds_left:
         words.append(f"about {format_seconds(snapshot.seconds_left)} left")
-    return Group(table, Text(" · ".join(words), style="dim"))
+    return Group(Constrain(table, _MAX_WIDTH), Text(" · ".join(words), style="dim"))
 
 
 def _describe(task: TaskProgress) -> Text:
