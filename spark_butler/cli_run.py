@@ -251,9 +251,8 @@ def _run_graph(
         except _Stopped as exc:
             stopped = exc
             how_to_resume = _tell_how_to_resume(butler, graph, output)
-        except EngineError as exc:
+        except EngineError:
             _say(_tell_how_to_resume(butler, graph, output))
-            watch.finish("broken", brief(exc))
             _say_places(watch)
             raise
     if stopped is not None:

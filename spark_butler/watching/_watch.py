@@ -30,7 +30,7 @@ _LOG_SECONDS = 60.0
 
 
 class RunWatch:
-    """Watches a run for as long as the context lasts.
+    """Watches a run for as long as the context lasts; one that ends with an error has its report then.
 
     Parameters
     ----------
@@ -98,7 +98,15 @@ class RunWatch:
             self._show_bars()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: object
+    ) -> None:
+        self._stop()
+        if isinstance(exc, Exception) and self.record.totals:
+            self.finish("broken", brief(exc))
+
+    def _stop(self) -> None:
+        """Stop watching."""
         self._is_over = True
         self._stack.close()
 
@@ -114,7 +122,7 @@ class RunWatch:
         n_ingested
             Number of datasets that were put into the registry, if known.
         """
-        self.__exit__()
+        self._stop()
         try:
             content = make_content(self._run, self.record, state=state, reason=reason, n_ingested=n_ingested)
             files = {
