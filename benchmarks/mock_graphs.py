@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "RUN", "SIZES", "count_quanta", "prepare_graph"]
+__all__ = ["MODULES", "RUN", "SIZES", "prepare_graph"]
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from spark_butler.demo.repository import make_repository
 RUN = "u/bench/run"
 """The output run of all graphs."""
 
-SIZES = {40: (4, 4), 400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
+SIZES = {40: (4, 4), 160: (8, 9), 400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
 """Visits and detectors that give about so many quanta."""
 
 MODULES = (Path(__file__).resolve().parent, Path(mock_night.__file__).parent)
@@ -69,18 +69,6 @@ def _pipeline(seconds: float, *, mixed: bool) -> str:
             'config.outputs["out"] = C(dataset_type_name="coadd_out", dimensions=["detector"])',
         )
     )
-
-
-def count_quanta(size: int) -> int:
-    """Count the quanta of a graph.
-
-    Parameters
-    ----------
-    size
-        One of `SIZES`.
-    """
-    visits, detectors = SIZES[size]
-    return 2 * visits * detectors + visits + detectors
 
 
 def prepare_graph(

@@ -5,7 +5,10 @@ CPU time is that of all processes that an engine starts, the S3 server's
 apart; requests are those that the server has counted.  What an engine has to
 do only once for a repository (dataset types, init-outputs of those that don't
 write them themselves) is not measured.  BPS with Parsl is among the engines
-where BENCH_PEERS names an environment with lsst-ctrl-bps-parsl.
+where BENCH_PEERS names an environment with lsst-ctrl-bps-parsl, and real
+frames among the graphs where BENCH_FRAMES names their folder.  Without
+arguments, all that the documentation shows is measured, which takes an hour
+and a half.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ __all__: list[str] = []
 
 import argparse
 import contextlib
+import datetime
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -29,19 +32,53 @@ from typing import Any, NamedTuple
 _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
 
-import psutil  # noqa: E402
+from ccd_graphs import prepare_observed, prepare_simulated  # noqa: E402
+from lsst.daf.butler import Butler  # noqa: E402
 from metering import Usage, run_metered  # noqa: E402
-from mock_graphs import MODULES, RUN, SIZES, count_quanta, prepare_graph  # noqa: E402
-from stock import run_pipetask  # noqa: E402
+from mock_graphs import MODULES, RUN, SIZES, prepare_graph  # noqa: E402
+from performance_results import write_results  # noqa: E402
+from stock import read_graph, run_pipetask  # noqa: E402
 
 from spark_butler.demo.s3server import EmbeddedS3  # noqa: E402
 
 _BUCKET = "bench"
 
 
-class Job(NamedTuple):
+class Workload(NamedTuple):
     """A graph to be executed."""
 
+    kind: str
+    """``mock``, ``simulated`` (process_ccd) or ``observed`` (the same for real frames)."""
+    size: int = 0
+    """One of `SIZES`, for mock quanta."""
+    seconds: float = 0.0
+    """Time of each mock quantum."""
+    mixed: bool = False
+    """Whether the times of mock quanta differ."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        if self.kind != "mock":
+            return f"process_ccd, {self.kind}"
+        spread = "mixed, " if self.mixed else ""
+        return f"{self.size} mock, {spread}{self.seconds:g} s"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.kind}-{self.size}-{self.seconds:g}{'-mixed' * self.mixed}"
+
+    @property
+    def temporary(self) -> Sequence[str]:
+        """Options of an engine that can keep intermediate images in memory."""
+        return () if self.kind == "mock" else ("--temporary", "auto")
+
+
+class Job(NamedTuple):
+    """A graph on its way to an engine."""
+
+    workload: Workload
     repo: Path
     graph: Path
     warm: tuple[Path, Path]
@@ -60,6 +97,10 @@ class Engine(NamedTuple):
 
 def _beside(name: str) -> Path:
     return Path(sys.executable).with_name(name)
+
+
+def _run(job: Job) -> Sequence[str | Path]:
+    return ["run", "-b", job.repo, "-g", job.graph, "--register-dataset-types", *job.workload.temporary]
 
 
 def _run_qbb(n: int) -> Callable[[Job], Sequence[str | Path]]:
@@ -91,16 +132,14 @@ def _parsl(environment: Path) -> Callable[[Job], Sequence[str | Path]]:
 
 def _engines(peers: Path | None) -> dict[str, Engine]:
     engines = [
-        Engine(
-            "spark-butler",
-            lambda job: [
-                *(_beside("spark-butler"), "run", "-b", job.repo, "-g", job.graph),
-                "--register-dataset-types",
-            ],
-        ),
+        Engine("spark-butler", lambda job: [_beside("spark-butler"), *_run(job)]),
+        Engine("spark-butler, cluster", lambda job: [sys.executable, _HERE / "on_cluster.py", *_run(job)]),
         Engine(
             "spark-butler, warm",
-            lambda job: [sys.executable, _HERE / "warm.py", *job.warm, job.repo, job.graph],
+            lambda job: [
+                *(sys.executable, _HERE / "warm.py", *job.warm, job.repo, job.graph),
+                *job.workload.temporary,
+            ],
         ),
         Engine("floor", lambda job: [sys.executable, _HERE / "floor.py", job.repo, job.graph], init=True),
         Engine("run-qbb -j 1", _run_qbb(1), init=True),
@@ -109,6 +148,31 @@ def _engines(peers: Path | None) -> dict[str, Engine]:
     if peers is not None:
         engines.append(Engine("BPS + Parsl", _parsl(peers)))
     return {engine.name: engine for engine in engines}
+
+
+_OURS = ("spark-butler", "spark-butler, warm", "floor")
+
+
+def _everything(
+    engines: Mapping[str, Engine], frames: Path | None
+) -> list[tuple[Workload, Sequence[str], int]]:
+    """Say what the documentation shows: graphs, engines and numbers of runs."""
+    plan: list[tuple[Workload, Sequence[str], int]] = [
+        (Workload("mock", 400), [*_OURS, "spark-butler, cluster"], 3),
+        (Workload("mock", 400), ["run-qbb -j 2"], 1),
+        (Workload("mock", 40), [name for name in engines if name not in ("spark-butler, cluster",)], 1),
+        (Workload("mock", 400, 0.03, mixed=True), _OURS[1:], 3),
+        (Workload("mock", 160, 1.0), _OURS[1:], 1),
+        (Workload("mock", 400, 0.1), _OURS[1:], 1),
+        (Workload("mock", 4000), _OURS[1:], 1),
+        (Workload("simulated"), [*_OURS, "run-qbb -j 2"], 1),
+        (Workload("mock", 40_000), _OURS[1:2], 1),
+    ]
+    if frames is not None:
+        plan.append((Workload("observed"), [*_OURS, "run-qbb -j 2"], 1))
+    if "BPS + Parsl" in engines:
+        plan.append((Workload("mock", 400), ["BPS + Parsl"], 1))
+    return plan
 
 
 class Bench:
@@ -120,12 +184,15 @@ class Bench:
         Where repositories and graphs are kept.
     server
         The S3 server.
+    frames
+        Folder of real frames.
     """
 
-    def __init__(self, folder: Path, server: EmbeddedS3):
+    def __init__(self, folder: Path, server: EmbeddedS3, frames: Path | None):
         self._folder = folder
         self._server = server
-        self._graphs: dict[tuple[str, int, float], tuple[Path, Path]] = {}
+        self._frames = frames
+        self._graphs: dict[str, tuple[Path, Path]] = {}
         self._environment = {
             **os.environ,
             **server.environment(),
@@ -134,10 +201,10 @@ class Bench:
             "LSST_RESOURCES_NUM_WORKERS": "1",
         }
 
-    def run(self, engine: Engine, size: int, seconds: float) -> dict[str, Any]:
+    def run(self, engine: Engine, workload: Workload) -> dict[str, Any]:
         """Run one graph with one engine."""
-        repo, graph = self._graph("graph", size, seconds)
-        warm = self._graph("warm", min(SIZES), 0.0)
+        repo, graph = self._graph("graph", workload)
+        warm = self._graph("warm", Workload("mock", min(SIZES)))
         work = Path(tempfile.mkdtemp(dir=self._folder))
         prepared = {where: where.with_name("prepared") for where in (repo, warm[0])}
         for where, copy in prepared.items():
@@ -149,144 +216,134 @@ class Bench:
             before = Counter(self._server.count_requests(_BUCKET))
             load = os.getloadavg()[0]
             usage = run_metered(
-                list(map(str, engine.command(Job(repo, graph, warm, work)))),
+                list(map(str, engine.command(Job(workload, repo, graph, warm, work)))),
                 environment=self._environment,
                 folder=work,
             )
             requests = Counter(self._server.count_requests(_BUCKET))
             requests.subtract(before)
-            return self._row(engine, size, seconds, usage, +requests, load, repo)
+            return self._row(engine, workload, usage, +requests, load, (repo, graph))
         finally:
             for where, copy in prepared.items():
                 shutil.rmtree(where)
                 shutil.copytree(copy, where)
-                self._remove_outputs(where.parent.name)
+                self._server.remove_keys(_BUCKET, self._keys(where.parent.name))
             shutil.rmtree(work, ignore_errors=True)
 
     def _row(
         self,
         engine: Engine,
-        size: int,
-        seconds: float,
+        workload: Workload,
         usage: Usage,
         requests: Mapping[str, int],
         load: float,
-        repo: Path,
+        place: tuple[Path, Path],
     ) -> dict[str, Any]:
-        quanta = count_quanta(size)
+        repo, file = place
+        quanta = len(read_graph(file))
         row = {
-            **{"engine": engine.name, "size": size, "quanta": quanta, "seconds": seconds, "load": load},
+            **{"engine": engine.name, "graph": workload.name, "quanta": quanta, "load": load},
             **{"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, "status": usage.status},
             "requests": {kind: count / quanta for kind, count in requests.items()},
         }
         for line in usage.output.splitlines():
             if line.startswith("RESULT "):
                 row["result"] = json.loads(line.removeprefix("RESULT "))
-        row["metadata"] = self._count_metadata(repo.parent.name)
-        if usage.status or row["metadata"] != quanta:
+        metadata = [key for key in self._keys(repo.parent.name) if "_metadata/" in key]
+        row["metadata"] = len(metadata)
+        if usage.status or len(metadata) != quanta:
             row["output"] = usage.output[-3000:]
+        elif workload.kind != "mock":
+            row["compute"] = self._sum_up_tasks(repo, file)
         return row
 
-    def _graph(self, name: str, size: int, seconds: float) -> tuple[Path, Path]:
-        key = (name, size, seconds)
-        if key not in self._graphs:
-            folder = f"{name}-{size}-{seconds:g}"
+    def _sum_up_tasks(self, repo: Path, file: Path) -> float:
+        """Add up how long the tasks' own code ran, their reading and writing of science data included."""
+        graph = read_graph(file)
+        keys = ("startUtc", "endUtc")
+        total = 0.0
+        with self._server.activated(), Butler.from_config(repo, collections=RUN) as butler:
+            refs = [
+                ref
+                for task in graph.pipeline_graph.tasks.values()
+                for ref in butler.query_datasets(task.metadata_output.dataset_type_name, explain=False)
+            ]
+            for ref in refs:
+                quantum = butler.get(ref)["quantum"]
+                start, end = (datetime.datetime.fromisoformat(quantum[key]) for key in keys)
+                total += (end - start).total_seconds()
+        return total
+
+    def _graph(self, name: str, workload: Workload) -> tuple[Path, Path]:
+        folder = f"{name}-{workload.folder}"
+        if folder not in self._graphs:
+            place, store = self._folder / folder, f"s3://{_BUCKET}/{folder}/"
             with self._server.activated():
-                self._graphs[key] = prepare_graph(
-                    self._folder / folder, f"s3://{_BUCKET}/{folder}/", size, seconds=seconds
-                )
-        return self._graphs[key]
+                match workload.kind:
+                    case "simulated":
+                        self._graphs[folder] = prepare_simulated(place, store)
+                    case "observed":
+                        assert self._frames is not None
+                        self._graphs[folder] = prepare_observed(place, store, self._frames)
+                    case _:
+                        self._graphs[folder] = prepare_graph(
+                            place, store, workload.size, seconds=workload.seconds, mixed=workload.mixed
+                        )
+        return self._graphs[folder]
 
     def _keys(self, folder: str) -> list[str]:
         return self._server.list_keys(_BUCKET, f"{folder}/{RUN}/")
 
-    def _count_metadata(self, folder: str) -> int:
-        """Count the quanta that have succeeded, by what is in the store."""
-        return sum("_metadata/" in key for key in self._keys(folder))
 
-    def _remove_outputs(self, folder: str) -> None:
-        self._server.remove_keys(_BUCKET, self._keys(folder))
-
-
-def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.median(row[key] for row in rows)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| quanta | task s | engine | runs | wall s | CPU s | CPU s per quantum "
-        "| peak MB: driver, JVM, others | requests per quantum: read, write, other |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    kinds = dict.fromkeys((row["quanta"], row["seconds"], row["engine"]) for row in rows)
-    for quanta, seconds, engine in kinds:
-        same = [r for r in rows if (r["quanta"], r["seconds"], r["engine"]) == (quanta, seconds, engine)]
-        whole = [r for r in same if not r["status"] and r["metadata"] == quanta]
-        if not whole:
-            lines.append(f"| {quanta} | {seconds:g} | {engine} | failed |  |  |  |  |  |")
-            continue
-        wall, cpu = _median(whole, "wall"), _median(whole, "cpu")
-        peak = ", ".join(
-            f"{statistics.median(r['peak'].get(role, 0) for r in whole) / 1e6:.0f}"
-            for role in ("driver", "jvm", "others")
-        )
-        requests = whole[0]["requests"]
-        other = sum(count for kind, count in requests.items() if kind not in ("GET", "PUT"))
-        asked = f"{requests.get('GET', 0):.2f}, {requests.get('PUT', 0):.2f}, {other:.2f}"
-        lines.append(
-            f"| {quanta} | {seconds:g} | {engine} | {len(whole)} | {wall:.1f} | {cpu:.1f} "
-            f"| {cpu / quanta:.3f} | {peak} | {asked} |"
-        )
-    return lines
-
-
-def _write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """Write the table and the figures it is made from."""
-    output.mkdir(parents=True, exist_ok=True)
-    loads = [row["load"] for row in rows]
-    note = (
-        f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
-        f"Python {sys.version.split()[0]}; load average before each run {min(loads):.1f} to {max(loads):.1f}."
-        " Medians of the runs that ended well. The S3 server counts HEAD requests as reads."
+def _parse_arguments(engines: Mapping[str, Engine]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    (output / "performance-benchmark.md").write_text("\n".join([*_table(rows), "", note, ""]))
-    (output / "performance-benchmark.json").write_text(json.dumps(rows, indent=1))
+    parser.add_argument(
+        "--engines", nargs="+", choices=engines, default=list(engines), help="what to compare"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="numbers of mock quanta")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[0.0], help="times of a mock quantum")
+    parser.add_argument("--mixed", action="store_true", help="draw the times of mock quanta")
+    parser.add_argument(
+        "--process-ccd", nargs="+", choices=["simulated", "observed"], default=[], help="frames to process"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for table and plot")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    peers = os.environ.get("BENCH_PEERS")
+    peers, frames = (os.environ.get(name) for name in ("BENCH_PEERS", "BENCH_FRAMES"))
     engines = _engines(Path(peers) if peers else None)
-    parser.add_argument(
-        "--engines", nargs="+", choices=engines, default=list(engines), help="what to compare"
-    )
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", choices=SIZES, default=[400], help="numbers of quanta"
-    )
-    parser.add_argument("--seconds", type=float, nargs="+", default=[0.0], help="times of a quantum")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the table")
-    arguments = parser.parse_args()
+    arguments = _parse_arguments(engines)
+    workloads = [
+        *(Workload(kind) for kind in arguments.process_ccd),
+        *(
+            Workload("mock", size, seconds, arguments.mixed)
+            for size in arguments.sizes or ()
+            for seconds in arguments.seconds
+        ),
+    ]
+    plan = [(workload, arguments.engines, arguments.repeats) for workload in workloads]
+    if not plan:
+        plan = _everything(engines, Path(frames) if frames else None)
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spark-butler-bench-")))
         server = stack.enter_context(EmbeddedS3())
         server.make_bucket(_BUCKET)
-        bench = Bench(folder, server)
-        for size in arguments.sizes:
-            for seconds in arguments.seconds:
-                for _ in range(arguments.repeats):
-                    for name in arguments.engines:
-                        row = bench.run(engines[name], size, seconds)
-                        rows.append(row)
-                        shown = {key: value for key, value in row.items() if key != "output"}
-                        sys.stdout.write(f"{time.strftime('%H:%M:%S')} {json.dumps(shown)}\n")
-                        sys.stdout.flush()
-                        _write(rows, arguments.output)
-    sys.stdout.write("\n".join(_table(rows)) + "\n")
+        bench = Bench(folder, server, Path(frames) if frames else None)
+        for workload, names, repeats in plan:
+            for _ in range(repeats):
+                for name in names:
+                    row = bench.run(engines[name], workload)
+                    rows.append(row)
+                    shown = {key: value for key, value in row.items() if key != "output"}
+                    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {json.dumps(shown)}\n")
+                    sys.stdout.flush()
+                    write_results(rows, arguments.output)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 __all__: list[str] = []
 
+import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 
 from lsst.daf.butler import Butler
 from lsst.utils.threads import disable_implicit_threading
@@ -21,27 +21,34 @@ from spark_butler.engine import execute_graph
 from spark_butler.session import check_workers, make_session
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run two graphs, and print what the second has cost."""
+def main() -> None:
+    """Run graphs, and print what the last has cost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("places", nargs="+", help="repositories and graphs in turn")
+    parser.add_argument("--temporary", nargs="*", default=[], help="what the last graph need not retain")
+    arguments = parser.parse_args()
     disable_implicit_threading()
     session = make_session("local[2]", conf={"spark.ui.enabled": "false"})
     try:
         check_workers(session)
         backend = SparkBackend(session)
-        for repo, file in zip(arguments[::2], arguments[1::2], strict=True):
-            result = _run(backend, repo, file)
+        pairs = list(zip(arguments.places[::2], arguments.places[1::2], strict=True))
+        for repo, file in pairs[:-1]:
+            _run(backend, repo, file, RunOptions())
+        result = _run(backend, *pairs[-1], RunOptions(temporary=tuple(arguments.temporary)))
         sys.stdout.write(f"RESULT {json.dumps(result)}\n")
     finally:
         session.stop()
 
 
-def _run(backend: SparkBackend, repo: str, file: str) -> dict[str, float]:
+def _run(backend: SparkBackend, repo: str, file: str, options: RunOptions) -> dict[str, float]:
     graph = read_graph(file)
     with Butler.from_config(repo, writeable=True) as butler:
         graph.pipeline_graph.register_dataset_types(butler)
         butler.collections.register(graph.header.output_run)
+        graph.write_init_outputs(butler, skip_existing=True)
         wall, cpu, driver = time.perf_counter(), cpu_of_family()[0], time.process_time()
-        result = execute_graph(graph, butler, backend, RunOptions())
+        result = execute_graph(graph, butler, backend, options)
         return {
             "quanta": len(graph),
             "failed": len(result.failed),
@@ -49,9 +56,8 @@ def _run(backend: SparkBackend, repo: str, file: str) -> dict[str, float]:
             "cpu": cpu_of_family()[0] - cpu,
             "driver cpu": time.process_time() - driver,
             "slots": backend.slots,
-            "compute": sum(outcome.wall_seconds for outcome in result.outcomes.values()),
         }
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -24,8 +24,10 @@ from lsst.resources import ResourcePath
 
 from .backends import Backend
 from .dispatch import RunResult
+from .learned import load_times
 from .messages import hide_secrets
 from .planning import RunRequest
+from .progress import Progress
 from .repository import store_roots
 from .watching import Run, RunWatch, clean_command
 
@@ -115,11 +117,12 @@ def watch_run(
     options = {name: value for name, value in arguments.items() if value}
     options.update(request.options.model_dump(mode="json"))
     roots = store_roots(butler)
+    slots = min(request.options.processes or backend.slots, backend.slots)
     return RunWatch(
         Run(
             run,
             hide_secrets(str(request.arguments["butler_config"])),
-            slots=min(request.options.processes or backend.slots, backend.slots),
+            slots=slots,
             command=watching.command,
             options=json.loads(hide_secrets(json.dumps(options, default=str))),
             platform={
@@ -133,6 +136,7 @@ def watch_run(
         roots[0] if roots else None,
         copy_to=watching.copy_to,
         bars=watching.bars,
+        progress=Progress(slots=slots, task_seconds=load_times(roots[0]) if roots else {}),
         on_cancel=_end_in_order,
     )
 

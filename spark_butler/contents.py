@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ["ContentMaker", "export_input_records", "sketch_graph"]
 
+import dataclasses
 import logging
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import cloudpickle
 import networkx
@@ -30,6 +31,7 @@ def sketch_graph(
     *,
     temporary_types: Mapping[str, str] | None = None,
     sizes: Mapping[str, float] | None = None,
+    costs: Mapping[uuid.UUID, float] | None = None,
 ) -> GraphSketch:
     """Draw what planning needs of a quantum graph.
 
@@ -44,6 +46,8 @@ def sketch_graph(
         Names of the dataset types that are not retained, with the reasons.
     sizes
         Mean sizes of datasets in bytes, by name of the type.
+    costs
+        How long quanta will take.
 
     Returns
     -------
@@ -77,6 +81,7 @@ def sketch_graph(
         dict(temporary_types or {}),
         data_ids={quantum_id: dict(xgraph.nodes[quantum_id]["data_id"].mapping) for quantum_id in labels},
         sizes=dict(sizes or {}),
+        costs=costs or {},
         dimensions={frozenset(task.dimensions.names) for task in graph.pipeline_graph.tasks.values()},
     )
 
@@ -159,30 +164,37 @@ class ContentMaker:
         return predicted
 
     def make_work(
-        self, unit: Unit, blocked: frozenset[uuid.UUID], done: frozenset[uuid.UUID] | None = None
+        self,
+        units: Sequence[Unit],
+        blocked: frozenset[uuid.UUID],
+        done: frozenset[uuid.UUID] | None = None,
     ) -> UnitWork:
-        """Pack a unit.
+        """Pack a unit, or several that one worker runs.
 
         Parameters
         ----------
-        unit
-            The unit; all that it needs of others has ended.
+        units
+            The units; all that they need of others has ended.  Where there
+            are several, each has one group, and these travel as one.
         blocked
-            Its quanta that are not to run.
+            Their quanta that are not to run.
         done
-            Its quanta that have succeeded and run again only for their
-            temporaries, where the unit was given out before.
+            Their quanta that have succeeded and run again only for their
+            temporaries, where a unit was given out before.
 
         Returns
         -------
         work
-            The unit.  A group of a later level travels with one of the level
-            before it.
+            What travels.  A group of a later level does so with one of the
+            level before it.
         """
-        groups = [self._plan.groups[index] for level in unit.levels for index in level]
+        groups = [self._plan.groups[index] for unit in units for level in unit.levels for index in level]
+        unit = units[0]
         if len(unit.levels) == 1:
-            packed = tuple(self._pack(group, blocked, done, {}, ()) for group in groups)
-            return UnitWork(unit.index, packed, (len(packed),))
+            joint = dataclasses.replace(groups[0], quanta=tuple(q for group in groups for q in group.quanta))
+            return UnitWork(
+                unit.index, (self._pack(joint, blocked, done, {}, (), n_groups=len(groups)),), (1,)
+            )
         place = {index: n for level in unit.levels for n, index in enumerate(level)}
         carrier = {
             group.index: min(
@@ -225,14 +237,17 @@ class ContentMaker:
         done: frozenset[uuid.UUID] | None,
         ways: Mapping[int, Way],
         carried: tuple[tuple[Way, GroupWork], ...],
+        *,
+        n_groups: int = 1,
     ) -> GroupWork:
         """Pickle the content of a group."""
         content = self.make_content(group, blocked, done or frozenset(), receivers=ways.keys())
         tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
+        more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
         return GroupWork(
             group.index,
-            f"{' -> '.join(tasks)} {data_id}",
+            f"{' -> '.join(tasks)} {data_id}{more}",
             cloudpickle.dumps(content),
             max(self._limits[label].memory or 0 if label in self._limits else 0 for label in tasks),
             done is not None,

@@ -11,7 +11,8 @@ import queue
 import re
 import threading
 import uuid
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import networkx
@@ -32,11 +33,15 @@ from .work import UnitWork, WorkerContext
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 16
-_MAX_BUNDLE = 16
+_MAX_BUNDLE = 32
+_BUNDLES_PER_SLOT = 4
+_BUNDLE_SECONDS = 2.0
 _MAX_JOBS = 64
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
 _FEW_QUANTA = 100
+# Shares of bundles don't add up exactly.
+_WHOLE = 1 - 1e-6
 _NUMBER = re.compile(r"\d+")
 
 
@@ -95,10 +100,11 @@ class Dispatcher:
     backend
         Where quanta run.
     make_work
-        Prepares a unit for its journey.  Called in the thread of `run`, when
-        all that the unit needs has ended.  It is told which quanta of the
-        unit are blocked and, where the unit was given out before and its
-        worker was lost, which of the others had succeeded.
+        Prepares units for their journey: one, or several of one group each
+        that one worker runs.  Called in the thread of `run`, when all that
+        they need has ended.  It is told which of their quanta are blocked
+        and, where a unit was given out before and its worker was lost, which
+        of the others had succeeded.
     on_outcome
         Called in the thread of `run` with each outcome; again, when a lost
         temporary made it necessary to run a quantum a second time.
@@ -109,12 +115,16 @@ class Dispatcher:
         How many failures the run bears.
     watcher
         Told of what happens, in the thread of `run`.
+    times
+        Mean times of the quanta of tasks in earlier runs, in seconds, by
+        label, as far as they are known.
 
     Notes
     -----
     Units with the longest path ahead of them go first.  They are submitted in
     small batches from a few threads, a little more than the backend can run
-    at once, so that no slot waits for the driver.
+    at once, so that no slot waits for the driver.  Of short quanta, so many
+    are given to a worker at once that it is busy for two seconds.
     """
 
     def __init__(
@@ -122,12 +132,13 @@ class Dispatcher:
         plan: Plan,
         xgraph: networkx.DiGraph[uuid.UUID],
         backend: Backend,
-        make_work: Callable[[Unit, frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork],
+        make_work: Callable[[Sequence[Unit], frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork],
         *,
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
         budget: FailureBudget = _NO_BUDGET,
         watcher: Watcher | None = None,
+        times: Mapping[str, float] | None = None,
     ):
         self._plan = plan
         self._xgraph = xgraph
@@ -138,6 +149,7 @@ class Dispatcher:
         self._budget = budget
         self._watcher = Watchers(watcher)
         self._is_watched = watcher is not None
+        self._times = {label: (1, seconds) for label, seconds in (times or {}).items()}
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
@@ -149,7 +161,7 @@ class Dispatcher:
             )
         self._ready = [(-unit.remaining, unit.index) for unit in plan.units if not self._waiting[unit.index]]
         heapq.heapify(self._ready)
-        self._running: dict[int, int] = {}
+        self._running: dict[int, float] = {}
         self._words: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
         self._losses: dict[int, int] = {}
         self._resting: dict[int, threading.Timer] = {}
@@ -215,54 +227,80 @@ class Dispatcher:
         self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Unit]]
     ) -> None:
         """Submit ready groups, as many as may run."""
-        slots = max(1, self._backend.slots)
-        limit = self._limit or 2 * slots
-        size = 1
-        if self._limit is None:
-            size = min(_MAX_BUNDLE, max(1, len(self._ready) // (4 * slots)))
+        limit = self._limit or 2 * max(1, self._backend.slots)
         while self._ready and len(jobs) < _MAX_JOBS:
-            room = limit * size - sum(self._running.values())
-            units = self._pick(min(room, _MAX_BATCH * size))
-            if not units:
+            bundles = self._pick(limit - sum(self._running.values()))
+            if not bundles:
                 return
-            works = [self._make_unit_work(unit) for unit in units]
-            n_bundles = -(-len(works) // size)
-            # Dealt out like cards, so that each bundle has its share of the urgent ones.
-            bundles = [works[n::n_bundles] for n in range(n_bundles)]
+            works = [self._make_work_of(units) for units in bundles]
+            units = [unit for bundle in bundles for unit in bundle]
             logger.debug("Submitting %d units in %d bundles.", len(units), len(bundles))
-            future = pool.submit(self._backend.run, context, bundles, self._words.put)
+            future = pool.submit(self._backend.run, context, works, self._words.put)
             jobs[future] = units
             future.add_done_callback(self._words.put)
             self._watcher.dispatched([q for unit in units for q in self._open[unit.index]])
 
-    def _pick(self, room: int) -> list[Unit]:
-        """Take the most urgent units that may run now: several of one level, or one of several levels.
+    def _pick(self, room: float) -> list[list[Unit]]:
+        """Take the most urgent units that may run now: bundles of one level, or one unit of several levels.
 
-        A unit counts as many times as it has groups at its widest level.
+        A bundle counts once, and a unit as many times as it has groups at its
+        widest level.
         """
-        units: list[Unit] = []
-        while self._ready and room > 0:
-            unit = self._plan.units[self._ready[0][1]]
-            width = max(map(len, unit.levels))
+        if room < _WHOLE:
+            return []
+        most = max(1, len(self._ready) // (_BUNDLES_PER_SLOT * max(1, self._backend.slots)))
+        n_bundles = 0
+        sizes: dict[tuple[str, ...], int] = {}
+        alike: defaultdict[tuple[str, ...], list[Unit]] = defaultdict(list)
+        aside: list[Unit] = []
+        while self._ready and len(aside) < _MAX_BUNDLE:
+            unit = self._plan.units[heapq.heappop(self._ready)[1]]
             # One that was lost before must not take others with it again.
-            by_itself = len(unit.levels) > 1 or unit.index in self._losses
-            if units and by_itself:
-                break
-            heapq.heappop(self._ready)
-            self._running[unit.index] = width
-            room -= width
-            units.append(unit)
-            if by_itself:
-                break
-        return units
+            if len(unit.levels) > 1 or unit.index in self._losses:
+                if n_bundles:
+                    aside.append(unit)
+                    break
+                self._running[unit.index] = max(map(len, unit.levels))
+                return [[unit]]
+            labels = [self._plan.task_labels[quantum_id] for quantum_id in self._quanta_of(unit)]
+            kind = tuple(dict.fromkeys(labels))
+            if kind not in sizes:
+                sizes[kind] = min(most, self._bundle_size(labels))
+            if len(alike[kind]) % sizes[kind] == 0:
+                if room < _WHOLE or n_bundles == _MAX_BATCH:
+                    aside.append(unit)
+                    continue
+                n_bundles += 1
+                room -= 1
+            alike[kind].append(unit)
+        for unit in aside:
+            heapq.heappush(self._ready, (-unit.remaining, unit.index))
+        # Dealt out like cards, so that each bundle has its share of the urgent ones.
+        counts = {kind: -(-len(units) // sizes[kind]) for kind, units in alike.items()}
+        bundles = [units[n :: counts[kind]] for kind, units in alike.items() for n in range(counts[kind])]
+        for bundle in bundles:
+            self._running.update((unit.index, 1 / len(bundle)) for unit in bundle)
+        return bundles
 
-    def _make_unit_work(self, unit: Unit) -> UnitWork:
-        """Prepare a unit, the first time or again."""
-        closed = frozenset(self._quanta_of(unit)) - self._open[unit.index]
-        if unit.index not in self._losses:
-            return self._make_work(unit, closed, None)
+    def _bundle_size(self, labels: Sequence[str]) -> int:
+        """Say how many groups like one with these tasks keep a worker busy for a while."""
+        seconds = 0.0
+        for label in labels:
+            if label not in self._times:
+                return 1
+            n_quanta, total = self._times[label]
+            seconds += total / n_quanta
+        return max(1, min(_MAX_BUNDLE, int(_BUNDLE_SECONDS / max(seconds, _BUNDLE_SECONDS / _MAX_BUNDLE))))
+
+    def _make_work_of(self, units: Sequence[Unit]) -> UnitWork:
+        """Prepare units, the first time or one again."""
+        closed = frozenset(
+            q for unit in units for q in self._quanta_of(unit) if q not in self._open[unit.index]
+        )
+        if units[0].index not in self._losses:
+            return self._make_work(units, closed, None)
         done = frozenset(q for q in closed if (o := self._result.outcomes.get(q)) is not None and o.succeeded)
-        return self._make_work(unit, closed - done, done)
+        return self._make_work(units, closed - done, done)
 
     def _quanta_of(self, unit: Unit) -> list[uuid.UUID]:
         return [q for level in unit.levels for index in level for q in self._plan.groups[index].quanta]
@@ -329,10 +367,19 @@ class Dispatcher:
             )
         if outcome.succeeded:
             self._alike.pop(outcome.report.taskLabel or "", None)
+            self._note_time(outcome)
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)
         self._log_progress()
+
+    def _note_time(self, outcome: QuantumOutcome) -> None:
+        """Learn how long quanta of a task take."""
+        if outcome.recovered or outcome.skipped_existing:
+            return
+        label = outcome.report.taskLabel or ""
+        n_quanta, total = self._times.get(label, (0, 0.0))
+        self._times[label] = n_quanta + 1, total + outcome.wall_seconds
 
     def _record(self, outcome: QuantumOutcome) -> bool:
         """Keep an outcome and pass it on; return whether it is the first of its quantum."""

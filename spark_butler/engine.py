@@ -32,9 +32,10 @@ from .backends import Backend
 from .codecs import check_storage_class
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
+from .costs import estimate_costs
 from .dispatch import Dispatcher, FailureBudget, RunResult
 from .errors import EngineError, OptionsError, RepositoryError, UserError
-from .learned import find_needs, load_needs, save_needs
+from .learned import find_needs, find_times, load_needs, load_times, save_needs, save_times
 from .limits import Limits
 from .mending import Doubts
 from .messages import brief
@@ -52,6 +53,9 @@ from .stored_files import FileFinder
 from .work import WorkerContext
 
 logger = logging.getLogger(__name__)
+
+# In which order fewer quanta begin is not worth a request.
+_WORTH_ORDERING = 100
 
 AUTO = "auto"
 """The pattern that stands for all that is made and read inside the graph."""
@@ -115,7 +119,11 @@ def execute_graph(
         raise
     except Exception as exc:  # registry or store, after all their own attempts
         raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
-    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
+    records = export_input_records(butler, graph, xgraph)
+    roots = store_roots(butler)
+    times = load_times(roots[0]) if roots and len(xgraph) >= _WORTH_ORDERING else {}
+    costs = estimate_costs(graph, xgraph, times, records)
+    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, costs=costs)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
     Watchers(watcher).planned(plan)
     if temporary_types:
@@ -126,7 +134,7 @@ def execute_graph(
         graph,
         xgraph,
         temporary_types=temporary_types,
-        records=export_input_records(butler, graph, xgraph),
+        records=records,
         existing=before.stored,
         clobber=xgraph.nodes if options.clobber_outputs else before.replaceable,
         forced=before.forced,
@@ -139,7 +147,7 @@ def execute_graph(
         butler_config=worker_config(butler),
         dataset_types=dataset_types,
         temporary_types=frozenset(temporary_types),
-        stores=tuple(map(str, store_roots(butler))),
+        stores=tuple(map(str, roots)),
         resources=ExecutionResources(
             num_cores=options.cores_per_quantum,
             max_mem=options.memory_per_quantum,
@@ -175,6 +183,7 @@ def execute_graph(
             limit=options.processes,
             budget=_failure_budget(options, len(plan)),
             watcher=watcher,
+            times=times,
         )
         try:
             result = dispatcher.run(context)
@@ -184,8 +193,9 @@ def execute_graph(
             for change in doubts.settle(FileFinder(butler, dataset_types)):
                 stream.add(change.predicted, change.written, change.records)
     result.n_ingested = before.n_adopted + stream.n_ingested
-    if needs := find_needs(result.outcomes.values()):
-        save_needs(store_roots(butler)[0], needs)
+    if roots:
+        save_needs(roots[0], find_needs(result.outcomes.values()))
+        save_times(roots[0], find_times(result.outcomes.values()))
     return result
 
 

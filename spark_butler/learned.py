@@ -1,11 +1,13 @@
-"""What runs have found out about the memory that tasks need, kept beside them in the datastore."""
+"""What runs have found out about the memory and time that tasks need, kept beside them in the datastore."""
 
 from __future__ import annotations
 
-__all__ = ["find_needs", "load_needs", "save_needs"]
+__all__ = ["find_needs", "find_times", "load_needs", "load_times", "save_needs", "save_times"]
 
 import json
 import logging
+import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from lsst.resources import ResourcePath
@@ -18,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 # The next interpreter may be larger by what it has imported.
 _MARGIN = 1.2
-_FILE = "spark-butler-learned/memory.json"
+_MEMORY = "spark-butler-learned/memory.json"
+_TIMES = "spark-butler-learned/times.json"
+_WORTH_SECONDS = 60.0
 
 
 def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
@@ -47,7 +51,7 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
 
 
 def load_needs(root: ResourcePath) -> dict[str, int]:
-    """Read what earlier runs have found out.
+    """Read what earlier runs have found out about memory.
 
     Parameters
     ----------
@@ -60,18 +64,11 @@ def load_needs(root: ResourcePath) -> dict[str, int]:
         Bytes, by task label; empty where nothing was found out, or where it
         can't be read.
     """
-    try:
-        content = json.loads(root.join(_FILE).read())
-        return {str(label): int(nbytes) for label, nbytes in content.items()}
-    except FileNotFoundError:
-        return {}
-    except Exception as exc:  # noqa: BLE001  (it only costs another attempt)
-        logger.warning("What earlier runs learned about memory can't be read: %s", brief(exc))
-        return {}
+    return {label: int(nbytes) for label, nbytes in _load(root, _MEMORY).items()}
 
 
 def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
-    """Add to what earlier runs have found out.
+    """Add to what earlier runs have found out about memory.
 
     Parameters
     ----------
@@ -84,12 +81,88 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
         return
     known = load_needs(root)
     known.update((label, max(nbytes, known.get(label, 0))) for label, nbytes in needs.items())
-    try:
-        root.join(_FILE).write(json.dumps(known, indent=2, sort_keys=True).encode())
-    except Exception as exc:  # noqa: BLE001  (the run itself has succeeded)
-        logger.warning("What this run learned about memory can't be kept: %s", brief(exc))
+    if not _save(root, _MEMORY, known):
         return
     for label, nbytes in needs.items():
         logger.info(
             "Task %s was given %d MiB in the end; the next run begins with it.", label, nbytes // 2**20
         )
+
+
+def find_times(outcomes: Iterable[QuantumOutcome]) -> dict[str, float]:
+    """Find out how long the quanta of tasks take.
+
+    Parameters
+    ----------
+    outcomes
+        Outcomes of a run.
+
+    Returns
+    -------
+    times
+        Mean times in seconds, by task label.  Empty where all quanta took
+        less than a minute together: their order makes no difference.
+    """
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.succeeded and not (outcome.recovered or outcome.skipped_existing):
+            times[outcome.report.taskLabel or ""].append(outcome.wall_seconds)
+    if sum(map(sum, times.values())) < _WORTH_SECONDS:
+        return {}
+    return {label: statistics.fmean(each) for label, each in times.items()}
+
+
+def load_times(root: ResourcePath) -> dict[str, float]:
+    """Read how long the quanta of tasks took when they ran last.
+
+    Parameters
+    ----------
+    root
+        Root of the datastore.
+
+    Returns
+    -------
+    times
+        Mean times in seconds, by task label; empty where none are known, or
+        where they can't be read.
+    """
+    return {label: seconds for label, seconds in _load(root, _TIMES).items() if seconds > 0}
+
+
+def save_times(root: ResourcePath, times: Mapping[str, float]) -> None:
+    """Keep how long the quanta of tasks took.
+
+    Parameters
+    ----------
+    root
+        Root of the datastore.
+    times
+        Mean times in seconds, by task label.
+    """
+    if times:
+        known = load_times(root)
+        rounded = {label: float(f"{seconds:.3g}") for label, seconds in times.items()}
+        if known | rounded != known:
+            _save(root, _TIMES, known | rounded)
+
+
+def _load(root: ResourcePath, file: str) -> dict[str, float]:
+    """Read numbers by task label; none where that can't be done."""
+    try:
+        content = json.loads(root.join(file).read())
+        return {str(label): float(value) for label, value in content.items()}
+    except FileNotFoundError:
+        return {}
+    except Exception as exc:  # noqa: BLE001  (nothing depends on it)
+        logger.warning("What earlier runs learned (%s) can't be read: %s", file, brief(exc))
+        return {}
+
+
+def _save(root: ResourcePath, file: str, content: Mapping[str, float]) -> bool:
+    """Write numbers by task label, and return whether it could be done."""
+    try:
+        root.join(file).write(json.dumps(content, indent=2, sort_keys=True).encode())
+    except Exception as exc:  # noqa: BLE001  (the run itself has succeeded)
+        logger.warning("What this run learned (%s) can't be kept: %s", file, brief(exc))
+        return False
+    return True

@@ -62,6 +62,9 @@ class GraphSketch:
     sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Mean size of the datasets of a type in bytes, by name, as far as it is known."""
 
+    costs: Mapping[uuid.UUID, float] = dataclasses.field(default_factory=dict)
+    """How long each quantum will take, in any unit, as far as that is known; 1 for others."""
+
     dimensions: Collection[frozenset[str]] = ()
     """Names of the dimensions of each task, those included whose quanta have all been done."""
 
@@ -82,8 +85,8 @@ class Group:
     stage: int
     """Number of groups on the longest path that leads here."""
 
-    remaining: int
-    """Number of quanta on the longest path from here to the end of the graph."""
+    remaining: float
+    """Cost of the costliest path from here to the end of the graph; with no costs known, its quanta."""
 
     unit: int
     """The unit that the group belongs to."""
@@ -108,8 +111,8 @@ class Unit:
     upstream: frozenset[int]
     """Groups of other units that must end before this unit may start."""
 
-    remaining: int
-    """Number of quanta on the longest path from here to the end of the graph."""
+    remaining: float
+    """Cost of the costliest path from here to the end of the graph; with no costs known, its quanta."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -482,10 +485,11 @@ class _Cutter:
         self, quanta: Sequence[Sequence[int]], needs: Sequence[Sequence[int]], unit_of: Sequence[int]
     ) -> tuple[Group, ...]:
         """Work out stage, level and remaining path of each group."""
-        path = [1] * len(self.ids)
+        costs = self.sketch.costs
+        path = [0.0] * len(self.ids)
         for quantum in range(len(self.ids) - 1, -1, -1):
-            for after in self.feeds[quantum]:
-                path[quantum] = max(path[quantum], 1 + path[after])
+            further = max((path[after] for after in self.feeds[quantum]), default=0.0)
+            path[quantum] = costs.get(self.ids[quantum], 1.0) + further
         stage = [0] * len(quanta)
         level = [0] * len(quanta)
         groups: list[Group] = []

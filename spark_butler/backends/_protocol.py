@@ -19,7 +19,7 @@ class Backend(Protocol):
         """How many groups can run at the same time."""
         ...
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units that don't need each other, and return when all have ended.
 
         Parameters
@@ -27,9 +27,7 @@ class Backend(Protocol):
         context
             What all groups of the run have in common.
         batch
-            The units, bundled: those of a bundle run one after another in
-            one worker, bundles run side by side.  A unit with several levels
-            comes in a bundle and batch of its own.
+            The units.  One with several levels comes in a batch of its own.
         report
             Called with each outcome as soon as it is known here, from any
             thread, and possibly twice with the same.

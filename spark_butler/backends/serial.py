@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["SerialBackend"]
 
-import itertools
 import threading
 from collections.abc import Sequence
 
@@ -26,12 +25,12 @@ class SerialBackend:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units one after another.  See `Backend.run`."""
         with self._lock:
             self._cancelled.clear()
             prepare_process(context)
-            for unit in itertools.chain.from_iterable(batch):
+            for unit in batch:
                 if self._cancelled.is_set():
                     return
                 self._run_unit(context, unit, report)

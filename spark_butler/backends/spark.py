@@ -6,7 +6,6 @@ __all__ = ["SparkBackend"]
 
 import dataclasses
 import functools
-import itertools
 import logging
 import os
 import pickle
@@ -62,7 +61,7 @@ class SparkBackend:
 
     Notes
     -----
-    A batch is one Spark job and a bundle one Spark task.  Outcomes come back
+    A batch is one Spark job and a group one Spark task.  Outcomes come back
     through an accumulator, which Spark updates when a Spark task ends, so
     that nothing waits for the slowest task of a job.
     """
@@ -94,23 +93,22 @@ class SparkBackend:
             "java": str(spark._jvm.System.getProperty("java.version")) if spark._jvm is not None else "",
         }
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units as one Spark job.  See `Backend.run`."""
         broadcast = self._send(context)
         spark = self._spark
-        units = [unit for bundle in batch for unit in bundle]
-        text = _describe(units)
+        text = _describe(batch)
         spark.setJobGroup(self._tag, text, interruptOnCancel=False)
         _name_stages(spark, text)
         with _accumulators:
             outcomes = spark.accumulator([], _OutcomeStream(report, all_again=self._speculates))
-        if len(units) == 1 and len(units[0].widths) > 1:
-            self._run_levels(units[0], broadcast, outcomes)
+        if len(batch) == 1 and len(batch[0].widths) > 1:
+            self._run_levels(batch[0], broadcast, outcomes)
             return
-        bundles = [[work for unit in bundle for work in unit.groups] for bundle in batch]
-        rdd = self._roomy(spark.parallelize(bundles, len(bundles)), units)
+        works = [work for unit in batch for work in unit.groups]
+        rdd = self._roomy(spark.parallelize(works, len(works)), batch)
         # Unlike `pyspark.RDD.foreachPartition`, it leaves the name of the stage alone.
-        spark.runJob(rdd, functools.partial(_run_bundles, broadcast, outcomes))
+        spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
 
     def _run_levels(
         self,
@@ -261,15 +259,16 @@ def _open_context(data: bytes) -> WorkerContext:
     return context
 
 
-def _run_bundles(
+def _run_groups(
     broadcast: Broadcast[bytes],
     outcomes: Accumulator[list[QuantumOutcome]],
-    bundles: Iterable[Sequence[GroupWork]],
+    works: Iterable[GroupWork],
 ) -> Iterator[None]:
-    """Run bundles of groups in a worker."""
+    """Run groups that have nothing to send to others."""
+    # A job has results; this one has none.
     yield from ()
     context = _open_context(broadcast.value)
-    for work in itertools.chain.from_iterable(bundles):
+    for work in works:
         for event in _run_here(context, work, None):
             if isinstance(event, QuantumOutcome):
                 outcomes.add([_marked(event, work)])

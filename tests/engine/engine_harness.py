@@ -119,7 +119,7 @@ class BackendAround:
         self._inner = inner
         self.slots = inner.slots
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run groups.  See `Backend.run`."""
         self._inner.run(context, batch, report)
 

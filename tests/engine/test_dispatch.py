@@ -39,12 +39,11 @@ class _Backend:
         self.ran: list[uuid.UUID] = []
         self._bad = frozenset(bad)
 
-    def run(self, context: Any, batch: Sequence[Sequence[UnitWork]], report: Any) -> None:
-        for bundle in batch:
-            for work in bundle:
-                for quantum_id in work.groups:
-                    self.ran.append(quantum_id)  # type: ignore[arg-type]
-                    report(_outcome(quantum_id, good=quantum_id not in self._bad))  # type: ignore[arg-type]
+    def run(self, context: Any, batch: Sequence[UnitWork], report: Any) -> None:
+        for work in batch:
+            for quantum_id in work.groups:
+                self.ran.append(quantum_id)  # type: ignore[arg-type]
+                report(_outcome(quantum_id, good=quantum_id not in self._bad))  # type: ignore[arg-type]
 
     def is_alive(self) -> bool:
         return True
@@ -73,13 +72,18 @@ def _dispatcher(
     return Dispatcher(plan, graph, backend, make_work, on_outcome=on_outcome, **options)
 
 
-def _work_maker(plan: Plan) -> Callable[[Unit, frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork]:
+def _work_maker(
+    plan: Plan,
+) -> Callable[[Sequence[Unit], frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork]:
     """Make works that hold quantum IDs, which is all that the backends here want."""
 
-    def make_work(unit: Unit, blocked: frozenset[uuid.UUID], done: frozenset[uuid.UUID] | None) -> UnitWork:
-        quanta = [q for level in unit.levels for index in level for q in plan.groups[index].quanta]
+    def make_work(
+        units: Sequence[Unit], blocked: frozenset[uuid.UUID], done: frozenset[uuid.UUID] | None
+    ) -> UnitWork:
+        groups = [plan.groups[index] for unit in units for level in unit.levels for index in level]
+        quanta = [q for group in groups for q in group.quanta]
         left = blocked | (done or frozenset())
-        return UnitWork(unit.index, tuple(q for q in quanta if q not in left), (1,))  # type: ignore[arg-type]
+        return UnitWork(units[0].index, tuple(q for q in quanta if q not in left), (1,))  # type: ignore[arg-type]
 
     return make_work
 
@@ -139,6 +143,44 @@ def test_watcher_hears_of_every_quantum() -> None:
     assert (total.failed, snapshot.busy) == (1, 0)
 
 
+class _Timed(_Backend):
+    """Says that each quantum took some time, and keeps what came together."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(slots=1)
+        self.bundles: list[tuple[uuid.UUID, ...]] = []
+        self._seconds = seconds
+
+    def run(self, context: Any, batch: Sequence[UnitWork], report: Any) -> None:
+        for work in batch:
+            self.bundles.append(work.groups)  # type: ignore[arg-type]
+            for quantum_id in work.groups:
+                report(_outcome(quantum_id, wall_seconds=self._seconds))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times", "longest"), [(0.01, None, 32), (0.5, {"a": 0.5}, 4), (5.0, None, 1)]
+)
+def test_worker_gets_quanta_for_two_seconds_at_most(
+    seconds: float, times: dict[str, float] | None, longest: int
+) -> None:
+    backend = _Timed(seconds)
+    result = _run(_dispatcher(_graph("a" * 400, []), backend, times=times))
+    assert len(result.outcomes) == 400
+    assert max(map(len, backend.bundles)) == longest
+    # Nothing is known at first, unless from an earlier run; and all workers shall end at the same time.
+    assert len(backend.bundles[0]) == (longest if times else 1)
+    assert len(backend.bundles[-1]) == 1
+
+
+def test_bundle_has_quanta_of_one_kind() -> None:
+    backend = _Timed(0.0)
+    graph = _graph("ab" * 200, [])
+    _run(_dispatcher(graph, backend, times={"a": 0.0, "b": 0.0}))
+    assert {len({graph.nodes[q]["task_label"] for q in bundle}) for bundle in backend.bundles} == {1}
+    assert max(map(len, backend.bundles)) > 10
+
+
 class _Deaf(_Backend):
     """Doesn't hear that it is to stop before its job has got under way; one job fails."""
 
@@ -147,8 +189,8 @@ class _Deaf(_Backend):
         self._condition = threading.Condition()
         self._under_way = 0
 
-    def run(self, context: Any, batch: Sequence[Sequence[UnitWork]], report: Any) -> None:
-        quanta: list[Any] = [q for bundle in batch for work in bundle for q in work.groups]
+    def run(self, context: Any, batch: Sequence[UnitWork], report: Any) -> None:
+        quanta: list[Any] = [q for work in batch for q in work.groups]
         if uuid.UUID(int=0) in quanta:
             report(_outcome(uuid.UUID(int=0), good=False))
         time.sleep(0.5)
@@ -184,16 +226,15 @@ def test_quanta_that_never_become_ready_are_an_error() -> None:
 class _Again(_Backend):
     """Reports every quantum a second time, with other outputs."""
 
-    def run(self, context: Any, batch: Sequence[Sequence[UnitWork]], report: Any) -> None:
+    def run(self, context: Any, batch: Sequence[UnitWork], report: Any) -> None:
         for attempt, good in enumerate((True, False)):
-            for bundle in batch:
-                for work in bundle:
-                    for quantum_id in work.groups:
-                        outputs = tuple(uuid.UUID(int=100 + n) for n in ((1, 2), (2, 3))[attempt])
-                        records = {
-                            "store": DatastoreRecordData({i: {"table": [f"{attempt}"]} for i in outputs})  # type: ignore[list-item]
-                        }
-                        report(_outcome(quantum_id, good=good, outputs=outputs, records=records))  # type: ignore[arg-type]
+            for work in batch:
+                for quantum_id in work.groups:
+                    outputs = tuple(uuid.UUID(int=100 + n) for n in ((1, 2), (2, 3))[attempt])
+                    records = {
+                        "store": DatastoreRecordData({i: {"table": [f"{attempt}"]} for i in outputs})  # type: ignore[list-item]
+                    }
+                    report(_outcome(quantum_id, good=good, outputs=outputs, records=records))  # type: ignore[arg-type]
 
 
 def test_further_attempt_adds_to_the_first_which_counts() -> None:

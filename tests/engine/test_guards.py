@@ -50,8 +50,8 @@ class _WeighingBackend(BackendAround):
 
     nbytes = 0
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
-        self.nbytes += sum(len(group.payload) for works in batch for work in works for group in work.groups)
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
+        self.nbytes += sum(len(group.payload) for work in batch for group in work.groups)
         super().run(context, batch, report)
 
 

@@ -48,7 +48,7 @@ class _HidingBackend(BackendAround):
         super().__init__(inner)
         self._registry = registry
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         hidden = self._registry.with_suffix(".hidden")
         # What takes its place is no database: to open and read it is an error, too.
         self._registry.rename(hidden)
@@ -143,7 +143,7 @@ class _RecordingBackend(SerialBackend):
         super().__init__()
         self.sent: list[bytes] = []
 
-    def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: Any) -> None:
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: Any) -> None:
         self.sent += [cloudpickle.dumps(context), pickle.dumps(batch)]
         super().run(context, batch, report)
 

@@ -1,0 +1,88 @@
+"""The graph of process_ccd for a simulated night, or for real frames."""
+
+from __future__ import annotations
+
+__all__ = ["prepare_observed", "prepare_simulated"]
+
+from pathlib import Path
+
+from lsst.daf.butler import Butler
+from mock_graphs import MODULES, RUN
+from stock import run_pipetask
+
+from spark_butler.demo.night import INSTRUMENT, NIGHT_COLLECTION, ingest_night
+from spark_butler.demo.repository import make_repository
+from spark_butler.demo.simulation import simulate
+from spark_butler.obs.calibs import ingest_calibs
+from spark_butler.obs.raws import ingest_raws
+from spark_butler.obs.register import register_instrument
+from spark_butler.obs.visits import define_visits
+
+_CONF = Path(__file__).resolve().parents[1] / "conf"
+_NIGHT = {"visits": 6, "detectors": 4, "size": 1024}
+
+
+def prepare_simulated(folder: Path, datastore: str) -> tuple[Path, Path]:
+    """Simulate a night, ingest it and make the graph.
+
+    Parameters
+    ----------
+    folder
+        Where to put everything.
+    datastore
+        Address of a place in an object store.
+
+    Returns
+    -------
+    repo
+        The repository.
+    graph
+        File of the graph, whose output run is `mock_graphs.RUN`.
+    """
+    folder.mkdir(parents=True)
+    night = simulate(folder / "night", seed=5, **_NIGHT)
+    repo = make_repository(folder / "repo", datastore)
+    with Butler.from_config(repo, writeable=True) as butler:
+        ingest_night(butler, night)
+    return repo, _make_graph(folder, repo, INSTRUMENT, NIGHT_COLLECTION)
+
+
+def prepare_observed(folder: Path, datastore: str, frames: Path) -> tuple[Path, Path]:
+    """Ingest real frames of the camera ``opd_ixon`` and make the graph.
+
+    Parameters
+    ----------
+    folder
+        Where to put everything.
+    datastore
+        Address of a place in an object store.
+    frames
+        Folder of the frames, with bias and flat frames among them.
+
+    Returns
+    -------
+    repo
+        The repository.
+    graph
+        File of the graph, whose output run is `mock_graphs.RUN`.
+    """
+    folder.mkdir(parents=True)
+    repo = make_repository(folder / "repo", datastore)
+    with Butler.from_config(repo, writeable=True) as butler:
+        register_instrument(butler, _CONF / "cameras" / "opd_ixon.yaml")
+        ingest_raws(butler, [frames], transfer="copy")
+        for kind in ("bias", "flat"):
+            ingest_calibs(butler, kind, [frames])
+        define_visits(butler, "OPD-Ixon")
+    return repo, _make_graph(folder, repo, "OPD-Ixon", "OPD-Ixon/defaults")
+
+
+def _make_graph(folder: Path, repo: Path, instrument: str, collection: str) -> Path:
+    pipeline = _CONF / "pipelines" / "process_ccd.yaml"
+    graph = folder / "graph.qg"
+    query = ("-i", collection, "--output-run", RUN, "-d", f"instrument='{instrument}'")
+    run_pipetask(
+        *("qgraph", "-b", repo, "-p", pipeline, *query, "-q", graph, "--qgraph-datastore-records"),
+        paths=MODULES,
+    )
+    return graph

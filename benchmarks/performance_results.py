@@ -1,0 +1,181 @@
+"""Table and plot of what engines have cost."""
+
+from __future__ import annotations
+
+__all__ = ["write_results"]
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+type Row = Mapping[str, Any]
+
+_SLOTS = 2
+
+
+def write_results(rows: Sequence[Row], output: Path) -> None:
+    """Write the table, the plot and the figures that they are made from.
+
+    Parameters
+    ----------
+    rows
+        What each run has cost.
+    output
+        Folder for the files.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    loads = [row["load"] for row in rows]
+    note = (
+        f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"Python {sys.version.split()[0]}; load average before each run {min(loads):.1f} to {max(loads):.1f}."
+        " Medians of the runs that ended well. The S3 server counts HEAD requests as reads."
+    )
+    text = "\n".join([*_table(rows), "", *_ratios(rows), "", note, ""])
+    (output / "performance-benchmark.md").write_text(text)
+    (output / "performance-benchmark.json").write_text(json.dumps(rows, indent=1))
+    _draw(rows, output / "performance-benchmark.png")
+
+
+def _whole(rows: Sequence[Row], graph: str, engine: str) -> list[Row]:
+    """Runs of one graph by one engine that ended well."""
+    return [
+        row
+        for row in rows
+        if (row["graph"], row["engine"]) == (graph, engine)
+        and not row["status"]
+        and row["metadata"] == row["quanta"]
+    ]
+
+
+def _median(rows: Sequence[Row], key: str) -> float:
+    """Median of a figure; a session that is up or a cluster was there before the time that counts."""
+    return statistics.median(row.get("result", {}).get(key, row[key]) for row in rows)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| graph | quanta | engine | runs | wall s | CPU s | CPU s per quantum "
+        "| peak MB: driver, JVM, others | requests per quantum: read, write, other |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    kinds = sorted(
+        dict.fromkeys((row["graph"], row["quanta"], row["engine"]) for row in rows), key=_rank(rows)
+    )
+    for graph, quanta, engine in kinds:
+        whole = _whole(rows, graph, engine)
+        if not whole:
+            lines.append(f"| {graph} | {quanta} | {engine} | failed |  |  |  |  |  |")
+            continue
+        wall, cpu = _median(whole, "wall"), _median(whole, "cpu")
+        peak = ", ".join(
+            f"{statistics.median(row['peak'].get(role, 0) for row in whole) / 1e6:.0f}"
+            for role in ("driver", "jvm", "others")
+        )
+        requests = whole[0]["requests"]
+        other = sum(count for kind, count in requests.items() if kind not in ("GET", "PUT"))
+        asked = f"{requests.get('GET', 0):.2f}, {requests.get('PUT', 0):.2f}, {other:.2f}"
+        lines.append(
+            f"| {graph} | {quanta} | {engine} | {len(whole)} | {wall:.1f} | {cpu:.1f} "
+            f"| {cpu / quanta:.3f} | {peak} | {asked} |"
+        )
+    return lines
+
+
+def _rank(rows: Sequence[Row]) -> Any:
+    """Order of first appearance, those of one graph together."""
+    graphs = list(dict.fromkeys(row["graph"] for row in rows))
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    return lambda kind: (graphs.index(kind[0]), engines.index(kind[2]))
+
+
+def _ratios(rows: Sequence[Row]) -> list[str]:
+    """Say what the figures mean, each sentence from runs of this file."""
+    lines = []
+    for graph in dict.fromkeys(row["graph"] for row in rows):
+        cold, warm = _whole(rows, graph, "spark-butler"), _whole(rows, graph, "spark-butler, warm")
+        floor = _whole(rows, graph, "floor")
+        for peer in ("run-qbb -j 1", "run-qbb -j 2", "BPS + Parsl"):
+            if cold and (other := _whole(rows, graph, peer)):
+                cpu, wall = (_median(other, key) / _median(cold, key) for key in ("cpu", "wall"))
+                lines.append(
+                    f"- {graph}: {peer} takes {cpu:.1f} times the processor time of `spark-butler run` and "
+                    f"{wall:.1f} times its wall time, session start included."
+                )
+        if not warm:
+            continue
+        wall = _median(warm, "wall")
+        if floor:
+            spent = _SLOTS * wall / _median(floor, "wall")
+            lines.append(
+                f"- {graph}: in a session that is up, wall time × {_SLOTS} slots is {spent:.2f} times the "
+                f"floor's wall time: a parallel efficiency of {1 / spent:.2f}."
+            )
+        if "compute" in warm[0]:
+            compute = statistics.median(row["compute"] for row in warm)
+            lines.append(
+                f"- {graph}: in a session that is up, wall time is {_SLOTS * wall / compute:.2f} times the "
+                f"tasks' own time ({compute:.1f} s) divided by {_SLOTS} slots."
+            )
+    sizes = {row["quanta"]: row["graph"] for row in rows if row["graph"].endswith(" mock, 0 s")}
+    walls = {
+        quanta: _median(whole, "wall")
+        for quanta, graph in sizes.items()
+        if (whole := _whole(rows, graph, "spark-butler, warm"))
+    }
+    if len(walls) > 1:
+        costs = ", ".join(f"{1000 * _SLOTS * wall / n:.1f} ms ({n})" for n, wall in sorted(walls.items()))
+        lines.append(f"- In a session that is up, wall time × {_SLOTS} slots per quantum of 0 s: {costs}.")
+    return lines
+
+
+def _draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw processor and wall time per quantum, a panel for each graph that several engines have run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {
+        graph: found
+        for graph in dict.fromkeys(row["graph"] for row in rows)
+        if len(
+            found := {
+                engine: whole
+                for engine in dict.fromkeys(row["engine"] for row in rows)
+                if (whole := _whole(rows, graph, engine))
+            }
+        )
+        > 1
+    }
+    if not panels:
+        return
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(6 * n_columns, 0.6 + 2.6 * n_rows), squeeze=False)
+    for axis, (graph, found) in zip(axes.flat, panels.items(), strict=False):
+        names = list(found)[::-1]
+        quanta = next(iter(found.values()))[0]["quanta"]
+        for shift, key, label in ((0.2, "cpu", "processor s"), (-0.2, "wall", "wall s")):
+            values = [_median(found[name], key) / quanta for name in names]
+            bars = axis.barh([n + shift for n in range(len(names))], values, 0.38, label=label)
+            axis.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xscale("log")
+        axis.margins(x=0.25)
+        axis.set_title(f"{graph} ({quanta} quanta)", fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds per quantum")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
