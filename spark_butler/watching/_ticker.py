@@ -17,7 +17,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 class Ticker:
-    """Does something every few seconds, in a thread of its own, for as long as the context lasts.
+    """Does something at once and every few seconds, in a thread of its own, while the context lasts.
 
     Parameters
     ----------
@@ -47,10 +47,12 @@ class Ticker:
         self._thread.join(_PATIENCE_SECONDS)
 
     def _run(self) -> None:
-        while not self._ended.wait(self._seconds):
+        while True:
             try:
                 self._action()
             except Exception as exc:  # noqa: BLE001  (the run itself is well)
                 level = logging.DEBUG if self._has_failed else logging.WARNING
                 logger.log(level, "The %s of the run failed: %s", self._name, brief(exc))
                 self._has_failed = True
+            if self._ended.wait(self._seconds):
+                return

@@ -151,6 +151,8 @@ class RunWatch:
     def _keep_status(self) -> None:
         """Write how the run stands, and look whether it is to end."""
         assert self._folder is not None
+        if self._is_over:
+            return
         self._write_status(self._folder, "running")
         if not self.cancelled and self._on_cancel is not None and self._folder.cancel_file.exists():
             if self._is_over:

@@ -89,6 +89,7 @@ def test_report_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyte
     watch.finish("succeeded")
     assert watch.places == []
     assert "The report could not be written to" in caplog.text
+    assert "The status of the run failed" in caplog.text
 
 
 def test_run_that_breaks_down_has_a_report(tmp_path: Path) -> None:
