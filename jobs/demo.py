@@ -88,7 +88,7 @@ def process(night: DemoNight, java_home: Path, cores: int) -> int:
             f"instrument='{INSTRUMENT}'",
             "--register-dataset-types",
         ),
-        *("--temporary", "auto"),
+        *("--temporary", "auto", "--report", str(night.directory / "report")),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"} | {
         "JAVA_HOME": str(java_home),
@@ -121,6 +121,7 @@ def explain(night: DemoNight, pictures: list[Path]) -> None:
     here = os.path.relpath(night.directory)
     print(f"""
 Pictures    {" ".join(os.path.relpath(picture) for picture in pictures)}
+Report      {here}/report/report.html, for a browser
 Simulation  {here}/night: raw frames, truth.parquet
 Repository  {here}/repo, with its datasets in S3 (data of the server: {here}/s3); outputs in {OUTPUT}
 

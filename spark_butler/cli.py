@@ -16,6 +16,12 @@ _RUN_COMMANDS = {
     "run": "Build and run a pipeline on Spark, with the options of 'pipetask run'.",
 }
 
+_WATCH_COMMANDS = {
+    "cancel": "Ask a run to end.",
+    "report": "Print the report of a run that has ended.",
+    "status": "Say how runs stand, while they go on and afterwards.",
+}
+
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -33,12 +39,17 @@ class _Group(click.Group):
 
 
 class _Main(_Group):
-    """The top group; its commands with the options of ``pipetask run`` are imported only when named."""
+    """The top group; its commands that need the middleware are imported only when named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_RUN_COMMANDS})
+        return sorted({*super().list_commands(ctx), *_RUN_COMMANDS, *_WATCH_COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _WATCH_COMMANDS:
+            from . import cli_reports
+
+            command: click.Command = getattr(cli_reports, cmd_name)
+            return command
         if cmd_name not in _RUN_COMMANDS:
             return super().get_command(ctx, cmd_name)
         from .cli_run import make_run_command
@@ -46,7 +57,7 @@ class _Main(_Group):
         return make_run_command(cmd_name, only_plan=cmd_name == "plan")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = dict(_RUN_COMMANDS)
+        rows = _RUN_COMMANDS | _WATCH_COMMANDS
         rows.update((name, each.get_short_help_str(80)) for name, each in self.commands.items())
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))

@@ -76,6 +76,17 @@ _OPTIONS = (
         help="Where to write the provenance quantum graph of the run, for `butler provenance-report` and "
         "`butler ingest-graph`: a name that ends in .qg; can be a URI.",
     ),
+    click.option(
+        "--report",
+        metavar="DIR",
+        help="Folder for a copy of the run's report, report.html and report.json; can be a URI. The report "
+        "itself is kept beside the datasets, see `spark-butler report`.",
+    ),
+    click.option(
+        "--progress/--no-progress",
+        default=None,
+        help="Whether to draw a bar for each task; by default where standard error is a terminal.",
+    ),
 )
 
 

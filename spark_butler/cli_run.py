@@ -36,6 +36,7 @@ from .backends import Backend, SerialBackend
 from .bundle import explain_bundle
 from .cli_options import engine_options
 from .cli_request import make_request
+from .cli_watch import COMMAND_KEY, Watching, describe_end, watch_run
 from .dispatch import RunResult
 from .engine import execute_graph, plan_graph
 from .errors import EngineError, UserError
@@ -48,6 +49,7 @@ from .report import make_report, summarize
 from .repository import check_repository, store_roots
 from .resume import needs_clobber
 from .session import check_platform, check_workers, open_session, say_on_stderr
+from .watching import RunWatch
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class _RunCommand(PipetaskCommand):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[COMMAND_KEY] = list(args)
         name, ctx.info_name = ctx.info_name, "run"
         try:
             parsed: list[str] = super().parse_args(ctx, args)
@@ -178,6 +181,7 @@ def make_run_command(
 
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
     """Do what the command was asked for and return the exit status."""
+    watching = Watching.from_options(ctx, kwargs)
     _start_logging(kwargs)
     dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
     request = make_request(ctx, kwargs, default_pipeline=default_pipeline, on_spark=backend_name == "spark")
@@ -192,13 +196,16 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
         if show.handled and not show.unhandled:
             _say_shown("No quantum graph generated or pipeline executed.")
             return 0
-        return _run_graph(request, factory, backend_name, dry_run=dry_run)
+        return _run_graph(request, factory, backend_name, watching, dry_run=dry_run)
 
 
-def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run: bool) -> int:
+def _run_graph(
+    request: RunRequest, factory: Any, backend_name: str, watching: Watching, *, dry_run: bool
+) -> int:
     """Build or read the graph, explain it, check and run it."""
     arguments, show = request.arguments, request.show
-    graph = build_graph(request, factory)
+    with watching.timing("quantum graph"):
+        graph = build_graph(request, factory)
     if show.unhandled:
         click.echo(
             "The following '--show' options were not known to the run command: "
@@ -220,10 +227,12 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
     logger.info("%s", plan.explain())
     stopped: _Stopped | None = None
     with contextlib.ExitStack() as stack:
-        backend = stack.enter_context(_open_backend(backend_name, output.butler_config))
+        with watching.timing("Spark session"):
+            backend = stack.enter_context(_open_backend(backend_name, output.butler_config))
         if request.options.debug:
             _import_debug()
-        butler = stack.enter_context(prepare_output(graph, output))
+        with watching.timing("output run"):
+            butler = stack.enter_context(prepare_output(graph, output))
         if arguments["init_only"]:
             return 0
         recorder: ProvenanceRecorder | None = None
@@ -232,10 +241,14 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
             stack.enter_context(recorder)
         stack.enter_context(lsst.utils.timer.profile(arguments["profile"], logger))
         start = time.time()
+        watch = watch_run(watching, graph.header.output_run, request, butler, backend)
         try:
-            with _ending_on_signals():
+            with _ending_on_signals(), watch:
                 result = execute_graph(
-                    graph, butler, backend, request.options, xgraph=xgraph, recorder=recorder
+                    *(graph, butler, backend, request.options),
+                    xgraph=xgraph,
+                    recorder=recorder,
+                    watcher=watch.watcher,
                 )
                 unwritten = _write_provenance(recorder, result)
         except _Stopped as exc:
@@ -243,13 +256,20 @@ def _run_graph(request: RunRequest, factory: Any, backend_name: str, *, dry_run:
             how_to_resume = _tell_how_to_resume(butler, graph, output)
         except EngineError:
             _say(_tell_how_to_resume(butler, graph, output))
+            _say_places(watch)
             raise
     if stopped is not None:
-        return _say_stopped(stopped, how_to_resume)
+        by = "`spark-butler cancel`" if watch.cancelled else stopped.number.name
+        watch.finish("stopped", f"Stopped by {by}.")
+        _say_places(watch)
+        return _say_stopped(stopped, by, how_to_resume)
     click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
     if summary := arguments["summary"]:
         with ResourcePath(summary).open("w") as stream:
             stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
+    watch.finish(*describe_end(result), n_ingested=result.n_ingested)
+    if watch.places:
+        click.echo(f"The report is in {watch.places[0]}.")
     if unwritten is not None:
         raise unwritten
     return 1 if result.failed else 0
@@ -366,7 +386,13 @@ def _tell_how_to_resume(butler: Butler, graph: PredictedQuantumGraph, output: Ou
     return f"What was finished is in run {run!r}; to resume, repeat the command with {options}{instead}."
 
 
-def _say_stopped(stopped: _Stopped, how_to_resume: str) -> int:
+def _say_places(watch: RunWatch) -> None:
+    """Say where the report of a run is that has come to no good end."""
+    if watch.places:
+        _say(f"The report is in {watch.places[0]}.")
+
+
+def _say_stopped(stopped: _Stopped, by: str, how_to_resume: str) -> int:
     """Say how to go on after a signal, and return the exit status that shells give it."""
-    _say(f"Stopped by {stopped.number.name}. {how_to_resume}")
+    _say(f"Stopped by {by}. {how_to_resume}")
     return 128 + stopped.number

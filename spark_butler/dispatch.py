@@ -28,6 +28,7 @@ from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
 from .pace import Pace
 from .plan import Plan, Unit
+from .progress import Watcher, Watchers
 from .work import UnitWork, WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ _MAX_ASIDE = 32
 _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
+_FEW_QUANTA = 100
 # Shares of bundles don't add up exactly.
 _WHOLE = 1 - 1e-6
 _NUMBER = re.compile(r"\d+")
@@ -110,6 +112,8 @@ class Dispatcher:
         backend.
     budget
         How many failures the run bears.
+    watcher
+        Told of what happens, in the thread of `run`.
     times
         Mean times of the quanta of tasks in earlier runs, in seconds, by
         label, as far as they are known.
@@ -133,6 +137,7 @@ class Dispatcher:
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
         budget: FailureBudget = _NO_BUDGET,
+        watcher: Watcher | None = None,
         times: Mapping[str, float] | None = None,
     ):
         self._plan = plan
@@ -143,6 +148,8 @@ class Dispatcher:
         self._limit = limit
         self._budget = budget
         self._pace = Pace(len(plan) / max(1, len(plan.groups)), times)
+        self._watcher = Watchers(watcher)
+        self._is_watched = watcher is not None
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
@@ -237,6 +244,7 @@ class Dispatcher:
             future = pool.submit(self._backend.run, context, works, self._words.put)
             jobs[future] = units
             future.add_done_callback(self._words.put)
+            self._watcher.dispatched([q for unit in units for q in self._open[unit.index]])
 
     def _pick(self, room: float) -> list[list[Unit]]:
         """Take the most urgent units that may run now: bundles of one level, or one unit of several levels.
@@ -365,9 +373,10 @@ class Dispatcher:
     def _record(self, outcome: QuantumOutcome) -> bool:
         """Keep an outcome and pass it on; return whether it is the first of its quantum."""
         first = self._result.outcomes.get(outcome.quantum_id)
+        if first is not None and outcome.recovered:
+            return False
+        self._watcher.took(outcome)
         if first is not None:
-            if outcome.recovered:
-                return False
             # A lost temporary was made again: what that wrote on the way has replaced the first.
             outcome = _merge(first, outcome)
         self._on_outcome(outcome)
@@ -406,6 +415,7 @@ class Dispatcher:
                 node["data_id"],
             )
         self._result.blocked.extend(blocked)
+        self._watcher.blocked(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
 
@@ -470,6 +480,9 @@ class Dispatcher:
                 self._record(word)
 
     def _log_progress(self) -> None:
+        if self._is_watched and len(self._plan) > _FEW_QUANTA:
+            # Whoever watches says it now and then, in one line for many quanta.
+            return
         failed = self._n_failed + len(self._result.blocked)
         done = len(self._result.outcomes) - self._n_failed
         logger.info(

@@ -51,6 +51,7 @@ from .messages import brief
 from .outcomes import QuantumOutcome
 from .packed import automatic_outputs, find_packs, seeks_astray
 from .plan import GroupBy, Plan, cut_graph
+from .progress import Watcher, Watchers
 from .provenance import ProvenanceRecorder, all_scans
 from .registry import Ingester, IngestStream, fetch_ids
 from .repository import store_roots
@@ -78,6 +79,7 @@ def execute_graph(
     *,
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     recorder: ProvenanceRecorder | None = None,
+    watcher: Watcher | None = None,
 ) -> RunResult:
     """Execute a quantum graph and put its outputs into the registry.
 
@@ -97,6 +99,9 @@ def execute_graph(
     recorder
         Keeps what a provenance graph needs.  Writing it, when the run has
         ended, is left to the caller.
+    watcher
+        Told of what happens, in this thread.  What it raises is logged and
+        does not disturb the run.
 
     Returns
     -------
@@ -131,6 +136,7 @@ def execute_graph(
     costs = estimate_costs(graph, xgraph, times, records)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, costs=costs)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
+    Watchers(watcher).planned(plan)
     if temporary_types:
         # Before any quantum is done that lacks them.
         note_temporaries(butler, run, temporary_types)
@@ -198,6 +204,7 @@ def execute_graph(
             on_outcome=take,
             limit=options.processes,
             budget=_failure_budget(options, len(plan)),
+            watcher=watcher,
             times=times,
         )
         try:

@@ -139,6 +139,7 @@ class ChildRunner:
             outputs=left.ids,
             records=left.records,
             removed=left.removed,
+            started=time.time() - (time.monotonic() - started),
             wall_seconds=time.monotonic() - started,
             peak_memory=child.peak_memory,
             memory_limit=limit,

@@ -48,6 +48,9 @@ class Attempt:
     worker: str
     """Host name and process ID of the worker."""
 
+    started: float = 0.0
+    """When it began by the worker's clock, in seconds since the epoch; 0 when unknown."""
+
     scan: bytes | None = None
     """What a provenance graph holds of it, as `QuantumOutcome.scan`."""
 
@@ -110,8 +113,17 @@ class QuantumOutcome:
     scan: bytes | None = None
     """The packed `spark_butler.scans.QuantumScan` of the attempt, where it is wanted."""
 
+    started: float = 0.0
+    """When the attempt began by the worker's clock, in seconds since the epoch; 0 when unknown."""
+
     wall_seconds: float = 0.0
     """Time from start to end of the attempt, in seconds."""
+
+    read_seconds: float | None = None
+    """Time that the task spent in `Butler.get`, in seconds, as pipe_base measures it; `None` when unknown."""
+
+    write_seconds: float | None = None
+    """Time that the task spent in `Butler.put`, in seconds, as pipe_base measures it; `None` when unknown."""
 
     cpu_seconds: float = 0.0
     """Processor time of the attempt, in seconds."""
@@ -145,6 +157,7 @@ class QuantumOutcome:
             self.peak_memory,
             self.wall_seconds,
             self.worker,
+            self.started,
             self.scan,
         )
 

@@ -16,7 +16,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lsst.daf.butler import ButlerConfig, ButlerLogRecords, QuantumBackedButler
 from lsst.daf.butler.cli.cliLog import CliLog
@@ -329,6 +329,7 @@ def _run_quantum(
         records=records,
         bundled=bundled,
         removed=removed,
+        started=wall,
         wall_seconds=time.time() - wall,
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -407,10 +408,13 @@ def _success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) -
     report = result.report if isinstance(result, QuantumExecutionResult) else None
     caveats = QuantumSuccessCaveats.NO_CAVEATS
     skipped = False
+    metrics: Mapping[str, float] = {}
     if isinstance(result, QuantumExecutionResult):
         skipped = bool(result.skipped_existing)
         if result.task_metadata is not None:
-            caveats = QuantumSuccessCaveats(result.task_metadata["quantum"].get("caveats", 0))
+            metadata = result.task_metadata["quantum"]
+            caveats = QuantumSuccessCaveats(metadata.get("caveats", 0))
+            metrics = metadata.get("butler_metrics", {})
     if report is None:
         assert work.quantum.dataId is not None
         report = QuantumReport(
@@ -423,6 +427,9 @@ def _success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) -
         report,
         caveats=caveats,
         skipped_existing=skipped,
+        # Of one that was skipped, they are those of the attempt that had succeeded.
+        read_seconds=None if skipped else metrics.get("time_in_get"),
+        write_seconds=None if skipped else metrics.get("time_in_put"),
     )
 
 

@@ -83,11 +83,24 @@ class SparkBackend:
         """How many groups can run at the same time; twice as many where a backlog brings more executors."""
         return int(self._spark.defaultParallelism) * (2 if self._grows else 1)
 
+    @property
+    def platform(self) -> dict[str, str]:
+        """What runs here, for people."""
+        spark = self._spark
+        return {
+            "spark": str(spark.version),
+            "master": str(spark.master),
+            "application": str(spark.applicationId),
+            "java": str(spark._jvm.System.getProperty("java.version")) if spark._jvm is not None else "",
+        }
+
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units as one Spark job.  See `Backend.run`."""
         broadcast = self._send(context)
         spark = self._spark
-        spark.setJobGroup(self._tag, _describe(batch), interruptOnCancel=False)
+        text = _describe(batch)
+        spark.setJobGroup(self._tag, text, interruptOnCancel=False)
+        _name_stages(spark, text)
         with _accumulators:
             outcomes = spark.accumulator([], _OutcomeStream(report, all_again=self._speculates))
         if len(batch) == 1 and len(batch[0].widths) > 1:
@@ -95,7 +108,8 @@ class SparkBackend:
             return
         works = [work for unit in batch for work in unit.groups]
         rdd = self._roomy(spark.parallelize(works, len(works)), batch)
-        rdd.foreachPartition(functools.partial(_run_groups, broadcast, outcomes))
+        # Unlike `pyspark.RDD.foreachPartition`, it leaves the name of the stage alone.
+        spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
 
     def _run_levels(
         self,
@@ -106,11 +120,13 @@ class SparkBackend:
         """Run a unit of several levels: a Spark stage for each, with shuffles between."""
         works = self._roomy(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
         records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
-        for width in unit.widths[1:]:
+        for level, width in enumerate(unit.widths[1:], start=1):
             arrived = self._roomy(_shuffle(records, width), [unit])
+            # Only now, since a stage bears the name that was set when its end, the shuffle, was made.
+            _name_stages(self._spark, _describe_level(unit, level))
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
         # Nothing is left to send after the last level.
-        records.foreachPartition(_drain)
+        self._spark.runJob(records, _drain)
 
     def _roomy(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
         """Let Spark tasks that need the memory of several slots take up so many."""
@@ -195,6 +211,22 @@ def _describe(units: Sequence[UnitWork]) -> str:
     return f"{units[0].groups[0].summary}{more}"
 
 
+def _describe_level(unit: UnitWork, level: int) -> str:
+    """Name the groups of a later level of a unit."""
+    works: list[GroupWork] = list(unit.groups)
+    for _ in range(level):
+        works = [work for each in works for _, work in each.carried]
+    n_groups = unit.widths[level]
+    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+    return f"{works[0].summary}{more}" if works else f"{n_groups} groups"
+
+
+def _name_stages(spark: SparkContext, text: str) -> None:
+    """Name the stages of this thread's next job by what they do, not by the line that submits them."""
+    spark.setLocalProperty("callSite.short", text)
+    spark.setLocalProperty("callSite.long", text)
+
+
 def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
     """Send records to their next places, one by one as they come.
 
@@ -232,8 +264,10 @@ def _run_groups(
     broadcast: Broadcast[bytes],
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
-) -> None:
+) -> Iterator[None]:
     """Run groups that have nothing to send to others."""
+    # A job has results; this one has none.
+    yield from ()
     context = _open_context(broadcast.value)
     for work in works:
         for event in _run_here(context, work, None):
@@ -317,6 +351,7 @@ def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
     return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome
 
 
-def _drain(records: Iterable[object]) -> None:
+def _drain(records: Iterable[object]) -> Iterator[None]:
+    yield from ()
     for _ in records:
         raise EngineError("The last level of a unit has sent a record.")

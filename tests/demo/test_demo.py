@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,16 @@ def test_pictures_are_there_and_named(demo: tuple[Path, str]) -> None:
         assert picture.name in output
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size > 20_000
+
+
+def test_report_is_there_and_named(demo: tuple[Path, str]) -> None:
+    directory, output = demo
+    assert "report.html, for a browser" in output
+    content = json.loads((directory / "report" / "report.json").read_text())
+    assert (content["state"], content["totals"]["done"], content["platform"]["master"][:5]) == (
+        *("succeeded", 7, "local"),
+    )
+    assert content["totals"]["requests"] > 7
 
 
 def test_second_demo_keeps_the_night_and_its_repository_serves_butler_commands(

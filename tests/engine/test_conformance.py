@@ -304,3 +304,17 @@ def test_comparison_would_see_a_difference(make_repo: Callable[[str], Repo]) -> 
     changed[key] = ("StructuredDataDict", None)
     with pytest.raises(AssertionError):
         _check(one, expected, dataclasses.replace(expected, datasets=changed), set())
+
+
+def test_spark_shows_what_a_stage_does(
+    spark_backend: Backend, spark: object, make_repo: Callable[[str], Repo]
+) -> None:
+    # Through a shuffle, so that one job has two stages.
+    case = Case(_gather, {"temporary": ("x",), "group_by": "quantum"})
+    with make_repo("named").open() as helper:
+        run_engine(helper, case, spark_backend)
+    tracker = spark.sparkContext.statusTracker()  # type: ignore[attr-defined]
+    job_ids = tracker.getJobIdsForGroup(spark_backend._tag)  # type: ignore[attr-defined]
+    jobs = [tracker.getJobInfo(job_id) for job_id in job_ids]
+    names = [tracker.getStageInfo(stage).name for job in jobs for stage in job.stageIds]
+    assert {name.partition(" {instrument: 'Cam1', ")[0] for name in names} == {"a", "b", "c"}, names

@@ -114,7 +114,7 @@ def test_chain_is_extended_replaced_and_rebased(job_repo: JobRepo, run_job: RunJ
     replacement, *others = _children(job_repo, "chain")
     assert others == [first, "raw/all"]
     assert replacement not in ("chain/named", first)
-    assert not [key for key in job_repo.keys() if "chain/named" in key]
+    assert not [key for key in job_repo.keys() if key.startswith("repo/chain/named")]
     _run(run_job, job_repo, "--output-run", "alone")
     assert job_repo.datasets("alone") >= {("mock_second", "Cam1", 1)}
     refused = _run(run_job, job_repo, "-o", "chain", "-i", "alone", status=2)

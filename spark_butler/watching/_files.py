@@ -1,0 +1,121 @@
+"""Where reports are: beside the repository's datasets, one folder for each attempt at a run.
+
+Nothing else in the store has names like these, and tools of the Butler see
+only what the registry knows.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AttemptFolder", "find_attempts", "new_attempt", "read_json", "report_root"]
+
+import dataclasses
+import datetime
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from lsst.resources import ResourcePath
+
+_FOLDER = "spark-butler-reports/"
+_STAMP = re.compile(r"(.+)/(\d{8}T\d{6}\d{3}Z)/[^/]+")
+_ANY_FILE = re.compile(r"(status|report)\.json$")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttemptFolder:
+    """The folder of one attempt at a run."""
+
+    run: str
+    """The output RUN collection."""
+
+    stamp: str
+    """When the attempt began; later ones sort last."""
+
+    uri: ResourcePath
+    """Address of the folder."""
+
+    @property
+    def status_file(self) -> ResourcePath:
+        """How the attempt stands, or stood when last heard of."""
+        return self.uri.join("status.json")
+
+    @property
+    def report_file(self) -> ResourcePath:
+        """The report as data."""
+        return self.uri.join("report.json")
+
+    @property
+    def page_file(self) -> ResourcePath:
+        """The report as a page."""
+        return self.uri.join("report.html")
+
+    @property
+    def cancel_file(self) -> ResourcePath:
+        """Its presence asks the attempt to end."""
+        return self.uri.join("cancel")
+
+
+def report_root(datastore_root: ResourcePath) -> ResourcePath:
+    """Name the folder of all reports.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    """
+    return datastore_root.join(_FOLDER, forceDirectory=True)
+
+
+def new_attempt(datastore_root: ResourcePath, run: str, started: datetime.datetime) -> AttemptFolder:
+    """Name the folder of a new attempt.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    run
+        The output RUN collection.
+    started
+        When the attempt began, in UTC.
+    """
+    stamp = f"{started:%Y%m%dT%H%M%S}{started.microsecond // 1000:03d}Z"
+    uri = report_root(datastore_root).join(f"{run}/{stamp}/", forceDirectory=True)
+    return AttemptFolder(run, stamp, uri)
+
+
+def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = None) -> list[AttemptFolder]:
+    """Find the attempts of which something was kept, oldest first.
+
+    Parameters
+    ----------
+    datastore_roots
+        Roots of the repository's datastores.
+    run
+        Only those at this run, or at runs whose names begin with it and a
+        slash, as those of a chain do.
+    """
+    found: dict[tuple[str, str], AttemptFolder] = {}
+    for root in datastore_roots:
+        top = report_root(root)
+        start = top if run is None else top.join(f"{run}/", forceDirectory=True)
+        for uri in ResourcePath.findFileResources([start], file_filter=_ANY_FILE, grouped=False):
+            path = uri.relative_to(top)
+            if path is not None and (match := _STAMP.fullmatch(path)) is not None:
+                found[match[1], match[2]] = AttemptFolder(match[1], match[2], uri.dirname())
+    return sorted(found.values(), key=lambda attempt: (attempt.stamp, attempt.run))
+
+
+def read_json(uri: ResourcePath) -> dict[str, Any] | None:
+    """Read a JSON file; `None` where there is none.
+
+    Parameters
+    ----------
+    uri
+        Address of the file.
+    """
+    try:
+        content = json.loads(uri.read())
+    except FileNotFoundError:
+        return None
+    return content if isinstance(content, dict) else None

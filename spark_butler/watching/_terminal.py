@@ -1,0 +1,137 @@
+"""One bar for each task, below the log, in a terminal."""
+
+from __future__ import annotations
+
+__all__ = ["Bars", "render_bars"]
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable
+from typing import IO, Self, cast
+
+from rich.console import Console, Group
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..progress import ProgressSnapshot, TaskProgress
+from ._format import format_seconds
+
+_REFRESHES_PER_SECOND = 4
+_MAX_WIDTH = 110
+
+
+def render_bars(snapshot: ProgressSnapshot) -> Group:
+    """Draw how a run stands.
+
+    Parameters
+    ----------
+    snapshot
+        How it stands.
+    """
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
+    table.add_column(ratio=1, min_width=8)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for task in snapshot.tasks:
+        ended = task.done + task.failed + task.blocked
+        hurt = task.failed + task.blocked > 0
+        bar = ProgressBar(
+            total=max(1, task.total),
+            completed=ended,
+            complete_style="red" if hurt else "cyan",
+            finished_style="red" if hurt else "green",
+        )
+        table.add_row(task.label, bar, f"{ended}/{task.total}", _describe(task))
+    words = [
+        f"{snapshot.busy} of {snapshot.slots} slots busy",
+        f"{snapshot.rate:.3g} quanta/s",
+        f"{format_seconds(snapshot.elapsed)} so far",
+    ]
+    if snapshot.seconds_left:
+        words.append(f"about {format_seconds(snapshot.seconds_left)} left")
+    return Group(Constrain(table, _MAX_WIDTH), Text(" · ".join(words), style="dim"))
+
+
+def _describe(task: TaskProgress) -> Text:
+    """Say what is not just done or pending."""
+    text = Text()
+    for n, word, style in (
+        (task.running, "running", "cyan"),
+        (task.failed, "failed", "bold red"),
+        (task.blocked, "blocked", "yellow"),
+    ):
+        if n:
+            text.append(f"{'  ' if text else ''}{n} {word}", style=style)
+    return text
+
+
+class _Above:
+    """A stream for log handlers that writes above the bars."""
+
+    def __init__(self, console: Console, stream: IO[str]):
+        self._console = console
+        self._stream = stream
+        self._held = ""
+
+    def write(self, text: str) -> int:
+        lines = (self._held + text).split("\n")
+        self._held = lines.pop()
+        for line in lines:
+            # Whole, so that what is copied from the terminal is what was logged.
+            self._console.print(Text(line), soft_wrap=True)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+class Bars:
+    """Shows bars on standard error for as long as the context lasts; what is logged there goes above.
+
+    Parameters
+    ----------
+    look
+        Tells how the run stands.
+    console
+        Where to draw; standard error by default.
+    """
+
+    def __init__(self, look: Callable[[], ProgressSnapshot], console: Console | None = None):
+        self._look = look
+        self._console = Console(stderr=True) if console is None else console
+        self._live = Live(
+            console=self._console,
+            get_renderable=lambda: render_bars(self._look()),
+            refresh_per_second=_REFRESHES_PER_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        for handler in _terminal_handlers():
+            stream = handler.stream
+            handler.setStream(cast("IO[str]", _Above(self._console, stream)))
+            self._stack.callback(handler.setStream, stream)
+        self._stack.enter_context(self._live)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+
+def _terminal_handlers() -> list[logging.StreamHandler[IO[str]]]:
+    """Find the log handlers that write to standard error."""
+    return [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    ]
