@@ -26,6 +26,7 @@ from .limits import Limits
 from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
 from .plan import Plan, Unit
+from .progress import Watcher, Watchers
 from .work import UnitWork, WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ class Dispatcher:
         backend.
     budget
         How many failures the run bears.
+    watcher
+        Told of what happens, in the thread of `run`.
 
     Notes
     -----
@@ -123,6 +126,7 @@ class Dispatcher:
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
         budget: FailureBudget = _NO_BUDGET,
+        watcher: Watcher | None = None,
     ):
         self._plan = plan
         self._xgraph = xgraph
@@ -131,6 +135,7 @@ class Dispatcher:
         self._on_outcome = on_outcome
         self._limit = limit
         self._budget = budget
+        self._watcher = Watchers(watcher)
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
@@ -226,6 +231,7 @@ class Dispatcher:
             future = pool.submit(self._backend.run, context, bundles, self._words.put)
             jobs[future] = units
             future.add_done_callback(self._words.put)
+            self._watcher.dispatched([q for unit in units for q in self._open[unit.index]])
 
     def _pick(self, room: int) -> list[Unit]:
         """Take the most urgent units that may run now: several of one level, or one of several levels.
@@ -329,9 +335,10 @@ class Dispatcher:
     def _record(self, outcome: QuantumOutcome) -> bool:
         """Keep an outcome and pass it on; return whether it is the first of its quantum."""
         first = self._result.outcomes.get(outcome.quantum_id)
+        if first is not None and outcome.recovered:
+            return False
+        self._watcher.took(outcome)
         if first is not None:
-            if outcome.recovered:
-                return False
             # A lost temporary was made again: what that wrote on the way has replaced the first.
             outcome = _merge(first, outcome)
         self._on_outcome(outcome)
@@ -370,6 +377,7 @@ class Dispatcher:
                 node["data_id"],
             )
         self._result.blocked.extend(blocked)
+        self._watcher.blocked(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
 

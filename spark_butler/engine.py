@@ -40,6 +40,7 @@ from .mending import Doubts
 from .messages import brief
 from .outcomes import QuantumOutcome
 from .plan import GroupBy, Plan, cut_graph
+from .progress import Watcher, Watchers
 from .provenance import ProvenanceRecorder
 from .registry import Ingester, IngestStream, fetch_ids
 from .repository import store_roots
@@ -64,6 +65,7 @@ def execute_graph(
     *,
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     recorder: ProvenanceRecorder | None = None,
+    watcher: Watcher | None = None,
 ) -> RunResult:
     """Execute a quantum graph and put its outputs into the registry.
 
@@ -83,6 +85,9 @@ def execute_graph(
     recorder
         Keeps what a provenance graph needs.  Writing it, when the run has
         ended, is left to the caller.
+    watcher
+        Told of what happens, in this thread.  What it raises is logged and
+        does not disturb the run.
 
     Returns
     -------
@@ -112,6 +117,8 @@ def execute_graph(
         raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
+    watcher = Watchers(watcher)
+    watcher.planned(plan)
     if temporary_types:
         # Before any quantum is done that lacks them.
         note_temporaries(butler, run, temporary_types)
@@ -168,6 +175,7 @@ def execute_graph(
             on_outcome=take,
             limit=options.processes,
             budget=_failure_budget(options, len(plan)),
+            watcher=watcher,
         )
         try:
             result = dispatcher.run(context)

@@ -19,6 +19,7 @@ from spark_butler.dispatch import Dispatcher, FailureBudget, RunResult
 from spark_butler.errors import EngineError
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.plan import GraphSketch, Plan, Unit, cut_graph
+from spark_butler.progress import Progress
 from spark_butler.work import UnitWork
 
 _REPORT = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=0)
@@ -122,6 +123,20 @@ def test_longest_path_goes_first() -> None:
     _run(_dispatcher(graph, backend, limit=1))
     assert backend.ran[0].int == 3
     assert sorted(q.int for q in backend.ran) == list(range(6))
+
+
+def test_watcher_hears_of_every_quantum() -> None:
+    graph = _graph("aabbc", [(0, 2), (1, 3), (2, 4), (3, 4)])
+    progress = Progress(slots=4)
+    dispatcher = _dispatcher(graph, _Backend(bad=[uuid.UUID(int=1)]), watcher=progress)
+    progress.planned(dispatcher._plan)
+    result = _run(dispatcher)
+    snapshot = progress.snapshot()
+    # All outcomes of the fake backend are of task a.
+    assert snapshot.failures == tuple(result.failed)
+    total = snapshot.total
+    assert sum(snapshot.tasks[n].blocked for n in range(3)) == len(result.blocked) == 2
+    assert (total.failed, snapshot.busy) == (1, 0)
 
 
 class _Deaf(_Backend):

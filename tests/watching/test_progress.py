@@ -1,0 +1,120 @@
+"""What is counted while a run goes on."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from lsst.pipe.base import QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import QuantumReport
+
+from spark_butler.outcomes import QuantumOutcome
+from spark_butler.plan import GraphSketch, Plan, cut_graph
+from spark_butler.progress import Progress, TaskProgress, Watchers
+
+
+class _Clock:
+    """A clock that stands still until it is set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _id(number: int) -> uuid.UUID:
+    return uuid.UUID(int=number)
+
+
+def _outcome(number: int, label: str, *, good: bool = True, **more: Any) -> QuantumOutcome:
+    report = QuantumReport(dataId={"detector": number}, taskLabel=label, exitCode=0 if good else 1)
+    status = QuantumAttemptStatus.SUCCESSFUL if good else QuantumAttemptStatus.FAILED
+    return QuantumOutcome(_id(number), status, report, wall_seconds=more.pop("wall_seconds", 1.0), **more)
+
+
+def _plan() -> Plan:
+    """Two chains of a and b, which c gathers."""
+    labels = {_id(n): label for n, label in enumerate("aabbc")}
+    edges = [(_id(a), _id(b)) for a, b in [(0, 2), (1, 3), (2, 4), (3, 4)]]
+    return cut_graph(GraphSketch(labels, edges), group_by="fused")
+
+
+def test_a_quantum_is_in_one_place_at_a_time() -> None:
+    progress = Progress(slots=2)
+    progress.planned(_plan())
+    assert progress.snapshot().tasks == (
+        TaskProgress("a", 2, 0, 0, 0, 0),
+        TaskProgress("b", 2, 0, 0, 0, 0),
+        TaskProgress("c", 1, 0, 0, 0, 0),
+    )
+    progress.dispatched([_id(0), _id(2)])
+    progress.dispatched([_id(1), _id(3)])
+    snapshot = progress.snapshot()
+    assert snapshot.total == TaskProgress("total", 1, 4, 0, 0, 0)
+    # Four quanta, but two groups.
+    assert (snapshot.busy, snapshot.slots) == (2, 2)
+    progress.took(_outcome(0, "a"))
+    progress.took(_outcome(2, "b"))
+    progress.took(_outcome(1, "a", good=False))
+    progress.blocked([_id(3), _id(4)])
+    snapshot = progress.snapshot()
+    assert snapshot.tasks == (
+        TaskProgress("a", 0, 0, 1, 1, 0),
+        TaskProgress("b", 0, 0, 1, 0, 1),
+        TaskProgress("c", 0, 0, 0, 0, 1),
+    )
+    assert snapshot.busy == 0
+    assert snapshot.seconds_left == 0
+    assert [outcome.quantum_id for outcome in snapshot.failures] == [_id(1)]
+
+
+def test_what_runs_again_is_not_counted_twice() -> None:
+    progress = Progress(slots=2)
+    progress.planned(_plan())
+    progress.dispatched([_id(0), _id(2)])
+    progress.took(_outcome(0, "a"))
+    progress.dispatched([_id(0), _id(2)])
+    progress.took(_outcome(0, "a"))
+    progress.took(_outcome(2, "b"))
+    assert progress.snapshot().total == TaskProgress("total", 3, 0, 2, 0, 0)
+
+
+def test_time_left_follows_mean_times_and_the_slots_that_were_kept_at_work() -> None:
+    clock = _Clock()
+    progress = Progress({"a": 100}, slots=4, clock=clock)
+    assert progress.snapshot().seconds_left is None
+    progress.start(["a"] * 20)
+    for number in range(20):
+        clock.now += 0.5
+        progress.note(_outcome(number, "a", wall_seconds=1.0))
+    # 20 s of work in 10 s: two slots; 80 s are left.
+    snapshot = progress.snapshot()
+    assert snapshot.seconds_left == pytest.approx(40)
+    assert snapshot.rate == pytest.approx(2)
+    clock.now += 120
+    assert progress.snapshot().rate == 0
+
+
+def test_times_of_earlier_runs_give_an_estimate_at_once() -> None:
+    progress = Progress({"a": 10, "b": 10}, slots=5, task_seconds={"a": 3.0})
+    assert progress.snapshot().seconds_left == pytest.approx(20 * 3 / 5)
+
+
+def test_watcher_that_raises_is_left_alone_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Progress):
+        n_told = 0
+
+        def took(self, outcome: QuantumOutcome) -> None:
+            self.n_told += 1
+            raise RuntimeError("no terminal")
+
+    broken, good = Broken(), Progress()
+    both = Watchers(broken, None, good)
+    both.planned(_plan())
+    both.dispatched([_id(0), _id(1)])
+    both.took(_outcome(0, "a"))
+    both.took(_outcome(1, "a"))
+    assert good.snapshot().tasks[0].done == 2
+    assert broken.n_told == 1
+    assert "Broken is not told of the run any more" in caplog.text
