@@ -1,8 +1,16 @@
 """Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store.
 
 The usual way in is the job, ``spark-submit jobs/process_ccd.py``, with the
-options of ``pipetask run``.  From Python, a graph executor stands in wherever
-pipe_base takes one:
+options of ``pipetask run``.  In a notebook, a butler hands its data IDs and
+its pipelines to Spark:
+
+>>> from spark_butler import SparkButler
+>>> butler = SparkButler("s3-repo", collections="SimCam/defaults")
+>>> raws = butler.data_ids("raw", where="exposure.day_obs = 20260101")
+>>> raws.map(lambda b, data_id: float(b.get("raw", data_id).array.mean())).collect()
+>>> butler.run("process_ccd.yaml", output="u/me/first-look", where="detector = 1")
+
+A graph executor stands in wherever pipe_base takes one:
 
 >>> from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 >>> from spark_butler import SparkGraphExecutor
@@ -15,7 +23,14 @@ what they write into it.
 
 from __future__ import annotations
 
-__all__ = ["RunOptions", "SparkGraphExecutor", "execute_graph", "make_session", "plan_graph"]
+__all__ = [
+    "RunOptions",
+    "SparkButler",
+    "SparkGraphExecutor",
+    "execute_graph",
+    "make_session",
+    "plan_graph",
+]
 
 import importlib
 from typing import TYPE_CHECKING
@@ -24,10 +39,12 @@ if TYPE_CHECKING:
     from .config import RunOptions
     from .engine import execute_graph, plan_graph
     from .executor import SparkGraphExecutor
+    from .notebook import SparkButler
     from .session import make_session
 
 _ROOMS = {
     "RunOptions": "config",
+    "SparkButler": "notebook",
     "SparkGraphExecutor": "executor",
     "execute_graph": "engine",
     "make_session": "session",

@@ -10,12 +10,12 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 
-import cloudpickle
 import networkx
 from lsst.daf.butler import Butler, DatasetRef, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
+from .cell_classes import dump_by_name
 from .limits import Limits
 from .parcels import Way
 from .plan import GraphSketch, Group, Handover, Plan, Unit
@@ -251,7 +251,7 @@ class ContentMaker:
         return GroupWork(
             group.index,
             f"{' -> '.join(tasks)} {data_id}{more}",
-            cloudpickle.dumps(content),
+            dump_by_name(content),
             max(self._limits[label].memory or 0 if label in self._limits else 0 for label in tasks),
             done is not None,
             dict(ways),

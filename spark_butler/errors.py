@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = [
     "EmptyGraphError",
     "EngineError",
+    "FunctionError",
+    "NotSentError",
     "OptionsError",
     "PlanError",
     "RepositoryError",
@@ -47,3 +49,11 @@ class SessionError(UserError, RuntimeError):
 
 class EngineError(SparkButlerError, RuntimeError):
     """The engine itself failed, as opposed to a task."""
+
+
+class FunctionError(SparkButlerError, RuntimeError):
+    """A function that was given for data IDs has raised in a worker."""
+
+
+class NotSentError(SparkButlerError, LookupError):
+    """A function in a worker asks for a dataset, or an output, that did not travel with its data IDs."""

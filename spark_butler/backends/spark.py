@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SparkBackend"]
+__all__ = ["SparkBackend", "new_accumulator", "open_context"]
 
 import dataclasses
 import functools
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 from pyspark import (
     RDD,
     Accumulator,
@@ -32,6 +31,7 @@ from pyspark.serializers import NoOpSerializer
 from pyspark.sql import SparkSession
 
 from ..attempts import InProcessRunner, run_attempts
+from ..cell_classes import dump_with_classes
 from ..delivery import receive
 from ..errors import EngineError
 from ..isolation import ChildRunner
@@ -101,8 +101,7 @@ class SparkBackend:
         text = _describe(batch)
         spark.setJobGroup(self._tag, text, interruptOnCancel=False)
         _name_stages(spark, text)
-        with _accumulators:
-            outcomes = spark.accumulator([], _OutcomeStream(report, all_again=self._speculates))
+        outcomes = new_accumulator(spark, [], _OutcomeStream(report, all_again=self._speculates))
         if len(batch) == 1 and len(batch[0].widths) > 1:
             self._run_levels(batch[0], broadcast, outcomes)
             return
@@ -164,7 +163,7 @@ class SparkBackend:
         """Send the context to the workers, once."""
         with self._lock:
             if self._sent is None or self._sent[0] is not context:
-                self._sent = (context, self._spark.broadcast(cloudpickle.dumps(context)))
+                self._sent = (context, self._spark.broadcast(dump_with_classes(context)))
             return self._sent[1]
 
 
@@ -250,12 +249,34 @@ def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
     return RDD(arrived, spark, NoOpSerializer())
 
 
+def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]) -> Accumulator[T]:
+    """Make an accumulator; may be called from several threads at once.
+
+    Parameters
+    ----------
+    spark
+        Where it is to be used.
+    value
+        Where it begins.
+    param
+        How it adds.
+    """
+    with _accumulators:
+        return spark.accumulator(value, param)
+
+
 @functools.lru_cache(maxsize=2)
-def _open_context(data: bytes) -> WorkerContext:
-    """Unpickle a context, once in the life of a worker process."""
-    context = pickle.loads(data)
-    assert isinstance(context, WorkerContext)
-    prepare_process(context)
+def open_context(data: bytes) -> Any:
+    """Unpickle a context and set the worker up for it, once in the life of a worker process.
+
+    Parameters
+    ----------
+    data
+        A `WorkerContext`, or what has one as ``worker``, with the classes
+        that it needs.
+    """
+    _, context = pickle.loads(data)
+    prepare_process(context if isinstance(context, WorkerContext) else context.worker)
     TemporaryFolder.remove_abandoned()
     return context
 
@@ -268,7 +289,7 @@ def _run_groups(
     """Run groups that have nothing to send to others."""
     # A job has results; this one has none.
     yield from ()
-    context = _open_context(broadcast.value)
+    context: WorkerContext = open_context(broadcast.value)
     for work in works:
         for event in _run_here(context, work, None):
             if isinstance(event, QuantumOutcome):
@@ -283,7 +304,7 @@ def _run_first_level(
     works: Iterable[GroupWork],
 ) -> Iterator[bytes | bytearray]:
     """Run groups that nothing has to be sent to."""
-    context = _open_context(broadcast.value)
+    context: WorkerContext = open_context(broadcast.value)
     for work in works:
         yield from _run_group(context, outcomes, work, None)
 
@@ -294,7 +315,7 @@ def _run_next_level(
     records: Iterable[bytes],
 ) -> Iterator[bytes | bytearray]:
     """Run the group that records have been sent to, and pass on what only comes by."""
-    context = _open_context(broadcast.value)
+    context: WorkerContext = open_context(broadcast.value)
     for item in receive(records):
         if isinstance(item, bytes):
             yield _LONG.pack(next_place(item))

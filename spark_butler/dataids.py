@@ -1,0 +1,336 @@
+"""A query becomes an RDD of data IDs, with a butler on each worker."""
+
+from __future__ import annotations
+
+__all__ = ["DataIds", "Results"]
+
+import logging
+import pickle
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType
+
+from .registry import Ingester, fetch_ids
+from .resolving import Resolved, find_output_types, make_worker_context
+from .worker_butler import DataIdBundle, DataIdContext, PutReport, WorkerButler
+
+if TYPE_CHECKING:
+    from pyspark import RDD
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
+
+_PARTITIONS_PER_SLOT = 4
+_MOST_IN_PARTITION = 256
+_SQL_TYPES: Mapping[type, str] = {int: "bigint", str: "string", bytes: "binary"}
+
+type UserFunction = Callable[[WorkerButler, DataCoordinate], Any]
+
+
+class _Puts:
+    """Puts into the registry what workers have put into the datastore."""
+
+    def __init__(self, repo: str, output_run: str, outputs: Mapping[str, DatasetType]):
+        self._repo = repo
+        self._run = output_run
+        self._outputs = outputs
+        self._reports: queue.SimpleQueue[PutReport] = queue.SimpleQueue()
+        self.note = self._reports.put
+
+    def ingest(self) -> int:
+        """Ingest what came since the last call, and return how many datasets those were."""
+        if self._reports.empty():
+            return 0
+        with Butler.from_config(self._repo, writeable=True) as butler:
+            for dataset_type in self._outputs.values():
+                butler.registry.registerDatasetType(dataset_type)
+            butler.collections.register(self._run)
+            ingester = Ingester(butler, self._outputs, existing=fetch_ids(butler, self._run))
+            while not self._reports.empty():
+                report = self._reports.get()
+                ingester.add([report.ref], [report.ref.id], report.records)
+            ingester.flush()
+            logger.info("%d datasets were put into run %r.", ingester.n_ingested, self._run)
+            return ingester.n_ingested
+
+
+class DataIds(Sequence[DataCoordinate]):
+    """The data IDs of a query: a sequence here, and an RDD on the workers.
+
+    Made by `SparkButler.data_ids`.  The registry was asked when this was
+    made: each data ID travels with references to its datasets and with their
+    datastore records.
+
+    Examples
+    --------
+    >>> raws = butler.data_ids("raw", where="exposure.observation_type = 'science'", also=["bias"])
+    >>> len(raws)
+    4
+    >>> def level(b, data_id):
+    ...     return float(np.median(b.get("raw", data_id).array) - np.median(b.get("bias", data_id).array))
+    >>> len(raws.map(level).collect())
+    4
+    """
+
+    def __init__(
+        self,
+        butler: Butler,
+        repo: str,
+        session: SparkSession,
+        resolved: Resolved,
+        *,
+        outputs: Sequence[str] | Mapping[str, str] = (),
+        output_run: str | None = None,
+        clobber_outputs: bool = False,
+        partitions: int | None = None,
+    ):
+        self._session = session
+        self._resolved = resolved
+        self._data_ids = resolved.data_ids
+        output_types = find_output_types(butler, outputs, output_run, self._data_ids, clobber=clobber_outputs)
+        self._puts = _Puts(repo, output_run or "", output_types)
+        self._context = DataIdContext(
+            make_worker_context(butler, [*resolved.dataset_types, *output_types.values()]),
+            resolved.dimensions,
+            output_types,
+            output_run or "",
+        )
+        slots = int(session.sparkContext.defaultParallelism)
+        n = len(self._data_ids)
+        self._n_partitions = min(
+            n, partitions or max(_PARTITIONS_PER_SLOT * slots, -(-n // _MOST_IN_PARTITION))
+        )
+        self._apply: Callable[[UserFunction], RDD[Any]] | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> DataCoordinate: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[DataCoordinate]: ...
+
+    def __getitem__(self, index: int | slice) -> DataCoordinate | Sequence[DataCoordinate]:
+        return self._data_ids[index]
+
+    def __len__(self) -> int:
+        return len(self._data_ids)
+
+    def __iter__(self) -> Iterator[DataCoordinate]:
+        return iter(self._data_ids)
+
+    def __repr__(self) -> str:
+        name = self._resolved.dataset_type.name
+        also = f" with {', '.join(self._resolved.others)}" if self._resolved.others else ""
+        return f"<DataIds: {len(self)} of {name!r}{also}, in {self._n_partitions} partitions>"
+
+    @property
+    def refs(self) -> list[DatasetRef]:
+        """References to the datasets, one for each data ID."""
+        return list(self._resolved.refs)
+
+    @property
+    def rdd(self) -> RDD[DataCoordinate]:
+        """The RDD of the data IDs themselves, for all that Spark can do with one."""
+        return self._rdd(_own)
+
+    def map(self, function: UserFunction) -> Results:
+        """Call a function with a butler and each data ID, on the workers, once the results are asked for.
+
+        Parameters
+        ----------
+        function
+            Called as ``function(b, data_id)``, with a `WorkerButler`.
+
+        Returns
+        -------
+        results
+            What it returns, as an RDD.
+
+        Examples
+        --------
+        >>> names = raws.map(lambda b, data_id: data_id.records["detector"].full_name)
+        >>> sorted(set(names.collect()))
+        ['S00', 'S01']
+        """
+        return self._results(self._rdd(function), f"map of {len(self)} {self._resolved.dataset_type.name}")
+
+    def flatMap(self, function: UserFunction) -> Results:
+        """As `map`, for a function that returns several results, which are put one after another.
+
+        Parameters
+        ----------
+        function
+            Called as ``function(b, data_id)``; returns an iterable.
+
+        Examples
+        --------
+        >>> raws.flatMap(lambda b, data_id: [data_id["exposure"]] * 2).count()
+        8
+        """
+        flat = self._rdd(function).flatMap(_itself)
+        return self._results(flat, f"flatMap of {len(self)} {self._resolved.dataset_type.name}")
+
+    def foreach(self, function: UserFunction) -> None:
+        """Call a function with a butler and each data ID, for what it puts.
+
+        Parameters
+        ----------
+        function
+            Called as ``function(b, data_id)``.
+
+        Examples
+        --------
+        >>> raws = butler.data_ids("raw", where="exposure.observation_type = 'science'",
+        ...                        outputs={"raw_level": "StructuredDataDict"}, output_run="u/me/levels")
+        >>> def put_level(b, data_id):
+        ...     b.put({"median": float(np.median(b.get("raw", data_id).array))}, "raw_level", data_id)
+        >>> raws.foreach(put_level)
+        >>> len(butler.data_ids("raw_level", collections="u/me/levels"))
+        4
+        """
+        self.map(function).foreach(_nothing)
+
+    def ingest(self) -> int:
+        """Put into the registry what functions have put since the last action.
+
+        Actions on `Results` end with it.  Only those of a `DataFrame` that
+        was made of them don't.
+
+        Returns
+        -------
+        n_ingested
+            Number of datasets.
+        """
+        return self._puts.ingest()
+
+    def to_dataframe(self) -> DataFrame:
+        """Make a Spark DataFrame with a row for each data ID.
+
+        Returns
+        -------
+        frame
+            Its columns are the dimensions, and ``dataset_type``,
+            ``dataset_id`` and ``run``.
+
+        Examples
+        --------
+        >>> raws.to_dataframe().groupBy("exposure").count().count()
+        2
+        """
+        universe = self._resolved.dimensions.universe
+        names = list(self._resolved.dimensions.names)
+        types = [universe.dimensions[name].primaryKey.getPythonType() for name in names]
+        columns = [f"`{name}` {_SQL_TYPES[each]}" for name, each in zip(names, types, strict=True)]
+        columns += ["dataset_type string", "dataset_id string", "run string"]
+        rows = [
+            (*(ref.dataId[name] for name in names), ref.datasetType.name, str(ref.id), ref.run)
+            for ref in self._resolved.refs
+        ]
+        return self._session.createDataFrame(rows, ", ".join(columns))
+
+    def _rdd(self, function: UserFunction) -> RDD[Any]:
+        """Make an RDD of what a function returns."""
+        if self._apply is None:
+            from .backends.actions import spread
+
+            self._apply = spread(self._session.sparkContext, self._context, self._bundle(), self._puts.note)
+        return self._apply(function)
+
+    def _results(self, rdd: RDD[Any], description: str) -> Results:
+        return Results(self._session, rdd, self._puts.ingest, description)
+
+    def _bundle(self) -> list[bytes]:
+        """Pickle the data IDs, in partitions of about equal size."""
+        n, refs = self._n_partitions, self._resolved.refs
+        bundles = []
+        for part in (refs[len(refs) * k // n : len(refs) * (k + 1) // n] for k in range(n)):
+            related = tuple(self._resolved.related(ref) for ref in part)
+            ids = {ref.id for by_type in related for found in by_type.values() for ref in found}
+            records = {
+                name: subset
+                for name, data in self._resolved.records.items()
+                if (subset := data.subset(ids)) is not None
+            }
+            bundles.append(pickle.dumps(DataIdBundle(tuple(ref.dataId for ref in part), related, records)))
+        return bundles
+
+
+class Results:
+    """An RDD of what a function made of data IDs.
+
+    It has all methods of `pyspark.RDD`.  An action (``collect``, ``count``,
+    ``reduce``, ...) stops its jobs when it is interrupted, and ends with the
+    ingest of what the function has put.
+
+    Examples
+    --------
+    >>> results = raws.map(lambda b, data_id: (data_id["detector"], 1))
+    >>> sorted(results.reduceByKey(lambda one, two: one + two).collect())
+    [(0, 2), (1, 2)]
+    """
+
+    def __init__(self, session: SparkSession, rdd: RDD[Any], ingest: Callable[[], int], description: str):
+        self._session = session
+        self._rdd = rdd
+        self._ingest = ingest
+        self._description = description
+
+    @property
+    def rdd(self) -> RDD[Any]:
+        """The RDD itself; its actions don't ingest, and don't stop when they are interrupted."""
+        return self._rdd
+
+    def __repr__(self) -> str:
+        return f"<Results: {self._description}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        attribute = getattr(self._rdd, name)
+        if not callable(attribute):
+            return attribute
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = [arg._rdd if isinstance(arg, Results) else arg for arg in args]
+            return self._act(name, lambda: attribute(*given, **kwargs))
+
+        return call
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(name for name in dir(self._rdd) if not name.startswith("_"))})
+
+    def toLocalIterator(self, prefetchPartitions: bool = False) -> Iterator[Any]:
+        """Collect the results, and go through them.
+
+        Parameters
+        ----------
+        prefetchPartitions
+            Has no effect.
+        """
+        return iter(self.collect())
+
+    def _act(self, name: str, action: Callable[[], Any]) -> Any:
+        """Call a method of the RDD, which may be an action."""
+        from .backends.actions import run_action
+
+        try:
+            result = run_action(self._session, f"{self._description}, {name}", action)
+        finally:
+            self._ingest()
+        # Whatever is an RDD has this.
+        if hasattr(result, "mapPartitionsWithIndex"):
+            return Results(self._session, result, self._ingest, self._description)
+        return result
+
+
+def _own(_: WorkerButler, data_id: DataCoordinate) -> DataCoordinate:
+    return data_id
+
+
+def _itself(values: Any) -> Any:
+    return values
+
+
+def _nothing(_: Any) -> None:
+    pass

@@ -1,0 +1,317 @@
+"""The notebook API, on a simulated night in a real S3 store."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from lsst.daf.butler import Butler
+from lsst.pipe.base import Pipeline
+from pipeline_harness import PIPELINE, Night
+from pyspark.sql import SparkSession
+
+from spark_butler import SparkButler
+from spark_butler.dataids import DataIds, Results
+from spark_butler.datasource import ButlerDataSource, register
+from spark_butler.errors import EmptyGraphError, FunctionError, OptionsError, RepositoryError, UserError
+from spark_butler.runs import Run, RunStatus
+
+SCIENCE = "exposure.observation_type = 'science'"
+VISIT = 202601010101
+
+_CELL = """
+import time
+import lsst.pex.config as pc
+import lsst.pipe.base as pb
+import lsst.pipe.base.connectionTypes as cT
+
+class CellConnections(pb.PipelineTaskConnections, dimensions=("instrument", "exposure", "detector")):
+    raw = cT.Input(
+        doc="i", name="raw", storageClass="ImageV2", dimensions=("instrument", "exposure", "detector")
+    )
+    out = cT.Output(
+        doc="o",
+        name="cell_out",
+        storageClass="StructuredDataDict",
+        dimensions=("instrument", "exposure", "detector"),
+    )
+
+class CellConfig(pb.PipelineTaskConfig, pipelineConnections=CellConnections):
+    factor = pc.Field[float](doc="f", default=1.0)
+
+class CellTask(pb.PipelineTask):
+    ConfigClass = CellConfig
+    _DefaultName = "cell"
+
+    def run(self, raw):
+        {first}
+        return pb.Struct(out={{"level": float(raw.array.max()) * self.config.factor}})
+"""
+
+
+def run_cell(first: str) -> Any:
+    """Define a task in ``__main__``, as a cell does, with a statement that it begins with."""
+    main = vars(sys.modules["__main__"])
+    exec(_CELL.format(first=first), main)
+    return main["CellTask"]
+
+
+@pytest.fixture(autouse=True)
+def main_as_before() -> Iterator[None]:
+    """Take out of ``__main__`` what cells have defined."""
+    main = vars(sys.modules["__main__"])
+    before = dict(main)
+    yield
+    for name in main.keys() - before.keys():
+        del main[name]
+
+
+@pytest.fixture(scope="module")
+def butler(simulated: Night, spark: SparkSession) -> SparkButler:
+    """The butler of a notebook."""
+    return SparkButler(simulated.repo, collections="SimCam/defaults", spark=spark)
+
+
+@pytest.fixture(scope="module")
+def raws(butler: SparkButler) -> DataIds:
+    """The science frames: two visits of two detectors."""
+    return butler.data_ids("raw", where=SCIENCE, also="bias,ref_cat")
+
+
+def _n_jobs(spark: SparkSession) -> int:
+    return len(spark.sparkContext.statusTracker().getActiveJobsIds())
+
+
+@contextlib.contextmanager
+def _interrupted(spark: SparkSession) -> Iterator[None]:
+    """Press Ctrl-C as soon as a Spark task runs, as the stop button of a notebook does."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals come to the main thread")
+
+    def press() -> None:
+        tracker = spark.sparkContext.statusTracker()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+            if any(stage is not None and stage.numActiveTasks for stage in stages):
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [SparkButler, DataIds, Results, Run, ButlerDataSource, register],
+    ids=lambda each: each.__name__,
+)
+def test_examples_in_docstrings_run(
+    documented: Any, butler: SparkButler, raws: DataIds, simulated: Night, spark: SparkSession
+) -> None:
+    names = {
+        "SparkButler": SparkButler,
+        "register": register,
+        "butler": butler,
+        "raws": raws,
+        "np": np,
+        "spark": spark,
+        "repo": str(simulated.repo),
+        "pipeline": f"{PIPELINE}#isr",
+    }
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    tests = [test for test in finder.find(documented, documented.__name__) if test.examples]
+    assert tests
+    for test in tests:
+        test.globs = dict(names)
+        assert runner.run(test).failed == 0
+
+
+def test_a_worker_reads_what_the_driver_would(butler: SparkButler, raws: DataIds) -> None:
+    def read(b: Any, data_id: Any) -> Any:
+        bias = float(b.get("bias", data_id).array.sum())
+        by_own = float(b.get("bias", {"instrument": "SimCam", "detector": data_id["detector"]}).array.sum())
+        shards = [len(b.get(ref)) for ref in b.refs("ref_cat", data_id)]
+        box = b.get("raw", data_id, component="bbox")
+        return dict(data_id.required), bias, by_own, shards, str(box), str(b.get("raw.bbox", data_id))
+
+    results = raws.map(read).collect()
+    assert [result[0] for result in results] == [dict(data_id.required) for data_id in raws]
+    plain = butler.butler
+    for data_id, bias, by_own, shards, box, again in results:
+        assert bias == by_own == float(plain.get("bias", data_id, collections="SimCam/calib").array.sum())
+        assert box == again == str(plain.get("raw.bbox", data_id))
+        assert shards
+        assert all(shards)
+
+
+def test_a_function_that_raises_is_told_with_its_line_and_data_id(raws: DataIds) -> None:
+    def asks_for_more(b: Any, data_id: Any) -> Any:
+        return b.get("dark", data_id)
+
+    with pytest.raises(FunctionError, match="NotSentError: No dataset of type 'dark' was sent") as caught:
+        raws.map(asks_for_more).collect()
+    text = str(caught.value)
+    assert "only 'bias', 'raw', 'ref_cat'" in text
+    assert "(data ID {instrument: 'SimCam', detector: 0" in text
+    assert "in asks_for_more" in text
+    assert "pyspark" not in text
+
+
+def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkButler) -> None:
+    level = {"level": "StructuredDataDict"}
+    with pytest.raises(EmptyGraphError, match="There are no datasets of type 'raw'"):
+        butler.data_ids("raw", where="exposure.day_obs = 19990101")
+    with pytest.raises(RepositoryError, match="no dataset type 'row'; it has bias, "):
+        butler.data_ids("row")
+    with pytest.raises(OptionsError, match="Unrecognized field 'colour'"):
+        butler.data_ids("raw", where="exposure.colour = 3")
+    with pytest.raises(RepositoryError, match="no collection 'nowhere'"):
+        butler.data_ids("raw", collections="nowhere")
+    with pytest.raises(OptionsError, match="output_run .* belong together"):
+        butler.data_ids("raw", outputs=level)
+    with pytest.raises(OptionsError, match="no storage class 'Dictionary'"):
+        butler.data_ids("raw", outputs={"level": "Dictionary"}, output_run="u/level")
+    with pytest.raises(OptionsError, match="that several of the 4 data IDs would put the same dataset"):
+        butler.data_ids("raw", where=SCIENCE, outputs=["bias"], output_run="u/level")
+    with pytest.raises(OptionsError, match="is a CALIBRATION collection"):
+        butler.data_ids("raw", where=SCIENCE, outputs=level, output_run="SimCam/calib")
+
+
+def test_what_is_put_twice_is_there_once(butler: SparkButler, simulated: Night) -> None:
+    query = {"where": SCIENCE, "outputs": {"level": "StructuredDataDict"}, "output_run": "u/levels"}
+    ids = butler.data_ids("raw", **query)
+    levels = ids.map(lambda b, d: b.put({"time": time.time_ns()}, "level", d).id)
+    first, second = levels.collect(), levels.collect()
+    assert first == second
+    with Butler.from_config(simulated.repo) as plain:
+        refs = plain.query_datasets("level", collections="u/levels")
+        assert {ref.id for ref in refs} == set(first)
+        stored = {plain.get(ref)["time"] for ref in refs}
+        assert len(stored) == len(simulated.server.list_keys(simulated.bucket, "repo/u/levels/")) == 4
+    with pytest.raises(OptionsError, match="'u/levels' has 4 datasets of type 'level'"):
+        butler.data_ids("raw", **query)
+    again = butler.data_ids("raw", **query, clobber_outputs=True)
+    again.foreach(lambda b, d: b.put({"time": 0}, "level", d))
+    with Butler.from_config(simulated.repo) as plain:
+        assert {plain.get(ref)["time"] for ref in plain.query_datasets("level", collections="u/levels")} == {
+            0
+        }
+
+
+def test_a_stopped_cell_leaves_no_job_and_no_other_cell_disturbed(raws: DataIds, spark: SparkSession) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _interrupted(spark):
+        raws.map(lambda b, d: time.sleep(60)).collect()
+    assert _n_jobs(spark) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    assert raws.map(lambda b, d: 1).count() == 4
+
+
+def test_a_task_of_a_cell_fails_is_mended_and_run_again(butler: SparkButler) -> None:
+    task = run_cell("raise ValueError('not <yet>') if raw.array.max() > 0 else None")
+    run = butler.run(task, output="u/cell", where=SCIENCE, config={"cell:factor": 0.0})
+    assert run.wait().status is RunStatus.FAILED
+    assert len(run.failures) == 4
+    row = run.failures.table()[0]
+    assert row["task"] == "cell"
+    assert row["error"] == "ValueError: not <yet>"
+    assert "in run" in row["line"]
+    assert row["log"].startswith("s3://simulated/repo/u/cell/")
+    assert "Execution of task 'cell'" in run.failures[0].log
+    assert run.report().status.name == "FAILURE"
+    run_cell("assert raw.array.max() > 0")
+    again = run.retry(memory="1GB", timeout=60)
+    assert again.output_run == run.output_run
+    assert again.wait().status is RunStatus.SUCCEEDED, again
+    assert again.plan.task_labels.keys() == again.outcomes.keys()
+    assert {outcome.memory_limit for outcome in again.outcomes.values()} == {10**9}
+    out = butler.butler.get("cell_out", instrument="SimCam", exposure=VISIT, detector=1, collections="u/cell")
+    assert out == {"level": 0.0}
+    with pytest.raises(EmptyGraphError, match="have been done"):
+        again.retry()
+
+
+def test_a_run_is_cancelled_by_hand_and_by_a_stopped_cell(butler: SparkButler, spark: SparkSession) -> None:
+    pipeline = Pipeline("slow")
+    pipeline.addTask(run_cell("time.sleep(60)"), "slow")
+    run = butler.run(pipeline, output="u/slow", where=SCIENCE, group_by="quantum")
+    assert run.status is RunStatus.RUNNING
+    with pytest.raises(UserError, match="still going on"):
+        run.retry()
+    with _interrupted(spark):
+        run.wait()
+    assert run.status is RunStatus.CANCELLED
+    assert _n_jobs(spark) == 0
+    assert "cancelled" in repr(run)
+    assert ["slow", "4", "0", "0", "0", "0"] in [line.split() for line in repr(run).splitlines()]
+    second = run.retry()
+    assert second.cancel().status is RunStatus.CANCELLED
+    assert _n_jobs(spark) == 0
+
+
+def test_a_run_that_makes_no_sense_is_refused_in_the_cell(butler: SparkButler, simulated: Night) -> None:
+    def collections() -> set[str]:
+        with Butler.from_config(simulated.repo) as plain:
+            return set(plain.collections.query("*"))
+
+    before = collections()
+    for words, options in {
+        "no option 'temporay'; did you mean temporary": {"temporay": "auto"},
+        "memory is 'lots'": {"memory": "lots"},
+        "resources: pipetask.isr.timeout is -1": {"resources": {"pipetask": {"isr": {"timeout": -1}}}},
+        "use the logging of the notebook": {"log_level": "DEBUG"},
+        "fail_fast is 'yes'; expected True or False": {"fail_fast": "yes"},
+        "requests for isx": {"resources": {"pipetask": {"isx": {"timeout": 3}}}},
+        "'nothing\\*' fits no output": {"temporary": "nothing*"},
+    }.items():
+        with pytest.raises(UserError, match=words):
+            butler.run(f"{PIPELINE}#isr", output="u/refused", where=f"visit = {VISIT}", **options)
+    with pytest.raises(OptionsError, match="outputs need a collection"):
+        butler.run(PIPELINE)
+    assert collections() == before
+
+
+def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
+    butler: SparkButler, simulated: Night, spark: SparkSession
+) -> None:
+    run = butler.run(PIPELINE, output="u/tables", temporary="auto", where=f"visit = {VISIT}").wait()
+    assert run.status is RunStatus.SUCCEEDED, run
+    options = {"repo": str(simulated.repo), "datasetType": "source", "collections": "u/tables"}
+    sources = spark.read.format("butler").options(**options).load()
+
+    def gets() -> int:
+        return simulated.server.count_requests(simulated.bucket)["GET"]
+
+    start = gets()
+    assert sources.filter("visit in (1, 2)").count() == 0
+    assert gets() == start
+    one = sources.filter(f"visit = {VISIT} and detector = 1 and instFlux > 0").toPandas()
+    n_of_one = gets() - start
+    both = sources.filter(f"visit = {VISIT} and band = 'r'").toPandas()
+    assert gets() - start == 3 * n_of_one
+    tables = [
+        butler.butler.get("source", instrument="SimCam", visit=VISIT, detector=n, collections="u/tables")
+        for n in (0, 1)
+    ]
+    assert len(both) == sum(map(len, tables)) > 20
+    for n, table in enumerate(tables):
+        part = both[both["detector"] == n]
+        assert set(part.columns) >= set(table.colnames)
+        for name in table.colnames:
+            np.testing.assert_array_equal(part[name].to_numpy(), np.asarray(table[name]), err_msg=name)
+    assert len(one) == np.count_nonzero(tables[1]["instFlux"] > 0)
