@@ -11,6 +11,7 @@ import queue
 import re
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -25,14 +26,14 @@ from .failures import FailureKind
 from .limits import Limits
 from .messages import brief
 from .outcomes import QuantumOutcome, exit_text, job_text
+from .pace import Pace
 from .plan import Plan, Unit
 from .work import UnitWork, WorkerContext
 
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 16
-_MAX_BUNDLE = 16
-_MAX_JOBS = 64
+_MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
 _NUMBER = re.compile(r"\d+")
@@ -109,8 +110,8 @@ class Dispatcher:
     Notes
     -----
     Units with the longest path ahead of them go first.  They are submitted in
-    small batches from a few threads, a little more than the backend can run
-    at once, so that no slot waits for the driver.
+    small batches from threads that wait for them, a little more than the
+    backend can run at once, so that no slot waits for the driver (`Pace`).
     """
 
     def __init__(
@@ -133,6 +134,9 @@ class Dispatcher:
         self._budget = budget
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
+        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
+        self._n_open = [len(group.quanta) for group in plan.groups]
+        self._n_open_groups = Counter(group.unit for group in plan.groups)
         self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
         self._waiting: list[set[uuid.UUID]] = [set() for _ in plan.units]
         for quantum_id, unit in self._unit_of.items():
@@ -144,6 +148,7 @@ class Dispatcher:
         heapq.heapify(self._ready)
         self._running: dict[int, int] = {}
         self._words: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
+        self._pace = Pace(len(plan) / max(1, len(plan.groups)))
         self._losses: dict[int, int] = {}
         self._resting: dict[int, threading.Timer] = {}
         self._result = RunResult()
@@ -209,13 +214,13 @@ class Dispatcher:
     ) -> None:
         """Submit ready groups, as many as may run."""
         slots = max(1, self._backend.slots)
-        limit = self._limit or 2 * slots
-        size = 1
-        if self._limit is None:
-            size = min(_MAX_BUNDLE, max(1, len(self._ready) // (4 * slots)))
+        limit = self._limit or self._pace.limit(slots)
+        size = 1 if self._limit else self._pace.bundle(slots, len(self._ready))
+        # Jobs may be few and slots many.
+        most = max(_MAX_BATCH, -(-2 * slots // _MAX_JOBS))
         while self._ready and len(jobs) < _MAX_JOBS:
             room = limit * size - sum(self._running.values())
-            units = self._pick(min(room, _MAX_BATCH * size))
+            units = self._pick(min(room, most * size))
             if not units:
                 return
             works = [self._make_unit_work(unit) for unit in units]
@@ -312,6 +317,7 @@ class Dispatcher:
         """Record an outcome and see what it frees or blocks."""
         if not self._record(outcome):
             return
+        self._pace.note(outcome.wall_seconds)
         if outcome.attempts:
             logger.warning(
                 "Task %s was tried %d times; before: %s.",
@@ -409,9 +415,15 @@ class Dispatcher:
     def _close(self, quantum_id: uuid.UUID) -> None:
         """Note that a quantum will not run any more, and queue the groups that waited for it."""
         unit = self._unit_of[quantum_id]
-        self._open[unit].discard(quantum_id)
+        if quantum_id in self._open[unit]:
+            self._open[unit].discard(quantum_id)
+            self._n_open[self._group_of[quantum_id]] -= 1
+            if not self._n_open[self._group_of[quantum_id]]:
+                self._n_open_groups[unit] -= 1
         if not self._open[unit]:
             self._running.pop(unit, None)
+        elif unit in self._running:
+            self._running[unit] = min(self._running[unit], self._n_open_groups[unit])
         for after in self._xgraph.successors(quantum_id):
             other = self._unit_of[after]
             waiting = self._waiting[other]

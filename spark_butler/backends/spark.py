@@ -75,13 +75,14 @@ class SparkBackend:
         # Once: each call copies all settings by way of the JVM.
         conf = self._spark.getConf()
         self._speculates = str(conf.get("spark.speculation", "false")).lower() == "true"
+        self._grows = str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() == "true"
         self._cores = int(conf.get("spark.executor.cores", "0") or 0)
         self._slot_memory = _find_slot_memory(self._spark, conf, self._cores)
 
     @property
     def slots(self) -> int:
-        """How many groups can run at the same time."""
-        return int(self._spark.defaultParallelism)
+        """How many groups can run at the same time; twice as many where a backlog brings more executors."""
+        return int(self._spark.defaultParallelism) * (2 if self._grows else 1)
 
     def run(self, context: WorkerContext, batch: Sequence[Sequence[UnitWork]], report: ReportOutcome) -> None:
         """Run units as one Spark job.  See `Backend.run`."""

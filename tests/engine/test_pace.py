@@ -1,0 +1,64 @@
+"""How far ahead groups are given out."""
+
+from __future__ import annotations
+
+import uuid
+
+import networkx
+import pytest
+
+from spark_butler.dispatch import Dispatcher
+from spark_butler.pace import Pace
+from spark_butler.plan import GraphSketch, Handover, cut_graph
+
+
+def _pace(seconds: float, n: int = 200) -> Pace:
+    pace = Pace(quanta_per_group=2)
+    for _ in range(n):
+        pace.note(seconds)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "bundle"),
+    [(0.0, 400, 16), (0.03, 400, 16), (0.1, 300, 10), (1.0, 210, 1), (100.0, 201, 1)],
+)
+def test_long_groups_are_given_out_just_in_time(seconds: float, limit: int, bundle: int) -> None:
+    pace = _pace(seconds)
+    assert pace.limit(200) == limit
+    assert pace.bundle(200, 1_000_000) == bundle
+
+
+def test_nothing_waits_in_a_queue_before_a_time_is_known() -> None:
+    pace = Pace(2)
+    assert pace.limit(200) == 200
+    assert pace.bundle(200, 1_000_000) == 1
+
+
+def test_few_ready_groups_are_not_bundled() -> None:
+    assert _pace(0.0).bundle(200, 799) == 1
+    assert _pace(0.0).bundle(200, 1_600) == 2
+
+
+def test_old_times_are_forgotten() -> None:
+    pace = _pace(0.0, 10_000)
+    for _ in range(1_000):
+        pace.note(20.0)
+    assert pace.limit(200) == 201
+
+
+def test_unit_counts_for_the_groups_that_it_still_has() -> None:
+    makers, reader = [uuid.UUID(int=n) for n in range(3)], uuid.UUID(int=3)
+    labels = {**dict.fromkeys(makers, "a"), reader: "b"}
+    tables = [Handover(maker, "table", maker, (reader,)) for maker in makers]
+    sketch = GraphSketch(labels, [(maker, reader) for maker in makers], tables)
+    plan = cut_graph(sketch)
+    assert len(plan.units) == 1
+    graph: networkx.DiGraph[uuid.UUID] = networkx.DiGraph(list(sketch.edges))
+    dispatcher = Dispatcher(plan, graph, None, lambda *_: None, on_outcome=lambda _: None)  # type: ignore[arg-type, return-value]
+    assert dispatcher._pick(1) == list(plan.units)
+    counts = [dispatcher._running[0]]
+    for quantum_id in (*makers, *makers, reader):
+        dispatcher._close(quantum_id)
+        counts.append(dispatcher._running.get(0, 0))
+    assert counts == [3, 3, 2, 1, 1, 1, 1, 0]
