@@ -64,6 +64,10 @@ bench: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot
 bench-engines: $(INSTALLED) ## Run graphs of mock quanta here and by pipetask run-qbb (ARGS="--sizes 400 --repeats 1")
 	@$(RUN) python benchmarks/performance.py $(ARGS)
 
+.PHONY: bench-scaling
+bench-scaling: $(INSTALLED) ## Simulate runs on 1 to 10,000 slots (ARGS="--graph my.qg --times seconds.json")
+	@$(RUN) python benchmarks/scaling.py $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN); export PATH
