@@ -136,7 +136,7 @@ def watch_run(
         roots[0] if roots else None,
         copy_to=watching.copy_to,
         bars=watching.bars,
-        progress=Progress(slots=slots, task_seconds=load_times(roots[0]) if roots else {}),
+        progress=Progress(slots=slots, task_seconds=load_times(roots[0]).means if roots else {}),
         on_cancel=_end_in_order,
     )
 

@@ -13,13 +13,14 @@ import networkx
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
+from .learned import Times
 from .stored_files import collect_files
 
 
 def estimate_costs(
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
-    times: Mapping[str, float],
+    times: Times,
     records: Mapping[str, DatastoreRecordData],
 ) -> dict[uuid.UUID, float]:
     """Estimate the times of quanta from earlier runs, or else from the sizes of their inputs.
@@ -31,8 +32,7 @@ def estimate_costs(
     xgraph
         The quanta that are to run.
     times
-        Mean times of the quanta of tasks, in seconds, by label, as far as
-        they are known.
+        How long quanta took in earlier runs, as far as that is known.
     records
         Datastore records of the inputs of the graph, by name of the
         datastore.
@@ -47,7 +47,11 @@ def estimate_costs(
         made counts as the mean of those that there are.
     """
     nodes = xgraph.nodes
-    costs = {q: times[label] for q in xgraph if (label := nodes[q]["task_label"]) in times}
+    costs = {
+        quantum_id: seconds
+        for quantum_id in xgraph
+        if (seconds := times.of(nodes[quantum_id]["task_label"], nodes[quantum_id]["data_id"])) is not None
+    }
     unknown = [quantum_id for quantum_id in xgraph if quantum_id not in costs]
     if not unknown:
         return costs

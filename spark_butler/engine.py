@@ -44,7 +44,7 @@ from .contents import ContentMaker, export_input_records, sketch_graph
 from .costs import estimate_costs
 from .dispatch import Dispatcher, FailureBudget, RunResult
 from .errors import EngineError, OptionsError, RepositoryError, UserError
-from .learned import find_needs, find_times, load_needs, load_times, save_needs, save_times
+from .learned import NO_TIMES, find_needs, find_times, load_needs, load_times, save_needs, save_times
 from .limits import Limits
 from .mending import Doubts
 from .messages import brief
@@ -132,7 +132,7 @@ def execute_graph(
         raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
     records = export_input_records(butler, graph, xgraph)
     roots = store_roots(butler)
-    times = load_times(roots[0]) if roots and len(xgraph) >= _WORTH_ORDERING else {}
+    times = load_times(roots[0]) if roots and len(xgraph) >= _WORTH_ORDERING else NO_TIMES
     costs = estimate_costs(graph, xgraph, times, records)
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, costs=costs)
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
@@ -205,7 +205,7 @@ def execute_graph(
             limit=options.processes,
             budget=_failure_budget(options, len(plan)),
             watcher=watcher,
-            times=times,
+            times=times.means,
         )
         try:
             result = dispatcher.run(context)
@@ -219,7 +219,9 @@ def execute_graph(
         _pack(butler, graph, result)
     if roots:
         save_needs(roots[0], find_needs(result.outcomes.values()))
-        save_times(roots[0], find_times(result.outcomes.values()))
+        save_times(
+            roots[0], find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
+        )
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from engine_harness import Case, Repo, make_graph, run_engine
-from lsst.daf.butler import StorageClass
+from lsst.daf.butler import DataCoordinate, DimensionUniverse, StorageClass
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.formatters.json import JsonFormatter
@@ -24,40 +24,67 @@ from spark_butler import engine, learned
 from spark_butler.backends import SerialBackend
 from spark_butler.costs import estimate_costs
 from spark_butler.dispatch import Dispatcher
-from spark_butler.learned import find_times, load_times, save_times
+from spark_butler.learned import NO_TIMES, Times, find_times, load_times, save_times
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.plan import GraphSketch, cut_graph
 from spark_butler.repository import store_roots
 
+_UNIVERSE = DimensionUniverse()
 
-def _outcome(label: str, seconds: float, **more: object) -> QuantumOutcome:
-    report = QuantumReport(dataId={"detector": 1}, taskLabel=label, exitCode=0)
+
+def _outcome(
+    label: str, detector: int, seconds: float, **more: object
+) -> tuple[QuantumOutcome, DataCoordinate]:
+    values = {"instrument": "Cam1", "detector": detector}
+    report = QuantumReport(dataId=values, taskLabel=label, exitCode=0)
     outcome = QuantumOutcome(uuid.uuid4(), QuantumAttemptStatus.SUCCESSFUL, report, wall_seconds=seconds)
-    return dataclasses.replace(outcome, **more)  # type: ignore[arg-type]
+    outcome = dataclasses.replace(outcome, **more)  # type: ignore[arg-type]
+    return outcome, DataCoordinate.standardize(values, universe=_UNIVERSE)
 
 
 def test_times_of_a_run_are_read_by_the_next(tmp_path: Path) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
-    assert load_times(root) == {}
-    outcomes = [_outcome("isr", 50.0), _outcome("isr", 30.0), _outcome("coadd", 1.23456)]
+    assert load_times(root) == NO_TIMES
+    outcomes = [_outcome("isr", 1, 50.0), _outcome("isr", 2, 30.0), _outcome("coadd", 1, 1.23456)]
     # What did not run says nothing.
-    outcomes += [_outcome("isr", 0.0, recovered=True), _outcome("isr", 0.0, skipped_existing=True)]
+    outcomes += [_outcome("isr", 1, 0.0, recovered=True), _outcome("isr", 3, 0.0, skipped_existing=True)]
     save_times(root, find_times(outcomes))
-    assert load_times(root) == {"isr": 40.0, "coadd": 1.23}
-    save_times(root, {"coadd": 90.0})
-    assert load_times(root) == {"isr": 40.0, "coadd": 90.0}
+    times = load_times(root)
+    assert times.means == {"isr": 40.0, "coadd": 1.23}
+    (_, first), (_, second) = outcomes[:2]
+    assert (times.of("isr", first), times.of("isr", second)) == (50.0, 30.0)
+    assert times.of("isr", outcomes[-1][1]) == 40.0
+    assert times.of("other", first) is None
+    # What is newer counts; what is older remains.
+    save_times(root, find_times([_outcome("isr", 2, 90.0)]))
+    times = load_times(root)
+    assert times.means == {"isr": 90.0, "coadd": 1.23}
+    assert (times.of("isr", first), times.of("isr", second)) == (50.0, 90.0)
+
+
+def test_times_of_the_last_quanta_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "_MOST_QUANTA", 3)
+    root = ResourcePath(tmp_path, forceDirectory=True)
+    for start in (0, 2):
+        save_times(root, find_times([_outcome("isr", start + n, 100.0 + start) for n in range(2)]))
+    assert load_times(root).quanta == {"isr": {"Cam1,2": 102.0, "Cam1,3": 102.0, "Cam1,0": 100.0}}
 
 
 def test_times_of_a_short_run_are_not_kept(tmp_path: Path) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
-    save_times(root, find_times([_outcome("isr", 1.0)] * 20))
+    save_times(root, find_times([_outcome("isr", n, 1.0) for n in range(20)]))
     assert not any(tmp_path.iterdir())
 
 
-def test_file_that_is_no_table_of_times_only_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "content", [b'["isr"]', b"{", b'{"isr": 3}', b'{"isr": {"mean": "long", "quanta": {}}}']
+)
+def test_file_that_is_no_table_of_times_only_warns(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
-    root.join("spark-butler-learned/times.json").write(b'["isr"]')
-    assert load_times(root) == {}
+    root.join("spark-butler-learned/times.json").write(content)
+    assert load_times(root) == NO_TIMES
     assert "times.json" in caplog.text
 
 
@@ -83,7 +110,7 @@ def _by_label(graph: PredictedQuantumGraph, costs: Mapping[uuid.UUID, float]) ->
 
 
 def test_known_times_are_costs(graph: PredictedQuantumGraph) -> None:
-    costs = estimate_costs(graph, graph.quantum_only_xgraph, {"a": 3.0, "b": 7.0}, {})
+    costs = estimate_costs(graph, graph.quantum_only_xgraph, Times({"a": 3.0, "b": 7.0}), {})
     assert _by_label(graph, costs) == {"a": {3.0}, "b": {7.0}}
 
 
@@ -96,12 +123,12 @@ def test_costs_of_unknown_tasks_grow_with_their_inputs(graph: PredictedQuantumGr
     }
     records = {"store": DatastoreRecordData({each: {"table": [_file(100)]} for each in raws})}
     # Each visit has two detectors, and what is still to be made counts as much as a raw.
-    costs = estimate_costs(graph, graph.quantum_only_xgraph, {}, records)
+    costs = estimate_costs(graph, graph.quantum_only_xgraph, NO_TIMES, records)
     (a,), (b,) = _by_label(graph, costs).values()
     assert b == pytest.approx(2 * a)
     assert sum(costs.values()) == pytest.approx(len(costs))
     # With what is known of one, the other is given its scale.
-    costs = estimate_costs(graph, graph.quantum_only_xgraph, {"a": 30.0}, records)
+    costs = estimate_costs(graph, graph.quantum_only_xgraph, Times({"a": 30.0}), records)
     assert _by_label(graph, costs) == {"a": {30.0}, "b": {30.0}}
 
 
