@@ -6,7 +6,7 @@ __all__ = ["DataIds", "Results"]
 
 import logging
 import pickle
-import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -36,23 +36,39 @@ class _Puts:
         self._repo = repo
         self._run = output_run
         self._outputs = outputs
-        self._reports: queue.SimpleQueue[PutReport] = queue.SimpleQueue()
-        self.note = self._reports.put
+        self._reports: list[PutReport] = []
+        self._lock = threading.Lock()
+        self._ingesting = threading.Lock()
+
+    def note(self, report: PutReport) -> None:
+        """Hear of a dataset that was put, in any thread."""
+        with self._lock:
+            self._reports.append(report)
 
     def ingest(self) -> int:
         """Ingest what came since the last call, and return how many datasets those were."""
-        if self._reports.empty():
-            return 0
+        with self._ingesting:
+            with self._lock:
+                reports = list(self._reports)
+            if not reports:
+                return 0
+            n_ingested = self._write(reports)
+            with self._lock:
+                # Only now, so that another call makes up for one that failed.
+                del self._reports[: len(reports)]
+        logger.info("%d datasets were put into run %r.", n_ingested, self._run)
+        return n_ingested
+
+    def _write(self, reports: Sequence[PutReport]) -> int:
+        """Put datasets into the registry, with their types and their run."""
         with Butler.from_config(self._repo, writeable=True) as butler:
             for dataset_type in self._outputs.values():
                 butler.registry.registerDatasetType(dataset_type)
             butler.collections.register(self._run)
             ingester = Ingester(butler, self._outputs, existing=fetch_ids(butler, self._run))
-            while not self._reports.empty():
-                report = self._reports.get()
+            for report in reports:
                 ingester.add([report.ref], [report.ref.id], report.records)
             ingester.flush()
-            logger.info("%d datasets were put into run %r.", ingester.n_ingested, self._run)
             return ingester.n_ingested
 
 
