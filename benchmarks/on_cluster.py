@@ -30,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         conf.mkdir()
         (conf / "spark-defaults.conf").write_text(
             f"spark.master {cluster.address}\nspark.driver.host 127.0.0.1\nspark.ui.enabled false\n"
+            f"spark.pyspark.python {sys.executable}\n"
         )
         started = time.perf_counter()
         status = subprocess.run(

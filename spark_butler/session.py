@@ -133,13 +133,16 @@ def make_session(
     settings.update((f"spark.executorEnv.{name}", value) for name, value in worker_environment().items())
     settings.update(conf or {})
     try:
-        address = master or settings.get("spark.master") or _configured_master()
+        address = master or settings.get("spark.master") or _configured("spark.master") or "local[*]"
+        if "PYSPARK_PYTHON" not in os.environ:
+            # PySpark looks nowhere else unless spark-submit has started it.
+            if python := settings.get("spark.pyspark.python") or _configured("spark.pyspark.python"):
+                os.environ["PYSPARK_PYTHON"] = python
+            elif address.startswith("local"):
+                # The python3 of the PATH may be another one.
+                os.environ["PYSPARK_PYTHON"] = sys.executable
     except Exception as exc:  # py4j, PySpark and the JVM may raise anything
         raise SessionError(f"Spark did not start: {brief(exc)}") from exc
-    local = address.startswith("local")
-    if local and "PYSPARK_PYTHON" not in os.environ and "spark.pyspark.python" not in settings:
-        # The python3 of the PATH may be another one.
-        os.environ["PYSPARK_PYTHON"] = sys.executable
     for name, value in settings.items():
         if name in (conf or {}) or not _is_configured(name):
             builder = builder.config(name, value)
@@ -255,9 +258,17 @@ def _check_worker(stores: Sequence[str]) -> str:
     return ""
 
 
+# What Spark says before the last words of an interpreter that did not start as it should.
+_NO_DAEMON = "Error from python worker:"
+
+
 def _worker_reason(exc: Exception) -> str:
     """Find the error of a worker in the report of Spark, which has all stacks in it."""
     lines = [line.strip() for line in str(exc).splitlines()]
+    if _NO_DAEMON in lines[:-1]:
+        # It names the interpreter, too.
+        reason = lines[lines.index(_NO_DAEMON) + 1]
+        return f"{reason}; spark.pyspark.python names the interpreter of workers"
     errors = [
         line for line in lines if line and " " in line and line.split(":")[0].endswith(("Error", "Exception"))
     ]
@@ -370,11 +381,9 @@ def _streams_are_one() -> bool:
     return stat.S_ISFIFO(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 
 
-def _configured_master() -> str:
-    """The address that spark-submit, its configuration files or the environment give."""
+def _configured(name: str) -> str | None:
+    """What spark-submit, its configuration files or the environment say of a setting."""
     from pyspark import SparkConf, SparkContext
 
     SparkContext._ensure_initialized()
-    address = SparkConf().get("spark.master", "local[*]")
-    assert address is not None
-    return address
+    return SparkConf().get(name)
