@@ -31,12 +31,12 @@ from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
 
 from .config import RunOptions
-from .engine import find_temporary_types
 from .errors import EmptyGraphError, OptionsError, UserError
 from .graph_building import check_outputs_in_the_way, settle_dataset_ids
 from .messages import brief
 from .registry import fetch_ids
 from .run_notes import read_temporaries
+from .temporary_types import find_temporary_types
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from lsst.daf.butler import (
 )
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
-from .engine import worker_config
 from .errors import EmptyGraphError, OptionsError, RepositoryError
 from .messages import brief
 from .repository import store_roots
 from .session import worker_environment
 from .work import WorkerContext
+from .worker_context import worker_config
 
 _MOST_SHOWN = 20
 

@@ -22,8 +22,9 @@ from mock_night import insert_dimensions
 
 from spark_butler.backends import Backend, ReportOutcome, SerialBackend
 from spark_butler.config import RunOptions
-from spark_butler.engine import execute_graph, worker_config
+from spark_butler.engine import execute_graph
 from spark_butler.work import UnitWork, WorkerContext
+from spark_butler.worker_context import worker_config
 
 _CCD = ("visit", "detector")
 
