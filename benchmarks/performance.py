@@ -158,14 +158,15 @@ def _everything(
 ) -> list[tuple[Workload, Sequence[str], int]]:
     """Say what the documentation shows: graphs, engines and numbers of runs."""
     plan: list[tuple[Workload, Sequence[str], int]] = [
-        (Workload("mock", 400), [*_OURS, "spark-butler, cluster"], 3),
-        (Workload("mock", 400), ["run-qbb -j 2"], 1),
-        (Workload("mock", 40), [name for name in engines if name not in ("spark-butler, cluster",)], 1),
-        (Workload("mock", 400, 0.03, mixed=True), _OURS[1:], 3),
-        (Workload("mock", 160, 1.0), _OURS[1:], 1),
-        (Workload("mock", 400, 0.1), _OURS[1:], 1),
+        (Workload("mock", 400), _OURS, 3),
         (Workload("mock", 4000), _OURS[1:], 1),
         (Workload("simulated"), [*_OURS, "run-qbb -j 2"], 1),
+        (Workload("mock", 400, 0.03, mixed=True), _OURS[1:], 3),
+        (Workload("mock", 160, 1.0), _OURS[1:], 1),
+        (Workload("mock", 400), ["spark-butler, cluster"], 1),
+        (Workload("mock", 400), ["run-qbb -j 2"], 1),
+        (Workload("mock", 40), list(engines), 1),
+        (Workload("mock", 400, 0.1), _OURS[1:], 1),
         (Workload("mock", 40_000), _OURS[1:2], 1),
     ]
     if frames is not None:
