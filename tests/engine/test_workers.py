@@ -91,7 +91,7 @@ def test_workers_run_while_the_registry_is_gone(
         graph = make_graph(helper, case)
         backend = _HidingBackend(spark_backend, registry)
         # One batch: every group runs while the driver waits and has no need of the registry.
-        result = execute_graph(graph, helper.butler, backend, RunOptions())
+        result = execute_graph(graph, helper.butler, backend, RunOptions(processes=len(graph)))
         assert not result.failed
         contents = snapshot(helper.butler, graph)
     notes = [json.loads(path.read_text()) for path in folder.iterdir()]
