@@ -18,7 +18,7 @@ ARGS ?=
 .PHONY: help
 help: ## Show this list
 	@echo 'usage: make TARGET'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-19s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: install
 install: $(INSTALLED) ## Make the environment in .venv/ (PYTHON=... names an interpreter)
@@ -51,6 +51,14 @@ test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large 
 .PHONY: test-upstream
 test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark
 	@$(RUN) python -m pytest -m slow tests/upstream $(ARGS)
+
+.PHONY: test-spark-versions
+test-spark-versions: ## Run the engine's conformance suite on PySpark 3.5, 4.0 and the newest (VERSIONS="4.1 4.2.1")
+	@PYTHON="$(PYTHON)" VERSIONS="$(VERSIONS)" tools/test_spark_versions.sh $(ARGS)
+
+.PHONY: env-archive
+env-archive: $(INSTALLED) ## Pack the environment with its Python for clusters, into dist/ (ARGS="--with psycopg2-binary")
+	@$(RUN) python tools/env_archive.py $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (ARGS="--seeds 3 --first-seed 7")
