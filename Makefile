@@ -48,6 +48,10 @@ test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
 	@$(RUN) python -m pytest -m slow $(ARGS)
 
+.PHONY: test-notebooks
+test-notebooks: $(INSTALLED) ## Execute the notebooks of docs/notebooks/ in a kernel, and stop a cell
+	@$(RUN) python -m pytest -m slow tests/notebook/test_notebooks.py $(ARGS)
+
 .PHONY: test-upstream
 test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark
 	@$(RUN) python -m pytest -m slow tests/upstream $(ARGS)

@@ -104,7 +104,8 @@ def register_instrument(repo: str, camera_yaml: str, update: bool) -> None:
     from .obs.repository import open_butler
 
     camera = register_instrument(open_butler(repo), camera_yaml, update=update)
-    click.echo(f"{camera.name} is registered, with {len(camera.detectors)} detectors.")
+    n = len(camera.detectors)
+    click.echo(f"{camera.name} is registered, with {n} detector{'' if n == 1 else 's'}.")
 
 
 @obs.command()

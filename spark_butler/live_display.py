@@ -37,7 +37,7 @@ class LiveDisplay:
         """Show it below the current cell; return whether there is a notebook to show it in."""
         if not _in_notebook():
             return False
-        from IPython.display import HTML, display  # type: ignore[import-not-found]
+        from IPython.display import HTML, display
 
         with self._lock:
             handle = display(HTML(self._make_html()), display_id=True)

@@ -98,12 +98,15 @@ class Failures(Sequence[QuantumFailure]):
         if not self._failures:
             return "<p>No failures.</p>"
         head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _COLUMNS)
-        cell = "<td style='text-align:left;white-space:pre-wrap'>{}</td>"
+        # Addresses and messages of the store have no blanks to break lines at.
+        style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+        cell = f"<td style='{style}'>{{}}</td>"
         rows = [
             "<tr>" + "".join(cell.format(html.escape(text)) for text in row) + "</tr>" for row in self._rows()
         ]
         more = f"<p>... and {len(rows) - _MOST_SHOWN} more</p>" if len(rows) > _MOST_SHOWN else ""
-        return f"<table><tr>{head}</tr>{''.join(rows[:_MOST_SHOWN])}</table>{more}"
+        table = f"<table><tr>{head}</tr>{''.join(rows[:_MOST_SHOWN])}</table>"
+        return f"<div style='max-width:100%;overflow-x:auto'>{table}{more}</div>"
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         for failure in self._failures:

@@ -440,6 +440,6 @@ class Run:
 
     def _ipython_display_(self) -> None:
         if not self._display.show():
-            from IPython.display import display  # type: ignore[import-not-found]
+            from IPython.display import display
 
             display({"text/plain": repr(self)}, raw=True)
