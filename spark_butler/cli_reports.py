@@ -17,6 +17,7 @@ from lsst.resources import ResourcePath
 from .errors import RepositoryError, UserError
 from .messages import brief
 from .repository import check_repository, store_roots
+from .text_tables import align_rows
 from .watching import (
     AttemptFolder,
     find_attempts,
@@ -255,10 +256,8 @@ def _say_report(content: Mapping[str, Any]) -> None:
 
 def _say_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    for first, *others in rows:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        click.echo(f"  {'  '.join([first.ljust(widths[0]), *cells])}")
+    for line in align_rows(rows):
+        click.echo(line)
 
 
 def _say_json(value: object) -> None:

@@ -16,6 +16,7 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport, Repor
 
 from .dispatch import RunResult
 from .outcomes import QuantumOutcome, exit_text, job_text
+from .text_tables import align_rows
 
 
 def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
@@ -108,13 +109,7 @@ def summarize(
         if quanta:
             rows.append(_row(label, len(quanta), by_task[label], blocked[label]))
     lines = [f"Run {graph.header.output_run}: {_verdict(graph, result)} in {wall_seconds:.1f} s"]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("  " + "  ".join(cells))
+    lines += align_rows(rows)
     if n_ingested is not None:
         lines.append(f"{n_ingested} datasets ingested into the registry by the driver.")
     retried = [outcome for outcome in result.outcomes.values() if outcome.attempts]

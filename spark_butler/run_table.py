@@ -7,6 +7,7 @@ __all__ = ["make_html", "make_text", "tell_seconds"]
 import html
 
 from .progress import ProgressSnapshot, TaskProgress
+from .text_tables import align_rows
 
 _COLUMNS = ("pending", "running", "done", "failed", "blocked")
 _COLOURS = {"running": "#2b7bba", "done": "#2e8540", "failed": "#c0392b", "blocked": "#8e6c1f"}
@@ -26,12 +27,7 @@ def make_text(title: str, status: str, snapshot: ProgressSnapshot) -> str:
     """
     rows: list[tuple[str, ...]] = [("task", *_COLUMNS)]
     rows += [(task.label, *(str(getattr(task, name)) for name in _COLUMNS)) for task in _tasks(snapshot)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    lines = [f"Run {title}: {status}. {_summary(status, snapshot)}"]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  " + "  ".join(cells))
-    return "\n".join(lines)
+    return "\n".join([f"Run {title}: {status}. {_summary(status, snapshot)}", *align_rows(rows)])
 
 
 def make_html(title: str, status: str, snapshot: ProgressSnapshot, error: str = "") -> str:
