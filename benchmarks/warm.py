@@ -18,7 +18,8 @@ from stock import read_graph
 from spark_butler.backends.spark import SparkBackend
 from spark_butler.config import RunOptions
 from spark_butler.engine import execute_graph
-from spark_butler.session import check_workers, make_session
+from spark_butler.session import make_session
+from spark_butler.worker_check import check_workers
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     disable_implicit_threading()
     session = make_session("local[2]", conf={"spark.ui.enabled": "false"})
     try:
-        check_workers(session)
+        check_workers(session.sparkContext)
         backend = SparkBackend(session)
         pairs = list(zip(arguments.places[::2], arguments.places[1::2], strict=True))
         for repo, file in pairs[:-1]:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -32,7 +32,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
-from .backends import Backend, SerialBackend
+from .backends import Backend
 from .bundle import explain_bundle
 from .cli_options import engine_options
 from .cli_request import make_request
@@ -43,12 +43,13 @@ from .errors import EngineError, UserError
 from .messages import brief
 from .output_run import OutputRequest, check_output, prepare_output
 from .plan import Plan
-from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
+from .planning import RunRequest, apply_fixup, build_graph, show_pipeline, task_modules
 from .provenance import ProvenanceRecorder
 from .report import make_report, summarize
-from .repository import check_repository, store_roots
+from .repository import check_repository
 from .resume import needs_clobber
-from .session import check_platform, check_workers, open_session, say_on_stderr
+from .session import check_platform, say_on_stderr
+from .spark_start import SparkStart
 from .watching import RunWatch
 
 logger = logging.getLogger(__name__)
@@ -191,19 +192,36 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
     with coverage_context(dict(request.arguments)):
         if backend_name == "spark":
             check_platform()
-        check_repository(request.arguments["butler_config"])
+        stores = [str(root) for root in check_repository(request.arguments["butler_config"])]
         factory = show_pipeline(request)
         if show.handled and not show.unhandled:
             _say_shown("No quantum graph generated or pipeline executed.")
             return 0
-        return _run_graph(request, factory, backend_name, watching, dry_run=dry_run)
+        with contextlib.ExitStack() as stack:
+
+            def start_spark(modules: Sequence[str]) -> SparkStart:
+                return stack.enter_context(SparkStart(modules, stores))
+
+            needs_spark = backend_name == "spark" and not dry_run and not request.arguments["init_only"]
+            return _run_graph(
+                *(request, factory, watching), start_spark if needs_spark else None, dry_run=dry_run
+            )
 
 
 def _run_graph(
-    request: RunRequest, factory: Any, backend_name: str, watching: Watching, *, dry_run: bool
+    request: RunRequest,
+    factory: Any,
+    watching: Watching,
+    start_spark: Callable[[Sequence[str]], SparkStart] | None,
+    *,
+    dry_run: bool,
 ) -> int:
     """Build or read the graph, explain it, check and run it."""
     arguments, show = request.arguments, request.show
+    spark: SparkStart | None = None
+    if start_spark is not None and factory is not None and not (show.handled or show.unhandled):
+        # Workers import what tasks need while the graph is built.
+        spark = start_spark(task_modules(factory(resolve=False)))
     with watching.timing("quantum graph"):
         graph = build_graph(request, factory)
     if show.unhandled:
@@ -215,6 +233,8 @@ def _run_graph(
     if show.handled:
         _say_shown("No pipeline executed.")
         return 0
+    if start_spark is not None and spark is None:
+        spark = start_spark(task_modules(graph.pipeline_graph))
     xgraph = apply_fixup(graph, arguments["graph_fixup"])
     output = OutputRequest.from_arguments(graph, arguments)
     check_output(graph, output, probe_datastore=not dry_run)
@@ -228,7 +248,7 @@ def _run_graph(
     stopped: _Stopped | None = None
     with contextlib.ExitStack() as stack:
         with watching.timing("Spark session"):
-            backend = stack.enter_context(_open_backend(backend_name, output.butler_config))
+            backend = stack.enter_context(_open_backend(spark))
         if request.options.debug:
             _import_debug()
         with watching.timing("output run"):
@@ -311,24 +331,22 @@ def _make_plan(
 
 
 @contextlib.contextmanager
-def _open_backend(name: str, butler_config: str) -> Iterator[Backend]:
-    """Start the backend that was asked for, and see whether its workers can work."""
-    if name == "serial":
+def _open_backend(spark: SparkStart | None) -> Iterator[Backend]:
+    """Make the backend of a Spark that has been started, or one without Spark."""
+    if spark is None:
+        from .backends.serial import SerialBackend
+
         yield SerialBackend()
         return
     from .backends.spark import SparkBackend
 
-    with Butler.from_config(butler_config, writeable=False) as butler:
-        stores = [str(root) for root in store_roots(butler)]
-    with open_session() as session:
-        check_workers(session, stores)
-        backend = SparkBackend(session)
-        try:
-            yield backend
-        finally:
-            with contextlib.suppress(Exception):
-                # What ended the run may have ended the JVM, too.
-                backend.close()
+    backend = SparkBackend(spark.wait())
+    try:
+        yield backend
+    finally:
+        with contextlib.suppress(Exception):
+            # What ended the run may have ended the JVM, too.
+            backend.close()
 
 
 def _import_debug() -> None:

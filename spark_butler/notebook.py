@@ -18,7 +18,8 @@ from .plan import Plan
 from .repository import check_repository, store_roots
 from .resolving import find_data_ids
 from .runs import PreparedRun, Run
-from .session import check_session, check_workers, make_session
+from .session import check_session, make_session
+from .worker_check import check_workers
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -249,7 +250,7 @@ class SparkButler:
     def _check_workers(self) -> None:
         """Look, once, whether workers can work."""
         if not self._is_checked:
-            check_workers(self._session, [str(root) for root in store_roots(self._butler)])
+            check_workers(self._session.sparkContext, [str(root) for root in store_roots(self._butler)])
             self._is_checked = True
 
 

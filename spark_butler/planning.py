@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunRequest", "apply_fixup", "build_graph", "show_pipeline"]
+__all__ = ["RunRequest", "apply_fixup", "build_graph", "show_pipeline", "task_modules"]
 
 import contextlib
 import dataclasses
@@ -111,6 +111,17 @@ def show_pipeline(request: RunRequest) -> Any:
         if not request.show.handled:
             factory(resolve=False)
         return factory
+
+
+def task_modules(pipeline_graph: PipelineGraph) -> list[str]:
+    """List the modules that the tasks of a pipeline are in.
+
+    Parameters
+    ----------
+    pipeline_graph
+        The pipeline; its dataset types may be unknown yet.
+    """
+    return sorted({node.task_class_name.rpartition(".")[0] for node in pipeline_graph.tasks.values()})
 
 
 def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:

@@ -34,13 +34,18 @@ _REASONS = {
 }
 
 
-def check_repository(butler_config: str) -> None:
+def check_repository(butler_config: str) -> list[ResourcePath]:
     """Look whether a repository is there and its datastore answers.
 
     Parameters
     ----------
     butler_config
         Address or alias of the repository.
+
+    Returns
+    -------
+    roots
+        The places where its datastores keep files.
 
     Raises
     ------
@@ -71,6 +76,7 @@ def check_repository(butler_config: str) -> None:
         raise RepositoryError(f"Can't open the Butler repository {butler_config!r}: {brief(exc)}") from exc
     for root in roots:
         check_store(root)
+    return roots
 
 
 def store_roots(butler: Butler) -> list[ResourcePath]:

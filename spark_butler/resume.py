@@ -29,7 +29,7 @@ from .packed import automatic_outputs, find_packs, open_pack
 from .quanta import all_outputs
 from .registry import fetch_ids
 from .stored_files import FileFinder, Place, find_changed_files, find_complete_files
-from .temporaries import TEMPORARIES_KEY
+from .temporary_types import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
 

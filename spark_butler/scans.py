@@ -38,7 +38,7 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumAttemptModel
 from lsst.utils.introspection import get_full_type_name
 
-from .temporaries import TEMPORARIES_KEY
+from .temporary_types import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 __all__ = [
+    "IMPORTS_VARIABLE",
     "MINIMUM_PYTHON",
     "check_platform",
     "check_session",
-    "check_workers",
     "make_session",
-    "open_session",
+    "make_spark_context",
     "say_on_stderr",
+    "spark_is_up",
     "worker_environment",
 ]
 
-import contextlib
 import importlib.util
 import json
 import logging
@@ -21,7 +21,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
@@ -29,6 +29,7 @@ from .java import find_java_home
 from .messages import brief
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,10 @@ _ENVIRONMENT = {
     "LSST_S3_USE_THREADS": "False",
 }
 
+IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
+"""Environment variable that names the modules with which workers are forked, with commas."""
+
 _MASTER_SECONDS = 5.0
-_MOST_CHECKED_WORKERS = 32
 
 _PASSED_ON = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION")
 
@@ -114,23 +117,69 @@ def make_session(
         session is one of Spark Connect, or if Spark doesn't start.
     """
     check_platform()
-    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     active = SparkSession.getActiveSession()
     if active is not None:
         check_session(active)
         return active
+    make_spark_context(master, app_name, conf)
+    try:
+        session = SparkSession.builder.getOrCreate()
+    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+        logger.debug("There is no Spark session.", exc_info=True)
+        raise SessionError(f"There is no Spark session: {brief(exc)}") from exc
+    check_session(session)
+    return session
+
+
+def make_spark_context(
+    master: str | None = None,
+    app_name: str = "spark-butler",
+    conf: Mapping[str, str] | None = None,
+    *,
+    imports: Sequence[str] = (),
+) -> SparkContext:
+    """Get the Spark context of this process or make one.
+
+    Parameters
+    ----------
+    master
+        Address of the cluster; see `make_session`.
+    app_name
+        Name of the application on Spark's pages.
+    conf
+        Spark settings that go before all others.
+    imports
+        Names of modules that tasks are in.  Workers are forked with them
+        imported, as far as they can be.
+
+    Returns
+    -------
+    context
+        A context.  Unlike a session it doesn't cost the JVM the loading of
+        Spark's SQL.
+
+    Raises
+    ------
+    spark_butler.errors.SessionError
+        Raised as by `make_session`.
+    """
+    check_platform()
+    from pyspark import SparkConf, SparkContext
+
+    if spark_is_up():
+        return SparkContext.getOrCreate()
     # A gateway is there already when spark-submit has started this process.
     if SparkContext._gateway is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
         os.environ["JAVA_HOME"] = str(find_java_home())
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    builder = SparkSession.builder.appName(app_name)
-    if master is not None:
-        builder = builder.master(master)
+    environment = worker_environment()
+    if imports:
+        environment[IMPORTS_VARIABLE] = ",".join(imports)
     settings = dict(_CONF)
-    settings.update((f"spark.executorEnv.{name}", value) for name, value in worker_environment().items())
+    settings.update((f"spark.executorEnv.{name}", value) for name, value in environment.items())
     settings.update(conf or {})
     try:
         address = master or settings.get("spark.master") or _configured("spark.master") or "local[*]"
@@ -141,42 +190,26 @@ def make_session(
             elif address.startswith("local"):
                 # The python3 of the PATH may be another one.
                 os.environ["PYSPARK_PYTHON"] = sys.executable
-    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
+        chosen = SparkConf().setAppName(app_name).setMaster(address)
+        for name, value in settings.items():
+            if name in (conf or {}) or not _is_configured(name):
+                chosen.set(name, value)
+    except Exception as exc:
         raise SessionError(f"Spark did not start: {brief(exc)}") from exc
-    for name, value in settings.items():
-        if name in (conf or {}) or not _is_configured(name):
-            builder = builder.config(name, value)
     _check_master(address)
     try:
-        session = builder.getOrCreate()
+        return SparkContext.getOrCreate(chosen)
     except Exception as exc:
         logger.debug("Spark did not start.", exc_info=True)
         raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
-    check_session(session)
-    return session
 
 
-@contextlib.contextmanager
-def open_session(master: str | None = None) -> Iterator[SparkSession]:
-    """Get the active Spark session, or make one and stop it in the end.
+def spark_is_up() -> bool:
+    """Whether this process has a Spark context."""
+    _find_pyspark()
+    from pyspark import SparkContext
 
-    Parameters
-    ----------
-    master
-        Address of the cluster; see `make_session`.
-    """
-    check_platform()
-    from pyspark.sql import SparkSession
-
-    active = SparkSession.getActiveSession()
-    session = make_session(master)
-    try:
-        yield session
-    finally:
-        if active is None:
-            with contextlib.suppress(Exception):
-                # The JVM may be gone already, as after Ctrl-C under spark-submit.
-                session.stop()
+    return SparkContext._active_spark_context is not None
 
 
 def check_platform() -> None:
@@ -206,74 +239,6 @@ def check_platform() -> None:
     for name, mode in modes.items():
         if mode.lower() == "connect":
             raise SessionError(_connect_text(f"{name} is {mode!r}"))
-
-
-def check_workers(session: SparkSession, stores: Sequence[str] = ()) -> None:
-    """Look whether workers have the same Python, the middleware, and a way to the object store.
-
-    This also makes them import what the first quanta need.
-
-    Parameters
-    ----------
-    session
-        The session.
-    stores
-        Addresses of places in object stores that workers must reach.
-
-    Raises
-    ------
-    spark_butler.errors.SessionError
-        Raised if not, with the reason.
-    """
-    context = session.sparkContext
-    n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
-    places = list(stores)
-    context.setJobDescription("look whether workers can work")
-    try:
-        answers = (
-            context.parallelize(range(n_workers), n_workers).map(lambda _: _check_worker(places)).collect()
-        )
-    except Exception as exc:
-        logger.debug("Workers can't work.", exc_info=True)
-        raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(exc)}") from exc
-    finally:
-        context.setLocalProperty("spark.job.description", None)  # type: ignore[arg-type]
-    if problems := sorted({answer for answer in answers if answer}):
-        raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
-
-
-def _check_worker(stores: Sequence[str]) -> str:
-    """Say what is wrong, in a worker."""
-    from lsst.resources import ResourcePath
-
-    from .errors import UserError
-    from .repository import check_store
-    from .worker import run_group  # noqa: F401
-
-    try:
-        for store in stores:
-            check_store(ResourcePath(store))
-    except UserError as exc:
-        return f"{socket.gethostname()}: {exc}"
-    return ""
-
-
-# What Spark says before the last words of an interpreter that did not start as it should.
-_NO_DAEMON = "Error from python worker:"
-
-
-def _worker_reason(exc: Exception) -> str:
-    """Find the error of a worker in the report of Spark, which has all stacks in it."""
-    lines = [line.strip() for line in str(exc).splitlines()]
-    if _NO_DAEMON in lines[:-1]:
-        # It names the interpreter, too.
-        reason = lines[lines.index(_NO_DAEMON) + 1]
-        return f"{reason}; spark.pyspark.python names the interpreter of workers"
-    errors = [
-        line for line in lines if line and " " in line and line.split(":")[0].endswith(("Error", "Exception"))
-    ]
-    python = [line for line in errors if not line.startswith(("org.", "java.", "py4j."))]
-    return (python or errors or [brief(exc)])[0]
 
 
 def _check_master(address: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TEMPORARIES_KEY", "GroupButler"]
+__all__ = ["GroupButler"]
 
 import logging
 import uuid
@@ -30,11 +30,9 @@ from .parcels import Inbox
 from .parts import read_part
 from .quanta import all_outputs
 from .scratch import fetch_scratch
+from .temporary_types import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
-
-TEMPORARIES_KEY = "temporaries"
-"""Where the metadata of a quantum lists the temporaries that it has put."""
 
 
 class GroupButler(LimitedButler):

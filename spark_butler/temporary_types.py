@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AUTO", "find_temporary_types", "measure_sizes"]
+__all__ = ["AUTO", "TEMPORARIES_KEY", "find_temporary_types", "measure_sizes"]
 
 import fnmatch
 from collections.abc import Collection, Iterable
@@ -17,6 +17,9 @@ from .errors import OptionsError
 
 AUTO = "auto"
 """The pattern that stands for all that is made and read inside the graph."""
+
+TEMPORARIES_KEY = "temporaries"
+"""Where the metadata of a quantum lists the temporaries that it has put."""
 
 
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:

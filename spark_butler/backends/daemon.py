@@ -7,17 +7,21 @@ start, and share the memory of it.
 
 from __future__ import annotations
 
-__all__ = ["main", "remove_dead_sockets"]
+__all__ = ["import_for_workers", "main", "remove_dead_sockets"]
 
 import contextlib
 import gc
 import os
 import re
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyspark import daemon
+
+from ..session import IMPORTS_VARIABLE
 
 _SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
 _YOUNG_SECONDS = 5.0
@@ -49,12 +53,33 @@ def remove_dead_sockets(folder: Path) -> None:
                         path.unlink()
 
 
-def main() -> None:
-    """Import what workers need, keep the garbage collector off it, and serve."""
+@contextlib.contextmanager
+def _keep_stdout() -> Iterator[None]:
+    """Send what is printed to standard error; standard output is for words to Spark."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def import_for_workers() -> None:
+    """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
     import lsst.images  # noqa: F401
 
     from .. import isolation  # noqa: F401
+    from ..warmth import import_for_children
 
+    import_for_children(name for name in os.environ.get(IMPORTS_VARIABLE, "").split(",") if name)
+
+
+def main() -> None:
+    """Import what workers need, keep the garbage collector off it, and serve."""
+    with _keep_stdout():
+        import_for_workers()
     if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
         with contextlib.suppress(OSError):
             remove_dead_sockets(Path(folder))

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyspark import (
     RDD,
@@ -28,7 +28,6 @@ from pyspark import (
 )
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.serializers import NoOpSerializer
-from pyspark.sql import SparkSession
 
 from ..attempts import InProcessRunner, run_attempts
 from ..cell_classes import dump_with_classes
@@ -42,6 +41,9 @@ from ..turnstile import Turnstile
 from ..work import GroupWork, UnitWork, WorkerContext
 from ..worker import prepare_process
 from ._protocol import ReportOutcome
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class SparkBackend:
     Parameters
     ----------
     session
-        The session.  It stays the caller's: this class never stops it.
+        The session, or its context.  It stays the caller's: this class never stops it.
 
     Notes
     -----
@@ -66,8 +68,8 @@ class SparkBackend:
     that nothing waits for the slowest task of a job.
     """
 
-    def __init__(self, session: SparkSession):
-        self._spark: SparkContext = session.sparkContext
+    def __init__(self, session: SparkSession | SparkContext):
+        self._spark = session if isinstance(session, SparkContext) else session.sparkContext
         self._tag = f"spark-butler-{uuid.uuid4()}"
         self._lock = threading.Lock()
         self._sent: tuple[WorkerContext, Broadcast[bytes]] | None = None

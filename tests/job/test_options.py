@@ -76,7 +76,7 @@ def test_nothing_is_written_or_started(
     def refuse(*arguments: object) -> None:
         raise AssertionError("a Spark session is made")
 
-    monkeypatch.setattr("spark_butler.cli_run.open_session", refuse)
+    monkeypatch.setattr("spark_butler.cli_run.SparkStart", refuse)
     before = job_repo.contents()
     result = run_job(*job_repo.arguments, "-o", "u/nothing", "--temporary", "mock_f*", *more)
     assert result.exit_code == 0, result.output

@@ -25,7 +25,7 @@ from spark_butler.backends import Backend
 from spark_butler.config import RunOptions
 from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
-from spark_butler.temporaries import TEMPORARIES_KEY
+from spark_butler.temporary_types import TEMPORARIES_KEY
 
 type Outputs = dict[tuple[str, tuple[int | str, ...]], Any]
 

@@ -1,0 +1,93 @@
+"""Spark starts beside other work, with workers that have imported the tasks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spark_butler import spark_start
+from spark_butler.errors import SessionError
+from spark_butler.spark_start import SparkStart
+
+_SCRIPT = """
+import sys
+from pyspark import SparkContext
+from spark_butler.spark_start import SparkStart
+
+with SparkStart(["talkative", "no_such_module", "broken"]) as start:
+    context = start.wait()
+    # By their names in sys.modules only: to unpickle a function must not import anything.
+    found = context.parallelize([0], 1).map(
+        lambda _: [name in __import__("sys").modules for name in ("talkative", "broken", "lsst.images")]
+    ).collect()
+    assert found == [[True, False, True]], found
+assert SparkContext._active_spark_context is None
+
+start = SparkStart()
+try:
+    with start:
+        raise ValueError("the graph is empty")
+except ValueError:
+    pass
+start._thread.join()
+assert SparkContext._active_spark_context is None
+print("done")
+"""
+
+
+def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text("import os\nprint('hello')\nos.write(1, b'hello')\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('not here')\n")
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    process = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "SPARK_LOCAL_IP": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "done\n"
+
+
+class _Context:
+    stopped = 0
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> _Context:
+    context = _Context()
+    monkeypatch.setattr(spark_start, "spark_is_up", lambda: False)
+    monkeypatch.setattr(spark_start, "make_spark_context", lambda **_: context)
+    monkeypatch.setattr(spark_start, "check_workers", lambda context, stores: None)
+    return context
+
+
+def test_spark_that_was_there_before_stays(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SparkStart() as start:
+        start.wait()
+    assert context.stopped == 1
+    monkeypatch.setattr(spark_start, "spark_is_up", lambda: True)
+    with SparkStart() as start:
+        assert start.wait() is context
+    assert context.stopped == 1
+
+
+def test_what_stands_against_it_is_raised_where_it_is_waited_for(
+    context: _Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(context: object, stores: object) -> None:
+        raise SessionError("Workers can't work.")
+
+    monkeypatch.setattr(spark_start, "check_workers", refuse)
+    with pytest.raises(SessionError, match="can't work"), SparkStart() as start:
+        start.wait()
+    assert context.stopped == 1
