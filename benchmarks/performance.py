@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
 
+import psutil  # noqa: E402
 from ccd_graphs import prepare_observed, prepare_simulated  # noqa: E402
 from lsst.daf.butler import Butler  # noqa: E402
 from metering import Usage, run_metered  # noqa: E402
@@ -84,6 +85,13 @@ class Job(NamedTuple):
     warm: tuple[Path, Path]
     """Repository and graph with which an engine may get warm."""
     folder: Path
+
+
+def _stolen_share(before: Any) -> float:
+    """Compute the part of this machine's processor time that its host has given to others."""
+    now = psutil.cpu_times()._asdict()
+    spent = {name: now[name] - value for name, value in before._asdict().items()}
+    return spent.get("steal", 0.0) / max(sum(spent.values()), 1e-9)
 
 
 class Engine(NamedTuple):
@@ -214,15 +222,17 @@ class Bench:
             if engine.init:
                 run_pipetask("pre-exec-init-qbb", repo, graph, paths=MODULES, environment=self._environment)
             before = Counter(self._server.count_requests(_BUCKET))
-            load = os.getloadavg()[0]
+            load, times = os.getloadavg()[0], psutil.cpu_times()
             usage = run_metered(
                 list(map(str, engine.command(Job(workload, repo, graph, warm, work)))),
                 environment=self._environment,
                 folder=work,
             )
+            stolen = _stolen_share(times)
             requests = Counter(self._server.count_requests(_BUCKET))
             requests.subtract(before)
-            return self._row(engine, workload, usage, +requests, load, (repo, graph))
+            state = {"load": load, "stolen": stolen}
+            return self._row(engine, workload, usage, +requests, state, (repo, graph))
         finally:
             for where, copy in prepared.items():
                 shutil.rmtree(where)
@@ -236,13 +246,13 @@ class Bench:
         workload: Workload,
         usage: Usage,
         requests: Mapping[str, int],
-        load: float,
+        state: Mapping[str, float],
         place: tuple[Path, Path],
     ) -> dict[str, Any]:
         repo, file = place
         quanta = len(read_graph(file))
         row = {
-            **{"engine": engine.name, "graph": workload.name, "quanta": quanta, "load": load},
+            **{"engine": engine.name, "graph": workload.name, "quanta": quanta, **state},
             **{"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, "status": usage.status},
             "requests": {kind: count / quanta for kind, count in requests.items()},
         }

@@ -34,7 +34,8 @@ def write_results(rows: Sequence[Row], output: Path) -> None:
     note = (
         f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {sys.version.split()[0]}; load average before each run {min(loads):.1f} to {max(loads):.1f}."
-        " Medians of the runs that ended well. The S3 server counts HEAD requests as reads."
+        " Medians of the runs that ended well. Stolen is the part of the processor time that the host of this "
+        "virtual machine gave to others meanwhile. The S3 server counts HEAD requests as reads."
     )
     text = "\n".join([*_table(rows), "", *_ratios(rows), "", note, ""])
     (output / "performance-benchmark.md").write_text(text)
@@ -60,9 +61,9 @@ def _median(rows: Sequence[Row], key: str) -> float:
 
 def _table(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| graph | quanta | engine | runs | wall s | CPU s | CPU s per quantum "
+        "| graph | quanta | engine | runs | wall s | CPU s | CPU s per quantum | stolen "
         "| peak MB: driver, JVM, others | requests per quantum: read, write, other |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     kinds = sorted(
         dict.fromkeys((row["graph"], row["quanta"], row["engine"]) for row in rows), key=_rank(rows)
@@ -70,7 +71,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     for graph, quanta, engine in kinds:
         whole = _whole(rows, graph, engine)
         if not whole:
-            lines.append(f"| {graph} | {quanta} | {engine} | failed |  |  |  |  |  |")
+            lines.append(f"| {graph} | {quanta} | {engine} | failed |  |  |  |  |  |  |")
             continue
         wall, cpu = _median(whole, "wall"), _median(whole, "cpu")
         peak = ", ".join(
@@ -82,9 +83,13 @@ def _table(rows: Sequence[Row]) -> list[str]:
         asked = f"{requests.get('GET', 0):.2f}, {requests.get('PUT', 0):.2f}, {other:.2f}"
         lines.append(
             f"| {graph} | {quanta} | {engine} | {len(whole)} | {wall:.1f} | {cpu:.1f} "
-            f"| {cpu / quanta:.3f} | {peak} | {asked} |"
+            f"| {cpu / quanta:.3f} | {_percent(whole)} | {peak} | {asked} |"
         )
     return lines
+
+
+def _percent(rows: Sequence[Row]) -> str:
+    return f"{100 * statistics.median(row.get('stolen', 0.0) for row in rows):.0f} %"
 
 
 def _rank(rows: Sequence[Row]) -> Any:
