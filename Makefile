@@ -30,6 +30,7 @@ $(INSTALLED): pyproject.toml requirements.lock requirements-java.lock tools/inst
 lock: $(INSTALLED) ## Bring the lock files up to the newest versions that fit pyproject.toml
 	@uv=$$(tools/install.sh --uv)
 	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra demo --extra test pyproject.toml -o requirements.lock
+	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra docs --constraints requirements.lock pyproject.toml -o requirements-docs.lock
 	sed -n 's/^java = \["\(.*\)"\]$$/\1/p' pyproject.toml | "$$uv" pip compile $(LOCK_FLAGS) --upgrade - -o requirements-java.lock
 
 .PHONY: demo
@@ -79,6 +80,11 @@ bench-engines: $(INSTALLED) ## Run graphs of mock quanta here and by pipetask ru
 .PHONY: bench-scaling
 bench-scaling: $(INSTALLED) ## Simulate runs on 1 to 10,000 slots (ARGS="--graph my.qg --times seconds.json")
 	@$(RUN) python benchmarks/scaling.py $(ARGS)
+
+.PHONY: docs
+docs: $(INSTALLED) ## Build the documentation with the API reference, into build/docs/
+	@VENV="$(VENV)" tools/install.sh --docs
+	$(RUN) python tools/build_docs.py
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style and types

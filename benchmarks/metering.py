@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Usage", "cpu_of_family", "run_metered"]
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -17,7 +18,8 @@ from typing import NamedTuple
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SAMPLE_SECONDS = 0.2
+# Each sample walks the memory maps of all processes, which takes processor time itself.
+_SAMPLE_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 
 
@@ -96,9 +98,11 @@ def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folde
         process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdout=stream, stderr=subprocess.STDOUT
         )
-        while process.poll() is None:
+        while True:
             _sample(process.pid, peak)
-            time.sleep(_SAMPLE_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_SAMPLE_SECONDS)
+                break
         wall = time.perf_counter() - started
         _reap(others)
     return Usage(

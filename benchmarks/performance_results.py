@@ -34,8 +34,8 @@ def write_results(rows: Sequence[Row], output: Path) -> None:
     note = (
         f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {sys.version.split()[0]}; load average before each run {min(loads):.1f} to {max(loads):.1f}."
-        " Medians of the runs that ended well. Stolen is the part of the processor time that the host of this "
-        "virtual machine gave to others meanwhile. The S3 server counts HEAD requests as reads."
+        " Medians of the runs that ended well. Stolen is the part of the processor time that the host of "
+        "this virtual machine gave to others meanwhile. The S3 server counts HEAD requests as reads."
     )
     text = "\n".join([*_table(rows), "", *_ratios(rows), "", note, ""])
     (output / "performance-benchmark.md").write_text(text)

@@ -6,7 +6,7 @@ __all__ = ("main",)
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -56,6 +56,15 @@ class _Main(_Group):
 
         return make_run_command(cmd_name, only_plan=cmd_name == "plan")
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in _RUN_COMMANDS:
+            # These have the logging options of pipetask, which may stand before them, too.
+            rest = [*_logging_arguments(ctx.params), *rest]
+        return name, command, rest
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = _RUN_COMMANDS | _WATCH_COMMANDS
         rows.update((name, each.get_short_help_str(80)) for name, each in self.commands.items())
@@ -63,13 +72,47 @@ class _Main(_Group):
             formatter.write_dl(sorted(rows.items()))
 
 
-@click.group(cls=_Main, context_settings=_CONTEXT)
+def _logging_arguments(params: Mapping[str, Any]) -> list[str]:
+    """Write logging options as they may have been given."""
+    return [
+        *(f"--log-level={value}" for value in params["log_level"]),
+        *(["--long-log"] if params["long_log"] else ()),
+        *(f"--log-file={value}" for value in params["log_file"]),
+        *(() if params["log_tty"] else ["--no-log-tty"]),
+        *(f"--log-label={value}" for value in params["log_label"]),
+    ]
+
+
+@click.group(
+    cls=_Main,
+    context_settings=_CONTEXT,
+    epilog="Logging options may stand before or after 'run' and 'plan'; for other commands, before.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
+@click.option(
+    "--log-level",
+    multiple=True,
+    metavar="LEVEL|COMPONENT=LEVEL",
+    help="The logging level, of everything or of one component.",
+)
+@click.option("--long-log", is_flag=True, help="Make log messages appear in long format.")
+@click.option(
+    "--log-file",
+    multiple=True,
+    metavar="FILE",
+    help="File(s) to write log messages to; as JSON records where the name ends with '.json'.",
+)
+@click.option("--log-tty/--no-log-tty", default=True, help="Whether to log to the terminal.")
+@click.option("--log-label", multiple=True, metavar="KEY=VALUE", help="What to add to log records.")
 @click.pass_context
-def main(ctx: click.Context, verbose: bool) -> None:
+def main(ctx: click.Context, /, verbose: bool, **options: Any) -> None:
     """Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store."""
     if ctx.invoked_subcommand in _RUN_COMMANDS:
-        # These have the logging options of pipetask.
+        return
+    if arguments := _logging_arguments(options):
+        from .cli_logging import read_logging_options
+
+        read_logging_options(arguments)
         return
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr

@@ -20,20 +20,13 @@ import networkx
 from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand, coverage_context
 from lsst.ctrl.mpexec.cli.opt import run_options
 from lsst.daf.butler import Butler
-from lsst.daf.butler.cli.cliLog import CliLog
-from lsst.daf.butler.cli.opt import (
-    log_file_option,
-    log_label_option,
-    log_level_option,
-    log_tty_option,
-    long_log_option,
-)
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend
 from .bundle import explain_bundle
+from .cli_logging import logging_options, start_logging
 from .cli_options import engine_options
 from .cli_request import make_request
 from .cli_watch import COMMAND_KEY, Watching, describe_end, watch_run
@@ -139,11 +132,7 @@ def make_run_command(
         show_default=True,
         help="Where quanta run: on Spark, or one after another in this process.",
     )
-    @log_level_option()  # type: ignore[untyped-decorator]
-    @long_log_option()  # type: ignore[untyped-decorator]
-    @log_file_option()  # type: ignore[untyped-decorator]
-    @log_tty_option()  # type: ignore[untyped-decorator]
-    @log_label_option()  # type: ignore[untyped-decorator]
+    @logging_options
     def command(ctx: click.Context, **kwargs: Any) -> None:
         """Build and run a pipeline on Spark."""
         kwargs["dry_run"] = kwargs["dry_run"] or only_plan
@@ -183,7 +172,7 @@ def make_run_command(
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
     """Do what the command was asked for and return the exit status."""
     watching = Watching.from_options(ctx, kwargs)
-    _start_logging(kwargs)
+    start_logging(kwargs)
     dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
     request = make_request(ctx, kwargs, default_pipeline=default_pipeline, on_spark=backend_name == "spark")
     show = request.show
@@ -303,22 +292,6 @@ def _write_provenance(recorder: ProvenanceRecorder | None, result: RunResult) ->
     except EngineError as exc:
         return exc
     return None
-
-
-def _start_logging(kwargs: dict[str, Any]) -> None:
-    """Log as ``pipetask`` does, this package included."""
-    CliLog.initLog(
-        longlog=kwargs.pop("long_log"),
-        log_tty=kwargs.pop("log_tty"),
-        log_file=kwargs.pop("log_file"),
-        log_label=kwargs.pop("log_label"),
-    )
-    levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
-    for component, level in dict(kwargs.pop("log_level")).items():
-        levels.append((component, level))
-        if component is None:
-            levels.append(("spark_butler", level))
-    CliLog.setLogLevels(levels)
 
 
 def _make_plan(

@@ -22,6 +22,7 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
@@ -62,6 +63,11 @@ _ENVIRONMENT = {
 
 IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
 """Environment variable that names the modules with which workers are forked, with commas."""
+
+# Java's quick compiler only.
+_QUICK_JVM = "-XX:TieredStopAtLevel=1"
+# Read by Spark's launcher, before spark.driver.extraJavaOptions.
+_JVM_VARIABLE = "SPARK_SUBMIT_OPTS"
 
 _MASTER_SECONDS = 5.0
 
@@ -139,6 +145,7 @@ def make_spark_context(
     conf: Mapping[str, str] | None = None,
     *,
     imports: Sequence[str] = (),
+    only_engine: bool = False,
 ) -> SparkContext:
     """Get the Spark context of this process or make one.
 
@@ -153,6 +160,10 @@ def make_spark_context(
     imports
         Names of modules that tasks are in.  Workers are forked with them
         imported, as far as they can be.
+    only_engine
+        Whether nothing but the engine will use Spark.  A JVM in local mode
+        then spends half as much processor time on compiling its own code,
+        which would pay for SQL only.
 
     Returns
     -------
@@ -173,6 +184,8 @@ def make_spark_context(
     # A gateway is there already when spark-submit has started this process.
     if SparkContext._gateway is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
         os.environ["JAVA_HOME"] = str(find_java_home())
+        if only_engine and not _may_be_elsewhere(master, conf or {}):
+            _launch_jvm(_QUICK_JVM)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     environment = worker_environment()
@@ -202,6 +215,35 @@ def make_spark_context(
     except Exception as exc:
         logger.debug("Spark did not start.", exc_info=True)
         raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
+
+
+def _may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
+    """Whether anything names a cluster, as far as that can be seen before there is a JVM."""
+    if named := master or conf.get("spark.master"):
+        return not named.startswith("local")
+    if "MASTER" in os.environ or "--master" in os.environ.get("PYSPARK_SUBMIT_ARGS", ""):
+        return True
+    folder = os.environ.get("SPARK_CONF_DIR") or os.path.join(os.environ.get("SPARK_HOME", ""), "conf")
+    try:
+        return "spark.master" in Path(folder, "spark-defaults.conf").read_text()
+    except OSError:
+        return False
+
+
+def _launch_jvm(options: str) -> None:
+    """Launch the JVM with options that give way to those of the Spark configuration."""
+    from pyspark import SparkContext
+
+    before = os.environ.get(_JVM_VARIABLE)
+    os.environ[_JVM_VARIABLE] = f"{options} {before or ''}".strip()
+    try:
+        SparkContext._ensure_initialized()
+    except Exception as exc:
+        raise SessionError(f"Spark did not start: {brief(exc)}") from exc
+    finally:
+        os.environ.pop(_JVM_VARIABLE)
+        if before is not None:
+            os.environ[_JVM_VARIABLE] = before
 
 
 def spark_is_up() -> bool:

@@ -80,7 +80,7 @@ class SparkStart:
 
     def _start(self) -> None:
         try:
-            self._context = make_spark_context(imports=self._imports)
+            self._context = make_spark_context(imports=self._imports, only_engine=True)
             if not self._left.is_set():
                 check_workers(self._context, self._stores)
         except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the environment in .venv/ from the lock files; `make install` runs this.
 #   --uv     only say which uv that takes
+#   --docs   add what the documentation is built with
 #   PYTHON   the interpreter to use (default: found, or fetched by uv)
 #   VENV     where the environment goes (default .venv)
 set -euo pipefail
@@ -46,6 +47,8 @@ find_python() {
 
 uv=$(find_uv)
 if [ "${1:-}" = --uv ]; then echo "$uv"; exit; fi
+pip_install() { "$uv" pip install -q --compile-bytecode --python "$VENV/bin/python" "$@"; }
+if [ "${1:-}" = --docs ]; then pip_install --require-hashes -r requirements-docs.lock; exit; fi
 python=${PYTHON:-$(find_python)}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' ||
   fail "$python is $("$python" --version 2>&1), and 3.12 or newer is needed"
@@ -55,7 +58,6 @@ if ! [ "$("$VENV/bin/python" -c 'import sys; print(sys._base_executable)' 2>/dev
   say "making $VENV with $("$python" --version) ($python)"
   "$uv" venv -q --clear --no-project --python "$python" "$VENV"
 fi
-pip_install() { "$uv" pip install -q --compile-bytecode --python "$VENV/bin/python" "$@"; }
 say "installing what requirements.lock names"
 pip_install --require-hashes -r requirements.lock
 pip_install --no-deps --editable .

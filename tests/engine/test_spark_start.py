@@ -11,6 +11,7 @@ import pytest
 
 from spark_butler import spark_start
 from spark_butler.errors import SessionError
+from spark_butler.session import _may_be_elsewhere
 from spark_butler.spark_start import SparkStart
 
 _SCRIPT = """
@@ -25,6 +26,12 @@ with SparkStart(["talkative", "no_such_module", "broken"]) as start:
         lambda _: [name in __import__("sys").modules for name in ("talkative", "broken", "lsst.images")]
     ).collect()
     assert found == [[True, False, True]], found
+    # Of two that say something of the same, the user's is the last.
+    options = list(context._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments())
+    levels = [each for each in options if "TieredStopAtLevel" in each]
+    assert levels == ["-XX:TieredStopAtLevel=1", "-XX:TieredStopAtLevel=4"], options
+    import os
+    assert os.environ["SPARK_SUBMIT_OPTS"] == "-XX:TieredStopAtLevel=4"
 assert SparkContext._active_spark_context is None
 
 start = SparkStart()
@@ -46,7 +53,7 @@ def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Pa
     script.write_text(_SCRIPT)
     process = subprocess.run(
         [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "SPARK_LOCAL_IP": "127.0.0.1"},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "SPARK_SUBMIT_OPTS": "-XX:TieredStopAtLevel=4"},
         capture_output=True,
         text=True,
         timeout=180,
@@ -91,3 +98,32 @@ def test_what_stands_against_it_is_raised_where_it_is_waited_for(
     with pytest.raises(SessionError, match="can't work"), SparkStart() as start:
         start.wait()
     assert context.stopped == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "defaults", "expected"),
+    [
+        ({}, "", False),
+        ({"MASTER": "spark://there:7077"}, "", True),
+        ({"PYSPARK_SUBMIT_ARGS": "--master yarn pyspark-shell"}, "", True),
+        ({}, "spark.master spark://there:7077\n", True),
+        ({}, "spark.executor.memory 4g\n", False),
+    ],
+)
+def test_a_cluster_is_seen_before_there_is_a_jvm(
+    environment: dict[str, str],
+    defaults: str,
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MASTER", "PYSPARK_SUBMIT_ARGS", "SPARK_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if defaults:
+        (tmp_path / "spark-defaults.conf").write_text(defaults)
+    assert _may_be_elsewhere(None, {}) is expected
+    assert _may_be_elsewhere("local[2]", {}) is False
+    assert _may_be_elsewhere(None, {"spark.master": "yarn"}) is True

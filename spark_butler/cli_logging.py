@@ -1,0 +1,75 @@
+"""The logging options of ``pipetask``, for every command."""
+
+from __future__ import annotations
+
+__all__ = ["logging_options", "read_logging_options", "start_logging"]
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.daf.butler.cli.opt import (
+    log_file_option,
+    log_label_option,
+    log_level_option,
+    log_tty_option,
+    long_log_option,
+)
+
+
+def logging_options[F: Callable[..., Any]](command: F) -> F:
+    """Give a command the logging options of ``pipetask``.
+
+    Parameters
+    ----------
+    command
+        The command.
+    """
+    for option in (log_label_option, log_tty_option, log_file_option, long_log_option, log_level_option):
+        command = option()(command)
+    return command
+
+
+def start_logging(kwargs: dict[str, Any]) -> None:
+    """Log as ``pipetask`` does, this package included.
+
+    Parameters
+    ----------
+    kwargs
+        Values of options; those of the logging options are removed.
+    """
+    CliLog.initLog(
+        longlog=kwargs.pop("long_log"),
+        log_tty=kwargs.pop("log_tty"),
+        log_file=kwargs.pop("log_file"),
+        log_label=kwargs.pop("log_label"),
+    )
+    levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
+    for component, level in dict(kwargs.pop("log_level")).items():
+        levels.append((component, level))
+        if component is None:
+            levels.append(("spark_butler", level))
+    CliLog.setLogLevels(levels)
+
+
+def read_logging_options(arguments: Sequence[str]) -> None:
+    """Log as options say that stand before the name of a command.
+
+    Parameters
+    ----------
+    arguments
+        The options and their values.
+
+    Raises
+    ------
+    click.UsageError
+        Raised if a value can't be used.
+    """
+
+    @click.command("spark-butler")
+    @logging_options
+    def command(**kwargs: Any) -> None:
+        start_logging(kwargs)
+
+    command.main(list(arguments), prog_name="spark-butler", standalone_mode=False)
