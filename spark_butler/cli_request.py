@@ -11,7 +11,6 @@ from typing import Any
 
 import astropy.units as u
 import click
-import pydantic
 import yaml
 from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
 from lsst.ctrl.mpexec.showInfo import ShowInfo
@@ -21,7 +20,6 @@ from .config import RunOptions
 from .errors import OptionsError
 from .limits import ResourceRequests, read_requests
 from .messages import brief
-from .plan import GroupBy
 from .planning import RunRequest
 from .whole_file import check_destination
 
@@ -120,51 +118,38 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
         )
     except (ValueError, TypeError) as exc:
         raise OptionsError(f"--memory-per-quantum {kwargs['memory_per_quantum']!r}: {brief(exc)}") from exc
+    options: dict[str, Any] = dict(
+        temporary=kwargs.pop("temporary"),
+        retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
+        group_by=kwargs.pop("group_by"),
+        max_shuffle_bytes=kwargs.pop("max_shuffle_bytes"),
+        processes=kwargs.pop("processes"),
+        timeout=kwargs.pop("timeout"),
+        retries=kwargs.pop("retries"),
+        resources=_read_resources(kwargs.pop("resources")),
+        isolation=kwargs.pop("isolation"),
+        fail_fast=kwargs.pop("fail_fast"),
+        max_failures=kwargs.pop("max_failures"),
+        max_same_failures=kwargs.pop("max_same_failures"),
+        skip_existing=kwargs["skip_existing"],
+        # As in pipetask, there is nothing to clobber in a new run.
+        clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
+        bundle=kwargs.pop("bundle"),
+        raise_on_partial_outputs=kwargs.pop("raise_on_partial_outputs"),
+        cores_per_quantum=kwargs.pop("cores_per_quantum"),
+        memory_per_quantum=kwargs.pop("memory_per_quantum") or "",
+        debug=kwargs.pop("debug"),
+    )
     try:
-        return RunOptions(
-            temporary=kwargs.pop("temporary"),
-            retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
-            group_by=_read_grouping(kwargs.pop("group_by")),
-            max_shuffle_bytes=kwargs.pop("max_shuffle_bytes"),
-            processes=kwargs.pop("processes"),
-            timeout=kwargs.pop("timeout"),
-            retries=kwargs.pop("retries"),
-            resources=_read_resources(kwargs.pop("resources")),
-            isolation=kwargs.pop("isolation"),
-            fail_fast=kwargs.pop("fail_fast"),
-            max_failures=kwargs.pop("max_failures"),
-            max_same_failures=kwargs.pop("max_same_failures"),
-            skip_existing=kwargs["skip_existing"],
-            # As in pipetask, there is nothing to clobber in a new run.
-            clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
-            bundle=kwargs.pop("bundle"),
-            raise_on_partial_outputs=kwargs.pop("raise_on_partial_outputs"),
-            cores_per_quantum=kwargs.pop("cores_per_quantum"),
-            memory_per_quantum=kwargs.pop("memory_per_quantum") or "",
-            debug=kwargs.pop("debug"),
-        )
-    except pydantic.ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise OptionsError(
-            f"--{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
-        ) from exc
+        return RunOptions(**options)
+    except OptionsError as exc:
+        name, rest = str(exc).split(" ", 1)
+        raise OptionsError(f"--{name.replace('_', '-')} {rest}") from exc
 
 
 def _read_resources(file: str | None) -> ResourceRequests:
     """Read what is asked for tasks."""
     return ResourceRequests() if file is None else read_requests(file)
-
-
-def _read_grouping(text: str) -> GroupBy:
-    """Read which quanta share a group."""
-    match text:
-        case "auto" | "fused" | "quantum":
-            return text
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise OptionsError(f"--group-by is {text!r}; expected auto, fused, quantum, or names of dimensions.")
-    return names
 
 
 def _read_retained(values: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 __all__ = ["Isolation", "RunOptions"]
 
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
+from .errors import OptionsError
 from .limits import ResourceRequests
 
 type Isolation = Literal["group", "quantum", "none"]
@@ -19,6 +20,11 @@ class RunOptions(pydantic.BaseModel):
     """How a quantum graph is to be executed.
 
     The names are those of the options of ``pipetask run``.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if there is no such option, or if it can't have that value.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -72,9 +78,36 @@ class RunOptions(pydantic.BaseModel):
     )
     debug: bool = pydantic.Field(False, description="Import the user's module `debug` in workers.")
 
+    if not TYPE_CHECKING:
+
+        def __init__(self, **options: Any):
+            try:
+                super().__init__(**options)
+            except pydantic.ValidationError as exc:
+                raise OptionsError(_explain(exc)) from exc
+
+    @pydantic.field_validator("group_by", mode="before")
+    @classmethod
+    def _read_group_by(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value in ("auto", "fused", "quantum"):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names):
+            raise ValueError("expected auto, fused, quantum, or names of dimensions")
+        return names
+
     @pydantic.field_validator("max_failures")
     @classmethod
     def _check_max_failures(cls, text: str | None) -> str | None:
         if text is not None and not re.fullmatch(r"[1-9][0-9]*%?", text):
             raise ValueError("expected a number such as 10 or a percentage such as 5%")
         return text
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """Say in a line which option is wrong."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return f"{name} is no option; known are {', '.join(RunOptions.model_fields)}."
+    return f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."

@@ -127,6 +127,18 @@ def test_failure_budget_that_makes_no_sense_is_refused(text: str) -> None:
         RunOptions(max_failures=text)
 
 
+def test_options_are_read_and_refused_as_on_the_command_line() -> None:
+    assert RunOptions(group_by="visit").group_by == ("visit",)
+    assert RunOptions(group_by="visit, detector").group_by == ("visit", "detector")
+    assert RunOptions(group_by="fused").group_by == "fused"
+    with pytest.raises(OptionsError, match="group_by is 'visit,': expected auto, fused, quantum, or names"):
+        RunOptions(group_by="visit,")
+    with pytest.raises(OptionsError, match="retries is -1: .*greater than or equal to 0"):
+        RunOptions(retries=-1)
+    with pytest.raises(OptionsError, match="tempory is no option; known are temporary, "):
+        RunOptions(tempory=("a",))
+
+
 def test_only_what_may_pass_is_tried_again_and_later_each_time() -> None:
     limits = Limits(memory=100, memory_cap=400, retries=3)
     assert not limits.may_retry(FailureKind.TASK, 1, None)
