@@ -81,6 +81,10 @@ bench-engines: $(INSTALLED) ## Run graphs of mock quanta here and by pipetask ru
 bench-scaling: $(INSTALLED) ## Simulate runs on 1 to 10,000 slots (ARGS="--graph my.qg --times seconds.json")
 	@$(RUN) python benchmarks/scaling.py $(ARGS)
 
+.PHONY: bench-planning
+bench-planning: $(INSTALLED) ## Plan and give out graphs of up to a million quanta (ARGS="--visits 320")
+	@$(RUN) python benchmarks/planning.py $(ARGS)
+
 .PHONY: docs
 docs: $(INSTALLED) ## Build the documentation with the API reference, into build/docs/
 	@VENV="$(VENV)" tools/install.sh --docs
