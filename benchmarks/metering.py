@@ -87,27 +87,31 @@ def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folde
     Notes
     -----
     Processes that lose their parent become children of this one, so that the
-    kernel's account of ended children is complete.
+    kernel's account of ended children has them.  It lacks those whose parent
+    ignores their end, as PySpark's daemon does of its workers: what these have
+    used is taken from the last look at them.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     others = {process.pid for process in psutil.Process().children()}
     before = _cpu_of_children()
     peak: dict[str, int] = {}
+    unwaited: dict[int, float] = {}
     started = time.perf_counter()
     with open(folder / "output", "wb") as stream:
         process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdout=stream, stderr=subprocess.STDOUT
         )
         while True:
-            _sample(process.pid, peak)
+            _sample(process.pid, peak, unwaited)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_SAMPLE_SECONDS)
                 break
         wall = time.perf_counter() - started
-        _reap(others)
+        for pid in _reap(others):
+            unwaited.pop(pid, None)
     return Usage(
         wall,
-        _cpu_of_children() - before,
+        _cpu_of_children() - before + sum(unwaited.values()),
         peak,
         process.returncode,
         (folder / "output").read_text(errors="replace"),
@@ -119,8 +123,12 @@ def _cpu_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _sample(pid: int, peak: dict[str, int]) -> None:
-    """Add up the memory of the processes below this one, shared parts divided among those that share them."""
+def _sample(pid: int, peak: dict[str, int], unwaited: dict[int, float]) -> None:
+    """Look at a process and those below it.
+
+    Their memory is added up, shared parts divided among those that share
+    them; the processor time of those that nobody waits for is kept.
+    """
     now: dict[str, int] = {}
     try:
         root = psutil.Process(pid)
@@ -131,18 +139,32 @@ def _sample(pid: int, peak: dict[str, int]) -> None:
         try:
             role = "driver" if process.pid == pid else "jvm" if process.name() == "java" else "others"
             now[role] = now.get(role, 0) + process.memory_full_info().pss
+            if process.pid != pid and _ignores_children(process.ppid()):
+                unwaited[process.pid] = sum(process.cpu_times()[:4])
         except psutil.Error:
             continue
     for role, size in now.items():
         peak[role] = max(peak.get(role, 0), size)
 
 
-def _reap(others: set[int]) -> None:
-    """Wait for what the command has left behind; what does not end is killed."""
+def _ignores_children(pid: int) -> bool:
+    """Whether a process has the kernel forget its children when they end."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    return bool(ignored >> (signal.SIGCHLD - 1) & 1)
+
+
+def _reap(others: set[int]) -> list[int]:
+    """Wait for what the command has left behind, and return it; what does not end is killed."""
     deadline = time.monotonic() + _GRACE_SECONDS
+    reaped = []
     while left := [child for child in psutil.Process().children() if child.pid not in others]:
         for child in left:
             if time.monotonic() > deadline:
                 child.send_signal(signal.SIGKILL)
-            os.waitpid(child.pid, 0 if time.monotonic() > deadline else os.WNOHANG)
+            reaped.append(os.waitpid(child.pid, 0 if time.monotonic() > deadline else os.WNOHANG)[0])
         time.sleep(0.05)
+    return reaped

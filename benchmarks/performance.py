@@ -167,12 +167,12 @@ def _everything(
     """Say what the documentation shows: graphs, engines and numbers of runs."""
     every_ccd = [*_OURS, "run-qbb -j 2"]
     plan: list[tuple[Workload, Sequence[str], int]] = [
-        (Workload("mock", 400), _OURS, 3),
+        (Workload("mock", 400), _OURS, 2),
         (Workload("mock", 4000), _OURS[1:], 1),
         (Workload("simulated"), every_ccd, 1),
         (Workload("mock", 40), list(engines), 1),
         (Workload("mock", 160, 1.0), _OURS[1:], 1),
-        (Workload("mock", 400, 0.03, mixed=True), _OURS[1:], 3),
+        (Workload("mock", 400, 0.03, mixed=True), _OURS[1:], 2),
         (Workload("mock", 400), ["run-qbb -j 2", "spark-butler, cluster"], 1),
         *([(Workload("observed"), every_ccd, 1)] if frames is not None else ()),
         (Workload("mock", 400, 0.1), _OURS[1:], 1),

@@ -191,7 +191,7 @@ class _Reader(DataSourceReader):
         # Docstring inherited.
         if partition.value is None:
             return
-        from .backends.spark import open_context
+        from .backends.slots import open_context
 
         context = open_context(self._context)
         bundle = DataIdBundle.open(partition.value)

@@ -20,7 +20,8 @@ from ..cell_classes import dump_with_classes
 from ..errors import FunctionError
 from ..messages import hide_secrets
 from ..worker_butler import DataIdBundle, DataIdContext, PutReport, run_bundle
-from .spark import new_accumulator, open_context
+from .slots import open_context
+from .spark import new_accumulator
 
 _CANCEL_SECONDS = 0.5
 _TRACEBACK = "Traceback (most recent call last):"

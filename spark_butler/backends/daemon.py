@@ -70,8 +70,8 @@ def import_for_workers() -> None:
     """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
     import lsst.images  # noqa: F401
 
-    from .. import isolation  # noqa: F401
     from ..warmth import import_for_children
+    from . import slots  # noqa: F401
 
     import_for_children(name for name in os.environ.get(IMPORTS_VARIABLE, "").split(",") if name)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["SparkBackend", "new_accumulator", "open_context"]
+__all__ = ["SparkBackend", "new_accumulator"]
 
 import dataclasses
 import functools
 import logging
-import os
-import pickle
 import struct
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyspark import (
@@ -23,23 +20,15 @@ from pyspark import (
     Broadcast,
     SparkConf,
     SparkContext,
-    SparkFiles,
-    TaskContext,
 )
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.serializers import NoOpSerializer
 
-from ..attempts import InProcessRunner, run_attempts
 from ..cell_classes import dump_with_classes
-from ..delivery import receive
 from ..errors import EngineError
-from ..isolation import ChildRunner
 from ..outcomes import QuantumOutcome
-from ..parcels import Inbox, next_place
-from ..temporary_files import TemporaryFolder
-from ..turnstile import Turnstile
+from ..parcels import next_place
 from ..work import GroupWork, UnitWork, WorkerContext
-from ..worker import prepare_process
 from ._protocol import ReportOutcome
 
 if TYPE_CHECKING:
@@ -267,111 +256,29 @@ def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]
         return spark.accumulator(value, param)
 
 
-@functools.lru_cache(maxsize=2)
-def open_context(data: bytes) -> Any:
-    """Unpickle a context and set the worker up for it, once in the life of a worker process.
-
-    Parameters
-    ----------
-    data
-        A `WorkerContext`, or what has one as ``worker``, with the classes
-        that it needs.
-    """
-    _, context = pickle.loads(data)
-    prepare_process(context if isinstance(context, WorkerContext) else context.worker)
-    TemporaryFolder.remove_abandoned()
-    return context
-
-
 def _run_groups(
-    broadcast: Broadcast[bytes],
-    outcomes: Accumulator[list[QuantumOutcome]],
-    works: Iterable[GroupWork],
+    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
 ) -> Iterator[None]:
-    """Run groups that have nothing to send to others."""
-    # A job has results; this one has none.
-    yield from ()
-    context: WorkerContext = open_context(broadcast.value)
-    for work in works:
-        for event in _run_here(context, work, None):
-            if isinstance(event, QuantumOutcome):
-                outcomes.add([_marked(event, work)])
-                if context.fail_fast and not event.succeeded:
-                    return
+    # Here and below: what quanta run with is imported in workers only.
+    from .slots import run_groups
+
+    return run_groups(broadcast, outcomes, works)
 
 
 def _run_first_level(
-    broadcast: Broadcast[bytes],
-    outcomes: Accumulator[list[QuantumOutcome]],
-    works: Iterable[GroupWork],
+    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
 ) -> Iterator[bytes | bytearray]:
-    """Run groups that nothing has to be sent to."""
-    context: WorkerContext = open_context(broadcast.value)
-    for work in works:
-        yield from _run_group(context, outcomes, work, None)
+    from .slots import run_first_level
+
+    return run_first_level(broadcast, outcomes, works)
 
 
 def _run_next_level(
-    broadcast: Broadcast[bytes],
-    outcomes: Accumulator[list[QuantumOutcome]],
-    records: Iterable[bytes],
+    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], records: Iterable[bytes]
 ) -> Iterator[bytes | bytearray]:
-    """Run the group that records have been sent to, and pass on what only comes by."""
-    context: WorkerContext = open_context(broadcast.value)
-    for item in receive(records):
-        if isinstance(item, bytes):
-            yield _LONG.pack(next_place(item))
-            yield item
-        else:
-            yield from _run_group(context, outcomes, *item)
+    from .slots import run_next_level
 
-
-def _run_group(
-    context: WorkerContext,
-    outcomes: Accumulator[list[QuantumOutcome]],
-    work: GroupWork,
-    inbox: Inbox | None,
-) -> Iterator[bytes | bytearray]:
-    """Run a group and give each of its records a place to go to."""
-    for event in _run_here(context, work, inbox):
-        if isinstance(event, QuantumOutcome):
-            outcomes.add([_marked(event, work)])
-        else:
-            yield _LONG.pack(next_place(event))
-            yield event
-
-
-def _run_here(
-    context: WorkerContext, work: GroupWork, inbox: Inbox | None
-) -> Iterator[QuantumOutcome | bytearray]:
-    """Run a group in this worker, or rather in its children."""
-    return run_attempts(
-        context,
-        work,
-        inbox,
-        runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
-        # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
-        again=_is_again() or (None if work.ways else False),
-        turnstile=Turnstile(Path(SparkFiles.getRootDirectory())),
-        slots=_slots_here(),
-    )
-
-
-def _slots_here() -> int:
-    """Find how many groups run side by side on this machine."""
-    cores = os.environ.get("SPARK_EXECUTOR_CORES", "")
-    return int(cores) if cores.isdecimal() else os.cpu_count() or 1
-
-
-def _is_again() -> bool:
-    """Whether the Spark task that runs here has been tried before."""
-    task = TaskContext.get()
-    return task is not None and task.attemptNumber() > 0
-
-
-def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
-    """Mark an outcome when an attempt before it, which was given up, may still be alive."""
-    return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome
+    return run_next_level(broadcast, outcomes, records)
 
 
 def _drain(records: Iterable[object]) -> Iterator[None]:
