@@ -184,10 +184,10 @@ def make_spark_context(
     # A gateway is there already when spark-submit has started this process.
     if SparkContext._gateway is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
         os.environ["JAVA_HOME"] = str(find_java_home())
-        if only_engine and not _may_be_elsewhere(master, conf or {}):
-            _launch_jvm(_QUICK_JVM)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if only_engine and not _may_be_elsewhere(master, conf or {}):
+        _launch_jvm(_QUICK_JVM)
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)
@@ -231,7 +231,7 @@ def _may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
 
 
 def _launch_jvm(options: str) -> None:
-    """Launch the JVM with options that give way to those of the Spark configuration."""
+    """Launch the JVM, unless it is there, with options that give way to those of the Spark configuration."""
     from pyspark import SparkContext
 
     before = os.environ.get(_JVM_VARIABLE)
