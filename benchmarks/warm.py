@@ -18,7 +18,7 @@ from stock import read_graph
 from spark_butler.backends.spark import SparkBackend
 from spark_butler.config import RunOptions
 from spark_butler.engine import execute_graph
-from spark_butler.session import make_session
+from spark_butler.session import make_spark_context
 from spark_butler.worker_check import check_workers
 
 
@@ -29,17 +29,18 @@ def main() -> None:
     parser.add_argument("--temporary", nargs="*", default=[], help="what the last graph need not retain")
     arguments = parser.parse_args()
     disable_implicit_threading()
-    session = make_session("local[2]", conf={"spark.ui.enabled": "false"})
+    # As `spark-butler run` does.
+    context = make_spark_context("local[2]", conf={"spark.ui.enabled": "false"}, only_engine=True)
     try:
-        check_workers(session.sparkContext)
-        backend = SparkBackend(session)
+        check_workers(context)
+        backend = SparkBackend(context)
         pairs = list(zip(arguments.places[::2], arguments.places[1::2], strict=True))
         for repo, file in pairs[:-1]:
             _run(backend, repo, file, RunOptions())
         result = _run(backend, *pairs[-1], RunOptions(temporary=tuple(arguments.temporary)))
         sys.stdout.write(f"RESULT {json.dumps(result)}\n")
     finally:
-        session.stop()
+        context.stop()
 
 
 def _run(backend: SparkBackend, repo: str, file: str, options: RunOptions) -> dict[str, float]:
