@@ -182,7 +182,7 @@ def _duration(seconds: float) -> str:
 def _case_table(result: _Result) -> list[str]:
     title, workload, _ = result.case
     lines = [
-        f"### {title}",
+        f"## {title}",
         "",
         f"{len(workload):,} quanta of {workload.work / len(workload):.3g} s on average, "
         f"{_duration(workload.work)} of work, critical path {_duration(workload.critical_path)}.",
@@ -267,12 +267,12 @@ def _write(
         tables += _case_table(result)
     if policies:
         tables += [
-            "### Policies",
+            "## Policies",
             "",
             "Share of the bound in per cent: mean (least–greatest) of several seeds.",
         ]
         tables += ["", *_policy_table(policies)]
-    tables += ["### Costs", "", *_cost_table(costs)]
+    tables += ["## Costs", "", *_cost_table(costs)]
     (output / "scaling-benchmark.md").write_text("\n".join(tables))
     content = {"costs": costs.model_dump(), "cases": _as_json(results), "policies": policies}
     (output / "scaling-benchmark.json").write_text(json.dumps(content, indent=1) + "\n")

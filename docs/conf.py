@@ -8,7 +8,6 @@ project = "spark-butler"
 author = "The spark-butler authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
-exclude_patterns = ["**/*-benchmark.md"]
 # Notebooks are shown as they are; make test-notebooks executes them.
 nb_execution_mode = "off"
 myst_heading_anchors = 4
@@ -17,6 +16,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_default_options = {"members": True}
 napoleon_google_docstring = False
+# The docstrings name what is returned, not its type.
+napoleon_use_rtype = False
 html_theme = "furo"
 html_title = project
 html_show_copyright = False

@@ -45,6 +45,12 @@ def main() -> int:
     for name in ("docs", "conf", "jobs"):
         shutil.copytree(_ROOT / name, _SOURCE / name, ignore=shutil.ignore_patterns("conf.py", "__pycache__"))
     shutil.copy(_ROOT / "README.md", _SOURCE)
+    for table in (_SOURCE / "docs").glob("*-benchmark.md"):
+        # They are linked to from pages, and have no place of their own.
+        text = table.read_text()
+        if not text.startswith("# "):
+            text = f"# Measured: {table.stem.removesuffix('-benchmark')}\n\n{text}"
+        table.write_text(f"---\norphan: true\n---\n\n{text}")
     _write_command_page(_SOURCE / "docs" / "command.md")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
     status = subprocess.run([*command, "-c", _ROOT / "docs", _SOURCE, _TARGET]).returncode
