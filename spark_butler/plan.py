@@ -21,6 +21,8 @@ from .errors import PlanError
 type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
 
 _GROUPS_PER_SLOT = 4
+# So much longer may the busiest slot be busy than the mean, if all groups are alike.
+_UNEVEN = 1.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -421,7 +423,7 @@ class _Cutter:
         }
 
     def choose(self, slots: int) -> tuple[list[int], str]:
-        """Find the coarsest grain that gives each slot several groups."""
+        """Find the coarsest grain that gives each slot several groups, and all slots about as many."""
         fused = self.fuse()
         wanted = _GROUPS_PER_SLOT * slots
         one_each: dict[str, Sequence[str]] = {}
@@ -431,14 +433,18 @@ class _Cutter:
         candidates = sorted({tuple(names) for names in one_each.values() if names}, key=lambda n: (len(n), n))
         for dimensions in candidates:
             home, n_groups = self.join(fused, dimensions)
+            rounds = -(-n_groups // slots)
+            if rounds * slots > _UNEVEN * n_groups:
+                continue
             if n_groups >= wanted and len(set(home)) < len(set(fused)):
                 return home, (
                     f"grouped by {', '.join(dimensions)}, the coarsest grain that gives each of "
-                    f"{_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({n_groups}) (auto)"
+                    f"{_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups, and as many to each "
+                    f"({n_groups}) (auto)"
                 )
         return fused, (
             "quanta joined by narrow edges share a group; anything coarser would give fewer than "
-            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')} (auto)"
+            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, or not as many to each (auto)"
         )
 
     def make_plan(self, home: Sequence[int], grain: str) -> Plan:

@@ -232,3 +232,26 @@ def test_hundred_thousand_quanta_take_seconds(grain: GroupBy) -> None:
     assert many < 15.0
     # Ten times the quanta: a quadratic step would take a hundred times as long.
     assert many < 50 * max(few, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("n_detectors", "slots", "n_groups"), [(16, 2, 16), (9, 2, 36), (7, 2, 28), (40, 2, 40)]
+)
+def test_slots_get_as_many_groups_each(n_detectors: int, slots: int, n_groups: int) -> None:
+    labels, data_ids, edges = {}, {}, []
+    for visit in range(4):
+        for detector in range(n_detectors):
+            first, second = (_quantum(2 * (visit * n_detectors + detector) + n) for n in range(2))
+            labels.update({first: "isr", second: "calibrate"})
+            for each in (first, second):
+                data_ids[each] = {"visit": visit, "detector": detector}
+            edges.append((first, second))
+    # A task whose data IDs have one dimension only, as a coadd of each detector.
+    for detector in range(n_detectors):
+        last = _quantum(10_000 + detector)
+        labels[last] = "coadd"
+        data_ids[last] = {"detector": detector}
+        edges += [(_quantum(2 * (v * n_detectors + detector) + 1), last) for v in range(4)]
+    plan = cut_graph(GraphSketch(labels, edges, data_ids=data_ids), group_by="auto", slots=slots)
+    widest = [group for group in plan.groups if len(group.quanta) > 1]
+    assert len(widest) == n_groups
