@@ -171,8 +171,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
             bars = axis.barh([n + shift for n in range(len(names))], values, 0.38, label=label)
             axis.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
         axis.set_yticks(range(len(names)), names)
-        axis.set_xscale("log")
-        axis.margins(x=0.25)
+        axis.margins(x=0.18)
         axis.set_title(f"{graph} ({quanta} quanta)", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     for axis in axes.flat[len(panels) :]:
