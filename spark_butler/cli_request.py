@@ -25,6 +25,12 @@ from .whole_file import check_destination
 
 logger = logging.getLogger(__name__)
 
+_TAKEN_AS_GIVEN = (
+    *("temporary", "group_by", "max_shuffle_bytes", "processes", "timeout", "retries", "isolation"),
+    *("fail_fast", "max_failures", "max_same_failures", "bundle", "raise_on_partial_outputs"),
+    *("cores_per_quantum", "debug"),
+)
+
 _IGNORED_WITH_GRAPH = ("data_query", "data_id_table", "qgraph_datastore_records", "prune_unanchored_quanta")
 
 
@@ -118,27 +124,14 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
         )
     except (ValueError, TypeError) as exc:
         raise OptionsError(f"--memory-per-quantum {kwargs['memory_per_quantum']!r}: {brief(exc)}") from exc
-    options: dict[str, Any] = dict(
-        temporary=kwargs.pop("temporary"),
+    options: dict[str, Any] = {name: kwargs.pop(name) for name in _TAKEN_AS_GIVEN}
+    options.update(
         retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
-        group_by=kwargs.pop("group_by"),
-        max_shuffle_bytes=kwargs.pop("max_shuffle_bytes"),
-        processes=kwargs.pop("processes"),
-        timeout=kwargs.pop("timeout"),
-        retries=kwargs.pop("retries"),
         resources=_read_resources(kwargs.pop("resources")),
-        isolation=kwargs.pop("isolation"),
-        fail_fast=kwargs.pop("fail_fast"),
-        max_failures=kwargs.pop("max_failures"),
-        max_same_failures=kwargs.pop("max_same_failures"),
         skip_existing=kwargs["skip_existing"],
         # As in pipetask, there is nothing to clobber in a new run.
         clobber_outputs=kwargs["clobber_outputs"] and kwargs["extend_run"],
-        bundle=kwargs.pop("bundle"),
-        raise_on_partial_outputs=kwargs.pop("raise_on_partial_outputs"),
-        cores_per_quantum=kwargs.pop("cores_per_quantum"),
         memory_per_quantum=kwargs.pop("memory_per_quantum") or "",
-        debug=kwargs.pop("debug"),
     )
     try:
         return RunOptions(**options)

@@ -7,7 +7,6 @@ __all__ = ["SparkBackend", "new_accumulator"]
 import dataclasses
 import functools
 import logging
-import struct
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
-
-_LONG = struct.Struct("!q")
 
 # PySpark gives out the numbers of accumulators without a lock of its own.
 _accumulators = threading.Lock()
