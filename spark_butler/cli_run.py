@@ -36,7 +36,14 @@ from .errors import EngineError, UserError
 from .messages import brief
 from .output_run import OutputRequest, check_output, prepare_output
 from .plan import Plan
-from .planning import RunRequest, apply_fixup, build_graph, show_pipeline, task_modules
+from .planning import (
+    RunRequest,
+    apply_fixup,
+    build_graph,
+    read_task_modules,
+    show_pipeline,
+    task_modules,
+)
 from .provenance import ProvenanceRecorder
 from .report import make_report, summarize
 from .repository import check_repository
@@ -208,9 +215,10 @@ def _run_graph(
     """Build or read the graph, explain it, check and run it."""
     arguments, show = request.arguments, request.show
     spark: SparkStart | None = None
-    if start_spark is not None and factory is not None and not (show.handled or show.unhandled):
-        # Workers import what tasks need while the graph is built.
-        spark = start_spark(task_modules(factory(resolve=False)))
+    if start_spark is not None and not (show.handled or show.unhandled):
+        # Workers import what tasks need while the graph is built or read.
+        if modules := _find_modules(request, factory):
+            spark = start_spark(modules)
     with watching.timing("quantum graph"):
         graph = build_graph(request, factory)
     if show.unhandled:
@@ -282,6 +290,13 @@ def _run_graph(
     if unwritten is not None:
         raise unwritten
     return 1 if result.failed else 0
+
+
+def _find_modules(request: RunRequest, factory: Any) -> list[str]:
+    """List the modules that tasks are in, as far as that is known before there is a graph."""
+    if request.graph_file is None:
+        return task_modules(factory(resolve=False))
+    return read_task_modules(request.graph_file)
 
 
 def _write_provenance(recorder: ProvenanceRecorder | None, result: RunResult) -> EngineError | None:

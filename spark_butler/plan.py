@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Crossing", "GraphSketch", "Group", "Handover", "Plan", "Unit", "cut_graph"]
 
 import dataclasses
+import heapq
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,8 +22,8 @@ from .errors import PlanError
 type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
 
 _GROUPS_PER_SLOT = 4
-# So much longer may the busiest slot be busy than the mean, if all groups are alike.
-_UNEVEN = 1.05
+# So much longer may the busiest slot be busy than the mean.
+_UNEVEN = 1.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -423,7 +424,7 @@ class _Cutter:
         }
 
     def choose(self, slots: int) -> tuple[list[int], str]:
-        """Find the coarsest grain that gives each slot several groups, and all slots about as many."""
+        """Find the coarsest grain that gives each slot several groups, and all slots about as much work."""
         fused = self.fuse()
         wanted = _GROUPS_PER_SLOT * slots
         one_each: dict[str, Sequence[str]] = {}
@@ -433,35 +434,46 @@ class _Cutter:
         candidates = sorted({tuple(names) for names in one_each.values() if names}, key=lambda n: (len(n), n))
         for dimensions in candidates:
             home, n_groups = self.join(fused, dimensions)
-            rounds = -(-n_groups // slots)
-            if rounds * slots > _UNEVEN * n_groups:
+            if n_groups < wanted or len(set(home)) == len(set(fused)):
                 continue
-            if n_groups >= wanted and len(set(home)) < len(set(fused)):
+            fewest, is_even = self._look_at_stages(fused, home, slots)
+            if fewest >= wanted and is_even:
                 return home, (
                     f"grouped by {', '.join(dimensions)}, the coarsest grain that gives each of "
-                    f"{_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups, and as many to each "
-                    f"({n_groups}) (auto)"
+                    f"{_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({fewest} in all), "
+                    "and as much to do to each (auto)"
                 )
         return fused, (
             "quanta joined by narrow edges share a group; anything coarser would give fewer than "
-            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, or not as many to each (auto)"
+            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, "
+            "or not as much to do to each (auto)"
+        )
+
+    def _look_at_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:
+        """Look at the stages in which groups have been joined.
+
+        Returns
+        -------
+        fewest
+            The smallest number of joined groups in such a stage.
+        is_even
+            Whether in each of them all slots are busy about as long.
+        """
+        members, needs = self._order_groups(home)
+        stages: defaultdict[int, list[tuple[float, bool]]] = defaultdict(list)
+        for stage, quanta in zip(_find_stages(needs), members, strict=True):
+            cost = sum(self.sketch.costs.get(self.ids[quantum], 1.0) for quantum in quanta)
+            stages[stage].append((cost, len({fused[quantum] for quantum in quanta}) > 1))
+        joined = [groups for groups in stages.values() if any(is_joined for _, is_joined in groups)]
+        return (
+            min(sum(is_joined for _, is_joined in groups) for groups in joined),
+            all(_comes_out_even([cost for cost, _ in groups], slots) for groups in joined),
         )
 
     def make_plan(self, home: Sequence[int], grain: str) -> Plan:
         """Write down groups and units."""
-        members: defaultdict[int, list[int]] = defaultdict(list)
-        for quantum, first in enumerate(home):
-            members[first].append(quantum)
-        upstream: dict[int, set[int]] = {first: set() for first in members}
-        for quantum, needs in enumerate(self.needs):
-            upstream[home[quantum]].update(home[need] for need in needs if home[need] != home[quantum])
-        firsts = list(members)
-        place = {first: n for n, first in enumerate(firsts)}
-        edges = [(place[before], place[after]) for after in firsts for before in upstream[after]]
-        order = _sort_topologically(len(firsts), edges)
-        index = {firsts[old]: n for n, old in enumerate(order)}
-        group_needs = [sorted(index[before] for before in upstream[firsts[old]]) for old in order]
-        quanta = [members[firsts[old]] for old in order]
+        quanta, group_needs = self._order_groups(home)
+        index = {home[members[0]]: n for n, members in enumerate(quanta)}
         crossings = self._find_crossings([index[first] for first in home])
         unit_of = _find_units(group_needs, crossings)
         groups = self._make_groups(quanta, group_needs, unit_of)
@@ -473,6 +485,32 @@ class _Cutter:
             temporary_types=dict(self.sketch.temporary_types),
             sizes=dict(self.sketch.sizes),
             grain=grain,
+        )
+
+    def _order_groups(self, home: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """Order the groups so that each follows those it needs.
+
+        Returns
+        -------
+        members
+            The quanta of each group.
+        needs
+            The places of the groups that it needs.
+        """
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for quantum, first in enumerate(home):
+            members[first].append(quantum)
+        upstream: dict[int, set[int]] = {first: set() for first in members}
+        for quantum, needs in enumerate(self.needs):
+            upstream[home[quantum]].update(home[need] for need in needs if home[need] != home[quantum])
+        firsts = list(members)
+        place = {first: n for n, first in enumerate(firsts)}
+        edges = [(place[before], place[after]) for after in firsts for before in upstream[after]]
+        order = _sort_topologically(len(firsts), edges)
+        index = {firsts[old]: n for n, old in enumerate(order)}
+        return (
+            [members[firsts[old]] for old in order],
+            [sorted(index[before] for before in upstream[firsts[old]]) for old in order],
         )
 
     def _find_crossings(self, group_of: Sequence[int]) -> list[Crossing]:
@@ -496,12 +534,11 @@ class _Cutter:
         for quantum in range(len(self.ids) - 1, -1, -1):
             further = max((path[after] for after in self.feeds[quantum]), default=0.0)
             path[quantum] = costs.get(self.ids[quantum], 1.0) + further
-        stage = [0] * len(quanta)
+        stage = _find_stages(needs)
         level = [0] * len(quanta)
         groups: list[Group] = []
         for n, members in enumerate(quanta):
             for need in needs[n]:
-                stage[n] = max(stage[n], stage[need] + 1)
                 if unit_of[need] == unit_of[n]:
                     level[n] = max(level[n], level[need] + 1)
             groups.append(
@@ -540,6 +577,22 @@ def _sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
             f"The quantum graph has a dependency cycle: {n - len(order)} of {n} nodes wait for each other."
         )
     return order
+
+
+def _find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
+    """Count the groups on the longest path to each of those that follow what they need."""
+    stages: list[int] = []
+    for before in needs:
+        stages.append(max((stages[need] + 1 for need in before), default=0))
+    return stages
+
+
+def _comes_out_even(costs: Sequence[float], slots: int) -> bool:
+    """Whether all slots are busy about as long, if each that is free takes the costliest group left."""
+    busy = [0.0] * slots
+    for cost in sorted(costs, reverse=True):
+        heapq.heapreplace(busy, busy[0] + cost)
+    return max(busy) <= _UNEVEN * sum(costs) / slots
 
 
 def _find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:

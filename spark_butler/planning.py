@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunRequest", "apply_fixup", "build_graph", "show_pipeline", "task_modules"]
+__all__ = ["RunRequest", "apply_fixup", "build_graph", "read_task_modules", "show_pipeline", "task_modules"]
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
 )
 from lsst.pipe.base.dot_tools import graph2dot
 from lsst.pipe.base.mermaid_tools import graph2mermaid
-from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
@@ -122,6 +122,37 @@ def task_modules(pipeline_graph: PipelineGraph) -> list[str]:
         The pipeline; its dataset types may be unknown yet.
     """
     return sorted({node.task_class_name.rpartition(".")[0] for node in pipeline_graph.tasks.values()})
+
+
+def read_task_modules(file: str) -> list[str]:
+    """List the modules that the tasks of a graph in a file are in, without reading its quanta.
+
+    Parameters
+    ----------
+    file
+        The file.
+
+    Returns
+    -------
+    modules
+        Their names; none where the file can't be read, of which `build_graph`
+        gives the reason, or is of the older format, which is read whole only.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if there is no such file.
+    """
+    _check_graph_file(file)
+    uri = ResourcePath(file)
+    if uri.getExtension() != ".qg":
+        return []
+    try:
+        with PredictedQuantumGraph.open(uri, import_mode=TaskImportMode.DO_NOT_IMPORT) as reader:
+            return task_modules(reader.pipeline_graph)
+    except Exception:  # noqa: BLE001  (as many as there are ways for a file to be broken)
+        logger.debug("The pipeline of %s can't be read.", file, exc_info=True)
+        return []
 
 
 def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
-from .java import find_java_home
+from .java import archive_options, find_java_home
 from .messages import brief
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def make_spark_context(
     *,
     imports: Sequence[str] = (),
     only_engine: bool = False,
+    archive: Path | None = None,
 ) -> SparkContext:
     """Get the Spark context of this process or make one.
 
@@ -164,6 +165,9 @@ def make_spark_context(
         Whether nothing but the engine will use Spark.  A JVM in local mode
         then spends half as much processor time on compiling its own code,
         which would pay for SQL only.
+    archive
+        Where the JVM is to write its classes when it ends; see
+        `spark_butler.class_archive`.
 
     Returns
     -------
@@ -181,13 +185,15 @@ def make_spark_context(
 
     if spark_is_up():
         return SparkContext.getOrCreate()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # A gateway is there already when spark-submit has started this process.
     if SparkContext._gateway is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
         os.environ["JAVA_HOME"] = str(find_java_home())
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if only_engine and not _may_be_elsewhere(master, conf or {}):
-        _launch_jvm(_QUICK_JVM)
+        if not any(name.startswith("spark.driver.") for name in conf or {}):
+            # What the JVM is to have of its own, PySpark tells it only when it launches it itself.
+            quick = only_engine and not _may_be_elsewhere(master, conf or {})
+            _launch_jvm(_QUICK_JVM if quick else "", archive_options(make=archive))
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)
@@ -230,16 +236,25 @@ def _may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
         return False
 
 
-def _launch_jvm(options: str) -> None:
+def _launch_jvm(options: str, archive: str) -> None:
     """Launch the JVM, unless it is there, with options that give way to those of the Spark configuration."""
+    try:
+        _launch_with(f"{options} {archive}")
+    except Exception as exc:
+        if not archive:
+            raise SessionError(f"Spark did not start: {brief(exc)}") from exc
+        logger.warning("Java did not start with %s, and is tried without.", archive)
+        _launch_jvm(options, "")
+
+
+def _launch_with(options: str) -> None:
+    """Launch the JVM, unless it is there, with options that come before the user's."""
     from pyspark import SparkContext
 
     before = os.environ.get(_JVM_VARIABLE)
     os.environ[_JVM_VARIABLE] = f"{options} {before or ''}".strip()
     try:
         SparkContext._ensure_initialized()
-    except Exception as exc:
-        raise SessionError(f"Spark did not start: {brief(exc)}") from exc
     finally:
         os.environ.pop(_JVM_VARIABLE)
         if before is not None:

@@ -32,6 +32,8 @@ from .traffic import Traffic
 logger = logging.getLogger(__name__)
 
 _LONGEST_LIFE_SECONDS = 300.0
+# Below it, to ask the store whether it would take an object costs more than to send it in vain.
+_ASK_FIRST_BYTES = 2**20
 
 _CREDENTIAL_FILES = {
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
@@ -92,7 +94,10 @@ class _Watch:
             return None
         self.held.drop(url)
         if model.name in ("PutObject", "UploadPart"):
-            context["spark_butler_size"] = determine_content_length(params.get("body"))
+            context["spark_butler_size"] = size = determine_content_length(params.get("body"))
+            if size is not None and size < _ASK_FIRST_BYTES:
+                # Botocore sends it with objects of any size, and waits for the answer.
+                params["headers"].pop("Expect", None)
         elif model.name == "CreateMultipartUpload":
             self._parts[url] = 0
         return None

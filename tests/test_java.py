@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from spark_butler import java
+from spark_butler.class_archive import make_class_archive
 from spark_butler.errors import SessionError, UserError
-from spark_butler.java import find_java_home
+from spark_butler.java import archive_options, find_java_home
 
+# The fixture below changes it.
+_ENVIRONMENT = dict(os.environ)
 _SETTINGS = "    java.home = {home}\n    java.specification.version = {version}\n"
 
 
@@ -121,3 +124,67 @@ def test_stand_in_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyP
         SessionError, match=r"can't be written to .*prefix/share/spark-butler/java: Not a dir"
     ):
         find_java_home()
+
+
+def test_archive_of_classes_gives_way_to_the_users_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive = tmp_path / "classes.jsa"
+    monkeypatch.setattr(java, "CLASS_ARCHIVE", archive)
+    assert archive_options() == ""
+    archive.touch()
+    assert archive_options().startswith(f"-XX:SharedArchiveFile={archive} ")
+    assert archive_options(make=archive).startswith(f"-XX:ArchiveClassesAtExit={archive} ")
+    for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "-Xmx2g -Xshare:off")
+            assert archive_options() == ""
+    spaced = tmp_path / "a b" / "classes.jsa"
+    spaced.parent.mkdir()
+    spaced.touch()
+    monkeypatch.setattr(java, "CLASS_ARCHIVE", spaced)
+    assert archive_options() == ""
+
+
+_LAUNCH = """
+import sys
+from pathlib import Path
+from spark_butler import java, session
+from spark_butler.class_archive import make_class_archive
+
+path = Path(sys.argv[1])
+if sys.argv[2] == "make":
+    make_class_archive(path)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    raise SystemExit
+java.CLASS_ARCHIVE = path
+context = session.make_spark_context("local[1]", only_engine=True)
+bean = context._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean()
+print(sum("SharedArchiveFile" in each for each in bean.getInputArguments()))
+print(context.parallelize([3], 1).sum())
+"""
+
+
+@pytest.mark.slow
+def test_spark_starts_with_its_archive_and_without_one_that_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "archive" / "classes.jsa"
+
+    def launch(what: str) -> list[str]:
+        command = [sys.executable, "-c", _LAUNCH, path, what]
+        process = subprocess.run(command, env=_ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stderr
+        return process.stdout.split()
+
+    assert launch("make") == []
+    assert launch("use") == ["1", "3"]
+    path.chmod(0o600)
+    os.truncate(path, path.stat().st_size // 2)
+    assert launch("use")[-1] == "3"
+    path.write_bytes(bytes(1000))
+    assert launch("use") == ["1", "3"]
+
+
+def test_archive_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SessionError, match="can't be written"):
+        make_class_archive(tmp_path / "file" / "classes.jsa")

@@ -7,7 +7,9 @@ __all__ = ["SparkBackend", "new_accumulator"]
 import dataclasses
 import functools
 import logging
+import math
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
+
+_SLOTS_SECONDS = 1.0
 
 # PySpark gives out the numbers of accumulators without a lock of its own.
 _accumulators = threading.Lock()
@@ -63,13 +67,22 @@ class SparkBackend:
         conf = self._spark.getConf()
         self._speculates = str(conf.get("spark.speculation", "false")).lower() == "true"
         self._grows = str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() == "true"
+        self._slots_seen = (-math.inf, 0)
         self._cores = int(conf.get("spark.executor.cores", "0") or 0)
         self._slot_memory = _find_slot_memory(self._spark, conf, self._cores)
 
     @property
     def slots(self) -> int:
-        """How many groups can run at the same time; twice as many where a backlog brings more executors."""
-        return int(self._spark.defaultParallelism) * (2 if self._grows else 1)
+        """How many groups can run at the same time; twice as many where a backlog brings more executors.
+
+        The JVM is asked once a second, since the dispatcher wants to know it after each quantum.
+        """
+        now = time.monotonic()
+        seen_at, n_slots = self._slots_seen
+        if now - seen_at > _SLOTS_SECONDS:
+            n_slots = int(self._spark.defaultParallelism) * (2 if self._grows else 1)
+            self._slots_seen = now, n_slots
+        return n_slots
 
     @property
     def platform(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Callable
@@ -255,3 +256,48 @@ def test_slots_get_as_many_groups_each(n_detectors: int, slots: int, n_groups: i
     plan = cut_graph(GraphSketch(labels, edges, data_ids=data_ids), group_by="auto", slots=slots)
     widest = [group for group in plan.groups if len(group.quanta) > 1]
     assert len(widest) == n_groups
+
+
+def _night(n_visits: int, n_detectors: int) -> GraphSketch:
+    """Two tasks of each detector, one that gathers a visit, and one that gathers a detector of all visits."""
+    labels, data_ids, edges = {}, {}, []
+
+    def add(label: str, number: int, **data_id: int) -> uuid.UUID:
+        quantum = _quantum(number)
+        labels[quantum], data_ids[quantum] = label, data_id
+        return quantum
+
+    coadds = [add("coadd", 10**6 + n, detector=n) for n in range(n_detectors)]
+    for visit in range(n_visits):
+        gather = add("gather", 2 * 10**6 + visit, visit=visit)
+        for detector in range(n_detectors):
+            number = 2 * (visit * n_detectors + detector)
+            isr, calibrate = (
+                add(label, number + n, visit=visit, detector=detector)
+                for n, label in enumerate(("isr", "calibrate"))
+            )
+            edges += [(isr, calibrate), (calibrate, gather), (calibrate, coadds[detector])]
+        edges += [(gather, coadd) for coadd in coadds]
+    return GraphSketch(labels, edges, data_ids=data_ids)
+
+
+@pytest.mark.parametrize(
+    ("n_visits", "n_detectors", "joined"),
+    [
+        # Nine detectors don't come out even on two slots, whatever their coadds add to them later.
+        pytest.param(8, 9, [19] * 8, id="by visit"),
+        pytest.param(12, 16, [24] * 16, id="by detector"),
+        # Neither seven nor nine.
+        pytest.param(7, 9, [], id="fused"),
+    ],
+)
+def test_groups_come_out_even_in_each_stage(n_visits: int, n_detectors: int, joined: list[int]) -> None:
+    plan = cut_graph(_night(n_visits, n_detectors), group_by="auto", slots=2)
+    assert [len(group.quanta) for group in plan.groups if len(group.quanta) > 2] == joined
+
+
+def test_even_means_seconds_where_they_are_known() -> None:
+    sketch = _night(12, 16)
+    slow = {q: 40.0 for q, data_id in sketch.data_ids.items() if data_id.get("detector") == 3}
+    plan = cut_graph(dataclasses.replace(sketch, costs=slow), group_by="auto", slots=2)
+    assert plan.grain.startswith("grouped by visit,")

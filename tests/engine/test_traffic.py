@@ -7,8 +7,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ProfileNotFound
 from engine_harness import Case, make_graph
 from lsst.daf.butler import Butler, StorageClass
@@ -171,6 +173,25 @@ def test_only_the_size_of_what_was_just_written_is_taken_for_known(s3_bucket: st
     second.write(b"")
     assert second.size() == 0
     assert traffic_so_far().since(before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
+
+
+def test_only_for_large_objects_is_the_store_asked_first(s3_bucket: str) -> None:
+    store = ResourcePath(f"s3://{s3_bucket}/folder/")
+    open_clients([str(store)])
+    asked: list[bool] = []
+
+    def note(request: AWSPreparedRequest, **_: Any) -> None:
+        asked.append("Expect" in request.headers)
+
+    client = store.client
+    client.meta.events.register("before-send.s3", note)
+    try:
+        for size in (0, 2**20 - 1, 2**20):
+            store.join(f"{size}").write(bytes(size))
+            assert store.join(f"{size}").read() == bytes(size)
+    finally:
+        client.meta.events.unregister("before-send.s3", note)
+    assert asked == [False, False, False, False, True, False]
 
 
 def test_the_size_of_a_file_sent_in_parts_is_known(s3_bucket: str, tmp_path: Path) -> None:
