@@ -70,7 +70,10 @@ chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (
 	@$(RUN) python tests/chaos/chaos.py $(ARGS)
 
 .PHONY: bench
-bench: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot in docs/)
+bench: bench-engines bench-temporaries bench-planning bench-ingest bench-scaling ## Measure all of what follows, in some four hours
+
+.PHONY: bench-temporaries
+bench-temporaries: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot in docs/)
 	@$(RUN) python benchmarks/temporaries.py $(ARGS)
 
 .PHONY: bench-engines
@@ -84,6 +87,10 @@ bench-scaling: $(INSTALLED) ## Simulate runs on 1 to 10,000 slots (ARGS="--graph
 .PHONY: bench-planning
 bench-planning: $(INSTALLED) ## Plan and give out graphs of up to a million quanta (ARGS="--visits 320")
 	@$(RUN) python benchmarks/planning.py $(ARGS)
+
+.PHONY: bench-ingest
+bench-ingest: $(INSTALLED) ## Measure how fast the driver fills a registry (ARGS="--size 400")
+	@$(RUN) python benchmarks/ingest.py $(ARGS)
 
 .PHONY: docs
 docs: $(INSTALLED) ## Build the documentation with the API reference, into build/docs/

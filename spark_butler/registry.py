@@ -15,8 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol, Self
 
 import sqlalchemy.exc
+from astropy.time import Time
 from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, MissingCollectionError
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.time_utils import TimeConverter
 
 from .errors import EngineError
 from .failures import FailureKind, classify
@@ -86,6 +88,7 @@ class Ingester:
         patience: float = _PATIENCE_SECONDS,
         bundle: Bundle | None = None,
     ):
+        _remember_last_time()
         self._butler = butler
         self._dataset_types = dataset_types
         self._existing = set(existing)
@@ -229,6 +232,30 @@ class Ingester:
         self._refs = {}
         self._records = {}
         self._stale = {}
+
+
+def _remember_last_time() -> None:
+    """Let daf_butler's converter of times remember the last one.
+
+    A batch has one ingest date, which is converted for each of its datasets:
+    three quarters of the time that a batch takes.
+    """
+    converter = TimeConverter()
+    convert = converter.astropy_to_nsec
+    if getattr(convert, "__name__", "") == "remembering":
+        return
+    last: tuple[Time | None, int] = (None, 0)
+
+    def remembering(astropy_time: Time) -> int:
+        nonlocal last
+        # Read at once, since another thread may convert another time meanwhile.
+        time, nsec = last
+        if astropy_time is not time:
+            nsec = convert(astropy_time)
+            last = astropy_time, nsec
+        return nsec
+
+    converter.astropy_to_nsec = remembering  # type: ignore[method-assign]
 
 
 def _may_pass(exc: Exception) -> bool:

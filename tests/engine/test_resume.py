@@ -7,12 +7,15 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import astropy.units as u
 import pytest
 import sqlalchemy.event
+from astropy.time import Time
 from engine_harness import (
     RUN,
     Case,
@@ -24,6 +27,7 @@ from engine_harness import (
 )
 from engine_tasks import CallConfig, FailOnceTask
 from lsst.daf.butler import Butler, DatasetIdFactory, DatasetIdGenEnum, DatasetRef
+from lsst.daf.butler.time_utils import TimeConverter
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
 from lsst.pipe.base.tests.mocks import (
@@ -467,6 +471,37 @@ def test_registry_that_stays_locked_is_an_error_that_loses_nothing(make_repo: Ma
         lock.join()
         ingester.flush()
         _assert_sound(helper, graph)
+
+
+def test_ingest_date_is_converted_once_for_a_batch(
+    make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converter = TimeConverter()
+    vars(converter).pop("astropy_to_nsec", None)
+    convert, converted = TimeConverter.astropy_to_nsec, Counter[str]()
+
+    def count(self: TimeConverter, astropy_time: Time) -> int:
+        converted[str(astropy_time)] += 1
+        return convert(self, astropy_time)
+
+    monkeypatch.setattr(TimeConverter, "astropy_to_nsec", count)
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(_build))
+        types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
+        ingester = Ingester(helper.butler, types)
+        for each in _ingest_all(helper, graph):
+            ingester.add(*each)
+        converted.clear()
+        ingester.flush()
+        assert ingester.n_ingested == 40
+        # One date for the datasets of each set of dimensions.
+        assert set(converted.values()) == {1}
+        assert converted.total() <= len(types)
+        times = [Time("2026-01-01", scale="tai") + n * u.s for n in (0, 1, 0, 0)]
+        nsecs = [converter.astropy_to_nsec(each) for each in times]
+        assert [nsec - nsecs[0] for nsec in nsecs] == [0, 10**9, 0, 0]
+        _assert_sound(helper, graph)
+    del converter.astropy_to_nsec  # type: ignore[method-assign]
 
 
 def test_commit_that_went_unnoticed_is_not_repeated(

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""How fast the driver puts the datasets of mock quanta, as workers tell of them, into a registry (SQLite)."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
+
+from lsst.daf.butler import Butler  # noqa: E402
+from mock_graphs import MODULES, SIZES, prepare_graph  # noqa: E402
+from stock import read_graph  # noqa: E402
+
+from spark_butler.quanta import all_outputs  # noqa: E402
+from spark_butler.registry import Ingester  # noqa: E402
+
+
+def main() -> None:
+    """Ingest, and print how long it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, choices=SIZES, default=4000, help="number of quanta")
+    parser.add_argument("--repeats", type=int, default=3, help="repositories to fill")
+    arguments = parser.parse_args()
+    sys.path[:0] = map(str, MODULES)
+    for number in range(arguments.repeats):
+        with tempfile.TemporaryDirectory(prefix="spark-butler-ingest-") as folder:
+            _fill(Path(folder), arguments.size, number)
+
+
+def _fill(folder: Path, size: int, number: int) -> None:
+    repo, file = prepare_graph(folder / "graph", f"{folder}/store/", size)
+    graph = read_graph(file)
+    with Butler.from_config(repo, writeable=True) as butler:
+        graph.pipeline_graph.register_dataset_types(butler)
+        butler.collections.register(graph.header.output_run)
+        types = {node.name: node.dataset_type for node in graph.pipeline_graph.dataset_types.values()}
+        told = []
+        for quantum in graph.build_execution_quanta().values():
+            refs = list(all_outputs(quantum))
+            records = butler._datastore.export_predicted_records(refs)
+            told.append((refs, {ref.id for ref in refs}, records))
+        ingester = Ingester(butler, types)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for each in told:
+            ingester.add(*each)
+        ingester.flush()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    n = ingester.n_ingested
+    sys.stdout.write(
+        f"{number + 1}: {n} datasets, {n / wall:.0f} a second of wall time, "
+        f"{n / cpu:.0f} a second of processor time; load {os.getloadavg()[0]:.1f}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
