@@ -51,7 +51,7 @@ test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large 
 
 .PHONY: test-notebooks
 test-notebooks: $(INSTALLED) ## Execute the notebooks of docs/notebooks/ in a kernel, and stop a cell
-	@$(RUN) python -m pytest -m slow tests/notebook/test_notebooks.py $(ARGS)
+	@$(RUN) python -m pytest -m "slow or not slow" tests/notebook/test_notebooks.py $(ARGS)
 
 .PHONY: test-upstream
 test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark

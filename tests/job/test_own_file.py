@@ -10,7 +10,6 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
-import pytest
 from astropy.io import fits
 from astropy.table import Table
 
@@ -46,7 +45,6 @@ def _write_frame(path: Path, second: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-@pytest.mark.slow
 def test_from_a_fits_file_to_its_catalogue(tmp_path: Path) -> None:
     frames = tmp_path / "my-frames"
     frames.mkdir()
