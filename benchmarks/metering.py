@@ -41,6 +41,9 @@ class Usage(NamedTuple):
     output: str
     """What it has printed."""
 
+    stopped: bool = False
+    """Whether it was stopped before its end."""
+
 
 def cpu_of_family(apart: int | None = None) -> tuple[float, float]:
     """Add up the processor time of this process and all below it, those included that have ended.
@@ -72,7 +75,13 @@ def cpu_of_family(apart: int | None = None) -> tuple[float, float]:
     return total, its_own
 
 
-def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> Usage:
+def run_metered(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    longest: float | None = None,
+) -> Usage:
     """Run a command to its end, and that of all processes that it leaves behind.
 
     Parameters
@@ -83,6 +92,8 @@ def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folde
         Its environment.
     folder
         Its working directory, where its output is kept.
+    longest
+        Seconds after which it is stopped.
 
     Notes
     -----
@@ -96,6 +107,7 @@ def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folde
     before = _cpu_of_children()
     peak: dict[str, int] = {}
     unwaited: dict[int, float] = {}
+    stopped = False
     started = time.perf_counter()
     with open(folder / "output", "wb") as stream:
         process = subprocess.Popen(
@@ -106,6 +118,9 @@ def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folde
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_SAMPLE_SECONDS)
                 break
+            if longest is not None and not stopped and time.perf_counter() - started > longest:
+                stopped = True
+                process.kill()
         wall = time.perf_counter() - started
         for pid in _reap(others):
             unwaited.pop(pid, None)
@@ -115,6 +130,7 @@ def run_metered(command: Sequence[str], *, environment: Mapping[str, str], folde
         peak,
         process.returncode,
         (folder / "output").read_text(errors="replace"),
+        stopped,
     )
 
 

@@ -101,6 +101,8 @@ class Engine(NamedTuple):
     command: Callable[[Job], Sequence[str | Path]]
     init: bool = False
     """Whether init-outputs have to be written before."""
+    is_peer: bool = False
+    """Whether it may be stopped before its end."""
 
 
 def _beside(name: str) -> Path:
@@ -150,11 +152,11 @@ def _engines(peers: Path | None) -> dict[str, Engine]:
             ],
         ),
         Engine("floor", lambda job: [sys.executable, _HERE / "floor.py", job.repo, job.graph], init=True),
-        Engine("run-qbb -j 1", _run_qbb(1), init=True),
-        Engine("run-qbb -j 2", _run_qbb(2), init=True),
+        Engine("run-qbb -j 1", _run_qbb(1), init=True, is_peer=True),
+        Engine("run-qbb -j 2", _run_qbb(2), init=True, is_peer=True),
     ]
     if peers is not None:
-        engines.append(Engine("BPS + Parsl", _parsl(peers)))
+        engines.append(Engine("BPS + Parsl", _parsl(peers), is_peer=True))
     return {engine.name: engine for engine in engines}
 
 
@@ -171,7 +173,7 @@ def _everything(
         (Workload("mock", 4000), _OURS[1:], 1),
         (Workload("simulated"), every_ccd, 1),
         (Workload("mock", 40), list(engines), 1),
-        (Workload("mock", 160, 1.0), _OURS[1:], 1),
+        (Workload("mock", 160, 1.0), _OURS[1:], 2),
         (Workload("mock", 400, 0.03, mixed=True), _OURS[1:], 2),
         (Workload("mock", 400), ["run-qbb -j 2", "spark-butler, cluster"], 1),
         *([(Workload("observed"), every_ccd, 1)] if frames is not None else ()),
@@ -193,10 +195,13 @@ class Bench:
         The S3 server.
     frames
         Folder of real frames.
+    longest
+        Seconds after which a peer is stopped.
     """
 
-    def __init__(self, folder: Path, server: EmbeddedS3, frames: Path | None):
+    def __init__(self, folder: Path, server: EmbeddedS3, frames: Path | None, longest: float | None):
         self._folder = folder
+        self._longest = longest
         self._server = server
         self._frames = frames
         self._graphs: dict[str, tuple[Path, Path]] = {}
@@ -226,6 +231,7 @@ class Bench:
                 list(map(str, engine.command(Job(workload, repo, graph, warm, work)))),
                 environment=self._environment,
                 folder=work,
+                longest=self._longest if engine.is_peer else None,
             )
             stolen = _stolen_share(times)
             requests = Counter(self._server.count_requests(_BUCKET))
@@ -253,6 +259,9 @@ class Bench:
         row = {
             **{"engine": engine.name, "graph": workload.name, "quanta": quanta, **state},
             **{"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, "status": usage.status},
+            "stopped": usage.stopped,
+            # Of mixed times, only each quantum knows its own.
+            "seconds": 0.0 if workload.mixed else workload.seconds,
             "requests": {kind: count / quanta for kind, count in requests.items()},
         }
         for line in usage.output.splitlines():
@@ -319,6 +328,7 @@ def _parse_arguments(engines: Mapping[str, Engine]) -> argparse.Namespace:
         "--process-ccd", nargs="+", choices=["simulated", "observed"], default=[], help="frames to process"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
+    parser.add_argument("--stop-peers", type=float, metavar="SECONDS", help="stop peers that take longer")
     parser.add_argument("--keep", action="store_true", help="go on with the figures that are in the folder")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for table and plot")
     return parser.parse_args()
@@ -347,7 +357,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spark-butler-bench-")))
         server = stack.enter_context(EmbeddedS3())
         server.make_bucket(_BUCKET)
-        bench = Bench(folder, server, Path(frames) if frames else None)
+        bench = Bench(folder, server, Path(frames) if frames else None, arguments.stop_peers)
         for workload, names, repeats in plan:
             for _ in range(repeats):
                 for name in names:

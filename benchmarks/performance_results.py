@@ -54,6 +54,16 @@ def _whole(rows: Sequence[Row], graph: str, engine: str) -> list[Row]:
     ]
 
 
+def _stopped(rows: Sequence[Row], graph: str, engine: str) -> Row | None:
+    """The run that was stopped when some quanta were done, where none ended well."""
+    found = [
+        row
+        for row in rows
+        if (row["graph"], row["engine"]) == (graph, engine) and row.get("stopped") and row["metadata"]
+    ]
+    return None if _whole(rows, graph, engine) or not found else found[-1]
+
+
 def _median(rows: Sequence[Row], key: str) -> float:
     """Median of a figure; a session that is up or a cluster was there before the time that counts."""
     return statistics.median(row.get("result", {}).get(key, row[key]) for row in rows)
@@ -70,6 +80,13 @@ def _table(rows: Sequence[Row]) -> list[str]:
     )
     for graph, quanta, engine in kinds:
         whole = _whole(rows, graph, engine)
+        if stopped := _stopped(rows, graph, engine):
+            wall, cpu, n_done = stopped["wall"], stopped["cpu"], stopped["metadata"]
+            lines.append(
+                f"| {graph} | {quanta} | {engine} | stopped with {n_done} done | > {wall:.1f} | > {cpu:.1f} "
+                f"| {cpu / n_done:.3f} | {_percent([stopped])} |  |  |"
+            )
+            continue
         if not whole:
             lines.append(f"| {graph} | {quanta} | {engine} | failed |  |  |  |  |  |  |")
             continue
@@ -112,9 +129,23 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
                     f"- {graph}: {peer} takes {cpu:.1f} times the processor time of `spark-butler run` and "
                     f"{wall:.1f} times its wall time, session start included."
                 )
+            elif cold and (stopped := _stopped(rows, graph, peer)):
+                cpu, wall = (stopped[key] / _median(cold, key) for key in ("cpu", "wall"))
+                lines.append(
+                    f"- {graph}: {peer} was stopped when it had done {stopped['metadata']} of "
+                    f"{stopped['quanta']} quanta in {cpu:.1f} times the processor time and {wall:.1f} times "
+                    "the wall time of `spark-butler run`, session start included."
+                )
         if not warm:
             continue
         wall = _median(warm, "wall")
+        seconds = warm[0].get("seconds", 0.0)
+        if seconds:
+            share = seconds * warm[0]["quanta"] / (_SLOTS * wall)
+            lines.append(
+                f"- {graph}: in a session that is up, the tasks' own time is {share:.3f} of wall time × "
+                f"{_SLOTS} slots."
+            )
         if floor:
             spent = _SLOTS * wall / _median(floor, "wall")
             lines.append(
