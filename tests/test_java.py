@@ -170,9 +170,12 @@ print(context.parallelize([3], 1).sum())
 def test_spark_starts_with_its_archive_and_without_one_that_is_broken(tmp_path: Path) -> None:
     path = tmp_path / "archive" / "classes.jsa"
 
+    # The JVM of a broken archive leaves its last words in the working directory.
     def launch(what: str) -> list[str]:
         command = [sys.executable, "-c", _LAUNCH, path, what]
-        process = subprocess.run(command, env=_ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        process = subprocess.run(
+            command, cwd=tmp_path, env=_ENVIRONMENT, capture_output=True, text=True, timeout=300
+        )
         assert process.returncode == 0, process.stderr
         return process.stdout.split()
 
