@@ -228,7 +228,7 @@ def test_a_task_of_a_cell_fails_is_mended_and_run_again(butler: SparkButler) -> 
     assert run.wait().status is RunStatus.FAILED
     assert len(run.failures) == 4
     row = run.failures.table()[0]
-    assert row["task"] == "cell"
+    assert row["label"] == "cell"
     assert row["error"] == "ValueError: not <yet>"
     assert "in run" in row["line"]
     assert row["log"].startswith("s3://simulated/repo/u/cell/")
