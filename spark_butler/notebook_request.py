@@ -94,7 +94,7 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
         arguments += ["--pipeline", os.fspath(pipeline)]
     arguments += _write_arguments(command, given)
     try:
-        context = command.make_context("run", arguments)
+        context = command.make_context("run", list(arguments))
     except click.ClickException as exc:
         raise OptionsError(exc.format_message()) from exc
     check_repository(repo)
