@@ -29,7 +29,7 @@ from .bundle import explain_bundle
 from .cli_logging import logging_options, start_logging
 from .cli_options import engine_options
 from .cli_request import make_request
-from .cli_watch import COMMAND_KEY, Watching, describe_end, watch_run
+from .cli_watch import COMMAND_KEY, Watching, watch_run
 from .dispatch import RunResult
 from .engine import execute_graph, plan_graph
 from .errors import EngineError, UserError
@@ -47,6 +47,7 @@ from .planning import (
 from .provenance import ProvenanceRecorder
 from .report import make_report, summarize
 from .repository import check_repository
+from .request_watch import describe_end
 from .resume import needs_clobber
 from .session import check_platform, say_on_stderr
 from .spark_start import SparkStart

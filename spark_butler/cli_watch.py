@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["COMMAND_KEY", "Watching", "describe_end", "watch_run"]
+__all__ = ["COMMAND_KEY", "Watching", "watch_run"]
 
 import contextlib
 import dataclasses
 import datetime
-import json
 import logging
 import os
-import platform
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -23,20 +20,14 @@ from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
 from .backends import Backend
-from .dispatch import RunResult
-from .learned import load_times
-from .messages import hide_secrets
 from .planning import RunRequest
-from .progress import Progress
-from .repository import store_roots
-from .watching import Run, RunWatch, clean_command
+from .request_watch import watch_request
+from .watching import RunWatch, clean_command
 
 logger = logging.getLogger(__name__)
 
 COMMAND_KEY = "spark_butler.command"
 """Where the context of the command keeps its arguments as they were given."""
-
-_SHOWN = ("pipeline", "qgraph", "input", "output", "output_run", "data_query", "instrument")
 
 
 @dataclasses.dataclass
@@ -113,31 +104,17 @@ def watch_run(
     backend
         Where quanta run.
     """
-    arguments = {name: request.arguments.get(name) for name in _SHOWN}
-    options = {name: value for name, value in arguments.items() if value}
-    options.update(request.options.model_dump(mode="json"))
-    roots = store_roots(butler)
-    slots = min(request.options.processes or backend.slots, backend.slots)
-    return RunWatch(
-        Run(
-            run,
-            hide_secrets(str(request.arguments["butler_config"])),
-            slots=slots,
-            command=watching.command,
-            options=json.loads(hide_secrets(json.dumps(options, default=str))),
-            platform={
-                "driver": socket.gethostname(),
-                "system": platform.platform(),
-                **getattr(backend, "platform", {}),
-            },
-            phases=watching.phases,
-            started=watching.started,
-        ),
-        roots[0] if roots else None,
+    return watch_request(
+        request,
+        run,
+        butler,
+        backend,
+        on_cancel=_end_in_order,
+        command=watching.command,
+        started=watching.started,
+        phases=watching.phases,
         copy_to=watching.copy_to,
         bars=watching.bars,
-        progress=Progress(slots=slots, task_seconds=load_times(roots[0]).means if roots else {}),
-        on_cancel=_end_in_order,
     )
 
 
@@ -147,21 +124,3 @@ def _end_in_order() -> None:
         logger.warning("This process does not listen to signals; the run goes on.")
         return
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def describe_end(result: RunResult) -> tuple[str, str]:
-    """Say how a run ended that came to its end.
-
-    Parameters
-    ----------
-    result
-        What came of it.
-
-    Returns
-    -------
-    state, reason
-        As `spark_butler.watching.RunWatch.finish` takes them.
-    """
-    if result.stopped_by is not None:
-        return "stopped", f"Stopped because {result.stop_reason}."
-    return ("failed" if result.failed else "succeeded"), ""

@@ -24,6 +24,7 @@ from .limits import MIB, ResourceRequests
 from .messages import brief
 from .planning import RunRequest
 from .repository import check_repository
+from .watching import clean_command
 
 _OTHER_NAMES = {"where": "data_query"}
 _ELSEWHERE = {
@@ -35,6 +36,7 @@ _ELSEWHERE = {
     "summary": "use Run.report()",
     "debug": "use the command",
     "pdb": "use `pipetask run --pdb`",
+    "progress": "a run shows its own table",
     "profile": "use the command with --backend serial",
     "coverage": "use the command with --backend serial",
     **dict.fromkeys(
@@ -75,6 +77,7 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
         Raised if there is no such option, or a value makes no sense.
     """
     given = {_OTHER_NAMES.get(name, name): value for name, value in options.items() if value is not None}
+    only_here = "memory" in given or isinstance(given.get("resources"), Mapping)
     memory, requests = given.pop("memory", None), given.get("resources")
     if isinstance(requests, Mapping):
         del given["resources"]
@@ -83,14 +86,15 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
     arguments = ["--butler-config", repo]
     default = None
     if isinstance(pipeline, Pipeline):
-        default = _IN_MEMORY
+        default, only_here = _IN_MEMORY, True
     elif isinstance(pipeline, type) and issubclass(pipeline, PipelineTask):
         arguments += ["--task", f"{get_full_type_name(pipeline)}:{pipeline._DefaultName}"]
+        only_here = only_here or pipeline.__module__ == "__main__"
     elif pipeline is not None:
         arguments += ["--pipeline", os.fspath(pipeline)]
     arguments += _write_arguments(command, given)
     try:
-        context = command.make_context("run", arguments)
+        context = command.make_context("run", list(arguments))
     except click.ClickException as exc:
         raise OptionsError(exc.format_message()) from exc
     check_repository(repo)
@@ -100,6 +104,8 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
         # Options may change it.
         copied = Pipeline.fromPipeline(pipeline)
         request = dataclasses.replace(request, arguments={**request.arguments, "pipeline": copied})
+    if not only_here:
+        request = dataclasses.replace(request, command=clean_command(["spark-butler", "run", *arguments]))
     return _with_resources(request, requests if isinstance(requests, Mapping) else None, memory)
 
 

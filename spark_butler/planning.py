@@ -67,6 +67,9 @@ class RunRequest:
     provenance_graph: str | None = None
     """Where to write the provenance quantum graph."""
 
+    command: Sequence[str] = ()
+    """The same as a command line; empty where none can say it, as for a pipeline in a notebook."""
+
     @property
     def graph_file(self) -> str | None:
         """File to read the graph from."""

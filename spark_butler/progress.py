@@ -10,13 +10,13 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .outcomes import QuantumOutcome
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import Group, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class TaskProgress:
     """Label of the task."""
 
     pending: int
-    """Quanta that were not given out yet."""
+    """Quanta that have not begun."""
 
     running: int
-    """Quanta that were given out, those included that wait for others of their group."""
+    """Quanta at work: the next of each group that was given out, and no more than there are slots."""
 
     done: int
     """Quanta that succeeded."""
@@ -91,7 +91,7 @@ class ProgressSnapshot:
     """How many groups can run at the same time."""
 
     busy: int
-    """How many of the slots have something to do."""
+    """How many of the slots have something to do; as many as quanta are running."""
 
     failures: tuple[QuantumOutcome, ...]
     """Outcomes of the quanta that failed, in the order in which they came."""
@@ -106,6 +106,13 @@ class ProgressSnapshot:
                 for name in ("pending", "running", "done", "failed", "blocked")
             ),
         )
+
+    def at_end(self) -> ProgressSnapshot:
+        """Tell how the run stands when nothing of it runs any more."""
+        tasks = (
+            dataclasses.replace(task, pending=task.pending + task.running, running=0) for task in self.tasks
+        )
+        return dataclasses.replace(self, tasks=tuple(tasks), busy=0)
 
 
 class Progress:
@@ -137,7 +144,6 @@ class Progress:
         self._known_seconds = dict(task_seconds or {})
         self._clock = clock
         self._lock = threading.RLock()
-        self._running: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._blocked: Counter[str] = Counter()
@@ -147,6 +153,7 @@ class Progress:
         self._failures: list[QuantumOutcome] = []
         self._started: float | None = None
         self._labels: Mapping[uuid.UUID, str] = {}
+        self._groups: Sequence[Group] = ()
         self._group_of: dict[uuid.UUID, int] = {}
         self._out: set[uuid.UUID] = set()
         self._open_groups: Counter[int] = Counter()
@@ -158,52 +165,25 @@ class Progress:
         totals = Counter(plan.task_labels[quantum_id] for quantum_id in group_of)
         with self._lock:
             self._labels, self._group_of, self._totals = plan.task_labels, group_of, totals
+            self._groups = plan.groups
 
     def dispatched(self, quantum_ids: Collection[uuid.UUID]) -> None:
         """Hear which quanta were given out.  See `Watcher.dispatched`."""
         with self._lock:
-            new = set(quantum_ids) - self._out - self._ended
-            self._out |= new
-            self._open_groups.update(self._group_of[quantum_id] for quantum_id in new)
-            self.start(self._labels[quantum_id] for quantum_id in new)
-
-    def took(self, outcome: QuantumOutcome) -> None:
-        """Hear of an outcome.  See `Watcher.took`."""
-        self.note(outcome)
-
-    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Hear which quanta can't run any more.  See `Watcher.blocked`."""
-        for quantum_id in quantum_ids:
-            self.note_blocked(self._labels[quantum_id], was_out=self._close(quantum_id))
-
-    def start(self, labels: Iterable[str]) -> None:
-        """Count quanta that are given out.
-
-        Parameters
-        ----------
-        labels
-            Task label of each.
-        """
-        with self._lock:
-            self._running.update(labels)
             if self._started is None:
                 self._started = self._clock()
+            for quantum_id in quantum_ids:
+                if quantum_id not in self._out and quantum_id not in self._ended:
+                    self._out.add(quantum_id)
+                    self._open_groups[self._group_of[quantum_id]] += 1
 
-    def note(self, outcome: QuantumOutcome) -> None:
-        """Count an outcome; of a quantum, only the first counts.
-
-        Parameters
-        ----------
-        outcome
-            The outcome.
-        """
+    def took(self, outcome: QuantumOutcome) -> None:
+        """Hear of an outcome; of a quantum, only the first counts.  See `Watcher.took`."""
         label = outcome.report.taskLabel or ""
         with self._lock:
             if outcome.quantum_id in self._ended:
                 return
             self._close(outcome.quantum_id)
-            if self._running[label]:
-                self._running[label] -= 1
             if outcome.succeeded:
                 self._done[label] += 1
             else:
@@ -219,65 +199,66 @@ class Progress:
                 self._recent.append((now, 1))
                 self._forget_old(now)
 
-    def note_blocked(self, label: str, n: int = 1, *, was_out: bool = False) -> None:
-        """Count quanta that can't run because one that they need failed.
-
-        Parameters
-        ----------
-        label
-            Their task label.
-        n
-            How many they are.
-        was_out
-            Whether they had been given out, with others of their group.
-        """
+    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Hear which quanta can't run any more.  See `Watcher.blocked`."""
         with self._lock:
-            self._blocked[label] += n
-            if was_out:
-                self._running[label] = max(0, self._running[label] - n)
+            for quantum_id in quantum_ids:
+                self._close(quantum_id)
+                self._blocked[self._labels[quantum_id]] += 1
 
     def snapshot(self) -> ProgressSnapshot:
         """Tell how the run stands now."""
         with self._lock:
             now = self._clock()
             self._forget_old(int(now))
-            labels = list(self._totals)
-            tasks = tuple(self._count(label) for label in labels)
+            running = self._count_running()
+            tasks = tuple(self._count(label, running[label]) for label in self._totals)
             elapsed = now - self._started if self._started is not None else 0.0
             n_recent = sum(n for _, n in self._recent)
             span = min(elapsed, _RECENT_SECONDS)
-            busy = len(self._open_groups) if self._group_of else sum(self._running.values())
             return ProgressSnapshot(
                 tasks,
                 rate=n_recent / max(1.0, span),
                 seconds_left=self._estimate(tasks, elapsed),
                 elapsed=elapsed,
                 slots=self._slots,
-                busy=min(self._slots, busy),
+                busy=running.total(),
                 failures=tuple(self._failures),
             )
 
-    def _close(self, quantum_id: uuid.UUID) -> bool:
-        """Note that a quantum has ended; return whether it had been given out."""
-        with self._lock:
-            self._ended.add(quantum_id)
-            if quantum_id not in self._out:
-                return False
-            self._out.discard(quantum_id)
-            group = self._group_of[quantum_id]
-            self._open_groups[group] -= 1
-            if not self._open_groups[group]:
-                del self._open_groups[group]
-            return True
+    def _close(self, quantum_id: uuid.UUID) -> None:
+        """Note that a quantum has ended."""
+        self._ended.add(quantum_id)
+        if quantum_id not in self._out:
+            return
+        self._out.discard(quantum_id)
+        group = self._group_of[quantum_id]
+        self._open_groups[group] -= 1
+        if not self._open_groups[group]:
+            del self._open_groups[group]
+
+    def _count_running(self) -> Counter[str]:
+        """Count by task the quanta that are at work, as far as that can be known here."""
+        level_of: dict[int, int] = {}
+        for group in map(self._groups.__getitem__, self._open_groups):
+            level_of[group.unit] = min(group.level, level_of.get(group.unit, group.level))
+        at_work = []
+        for group in map(self._groups.__getitem__, self._open_groups):
+            # A later level of a unit waits for the earlier ones.
+            if group.level == level_of[group.unit]:
+                is_new = self._open_groups[group.index] == len(group.quanta)
+                at_work.append((is_new, next(q for q in group.quanta if q in self._out)))
+        # More groups are given out than can run; those that have outcomes run for sure.
+        at_work.sort(key=lambda each: each[0])
+        return Counter(self._labels[quantum_id] for _, quantum_id in at_work[: self._slots])
 
     def _forget_old(self, now: int) -> None:
         """Keep the ends of the last minute only."""
         while self._recent and self._recent[0][0] <= now - _RECENT_SECONDS:
             self._recent.popleft()
 
-    def _count(self, label: str) -> TaskProgress:
+    def _count(self, label: str, running: int) -> TaskProgress:
         ended = self._done[label] + self._failed[label] + self._blocked[label]
-        running = self._running[label]
         pending = max(0, self._totals[label] - ended - running)
         return TaskProgress(
             label, pending, running, self._done[label], self._failed[label], self._blocked[label]

@@ -24,7 +24,7 @@ _FRAME = re.compile(
     r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<where>\S+)(?:\n {4}(?P<code>[^\s^~].*))?$',
     re.MULTILINE,
 )
-_COLUMNS = ("task", "data ID", "error", "line", "log")
+_COLUMNS = ("label", "data ID", "error", "line", "log")
 _MOST_SHOWN = 50
 
 
@@ -82,7 +82,7 @@ class Failures(Sequence[QuantumFailure]):
         return len(self._failures)
 
     def table(self) -> Table:
-        """Make a table of task, data ID, error, line in the task, and address of the log."""
+        """Make a table of label, data ID, error, line in the task, and address of the log."""
         rows = list(self._rows())
         columns = list(map(list, zip(*rows, strict=True))) if rows else [[] for _ in _COLUMNS]
         return Table(columns, names=_COLUMNS, dtype=[str] * len(_COLUMNS) if not rows else None)

@@ -27,10 +27,12 @@ def make_text(title: str, status: str, snapshot: ProgressSnapshot) -> str:
     """
     rows: list[tuple[str, ...]] = [("task", *_COLUMNS)]
     rows += [(task.label, *(str(getattr(task, name)) for name in _COLUMNS)) for task in _tasks(snapshot)]
-    return "\n".join([f"Run {title}: {status}. {_summary(status, snapshot)}", *align_rows(rows)])
+    return "\n".join([f"Run {title}: {_summary(status, snapshot)}", *align_rows(rows)])
 
 
-def make_html(title: str, status: str, snapshot: ProgressSnapshot, error: str = "") -> str:
+def make_html(
+    title: str, status: str, snapshot: ProgressSnapshot, error: str = "", *, report: str | None = None
+) -> str:
     """Make a table of HTML that needs nothing else.
 
     Parameters
@@ -43,6 +45,8 @@ def make_html(title: str, status: str, snapshot: ProgressSnapshot, error: str = 
         How it stands.
     error
         What ended it, if it was not its own end.
+    report
+        Address of its report, if there is one.
     """
     head = "<th style='text-align:left'>task</th><th style='min-width:8em'></th>"
     head += "".join(f"<th style='text-align:right'>{name}</th>" for name in _COLUMNS)
@@ -50,9 +54,8 @@ def make_html(title: str, status: str, snapshot: ProgressSnapshot, error: str = 
     wrong = f"<div style='color:{_COLOURS['failed']}'>{html.escape(error)}</div>" if error else ""
     return (
         "<div style='max-width:100%;overflow-x:auto'>"
-        f"<div><b>{html.escape(title)}</b>: {html.escape(status)}. "
-        f"{html.escape(_summary(status, snapshot))}</div>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{wrong}</div>"
+        f"<div><b>{html.escape(title)}</b>: {html.escape(_summary(status, snapshot))}</div>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{wrong}{_html_report(report)}</div>"
     )
 
 
@@ -76,13 +79,27 @@ def _tasks(snapshot: ProgressSnapshot) -> list[TaskProgress]:
 
 
 def _summary(status: str, snapshot: ProgressSnapshot) -> str:
-    """Say rate, slots and time left."""
-    words = [f"{tell_seconds(snapshot.elapsed)} so far"] if status == "running" else []
-    if status == "running":
-        words += [f"{snapshot.rate:.2g} quanta/s", f"{snapshot.busy} of {snapshot.slots} slots busy"]
-        left = snapshot.seconds_left
-        words.append("time left not known yet" if left is None else f"about {tell_seconds(left)} left")
-    return ", ".join(words)
+    """Say the status, and rate, slots and time left as long as it goes on."""
+    if status != "running":
+        return f"{status} after {tell_seconds(snapshot.elapsed)}."
+    left = snapshot.seconds_left
+    words = [
+        f"{tell_seconds(snapshot.elapsed)} so far",
+        f"{snapshot.rate:.2g} quanta/s",
+        f"{snapshot.busy} of {snapshot.slots} slots busy",
+        "time left not known yet" if left is None else f"about {tell_seconds(left)} left",
+    ]
+    return f"{status}. {', '.join(words)}"
+
+
+def _html_report(address: str | None) -> str:
+    """Say where the report is; browsers open only some addresses."""
+    if address is None:
+        return ""
+    shown = text = html.escape(address)
+    if address.startswith(("http://", "https://", "file://")):
+        shown = f"<a href='{text}' target='_blank'>{text}</a>"
+    return f"<div>Report: <span style='overflow-wrap:anywhere'>{shown}</span></div>"
 
 
 def _html_row(task: TaskProgress) -> str:

@@ -6,11 +6,12 @@ __all__ = ["PreparedRun", "Run", "RunStatus"]
 
 import contextlib
 import dataclasses
+import datetime
 import enum
 import logging
 import threading
+import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import networkx
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import Report
+from lsst.resources import ResourcePath
 
 from .backends import Backend
 from .backends._protocol import ReportOutcome
@@ -31,10 +33,11 @@ from .outcomes import QuantumOutcome
 from .output_run import OutputRequest, check_output, prepare_output
 from .plan import Plan
 from .planning import RunRequest, apply_fixup, build_graph, show_pipeline
-from .progress import Progress, ProgressSnapshot
+from .progress import ProgressSnapshot, Watchers
 from .provenance import ProvenanceRecorder
 from .quantum_failures import Failures, describe_failure
 from .report import make_report
+from .request_watch import describe_end, watch_request
 from .run_table import make_html, make_text
 from .work import UnitWork, WorkerContext
 
@@ -114,6 +117,12 @@ class PreparedRun:
     plan: Plan
     """How it would run from its beginning."""
 
+    started: datetime.datetime
+    """When it was asked for."""
+
+    phases: dict[str, float]
+    """Seconds that each step took, by its name."""
+
     @classmethod
     def prepare(cls, request: RunRequest, *, slots: int, probe_datastore: bool = True) -> PreparedRun:
         """Build the graph, and look for all that stands against running it.
@@ -132,8 +141,10 @@ class PreparedRun:
         spark_butler.errors.UserError
             Raised if something stands against it.
         """
+        started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
         arguments, options = request.arguments, request.options
         graph = build_graph(request, show_pipeline(request))
+        phases = {"quantum graph": time.monotonic() - clock}
         check_tasks(graph.pipeline_graph.tasks)
         xgraph = apply_fixup(graph, arguments["graph_fixup"])
         output = OutputRequest.from_arguments(graph, arguments)
@@ -141,7 +152,27 @@ class PreparedRun:
         options.resources.limits(graph.pipeline_graph.tasks)
         with Butler.from_config(arguments["butler_config"], writeable=False) as butler:
             plan = plan_graph(graph, options, xgraph=xgraph, slots=slots, butler=butler)
-        return cls(request, graph, xgraph, output, plan)
+        return cls(request, graph, xgraph, output, plan, started, phases)
+
+
+class _Heard:
+    """What a run has heard of from the engine.  It is a `spark_butler.progress.Watcher`."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[uuid.UUID, QuantumOutcome] = {}
+        self.blocked_ids: list[uuid.UUID] = []
+
+    def planned(self, plan: Plan) -> None:
+        pass
+
+    def dispatched(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        pass
+
+    def took(self, outcome: QuantumOutcome) -> None:
+        self.outcomes[outcome.quantum_id] = outcome.without_scans()
+
+    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        self.blocked_ids.extend(quantum_ids)
 
 
 class Run:
@@ -164,9 +195,10 @@ class Run:
     --------
     >>> run = butler.run(pipeline, output="u/me/handle", where="visit = 202601010101 AND detector = 1")
     >>> run.wait()
-    Run u/me/handle/...: succeeded.
+    Run u/me/handle/...: succeeded after ... s.
       task  pending  running  done  failed  blocked
       isr         0        0     1       0        0
+    Report: .../report.html
     >>> run.status
     <RunStatus.SUCCEEDED: 'succeeded'>
     >>> print(run.plan.explain())
@@ -189,24 +221,53 @@ class Run:
         self._again = again
         self._finish = finish
         self._backend = _StoppableBackend(backend)
-        totals = Counter(prepared.plan.task_labels.values())
-        ordered = {label: totals[label] for label in graph.pipeline_graph.tasks if totals[label]}
-        self._progress = Progress(ordered, slots=backend.slots)
+        self._heard = _Heard()
         self._result: RunResult | None = None
-        self._outcomes: dict[uuid.UUID, QuantumOutcome] = {}
-        self._blocked: list[uuid.UUID] = []
         self._error: Exception | None = None
         self._ended = threading.Event()
+        self._last: ProgressSnapshot | None = None
         self._display = LiveDisplay(self._repr_html_, interval=_REFRESH_SECONDS)
+        request = prepared.request
+        report = request.arguments.get("report")
+        copy_to = None if report is None else ResourcePath(report, forceDirectory=True, forceAbsolute=True)
+        clock = time.monotonic()
         butler = prepare_output(graph, prepared.output)
         self._roots = {name: root for name, root in butler.get_datastore_roots().items() if root is not None}
+        self._watch = watch_request(
+            request,
+            self.output_run,
+            butler,
+            backend,
+            on_cancel=self._cancel_later,
+            command=request.command,
+            started=prepared.started,
+            phases={**prepared.phases, "output run": time.monotonic() - clock},
+            copy_to=copy_to,
+        )
+        self._watch.progress.planned(prepared.plan)
         self._thread = threading.Thread(
             target=self._drive, args=(butler,), name="spark-butler-run", daemon=True
         )
         self._thread.start()
 
     def _drive(self, butler: Butler) -> None:
-        """Run the graph, in the thread of the run."""
+        """Run the graph and leave a report, in the thread of the run."""
+        try:
+            with self._watch:
+                self._execute(butler)
+            self._last = self._snapshot().at_end()
+            n_ingested = None if self._result is None else self._result.n_ingested
+            self._watch.finish(*self._describe_end(), n_ingested=n_ingested)
+        except Exception as exc:  # noqa: BLE001  (what has been done is well)
+            logger.warning("Run %s can't be watched: %s", self.output_run, brief(exc), exc_info=True)
+            if self._result is None:
+                self._error = self._error or exc
+        finally:
+            self._ended.set()
+            self._display.finish()
+
+    def _execute(self, butler: Butler) -> None:
+        """Run the graph, and keep what came of it or what was raised."""
         request = self._prepared.request
         recorder: ProvenanceRecorder | None = None
         try:
@@ -225,7 +286,7 @@ class Run:
                     request.options,
                     xgraph=self._prepared.xgraph,
                     recorder=recorder,
-                    watcher=self,
+                    watcher=Watchers(self._heard, self._watch.watcher),
                 )
                 if recorder is not None:
                     recorder.finish(self._result)
@@ -234,32 +295,22 @@ class Run:
             if not self._backend.is_stopped:
                 logger.error("Run %s broke off: %s", self.output_run, brief(exc))
             logger.debug("The run broke off.", exc_info=True)
-        finally:
-            self._ended.set()
-            self._display.finish()
+
+    def _describe_end(self) -> tuple[str, str]:
+        """Say how the run ended, as the report takes it."""
+        match self._end_status():
+            case RunStatus.CANCELLED:
+                by = "by `spark-butler cancel`" if self._watch.cancelled else "from the notebook"
+                return "stopped", f"Stopped {by}."
+            case RunStatus.BROKEN:
+                return "broken", brief(self._error) if self._error is not None else ""
+        assert self._result is not None
+        return describe_end(self._result)
 
     def _close(self) -> None:
         """Free what the backend holds, unless what ended the run has ended that, too."""
         with contextlib.suppress(Exception):
             self._finish()
-
-    def planned(self, plan: Plan) -> None:
-        """See `Watcher.planned`; called by the engine."""
-        self._progress.planned(plan)
-
-    def dispatched(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """See `Watcher.dispatched`; called by the engine."""
-        self._progress.dispatched(quantum_ids)
-
-    def took(self, outcome: QuantumOutcome) -> None:
-        """See `Watcher.took`; called by the engine."""
-        self._progress.took(outcome)
-        self._outcomes[outcome.quantum_id] = outcome.without_scans()
-
-    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """See `Watcher.blocked`; called by the engine."""
-        self._progress.blocked(quantum_ids)
-        self._blocked.extend(quantum_ids)
 
     @property
     def output_run(self) -> str:
@@ -279,8 +330,10 @@ class Run:
     @property
     def status(self) -> RunStatus:
         """How it stands."""
-        if not self._ended.is_set():
-            return RunStatus.RUNNING
+        return self._end_status() if self._ended.is_set() else RunStatus.RUNNING
+
+    def _end_status(self) -> RunStatus:
+        """Tell how the run ended."""
         if self._error is None and self._result is not None:
             return RunStatus.FAILED if self._result.failed else RunStatus.SUCCEEDED
         return RunStatus.CANCELLED if self._backend.is_stopped else RunStatus.BROKEN
@@ -293,13 +346,13 @@ class Run:
     @property
     def outcomes(self) -> dict[uuid.UUID, QuantumOutcome]:
         """Outcomes so far, by ID of the quantum."""
-        return dict(self._outcomes)
+        return dict(self._heard.outcomes)
 
     @property
     def failures(self) -> Failures:
         """The quanta that failed so far; ``failures.table()`` has label, data ID, error, line and log."""
         tasks = self._graph.pipeline_graph.tasks
-        failed = [outcome for outcome in list(self._outcomes.values()) if not outcome.succeeded]
+        failed = [outcome for outcome in self.outcomes.values() if not outcome.succeeded]
         return Failures(
             describe_failure(
                 outcome,
@@ -312,9 +365,15 @@ class Run:
             for outcome in failed
         )
 
+    @property
+    def report_uri(self) -> str | None:
+        """Address of the page ``report.html`` about the run; `None` before its end, and if there is none."""
+        places = self._watch.places if self._ended.is_set() else []
+        return str(places[0]) if places else None
+
     def report(self) -> Report:
         """Make pipe_base's report of the run so far, that of ``pipetask run --summary``."""
-        result = RunResult(outcomes=self.outcomes, blocked=list(self._blocked))
+        result = RunResult(outcomes=self.outcomes, blocked=list(self._heard.blocked_ids))
         return make_report(self._graph, self._result or result)
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -381,6 +440,10 @@ class Run:
             self._thread.join(_CANCEL_SECONDS)
         return self
 
+    def _cancel_later(self) -> None:
+        """Stop the run from a thread for which its end waits."""
+        threading.Thread(target=self.cancel, name="spark-butler-cancel", daemon=True).start()
+
     def retry(self, **changes: Any) -> Run:
         """Run again what has not succeeded, into the same collection.
 
@@ -420,23 +483,20 @@ class Run:
         text = make_text(self.output_run, self.status, snapshot)
         if (error := self.error) is not None:
             text += f"\n{brief(error)}"
-        n_failed = snapshot.total.failed
-        return f"{text}\n{n_failed} failed: see .failures" if n_failed else text
+        if n_failed := snapshot.total.failed:
+            text += f"\n{n_failed} failed: see .failures"
+        return text if (report := self.report_uri) is None else f"{text}\nReport: {report}"
 
     def _snapshot(self) -> ProgressSnapshot:
-        """Tell how the run stands; nothing runs any more once it has ended."""
-        snapshot = self._progress.snapshot()
-        if self.status is RunStatus.RUNNING:
-            return snapshot
-        tasks = (
-            dataclasses.replace(task, pending=task.pending + task.running, running=0)
-            for task in snapshot.tasks
-        )
-        return dataclasses.replace(snapshot, tasks=tuple(tasks), busy=0)
+        """Tell how the run stands, or stood in the end, with the time since it was asked for."""
+        if self._last is not None:
+            return self._last
+        elapsed = (datetime.datetime.now(datetime.UTC) - self._prepared.started).total_seconds()
+        return dataclasses.replace(self._watch.progress.snapshot(), elapsed=elapsed)
 
     def _repr_html_(self) -> str:
         error = "" if self.error is None else brief(self.error)
-        return make_html(self.output_run, self.status, self._snapshot(), error)
+        return make_html(self.output_run, self.status, self._snapshot(), error, report=self.report_uri)
 
     def _ipython_display_(self) -> None:
         if not self._display.show():

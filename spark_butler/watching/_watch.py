@@ -162,13 +162,14 @@ class RunWatch:
             self._on_cancel()
 
     def _write_status(self, folder: AttemptFolder, state: str) -> None:
+        snapshot = self.progress.snapshot()
         status: dict[str, Any] = {
             "format": 1,
             "run": self._run.run,
             "state": state,
             "started": self._run.started.isoformat(timespec="seconds"),
             "driver": f"{socket.gethostname()}:{os.getpid()}",
-            **describe_progress(self.progress.snapshot()),
+            **describe_progress(snapshot if state == "running" else snapshot.at_end()),
             "every": self._seconds_between,
         }
         folder.status_file.write(json.dumps(status, separators=(",", ":")).encode())

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from job_harness import JobRepo
 from lsst.daf.butler import Butler
 
-from spark_butler import cli_watch
+from spark_butler import request_watch
 from spark_butler.cli import main
 from spark_butler.repository import store_roots
 from spark_butler.watching import AttemptFolder, RunWatch, find_attempts, read_json
@@ -81,7 +81,7 @@ def _check_commands(repo: JobRepo, place: Path, run: str) -> None:
 def test_cancelled_run_ends_in_order(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_watch, "RunWatch", functools.partial(RunWatch, seconds_between=0.1))
+    monkeypatch.setattr(request_watch, "RunWatch", functools.partial(RunWatch, seconds_between=0.1))
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 0.5\n")
 

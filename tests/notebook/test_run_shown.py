@@ -17,6 +17,7 @@ from spark_butler.backends.actions import _worker_traceback
 from spark_butler.failures import FailureKind
 from spark_butler.live_display import LiveDisplay
 from spark_butler.outcomes import QuantumOutcome
+from spark_butler.plan import GraphSketch, cut_graph
 from spark_butler.progress import Progress, ProgressSnapshot
 from spark_butler.quantum_failures import Failures, describe_failure
 from spark_butler.run_table import make_html, make_text, tell_seconds
@@ -24,7 +25,7 @@ from spark_butler.tasks.isr import IsrTask
 
 
 def _outcome(label: str = "isr", traceback: str = "", message: str = "bad <pixels>") -> QuantumOutcome:
-    quantum_id = uuid.uuid4()
+    quantum_id = uuid.UUID(int=0)
     report = QuantumReport(
         quantumId=quantum_id,
         status=ExecutionStatus.FAILURE,
@@ -46,11 +47,13 @@ def _outcome(label: str = "isr", traceback: str = "", message: str = "bad <pixel
 def snapshot() -> ProgressSnapshot:
     """Ten quanta of a task, of which some have ended, and one of another."""
     now = 0.0
-    progress = Progress({"isr": 10, "<coadd>": 1}, slots=4, clock=lambda: now)
-    progress.start(["isr"] * 6)
+    ids = [uuid.UUID(int=number) for number in range(11)]
+    progress = Progress(slots=4, clock=lambda: now)
+    progress.planned(cut_graph(GraphSketch(dict.fromkeys(ids, "isr") | {ids[10]: "<coadd>"}, [])))
+    progress.dispatched(ids[:6])
     now = 10.0
-    progress.note(_outcome())
-    progress.note_blocked("<coadd>")
+    progress.took(_outcome())
+    progress.blocked(ids[10:])
     return progress.snapshot()
 
 
@@ -59,10 +62,25 @@ def test_text_has_a_row_for_each_task_and_one_for_all(snapshot: ProgressSnapshot
     assert lines[0].startswith("Run u/me/run: running. 10 s so far, 0.1 quanta/s, 4 of 4 slots busy")
     assert [line.split() for line in lines[1:]] == [
         ["task", "pending", "running", "done", "failed", "blocked"],
-        ["isr", "4", "5", "0", "1", "0"],
+        ["isr", "5", "4", "0", "1", "0"],
         ["<coadd>", "0", "0", "0", "0", "1"],
-        ["total", "4", "5", "0", "1", "1"],
+        ["total", "5", "4", "0", "1", "1"],
     ]
+
+
+def test_a_run_that_has_ended_says_how_long_it_took(snapshot: ProgressSnapshot) -> None:
+    assert make_text("u/me/run", "failed", snapshot).splitlines()[0] == "Run u/me/run: failed after 10 s."
+    assert "<b>u/me/run</b>: failed after 10 s.</div>" in make_html("u/me/run", "failed", snapshot)
+
+
+def test_the_address_of_a_report_is_a_link_where_a_browser_can_open_it(snapshot: ProgressSnapshot) -> None:
+    def show(address: str) -> str:
+        return make_html("u/me/run", "failed", snapshot, report=address).partition("Report: ")[2]
+
+    assert "<a href='file:///a/%20&amp;/report.html'" in show("file:///a/%20&/report.html")
+    assert "s3://bucket/repo/report.html<" in show("s3://bucket/repo/report.html")
+    assert "<a" not in show("s3://bucket/repo/report.html")
+    assert "Report" not in make_html("u/me/run", "failed", snapshot)
 
 
 def test_html_escapes_names_and_needs_nothing_else(snapshot: ProgressSnapshot) -> None:
@@ -118,7 +136,7 @@ def test_a_failure_names_the_innermost_line_of_its_task() -> None:
 
 def test_no_failures_are_a_table_without_rows() -> None:
     assert len(Failures([]).table()) == 0
-    assert Failures([]).table().colnames == ["task", "data ID", "error", "line", "log"]
+    assert Failures([]).table().colnames == ["label", "data ID", "error", "line", "log"]
     assert repr(Failures([])) == "No failures."
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from lsst.daf.butler import Butler
 from lsst.pipe.base import Pipeline
+from lsst.resources import ResourcePath
 from pipeline_harness import PIPELINE, Night
 from pyspark.sql import SparkSession
 
@@ -228,12 +229,17 @@ def test_a_task_of_a_cell_fails_is_mended_and_run_again(butler: SparkButler) -> 
     assert run.wait().status is RunStatus.FAILED
     assert len(run.failures) == 4
     row = run.failures.table()[0]
-    assert row["task"] == "cell"
+    assert row["label"] == "cell"
     assert row["error"] == "ValueError: not <yet>"
     assert "in run" in row["line"]
     assert row["log"].startswith("s3://simulated/repo/u/cell/")
     assert "Execution of task 'cell'" in run.failures[0].log
     assert run.report().status.name == "FAILURE"
+    page = ResourcePath(run.report_uri or "").read().decode()
+    assert "4 failures" in page
+    assert "not &lt;yet&gt;" in page
+    # The task is in this notebook only.
+    assert "spark-butler run" not in page
     run_cell("assert raw.array.max() > 0")
     again = run.retry(memory="1GB", timeout=60)
     assert again.output_run == run.output_run
@@ -257,7 +263,8 @@ def test_a_run_is_cancelled_by_hand_and_by_a_stopped_cell(butler: SparkButler, s
         run.wait()
     assert run.status is RunStatus.CANCELLED
     assert _n_jobs(spark) == 0
-    assert "cancelled" in repr(run)
+    assert "cancelled after " in repr(run)
+    assert run.report_uri is not None
     assert ["slow", "4", "0", "0", "0", "0"] in [line.split() for line in repr(run).splitlines()]
     second = run.retry()
     assert second.cancel().status is RunStatus.CANCELLED

@@ -10,7 +10,7 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import GraphSketch, Plan, cut_graph
+from spark_butler.plan import GraphSketch, Handover, Plan, cut_graph
 from spark_butler.progress import Progress, TaskProgress, Watchers
 
 
@@ -40,6 +40,15 @@ def _plan() -> Plan:
     return cut_graph(GraphSketch(labels, edges), group_by="fused")
 
 
+def _singles(labels: str) -> Plan:
+    """Quanta that have nothing to do with each other."""
+    return cut_graph(GraphSketch({_id(n): label for n, label in enumerate(labels)}, []), group_by="fused")
+
+
+def _running(progress: Progress) -> dict[str, int]:
+    return {task.label: task.running for task in progress.snapshot().tasks}
+
+
 def test_a_quantum_is_in_one_place_at_a_time() -> None:
     progress = Progress(slots=2)
     progress.planned(_plan())
@@ -51,8 +60,9 @@ def test_a_quantum_is_in_one_place_at_a_time() -> None:
     progress.dispatched([_id(0), _id(2)])
     progress.dispatched([_id(1), _id(3)])
     snapshot = progress.snapshot()
-    assert snapshot.total == TaskProgress("total", 1, 4, 0, 0, 0)
-    # Four quanta, but two groups.
+    # Four quanta, but two groups, which begin with a.
+    assert _running(progress) == {"a": 2, "b": 0, "c": 0}
+    assert snapshot.total == TaskProgress("total", 3, 2, 0, 0, 0)
     assert (snapshot.busy, snapshot.slots) == (2, 2)
     progress.took(_outcome(0, "a"))
     progress.took(_outcome(2, "b"))
@@ -69,6 +79,40 @@ def test_a_quantum_is_in_one_place_at_a_time() -> None:
     assert [outcome.quantum_id for outcome in snapshot.failures] == [_id(1)]
 
 
+def test_no_more_is_running_than_there_are_slots_and_first_what_has_begun() -> None:
+    labels = {_id(n): label for n, label in enumerate("aaabbb")}
+    progress = Progress(slots=2)
+    progress.planned(cut_graph(GraphSketch(labels, [(_id(n), _id(n + 3)) for n in range(3)])))
+    progress.dispatched([_id(n) for n in range(6)])
+    assert _running(progress) == {"a": 2, "b": 0}
+    progress.took(_outcome(2, "a"))
+    assert _running(progress) == {"a": 1, "b": 1}
+    progress.took(_outcome(1, "a"))
+    assert _running(progress) == {"a": 0, "b": 2}
+    assert progress.snapshot().busy == 2
+    ended = progress.snapshot().at_end()
+    assert (ended.busy, ended.total) == (0, TaskProgress("total", 4, 0, 2, 0, 0))
+
+
+def test_what_gathers_is_not_running_before_its_inputs_are_there() -> None:
+    labels = {_id(n): label for n, label in enumerate("aac")}
+    handover = Handover(uuid.uuid4(), "t", _id(0), (_id(2),)), Handover(uuid.uuid4(), "t", _id(1), (_id(2),))
+    edges = [(_id(0), _id(2)), (_id(1), _id(2))]
+    plan = cut_graph(
+        GraphSketch(labels, edges, handovers=handover, temporary_types={"t": "any"}), group_by="quantum"
+    )
+    # One Spark job: all is given out at once.
+    assert [unit.levels for unit in plan.units] == [((0, 1), (2,))]
+    progress = Progress(slots=4)
+    progress.planned(plan)
+    progress.dispatched(labels)
+    assert _running(progress) == {"a": 2, "c": 0}
+    progress.took(_outcome(0, "a"))
+    assert _running(progress) == {"a": 1, "c": 0}
+    progress.took(_outcome(1, "a"))
+    assert _running(progress) == {"a": 0, "c": 1}
+
+
 def test_what_runs_again_is_not_counted_twice() -> None:
     progress = Progress(slots=2)
     progress.planned(_plan())
@@ -82,12 +126,13 @@ def test_what_runs_again_is_not_counted_twice() -> None:
 
 def test_time_left_follows_mean_times_and_the_slots_that_were_kept_at_work() -> None:
     clock = _Clock()
-    progress = Progress({"a": 100}, slots=4, clock=clock)
+    progress = Progress(slots=4, clock=clock)
+    progress.planned(_singles("a" * 100))
     assert progress.snapshot().seconds_left is None
-    progress.start(["a"] * 20)
+    progress.dispatched([_id(number) for number in range(20)])
     for number in range(20):
         clock.now += 0.5
-        progress.note(_outcome(number, "a", wall_seconds=1.0))
+        progress.took(_outcome(number, "a", wall_seconds=1.0))
     # 20 s of work in 10 s: two slots; 80 s are left.
     snapshot = progress.snapshot()
     assert snapshot.seconds_left == pytest.approx(40)
