@@ -30,7 +30,7 @@ _SLOT_PARTS = (
     ("write", "s3", "Write: Butler.put of tasks"),
     ("shuffle", "s7", "Shuffle: temporaries packed, sent and received"),
     ("not_split", "s4", "Attempts that were not split: failed, retried, or without metadata"),
-    ("idle", "s5", "Idle: without work, waiting for imports of others, Spark, processes, ends of the run"),
+    ("idle", "s5", "Idle: the rest, as no work, Spark itself, new processes"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SESSION_PHASE", "split_time"]
+__all__ = ["split_time"]
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from ..outcomes import QuantumOutcome
 from ._record import Run, RunRecord, Span
 
-SESSION_PHASE = "Spark session"
-"""Name of the driver's phase in which it waits for Spark."""
+# In which the driver waits for Spark.
+_SESSION_PHASE = "Spark session"
 
 
 def split_time(run: Run, record: RunRecord, spans: Sequence[Span], end: float) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def split_time(run: Run, record: RunRecord, spans: Sequence[Span], end: float) -
         for each in outcome.imports
     }
     importing = _sum_within(imported.items(), record.began, end)
-    session = run.phases.get(SESSION_PHASE)
+    # Without Spark, this phase is only the opening of another backend.
+    session = run.phases.get(_SESSION_PHASE) if "spark" in run.platform else None
     slots = {
         "import": importing,
         "read": read,
