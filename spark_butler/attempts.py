@@ -23,6 +23,7 @@ from .memory import machine_memory
 from .outcomes import Attempt, QuantumOutcome, QuantumStarted, job_text
 from .parcels import Inbox
 from .quanta import all_outputs
+from .slot_clock import SlotClock
 from .store_clients import forget_clients, hold_files, open_clients
 from .stored_files import collect_files
 from .turnstile import Turnstile
@@ -115,8 +116,9 @@ class InProcessRunner:
             inbox = inbox.copy()
         for event in trial.run_here(inbox):
             if isinstance(event, Parcel):
+                began = time.time()
                 yield from trial.pack(event)
-                yield Sent(event.dataset_id, event.encoded.nbytes)
+                yield Sent(event.dataset_id, event.encoded.nbytes, began)
             elif isinstance(event, QuantumOutcome):
                 yield event
 
@@ -134,6 +136,7 @@ def run_attempts(
     again: bool | None = False,
     turnstile: Turnstile | None = None,
     slots: int = 1,
+    clock: SlotClock | None = None,
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group; try again what may have failed by chance.
 
@@ -156,6 +159,8 @@ def run_attempts(
         others of this machine.
     slots
         Number of groups that run on this machine at the same time.
+    clock
+        Measures what the slot does between quanta.
 
     Yields
     ------
@@ -171,7 +176,10 @@ def run_attempts(
     EngineError
         Raised if the engine's own code fails.
     """
-    yield from _GroupRun(context, work, inbox, runner, turnstile, slots).run(again=work.again or again)
+    clock = SlotClock() if clock is None else clock
+    group = _GroupRun(context, work, inbox, runner, turnstile, slots, clock)
+    for event in group.run(again=work.again or again):
+        yield clock.stamp(event) if isinstance(event, QuantumOutcome) else event
 
 
 class _GroupRun:
@@ -185,12 +193,14 @@ class _GroupRun:
         runner: Runner,
         turnstile: Turnstile | None,
         slots: int,
+        clock: SlotClock,
     ):
         self._context = context
         self._work = work
         self._inbox = inbox
         self._runner = runner
         self._turnstile = turnstile
+        self._clock = clock
         self._share = _MEMORY_SHARE * machine_memory() / max(1, slots)
         self._content = content = work.open()
         self._ledger = Ledger(work, content)
@@ -226,8 +236,10 @@ class _GroupRun:
         for outcome in self._stranded_outcomes():
             self._ledger.note(outcome)
             yield outcome
+        began = time.time()
         for pieces in self._ledger.closing_records():
             yield bytearray().join(pieces)
+            self._clock.note_shuffle(began)
 
     def _is_stopped(self) -> bool:
         return self._context.fail_fast and not self._bad.isdisjoint(self._reported)
@@ -266,6 +278,7 @@ class _GroupRun:
                         return
                 elif isinstance(event, Sent):
                     self._ledger.note(event)
+                    self._clock.note_shuffle(event.began)
                 else:
                     yield event if isinstance(event, bytearray) else bytearray().join(event)
 

@@ -38,6 +38,9 @@ class Sent:
     nbytes: int
     """Its serialised length in bytes."""
 
+    began: float
+    """When their making began, in seconds since the epoch."""
+
 
 def pack_parcel(
     context: WorkerContext, work: GroupWork, content: GroupContent, parcel: Parcel

@@ -73,9 +73,10 @@ class ChildRunner:
                 log_tail.attach()
                 for event in trial.run_here(trial.inbox):
                     if isinstance(event, Parcel):
+                        began = time.time()
                         for pieces in trial.pack(event):
                             channel.send_record(pieces)
-                        channel.send(Sent(event.dataset_id, event.encoded.nbytes))
+                        channel.send(Sent(event.dataset_id, event.encoded.nbytes, began))
                         continue
                     if isinstance(event, QuantumStarted):
                         log_tail.clear()

@@ -13,6 +13,7 @@ from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from .failures import FailureKind
+from .import_times import ImportTime
 from .traffic import NO_TRAFFIC, Traffic
 
 if TYPE_CHECKING:
@@ -124,6 +125,15 @@ class QuantumOutcome:
 
     write_seconds: float | None = None
     """Time that the task spent in `Butler.put`, in seconds, as pipe_base measures it; `None` when unknown."""
+
+    pack_seconds: float = 0.0
+    """Time of these that serialising temporaries for other groups took, in seconds."""
+
+    shuffle_seconds: float = 0.0
+    """Time before, during which its slot received or sent temporaries and ran no quantum, in seconds."""
+
+    imports: tuple[ImportTime, ...] = ()
+    """When its worker, or what that was forked from, has imported things, as far as not told before."""
 
     cpu_seconds: float = 0.0
     """Processor time of the attempt, in seconds."""

@@ -8,7 +8,10 @@ import dataclasses
 import importlib
 import logging
 import sys
+import time
 from collections.abc import Collection, Iterable
+
+from .import_times import note_imports
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +52,13 @@ def import_for_children(names: Iterable[str]) -> None:
     names
         Names of modules; those that can't be imported here are left alone.
     """
-    for name in names:
-        if name in sys.modules or name in _tried:
-            continue
+    began = time.time()
+    missing = [name for name in names if name not in sys.modules and name not in _tried]
+    for name in missing:
         _tried.add(name)
         try:
             importlib.import_module(name)
         except Exception:  # noqa: BLE001  (a module may raise anything, and the next child will see)
             logger.debug("A worker can't import %s.", name, exc_info=True)
+    if missing:
+        note_imports(began)

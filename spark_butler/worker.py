@@ -282,6 +282,7 @@ def _run_quantum(
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
     parcels: list[Parcel] = []
+    pack_seconds = 0.0
     logs: ButlerLogRecords | None = None
     if context.provenance or work.task_label in context.bundled_tasks:
         logs = ButlerLogRecords([])
@@ -294,7 +295,9 @@ def _run_quantum(
             **({} if logs is None else {"log_records": logs}),
         )
         if butler is not None:
+            packing = time.time()
             parcels = _pack_parcels(content, work, butler, sent)
+            pack_seconds = time.time() - packing if parcels else 0.0
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as exc:  # noqa: BLE001  (a failed quantum is data, whatever its task raises)
@@ -331,6 +334,7 @@ def _run_quantum(
         removed=removed,
         started=wall,
         wall_seconds=time.time() - wall,
+        pack_seconds=pack_seconds,
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",

@@ -58,9 +58,11 @@ def _check_worker(stores: Sequence[str]) -> str:
     from lsst.resources import ResourcePath
 
     from .errors import UserError
+    from .import_times import note_imports, start_of_imports
     from .repository import check_store
     from .worker import run_group  # noqa: F401
 
+    note_imports(start_of_imports())
     try:
         for store in stores:
             check_store(ResourcePath(store))

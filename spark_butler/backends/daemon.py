@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pyspark import daemon
 
+from ..import_times import note_imports, process_start
 from ..session import IMPORTS_VARIABLE
 
 _SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
@@ -80,6 +81,8 @@ def main() -> None:
     """Import what workers need, keep the garbage collector off it, and serve."""
     with _keep_stdout():
         import_for_workers()
+    # Half of it is imported before this function can begin.
+    note_imports(process_start())
     if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
         with contextlib.suppress(OSError):
             remove_dead_sockets(Path(folder))

@@ -5,12 +5,14 @@ from __future__ import annotations
 __all__ = ["SerialBackend"]
 
 import threading
+import time
 from collections.abc import Sequence
 
 from ..attempts import InProcessRunner, run_attempts
 from ..delivery import receive
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
+from ..slot_clock import SlotClock
 from ..work import GroupWork, UnitWork, WorkerContext
 from ..worker import prepare_process
 from ._protocol import ReportOutcome
@@ -24,6 +26,7 @@ class SerialBackend:
     def __init__(self) -> None:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
+        self._clock = SlotClock()
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units one after another.  See `Backend.run`."""
@@ -44,14 +47,18 @@ class SerialBackend:
             for record in passing:
                 heaps[next_place(record)].append(record)
             while arrived:
-                for event in run_attempts(context, *arrived.pop(0), runner=InProcessRunner()):
+                events = run_attempts(context, *arrived.pop(0), runner=InProcessRunner(), clock=self._clock)
+                for event in events:
                     if isinstance(event, QuantumOutcome):
                         report(event)
                         if self._cancelled.is_set():
                             return
                     else:
                         heaps[next_place(event)].append(bytes(event))
+            began = time.time()
             items = [item for heap in heaps for item in receive(heap)]
+            if items:
+                self._clock.note_shuffle(began)
             passing = [item for item in items if isinstance(item, bytes)]
             arrived.extend(item for item in items if not isinstance(item, bytes))
 

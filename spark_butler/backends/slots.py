@@ -9,6 +9,7 @@ import functools
 import os
 import pickle
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,20 @@ from pyspark import Accumulator, Broadcast, SparkFiles, TaskContext
 
 from ..attempts import InProcessRunner, run_attempts
 from ..delivery import receive
+from ..import_times import note_imports, start_of_imports
 from ..isolation import ChildRunner
 from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
+from ..slot_clock import SlotClock
 from ..temporary_files import TemporaryFolder
 from ..turnstile import Turnstile
 from ..work import GroupWork, WorkerContext
 from ..worker import prepare_process
 
 _LONG = struct.Struct("!q")
+
+# A worker is one slot, and has one thread.
+_clock = SlotClock()
 
 
 @functools.lru_cache(maxsize=2)
@@ -38,9 +44,14 @@ def open_context(data: bytes) -> Any:
         A `WorkerContext`, or what has one as ``worker``, with the classes
         that it needs.
     """
+    global _clock
+    began = start_of_imports()
     _, context = pickle.loads(data)
     prepare_process(context if isinstance(context, WorkerContext) else context.worker)
     TemporaryFolder.remove_abandoned()
+    note_imports(began)
+    # What is left of another run is not this one's.
+    _clock = SlotClock()
     return context
 
 
@@ -117,11 +128,14 @@ def run_next_level(
         Places (packed as 8 bytes) and records in turn.
     """
     context: WorkerContext = open_context(broadcast.value)
+    began = time.time()
     for item in receive(records):
         if isinstance(item, bytes):
             yield _LONG.pack(next_place(item))
             yield item
+            _clock.note_shuffle(began)
         else:
+            _clock.note_shuffle(began)
             yield from _run_group(context, outcomes, *item)
 
 
@@ -153,6 +167,7 @@ def _run_here(
         again=_is_again() or (None if work.ways else False),
         turnstile=Turnstile(Path(SparkFiles.getRootDirectory())),
         slots=_slots_here(),
+        clock=_clock,
     )
 
 

@@ -23,6 +23,7 @@ from ..outcomes import QuantumOutcome
 from ._lanes import busy_slots, make_lanes
 from ._record import Run, RunRecord, Span
 from ._rerun import rerun_command
+from ._split import split_time
 
 FORMAT = 1
 """Version of the layout of ``report.json``."""
@@ -92,7 +93,7 @@ def make_content(
         **_describe_failures(run, outcomes, narrow=not record.has_temporaries),
         "retries": _describe_retries(outcomes),
         "workers": _describe_workers(outcomes, record),
-        "time": _split_time(run, spans, outcomes, end - record.began),
+        "time": split_time(run, record, spans, end),
         "timeline": _lay_out(spans, list(record.totals), record.began, end),
         "slowest": _slowest(outcomes),
         "versions": {
@@ -265,34 +266,6 @@ def _describe_workers(outcomes: Iterable[QuantumOutcome], record: RunRecord) -> 
         "quanta_given_again": record.n_given_again,
         "quanta_found_complete": sum(outcome.recovered for outcome in outcomes),
         "quanta_repeated": len(record.repeated),
-    }
-
-
-def _split_time(
-    run: Run, spans: Sequence[Span], outcomes: Iterable[QuantumOutcome], seconds: float
-) -> dict[str, Any]:
-    """Say where the driver's and the slots' time went, as far as it was measured."""
-    read = write = compute = 0.0
-    for outcome in outcomes:
-        if outcome.read_seconds is not None and outcome.write_seconds is not None:
-            read += outcome.read_seconds
-            write += outcome.write_seconds
-            compute += max(0.0, outcome.wall_seconds - outcome.read_seconds - outcome.write_seconds)
-    at_work = sum(span.seconds for span in spans)
-    available = run.slots * seconds
-    return {
-        "driver": {**{name: round(value, 3) for name, value in run.phases.items()}, "run": round(seconds, 3)},
-        "slots": {
-            "available": round(available, 3),
-            "read": round(read, 3),
-            "compute": round(compute, 3),
-            "write": round(write, 3),
-            "not_split": round(max(0.0, at_work - read - compute - write), 3),
-            "between_quanta": round(max(0.0, available - at_work), 3),
-            # Inside the time between quanta.
-            "import": None,
-            "shuffle": None,
-        },
     }
 
 

@@ -24,11 +24,13 @@ _STATES = {
     "broken": ("bad", "The engine failed"),
 }
 _SLOT_PARTS = (
-    ("read", "s1", "Reading: Butler.get of tasks"),
-    ("compute", "s2", "Computing: the rest of each quantum"),
-    ("write", "s3", "Writing: Butler.put of tasks"),
+    ("import", "s6", "Import: modules, and what all groups share"),
+    ("read", "s1", "Read: Butler.get of tasks"),
+    ("compute", "s2", "Compute: the rest of each quantum"),
+    ("write", "s3", "Write: Butler.put of tasks"),
+    ("shuffle", "s7", "Shuffle: temporaries packed, sent and received"),
     ("not_split", "s4", "Attempts that were not split: failed, retried, or without metadata"),
-    ("between_quanta", "s5", "Between quanta: idle, Spark, imports, shuffles, ends of the run"),
+    ("idle", "s5", "Idle: the rest, as no work, Spark itself, new processes"),
 )
 
 
@@ -193,7 +195,7 @@ def _failure(failure: Mapping[str, Any], resume: str, *, is_open: bool) -> str:
 
 
 def _time(content: Mapping[str, Any], colors: Mapping[str, str]) -> str:
-    timeline, slots = content["timeline"], content["time"]["slots"]
+    timeline = content["timeline"]
     axis = (
         f'<div class="axis-labels"><span>0</span><span>{format_seconds(timeline["seconds"] / 2)}</span>'
         f"<span>{format_seconds(timeline['seconds'])}</span></div>"
@@ -213,26 +215,69 @@ def _time(content: Mapping[str, Any], colors: Mapping[str, str]) -> str:
         lanes = f'<p class="note">Single slots are not drawn: there are {n_lanes}.</p>' if n_lanes else ""
     else:
         lanes += axis
-    parts = [(words, color, slots[name]) for name, color, words in _SLOT_PARTS]
-    whole = sum(size for _, _, size in parts) or 1.0
-    split = "".join(
-        f'<tr><td class="text"><span class="key {color}"></span>{escape(words)}</td>'
-        f"<td>{format_seconds(size)}</td><td>{100 * size / whole:.1f} %</td></tr>"
-        for words, color, size in parts
-    )
-    unmeasured = ", ".join(name for name, value in slots.items() if value is None)
     driver = [[escape(name), format_seconds(value)] for name, value in content["time"]["driver"].items()]
     return (
         "<section><h2>Time</h2><h3>Slots busy, by task</h3>"
         f"{_legend(keys)}{busy_chart(timeline, colors, content['slots'])}{axis}"
         f'<p class="note">The dashed line is the number of slots, {content["slots"]}.</p>'
         f"<h3>What each slot did</h3>{lanes}"
-        f"<h3>Where the time of the slots went</h3>{split_bar(parts)}"
-        f'<div class="wide"><table>{split}</table></div>'
-        f'<p class="note">Not measured by themselves: {escape(unmeasured)}; part of the time between quanta. '
-        f"Processor time of all quanta: {format_seconds(content['totals']['cpu_seconds'])}.</p>"
+        f"<h3>Where the time went</h3>{_split(content)}"
         f"<h3>What the driver did</h3>{_table(['phase', 'time'], driver)}</section>"
     )
+
+
+def _split(content: Mapping[str, Any]) -> str:
+    """Show the time of the session and of the slots by what it went into."""
+    slots = content["time"]["slots"]
+    # Reports of earlier releases have neither imports nor shuffles.
+    sizes = {"idle": slots["between_quanta"], **slots}
+    parts = [
+        (words, color, sizes[name])
+        for name, color, words in _SLOT_PARTS
+        if sizes[name] is not None and (sizes[name] or name != "not_split")
+    ]
+    whole = sum(size for _, _, size in parts)
+    rows = [
+        [
+            f'<span class="key {color}"></span>{escape(words)}',
+            format_seconds(size),
+            f"{100 * size / (whole or 1.0):.1f} %",
+        ]
+        for words, color, size in parts
+    ]
+    before = content["time"].get("before", {})
+    if (session := before.get("session")) is not None:
+        share = f"{100 * before['session_share']:.1f} % *"
+        rows.insert(0, ["Session: the driver waited for Spark", format_seconds(session), share])
+    last = ["The slots in all", format_seconds(whole), ""]
+    notes = _notes_on_split(content, whole)
+    return (
+        f"{split_bar(parts)}{_table(['what', 'time', 'share'], rows, last, text=(0,))}"
+        f'<p class="note">{escape(" ".join(notes))}</p>'
+    )
+
+
+def _notes_on_split(content: Mapping[str, Any], whole: float) -> list[str]:
+    """Say what the shares are of, and what is not in them."""
+    time, slots = content["time"], content["time"]["slots"]
+    notes = [f"Shares are of the time of {_count(content['slots'], 'slot')} while quanta ran."]
+    before = time.get("before", {})
+    if before.get("session") is not None:
+        notes.append("* Before there were slots; of the whole time of the run.")
+    if before.get("import"):
+        notes.append(
+            f"Another {format_seconds(before['import'])} of imports were over before: "
+            "as a rule, while the driver waited for Spark or read the graph."
+        )
+    if whole > 1.001 * slots["available"] + 0.1:
+        notes.append(
+            f"This is {format_seconds(whole - slots['available'])} more than slots × time: "
+            "slots came later, or clocks differ."
+        )
+    if unmeasured := ", ".join(name for name, value in slots.items() if value is None):
+        notes.append(f"Not measured by themselves: {unmeasured}; part of what is idle.")
+    notes.append(f"Processor time of all quanta: {format_seconds(content['totals']['cpu_seconds'])}.")
+    return notes
 
 
 def _legend(keys: Iterable[tuple[str, str]]) -> str:

@@ -7,10 +7,11 @@ __all__ = ["CSS", "SCRIPT"]
 CSS = """
 :root{--bg:#fbfbfa;--card:#fff;--ink:#1d1f23;--soft:#5c6069;--line:#e2e3e6;--good:#0a7a3d;--bad:#b3261e;
 --warn:#8a5a00;--c0:#a9adb5;--c1:#2a78d6;--c2:#eb6834;--c3:#1baf7a;--c4:#eda100;--c5:#e87ba4;--c6:#008300;
---c7:#4a3aa7;--s1:#86b6ef;--s2:#184f95;--s3:#5598e7;--s4:#b08a8a}
+--c7:#4a3aa7;--s1:#86b6ef;--s2:#184f95;--s3:#5598e7;--s4:#b08a8a;--s6:#eda100;--s7:#1baf7a}
 @media (prefers-color-scheme:dark){:root{--bg:#16181c;--card:#1e2126;--ink:#e8e9ec;--soft:#a2a7b1;
 --line:#33373e;--good:#5fcf8e;--bad:#ff8a80;--warn:#f0b95a;--c0:#6d727c;--c1:#3987e5;--c2:#d95926;--c3:#199e70;
---c4:#c98500;--c5:#d55181;--c6:#008300;--c7:#9085e9;--s1:#86b6ef;--s2:#256abf;--s3:#b7d3f6;--s4:#b08a8a}}
+--c4:#c98500;--c5:#d55181;--c6:#008300;--c7:#9085e9;--s1:#86b6ef;--s2:#256abf;--s3:#b7d3f6;--s4:#b08a8a;
+--s6:#c98500;--s7:#199e70}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "DejaVu Sans",sans-serif;overflow-wrap:anywhere}
@@ -52,7 +53,8 @@ figure{margin:10px 0}
 .c4{fill:var(--c4);background:var(--c4)}.c5{fill:var(--c5);background:var(--c5)}
 .s1{fill:var(--s1);background:var(--s1)}.s2{fill:var(--s2);background:var(--s2)}
 .s3{fill:var(--s3);background:var(--s3)}.s4{fill:var(--s4);background:var(--s4)}
-.s5{fill:var(--line);background:var(--line)}
+.s5{fill:var(--line);background:var(--line)}.s6{fill:var(--s6);background:var(--s6)}
+.s7{fill:var(--s7);background:var(--s7)}
 .c6{fill:var(--c6);background:var(--c6)}.c7{fill:var(--c7);background:var(--c7)}
 rect.failed,.key.failed{fill:var(--bad);background:var(--bad)}
 rect.retried{opacity:.45;stroke:var(--bad);vector-effect:non-scaling-stroke}

@@ -96,7 +96,7 @@ class JobRepo:
 
 
 def submit(
-    *arguments: str | Path, where: tuple[str, str] = ("--master", "local[2]")
+    *arguments: str | Path, where: tuple[str, ...] = ("--master", "local[2]")
 ) -> subprocess.CompletedProcess[str]:
     """Run the job by ``spark-submit``, in a process of its own."""
     program = Path(sys.executable).with_name("spark-submit")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from job_harness import JobRepo
+from job_harness import JobRepo, submit
 from lsst.daf.butler import Butler
 
 from spark_butler import request_watch
@@ -50,6 +50,8 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     assert content["totals"]["requests"] > 0
     assert content["time"]["slots"]["read"] > 0
     assert content["time"]["slots"]["write"] > 0
+    assert content["time"]["before"]["session"] is None
+    assert (content["time"]["slots"]["import"], content["time"]["slots"]["shuffle"]) == (0, 0)
     assert all(
         row[3] in ("done", "failed") for lane in content["timeline"]["lanes"] for row in lane["attempts"]
     )
@@ -58,6 +60,24 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     again = run_job(*shlex.split(failure["rerun"])[2:])
     assert "1 of 1 quanta failed, 0 blocked" in again.stdout, again.output
     assert len(_attempts(job_repo, content["run"])) == 2
+
+
+@pytest.mark.parametrize("daemon", ["spark_butler.backends.daemon", "pyspark.daemon"])
+def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daemon: str) -> None:
+    where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")
+    output = f"watched/{daemon.partition('.')[0]}"
+    given = [*job_repo.arguments, "-o", output, "--temporary", "auto", "--group-by", "quantum"]
+    result = submit(*given, "--report", tmp_path, where=where)
+    assert result.returncode == 0, result.stderr
+    spent = json.loads((tmp_path / "report.json").read_text())["time"]
+    assert spent["before"]["session"] == spent["driver"]["Spark session"]
+    assert 0 < spent["before"]["session_share"] < 1
+    # Workers had imported what they need when they were looked at before the run.
+    assert 0.5 < spent["before"]["import"] < 60
+    assert 0 < spent["slots"]["import"] < spent["slots"]["available"]
+    assert 0 < spent["slots"]["shuffle"] < spent["slots"]["available"]
+    assert sum(spent["shares"].values()) == pytest.approx(1.0, abs=0.001)
+    assert "Not measured" not in (tmp_path / "report.html").read_text()
 
 
 def _check_commands(repo: JobRepo, place: Path, run: str) -> None:

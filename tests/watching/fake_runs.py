@@ -13,6 +13,7 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.failures import FailureKind
+from spark_butler.import_times import ImportTime
 from spark_butler.outcomes import Attempt, QuantumOutcome
 from spark_butler.plan import GraphSketch, cut_graph
 from spark_butler.progress import Watchers
@@ -28,7 +29,7 @@ ValueError: only 3 matches within 2 arcsec & <1 mag; at least 10 are needed
 """
 
 
-def make_run(slots: int = 8) -> Run:
+def make_run(slots: int = 8, started: datetime.datetime | None = None) -> Run:
     """Describe a run."""
     return Run(
         "u/me/first/20260101T000000Z",
@@ -38,7 +39,7 @@ def make_run(slots: int = 8) -> Run:
         options={"group_by": "auto", "temporary": ["auto"], "data_query": "visit > 40"},
         platform={"driver": "head", "spark": "4.3.0", "master": "spark://head:7077"},
         phases={"quantum graph": 12.3, "Spark session": 9.8, "output run": 0.7},
-        started=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        started=started or datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
     )
 
 
@@ -51,10 +52,12 @@ def make_record(
     n_failed: int = 0,
     n_retried: int = 0,
     seed: int = 1,
+    ago: float = 0.0,
 ) -> RunRecord:
     """Make the record of a run of one quantum of each task for each visit, on some hosts.
 
     The first visits fail in the last task, others are tried again in the first.
+    It began some seconds ago.
     """
     draw = random.Random(seed)
     ids = {(n, label): uuid.UUID(int=draw.getrandbits(128)) for n in range(n_visits) for label in labels}
@@ -65,6 +68,7 @@ def make_record(
     record = RunRecord()
     watcher = Watchers(record)
     watcher.planned(cut_graph(GraphSketch(names, edges), group_by="fused", slots=slots))
+    record.began -= ago
     free = [[record.began] * slots for _ in range(n_hosts)]
     for n in range(n_visits):
         host = min(range(n_hosts), key=lambda host: min(free[host]))
@@ -108,6 +112,12 @@ def make_record(
                     cpu_seconds=0.8 * seconds,
                     read_seconds=None if is_bad else 0.2 * seconds,
                     write_seconds=None if is_bad else 0.1 * seconds,
+                    pack_seconds=0.001,
+                    shuffle_seconds=0.02,
+                    # Each worker tells of what its executor has imported.
+                    imports=(ImportTime(f"node{host + 1}:9", record.began - 2.5, 4.0),)
+                    if not position
+                    else (),
                     peak_memory=int(4e8 * draw.lognormvariate(0.3 * position, 0.2)),
                     worker=worker,
                     traffic=Traffic({"GET": 3, "PUT": 4}, 2_000_000, 9_000_000),

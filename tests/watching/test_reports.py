@@ -27,7 +27,7 @@ _EMPTY = frozenset({"meta", "br", "input", "path", "rect"})
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
     """The content of the report of a run with failures and retries, as it is after a journey as JSON."""
-    record = make_record(60, n_failed=12, n_retried=3)
+    record = make_record(60, n_failed=12, n_retried=3, ago=90.0)
     made = make_content(make_run(), record, state="failed", n_ingested=555)
     loaded: dict[str, Any] = json.loads(json.dumps(made))
     assert loaded == made
@@ -52,14 +52,55 @@ def test_counts_times_and_memory(content: dict[str, Any]) -> None:
 def test_time_of_the_slots_adds_up(content: dict[str, Any]) -> None:
     slots = content["time"]["slots"]
     measured = [slots[name] for name in ("read", "compute", "write", "not_split")]
+    packed = 180 * 0.001 - 12 * 0.001
     spans = [row for lane in content["timeline"]["lanes"] for row in lane["attempts"]]
     assert len(spans) == 180 + 3
-    assert sum(measured) == pytest.approx(sum(row[1] for row in spans), abs=0.2)
-    assert slots["import"] is None
-    assert slots["shuffle"] is None
+    assert sum(measured) + packed == pytest.approx(sum(row[1] for row in spans), abs=0.2)
+    # Each executor's imports count once, and only those in the time of the run.
+    assert slots["import"] == pytest.approx(2 * 1.5, abs=0.01)
+    assert content["time"]["before"] == {
+        "session": 9.8,
+        "session_share": pytest.approx(9.8 / content["seconds"], abs=0.001),
+        "import": pytest.approx(2 * 2.5, abs=0.01),
+    }
+    assert slots["shuffle"] == pytest.approx(180 * 0.02 + packed, abs=0.01)
     busy = content["timeline"]["busy"]
     width = content["timeline"]["seconds"] / len(busy[0])
-    assert width * sum(map(sum, busy)) == pytest.approx(sum(measured), rel=0.01)
+    assert width * sum(map(sum, busy)) == pytest.approx(sum(measured) + packed, rel=0.01)
+
+
+_PARTS = ("import", "read", "compute", "write", "shuffle", "not_split", "idle")
+
+
+def test_idle_is_the_rest_of_slots_and_time() -> None:
+    record = make_record(20, ago=3600.0)
+    made = make_content(make_run(), record, state="succeeded")["time"]
+    assert made["slots"]["available"] == pytest.approx(8 * 3600, rel=0.01)
+    assert sum(made["slots"][name] for name in _PARTS) == pytest.approx(made["slots"]["available"], abs=0.01)
+    assert made["shares"] == {
+        name: pytest.approx(made["slots"][name] / made["slots"]["available"], abs=1e-4) for name in _PARTS
+    }
+
+
+def test_more_than_slots_and_time_is_said_and_not_negative() -> None:
+    # These quanta have not really taken their time.
+    content = make_content(make_run(), make_record(20), state="succeeded")
+    slots = content["time"]["slots"]
+    assert slots["idle"] == 0.0
+    whole = sum(slots[name] for name in _PARTS)
+    assert whole > slots["available"]
+    assert f"This is {format_seconds(whole - slots['available'])} more than slots × time" in make_page(
+        content
+    )
+
+
+def test_report_of_an_earlier_release_has_a_page(content: dict[str, Any]) -> None:
+    old = json.loads(json.dumps(content))
+    del old["time"]["before"], old["time"]["shares"], old["time"]["slots"]["idle"]
+    old["time"]["slots"].update({"import": None, "shuffle": None})
+    page = make_page(old)
+    assert "Not measured by themselves: import, shuffle; part of what is idle." in page
+    assert "Session" not in page
 
 
 def test_lanes_hold_attempts_without_overlap(content: dict[str, Any]) -> None:
@@ -123,10 +164,14 @@ def test_page_is_whole_and_refers_to_nothing_outside(content: dict[str, Any]) ->
         "only 3 matches within 2 arcsec & <1 mag",
         "ValueError: only # matches; <#> are needed",
         "killed by signal 9",
-        "Not measured by themselves: import, shuffle",
+        "Session: the driver waited for Spark9.8 s",
+        "Import: modules, and what all groups share3.0 s",
+        "Shuffle: temporaries packed, sent and received3.8 s",
+        "Another 5.0 s of imports were over before",
         "spark://head:7077",
     ):
         assert wanted in text
+    assert "Not measured" not in text
     for failure in content["failures"]:
         assert failure["rerun"] in text
 

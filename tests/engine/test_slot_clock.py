@@ -1,0 +1,137 @@
+"""What is measured of a slot's time between quanta."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+from lsst.pipe.base import QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import QuantumReport
+
+from spark_butler import import_times, slot_clock
+from spark_butler.import_times import note_imports, start_of_imports, take_import_times
+from spark_butler.outcomes import QuantumOutcome
+from spark_butler.slot_clock import SlotClock
+from spark_butler.warmth import import_for_children
+
+
+@pytest.fixture(autouse=True)
+def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin as a process does that has imported nothing."""
+    monkeypatch.setattr(import_times, "_times", [])
+    monkeypatch.setattr(import_times, "_has_noted", False)
+
+
+class _Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    """The clock that a slot looks at."""
+    clock = _Clock()
+    monkeypatch.setattr(slot_clock, "time", clock)
+    return clock
+
+
+def _outcome(started: float) -> QuantumOutcome:
+    quantum_id = uuid.uuid4()
+    report = QuantumReport(quantumId=quantum_id, dataId={}, taskLabel="a")
+    return QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report, started=started)
+
+
+def test_no_moment_counts_twice(clock: _Clock) -> None:
+    slot = SlotClock()
+    clock.now = 103.0
+    slot.note_shuffle(101.0)
+    # The child packed this while the one before was still being sent.
+    clock.now = 104.0
+    slot.note_shuffle(102.0)
+    assert slot.stamp(_outcome(90.0)).shuffle_seconds == pytest.approx(3.0)
+    assert slot.stamp(_outcome(105.0)).shuffle_seconds == 0.0
+
+
+def test_what_a_quantum_ran_through_is_no_shuffle(clock: _Clock) -> None:
+    slot = SlotClock()
+    clock.now = 104.0
+    slot.note_shuffle(101.0)
+    assert slot.stamp(_outcome(99.0)).shuffle_seconds == pytest.approx(3.0)
+    # The child had begun this one at 102, two seconds before its parent was done with the records.
+    assert slot.stamp(_outcome(102.0)).shuffle_seconds == 0.0
+    clock.now = 115.0
+    slot.note_shuffle(110.0)
+    assert slot.stamp(_outcome(104.5)).shuffle_seconds == pytest.approx(5.0 - 2.0)
+
+
+def test_outcome_with_nothing_to_tell_stays_as_it_is() -> None:
+    outcome = _outcome(1.0)
+    assert SlotClock().stamp(outcome) is outcome
+
+
+def test_imports_are_told_once_and_inner_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.time()
+    note_imports(began - 0.5)
+    note_imports(began - 1.0)
+    (told,) = SlotClock().stamp(_outcome(1.0)).imports
+    assert (told.process.rpartition(":")[2], told.began) == (str(os.getpid()), began - 1.0)
+    assert told.seconds == pytest.approx(1.0, abs=0.2)
+    assert take_import_times() == ()
+    note_imports(time.time())
+    assert take_import_times() == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_workers_tell_what_the_parent_has_imported() -> None:
+    note_imports(time.time() - 2.0)
+    reader, writer = os.pipe()
+    # The child does nothing that could wait for a thread.
+    if (child := os.fork()) == 0:
+        time.sleep(0.01)
+        note_imports(start_of_imports() - 0.01)
+        os.write(writer, ",".join(each.process for each in take_import_times()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    told = os.read(reader, 1000).decode().split(",")
+    os.close(reader)
+    os.close(writer)
+    assert [each.rpartition(":")[2] for each in told] == [str(os.getpid()), str(child)]
+
+
+def test_worker_without_our_parent_tells_its_processor_time() -> None:
+    assert time.time() - start_of_imports() == pytest.approx(time.process_time(), abs=0.1)
+    note_imports(start_of_imports())
+    assert time.time() - start_of_imports() == pytest.approx(0.0, abs=0.1)
+
+
+def test_parent_of_workers_counts_from_its_start() -> None:
+    code = (
+        "import time; time.sleep(0.5); from spark_butler.backends import daemon; "
+        "from spark_butler.import_times import take_import_times; "
+        "daemon.daemon.manager = lambda: print(*[each.seconds for each in take_import_times()]); "
+        "daemon.main()"
+    )
+    began = time.monotonic()
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    (seconds,) = map(float, shown.split())
+    assert 1.0 < seconds < time.monotonic() - began + 0.1
+
+
+def test_what_is_imported_for_children_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_for_children(["os"])
+    assert take_import_times() == ()
+    monkeypatch.delitem(sys.modules, "pydoc_data.topics", raising=False)
+    note: list[float] = []
+    monkeypatch.setattr("spark_butler.warmth.note_imports", note.append)
+    began = time.time()
+    import_for_children(["pydoc_data.topics"])
+    assert note == [pytest.approx(began, abs=0.5)]
