@@ -30,6 +30,7 @@ _ELSEWHERE = {
     "backend": "a notebook runs on Spark",
     "butler_config": "the SparkButler has its repository",
     "dry_run": "use SparkButler.plan()",
+    "form": "use Run.report()",
     "show": "use SparkButler.plan()",
     "init_only": "use the command",
     "summary": "use Run.report()",
@@ -41,7 +42,7 @@ _ELSEWHERE = {
         ["log_level", "long_log", "log_file", "log_tty", "log_label"], "use the logging of the notebook"
     ),
 }
-_OF_THE_COMMAND = ("backend", "dry_run", "log_level", "long_log", "log_file", "log_tty", "log_label")
+_OF_THE_COMMAND = ("backend", "dry_run", "form", "log_level", "long_log", "log_file", "log_tty", "log_label")
 _IN_MEMORY = Path("(the pipeline in this notebook)")
 
 type PipelineLike = str | os.PathLike[str] | Pipeline | type[PipelineTask]
