@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from job_harness import JobRepo
+from job_harness import ROOT, JobRepo
 from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.resources import ResourcePath
 
 from spark_butler.cli import main
 from spark_butler.errors import EngineError
@@ -113,8 +116,7 @@ def test_run_report_status_and_cancel_as_json(job_repo: JobRepo, run_job: RunJob
     assert (failure["task"], failure["data_id"]) == ("second", {"instrument": "Cam1", "detector": 2})
     assert "Simulated failure" in failure["reason"]
     assert run["reports"][0].endswith("/report.html")
-    assert "Plan: 10 quanta" in result.stderr
-    again = _json(run_job(*given, "--extend-run", "--skip-existing", "--clobber-outputs"))
+    again = _json(run_job(*given, "--extend-run", "--clobber-outputs", "--skip-init-writes"))
     assert (again["state"], again["exit_status"], again["failures"]) == ("succeeded", 0, [])
     reports = _json(_call("report", job_repo.root, "json/run", "--all", "--format", "json"))
     assert [(each["run"], each["page"]) for each in reports] == [
@@ -131,10 +133,17 @@ def test_run_report_status_and_cancel_as_json(job_repo: JobRepo, run_job: RunJob
     assert (over.exit_code, over.stdout) == (2, "")
 
 
+def test_only_json_is_on_stdout_of_a_process(job_repo: JobRepo) -> None:
+    command = [sys.executable, "-m", "spark_butler.cli", "run", *job_repo.arguments, "--no-versions"]
+    command += ["--backend", "serial", "-o", "json/process", "--select-tasks", "first", "--format", "json"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["totals"]["done"] == 4
+    assert "Plan: 4 quanta" in process.stderr
+
+
 def test_cancel_as_json(job_repo: JobRepo) -> None:
     root = f"s3://{job_repo.bucket}/repo/spark-butler-reports/json/asked/20260101T000000000Z/status.json"
-    from lsst.resources import ResourcePath
-
     updated = "2026-01-01T00:00:00+00:00"
     status = {"run": "json/asked", "state": "running", "updated": updated, "every": 1e12, "tasks": []}
     ResourcePath(root).write(json.dumps(status).encode())
@@ -179,8 +188,6 @@ def _raise(*arguments: object, **options: object) -> None:
 
 
 def test_cleanup_and_simulate_as_json(job_repo: JobRepo, tmp_path: Path) -> None:
-    from lsst.resources import ResourcePath
-
     left = f"s3://{job_repo.bucket}/repo/spark-butler-scratch/json/left/a.b.0"
     ResourcePath(left).write(b"x")
     given = ["cleanup", job_repo.root, "--run", "json/left", "--format", "json"]
@@ -195,7 +202,7 @@ def test_cleanup_and_simulate_as_json(job_repo: JobRepo, tmp_path: Path) -> None
 
 def test_options_file_of_plan_has_its_own_section_or_that_of_run(job_repo: JobRepo, tmp_path: Path) -> None:
     options = tmp_path / "options.yaml"
-    common = f"  butler-config: {job_repo.root}\n  input: defaults\n  pipeline: {job_repo.pipeline}\n"
+    common = f"  butler-config: {job_repo.root}\n  input: [defaults]\n  pipeline: {job_repo.pipeline}\n"
     options.write_text(f"run:\n{common}  output: u/r\n  group-by: quantum\n")
     assert "13 quanta in 13 groups" in _call("plan", "-@", options).stdout
     options.write_text(options.read_text() + f"plan:\n{common}  output: u/p\n  group-by: instrument\n")
