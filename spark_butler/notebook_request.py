@@ -21,7 +21,7 @@ from .cli_request import make_request
 from .cli_run import make_run_command
 from .errors import OptionsError
 from .limits import MIB, ResourceRequests
-from .messages import brief
+from .messages import brief, explain_invalid
 from .planning import RunRequest
 from .repository import check_repository
 
@@ -147,9 +147,8 @@ def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, mem
         if memory is not None:
             resources = _with_memory(resources, _read_memory(memory))
     except pydantic.ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise OptionsError(f"resources: {place} is {first['input']!r}: {first['msg']}.") from exc
+        text = explain_invalid(exc, unknown="there is no request {name!r}.")
+        raise OptionsError(f"resources: {text}") from exc
     options = request.options.model_copy(update={"resources": resources})
     return dataclasses.replace(request, options=options)
 
