@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from job_harness import ROOT, JobRepo
+from job_harness import ROOT, JobRepo, submit
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.resources import ResourcePath
 
@@ -140,6 +140,17 @@ def test_only_json_is_on_stdout_of_a_process(job_repo: JobRepo) -> None:
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)["totals"]["done"] == 4
     assert "Plan: 4 quanta" in process.stderr
+
+
+def test_spark_submit_has_only_json_on_stdout_if_logs_go_to_a_file(job_repo: JobRepo, tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    process = submit(
+        *(*job_repo.arguments, "--no-versions", "-o", "json/submitted", "--select-tasks", "first"),
+        *("--format", "json", "--no-log-tty", "--log-file", log),
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["totals"]["done"] == 4, process.stdout
+    assert "Plan: 4 quanta" in log.read_text()
 
 
 def test_cancel_as_json(job_repo: JobRepo) -> None:
