@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["cancel", "report", "status"]
 
 import datetime
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import click
 from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
+from .cli_command import LeafCommand, say_json
 from .errors import RepositoryError, UserError
 from .messages import brief
 from .repository import check_repository, store_roots
@@ -31,20 +31,10 @@ from .watching import (
 _MAX_RUNS = 20
 _MAX_FAILURES = 20
 
-_format = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Whether to print for people or for programs.",
-)
 
-
-@click.command()
+@click.command(cls=LeafCommand)
 @click.argument("repo")
 @click.argument("run", required=False)
-@_format
 def status(repo: str, run: str | None, form: str) -> None:
     """Say how runs stand, while they go on and afterwards.
 
@@ -62,7 +52,7 @@ def status(repo: str, run: str | None, form: str) -> None:
     if run is None:
         found = [(attempt, _read_status(attempt)) for attempt in attempts[-_MAX_RUNS:]]
         if form == "json":
-            _say_json([_with_age(each, attempt) for attempt, each in found])
+            say_json([_with_age(each, attempt) for attempt, each in found])
             return
         rows: list[tuple[str, ...]] = [("run", "began", "state", "done", "failed", "of")]
         rows += [_list_run(attempt, each) for attempt, each in found]
@@ -70,17 +60,17 @@ def status(repo: str, run: str | None, form: str) -> None:
         return
     now = _with_age(_read_status(attempts[-1]), attempts[-1])
     if form == "json":
-        _say_json(now)
+        say_json(now)
     else:
         _say_status(now)
     if now["state"] == "silent":
         sys.exit(3)
 
 
-@click.command()
+@click.command(cls=LeafCommand)
 @click.argument("repo")
 @click.argument("run")
-def cancel(repo: str, run: str) -> None:
+def cancel(repo: str, run: str, form: str) -> None:
     """Ask a run to end.
 
     Its driver looks every 10 s whether it is asked to, and then ends as on SIGTERM: what was finished stays,
@@ -102,16 +92,18 @@ def cancel(repo: str, run: str) -> None:
         click.echo(
             f"The driver of {attempt.run} has not been heard of for a while; it may be gone.", err=True
         )
-    click.echo(f"The run {attempt.run} is asked to end.")
+    if form == "json":
+        say_json({"run": attempt.run, "state": state, "asked": True})
+    else:
+        click.echo(f"The run {attempt.run} is asked to end.")
 
 
-@click.command()
+@click.command(cls=LeafCommand)
 @click.argument("repo")
 @click.argument("run", required=False)
-@_format
 @click.option("--html", "page", metavar="FILE", help="Where to write the report as a page; can be a URI.")
 @click.option("--all", "every", is_flag=True, help="List the reports of all attempts at RUN.")
-def report(repo: str, run: str | None, form: str, page: str | None, every: bool) -> None:
+def report(repo: str, run: str | None, page: str | None, every: bool, form: str) -> None:
     """Print the report of a run that has ended.
 
     REPO is a repository and RUN an output RUN, or the CHAINED collection of -o; without RUN, it is the
@@ -131,9 +123,7 @@ def report(repo: str, run: str | None, form: str, page: str | None, every: bool)
     else:
         attempts = _find(repo, run)
         if every:
-            for attempt in attempts:
-                if attempt.report_file.exists():
-                    click.echo(str(attempt.page_file))
+            _list_reports([each for each in attempts if each.report_file.exists()], form)
             return
         for attempt in reversed(attempts):
             if (content := _read_report(attempt.report_file)) is not None:
@@ -143,10 +133,9 @@ def report(repo: str, run: str | None, form: str, page: str | None, every: bool)
     if page is not None:
         ResourcePath(page).write(make_page(content).encode())
         click.echo(f"The report is in {page}.", err=True)
-        return
     if form == "json":
-        _say_json(content)
-    else:
+        say_json(content)
+    elif page is None:
         _say_report(content)
 
 
@@ -189,6 +178,25 @@ def _with_age(status: Mapping[str, Any], attempt: AttemptFolder) -> dict[str, An
         if is_silent(status, now):
             result["state"] = "silent"
     return result
+
+
+def _list_reports(attempts: Sequence[AttemptFolder], form: str) -> None:
+    """List where the reports of attempts are."""
+    if form == "json":
+        say_json(
+            [
+                {
+                    "run": each.run,
+                    "attempt": each.stamp,
+                    "page": str(each.page_file),
+                    "report": str(each.report_file),
+                }
+                for each in attempts
+            ]
+        )
+        return
+    for each in attempts:
+        click.echo(str(each.page_file))
 
 
 def _list_run(attempt: AttemptFolder, status: Mapping[str, Any]) -> tuple[str, ...]:
@@ -258,7 +266,3 @@ def _say_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns."""
     for line in align_rows(rows):
         click.echo(line)
-
-
-def _say_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))

@@ -19,20 +19,23 @@ import lsst.utils.timer
 import networkx
 from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand, coverage_context
 from lsst.ctrl.mpexec.cli.opt import run_options
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, Config
+from lsst.daf.butler.cli.utils import yaml_presets
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend
 from .bundle import explain_bundle
+from .cli_command import CONTEXT, format_option, kept_logging_arguments, say_json
+from .cli_ending import describe_run
 from .cli_logging import logging_options, start_logging
 from .cli_options import engine_options
 from .cli_request import make_request
 from .cli_watch import COMMAND_KEY, Watching, watch_run
 from .dispatch import RunResult
 from .engine import execute_graph, plan_graph
-from .errors import EngineError, UserError
+from .errors import EngineError, OptionsError, UserError
 from .messages import brief
 from .output_run import OutputRequest, check_output, prepare_output
 from .plan import Plan
@@ -55,12 +58,31 @@ from .watching import RunWatch
 
 logger = logging.getLogger(__name__)
 
-_EPILOG = """Exit status: 0 when every quantum succeeded, 1 when some failed, 2 when nothing could be run,
+_EPILOG = """{examples}
+
+Exit status: 0 when every quantum succeeded, 1 when some failed, 2 when nothing could be run,
 130 and 143 when a signal ended the run.
 
 Pipeline options (-t, --delete, -c, -C, --instrument) may appear multiple times;
 all values are used, in order left to right.
 """
+
+_EXAMPLES = {
+    "plan": """\b
+Examples:
+  spark-butler plan -b s3-repo -p pipeline.yaml -i SimCam/defaults -o u/me/first -d "visit = 42"
+  spark-butler plan -b s3-repo -g night.qg --output-run u/me/night --temporary auto --group-by visit
+  spark-butler plan -@ night.yaml --format json | jq .crossings""",
+    "run": """\b
+Examples:
+  spark-butler run -b s3-repo -p pipeline.yaml -i SimCam/defaults -o u/me/first -d "visit = 42"
+  spark-butler run -b s3-repo -p pipeline.yaml -i SimCam/defaults -o u/me/first --temporary auto
+  spark-butler run -b s3-repo -p pipeline.yaml -o u/me/first --extend-run --skip-existing
+  spark-butler run -@ night.yaml --format json | jq .totals.failed""",
+    "process_ccd.py": """\b
+Example:
+  spark-submit jobs/process_ccd.py -b s3-repo -i SimCam/defaults -o u/me/first --temporary auto""",
+}
 
 
 class _Refusal(click.ClickException):
@@ -85,17 +107,32 @@ class _RunCommand(PipetaskCommand):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Logging options may stand before the name of the command, too.
+        args = [*kept_logging_arguments(ctx), *args]
         ctx.meta[COMMAND_KEY] = list(args)
-        name, ctx.info_name = ctx.info_name, "run"
         try:
             parsed: list[str] = super().parse_args(ctx, args)
         except click.UsageError:
             raise
         except click.ClickException as exc:
             raise _Refusal(exc.format_message()) from exc
-        finally:
-            ctx.info_name = name
         return parsed
+
+
+def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Take the defaults of other options from a file: from what is there for ``plan``, or for ``run``."""
+    if value is None:
+        return
+    name, section = ctx.info_name, "run"
+    if name == "plan":
+        with contextlib.suppress(Exception):
+            # What is wrong with the file is said below.
+            section = name if name in Config(value) else section
+    ctx.info_name = section
+    try:
+        yaml_presets(ctx, "options_file", value)
+    finally:
+        ctx.info_name = name
 
 
 class _Stopped(BaseException):
@@ -128,7 +165,10 @@ def make_run_command(
     """
 
     @click.command(
-        name, cls=_RunCommand, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+        name,
+        cls=_RunCommand,
+        epilog=_EPILOG.format(examples=_EXAMPLES[name]),
+        context_settings=CONTEXT,
     )
     @run_options()
     @engine_options
@@ -140,6 +180,7 @@ def make_run_command(
         show_default=True,
         help="Where quanta run: on Spark, or one after another in this process.",
     )
+    @format_option
     @logging_options
     def command(ctx: click.Context, **kwargs: Any) -> None:
         """Build and run a pipeline on Spark."""
@@ -170,6 +211,8 @@ def make_run_command(
             )
             param.metavar = "PATH|PATTERN"
             param.type = click.STRING
+        elif param.name == "options_file":
+            param.callback = _read_options_file
         elif param.name == "processes":
             param.default = None
             assert isinstance(param, click.Option)
@@ -182,6 +225,9 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
     watching = Watching.from_options(ctx, kwargs)
     start_logging(kwargs)
     dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
+    as_json = kwargs.pop("form") == "json"
+    if as_json and kwargs["show"]:
+        raise OptionsError("--show prints for people; it can't be combined with --format json.")
     request = make_request(ctx, kwargs, default_pipeline=default_pipeline, on_spark=backend_name == "spark")
     show = request.show
     if not request.arguments["enable_implicit_threading"]:
@@ -201,7 +247,9 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
 
             needs_spark = backend_name == "spark" and not dry_run and not request.arguments["init_only"]
             return _run_graph(
-                *(request, factory, watching), start_spark if needs_spark else None, dry_run=dry_run
+                *(request, factory, watching, start_spark if needs_spark else None),
+                dry_run=dry_run,
+                as_json=as_json,
             )
 
 
@@ -212,6 +260,7 @@ def _run_graph(
     start_spark: Callable[[Sequence[str]], SparkStart] | None,
     *,
     dry_run: bool,
+    as_json: bool,
 ) -> int:
     """Build or read the graph, explain it, check and run it."""
     arguments, show = request.arguments, request.show
@@ -238,11 +287,10 @@ def _run_graph(
     check_output(graph, output, probe_datastore=not dry_run)
     plan = _make_plan(graph, xgraph, request)
     if dry_run:
-        click.echo(plan.explain())
-        if request.options.bundle:
-            click.echo(explain_bundle(graph.pipeline_graph))
+        _say_plan(plan, explain_bundle(graph.pipeline_graph) if request.options.bundle else "", as_json)
         return 0
     logger.info("%s", plan.explain())
+    run = graph.header.output_run
     stopped: _Stopped | None = None
     with contextlib.ExitStack() as stack:
         with watching.timing("Spark session"):
@@ -252,6 +300,8 @@ def _run_graph(
         with watching.timing("output run"):
             butler = stack.enter_context(prepare_output(graph, output))
         if arguments["init_only"]:
+            if as_json:
+                say_json({"run": run, "state": "initialized", "exit_status": 0})
             return 0
         recorder: ProvenanceRecorder | None = None
         if request.provenance_graph is not None:
@@ -259,7 +309,7 @@ def _run_graph(
             stack.enter_context(recorder)
         stack.enter_context(lsst.utils.timer.profile(arguments["profile"], logger))
         start = time.time()
-        watch = watch_run(watching, graph.header.output_run, request, butler, backend)
+        watch = watch_run(watching, run, request, butler, backend)
         try:
             with _ending_on_signals(), watch:
                 result = execute_graph(
@@ -275,22 +325,42 @@ def _run_graph(
         except EngineError:
             _say(_tell_how_to_resume(butler, graph, output))
             _say_places(watch)
+            if as_json:
+                say_json(describe_run(watch, run, "broken", 1))
             raise
     if stopped is not None:
         by = "`spark-butler cancel`" if watch.cancelled else stopped.number.name
         watch.finish("stopped", f"Stopped by {by}.")
         _say_places(watch)
-        return _say_stopped(stopped, by, how_to_resume)
-    click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
+        status = _say_stopped(stopped, by, how_to_resume)
+        if as_json:
+            say_json(describe_run(watch, run, "stopped", status))
+        return status
+    if not as_json:
+        click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
     if summary := arguments["summary"]:
         with ResourcePath(summary).open("w") as stream:
             stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
-    watch.finish(*describe_end(result), n_ingested=result.n_ingested)
-    if watch.places:
+    state, reason = describe_end(result)
+    watch.finish(state, reason, n_ingested=result.n_ingested)
+    status = 1 if result.failed or unwritten is not None else 0
+    if as_json:
+        say_json(describe_run(watch, run, state, status))
+    elif watch.places:
         click.echo(f"The report is in {watch.places[0]}.")
     if unwritten is not None:
         raise unwritten
-    return 1 if result.failed else 0
+    return status
+
+
+def _say_plan(plan: Plan, bundle: str, as_json: bool) -> None:
+    """Print a plan, and what is said of the bundle, if there is to be one."""
+    if as_json:
+        say_json({**plan.describe(), "bundle": bundle or None})
+        return
+    click.echo(plan.explain())
+    if bundle:
+        click.echo(bundle)
 
 
 def _find_modules(request: RunRequest, factory: Any) -> list[str]:

@@ -11,6 +11,7 @@ import pydantic
 
 from .errors import OptionsError
 from .limits import ResourceRequests
+from .messages import explain_invalid
 
 type Isolation = Literal["group", "quantum", "none"]
 """What gets a process of its own."""
@@ -84,7 +85,8 @@ class RunOptions(pydantic.BaseModel):
             try:
                 super().__init__(**options)
             except pydantic.ValidationError as exc:
-                raise OptionsError(_explain(exc)) from exc
+                unknown = f"{{name}} is no option; known are {', '.join(RunOptions.model_fields)}."
+                raise OptionsError(explain_invalid(exc, unknown=unknown, depth=1)) from exc
 
     @pydantic.field_validator("group_by", mode="before")
     @classmethod
@@ -102,12 +104,3 @@ class RunOptions(pydantic.BaseModel):
         if text is not None and not re.fullmatch(r"[1-9][0-9]*%?", text):
             raise ValueError("expected a number such as 10 or a percentage such as 5%")
         return text
-
-
-def _explain(error: pydantic.ValidationError) -> str:
-    """Say in a line which option is wrong."""
-    first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return f"{name} is no option; known are {', '.join(RunOptions.model_fields)}."
-    return f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."

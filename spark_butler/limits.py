@@ -15,7 +15,7 @@ from lsst.resources import ResourcePath
 
 from .errors import OptionsError
 from .failures import FailureKind
-from .messages import brief
+from .messages import brief, explain_invalid
 
 MIB = 2**20
 
@@ -220,14 +220,6 @@ def read_requests(file: str) -> ResourceRequests:
     try:
         return ResourceRequests.model_validate(content)
     except pydantic.ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(field.alias or name for name, field in TaskRequests.model_fields.items())
-            raise OptionsError(
-                f"--resources file {file!r}: there is no request {place!r}; known are {known}, and "
-                "pipetask.LABEL with the same."
-            ) from exc
-        raise OptionsError(
-            f"--resources file {file!r}: {place} is {first['input']!r}: {first['msg']}."
-        ) from exc
+        known = ", ".join(field.alias or name for name, field in TaskRequests.model_fields.items())
+        unknown = f"there is no request {{name!r}}; known are {known}, and pipetask.LABEL with the same."
+        raise OptionsError(f"--resources file {file!r}: {explain_invalid(exc, unknown=unknown)}") from exc

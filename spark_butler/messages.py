@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["brief", "hide_secrets"]
+__all__ = ["brief", "explain_invalid", "hide_secrets"]
 
 import os
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pydantic
 
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
@@ -39,6 +43,27 @@ def brief(exc: BaseException) -> str:
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     text = hide_secrets(" ".join(kept[:4])) or type(exc).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def explain_invalid(error: pydantic.ValidationError, *, unknown: str, depth: int | None = None) -> str:
+    """Say in a line which value is wrong, the first of all.
+
+    Parameters
+    ----------
+    error
+        What pydantic has found.
+    unknown
+        What to say of a name that there is not, with ``{name!r}`` or
+        ``{name}`` in its place.
+    depth
+        How many parts of the name of a value matter to the user; `None` for
+        all.
+    """
+    first = error.errors(include_url=False)[0]
+    name = ".".join(map(str, first["loc"][:depth]))
+    if first["type"] == "extra_forbidden":
+        return unknown.format(name=name)
+    return f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
 
 
 def _last_of_traceback(message: str) -> str:

@@ -21,7 +21,7 @@ from .cli_request import make_request
 from .cli_run import make_run_command
 from .errors import OptionsError
 from .limits import MIB, ResourceRequests
-from .messages import brief
+from .messages import brief, explain_invalid
 from .planning import RunRequest
 from .repository import check_repository
 from .watching import clean_command
@@ -31,6 +31,7 @@ _ELSEWHERE = {
     "backend": "a notebook runs on Spark",
     "butler_config": "the SparkButler has its repository",
     "dry_run": "use SparkButler.plan()",
+    "form": "use Run.report()",
     "show": "use SparkButler.plan()",
     "init_only": "use the command",
     "summary": "use Run.report()",
@@ -43,7 +44,7 @@ _ELSEWHERE = {
         ["log_level", "long_log", "log_file", "log_tty", "log_label"], "use the logging of the notebook"
     ),
 }
-_OF_THE_COMMAND = ("backend", "dry_run", "log_level", "long_log", "log_file", "log_tty", "log_label")
+_OF_THE_COMMAND = ("backend", "dry_run", "form", "log_level", "long_log", "log_file", "log_tty", "log_label")
 _IN_MEMORY = Path("(the pipeline in this notebook)")
 
 type PipelineLike = str | os.PathLike[str] | Pipeline | type[PipelineTask]
@@ -152,9 +153,8 @@ def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, mem
         if memory is not None:
             resources = _with_memory(resources, _read_memory(memory))
     except pydantic.ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise OptionsError(f"resources: {place} is {first['input']!r}: {first['msg']}.") from exc
+        text = explain_invalid(exc, unknown="there is no request {name!r}.")
+        raise OptionsError(f"resources: {text}") from exc
     options = request.options.model_copy(update={"resources": resources})
     return dataclasses.replace(request, options=options)
 

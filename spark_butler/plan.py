@@ -13,7 +13,7 @@ import heapq
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import networkx
 
@@ -193,6 +193,44 @@ class Plan:
         lines += self._explain_temporaries()
         return "\n".join(lines)
 
+    def describe(self) -> dict[str, Any]:
+        """Describe the plan for a program.
+
+        Returns
+        -------
+        description
+            What `explain` says, as `json.dumps` takes it; ``None`` stands for
+            a volume that isn't known.
+        """
+        return {
+            "quanta": len(self),
+            "groups": len(self.groups),
+            "grain": self.grain,
+            "stages": [
+                {
+                    "groups": len(groups),
+                    "kinds": [{"tasks": kind, "groups": count} for kind, count in self._kinds(groups)],
+                }
+                for groups in self.stages
+            ],
+            "temporaries": dict(self.temporary_types),
+            "crossings": [
+                {
+                    "dataset_type": name,
+                    "from_stage": start,
+                    "to_stage": end,
+                    "datasets": datasets,
+                    "deliveries": copies,
+                    "bytes": None if (size := self.sizes.get(name)) is None else round(size * copies),
+                }
+                for (name, start, end), (datasets, copies) in self._routes().items()
+            ],
+            "shuffles": self._count_shuffles(),
+        }
+
+    def _count_shuffles(self) -> int:
+        return sum(len(unit.levels) > 1 for unit in self.units)
+
     def _explain_temporaries(self) -> list[str]:
         """Describe what is temporary, and what of it crosses between groups."""
         if not self.temporary_types:
@@ -204,8 +242,9 @@ class Plan:
         routes = self._routes()
         if not routes:
             return [*lines, "All of them pass in memory inside a group; nothing crosses between stages."]
-        shuffled = sum(len(unit.levels) > 1 for unit in self.units)
-        lines.append(f"Crossing between stages, in {_count(shuffled, 'Spark job')} with a shuffle:")
+        lines.append(
+            f"Crossing between stages, in {_count(self._count_shuffles(), 'Spark job')} with a shuffle:"
+        )
         for (name, start, end), (datasets, copies) in routes.items():
             lines.append(
                 f"  {name:<{width}}  stage {start} -> {end}: {_count(datasets, 'dataset')} to "

@@ -133,13 +133,14 @@ def remove_scratch(folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | No
     Returns
     -------
     n_removed
-        How many there were.
+        How many were removed.
     """
     found = _list(folder)
     if dataset_ids is not None:
         names = {str(dataset_id) for dataset_id in dataset_ids}
         found = [uri for uri in found if uri.basename().partition(".")[0] in names]
-    for uri, result in ResourcePath.mremove(found, do_raise=False).items():
+    removals = ResourcePath.mremove(found, do_raise=False)
+    for uri, result in removals.items():
         if not result.success:
             logger.warning("Could not remove scratch file %s: %s", uri, result.exception)
-    return len([uri for uri in found if not uri.geturl().endswith("/")])
+    return sum(result.success and not uri.geturl().endswith("/") for uri, result in removals.items())

@@ -10,12 +10,16 @@ __all__ = (
     "get_description",
     "open_butler",
     "register_dataset_types",
+    "writing_butler",
 )
 
+import contextlib
+import errno
 import fnmatch
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
     CollectionType,
@@ -26,11 +30,21 @@ from lsst.daf.butler import (
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
-from ..repository import check_repository, check_writeable, store_roots
+from ..messages import brief
+from ..repository import check_repository, check_writeable
 from .description import CameraDescription
 from .instrument import YamlInstrument, make_instrument_class
 
 logger = logging.getLogger(__name__)
+
+# A conflict of what is written with what is there (IntegrityError) is none of these.
+_DATABASE_ERRORS = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.ProgrammingError,
+    sqlalchemy.exc.InternalError,
+    sqlalchemy.exc.InterfaceError,
+)
+_UNWRITEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 _IMAGE = "ImageV2"
 _DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
@@ -50,10 +64,37 @@ def open_butler(repo: ResourcePathExpression) -> Butler:
     RepositoryError
         Raised if there is no repository, or it can't be reached or written to.
     """
-    check_repository(str(repo))
-    butler = Butler.from_config(repo, writeable=True)
-    check_writeable(store_roots(butler))
-    return butler
+    check_writeable(check_repository(str(repo)))
+    with _refusing_to_write(repo):
+        return Butler.from_config(repo, writeable=True)
+
+
+@contextlib.contextmanager
+def writing_butler(repo: ResourcePathExpression) -> Iterator[Butler]:
+    """Open a repository for as long as it is written to.
+
+    Raises
+    ------
+    RepositoryError
+        Raised as by `open_butler`, and if what may not be written to, or is locked, shows only in between.
+    """
+    with open_butler(repo) as butler, _refusing_to_write(repo):
+        yield butler
+
+
+@contextlib.contextmanager
+def _refusing_to_write(repo: ResourcePathExpression) -> Iterator[None]:
+    """Turn what databases and file systems raise where nothing can be written into a `RepositoryError`."""
+    try:
+        yield
+    except (*_DATABASE_ERRORS, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno not in _UNWRITEABLE:
+            raise
+        origin = getattr(exc, "orig", None) or exc
+        raise RepositoryError(
+            f"Can't write to the Butler repository {str(repo)!r}: {brief(origin)}; this command needs write "
+            "access to the database of its registry and to its datastore."
+        ) from exc
 
 
 def register_dataset_types(butler: Butler) -> None:

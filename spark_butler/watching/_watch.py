@@ -82,6 +82,8 @@ class RunWatch:
         """Whether somebody has asked the run to end."""
         self.places: list[ResourcePath] = []
         """Where the report is, once the run has ended."""
+        self.content: dict[str, Any] | None = None
+        """What the report says, once the run has ended."""
         self._stack = contextlib.ExitStack()
         self._is_over = False
 
@@ -132,6 +134,7 @@ class RunWatch:
         except Exception as exc:
             logger.warning("No report could be made of the run: %s", brief(exc), exc_info=True)
             return
+        self.content = content
         for folder in (self._copy_to, self._folder.uri if self._folder is not None else None):
             if folder is None:
                 continue

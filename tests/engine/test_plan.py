@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import uuid
 from collections.abc import Callable
@@ -203,6 +204,28 @@ def test_empty_graph_has_an_empty_plan() -> None:
     plan = cut_graph(GraphSketch({}, []))
     assert (plan.groups, plan.units, plan.stages) == ((), (), ())
     assert "0 quanta" in plan.explain()
+
+
+def test_plan_is_described_for_programs() -> None:
+    sketch = dataclasses.replace(_chains(3), temporary_types={"t": "a test"}, sizes={"t": 1e6})
+    sketch = dataclasses.replace(
+        sketch, handovers=[Handover(_quantum(77_777), "t", _quantum(3), (_quantum(10**9),))]
+    )
+    plan = cut_graph(sketch)
+    described = plan.describe()
+    assert json.loads(json.dumps(described)) == described
+    assert (described["quanta"], described["groups"], described["shuffles"]) == (10, 4, 1)
+    assert described["stages"] == [
+        {"groups": 3, "kinds": [{"tasks": "a -> b -> c", "groups": 3}]},
+        {"groups": 1, "kinds": [{"tasks": "d", "groups": 1}]},
+    ]
+    assert (described["grain"], described["temporaries"]) == (plan.grain, {"t": "a test"})
+    assert described["crossings"] == [
+        {
+            **{"dataset_type": "t", "from_stage": 0, "to_stage": 1},
+            **{"datasets": 1, "deliveries": 1, "bytes": 1_000_000},
+        }
+    ]
 
 
 def _chains(n_chains: int) -> GraphSketch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from lsst.daf.butler import Butler
+from lsst.resources import ResourcePath
+from lsst.resources._resourcePath import MBulkResult
 
 from spark_butler.cli import main
 from spark_butler.scratch import fetch_scratch, find_scratch, scratch_root, store_scratch
@@ -57,6 +60,31 @@ def test_all_or_one_run_is_removed(repo: Path) -> None:
     result = CliRunner().invoke(main, ["cleanup", str(repo)])
     assert result.output == "4 scratch files removed.\n"
     assert not _list(repo)
+
+
+def test_run_that_nobody_knows_is_refused_and_one_that_left_nothing_is_not(repo: Path) -> None:
+    for more in ([], ["--dry-run"], ["--format", "json"]):
+        result = CliRunner().invoke(main, ["cleanup", str(repo), "--run", "nope", *more])
+        assert (result.exit_code, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"Error: The repository {str(repo)!r} has no run 'nope'")
+    with Butler.from_config(repo, writeable=True) as butler:
+        butler.collections.register("u/me/clean")
+    result = CliRunner().invoke(main, ["cleanup", str(repo), "--run", "u/me/clean"])
+    assert (result.exit_code, result.stdout) == (0, "0 scratch files removed.\n")
+
+
+def test_what_could_not_be_removed_is_not_counted(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _leave(repo, "u/me/kept")
+
+    def refuse(uris: list[ResourcePath], *, do_raise: bool) -> dict[ResourcePath, MBulkResult]:
+        return {
+            uri: MBulkResult(n == 0, None if n == 0 else PermissionError("no")) for n, uri in enumerate(uris)
+        }
+
+    monkeypatch.setattr(ResourcePath, "mremove", refuse)
+    result = CliRunner().invoke(main, ["cleanup", str(repo), "--format", "json"])
+    assert json.loads(result.stdout) == {"removed": 1, "parts": 0}
 
 
 def test_repository_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -115,10 +115,13 @@ def test_cancelled_run_ends_in_order(
     thread.start()
     result = run_job(
         *(*job_repo.arguments, "--backend", "serial", "--no-versions", "--output-run", "watched/cancelled"),
-        *("-C", f"first:{slow}", "--select-tasks", "first"),
+        *("-C", f"first:{slow}", "--select-tasks", "first", "--format", "json"),
     )
     thread.join(10)
     assert result.exit_code == 143, result.output
+    ended = json.loads(result.stdout)
+    assert (ended["run"], ended["state"], ended["exit_status"]) == ("watched/cancelled", "stopped", 143)
+    assert ended["totals"]["done"] + ended["totals"]["not_run"] == 4
     assert "Stopped by `spark-butler cancel`. What was finished is in run" in result.stderr
     (attempt,) = _attempts(job_repo, "watched/cancelled")
     content = read_json(attempt.report_file)

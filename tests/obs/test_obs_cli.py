@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
+import sqlalchemy.exc
 from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
 
@@ -122,12 +124,97 @@ def test_bad_input_is_one_line_and_status_2(
     assert expected in result.stderr
 
 
-def test_help_of_every_command_has_an_example() -> None:
-    for group in main.commands.values():
-        for command in group.commands.values() if isinstance(group, click.Group) else ():
-            result = _run(group.name, command.name, "-h")
-            assert result.exit_code == 0
-            assert f"spark-butler {group.name} {command.name}" in result.stdout
+def test_what_goes_in_is_told_as_json(repo: Path, night: SimulatedData, tmp_path: Path) -> None:
+    def run(*args: object, status: int = 0) -> Any:
+        result = _run("obs", *args, "--format", "json")
+        assert result.exit_code == status, result.output
+        return json.loads(result.stdout)
+
+    assert run("register-instrument", repo, night.camera) == {"instrument": "SimCam", "detectors": 2}
+    bad = tmp_path / "bad.fits"
+    bad.write_text("bad")
+    raws = run("ingest-raws", repo, night.raw_dir, bad, "-t", "direct", status=1)
+    assert (raws["ingested"], raws["existing"], raws["failed"], raws["skipped"]) == (30, 0, 1, [])
+    (failure,) = raws["failures"]
+    assert failure["file"] == str(bad)
+    assert "not a readable FITS image" in failure["reason"]
+    frame = night.raw_dir / f"object_{night.visits[0]}_00.fits"
+    again = run("ingest-raws", repo, frame, "-t", "direct")
+    assert (again["ingested"], again["existing"]) == (0, 1)
+    assert again["skipped"] == [{"instrument": "SimCam", "detector": 0, "exposure": night.visits[0]}]
+    bias = run("ingest-calibs", repo, "--kind", "bias", night.raw_dir)
+    assert (bias["kind"], bias["certified"]) == ("bias", 2)
+    assert bias["run"].startswith("SimCam/calib/bias/")
+    assert {each["detector"] for each in bias["masters"]} == {0, 1}
+    visits = run("define-visits", repo, "SimCam")
+    assert visits == {"instrument": "SimCam", "defined": 2, "visits": sorted(night.visits)}
+    shards = run("ingest-refcats", repo, "--name", "sim", "-b", "r=r_mag,r_mag_err", night.refcat)
+    assert (shards["name"], shards["run"], shards["shards"] > 0) == ("sim", "refcats/sim", True)
+
+
+def _make_unwriteable(repo: Path) -> None:
+    """Mark the database as of a later version, which SQLite reads and does not write, whoever asks."""
+    with open(repo / "gen3.sqlite3", "r+b") as stream:
+        stream.seek(18)
+        stream.write(b"\x03")
+
+
+def _fill(repo: Path, night: SimulatedData) -> list[tuple[object, ...]]:
+    """Register the camera, and return the other commands that write."""
+    _run("obs", "register-instrument", repo, night.camera)
+    _run("obs", "ingest-raws", repo, night.raw_dir, "-t", "direct")
+    return [
+        ("register-instrument", repo, night.camera, "--update"),
+        ("ingest-raws", repo, night.raw_dir, "-t", "direct", "--output-run", "other"),
+        ("ingest-calibs", repo, "--kind", "bias", night.raw_dir),
+        ("define-visits", repo, "SimCam"),
+        ("ingest-refcats", repo, "--name", "sim", "-b", "r=r_mag,r_mag_err", night.refcat),
+    ]
+
+
+def test_repository_that_is_read_only_is_one_line(repo: Path, night: SimulatedData) -> None:
+    commands = _fill(repo, night)
+    _make_unwriteable(repo)
+    for args in commands:
+        result = _run("obs", *args)
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"Error: Can't write to the Butler repository {str(repo)!r}: ")
+        assert "readonly database" in line
+        assert "needs write access to the database of its registry and to its datastore" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied", "raw.fits"), "Permission denied"),
+        (
+            sqlalchemy.exc.ProgrammingError("INSERT", {}, Exception("permission denied for table")),
+            "for table",
+        ),
+    ],
+)
+def test_writing_that_is_refused_in_between_is_one_line(
+    repo: Path, night: SimulatedData, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("spark_butler.obs.visits.define_visits", refuse)
+    result = _run("obs", "define-visits", repo, "SimCam")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+    assert words in result.stderr
+    assert "INSERT" not in result.stderr
+
+
+def test_an_error_of_another_kind_is_not_taken_for_one_of_writing(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError(2, "No such file", "there")
+
+    monkeypatch.setattr("spark_butler.obs.visits.define_visits", fail)
+    assert isinstance(_run("obs", "define-visits", repo, "SimCam").exception, FileNotFoundError)
 
 
 def test_simulate_writes_what_register_and_ingest_read(tmp_path: Path, repo: Path) -> None:

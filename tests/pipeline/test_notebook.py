@@ -280,6 +280,8 @@ def test_a_run_that_makes_no_sense_is_refused_in_the_cell(butler: SparkButler, s
     for words, options in {
         "no option 'temporay'; did you mean temporary": {"temporay": "auto"},
         "memory is 'lots'": {"memory": "lots"},
+        "resources: there is no request 'requestmemory'": {"resources": {"requestmemory": 5}},
+        "form has no meaning in a notebook: use Run.report()": {"form": "json"},
         "resources: pipetask.isr.timeout is -1": {"resources": {"pipetask": {"isr": {"timeout": -1}}}},
         "use the logging of the notebook": {"log_level": "DEBUG"},
         "fail_fast is 'yes'; expected True or False": {"fail_fast": "yes"},
