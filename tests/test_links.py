@@ -36,7 +36,7 @@ def test_the_index_names_every_page() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [each for each in (*_PAGES, *sorted((_ROOT / "conf").rglob("*.*"))) if _FIRST in each.read_text()],
+    [each for each in (_PAGES[0], *sorted((_ROOT / "conf").rglob("*.*"))) if _FIRST in each.read_text()],
     ids=lambda page: f"{page.parent.name}/{page.name}",
 )
 def test_commands_of_a_first_run_are_complete(page: Path) -> None:
