@@ -283,7 +283,8 @@ def open_clients(stores: Iterable[str]) -> None:
         _opened = now, credentials
     for uri in places:
         try:
-            client = uri.client
+            # Where another thread makes one at the same time, it may be that one that is kept.
+            _, client = uri.client, uri.client
         except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
             logger.debug("No client could be made for %s.", uri, exc_info=True)
             continue

@@ -387,6 +387,7 @@ def test_wait_for_the_store_is_hidden(
             with butler:
                 result, _ = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
             assert not result.failed
+            assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
             seconds[name] = sum(outcome.wall_seconds for outcome in result.outcomes.values())
             monkeypatch.setenv("S3_ENDPOINT_URL", s3_server.endpoint_url)
             forget_clients()
