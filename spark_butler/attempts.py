@@ -36,7 +36,7 @@ type AttemptEvent = QuantumOutcome | Sent | bytearray | Pieces
 """What a runner yields: outcomes, records for other groups, and word that all of a parcel are sent."""
 
 _MEMORY_SHARE = 0.9
-_HELD_SHARE = 0.1
+_FILE_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +64,9 @@ class Trial:
     memory: Mapping[int, int]
     """Memory in bytes that quanta may have, by position."""
 
+    most_ahead: int = 0
+    """Memory in bytes for files that are read ahead."""
+
     def run_here(self, inbox: Inbox | None) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
         """Run the quanta in this process; see `spark_butler.worker.run_group`.
 
@@ -73,7 +76,13 @@ class Trial:
             What has come from other groups, to be used up.
         """
         return run_group(
-            self.context, self.content, inbox, index=self.work.index, skip=self.skip, sent=self.sent
+            self.context,
+            self.content,
+            inbox,
+            index=self.work.index,
+            skip=self.skip,
+            sent=self.sent,
+            most_ahead=self.most_ahead,
         )
 
     def pack(self, parcel: Parcel) -> Iterator[Pieces]:
@@ -265,7 +274,14 @@ class _GroupRun:
             todo = {min(todo)}
         skip = frozenset(range(len(self._content.quanta))) - self._with_makers(todo)
         trial = Trial(
-            self._context, self._work, self._content, self._inbox, skip, self._ledger.sent, self._memory
+            self._context,
+            self._work,
+            self._content,
+            self._inbox,
+            skip,
+            self._ledger.sent,
+            self._memory,
+            self._file_memory(),
         )
         # In this process, for all children to come.
         open_clients(self._context.stores)
@@ -292,8 +308,14 @@ class _GroupRun:
             for dataset_id, parts in collect_files(self._content.records).items()
             if dataset_id in shared and len(parts) == 1
         }
-        # They count as memory of a child.
-        hold_files(stores[0], files, int(_HELD_SHARE * min([self._share, *self._memory.values()])))
+        hold_files(stores[0], files, self._file_memory())
+
+    def _file_memory(self) -> int:
+        """How much memory files may take up that are held, and again those that are read ahead.
+
+        Both count as memory of a child.
+        """
+        return int(_FILE_SHARE * min([self._share, *self._memory.values()]))
 
     def _take(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         """Note an outcome, and pass it on if it is final."""

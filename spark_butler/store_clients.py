@@ -6,15 +6,26 @@ a child is forked, and given listeners by botocore's event system.
 
 from __future__ import annotations
 
-__all__ = ["forget_clients", "hold_files", "open_clients", "traffic_so_far"]
+__all__ = [
+    "add_traffic",
+    "counted_apart",
+    "find_client",
+    "forget_clients",
+    "hold_files",
+    "is_held",
+    "look_ahead",
+    "open_clients",
+    "traffic_so_far",
+]
 
+import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 import weakref
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +37,9 @@ from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 from lsst.resources.s3utils import _get_s3_client
 
+from .files_ahead import FilesAhead
 from .held_files import Answer, HeldFiles, answer_from_memory
-from .traffic import Traffic
+from .traffic import Traffic, TrafficCounter
 
 logger = logging.getLogger(__name__)
 
@@ -42,34 +54,46 @@ _CREDENTIAL_FILES = {
 }
 
 
+class _ThreadState(threading.local):
+    """What each thread has for itself."""
+
+    last_url = ""
+    asks_always = False
+    apart: TrafficCounter | None = None
+
+
 class _Watch:
     """Listens to the clients of this process."""
 
     def __init__(self) -> None:
-        self._requests: Counter[str] = Counter()
-        self._sent = 0
-        self._received = 0
+        self.counter = TrafficCounter()
         self._written: tuple[str, int] | None = None
         self.held = HeldFiles()
-        self.last_url = ""
-        self.asks_always = False
+        self.ahead: FilesAhead | None = None
+        self.thread = _ThreadState()
         self._parts: dict[str, int] = {}
-
-    @property
-    def traffic(self) -> Traffic:
-        """What was counted so far."""
-        return Traffic(dict(self._requests), self._sent, self._received)
 
     def attach(self, client: Any) -> None:
         """Listen to a client."""
         events = client.meta.events
+        events.register("before-parameter-build.s3", self._name)
         events.register("before-send.s3", self._count)
         events.register("before-call.s3", self._begin)
         events.register("after-call.s3", self._end)
 
+    def after_fork(self) -> None:
+        """Do without the threads of the process that this one was forked from."""
+        self.counter.renew_lock()
+        if self.ahead is not None:
+            self.ahead.forget_thread()
+            self.ahead = None
+
+    def _name(self, params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+        context["spark_butler_key"] = params.get("Bucket", ""), params.get("Key", "")
+
     def _count(self, request: AWSPreparedRequest, **_: Any) -> None:
-        self._requests[request.method] += 1
-        self._sent += int(request.headers.get("Content-Length") or 0)
+        counter = self.thread.apart or self.counter
+        counter.count_request(request.method, int(request.headers.get("Content-Length") or 0))
 
     def _begin(
         self, model: Any, params: Mapping[str, Any], context: dict[str, Any], **_: Any
@@ -79,19 +103,24 @@ class _Watch:
         That is how large an object is that was written a moment ago:
         daf_butler asks it after each write.  Only where nothing else was done
         since is the answer known; the store has confirmed the write.  It is
-        also all about files that are held.
+        also all about files that are held, or were read ahead.
         """
-        written, self._written = self._written, None
         url, _, query = params["url"].partition("?")
-        context["spark_butler_url"] = self.last_url = url
+        context["spark_butler_url"] = self.thread.last_url = url
+        if self.thread.apart is not None:
+            # Nobody's next question.
+            return None
+        written, self._written = self._written, None
         if model.name in ("HeadObject", "GetObject"):
-            data = None if query or self.asks_always else self.held.get(url)
+            data = None if query or self.thread.asks_always else self._recall(url, context)
             if data is not None and (answer := answer_from_memory(model.name, url, params["headers"], data)):
                 context["spark_butler_held"] = True
                 return answer
             if model.name == "HeadObject" and written is not None and written[0] == url and not query:
                 return AWSResponse(url, 200, {}, None), {"ContentLength": written[1], "ResponseMetadata": {}}
             return None
+        if (ahead := self.ahead) is not None:
+            ahead.drop(context["spark_butler_key"])
         self.held.drop(url)
         if model.name in ("PutObject", "UploadPart"):
             context["spark_butler_size"] = size = determine_content_length(params.get("body"))
@@ -101,6 +130,14 @@ class _Watch:
         elif model.name == "CreateMultipartUpload":
             self._parts[url] = 0
         return None
+
+    def _recall(self, url: str, context: Mapping[str, Any]) -> bytes | None:
+        """Find a file in memory."""
+        data, ahead = self.held.get(url), self.ahead
+        if data is None and ahead is not None:
+            data, traffic = ahead.ask(context["spark_butler_key"])
+            self.counter.add(traffic)
+        return data
 
     def _end(
         self, http_response: Any, parsed: Mapping[str, Any], model: Any, context: Mapping[str, Any], **_: Any
@@ -119,18 +156,111 @@ class _Watch:
                     self._parts[url] += size
             case "CompleteMultipartUpload" if url in self._parts:
                 self._written = url, self._parts.pop(url)
-            case "GetObject" if "spark_butler_held" not in context:
-                self._received += int(parsed.get("ContentLength") or 0)
+            case "GetObject":
+                self._note_read(parsed, context)
+
+    def _note_read(self, parsed: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+        """Count what an object, or a part of one, has brought, and tell who reads ahead."""
+        length = int(parsed.get("ContentLength") or 0)
+        if "spark_butler_held" not in context:
+            (self.thread.apart or self.counter).count_received(length)
+        ahead = self.ahead
+        if ahead is not None and self.thread.apart is None:
+            size = str(parsed.get("ContentRange", "")).rpartition("/")[2]
+            ahead.note(context["spark_butler_key"], int(size) if size.isdecimal() else length)
+            if size in ("", str(length)):
+                ahead.drop(context["spark_butler_key"])
 
 
 _watch = _Watch()
+os.register_at_fork(after_in_child=_watch.after_fork)
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 _opened: tuple[float, object] | None = None
 
 
 def traffic_so_far() -> Traffic:
     """Count what this process, and those that it was forked from, have done with watched clients."""
-    return _watch.traffic
+    return _watch.counter.traffic
+
+
+def add_traffic(traffic: Traffic) -> None:
+    """Count what was counted apart.
+
+    Parameters
+    ----------
+    traffic
+        What `counted_apart` has counted.
+    """
+    _watch.counter.add(traffic)
+
+
+@contextlib.contextmanager
+def counted_apart() -> Iterator[TrafficCounter]:
+    """Read files in this thread for others: nothing is answered from memory, and all is counted apart.
+
+    Yields
+    ------
+    counter
+        What counts the requests.
+    """
+    counter = _watch.thread.apart = TrafficCounter()
+    try:
+        yield counter
+    finally:
+        _watch.thread.apart = None
+
+
+@contextlib.contextmanager
+def look_ahead(files: FilesAhead) -> Iterator[bool]:
+    """Answer what is asked for from files that are read ahead.
+
+    Parameters
+    ----------
+    files
+        The files.
+
+    Yields
+    ------
+    is_on
+        Whether they are asked for; not where others are already.
+    """
+    is_on = _watch.ahead is None
+    if is_on:
+        _watch.ahead = files
+    try:
+        yield is_on
+    finally:
+        if _watch.ahead is files:
+            _watch.ahead = None
+
+
+def is_held(dataset_id: uuid.UUID) -> bool:
+    """Whether the file of a dataset is kept in memory; see `hold_files`.
+
+    Parameters
+    ----------
+    dataset_id
+        The dataset.
+    """
+    return dataset_id in _watch.held
+
+
+def find_client(uri: ResourcePath) -> Any:
+    """Find the client that reads a file, if it is one that is watched.
+
+    Parameters
+    ----------
+    uri
+        The file.
+
+    Returns
+    -------
+    client
+        The client; `None` for other stores than S3, and where `open_clients`
+        has made none.
+    """
+    client = uri.client if isinstance(uri, S3ResourcePath) else None
+    return client if client is not None and client in _watched else None
 
 
 def open_clients(stores: Iterable[str]) -> None:
@@ -158,7 +288,8 @@ def open_clients(stores: Iterable[str]) -> None:
         _opened = now, credentials
     for uri in places:
         try:
-            client = uri.client
+            # Where another thread makes one at the same time, it may be that one that is kept.
+            _, client = uri.client, uri.client
         except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
             logger.debug("No client could be made for %s.", uri, exc_info=True)
             continue
@@ -197,7 +328,7 @@ def hold_files(store: str, files: Mapping[uuid.UUID, StoredFileInfo], most_bytes
     room = most_bytes
     has_read = False
     # What is held at the same place may be an older dataset.
-    _watch.asks_always = True
+    _watch.thread.asks_always = True
     try:
         for dataset_id, info in files.items():
             room -= info.file_size
@@ -208,11 +339,11 @@ def hold_files(store: str, files: Mapping[uuid.UUID, StoredFileInfo], most_bytes
                 has_read = True
                 data = uri.read()
                 if len(data) == info.file_size:
-                    held.keep(dataset_id, _watch.last_url, data)
+                    held.keep(dataset_id, _watch.thread.last_url, data)
     except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
         logger.debug("Files that are wanted often could not be read from %s.", store, exc_info=True)
     finally:
-        _watch.asks_always = False
+        _watch.thread.asks_always = False
     if has_read:
         # Children must not inherit a connection.
         root.client.close()

@@ -36,6 +36,7 @@ from .failures import classify
 from .messages import brief, hide_secrets
 from .outcomes import QuantumOutcome, QuantumStarted
 from .parcels import NO_NEWS, Inbox, Notice
+from .prefetch import Prefetcher
 from .quanta import all_inputs, all_outputs
 from .store_clients import traffic_so_far
 from .temporaries import GroupButler
@@ -77,6 +78,7 @@ def run_group(
     index: int = 0,
     skip: frozenset[int] = frozenset(),
     sent: frozenset[uuid.UUID] = frozenset(),
+    most_ahead: int = 0,
 ) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
     """Run the quanta of a group, one after another, in this process.
 
@@ -94,6 +96,8 @@ def run_group(
         Positions of quanta that are not to run.
     sent
         Temporaries that are not to be sent again.
+    most_ahead
+        How much memory files may take up that are read ahead, in bytes.
 
     Yields
     ------
@@ -110,25 +114,38 @@ def run_group(
     """
     news = inbox.close(content.senders) if inbox is not None else NO_NEWS
     butler = _make_butler(context, content, inbox, news) if context.quantum_executor is None else None
+    prefetcher = Prefetcher(
+        context,
+        content,
+        butler.wrapped if butler is not None else None,
+        known={**content.known, **news.produced},
+        left_out=skip,
+        most_bytes=most_ahead,
+    )
     bad: set[int] = set()
     before: list[uuid.UUID] = []
     try:
-        for position, work in enumerate(content.quanta):
-            if position in skip:
-                continue
-            if not bad.isdisjoint(work.upstream) or not news.failed.isdisjoint(work.needs):
-                bad.add(position)
-                continue
-            yield QuantumStarted(work.quantum_id)
-            outcome, parcels = _run_quantum(context, content, work, butler, sent, before)
-            before.append(work.quantum_id)
-            if not outcome.succeeded:
-                bad.add(position)
-            yield from parcels
-            del parcels
-            yield outcome
-            if butler is not None:
-                butler.end_quantum(work.quantum)
+        with prefetcher:
+            for position, work in enumerate(content.quanta):
+                if position in skip:
+                    continue
+                if not bad.isdisjoint(work.upstream) or not news.failed.isdisjoint(work.needs):
+                    bad.add(position)
+                    continue
+                prefetcher.begin(position, bad)
+                yield QuantumStarted(work.quantum_id)
+                traffic = traffic_so_far()
+                outcome, parcels = _run_quantum(context, content, work, butler, sent, before)
+                before.append(work.quantum_id)
+                if not outcome.succeeded:
+                    bad.add(position)
+                prefetcher.end(position, bad)
+                outcome = dataclasses.replace(outcome, traffic=traffic_so_far().since(traffic))
+                yield from parcels
+                del parcels
+                yield outcome
+                if butler is not None:
+                    butler.end_quantum(work.quantum)
     finally:
         if butler is not None:
             butler.close()
@@ -278,7 +295,7 @@ def _run_quantum(
         )
         # One executor for all would know them, but options differ from quantum to quantum.
         executor._previous_process_quanta.extend(before)
-    wall, cpu, traffic = time.time(), time.process_time(), traffic_so_far()
+    wall, cpu = time.time(), time.process_time()
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
     parcels: list[Parcel] = []
@@ -338,7 +355,6 @@ def _run_quantum(
         cpu_seconds=time.process_time() - cpu,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        traffic=traffic_so_far().since(traffic),
         scan=scan,
     )
     return outcome, parcels

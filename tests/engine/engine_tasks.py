@@ -13,6 +13,7 @@ __all__ = [
     "FailOnceTask",
     "HarakiriTask",
     "ImportTask",
+    "LazyTask",
     "NoLogTask",
     "NoMultiprocessingTask",
     "OneOutputTask",
@@ -20,6 +21,7 @@ __all__ = [
     "SpyTask",
     "TroubleConfig",
     "TroubleTask",
+    "WholeTask",
     "watch_opens",
 ]
 
@@ -37,8 +39,10 @@ from lsst.pex.config import DictField, Field
 from lsst.pipe.base import (
     InputQuantizedConnection,
     OutputQuantizedConnection,
+    PipelineTask,
     QuantumContext,
     RepeatableQuantumError,
+    Struct,
 )
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask, DynamicTestPipelineTaskConfig
 from lsst.pipe.base.tests.mocks._pipeline_task import DynamicTestPipelineTaskConnections
@@ -274,6 +278,35 @@ class SpyTask(_CallTask):
         }
         path = Path(self.config.folder) / f"{os.getpid()}-{time.time_ns()}.json"
         path.write_text(json.dumps(note))
+
+
+class LazyTask(DynamicTestPipelineTask):
+    """Reads nothing where the data ID fits the fail condition."""
+
+    ConfigClass = CallConfig
+
+    def runQuantum(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        match, self.data_id_match = self.data_id_match, None
+        if match is not None and match.match(butlerQC.quantum.dataId):
+            _put_one(self, butlerQC, outputRefs)
+        else:
+            super().runQuantum(butlerQC, inputRefs, outputRefs)
+        self.data_id_match = match
+
+
+class WholeTask(DynamicTestPipelineTask):
+    """Is given all its inputs by pipe_base, and puts out the one that is called ``raw``."""
+
+    ConfigClass = CallConfig
+    runQuantum = PipelineTask.runQuantum
+
+    def run(self, **inputs: Any) -> Struct:
+        return Struct(out=inputs["raw"])
 
 
 def watch_opens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -225,6 +226,19 @@ def test_clients_are_made_anew_with_new_credentials(
     forget_clients()
     open_clients([str(store)])
     assert store.client is not second  # type: ignore[attr-defined]
+
+
+def test_client_that_another_thread_makes_meanwhile_is_watched_too(s3_bucket: str) -> None:
+    file = ResourcePath(f"s3://{s3_bucket}/file")
+    for _ in range(5):
+        forget_clients()
+        other = threading.Thread(target=lambda: file.client)  # type: ignore[attr-defined]
+        other.start()
+        open_clients([str(file)])
+        other.join()
+        before = traffic_so_far()
+        file.exists()
+        assert traffic_so_far().since(before).requests == {"HEAD": 1}
 
 
 def test_a_client_that_can_not_be_made_is_the_quantums_own_trouble(s3_bucket: str) -> None:

@@ -80,6 +80,9 @@ class FaultPlan:
     hang_seconds: float = 4.0
     """How long a silence lasts."""
 
+    delays: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """How long requests are kept before they are passed on, by HTTP method."""
+
     def choose(self, method: str, target: str, number: int) -> str:
         """Draw what happens to a request.
 
@@ -310,6 +313,7 @@ class _Proxy:
         if fault == "hang":
             await asyncio.sleep(self._plan.hang_seconds)
             raise _Reset
+        await asyncio.sleep(self._plan.delays.get(request.start.split(" ", 1)[0], 0.0))
         answer, upstream = await self._ask(request, upstream)
         status = answer.start.split(" ", 2)[1]
         bodiless = request.start.startswith("HEAD ") or status in ("204", "304")
