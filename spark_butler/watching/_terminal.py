@@ -7,6 +7,7 @@ __all__ = ["Bars", "render_bars"]
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from typing import IO, Any, Self, cast
 
@@ -21,8 +22,9 @@ from rich.text import Text
 from ..progress import ProgressSnapshot, TaskProgress
 from ..stderr_relay import JVM_STDERR, StderrRelay
 from ._format import format_seconds
+from ._ticker import Ticker
 
-_REFRESHES_PER_SECOND = 4
+_SECONDS_BETWEEN = 0.25
 _MAX_WIDTH = 110
 
 
@@ -85,8 +87,9 @@ class _Lines:
 class _Above:
     """A stream that writes above the bars."""
 
-    def __init__(self, console: Console, stream: IO[str]):
+    def __init__(self, console: Console, stream: IO[str], drawing: threading.Lock):
         self._console = console
+        self._drawing = drawing
         self._stream = stream
         self._held = ""
 
@@ -94,7 +97,8 @@ class _Above:
         whole, newline, self._held = (self._held + text).rpartition("\n")
         if newline:
             # Not cut at the width, so that what is copied from the terminal is what was logged.
-            self._console.print(_Lines(whole + newline), soft_wrap=True)
+            with self._drawing:
+                self._console.print(_Lines(whole + newline), soft_wrap=True)
         return len(text)
 
     def end_line(self) -> None:
@@ -131,10 +135,12 @@ class Bars:
         self._live = Live(
             console=self._console,
             get_renderable=lambda: render_bars(self._look()),
-            refresh_per_second=_REFRESHES_PER_SECOND,
+            auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        # Two threads that draw at once may leave a copy of the bars whenever their number changes.
+        self._drawing = threading.Lock()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -146,9 +152,11 @@ class Bars:
                 handler.setStream(self._above(stack, stream))
                 stack.callback(handler.setStream, stream)
             stack.enter_context(self._relay.diverted(self._above(stack, sys.stderr).write))
-            stack.enter_context(self._live)
+            self._live.start()
+            stack.callback(self._stop)
             # rich hides it, and whatever kills this process would leave it so.
             self._console.show_cursor(True)
+            stack.enter_context(Ticker(self._draw, _SECONDS_BETWEEN, "display"))
             self._stack = stack.pop_all()
         return self
 
@@ -156,9 +164,17 @@ class Bars:
         self._relay.flush()
         self._stack.close()
 
+    def _draw(self) -> None:
+        with self._drawing:
+            self._live.refresh()
+
+    def _stop(self) -> None:
+        with self._drawing:
+            self._live.stop()
+
     def _above(self, stack: contextlib.ExitStack, stream: IO[str]) -> IO[str]:
         """Make a stream, whose last line is ended with the context."""
-        above = _Above(self._console, stream)
+        above = _Above(self._console, stream, self._drawing)
         stack.callback(above.end_line)
         return cast("IO[str]", above)
 

@@ -127,8 +127,8 @@ def test_who_keeps_the_pipe_after_the_end_is_not_waited_for_and_still_heard(tmp_
         tmp_path,
         """
 with bars:
-    code = "parent = os.getppid(); os.write(2, b'early\\\\n')\\nwhile os.getppid() == parent: time.sleep(0.1)\\n"
-    child(code + "os.write(2, b'late\\\\n')")
+    code = "parent = os.getppid()\\nos.write(2, b'early\\\\n')\\n"
+    child(code + "while os.getppid() == parent: time.sleep(0.1)\\nos.write(2, b'late\\\\n')")
     time.sleep(2)
 logging.info("over")
 """,
