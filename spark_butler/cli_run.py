@@ -54,6 +54,7 @@ from .request_watch import describe_end
 from .resume import needs_clobber
 from .session import check_platform, say_on_stderr
 from .spark_start import SparkStart
+from .stderr_relay import JVM_STDERR
 from .watching import RunWatch
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ class _Refusal(click.ClickException):
     exit_code = 2
 
     def show(self, file: IO[Any] | None = None) -> None:
+        # What Spark has to say of it comes before.
+        JVM_STDERR.flush()
         _say(f"Error: {self.format_message()}")
 
 

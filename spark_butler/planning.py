@@ -40,6 +40,9 @@ from .temporary_types import find_temporary_types
 
 logger = logging.getLogger(__name__)
 
+# With it the graph builder begins some lines of Python.
+_RECIPE = "To reproduce this query"
+
 _NO_OUTPUT: dict[str, Any] = {
     "input": (),
     "output": None,
@@ -213,7 +216,9 @@ def _empty_text(request: RunRequest, messages: list[str]) -> str:
     """Say why a graph is empty."""
     if request.graph_file is not None:
         return f"The quantum graph in {request.graph_file!r} is empty."
-    reason = " ".join(line.strip() for message in messages for line in message.splitlines())
+    # The recipe was logged, and is nothing for one line.
+    reasons = [message.partition(_RECIPE)[0] for message in messages]
+    reason = " ".join(line.strip() for reason in reasons for line in reason.splitlines())
     if not reason:
         done = request.arguments["skip_existing"] or request.arguments["skip_existing_in"]
         reason = "all quanta that it selects " + ("have been done." if done else "lack inputs.")

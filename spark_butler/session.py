@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from .errors import SessionError
 from .java import archive_options, find_java_home
 from .messages import brief
+from .stderr_relay import StderrRelay
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -147,6 +148,7 @@ def make_spark_context(
     imports: Sequence[str] = (),
     only_engine: bool = False,
     archive: Path | None = None,
+    stderr: StderrRelay | None = None,
 ) -> SparkContext:
     """Get the Spark context of this process or make one.
 
@@ -168,6 +170,9 @@ def make_spark_context(
     archive
         Where the JVM is to write its classes when it ends; see
         `spark_butler.class_archive`.
+    stderr
+        What a JVM that is launched here is to have for its standard error; by
+        default that of this process.
 
     Returns
     -------
@@ -193,7 +198,7 @@ def make_spark_context(
         if not any(name.startswith("spark.driver.") for name in conf or {}):
             # What the JVM is to have of its own, PySpark tells it only when it launches it itself.
             quick = only_engine and not _may_be_elsewhere(master, conf or {})
-            _launch_jvm(_QUICK_JVM if quick else "", archive_options(make=archive))
+            _launch_jvm(_QUICK_JVM if quick else "", archive_options(make=archive), stderr)
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)
@@ -236,25 +241,30 @@ def _may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
         return False
 
 
-def _launch_jvm(options: str, archive: str) -> None:
+def _launch_jvm(options: str, archive: str, stderr: StderrRelay | None) -> None:
     """Launch the JVM, unless it is there, with options that give way to those of the Spark configuration."""
     try:
-        _launch_with(f"{options} {archive}")
+        _launch_with(f"{options} {archive}", stderr)
     except Exception as exc:
         if not archive:
             raise SessionError(f"Spark did not start: {brief(exc)}") from exc
         logger.warning("Java did not start with %s, and is tried without.", archive)
-        _launch_jvm(options, "")
+        _launch_jvm(options, "", stderr)
 
 
-def _launch_with(options: str) -> None:
+def _launch_with(options: str, stderr: StderrRelay | None) -> None:
     """Launch the JVM, unless it is there, with options that come before the user's."""
     from pyspark import SparkContext
+    from pyspark.java_gateway import launch_gateway
 
     before = os.environ.get(_JVM_VARIABLE)
     os.environ[_JVM_VARIABLE] = f"{options} {before or ''}".strip()
     try:
-        SparkContext._ensure_initialized()
+        with SparkContext._lock:
+            gateway = None
+            if SparkContext._gateway is None and stderr is not None:
+                gateway = launch_gateway(popen_kwargs={"stderr": stderr})  # type: ignore[no-untyped-call]
+            SparkContext._ensure_initialized(gateway=gateway)
     finally:
         os.environ.pop(_JVM_VARIABLE)
         if before is not None:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from .errors import UserError
 from .session import make_spark_context, spark_is_up
+from .stderr_relay import JVM_STDERR
 from .worker_check import check_workers
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class SparkStart:
     Where its body is left while Spark still starts, as when a graph turns out
     to be empty, nobody waits for that: Spark is stopped when it has started,
     or ends with this process.
+
+    What the JVM writes to standard error is not shown until somebody waits:
+    when the body is left before by a `UserError` or Ctrl-C, it is of no
+    interest, and what that error says is the last that is seen.
     """
 
     def __init__(self, imports: Sequence[str] = (), stores: Sequence[str] = ()):
@@ -47,6 +53,7 @@ class SparkStart:
 
     def __enter__(self) -> Self:
         if self._is_ours:
+            JVM_STDERR.hold()
             self._thread.start()
         return self
 
@@ -54,6 +61,10 @@ class SparkStart:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left.set()
+        if isinstance(value, UserError | KeyboardInterrupt):
+            JVM_STDERR.drop()
+        else:
+            JVM_STDERR.release()
         self._stop()
 
     def wait(self) -> SparkContext:
@@ -70,6 +81,8 @@ class SparkStart:
             Raised if Spark does not start, or if its workers can't work.
         """
         if self._is_ours:
+            # From here on people wonder what it is that takes so long.
+            JVM_STDERR.release()
             self._thread.join()
         else:
             self._start()
@@ -80,7 +93,7 @@ class SparkStart:
 
     def _start(self) -> None:
         try:
-            self._context = make_spark_context(imports=self._imports, only_engine=True)
+            self._context = make_spark_context(imports=self._imports, only_engine=True, stderr=JVM_STDERR)
             if not self._left.is_set():
                 check_workers(self._context, self._stores)
         except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)

@@ -7,20 +7,24 @@ __all__ = ["Bars", "render_bars"]
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Callable
-from typing import IO, Self, cast
+from typing import IO, Any, Self, cast
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ..progress import ProgressSnapshot, TaskProgress
+from ..stderr_relay import JVM_STDERR, StderrRelay
 from ._format import format_seconds
+from ._ticker import Ticker
 
-_REFRESHES_PER_SECOND = 4
+_SECONDS_BETWEEN = 0.25
 _MAX_WIDTH = 110
 
 
@@ -70,31 +74,44 @@ def _describe(task: TaskProgress) -> Text:
     return text
 
 
-class _Above:
-    """A stream for log handlers that writes above the bars."""
+class _Lines:
+    """Text that is written as it is, colours and tabs included."""
 
-    def __init__(self, console: Console, stream: IO[str]):
+    def __init__(self, text: str):
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Segment(self._text)
+
+
+class _Above:
+    """A stream that writes above the bars."""
+
+    def __init__(self, console: Console, stream: IO[str], drawing: threading.Lock):
         self._console = console
+        self._drawing = drawing
         self._stream = stream
         self._held = ""
 
     def write(self, text: str) -> int:
-        lines = (self._held + text).split("\n")
-        self._held = lines.pop()
-        for line in lines:
-            # Whole, so that what is copied from the terminal is what was logged.
-            self._console.print(Text(line), soft_wrap=True)
+        whole, newline, self._held = (self._held + text).rpartition("\n")
+        if newline:
+            # Not cut at the width, so that what is copied from the terminal is what was logged.
+            with self._drawing:
+                self._console.print(_Lines(whole + newline), soft_wrap=True)
         return len(text)
 
-    def flush(self) -> None:
-        self._stream.flush()
+    def end_line(self) -> None:
+        """Write what has no end yet."""
+        if self._held:
+            self.write("\n")
 
-    def isatty(self) -> bool:
-        return self._stream.isatty()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Bars:
-    """Shows bars on standard error for as long as the context lasts; what is logged there goes above.
+    """Shows bars on standard error for as long as the context lasts; what is written there goes above.
 
     Parameters
     ----------
@@ -102,30 +119,64 @@ class Bars:
         Tells how the run stands.
     console
         Where to draw; standard error by default.
+    relay
+        Through which other processes write to the same terminal.
     """
 
-    def __init__(self, look: Callable[[], ProgressSnapshot], console: Console | None = None):
+    def __init__(
+        self,
+        look: Callable[[], ProgressSnapshot],
+        console: Console | None = None,
+        relay: StderrRelay = JVM_STDERR,
+    ):
         self._look = look
-        self._console = Console(stderr=True) if console is None else console
+        self._console = Console(file=sys.stderr) if console is None else console
+        self._relay = relay
         self._live = Live(
             console=self._console,
             get_renderable=lambda: render_bars(self._look()),
-            refresh_per_second=_REFRESHES_PER_SECOND,
+            auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        # Two threads that draw at once may leave a copy of the bars whenever their number changes.
+        self._drawing = threading.Lock()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        for handler in _terminal_handlers():
-            stream = handler.stream
-            handler.setStream(cast("IO[str]", _Above(self._console, stream)))
-            self._stack.callback(handler.setStream, stream)
-        self._stack.enter_context(self._live)
+        with contextlib.ExitStack() as stack:
+            handlers = _terminal_handlers()
+            stack.enter_context(contextlib.redirect_stderr(self._above(stack, sys.stderr)))
+            for handler in handlers:
+                stream = handler.stream
+                handler.setStream(self._above(stack, stream))
+                stack.callback(handler.setStream, stream)
+            stack.enter_context(self._relay.diverted(self._above(stack, sys.stderr).write))
+            self._live.start()
+            stack.callback(self._stop)
+            # rich hides it, and whatever kills this process would leave it so.
+            self._console.show_cursor(True)
+            stack.enter_context(Ticker(self._draw, _SECONDS_BETWEEN, "display"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._relay.flush()
         self._stack.close()
+
+    def _draw(self) -> None:
+        with self._drawing:
+            self._live.refresh()
+
+    def _stop(self) -> None:
+        with self._drawing:
+            self._live.stop()
+
+    def _above(self, stack: contextlib.ExitStack, stream: IO[str]) -> IO[str]:
+        """Make a stream, whose last line is ended with the context."""
+        above = _Above(self._console, stream, self._drawing)
+        stack.callback(above.end_line)
+        return cast("IO[str]", above)
 
 
 def _terminal_handlers() -> list[logging.StreamHandler[IO[str]]]:

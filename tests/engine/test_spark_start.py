@@ -62,6 +62,59 @@ def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Pa
     assert process.stdout == "done\n"
 
 
+_SPEAKING = """
+import os, sys
+from spark_butler.errors import UserError
+from spark_butler.spark_start import SparkStart
+from spark_butler.stderr_relay import JVM_STDERR
+
+def start():
+    with SparkStart() as spark:
+        if sys.argv[1] == "refused":
+            # Spark has said all that it will.
+            spark._thread.join()
+            raise UserError("the graph is empty")
+        if sys.argv[1] == "crash":
+            spark._thread.join()
+            raise ValueError("a bug")
+        spark.wait()
+
+try:
+    start()
+except UserError as exc:
+    JVM_STDERR.flush()
+    print("Error:", exc, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "environment", "said", "last"),
+    [
+        ("refused", {}, None, "Error: the graph is empty"),
+        ("crash", {}, "Setting default log level", "ValueError: a bug"),
+        ("wait", {"PYSPARK_SUBMIT_ARGS": "--nonsense pyspark-shell"}, "--nonsense", "Error: Spark did not"),
+    ],
+)
+def test_what_spark_says_is_seen_unless_a_refusal_makes_it_idle(
+    tmp_path: Path, how: str, environment: dict[str, str], said: str | None, last: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SPEAKING)
+    process = subprocess.run(
+        [sys.executable, script, how],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    lines = process.stderr.splitlines()
+    assert lines[-1].startswith(last), process.stderr
+    if said is None:
+        assert len(lines) == 1, process.stderr
+    else:
+        assert said in "\n".join(lines[:-1])
+
+
 class _Context:
     stopped = 0
 

@@ -187,6 +187,14 @@ class TestRequest:
         more = [each for name, value in defaults.items() if name not in given for each in (name, value)]
         _assert_refused(run_job("-b", job_repo.root, *given, *more), *words)
 
+    def test_empty_query_is_told_in_a_readable_line(self, job_repo: JobRepo, run_job: RunJob) -> None:
+        query = "instrument='Cam1' AND detector = 77"
+        line = _assert_refused(run_job(*job_repo.arguments, "-o", "u/x", "-d", query))
+        assert line == (
+            f"Error: The quantum graph is empty (data query {query!r}): "
+            "Initial data ID query returned no rows, so QuantumGraph will be empty."
+        )
+
     def test_no_output(self, job_repo: JobRepo, run_job: RunJob) -> None:
         _assert_refused(run_job(*job_repo.arguments), "--output", "--output-run")
 
