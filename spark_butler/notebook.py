@@ -7,13 +7,14 @@ __all__ = ["SparkButler"]
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
 from .dataids import DataIds
-from .notebook_request import PipelineLike, make_notebook_request
+from .errors import OptionsError, StaysHereError, UserError
+from .notebook_request import PipelineLike, in_words_of_python, make_notebook_request
 from .plan import Plan
 from .repository import check_repository, store_roots
 from .resolving import find_data_ids
@@ -62,6 +63,8 @@ class SparkButler:
         *,
         spark: SparkSession | None = None,
     ):
+        if not isinstance(repo, str | os.PathLike | ResourcePath):
+            raise OptionsError(f"repo is {repo}; expected the address or alias of a Butler repository.")
         self._repo = str(repo)
         check_repository(self._repo)
         self._collections = _split(collections)
@@ -76,6 +79,9 @@ class SparkButler:
 
     def __repr__(self) -> str:
         return f"<SparkButler of {self._repo!r}, collections {', '.join(self._collections) or 'none'}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise StaysHereError("Functions for workers can't use the SparkButler; they get a butler b.")
 
     @property
     def butler(self) -> Butler:
@@ -157,7 +163,7 @@ class SparkButler:
             limit=limit,
         )
         self._check_workers()
-        return DataIds(
+        return DataIds.make(
             self._butler,
             self._repo,
             self._session,
@@ -243,9 +249,13 @@ class SparkButler:
     ) -> PreparedRun:
         """Look for all that stands against a run."""
         given = {"input": self._collections or None, **options}
-        request = make_notebook_request(self._repo, pipeline, given)
         slots = int(self._session.sparkContext.defaultParallelism)
-        return PreparedRun.prepare(request, slots=slots, probe_datastore=probe_datastore)
+        try:
+            request = make_notebook_request(self._repo, pipeline, given)
+            return PreparedRun.prepare(request, slots=slots, probe_datastore=probe_datastore)
+        except UserError as exc:
+            exc.args = (in_words_of_python(str(exc)),)
+            raise
 
     def _check_workers(self) -> None:
         """Look, once, whether workers can work."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import os
+import re
 import signal
 import sys
 import threading
@@ -173,6 +174,105 @@ def test_a_function_that_raises_is_told_with_its_line_and_data_id(raws: DataIds)
     assert "pyspark" not in text
 
 
+def test_data_ids_are_an_rdd_of_data_ids_and_keep_their_butler(raws: DataIds, spark: SparkSession) -> None:
+    assert raws.collect() == list(raws)
+    assert raws.count() == 4
+    assert raws.count(raws[1]) == 1
+    assert raws.take(2) == [raws[0], raws[1]]
+    assert raws.first() == raws[0]
+    assert not raws.isEmpty()
+    assert raws.getNumPartitions() == 4
+    assert raws.map(lambda b, d: d["detector"]).sum() == raws.keyBy(lambda d: d["detector"]).keys().sum() == 2
+    assert raws.zipWithIndex().values().collect() == [0, 1, 2, 3]
+    assert raws.subtract(raws).isEmpty()
+
+    ones = raws.filter(lambda d: d["detector"] == 1)
+    assert isinstance(ones, DataIds)
+    assert [d["detector"] for d in ones] == [1, 1]
+    assert ones.getNumPartitions() == 2
+    chosen = ones.sortBy(lambda d: d["exposure"], ascending=False).filter(lambda d: d["exposure"] > 0)
+    read = chosen.map(lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).array.ndim))
+    assert read.collect() == [(d["exposure"], 2, 2) for d in reversed(ones)]
+    assert {row["detector"] for row in ones.to_dataframe().collect()} == {1}
+    assert raws.sample(0.5, seed=2).collect() == raws.sample(0.5, seed=2).collect() != raws.collect()
+
+    none = raws.filter(lambda d: False)
+    assert none.isEmpty()
+    assert none.map(lambda b, d: 1).collect() == none.rdd.collect() == none.take(3) == []
+    with pytest.raises(EmptyGraphError, match="no data IDs of 'raw'"):
+        none.first()
+    with pytest.raises(AttributeError, match="DataIds have no 'fliter'; they have collect, count"):
+        raws.fliter(lambda d: True)
+    with pytest.raises(AttributeError, match="Results have no 'toDataFrame'"):
+        raws.map(lambda b, d: 1).toDataFrame()
+    assert {"filter", "map", "reduceByKey", "to_dataframe"} <= set(dir(raws))
+
+
+def test_functions_that_cannot_be_called_or_sent_are_refused_at_once(
+    butler: SparkButler, raws: DataIds, spark: SparkSession, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lock = threading.Lock()
+    before = spark.sparkContext.statusTracker().getJobIdsForGroup()
+    for words, call in {
+        r"map: <lambda> takes \(d\); expected a function f\(b, data_id\)\.": lambda: raws.map(lambda d: 1),
+        r"flatMap: <lambda> takes \(\); expected": lambda: raws.flatMap(lambda: [1]),
+        r"foreach: None can't be called; expected": lambda: raws.foreach(None),
+        r"filter: <lambda> takes \(b, d\); expected a function f\(data_id\)": lambda: raws.filter(
+            lambda b, d: True
+        ),
+        "can't use the SparkButler; they get a butler b": lambda: raws.map(lambda b, d: butler.repo),
+        "uses DataIds, which stay here": lambda: raws.map(lambda b, d: len(raws)),
+        "<lambda> can't be sent to workers: .*'_thread.lock'": lambda: raws.map(lambda b, d: lock),
+        "fraction is 2; expected a number from 0 to 1": lambda: raws.sample(2),
+    }.items():
+        with pytest.raises(OptionsError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(OptionsError, match="can't use the SparkButler"):
+        raws.map(lambda b, d: 1).map(lambda one: butler).collect()
+    assert spark.sparkContext.statusTracker().getJobIdsForGroup() == before
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_errors_of_workers_show_no_frames_of_spark(raws: DataIds) -> None:
+    with pytest.raises(FunctionError) as caught:
+        raws.map(lambda b, d: threading.Lock()).collect()
+    text = str(caught.value)
+    assert text.startswith("What a function has returned can't be sent back from the worker: TypeError: ")
+    assert "'_thread.lock'" in text
+    assert "pyspark" not in text
+    with pytest.raises(FunctionError) as caught:
+        raws.filter(lambda d: d["detector"] == 1).map(lambda b, d: 1).map(lambda one: one / 0).collect()
+    text = str(caught.value)
+    assert text.startswith("ZeroDivisionError: ")
+    assert "in <lambda>" in text
+    assert "pyspark" not in text
+
+
+def test_jobs_are_named_by_their_data_ids(raws: DataIds, spark: SparkSession) -> None:
+    tracker = spark.sparkContext.statusTracker()
+    group = "named jobs"
+    spark.sparkContext.setJobGroup(group, "not this")
+    try:
+        raws.map(lambda b, d: 1).collect()
+        raws.map(lambda b, d: (d["detector"], 1)).reduceByKey(lambda a, b: a + b).collect()
+        raws.filter(lambda d: d["detector"] == 1).map(lambda b, d: 1).foreach(lambda one: None)
+        (first, second, third) = sorted(tracker.getJobIdsForGroup(group))
+        stages = {
+            job: {tracker.getStageInfo(stage).name for stage in tracker.getJobInfo(job).stageIds}
+            for job in (first, second, third)
+        }
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+        spark.sparkContext.setLocalProperty("spark.job.description", None)
+    assert stages[first] == {f"map of raw {raws[0]} and 3 more, collect"}
+    assert all(name.startswith(f"map of raw {raws[0]} and 3 more, ") for name in stages[second])
+    assert stages[third] == {f"map of raw {raws[2]} and 1 more, foreach"}
+    spark.sparkContext.parallelize([1], 1).collect()
+    (last,) = [tracker.getStageInfo(n).name for n in tracker.getJobInfo(third + 1).stageIds]
+    assert last.startswith("collect at ")
+
+
 def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkButler) -> None:
     level = {"level": "StructuredDataDict"}
     with pytest.raises(EmptyGraphError, match="There are no datasets of type 'raw'"):
@@ -183,6 +283,12 @@ def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkB
         butler.data_ids("raw", where="exposure.colour = 3")
     with pytest.raises(RepositoryError, match="no collection 'nowhere'"):
         butler.data_ids("raw", collections="nowhere")
+    with pytest.raises(OptionsError, match=r"'raw.bbox' is a component; give 'raw'.* b.get\('raw.bbox', data_id"):
+        butler.data_ids("raw.bbox")
+    with pytest.raises(OptionsError, match="'raw.image' is a component"):
+        butler.data_ids("raw.image")
+    with pytest.raises(OptionsError, match="'bias.bbox' is a component"):
+        butler.data_ids("raw", also="bias.bbox")
     with pytest.raises(OptionsError, match="output_run .* belong together"):
         butler.data_ids("raw", outputs=level)
     with pytest.raises(OptionsError, match="no storage class 'Dictionary'"):
@@ -290,8 +396,18 @@ def test_a_run_that_makes_no_sense_is_refused_in_the_cell(butler: SparkButler, s
     }.items():
         with pytest.raises(UserError, match=words):
             butler.run(f"{PIPELINE}#isr", output="u/refused", where=f"visit = {VISIT}", **options)
-    with pytest.raises(OptionsError, match="outputs need a collection"):
+    with pytest.raises(OptionsError, match="Neither output nor output_run was given; outputs need a collection"):
         butler.run(PIPELINE)
+    expected = "expected the address of a pipeline file, a Pipeline or the class of a PipelineTask"
+    for pipeline in (42, dict, [PIPELINE]):
+        with pytest.raises(OptionsError, match=re.escape(f"pipeline is {pipeline!r}; {expected}.")):
+            butler.run(pipeline, output="u/refused")
+    with pytest.raises(OptionsError, match=f"There is no pipeline; {expected}, or task= or qgraph="):
+        butler.run(output="u/refused")
+    with pytest.raises(OptionsError, match="Invalid value for 'processes'|processes"):
+        butler.run(PIPELINE, output="u/refused", processes="many")
+    with pytest.raises(OptionsError, match="repo is Butler.*; expected the address or alias of a Butler repos"):
+        SparkButler(butler.butler, collections="SimCam/defaults")
     assert collections() == before
 
 
