@@ -316,11 +316,13 @@ class DataIds(Sequence[DataCoordinate]):
         check_arguments("filter", function, ["data_id"])
         return self._with(ref for ref in self._resolved.refs if function(ref.dataId))
 
-    def sample(self, fraction: float, seed: int | None = None) -> DataIds:
-        """Choose data IDs at random, none of them twice.
+    def sample(self, withReplacement: bool, fraction: float, seed: int | None = None) -> DataIds:
+        """Choose data IDs at random; this is done here and at once.
 
         Parameters
         ----------
+        withReplacement
+            Whether one may be chosen several times; must be `False`.
         fraction
             The probability that a data ID is kept.
         seed
@@ -328,9 +330,13 @@ class DataIds(Sequence[DataCoordinate]):
 
         Examples
         --------
-        >>> raws.sample(1.0).count(), raws.sample(0.0).count()
+        >>> raws.sample(False, 1.0).count(), raws.sample(False, 0.0).count()
         (4, 0)
         """
+        if withReplacement is not False:
+            raise OptionsError(
+                f"sample: withReplacement is {withReplacement!r}; expected False: no data ID comes twice."
+            )
         if isinstance(fraction, bool) or not 0 <= fraction <= 1:
             raise OptionsError(f"sample: fraction is {fraction!r}; expected a number from 0 to 1.")
         chosen = random.Random(seed)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType
+from lsst.daf.butler.utils import has_globs
 from pyspark.sql import SparkSession, datasource
 from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
@@ -89,7 +90,8 @@ class _Request:
     def open(self) -> Butler:
         """Open the repository, on the machine of the driver."""
         check_repository(self.repo)
-        return Butler.from_config(self.repo, collections=list(self.collections) or None, writeable=False)
+        names = None if has_globs(self.collections) else list(self.collections) or None
+        return Butler.from_config(self.repo, collections=names, writeable=False)
 
 
 class ButlerDataSource(DataSource):
@@ -263,7 +265,9 @@ class _FilteringReader(ButlerReader):
 
 
 def register(session: SparkSession) -> None:
-    """Make ``spark.read.format("butler")`` known to a session.
+    """Let ``spark.read.format("butler")`` of a session take filters on data IDs.
+
+    Spark 4 finds the source by itself, but without them.
 
     Parameters
     ----------

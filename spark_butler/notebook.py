@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lsst.daf.butler import Butler
+from lsst.daf.butler.utils import has_globs
 from lsst.resources import ResourcePath
 
 from .dataids import DataIds
@@ -68,6 +69,11 @@ class SparkButler:
         self._repo = str(repo)
         check_repository(self._repo)
         self._collections = _split(collections)
+        if has_globs(self._collections):
+            raise OptionsError(
+                f"collections is {', '.join(self._collections)}; expected names, in the order of the search "
+                "(data_ids() takes patterns, too)."
+            )
         self._butler = Butler.from_config(
             self._repo, collections=list(self._collections) or None, writeable=False
         )
@@ -123,7 +129,9 @@ class SparkButler:
             datasets that go with it (calibrations by their validity,
             catalogues by their place on the sky).
         collections
-            Collections to search instead of those of this butler.
+            Collections to search instead of those of this butler; or patterns
+            of their names (``"u/me/*"``), which must lead to one dataset for
+            each data ID.
         limit
             Greatest number of data IDs.
         outputs
@@ -272,7 +280,7 @@ def _split(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _register_source(session: SparkSession) -> None:
-    """Make ``spark.read.format("butler")`` known, where PySpark is new enough."""
+    """Let ``spark.read.format("butler")`` take filters, where PySpark is new enough."""
     try:
         from .datasource import register
     except ImportError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ColumnTest", "keep_rows"]
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,5 +89,5 @@ def _fits(column_type: pa.DataType, value: Any) -> bool:
     if pa.types.is_integer(column_type):
         return isinstance(value, int)
     if pa.types.is_floating(column_type):
-        return isinstance(value, int | float)
+        return isinstance(value, int | float) and not math.isnan(value)
     return bool(pa.types.is_string(column_type)) and isinstance(value, str)

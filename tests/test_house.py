@@ -153,7 +153,9 @@ def test_import_of_the_package_is_light_and_needs_no_java() -> None:
 
 def test_what_spark_looks_at_by_itself_imports_no_middleware() -> None:
     code = "import sys, pyspark_butler; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    process = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
     loaded = set(process.stdout.split())
     assert "pyspark_butler" in loaded
     assert not loaded & {"spark_butler", "lsst", "astropy", "boto3"}
