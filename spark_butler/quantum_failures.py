@@ -72,7 +72,7 @@ class Failures(Sequence[QuantumFailure]):
     >>> run.wait().failures
     isr {...exposure: 202601010001...}: CalibrationMissingError: No flat for ...
     >>> run.failures.table().colnames
-    ['task', 'data ID', 'error', 'line', 'log']
+    ['label', 'data ID', 'error', 'line', 'log']
     """
 
     def __init__(self, failures: Iterable[QuantumFailure]):
