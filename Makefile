@@ -102,7 +102,7 @@ lint: $(INSTALLED) ## Check style and types
 	@$(RUN); export PATH
 	ruff check .
 	ruff format --check .
-	mypy --strict spark_butler jobs
+	mypy --strict spark_butler pyspark_butler jobs
 
 .PHONY: format
 format: $(INSTALLED) ## Put the code into its standard form

@@ -5,17 +5,25 @@ options of ``pipetask run``.  In a notebook, a butler hands its data IDs and
 its pipelines to Spark:
 
 >>> from spark_butler import SparkButler
->>> butler = SparkButler("s3-repo", collections="SimCam/defaults")
->>> raws = butler.data_ids("raw", where="exposure.day_obs = 20260101")
->>> raws.map(lambda b, data_id: float(b.get("raw", data_id).array.mean())).collect()
->>> butler.run("process_ccd.yaml", output="u/me/first-look", where="detector = 1")
+>>> butler = SparkButler(repo, collections="SimCam/defaults")
+>>> raws = butler.data_ids("raw", where="exposure.observation_type = 'science'")
+>>> levels = raws.map(lambda b, data_id: float(b.get("raw", data_id).array.mean())).collect()
+>>> run = butler.run(pipeline, output="u/me/first-look", where="visit = 202601010101")
+>>> run.wait().status
+<RunStatus.SUCCEEDED: 'succeeded'>
 
 A graph executor stands in wherever pipe_base takes one:
 
+>>> from lsst.daf.butler import Butler
 >>> from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 >>> from spark_butler import SparkGraphExecutor
->>> executor = SeparablePipelineExecutor(butler)
->>> executor.run_pipeline(graph, graph_executor=SparkGraphExecutor(butler=butler))
+>>> plain = Butler.from_config(repo, collections=["SimCam/defaults"], run="u/me/graph", writeable=True)
+>>> executor = SeparablePipelineExecutor(plain)
+>>> graph = executor.build_quantum_graph(executor.make_pipeline(pipeline), "visit = 202601010101")
+>>> executor.pre_execute_qgraph(graph, register_dataset_types=True)
+>>> executor.run_pipeline(graph, graph_executor=SparkGraphExecutor(butler=plain))
+>>> len(plain.query_datasets("isr_log", collections="u/me/graph"))
+2
 
 Workers make butlers of their own, without the registry; this process puts
 what they write into it.

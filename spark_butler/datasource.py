@@ -5,7 +5,7 @@ Needs PySpark 4.0; filters on data IDs are pushed down from 4.1 on.
 
 from __future__ import annotations
 
-__all__ = ["ButlerDataSource", "register"]
+__all__ = ["ButlerDataSource", "ButlerReader", "find_schema", "register"]
 
 import dataclasses
 import operator
@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType
+from lsst.daf.butler.utils import has_globs
 from pyspark.sql import SparkSession, datasource
 from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
@@ -24,6 +25,7 @@ from .cell_classes import dump_with_classes
 from .errors import EmptyGraphError, OptionsError
 from .repository import check_repository
 from .resolving import export_records, find_data_ids, make_worker_context
+from .row_tests import ColumnTest, keep_rows
 from .worker_butler import DataIdBundle, DataIdContext, WorkerButler
 
 _PUSHDOWN = "spark.sql.python.filterPushdown.enabled"
@@ -88,7 +90,8 @@ class _Request:
     def open(self) -> Butler:
         """Open the repository, on the machine of the driver."""
         check_repository(self.repo)
-        return Butler.from_config(self.repo, collections=list(self.collections) or None, writeable=False)
+        names = None if has_globs(self.collections) else list(self.collections) or None
+        return Butler.from_config(self.repo, collections=names, writeable=False)
 
 
 class ButlerDataSource(DataSource):
@@ -119,32 +122,52 @@ class ButlerDataSource(DataSource):
 
     def schema(self) -> StructType:
         # Docstring inherited.
-        request = _Request.read(self.options)
-        with request.open() as butler:
-            found = find_data_ids(
-                butler,
-                request.dataset_type,
-                where=request.where,
-                collections=request.collections,
-                limit=1,
-            )
-            ref = found.refs[0]
-            _check_type(butler, ref.datasetType)
-            table_schema = butler.get(ref.makeComponentRef("schema"), storageClass="ArrowSchema")
-        return from_arrow_schema(_make_schema(ref.dataId, table_schema, request))
+        return find_schema(self.options)
 
     def reader(self, schema: StructType) -> DataSourceReader:
         # Docstring inherited.
-        return _Reader(_Request.read(self.options), schema)
+        return _FilteringReader(self.options, schema)
 
 
-class _Reader(DataSourceReader):
-    """Resolves datasets where Spark plans, and reads them in workers."""
+def find_schema(options: Mapping[str, str]) -> StructType:
+    """Look at one table for the columns of all.
 
-    def __init__(self, request: _Request, schema: StructType):
-        self._request = request
+    Parameters
+    ----------
+    options
+        The options of ``spark.read``; see `ButlerDataSource`.
+    """
+    request = _Request.read(options)
+    with request.open() as butler:
+        found = find_data_ids(
+            butler,
+            request.dataset_type,
+            where=request.where,
+            collections=request.collections,
+            limit=1,
+        )
+        ref = found.refs[0]
+        _check_type(butler, ref.datasetType)
+        table_schema = butler.get(ref.makeComponentRef("schema"), storageClass="ArrowSchema")
+    return from_arrow_schema(_make_schema(ref.dataId, table_schema, request))
+
+
+class ButlerReader(DataSourceReader):
+    """Resolves datasets where Spark plans, and reads them in workers.
+
+    Parameters
+    ----------
+    options
+        The options of ``spark.read``; see `ButlerDataSource`.
+    schema
+        What Spark expects.
+    """
+
+    def __init__(self, options: Mapping[str, str], schema: StructType):
+        request = self._request = _Request.read(options)
         self._schema = schema
-        self._tests: list[tuple[str, str, Any]] = []
+        self._tests: list[ColumnTest] = []
+        self._row_tests: list[ColumnTest] = []
         with request.open() as butler:
             dataset_type = butler.get_dataset_type(request.dataset_type)
             _check_type(butler, dataset_type)
@@ -153,21 +176,11 @@ class _Reader(DataSourceReader):
                 DataIdContext(make_worker_context(butler, [dataset_type]), dataset_type.dimensions)
             )
 
-    def pushFilters(self, filters: list[Any]) -> Iterable[Any]:
-        # Docstring inherited.
-        for each in filters:
-            kind = type(each).__name__
-            column: tuple[str, ...] = getattr(each, "attribute", ())
-            if kind in _TESTS and len(column) == 1 and column[0] in self._dimensions:
-                self._tests.append((column[0], kind, each.value))
-            else:
-                yield each
-
     def partitions(self) -> list[InputPartition]:
         # Docstring inherited.
         request = self._request
         # The registry narrows what it can; all tests are made here, too.
-        equal = [(name, value) for name, kind, value in self._tests if kind == "EqualTo"]
+        equal = [(test.column, test.value) for test in self._tests if test.kind == "EqualTo"]
         where = [f"({request.where})"] if request.where else []
         where += [f"{name} = :value{n}" for n, (name, _) in enumerate(equal)]
         bind = {f"value{n}": value for n, (_, value) in enumerate(equal)}
@@ -200,14 +213,14 @@ class _Reader(DataSourceReader):
         try:
             for by_type in bundle.refs:
                 for ref in (ref for refs in by_type.values() for ref in refs):
-                    yield from self._read_table(butler, ref, target).to_batches()
+                    yield from keep_rows(self._read_table(butler, ref, target), self._row_tests).to_batches()
         finally:
             butler.close()
 
     def _passes(self, data_id: DataCoordinate) -> bool:
         return all(
-            (value := data_id[name]) is not None and _TESTS[kind](value, wanted)
-            for name, kind, wanted in self._tests
+            (value := data_id[test.column]) is not None and _TESTS[test.kind](value, test.value)
+            for test in self._tests
         )
 
     def _read_table(self, butler: WorkerButler, ref: DatasetRef, target: pa.Schema) -> pa.Table:
@@ -233,8 +246,28 @@ class _Reader(DataSourceReader):
         return pa.Table.from_arrays(arrays, schema=target)
 
 
+class _FilteringReader(ButlerReader):
+    """Takes filters, which Spark must allow."""
+
+    def pushFilters(self, filters: list[Any]) -> Iterable[Any]:
+        # Docstring inherited.
+        for each in filters:
+            kind = type(each).__name__
+            column: tuple[str, ...] = getattr(each, "attribute", ())
+            if kind not in _TESTS or len(column) != 1:
+                yield each
+            elif column[0] in self._dimensions:
+                self._tests.append(ColumnTest(column[0], kind, each.value))
+            else:
+                # Spark looks at what is left of the rows again.
+                self._row_tests.append(ColumnTest(column[0], kind, each.value))
+                yield each
+
+
 def register(session: SparkSession) -> None:
-    """Make ``spark.read.format("butler")`` known to a session.
+    """Let ``spark.read.format("butler")`` of a session take filters on data IDs.
+
+    Spark 4 finds the source by itself, but without them.
 
     Parameters
     ----------

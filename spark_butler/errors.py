@@ -12,8 +12,11 @@ __all__ = [
     "RepositoryError",
     "SessionError",
     "SparkButlerError",
+    "StaysHereError",
     "UserError",
 ]
+
+import pickle
 
 
 class SparkButlerError(Exception):
@@ -29,6 +32,10 @@ class UserError(SparkButlerError):
 
 class OptionsError(UserError, ValueError):
     """An option, or a combination of options, has no meaning."""
+
+
+class StaysHereError(OptionsError, pickle.PicklingError):
+    """A function for workers uses an object that can't leave this process."""
 
 
 class RepositoryError(UserError, LookupError):

@@ -7,13 +7,15 @@ __all__ = ["SparkButler"]
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lsst.daf.butler import Butler
+from lsst.daf.butler.utils import has_globs
 from lsst.resources import ResourcePath
 
 from .dataids import DataIds
-from .notebook_request import PipelineLike, make_notebook_request
+from .errors import OptionsError, StaysHereError, UserError
+from .notebook_request import PipelineLike, in_words_of_python, make_notebook_request
 from .plan import Plan
 from .repository import check_repository, store_roots
 from .resolving import find_data_ids
@@ -62,9 +64,16 @@ class SparkButler:
         *,
         spark: SparkSession | None = None,
     ):
+        if not isinstance(repo, str | os.PathLike | ResourcePath):
+            raise OptionsError(f"repo is {repo}; expected the address or alias of a Butler repository.")
         self._repo = str(repo)
         check_repository(self._repo)
         self._collections = _split(collections)
+        if has_globs(self._collections):
+            raise OptionsError(
+                f"collections is {', '.join(self._collections)}; expected names, in the order of the search "
+                "(data_ids() takes patterns, too)."
+            )
         self._butler = Butler.from_config(
             self._repo, collections=list(self._collections) or None, writeable=False
         )
@@ -76,6 +85,9 @@ class SparkButler:
 
     def __repr__(self) -> str:
         return f"<SparkButler of {self._repo!r}, collections {', '.join(self._collections) or 'none'}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise StaysHereError("Functions for workers can't use the SparkButler; they get a butler b.")
 
     @property
     def butler(self) -> Butler:
@@ -117,7 +129,9 @@ class SparkButler:
             datasets that go with it (calibrations by their validity,
             catalogues by their place on the sky).
         collections
-            Collections to search instead of those of this butler.
+            Collections to search instead of those of this butler; or patterns
+            of their names (``"u/me/*"``), which must lead to one dataset for
+            each data ID.
         limit
             Greatest number of data IDs.
         outputs
@@ -157,7 +171,7 @@ class SparkButler:
             limit=limit,
         )
         self._check_workers()
-        return DataIds(
+        return DataIds.make(
             self._butler,
             self._repo,
             self._session,
@@ -243,9 +257,13 @@ class SparkButler:
     ) -> PreparedRun:
         """Look for all that stands against a run."""
         given = {"input": self._collections or None, **options}
-        request = make_notebook_request(self._repo, pipeline, given)
         slots = int(self._session.sparkContext.defaultParallelism)
-        return PreparedRun.prepare(request, slots=slots, probe_datastore=probe_datastore)
+        try:
+            request = make_notebook_request(self._repo, pipeline, given)
+            return PreparedRun.prepare(request, slots=slots, probe_datastore=probe_datastore)
+        except UserError as exc:
+            exc.args = (in_words_of_python(str(exc)),)
+            raise
 
     def _check_workers(self) -> None:
         """Look, once, whether workers can work."""
@@ -262,7 +280,7 @@ def _split(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _register_source(session: SparkSession) -> None:
-    """Make ``spark.read.format("butler")`` known, where PySpark is new enough."""
+    """Let ``spark.read.format("butler")`` take filters, where PySpark is new enough."""
     try:
         from .datasource import register
     except ImportError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["make_notebook_request"]
+__all__ = ["in_words_of_python", "make_notebook_request"]
 
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ _ELSEWHERE = {
 }
 _OF_THE_COMMAND = ("backend", "dry_run", "form", "log_level", "long_log", "log_file", "log_tty", "log_label")
 _IN_MEMORY = Path("(the pipeline in this notebook)")
+_PIPELINES = "the address of a pipeline file, a Pipeline or the class of a PipelineTask"
+_OTHER_NAMES_BACK = {option: name for name, option in _OTHER_NAMES.items()}
+# What is written as a command is left as it is.
+_FLAG = re.compile(r"(?P<command>`[^`]*`)|(?<![\w-])--(?P<option>[a-z][a-z-]*[a-z])")
 
 type PipelineLike = str | os.PathLike[str] | Pipeline | type[PipelineTask]
 
@@ -85,14 +90,10 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
     given.setdefault("register_dataset_types", True)
     command = make_run_command()
     arguments = ["--butler-config", repo]
-    default = None
-    if isinstance(pipeline, Pipeline):
-        default, only_here = _IN_MEMORY, True
-    elif isinstance(pipeline, type) and issubclass(pipeline, PipelineTask):
-        arguments += ["--task", f"{get_full_type_name(pipeline)}:{pipeline._DefaultName}"]
-        only_here = only_here or pipeline.__module__ == "__main__"
-    elif pipeline is not None:
-        arguments += ["--pipeline", os.fspath(pipeline)]
+    default = _IN_MEMORY if isinstance(pipeline, Pipeline) else None
+    is_of_cell = isinstance(pipeline, type) and pipeline.__module__ == "__main__"
+    only_here = only_here or default is not None or is_of_cell
+    arguments += _name_pipeline(pipeline, given)
     arguments += _write_arguments(command, given)
     try:
         context = command.make_context("run", list(arguments))
@@ -108,6 +109,37 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
     if not only_here:
         request = dataclasses.replace(request, command=clean_command(["spark-butler", "run", *arguments]))
     return _with_resources(request, requests if isinstance(requests, Mapping) else None, memory)
+
+
+def in_words_of_python(text: str) -> str:
+    """Name options in an error as the arguments of a call in Python.
+
+    Parameters
+    ----------
+    text
+        The error, which names them as the command does.
+    """
+
+    def name(match: re.Match[str]) -> str:
+        if match["command"]:
+            return match[0]
+        option = match["option"].replace("-", "_")
+        return _OTHER_NAMES_BACK.get(option, option)
+
+    return _FLAG.sub(name, text)
+
+
+def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> Iterator[str]:
+    """Write the pipeline as arguments of a command line."""
+    if pipeline is None:
+        if not any(given.get(name) for name in ("pipeline", "task", "qgraph")):
+            raise OptionsError(f"There is no pipeline; expected {_PIPELINES}, or task= or qgraph=.")
+    elif isinstance(pipeline, type) and issubclass(pipeline, PipelineTask):
+        yield from ("--task", f"{get_full_type_name(pipeline)}:{pipeline._DefaultName}")
+    elif isinstance(pipeline, str | os.PathLike):
+        yield from ("--pipeline", os.fspath(pipeline))
+    elif not isinstance(pipeline, Pipeline):
+        raise OptionsError(f"pipeline is {pipeline!r}; expected {_PIPELINES}.")
 
 
 def _write_arguments(command: click.Command, given: Mapping[str, Any]) -> Iterator[str]:

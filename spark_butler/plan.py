@@ -137,7 +137,17 @@ class Crossing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """The frozen result of cutting a quantum graph."""
+    """The frozen result of cutting a quantum graph.
+
+    Examples
+    --------
+    >>> plan = butler.plan(pipeline, output="u/me/plan", where="visit = 202601010101")
+    >>> len(plan), len(plan.groups), len(plan.stages)
+    (2, 2, 1)
+    >>> print(plan.explain())
+    Plan: 2 quanta in 2 groups and 1 stage.
+    ...
+    """
 
     groups: tuple[Group, ...]
     """All groups, each after those it needs."""

@@ -64,7 +64,16 @@ class QuantumFailure:
 
 
 class Failures(Sequence[QuantumFailure]):
-    """The quanta of a run that failed, in the order in which that was known."""
+    """The quanta of a run that failed, in the order in which that was known.
+
+    Examples
+    --------
+    >>> run = butler.run(pipeline, output="u/me/fails", where="exposure = 202601010001 AND detector = 1")
+    >>> run.wait().failures
+    isr {...exposure: 202601010001...}: CalibrationMissingError: No flat for ...
+    >>> run.failures.table().colnames
+    ['label', 'data ID', 'error', 'line', 'log']
+    """
 
     def __init__(self, failures: Iterable[QuantumFailure]):
         self._failures = list(failures)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["check_repository", "check_store", "check_writeable", "store_roots"]
+__all__ = ["check_registry", "check_repository", "check_store", "check_writeable", "store_roots"]
 
+import contextlib
 import os
 import uuid
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 import boto3
 import botocore.config
+import sqlalchemy
 from botocore.exceptions import BotoCoreError, ClientError
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, CollectionType
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.resources import ResourcePath
 from lsst.resources.s3utils import _get_s3_connection_parameters
@@ -149,6 +151,47 @@ def check_writeable(roots: Sequence[ResourcePath]) -> None:
         check_store(root, write=True)
         if root.isLocal and not os.access(root.ospath, os.W_OK):
             raise RepositoryError(f"The datastore {root.ospath!r} can't be written to.")
+
+
+class _NothingRemains(Exception):
+    """Takes back what a transaction has written."""
+
+
+def check_registry(butler_config: str) -> None:
+    """Look whether the registry of a repository may be written to; nothing remains of that.
+
+    Parameters
+    ----------
+    butler_config
+        Address or alias of the repository.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if not, with the reason.
+    """
+    try:
+        with (
+            Butler.from_config(butler_config, writeable=True) as butler,
+            contextlib.suppress(_NothingRemains),
+        ):
+            assert isinstance(butler, DirectButler)
+            database = butler._registry._db
+            collections = sqlalchemy.Table(
+                "collection",
+                sqlalchemy.MetaData(),
+                sqlalchemy.Column("name", sqlalchemy.String),
+                sqlalchemy.Column("type", sqlalchemy.SmallInteger),
+                schema=database.namespace,
+            )
+            name = f"spark-butler-{uuid.uuid4().hex}"
+            with database.transaction():
+                database.insert(collections, {"name": name, "type": CollectionType.RUN.value})
+                raise _NothingRemains
+    except Exception as exc:  # many libraries may speak here
+        raise RepositoryError(
+            f"The registry of the Butler repository {butler_config!r} can't be written to: {brief(exc)}"
+        ) from exc
 
 
 def _make_client(parameters: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Resolved", "export_records", "find_data_ids", "find_output_types", "make_worker_context"]
 
 import dataclasses
+import itertools
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from lsst.daf.butler import (
     MissingDatasetTypeError,
 )
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.utils import has_globs
 
 from .errors import EmptyGraphError, OptionsError, RepositoryError
 from .messages import brief
@@ -108,7 +110,8 @@ def find_data_ids(
     bind
         Values of names in it.
     collections
-        Collections to search; the butler's own by default.
+        Collections to search, or patterns of their names (``"u/me/*"``); the
+        butler's own by default.
     limit
         Greatest number of data IDs.
 
@@ -126,7 +129,7 @@ def find_data_ids(
     spark_butler.errors.EmptyGraphError
         Raised if it selects nothing.
     """
-    names = _check_collections(butler, collections)
+    names, are_ordered = _find_collections(butler, collections)
     main = _dataset_type(butler, dataset_type)
     others = {name: _dataset_type(butler, name) for name in also if name != dataset_type}
     try:
@@ -134,6 +137,7 @@ def find_data_ids(
         refs = butler.query_datasets(
             main,
             collections=names,
+            find_first=are_ordered,
             where=where,
             bind=dict(bind or {}),
             limit=limit,
@@ -148,6 +152,12 @@ def find_data_ids(
     except (ButlerUserError, ValueError, LookupError, TypeError) as exc:
         raise OptionsError(f"The query {where!r} can't be used: {brief(exc)}") from exc
     refs.sort(key=lambda ref: ref.dataId)
+    for one, two in itertools.pairwise(refs):
+        if one.dataId == two.dataId:
+            raise OptionsError(
+                f"{', '.join(collections)} leads to two {dataset_type!r} of {one.dataId}, in {one.run!r} and "
+                f"in {two.run!r}; name collections one by one, of which the first goes before the others."
+            )
     found = {name: _find_related(butler, other, refs, names) for name, other in others.items()}
     everything = {
         ref.id: ref
@@ -342,21 +352,34 @@ def _find_related(
     }
 
 
-def _check_collections(butler: Butler, collections: Sequence[str]) -> Sequence[str]:
-    """Find the collections to search."""
+def _find_collections(butler: Butler, collections: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """Find the collections to search, and whether the first with a dataset goes before the others."""
     names = tuple(collections) or tuple(butler.collections.defaults)
     if not names:
         raise OptionsError("No collections to search: give collections=.")
+    found: dict[str, None] = {}
     for name in names:
-        try:
-            butler.collections.get_info(name)
-        except MissingCollectionError as exc:
-            raise RepositoryError(f"The repository has no collection {name!r}.") from exc
-    return names
+        if not has_globs(name):
+            try:
+                butler.collections.get_info(name)
+            except MissingCollectionError as exc:
+                raise RepositoryError(f"The repository has no collection {name!r}.") from exc
+            found[name] = None
+        elif matches := sorted(butler.collections.query(name, flatten_chains=True)):
+            found |= dict.fromkeys(matches)
+        else:
+            raise RepositoryError(f"The repository has no collection like {name!r}.")
+    return tuple(found), not has_globs(names)
 
 
 def _dataset_type(butler: Butler, name: str) -> DatasetType:
     """Find the definition of a dataset type."""
+    parent, component = DatasetType.splitDatasetTypeName(name)
+    if component is not None:
+        raise OptionsError(
+            f"{name!r} is a component; give {parent!r}, and let functions read it by "
+            f"b.get({name!r}, data_id)."
+        )
     try:
         return butler.get_dataset_type(name)
     except MissingDatasetTypeError as exc:

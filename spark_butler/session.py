@@ -122,6 +122,12 @@ def make_session(
     spark_butler.errors.SessionError
         Raised if Python or Java are too old, if there is no PySpark, if the
         session is one of Spark Connect, or if Spark doesn't start.
+
+    Examples
+    --------
+    >>> session = make_session("local[2]", conf={"spark.ui.enabled": "false"})
+    >>> session.sparkContext.defaultParallelism
+    2
     """
     check_platform()
     from pyspark.sql import SparkSession

@@ -95,6 +95,17 @@ class WorkerButler:
     A dataset that is put has an ID that is made of its dataset type, data ID
     and run: when Spark runs a function again, it replaces what the first
     attempt has put.
+
+    Examples
+    --------
+    >>> def look(b, data_id):
+    ...     level = float(np.median(b.get("raw", data_id).array) - np.median(b.get("bias", data_id).array))
+    ...     n_stars = sum(len(b.get(ref)) for ref in b.refs("ref_cat", data_id))
+    ...     return b.put({"level": level, "stars": n_stars}, "look", data_id).run
+    >>> raws = butler.data_ids("raw", where="visit = 202601010101", also="bias,ref_cat",
+    ...                        outputs={"look": "StructuredDataDict"}, output_run="u/me/look")
+    >>> raws.map(look).collect()
+    ['u/me/look', 'u/me/look']
     """
 
     def __init__(self, context: DataIdContext, bundle: DataIdBundle, report: Callable[[PutReport], None]):

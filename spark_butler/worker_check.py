@@ -39,16 +39,16 @@ def check_workers(context: SparkContext, stores: Sequence[str] = ()) -> None:
     """
     n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
     places = list(stores)
-    context.setJobDescription("look whether workers can work")
+    # Spark's own are at hand here, and only here.
+    from .backends.naming import named_job
+
     try:
-        answers = (
-            context.parallelize(range(n_workers), n_workers).map(lambda _: _check_worker(places)).collect()
-        )
+        with named_job(context, "look whether workers can work"):
+            workers = context.parallelize(range(n_workers), n_workers)
+            answers = workers.map(lambda _: _check_worker(places)).collect()
     except Exception as exc:
         logger.debug("Workers can't work.", exc_info=True)
         raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(exc)}") from exc
-    finally:
-        context.setLocalProperty("spark.job.description", None)  # type: ignore[arg-type]
     if problems := sorted({answer for answer in answers if answer}):
         raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
 

@@ -164,6 +164,7 @@ def test_project_itself_is_packed_from_the_checkout(tool: ModuleType) -> None:
     site = PurePosixPath("site")
     tree = tool.collect_environment({"spark-butler": found["spark-butler"]}, site)
     assert tree[site / "spark_butler/session.py"] == _ROOT / "spark_butler" / "session.py"
+    assert tree[site / "pyspark_butler/__init__.py"] == _ROOT / "pyspark_butler" / "__init__.py"
     assert PurePosixPath("share/spark-butler/conf/pipelines/process_ccd.yaml") in tree
     assert {name.name for name in tree if name.parts[0] == "bin"} == {"spark-butler"}
     assert not [name for name in tree if "editable" in str(name) or name.suffix == ".pth"]

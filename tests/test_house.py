@@ -15,7 +15,9 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGE = _ROOT / "spark_butler"
-_MODULES = sorted(_PACKAGE.rglob("*.py"))
+# Spark finds it by its name.
+_SOURCE = _ROOT / "pyspark_butler"
+_MODULES = sorted([*_PACKAGE.rglob("*.py"), *_SOURCE.rglob("*.py")])
 _JOBS = sorted((_ROOT / "jobs").glob("*.py"))
 
 
@@ -98,7 +100,7 @@ def test_cycle_and_relative_imports_would_be_seen(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("path", _MODULES, ids=_module_name)
 def test_pyspark_stays_behind_its_wall(path: Path) -> None:
-    rooms = {_PACKAGE / "session.py", _PACKAGE / "datasource.py"}
+    rooms = {_PACKAGE / "session.py", _PACKAGE / "datasource.py", _SOURCE / "__init__.py"}
     allowed = path in rooms or (_PACKAGE / "backends") in path.parents
     assert allowed or "pyspark" not in {_top(name) for name in _imports(path)}
 
@@ -149,6 +151,16 @@ def test_import_of_the_package_is_light_and_needs_no_java() -> None:
     assert not loaded & {"pyspark", "py4j", "lsst", "astropy", "numpy", "boto3"}
 
 
+def test_what_spark_looks_at_by_itself_imports_no_middleware() -> None:
+    code = "import sys, pyspark_butler; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(process.stdout.split())
+    assert "pyspark_butler" in loaded
+    assert not loaded & {"spark_butler", "lsst", "astropy", "boto3"}
+
+
 def _tracked() -> list[Path]:
     if shutil.which("git") is None or not (_ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -193,7 +205,7 @@ def test_lock_file_covers_the_project() -> None:
     [
         pytest.param(["ruff", "check", "--quiet", "."], id="ruff-check"),
         pytest.param(["ruff", "format", "--check", "--quiet", "."], id="ruff-format"),
-        pytest.param(["mypy", "--strict", "spark_butler", "jobs"], id="mypy"),
+        pytest.param(["mypy", "--strict", "spark_butler", "pyspark_butler", "jobs"], id="mypy"),
     ],
 )
 def test_lint(command: list[str]) -> None:

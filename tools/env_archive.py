@@ -172,7 +172,8 @@ def collect_environment(distributions: Mapping[str, Distribution], site: PurePos
                 tree[site / file] = source
         for entry in each.entry_points.select(group="console_scripts"):
             tree[PurePosixPath("bin", entry.name)] = _script(entry)
-    tree |= _collect_folder(ROOT / "spark_butler", site / "spark_butler")
+    for package in ("spark_butler", "pyspark_butler"):
+        tree |= _collect_folder(ROOT / package, site / package)
     for folder in ("jobs", "conf"):
         tree |= _collect_folder(ROOT / folder, SHARE / folder)
     return tree

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["default_interrupts", "run_action", "spread"]
+__all__ = ["default_interrupts", "rdd_names", "run_action", "spread"]
 
 import contextlib
 import functools
+import pickle
+import re
 import signal
 import threading
 import uuid
@@ -17,9 +19,10 @@ from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext
 from pyspark.sql import SparkSession
 
 from ..cell_classes import dump_with_classes
-from ..errors import FunctionError
-from ..messages import hide_secrets
+from ..errors import FunctionError, OptionsError, UserError
+from ..messages import brief, hide_secrets
 from ..worker_butler import DataIdBundle, DataIdContext, PutReport, run_bundle
+from .naming import named_job
 from .slots import open_context
 from .spark import new_accumulator
 
@@ -27,6 +30,9 @@ _CANCEL_SECONDS = 0.5
 _TRACEBACK = "Traceback (most recent call last):"
 _JAVA_STACK = "\n\tat "
 _LAST_OWN_FRAME = "in run_bundle"
+_FRAME = "  File "
+_FRAME_OF_PYSPARK = re.compile(r'  File "[^"]*\bpyspark(?:\.zip)?/')
+_FRAME_OF_SERIALIZER = re.compile(r'  File "[^"]*/pyspark/(?:serializers|cloudpickle/\w+)\.py"')
 
 type UserFunction = Callable[[Any, Any], Any]
 type ReportPut = Callable[[PutReport], None]
@@ -88,6 +94,11 @@ def spread(
     return apply
 
 
+def rdd_names() -> frozenset[str]:
+    """Names of the public methods of an RDD."""
+    return frozenset(name for name in dir(RDD) if not name.startswith("_"))
+
+
 def _run_bundles(
     broadcast: Broadcast[bytes],
     puts: Accumulator[list[PutReport]],
@@ -121,6 +132,8 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
     ------
     spark_butler.errors.FunctionError
         Raised if a function of the user has raised in a worker.
+    spark_butler.errors.OptionsError
+        Raised if one can't be sent to workers.
 
     Notes
     -----
@@ -137,8 +150,8 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
         try:
             spark._jsc.sc().setLocalProperties(properties)
             spark.addJobTag(tag)
-            spark.setJobDescription(description)
-            future.set_result(action())
+            with named_job(spark, description):
+                future.set_result(action())
         except BaseException as exc:  # noqa: BLE001  (raised by the thread that waits)
             future.set_exception(exc)
 
@@ -153,6 +166,10 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
                 spark.cancelJobsWithTag(tag)
                 thread.join(_CANCEL_SECONDS)
             raise
+        except UserError:
+            raise
+        except pickle.PicklingError as exc:
+            raise OptionsError(f"A function can't be sent to workers: {brief(exc)}") from None
         except Exception as exc:
             if (text := _worker_traceback(exc)) is not None:
                 raise FunctionError(text) from None
@@ -179,10 +196,22 @@ def _worker_traceback(exc: Exception) -> str | None:
     _, is_there, text = str(exc).partition(_TRACEBACK)
     if not is_there:
         return None
-    lines = text.partition(_JAVA_STACK)[0].rstrip().splitlines()
+    lines = text.partition(_JAVA_STACK)[0].strip("\n").splitlines()
     own = max((n for n, line in enumerate(lines) if _LAST_OWN_FRAME in line), default=-1)
-    frames = [n for n, line in enumerate(lines) if n > own and line.startswith("  File ")]
-    first = frames[0] if frames else 0
-    errors = [line for n, line in enumerate(lines) if n >= first and line[:1] not in ("", " ")]
-    shown = "\n".join(lines[first:])
-    return hide_secrets(f"{' '.join(errors)}\n\nIn the worker:\n{shown}")
+    first = next((n for n, line in enumerate(lines) if n > own and not line.startswith("    ")), 0)
+    shown: list[str] = []
+    frame = ""
+    for line in lines[first:]:
+        if not line.startswith("    "):
+            frame = line
+        if not _FRAME_OF_PYSPARK.match(frame):
+            shown.append(line)
+    errors = " ".join(line for line in shown if line[:1] not in ("", " "))
+    if _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
+        errors = f"What a function has returned can't be sent back from the worker: {errors}"
+    has_frames = any(line.startswith(_FRAME) for line in shown)
+    return hide_secrets("\n".join([errors, "", "In the worker:", *shown]) if has_frames else errors)
+
+
+def _last_frame(lines: list[str]) -> str:
+    return next((line for line in reversed(lines) if line.startswith(_FRAME)), "")

@@ -31,6 +31,7 @@ from ..outcomes import QuantumOutcome
 from ..parcels import next_place
 from ..work import GroupWork, UnitWork, WorkerContext
 from ._protocol import ReportOutcome
+from .naming import name_stages
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -101,7 +102,7 @@ class SparkBackend:
         spark = self._spark
         text = _describe(batch)
         spark.setJobGroup(self._tag, text, interruptOnCancel=False)
-        _name_stages(spark, text)
+        name_stages(spark, text)
         outcomes = new_accumulator(spark, [], _OutcomeStream(report, all_again=self._speculates))
         if len(batch) == 1 and len(batch[0].widths) > 1:
             self._run_levels(batch[0], broadcast, outcomes)
@@ -123,7 +124,7 @@ class SparkBackend:
         for level, width in enumerate(unit.widths[1:], start=1):
             arrived = self._roomy(_shuffle(records, width), [unit])
             # Only now, since a stage bears the name that was set when its end, the shuffle, was made.
-            _name_stages(self._spark, _describe_level(unit, level))
+            name_stages(self._spark, _describe_level(unit, level))
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
         # Nothing is left to send after the last level.
         self._spark.runJob(records, _drain)
@@ -219,12 +220,6 @@ def _describe_level(unit: UnitWork, level: int) -> str:
     n_groups = unit.widths[level]
     more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
     return f"{works[0].summary}{more}" if works else f"{n_groups} groups"
-
-
-def _name_stages(spark: SparkContext, text: str) -> None:
-    """Name the stages of this thread's next job by what they do, not by the line that submits them."""
-    spark.setLocalProperty("callSite.short", text)
-    spark.setLocalProperty("callSite.long", text)
 
 
 def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:

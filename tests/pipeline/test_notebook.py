@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,17 +17,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 from lsst.daf.butler import Butler
+from lsst.daf.butler.registry.databases.sqlite import SqliteDatabase
 from lsst.pipe.base import Pipeline
 from lsst.resources import ResourcePath
-from pipeline_harness import PIPELINE, Night
+from pipeline_harness import CONF, PIPELINE, Night
 from pyspark.sql import SparkSession
+from pyspark.sql.datasource import EqualTo, GreaterThan
 
-from spark_butler import SparkButler
+import spark_butler
+from spark_butler import SparkButler, make_session
 from spark_butler.dataids import DataIds, Results
 from spark_butler.datasource import ButlerDataSource, register
-from spark_butler.errors import EmptyGraphError, FunctionError, OptionsError, RepositoryError, UserError
+from spark_butler.errors import (
+    EmptyGraphError,
+    EngineError,
+    FunctionError,
+    OptionsError,
+    RepositoryError,
+    UserError,
+)
+from spark_butler.plan import Plan
+from spark_butler.quantum_failures import Failures
 from spark_butler.runs import Run, RunStatus
+from spark_butler.worker_butler import WorkerButler
+from spark_butler.worker_check import check_workers
 
 SCIENCE = "exposure.observation_type = 'science'"
 VISIT = 202601010101
@@ -117,7 +135,10 @@ def _interrupted(spark: SparkSession) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "documented",
-    [SparkButler, DataIds, Results, Run, ButlerDataSource, register],
+    [
+        *(spark_butler, SparkButler, DataIds, Results, WorkerButler, Run, Failures, Plan, make_session),
+        *(ButlerDataSource, register),
+    ],
     ids=lambda each: each.__name__,
 )
 def test_examples_in_docstrings_run(
@@ -125,6 +146,7 @@ def test_examples_in_docstrings_run(
 ) -> None:
     names = {
         "SparkButler": SparkButler,
+        "make_session": make_session,
         "register": register,
         "butler": butler,
         "raws": raws,
@@ -173,6 +195,108 @@ def test_a_function_that_raises_is_told_with_its_line_and_data_id(raws: DataIds)
     assert "pyspark" not in text
 
 
+def test_data_ids_are_an_rdd_of_data_ids_and_keep_their_butler(raws: DataIds, spark: SparkSession) -> None:
+    assert raws.collect() == list(raws)
+    assert raws.count() == 4
+    assert raws.count(raws[1]) == 1
+    assert raws.take(2) == [raws[0], raws[1]]
+    assert raws.first() == raws[0]
+    assert not raws.isEmpty()
+    assert raws.getNumPartitions() == 4
+    assert raws.map(lambda b, d: d["detector"]).sum() == raws.keyBy(lambda d: d["detector"]).keys().sum() == 2
+    assert raws.zipWithIndex().values().collect() == [0, 1, 2, 3]
+    assert raws.subtract(raws).isEmpty()
+
+    ones = raws.filter(lambda d: d["detector"] == 1)
+    assert isinstance(ones, DataIds)
+    assert [d["detector"] for d in ones] == [1, 1]
+    assert ones.getNumPartitions() == 2
+    chosen = ones.sortBy(lambda d: d["exposure"], ascending=False).filter(lambda d: d["exposure"] > 0)
+    read = chosen.map(lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).array.ndim))
+    assert read.collect() == [(d["exposure"], 2, 2) for d in reversed(ones)]
+    assert {row["detector"] for row in ones.to_dataframe().collect()} == {1}
+    assert raws.sample(False, 0.5, 2).collect() == raws.sample(False, 0.5, 2).collect() != raws.collect()
+
+    none = raws.filter(lambda d: False)
+    assert none.isEmpty()
+    assert none.map(lambda b, d: 1).collect() == none.rdd.collect() == none.take(3) == []
+    with pytest.raises(EmptyGraphError, match="no data IDs of 'raw'"):
+        none.first()
+    with pytest.raises(AttributeError, match="DataIds have no 'fliter'; they have collect, count"):
+        raws.fliter(lambda d: True)
+    with pytest.raises(AttributeError, match="Results have no 'toDataFrame'"):
+        raws.map(lambda b, d: 1).toDataFrame()
+    assert {"filter", "map", "reduceByKey", "to_dataframe"} <= set(dir(raws))
+
+
+def test_functions_that_cannot_be_called_or_sent_are_refused_at_once(
+    butler: SparkButler, raws: DataIds, spark: SparkSession, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lock = threading.Lock()
+    before = spark.sparkContext.statusTracker().getJobIdsForGroup()
+    for words, call in {
+        r"map: <lambda> takes \(d\); expected a function f\(b, data_id\)\.": lambda: raws.map(lambda d: 1),
+        r"flatMap: <lambda> takes \(\); expected": lambda: raws.flatMap(lambda: [1]),
+        r"foreach: None can't be called; expected": lambda: raws.foreach(None),
+        r"filter: <lambda> takes \(b, d\); expected a function f\(data_id\)": lambda: raws.filter(
+            lambda b, d: True
+        ),
+        "can't use the SparkButler; they get a butler b": lambda: raws.map(lambda b, d: butler.repo),
+        "uses DataIds, which stay here": lambda: raws.map(lambda b, d: len(raws)),
+        "<lambda> can't be sent to workers: .*'_thread.lock'": lambda: raws.map(lambda b, d: lock),
+        "fraction is 2; expected a number from 0 to 1": lambda: raws.sample(False, 2),
+        "withReplacement is True; expected False": lambda: raws.sample(True, 0.5),
+    }.items():
+        with pytest.raises(OptionsError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(OptionsError, match="can't use the SparkButler"):
+        raws.map(lambda b, d: 1).map(lambda one: butler).collect()
+    assert spark.sparkContext.statusTracker().getJobIdsForGroup() == before
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_errors_of_workers_show_no_frames_of_spark(raws: DataIds) -> None:
+    with pytest.raises(FunctionError) as caught:
+        raws.map(lambda b, d: threading.Lock()).collect()
+    text = str(caught.value)
+    assert text.startswith("What a function has returned can't be sent back from the worker: TypeError: ")
+    assert "'_thread.lock'" in text
+    assert "pyspark" not in text
+    with pytest.raises(FunctionError) as caught:
+        raws.filter(lambda d: d["detector"] == 1).map(lambda b, d: 1).map(lambda one: one / 0).collect()
+    text = str(caught.value)
+    assert text.startswith("ZeroDivisionError: ")
+    assert "in <lambda>" in text
+    assert "pyspark" not in text
+
+
+def test_jobs_are_named_by_their_data_ids(raws: DataIds, spark: SparkSession) -> None:
+    tracker = spark.sparkContext.statusTracker()
+    group = "named jobs"
+    spark.sparkContext.setJobGroup(group, "not this")
+    try:
+        raws.map(lambda b, d: 1).collect()
+        raws.map(lambda b, d: (d["detector"], 1)).reduceByKey(lambda a, b: a + b).collect()
+        raws.filter(lambda d: d["detector"] == 1).map(lambda b, d: 1).foreach(lambda one: None)
+        check_workers(spark.sparkContext)
+        (first, second, third, fourth) = sorted(tracker.getJobIdsForGroup(group))
+        stages = {
+            job: {tracker.getStageInfo(stage).name for stage in tracker.getJobInfo(job).stageIds}
+            for job in (first, second, third, fourth)
+        }
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+        spark.sparkContext.setLocalProperty("spark.job.description", None)
+    assert stages[first] == {f"map of raw {raws[0]} and 3 more, collect"}
+    assert all(name.startswith(f"map of raw {raws[0]} and 3 more, ") for name in stages[second])
+    assert stages[third] == {f"map of raw {raws[2]} and 1 more, foreach"}
+    assert stages[fourth] == {"look whether workers can work"}
+    spark.sparkContext.parallelize([1], 1).collect()
+    (last,) = [tracker.getStageInfo(n).name for n in tracker.getJobInfo(fourth + 1).stageIds]
+    assert last.startswith("collect at ")
+
+
 def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkButler) -> None:
     level = {"level": "StructuredDataDict"}
     with pytest.raises(EmptyGraphError, match="There are no datasets of type 'raw'"):
@@ -183,6 +307,14 @@ def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkB
         butler.data_ids("raw", where="exposure.colour = 3")
     with pytest.raises(RepositoryError, match="no collection 'nowhere'"):
         butler.data_ids("raw", collections="nowhere")
+    with pytest.raises(
+        OptionsError, match=r"'raw.bbox' is a component; give 'raw'.* b.get\('raw.bbox', data_id"
+    ):
+        butler.data_ids("raw.bbox")
+    with pytest.raises(OptionsError, match="'raw.image' is a component"):
+        butler.data_ids("raw.image")
+    with pytest.raises(OptionsError, match="'bias.bbox' is a component"):
+        butler.data_ids("raw", also="bias.bbox")
     with pytest.raises(OptionsError, match="output_run .* belong together"):
         butler.data_ids("raw", outputs=level)
     with pytest.raises(OptionsError, match="no storage class 'Dictionary'"):
@@ -191,6 +323,67 @@ def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkB
         butler.data_ids("raw", where=SCIENCE, outputs=["bias"], output_run="u/level")
     with pytest.raises(OptionsError, match="is a CALIBRATION collection"):
         butler.data_ids("raw", where=SCIENCE, outputs=level, output_run="SimCam/calib")
+
+
+def test_collections_may_be_patterns_that_lead_to_one_dataset_each(butler: SparkButler) -> None:
+    def put(run: str, where: str) -> None:
+        ids = butler.data_ids("raw", where=where, outputs={"glob": "StructuredDataDict"}, output_run=run)
+        ids.foreach(lambda b, d: b.put({"run": run}, "glob", d))
+
+    put("u/glob/a", f"{SCIENCE} AND detector = 0")
+    put("u/glob/b", f"{SCIENCE} AND detector = 1")
+    found = butler.data_ids("glob", collections="u/glob/*")
+    assert found.map(lambda b, d: b.get("glob", d)["run"]).collect() == ["u/glob/a"] * 2 + ["u/glob/b"] * 2
+    assert butler.data_ids("raw", where=SCIENCE, also="bias", collections="SimCam/*").count() == 4
+    with pytest.raises(RepositoryError, match="no collection like 'u/glop/\\*'"):
+        butler.data_ids("glob", collections="u/glop/*")
+    put("u/glob/c", f"{SCIENCE} AND detector = 1")
+    with pytest.raises(
+        OptionsError, match="leads to two 'glob' of .*, in 'u/glob/[bc]' and in 'u/glob/[bc]'"
+    ):
+        butler.data_ids("glob", collections="u/glob/*")
+    assert butler.data_ids("glob", collections="u/glob/c,u/glob/b").count() == 2
+
+
+def test_outputs_are_refused_where_the_registry_is_read_only(
+    butler: SparkButler, simulated: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = {"where": SCIENCE, "outputs": {"sealed": "StructuredDataDict"}, "output_run": "u/sealed"}
+
+    def collections() -> set[str]:
+        with Butler.from_config(simulated.repo) as plain:
+            return set(plain.collections.query("*"))
+
+    before = collections()
+    ids = butler.data_ids("raw", **query)
+    assert collections() == before
+    make_engine = SqliteDatabase.makeEngine.__func__
+
+    def make_sealed(cls: Any, uri: Any, *, filename: str | None = None, writeable: bool = True) -> Any:
+        engine = make_engine(cls, uri, filename=filename, writeable=writeable)
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def seal(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA query_only = ON")
+
+        return engine
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteDatabase, "makeEngine", classmethod(make_sealed))
+        words = (
+            "registry of the Butler repository .* can't be written to: .*attempt to write a readonly database"
+        )
+        with pytest.raises(RepositoryError, match=words) as caught:
+            butler.data_ids("raw", **query)
+        assert "\n" not in str(caught.value)
+        assert not simulated.server.list_keys(simulated.bucket, "repo/u/sealed/")
+        # It may change its mind later.
+        words = "4 datasets that functions have put are in the datastore, but .* run 'u/sealed': .*readonly"
+        with pytest.raises(EngineError, match=words) as broken:
+            ids.foreach(lambda b, d: b.put({"level": 1}, "sealed", d))
+        assert "\n" not in str(broken.value)
+    assert ids.ingest() == 4
+    assert butler.data_ids("sealed", collections="u/sealed").count() == 4
 
 
 def test_what_is_put_twice_is_there_once(butler: SparkButler, simulated: Night) -> None:
@@ -290,17 +483,74 @@ def test_a_run_that_makes_no_sense_is_refused_in_the_cell(butler: SparkButler, s
     }.items():
         with pytest.raises(UserError, match=words):
             butler.run(f"{PIPELINE}#isr", output="u/refused", where=f"visit = {VISIT}", **options)
-    with pytest.raises(OptionsError, match="outputs need a collection"):
+    with pytest.raises(
+        OptionsError, match="Neither output nor output_run was given; outputs need a collection"
+    ):
         butler.run(PIPELINE)
+    expected = "expected the address of a pipeline file, a Pipeline or the class of a PipelineTask"
+    for pipeline in (42, dict, [PIPELINE]):
+        with pytest.raises(OptionsError, match=re.escape(f"pipeline is {pipeline!r}; {expected}.")):
+            butler.run(pipeline, output="u/refused")
+    with pytest.raises(OptionsError, match=f"There is no pipeline; {expected}, or task= or qgraph="):
+        butler.run(output="u/refused")
+    with pytest.raises(OptionsError, match="processes.*'many'") as caught:
+        butler.run(PIPELINE, output="u/refused", processes="many")
+    assert "--" not in str(caught.value)
+    with pytest.raises(OptionsError, match=r"collections is SimCam/\*; expected names"):
+        SparkButler(simulated.repo, collections="SimCam/*")
+    with pytest.raises(OptionsError, match="repo is Butler.*; expected the address or alias of a Butler"):
+        SparkButler(butler.butler, collections="SimCam/defaults")
     assert collections() == before
 
 
-def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
-    butler: SparkButler, simulated: Night, spark: SparkSession
-) -> None:
+@pytest.fixture(scope="module")
+def tables(butler: SparkButler, simulated: Night) -> dict[str, str]:
+    """Options of the butler source for the tables of a visit."""
     run = butler.run(PIPELINE, output="u/tables", temporary="auto", where=f"visit = {VISIT}").wait()
     assert run.status is RunStatus.SUCCEEDED, run
-    options = {"repo": str(simulated.repo), "datasetType": "source", "collections": "u/tables"}
+    return {"repo": str(simulated.repo), "datasetType": "source", "collections": "u/tables"}
+
+
+_PLAIN_PROGRAM = """
+import json, sys
+from pyspark.sql import SparkSession
+session = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+reader = session.read.format("butler")
+for name, value in json.loads(sys.argv[1]).items():
+    reader = reader.option(name, value)
+
+def count():
+    found = reader.load().filter("detector = 1 and instFlux > 0").select("visit", "instFlux").collect()
+    return len(found), sum(row.instFlux for row in found)
+
+by_spark = count()
+from spark_butler.datasource import register
+register(session)
+print("counted " + json.dumps([by_spark, reader.load().columns]))
+"""
+
+
+def test_a_plain_session_reads_the_tables_too(tables: dict[str, str], butler: SparkButler) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", _PLAIN_PROGRAM, json.dumps(tables)],
+        # An editable install puts it there as well.
+        env={**os.environ, "PYTHONPATH": str(CONF.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    (line,) = [line for line in process.stdout.splitlines() if line.startswith("counted ")]
+    by_spark, registered = json.loads(line.removeprefix("counted "))
+    table = butler.butler.get("source", instrument="SimCam", visit=VISIT, detector=1, collections="u/tables")
+    flux = np.asarray(table["instFlux"])
+    assert by_spark == [np.count_nonzero(flux > 0), pytest.approx(flux[flux > 0].sum())]
+    assert {"instrument", "visit", *table.colnames} <= set(registered)
+
+
+def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
+    butler: SparkButler, tables: dict[str, str], simulated: Night, spark: SparkSession
+) -> None:
+    options = tables
     sources = spark.read.format("butler").options(**options).load()
 
     def gets() -> int:
@@ -313,14 +563,27 @@ def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
     n_of_one = gets() - start
     both = sources.filter(f"visit = {VISIT} and band = 'r'").toPandas()
     assert gets() - start == 3 * n_of_one
-    tables = [
+    expected = [
         butler.butler.get("source", instrument="SimCam", visit=VISIT, detector=n, collections="u/tables")
         for n in (0, 1)
     ]
-    assert len(both) == sum(map(len, tables)) > 20
-    for n, table in enumerate(tables):
+    assert len(both) == sum(map(len, expected)) > 20
+    for n, table in enumerate(expected):
         part = both[both["detector"] == n]
         assert set(part.columns) >= set(table.colnames)
         for name in table.colnames:
             np.testing.assert_array_equal(part[name].to_numpy(), np.asarray(table[name]), err_msg=name)
-    assert len(one) == np.count_nonzero(tables[1]["instFlux"] > 0)
+    assert len(one) == np.count_nonzero(expected[1]["instFlux"] > 0)
+
+    reader: Any = ButlerDataSource(options).reader(sources.schema)
+    bright = GreaterThan(("instFlux",), float(np.median(expected[1]["instFlux"])))
+    assert list(reader.pushFilters([EqualTo(("detector",), 1), bright])) == [bright]
+    parts = reader.partitions()
+
+    def count_rows(_: int) -> int:
+        return sum(batch.num_rows for part in parts for batch in reader.read(part))
+
+    n_bright = np.count_nonzero(expected[1]["instFlux"] > bright.value)
+    assert spark.sparkContext.parallelize([0], 1).map(count_rows).collect() == [n_bright]
+    patterns = spark.read.format("butler").options(**{**options, "collections": "u/table*"}).load()
+    assert patterns.count() == len(both)
