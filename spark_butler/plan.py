@@ -22,6 +22,8 @@ from .errors import PlanError
 type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
 
 _GROUPS_PER_SLOT = 4
+# In larger groups quanta get slower: the metadata of each names all that have run before it in its process.
+_MANY_QUANTA = 100
 # So much longer may the busiest slot be busy than the mean.
 _UNEVEN = 1.02
 
@@ -485,6 +487,8 @@ class _Cutter:
             home, n_groups = self.join(fused, dimensions)
             if n_groups < wanted or len(set(home)) == len(set(fused)):
                 continue
+            if max(Counter(home).values()) > _MANY_QUANTA and not self._saves_handovers(fused, home):
+                continue
             fewest, is_even = self._look_at_stages(fused, home, slots)
             if fewest >= wanted and is_even:
                 return home, (
@@ -494,8 +498,17 @@ class _Cutter:
                 )
         return fused, (
             "quanta joined by narrow edges share a group; anything coarser would give fewer than "
-            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, "
-            "or not as much to do to each (auto)"
+            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, not as much to do to each, "
+            f"or more than {_MANY_QUANTA} quanta to a group (auto)"
+        )
+
+    def _saves_handovers(self, fused: Sequence[int], home: Sequence[int]) -> bool:
+        """Whether temporaries that would have to travel don't if groups are joined."""
+        return any(
+            fused[self.number[handover.producer]] != fused[consumer]
+            and home[self.number[handover.producer]] == home[consumer]
+            for handover in self.sketch.handovers
+            for consumer in (self.number[quantum] for quantum in handover.consumers)
         )
 
     def _look_at_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:

@@ -324,3 +324,20 @@ def test_even_means_seconds_where_they_are_known() -> None:
     slow = {q: 40.0 for q, data_id in sketch.data_ids.items() if data_id.get("detector") == 3}
     plan = cut_graph(dataclasses.replace(sketch, costs=slow), group_by="auto", slots=2)
     assert plan.grain.startswith("grouped by visit,")
+
+
+def test_groups_are_large_only_if_temporaries_then_stay_in_memory() -> None:
+    sketch = _night(12, 60)
+    plan = cut_graph(sketch, group_by="auto", slots=1)
+    # By detector, of 24 quanta; by instrument or visit they would be larger, or fewer.
+    assert max(len(group.quanta) for group in plan.groups) <= 100
+    large = _night(60, 12)
+    assert max(len(group.quanta) for group in cut_graph(large, group_by="auto", slots=1).groups) <= 100
+    ids = {(label, *sorted(large.data_ids[q].items())): q for q, label in large.task_labels.items()}
+    calibrated = [
+        Handover(uuid.uuid4(), "calibrated", q, (ids["coadd", key[1]],))
+        for key, q in ids.items()
+        if key[0] == "calibrate"
+    ]
+    plan = cut_graph(dataclasses.replace(large, handovers=calibrated), group_by="auto", slots=1)
+    assert plan.grain.startswith("grouped by")
