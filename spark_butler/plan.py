@@ -22,7 +22,7 @@ from .errors import PlanError
 type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
 
 _GROUPS_PER_SLOT = 4
-# In larger groups quanta get slower: the metadata of each names all that have run before it in its process.
+# In larger groups quanta get slower: the log of each names all that have run before it in its process.
 _MANY_QUANTA = 100
 # So much longer may the busiest slot be busy than the mean.
 _UNEVEN = 1.02
