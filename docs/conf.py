@@ -24,6 +24,7 @@ html_show_copyright = False
 
 _CONTENTS = {
     "Begin here": """../README
+why
 your-own-file
 notebooks/first_look
 notebooks/process_ccd

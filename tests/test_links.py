@@ -42,3 +42,11 @@ def test_the_index_names_every_page() -> None:
 def test_commands_of_a_first_run_are_complete(page: Path) -> None:
     text = page.read_text()
     assert text.count("--register-dataset-types") >= text.count(_FIRST)
+
+
+def test_the_contents_name_every_page() -> None:
+    contents = re.findall(
+        r"^(?:.*\"\"\")?([\w-]+)(?:\"\"\",)?$", (_ROOT / "docs" / "conf.py").read_text(), re.MULTILINE
+    )
+    pages = {page.stem for page in _PAGES[1:]} - {"index"}
+    assert {name for name in pages - set(contents) if not name.endswith("-benchmark")} == set()
