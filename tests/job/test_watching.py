@@ -62,7 +62,9 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     assert len(_attempts(job_repo, content["run"])) == 2
 
 
-@pytest.mark.parametrize("daemon", ["spark_butler.backends.daemon", "pyspark.daemon"])
+@pytest.mark.parametrize(
+    "daemon", ["spark_butler.backends.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
+)
 def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daemon: str) -> None:
     where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")
     output = f"watched/{daemon.partition('.')[0]}"
