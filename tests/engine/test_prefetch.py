@@ -367,6 +367,8 @@ def test_failure_to_read_ahead_is_nobodys_error(
     assert "OSError" in caplog.text
 
 
+# It compares times of runs, which other work on the machine spoils.
+@pytest.mark.slow
 def test_wait_for_the_store_is_hidden(
     runner: str,
     s3_server: EmbeddedS3,
