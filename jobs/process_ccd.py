@@ -16,9 +16,20 @@ if sys.version_info < (3, 12):  # noqa: UP036  (the interpreter may be the syste
     )
     sys.exit(2)
 
-from spark_butler.cli_run import make_run_command
+from spark_butler import early_start
 
 PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "process_ccd.yaml"
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Run the command, with Spark on its way up before the middleware is imported."""
+    if early_start.wants_spark(sys.argv[1:], has_pipeline=True):
+        early_start.begin()
+    from spark_butler.cli_run import make_run_command
+
+    early_start.fork_here()
     make_run_command("process_ccd.py", PIPELINE)()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("main",)
+__all__ = ("main", "program")
 
+import sys
 from typing import Any
 
 import click
 
+from . import early_start
 from .cli_cleanup import cleanup
 from .cli_command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, say_json
 from .cli_obs import obs
@@ -53,6 +55,7 @@ class _Main(CommandGroup):
             return super().get_command(ctx, cmd_name)
         from .cli_run import make_run_command
 
+        early_start.fork_here()
         return make_run_command(cmd_name, only_plan=cmd_name == "plan")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -110,5 +113,13 @@ def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int, for
     )
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Be the program, and start Spark before anything else where it will be wanted."""
+    arguments = sys.argv[1:]
+    if "run" in arguments and early_start.wants_spark(arguments[arguments.index("run") + 1 :]):
+        early_start.begin()
     main()
+
+
+if __name__ == "__main__":
+    program()

@@ -7,6 +7,7 @@ __all__ = [
     "MINIMUM_PYTHON",
     "check_platform",
     "check_session",
+    "limit_threads",
     "make_session",
     "make_spark_context",
     "say_on_stderr",
@@ -18,6 +19,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import socket
 import stat
 import sys
@@ -26,12 +28,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
-from .java import archive_options, find_java_home
+from .fork_server import FORK_SERVER_VARIABLE
+from .java import find_java_home
+from .jvm import jvm_is_there, launch_jvm, may_be_elsewhere
 from .messages import brief
 from .stderr_relay import StderrRelay
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
@@ -65,14 +69,15 @@ _ENVIRONMENT = {
 IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
 """Environment variable that names the modules with which workers are forked, with commas."""
 
-# Java's quick compiler only.
-_QUICK_JVM = "-XX:TieredStopAtLevel=1"
-# Read by Spark's launcher, before spark.driver.extraJavaOptions.
-_JVM_VARIABLE = "SPARK_SUBMIT_OPTS"
-
 _MASTER_SECONDS = 5.0
 
 _PASSED_ON = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION")
+
+
+def limit_threads() -> None:
+    """Let libraries that are loaded from now on have one thread, unless the environment says otherwise."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def worker_environment() -> dict[str, str]:
@@ -155,6 +160,7 @@ def make_spark_context(
     only_engine: bool = False,
     archive: Path | None = None,
     stderr: StderrRelay | None = None,
+    fork_server: str | None = None,
 ) -> SparkContext:
     """Get the Spark context of this process or make one.
 
@@ -179,6 +185,9 @@ def make_spark_context(
     stderr
         What a JVM that is launched here is to have for its standard error; by
         default that of this process.
+    fork_server
+        Where daemons in local mode may ask for a fork; see
+        `spark_butler.fork_server`.
 
     Returns
     -------
@@ -196,15 +205,14 @@ def make_spark_context(
 
     if spark_is_up():
         return SparkContext.getOrCreate()
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # A gateway is there already when spark-submit has started this process.
-    if SparkContext._gateway is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
-        os.environ["JAVA_HOME"] = str(find_java_home())
-        if not any(name.startswith("spark.driver.") for name in conf or {}):
-            # What the JVM is to have of its own, PySpark tells it only when it launches it itself.
-            quick = only_engine and not _may_be_elsewhere(master, conf or {})
-            _launch_jvm(_QUICK_JVM if quick else "", archive_options(make=archive), stderr)
+    limit_threads()
+    if any(name.startswith("spark.driver.") for name in conf or {}):
+        # What the JVM is to have of its own, PySpark tells it only when it launches it itself.
+        if not jvm_is_there():
+            os.environ["JAVA_HOME"] = str(find_java_home())
+    else:
+        quick = only_engine and not may_be_elsewhere(master, conf or {})
+        launch_jvm(quick=quick, archive=archive, stderr=stderr)
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)
@@ -224,6 +232,8 @@ def make_spark_context(
         for name, value in settings.items():
             if name in (conf or {}) or not _is_configured(name):
                 chosen.set(name, value)
+        if fork_server is not None and _can_fork_here(address, chosen, environment):
+            chosen.set(f"spark.executorEnv.{FORK_SERVER_VARIABLE}", fork_server)
     except Exception as exc:
         raise SessionError(f"Spark did not start: {brief(exc)}") from exc
     _check_master(address)
@@ -234,47 +244,13 @@ def make_spark_context(
         raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
 
 
-def _may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
-    """Whether anything names a cluster, as far as that can be seen before there is a JVM."""
-    if named := master or conf.get("spark.master"):
-        return not named.startswith("local")
-    if "MASTER" in os.environ or "--master" in os.environ.get("PYSPARK_SUBMIT_ARGS", ""):
-        return True
-    folder = os.environ.get("SPARK_CONF_DIR") or os.path.join(os.environ.get("SPARK_HOME", ""), "conf")
-    try:
-        return "spark.master" in Path(folder, "spark-defaults.conf").read_text()
-    except OSError:
+def _can_fork_here(address: str, conf: SparkConf, environment: Mapping[str, str]) -> bool:
+    """Whether workers are on this machine and nothing was set that only a new process would heed."""
+    if not re.match(r"local(\[|$)", address):
         return False
-
-
-def _launch_jvm(options: str, archive: str, stderr: StderrRelay | None) -> None:
-    """Launch the JVM, unless it is there, with options that give way to those of the Spark configuration."""
-    try:
-        _launch_with(f"{options} {archive}", stderr)
-    except Exception as exc:
-        if not archive:
-            raise SessionError(f"Spark did not start: {brief(exc)}") from exc
-        logger.warning("Java did not start with %s, and is tried without.", archive)
-        _launch_jvm(options, "", stderr)
-
-
-def _launch_with(options: str, stderr: StderrRelay | None) -> None:
-    """Launch the JVM, unless it is there, with options that come before the user's."""
-    from pyspark import SparkContext
-    from pyspark.java_gateway import launch_gateway
-
-    before = os.environ.get(_JVM_VARIABLE)
-    os.environ[_JVM_VARIABLE] = f"{options} {before or ''}".strip()
-    try:
-        with SparkContext._lock:
-            gateway = None
-            if SparkContext._gateway is None and stderr is not None:
-                gateway = launch_gateway(popen_kwargs={"stderr": stderr})  # type: ignore[no-untyped-call]
-            SparkContext._ensure_initialized(gateway=gateway)
-    finally:
-        os.environ.pop(_JVM_VARIABLE)
-        if before is not None:
-            os.environ[_JVM_VARIABLE] = before
+    prefix = "spark.executorEnv."
+    names = {name.removeprefix(prefix) for name, _ in conf.getAll() if name.startswith(prefix)}
+    return names <= environment.keys()
 
 
 def spark_is_up() -> bool:

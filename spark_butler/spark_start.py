@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from .early_start import fork_server_address
 from .errors import UserError
 from .session import make_spark_context, spark_is_up
 from .stderr_relay import JVM_STDERR
@@ -93,7 +94,12 @@ class SparkStart:
 
     def _start(self) -> None:
         try:
-            self._context = make_spark_context(imports=self._imports, only_engine=True, stderr=JVM_STDERR)
+            self._context = make_spark_context(
+                imports=self._imports,
+                only_engine=True,
+                stderr=JVM_STDERR,
+                fork_server=fork_server_address(),
+            )
             if not self._left.is_set():
                 check_workers(self._context, self._stores)
         except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)

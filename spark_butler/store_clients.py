@@ -19,17 +19,18 @@ __all__ = [
 ]
 
 import contextlib
+import functools
 import logging
 import os
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.utils import determine_content_length
 from lsst.daf.butler import LocationFactory
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
@@ -67,7 +68,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.counter = TrafficCounter()
-        self._written: tuple[str, int] | None = None
+        self._written: tuple[tuple[str, str], int] | None = None
         self.held = HeldFiles()
         self.ahead: FilesAhead | None = None
         self.thread = _ThreadState()
@@ -80,6 +81,9 @@ class _Watch:
         events.register("before-send.s3", self._count)
         events.register("before-call.s3", self._begin)
         events.register("after-call.s3", self._end)
+        # On the way to these listeners botocore spends half a millisecond.
+        client.head_object = functools.partial(self._head, client.head_object)
+        _name_once(client)
 
     def after_fork(self) -> None:
         """Do without the threads of the process that this one was forked from."""
@@ -87,6 +91,19 @@ class _Watch:
         if self.ahead is not None:
             self.ahead.forget_thread()
             self.ahead = None
+
+    def _head(self, ask: Callable[..., Mapping[str, Any]], /, **params: Any) -> Mapping[str, Any]:
+        """Ask how large an object is, unless that is known.
+
+        That is so for an object that was written a moment ago, of which
+        daf_butler asks it after each write.  Only where nothing else was done
+        since is the answer known; the store has confirmed the write.
+        """
+        if self.thread.apart is None:
+            written, self._written = self._written, None
+            if written is not None and params == dict(zip(("Bucket", "Key"), written[0], strict=True)):
+                return {"ContentLength": written[1], "ResponseMetadata": {}}
+        return ask(**params)
 
     def _name(self, params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
         context["spark_butler_key"] = params.get("Bucket", ""), params.get("Key", "")
@@ -98,26 +115,18 @@ class _Watch:
     def _begin(
         self, model: Any, params: Mapping[str, Any], context: dict[str, Any], **_: Any
     ) -> Answer | None:
-        """Answer what need not be asked.
-
-        That is how large an object is that was written a moment ago:
-        daf_butler asks it after each write.  Only where nothing else was done
-        since is the answer known; the store has confirmed the write.  It is
-        also all about files that are held, or were read ahead.
-        """
+        """Answer what need not be asked: all about files that are held, or were read ahead."""
         url, _, query = params["url"].partition("?")
         context["spark_butler_url"] = self.thread.last_url = url
         if self.thread.apart is not None:
             # Nobody's next question.
             return None
-        written, self._written = self._written, None
+        self._written = None
         if model.name in ("HeadObject", "GetObject"):
             data = None if query or self.thread.asks_always else self._recall(url, context)
             if data is not None and (answer := answer_from_memory(model.name, url, params["headers"], data)):
                 context["spark_butler_held"] = True
                 return answer
-            if model.name == "HeadObject" and written is not None and written[0] == url and not query:
-                return AWSResponse(url, 200, {}, None), {"ContentLength": written[1], "ResponseMetadata": {}}
             return None
         if (ahead := self.ahead) is not None:
             ahead.drop(context["spark_butler_key"])
@@ -148,14 +157,14 @@ class _Watch:
             return
         match model.name:
             case "PutObject" if size is not None:
-                self._written = url, size
+                self._written = context["spark_butler_key"], size
             case "UploadPart" if url in self._parts:
                 if size is None:
                     del self._parts[url]
                 else:
                     self._parts[url] += size
             case "CompleteMultipartUpload" if url in self._parts:
-                self._written = url, self._parts.pop(url)
+                self._written = context["spark_butler_key"], self._parts.pop(url)
             case "GetObject":
                 self._note_read(parsed, context)
 
@@ -170,6 +179,15 @@ class _Watch:
             ahead.note(context["spark_butler_key"], int(size) if size.isdecimal() else length)
             if size in ("", str(length)):
                 ahead.drop(context["spark_butler_key"])
+
+
+def _name_once(client: Any) -> None:
+    """Let a client write once what it calls itself, and not twice for each request."""
+    # Private to botocore; without it there is nothing to save.
+    agent: Any = getattr(client, "_user_agent_creator", None)
+    if hasattr(agent, "to_string"):
+        text = agent.to_string()
+        agent.to_string = lambda: text
 
 
 _watch = _Watch()

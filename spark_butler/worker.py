@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["failure_outcome", "find_complete", "find_outputs", "prepare_process", "run_group"]
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -18,7 +19,7 @@ import traceback
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from lsst.daf.butler import ButlerConfig, ButlerLogRecords, QuantumBackedButler
+from lsst.daf.butler import ButlerLogRecords
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import (
@@ -38,6 +39,7 @@ from .outcomes import QuantumOutcome, QuantumStarted
 from .parcels import NO_NEWS, Inbox, Notice
 from .prefetch import Prefetcher
 from .quanta import all_inputs, all_outputs
+from .quantum_butlers import make_quantum_butler, open_datastore
 from .store_clients import traffic_so_far
 from .temporaries import GroupButler
 from .work import GroupContent, Parcel, QuantumOutputs, QuantumWork, WorkerContext
@@ -68,6 +70,10 @@ def prepare_process(context: WorkerContext) -> None:
             CliLog.replayConfigState(list(context.log_state))
     elif logging.getLogger("lsst").level == logging.NOTSET:
         logging.getLogger("lsst").setLevel(logging.INFO)
+    if context.butler_config is not None:
+        with contextlib.suppress(Exception):
+            # The first quantum fails with the same error, and tells it.
+            open_datastore(context.butler_config, context.universe)
 
 
 def run_group(
@@ -247,12 +253,12 @@ def _make_butler(
     """Make the butler of a group."""
     assert context.butler_config is not None
     quanta = [work.quantum for work in content.quanta]
-    wrapped = QuantumBackedButler.from_predicted(
-        ButlerConfig(context.butler_config),
-        predicted_inputs=[ref.id for quantum in quanta for ref in all_inputs(quantum)],
-        predicted_outputs=[ref.id for quantum in quanta for ref in all_outputs(quantum)],
-        dimensions=context.universe,
-        datastore_records=content.records,
+    wrapped = make_quantum_butler(
+        context.butler_config,
+        context.universe,
+        inputs=[ref.id for quantum in quanta for ref in all_inputs(quantum)],
+        outputs=[ref.id for quantum in quanta for ref in all_outputs(quantum)],
+        records=content.records,
         dataset_types=context.dataset_types,
     )
     return GroupButler(

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from lsst.daf.butler import (
-    ButlerConfig,
     DataCoordinate,
     DatasetIdGenEnum,
     DatasetRef,
     DatasetType,
     DimensionGroup,
-    QuantumBackedButler,
     StorageClass,
 )
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
 from .errors import NotSentError, OptionsError
+from .quantum_butlers import make_quantum_butler
 from .store_clients import open_clients
 from .work import WorkerContext
 
@@ -135,12 +134,12 @@ class WorkerButler:
                     self._types[name] = ref.datasetType
                     self._by_own[name, ref.dataId.required_values] = ref
         assert context.worker.butler_config is not None
-        self._butler = QuantumBackedButler.from_predicted(
-            ButlerConfig(context.worker.butler_config),
-            predicted_inputs=[ref.id for ref in self._by_own.values()],
-            predicted_outputs=[ref.id for ref in self._outputs.values()],
-            dimensions=context.worker.universe,
-            datastore_records=bundle.records,
+        self._butler = make_quantum_butler(
+            context.worker.butler_config,
+            context.worker.universe,
+            inputs=[ref.id for ref in self._by_own.values()],
+            outputs=[ref.id for ref in self._outputs.values()],
+            records=bundle.records,
             dataset_types=context.worker.dataset_types,
         )
 

@@ -2,12 +2,13 @@
 
 Spark forks Python workers from a daemon.  With this module in
 ``spark.python.daemon.module`` the workers have everything imported when they
-start, and share the memory of it.
+start, and share the memory of it.  Where the driver has left a fork server on
+this machine, the daemon is a fork of that, and imports nothing again.
 """
 
 from __future__ import annotations
 
-__all__ = ["import_for_workers", "main", "remove_dead_sockets"]
+__all__ = ["import_for_workers", "main", "remove_dead_sockets", "serve"]
 
 import contextlib
 import gc
@@ -19,13 +20,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyspark import daemon
-
-from ..import_times import note_imports, process_start
-from ..session import IMPORTS_VARIABLE
+from ..fork_server import FORK_SERVER_VARIABLE, ask_fork_server, wait_for_fork
 
 _SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
 _YOUNG_SECONDS = 5.0
+_kept: list[object] = []
+
+
+# What each worker would import in its first Spark task.
+_IN_ANY_CASE = (
+    *("pyspark.worker", "spark_butler.backends.spark", "lsst.daf.butler.formatters.logs"),
+    *("boto3.s3.inject", "encodings.idna"),
+)
 
 
 def remove_dead_sockets(folder: Path) -> None:
@@ -69,16 +75,24 @@ def _keep_stdout() -> Iterator[None]:
 
 def import_for_workers() -> None:
     """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
+    from ..session import IMPORTS_VARIABLE
     from ..warmth import import_for_children
     from . import slots  # noqa: F401
 
     tasks = os.environ.get(IMPORTS_VARIABLE, "")
     # Where tasks are known they import what they need of this; it takes half a second.
-    import_for_children(tasks.split(",") if tasks else ["lsst.images"])
+    import_for_children([*_IN_ANY_CASE, *(tasks.split(",") if tasks else ["lsst.images"])])
 
 
-def main() -> None:
-    """Import what workers need, keep the garbage collector off it, and serve."""
+def serve() -> None:
+    """Import what workers need, keep the garbage collector off it, and fork workers for Spark."""
+    from pyspark import SparkContext, daemon
+
+    from ..import_times import note_imports, process_start
+
+    # A fork of the driver has its way to Java.  Objects that go would close files, so it is kept.
+    _kept.append((SparkContext._gateway, SparkContext._jvm))
+    SparkContext._gateway = SparkContext._jvm = None
     with _keep_stdout():
         import_for_workers()
     # Half of it is imported before this function can begin.
@@ -92,5 +106,15 @@ def main() -> None:
     daemon.manager()
 
 
+def main() -> int:
+    """Serve, or let a fork do it that has everything imported already; return the exit status."""
+    address = os.environ.get(FORK_SERVER_VARIABLE)
+    connection = ask_fork_server(address) if address else None
+    if connection is not None:
+        return wait_for_fork(connection)
+    serve()
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

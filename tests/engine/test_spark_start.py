@@ -11,7 +11,7 @@ import pytest
 
 from spark_butler import spark_start
 from spark_butler.errors import SessionError
-from spark_butler.session import _may_be_elsewhere
+from spark_butler.jvm import may_be_elsewhere
 from spark_butler.spark_start import SparkStart
 
 _SCRIPT = """
@@ -177,6 +177,6 @@ def test_a_cluster_is_seen_before_there_is_a_jvm(
         monkeypatch.setenv(name, value)
     if defaults:
         (tmp_path / "spark-defaults.conf").write_text(defaults)
-    assert _may_be_elsewhere(None, {}) is expected
-    assert _may_be_elsewhere("local[2]", {}) is False
-    assert _may_be_elsewhere(None, {"spark.master": "yarn"}) is True
+    assert may_be_elsewhere(None, {}) is expected
+    assert may_be_elsewhere("local[2]", {}) is False
+    assert may_be_elsewhere(None, {"spark.master": "yarn"}) is True

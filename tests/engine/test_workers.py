@@ -102,9 +102,7 @@ def test_workers_run_while_the_registry_is_gone(
         assert not note["has_registry"]
         assert note["watched"]
         assert any(str(tmp_path / "repo") in each for each in note["opened"]), "the watch sees nothing"
-        connected = [each for each in note["opened"] if each.startswith("sqlite3.connect")]
-        assert connected, "a quantum-backed butler has a database of its own in memory"
-        assert all(":memory:" in each for each in connected), connected
+        assert not [each for each in note["opened"] if each.startswith("sqlite3.connect")]
         assert not any("gen3.sqlite3" in each for each in (*note["opened"], *note["files"]))
     with make_repo("reference").open() as helper:
         expected = run_reference(helper, case)

@@ -1,0 +1,112 @@
+"""What a command starts before it imports the middleware, which takes two seconds.
+
+That is Java, and after the imports the fork server of the workers.  Nothing
+here imports the middleware.
+"""
+
+from __future__ import annotations
+
+__all__ = ["begin", "fork_here", "fork_server_address", "wants_spark"]
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+from .fork_server import ForkServer
+from .jvm import import_launcher, jvm_is_there, launch_jvm, may_be_elsewhere
+from .session import check_platform, limit_threads
+from .stderr_relay import JVM_STDERR
+
+logger = logging.getLogger(__name__)
+
+_FORBIDDING = {
+    *("-h", "--help", "--dry-run", "--show", "--init-only", "--enable-implicit-threading", "--backend"),
+    *("-@", "--options-file"),
+}
+_REPOSITORY = {"-b", "--butler-config"}
+_PIPELINE = {"-p", "--pipeline", "-g", "--qgraph"}
+_SECONDS = 10.0
+
+_launching: threading.Thread | None = None
+_server: ForkServer | None = None
+
+
+def wants_spark(arguments: Sequence[str], *, has_pipeline: bool = False) -> bool:
+    """Guess whether a command line leads to Spark.
+
+    Parameters
+    ----------
+    arguments
+        What stands behind the name of the program.
+    has_pipeline
+        Whether the program has a pipeline when none is named.
+
+    Returns
+    -------
+    wants
+        Whether it runs a pipeline or a graph, with a repository, and the
+        files that it names are there.  Whoever is wrongly said no to waits
+        two seconds longer.
+    """
+    if "_SPARK_BUTLER_COMPLETE" in os.environ:
+        return False
+    found = {}
+    for name, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, equals, joined = name.partition("=")
+        if name in _FORBIDDING or name.startswith("-@"):
+            return False
+        if name in _REPOSITORY | _PIPELINE:
+            found[name] = joined if equals else value
+    has_repository = not _REPOSITORY.isdisjoint(found)
+    if not has_repository or (not has_pipeline and _PIPELINE.isdisjoint(found)):
+        return False
+    return all("://" in place or Path(place.partition("#")[0]).exists() for place in found.values())
+
+
+def begin() -> None:
+    """Launch the JVM of this process beside what comes next, and let BLAS have one thread.
+
+    What stands against it is said by those who need Spark, when all else that
+    may be wrong has been looked at.
+    """
+    global _launching
+    limit_threads()
+    try:
+        check_platform()
+    except UserError:
+        return
+    _launching = threading.Thread(target=_launch, name="jvm-start", daemon=True)
+    if not jvm_is_there():
+        JVM_STDERR.hold()
+        # Not in the thread, which would hold locks of imports when this process is forked.
+        import_launcher()
+        _launching.start()
+
+
+def fork_here() -> None:
+    """Fork the server for workers, at the first call after `begin`, when all imports are done."""
+    global _launching, _server
+    launching, _launching = _launching, None
+    if launching is None or may_be_elsewhere(None, {}):
+        return
+    if launching.ident is not None:
+        launching.join(_SECONDS)
+    if not launching.is_alive():
+        from .backends.daemon import serve
+
+        _server = ForkServer.start(serve)
+
+
+def fork_server_address() -> str | None:
+    """Find at which socket daemons on this machine may ask for a fork."""
+    return _server.address if _server is not None else None
+
+
+def _launch() -> None:
+    try:
+        launch_jvm(quick=not may_be_elsewhere(None, {}), stderr=JVM_STDERR)
+    except UserError as exc:
+        logger.debug("Java was not launched: %s", exc)
