@@ -95,9 +95,9 @@ def fork_here() -> None:
     if launching.ident is not None:
         launching.join(_SECONDS)
     if not launching.is_alive():
-        from .backends.daemon import serve
+        from .backends.daemon import import_in_any_case, serve
 
-        _server = ForkServer.start(serve)
+        _server = ForkServer.start(serve, import_in_any_case)
 
 
 def fork_server_address() -> str | None:

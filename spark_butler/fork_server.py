@@ -61,7 +61,9 @@ class ForkServer:
         return str(_socket_path(self._folder))
 
     @classmethod
-    def start(cls, serve: Callable[[], object]) -> ForkServer | None:
+    def start(
+        cls, serve: Callable[[], object], prepare: Callable[[], object] = lambda: None
+    ) -> ForkServer | None:
         """Fork this process, which should have no thread that is in the middle of anything.
 
         Parameters
@@ -69,6 +71,8 @@ class ForkServer:
         serve
             What a fork of the server does when it has become another.  It
             must let go of nothing that closes files of the driver's.
+        prepare
+            What the server does before it serves.
 
         Returns
         -------
@@ -90,7 +94,7 @@ class ForkServer:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 if os.fork() == 0:
-                    _become_server(folder, listener, theirs, serve)
+                    _become_server(folder, listener, theirs, serve, prepare)
                 theirs.close()
                 return cls(folder, ours)
         except OSError:
@@ -174,7 +178,11 @@ def _set_title(title: str) -> None:
 
 
 def _become_server(
-    folder: Path, listener: socket.socket, lifeline: socket.socket, serve: Callable[[], object]
+    folder: Path,
+    listener: socket.socket,
+    lifeline: socket.socket,
+    serve: Callable[[], object],
+    prepare: Callable[[], object],
 ) -> NoReturn:
     """Serve until the driver ends, and leave without any of the driver's exit handlers."""
     status = 1
@@ -183,6 +191,7 @@ def _become_server(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _set_title(_TITLE)
         _let_go_of_files({0, 1, 2, listener.fileno(), lifeline.fileno()})
+        prepare()
         _Server(listener, lifeline, serve).run()
         status = 0
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from .early_start import fork_server_address
 from .errors import UserError
-from .session import make_spark_context, spark_is_up
+from .session import make_spark_context, spark_is_up, stop_spark
 from .stderr_relay import JVM_STDERR
 from .worker_check import check_workers
 
@@ -114,4 +114,4 @@ class SparkStart:
         if self._is_ours and context is not None:
             with contextlib.suppress(Exception):
                 # The JVM may be gone already, as after Ctrl-C under spark-submit.
-                context.stop()
+                stop_spark(context)

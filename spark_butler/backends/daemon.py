@@ -8,7 +8,7 @@ this machine, the daemon is a fork of that, and imports nothing again.
 
 from __future__ import annotations
 
-__all__ = ["import_for_workers", "main", "remove_dead_sockets", "serve"]
+__all__ = ["import_for_workers", "import_in_any_case", "main", "remove_dead_sockets", "serve"]
 
 import contextlib
 import gc
@@ -71,6 +71,16 @@ def _keep_stdout() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def import_in_any_case() -> None:
+    """Import what workers need whatever the tasks are, and keep the garbage collector off it."""
+    from ..warmth import import_for_children
+    from . import slots  # noqa: F401
+
+    import_for_children(_IN_ANY_CASE)
+    gc.collect()
+    gc.freeze()
 
 
 def import_for_workers() -> None:
