@@ -37,7 +37,7 @@ from .dispatch import RunResult
 from .engine import execute_graph, plan_graph
 from .errors import EngineError, OptionsError, UserError
 from .messages import brief
-from .output_run import OutputRequest, check_output, prepare_output
+from .output_run import OutputRequest, check_output, find_packages, prepare_output
 from .plan import Plan
 from .planning import (
     RunRequest,
@@ -55,6 +55,7 @@ from .resume import needs_clobber
 from .session import check_platform, say_on_stderr
 from .spark_start import SparkStart
 from .stderr_relay import JVM_STDERR
+from .temporary_types import find_temporary_types
 from .watching import RunWatch
 
 logger = logging.getLogger(__name__)
@@ -295,13 +296,15 @@ def _run_graph(
     logger.info("%s", plan.explain())
     run = graph.header.output_run
     stopped: _Stopped | None = None
+    # While Spark starts.
+    packages = find_packages(output)
     with contextlib.ExitStack() as stack:
         with watching.timing("Spark session"):
             backend = stack.enter_context(_open_backend(spark))
         if request.options.debug:
             _import_debug()
         with watching.timing("output run"):
-            butler = stack.enter_context(prepare_output(graph, output))
+            butler = stack.enter_context(prepare_output(graph, output, packages))
         if arguments["init_only"]:
             if as_json:
                 say_json({"run": run, "state": "initialized", "exit_status": 0})
@@ -388,6 +391,8 @@ def _make_plan(
 ) -> Plan:
     """Cut the graph as the engine will, as far as that can be known before Spark is there."""
     slots = request.options.processes or os.cpu_count() or 1
+    if not find_temporary_types(graph.pipeline_graph, request.options):
+        return plan_graph(graph, request.options, xgraph=xgraph, slots=slots)
     with Butler.from_config(request.arguments["butler_config"], writeable=False) as butler:
         return plan_graph(graph, request.options, xgraph=xgraph, slots=slots, butler=butler)
 

@@ -5,7 +5,7 @@ The checks only read; `prepare_output` is the first to write.
 
 from __future__ import annotations
 
-__all__ = ["OutputRequest", "check_output", "prepare_output"]
+__all__ = ["OutputRequest", "check_output", "find_packages", "prepare_output"]
 
 import dataclasses
 import logging
@@ -16,6 +16,7 @@ from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
 from lsst.daf.butler import Butler, CollectionType, MissingCollectionError, MissingDatasetTypeError
 from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.utils.packages import Packages
 
 from .errors import OptionsError, RepositoryError, UserError
 from .messages import brief
@@ -147,7 +148,27 @@ def check_output(
             check_writeable(store_roots(butler))
 
 
-def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest) -> Butler:
+def find_packages(request: OutputRequest) -> Packages | None:
+    """Find the versions of all packages, which takes half a second.
+
+    Parameters
+    ----------
+    request
+        What else is asked for.
+
+    Returns
+    -------
+    packages
+        The versions; `None` where they are not to be written, or the output
+        run may have others already.
+    """
+    wanted = request.write_init_outputs and request.write_packages and not request.extend
+    return Packages.fromSystem() if wanted else None
+
+
+def prepare_output(
+    graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None = None
+) -> Butler:
     """Make the output collections, register dataset types, write init-outputs.
 
     Parameters
@@ -156,6 +177,8 @@ def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest) -> Butl
         The graph.
     request
         Where its outputs go; `check_output` has nothing against it.
+    packages
+        What `find_packages` has found, if it was asked.
 
     Returns
     -------
@@ -172,7 +195,7 @@ def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest) -> Butl
             request.butler_config, graph.pipeline_graph, **_register_collections(request)
         )
         try:
-            _fill(butler, graph, request)
+            _fill(butler, graph, request, packages)
         except BaseException:
             butler.close()
             raise
@@ -207,7 +230,9 @@ def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
     return {**collections, "extend_run": True}
 
 
-def _fill(butler: Butler, graph: PredictedQuantumGraph, request: OutputRequest) -> None:
+def _fill(
+    butler: Butler, graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None
+) -> None:
     """Write what belongs to the run as a whole."""
     output, output_run = request.collections["output"], request.collections["output_run"]
     if request.update_chain and output_run not in butler.collections.get_info(output).children:
@@ -217,7 +242,11 @@ def _fill(butler: Butler, graph: PredictedQuantumGraph, request: OutputRequest) 
     if request.write_init_outputs:
         graph.write_init_outputs(butler, skip_existing=request.skip_existing)
         graph.write_configs(butler, compare_existing=request.extend)
-        if request.write_packages:
+        if packages is not None:
+            # As `write_packages` does where there are none yet.
+            (ref,) = graph.get_init_outputs("").values()
+            butler.put(packages, ref)
+        elif request.write_packages:
             graph.write_packages(butler, compare_existing=request.extend)
 
 
