@@ -23,7 +23,7 @@ from .stderr_relay import JVM_STDERR
 logger = logging.getLogger(__name__)
 
 _FORBIDDING = {
-    *("-h", "--help", "--dry-run", "--show", "--init-only", "--enable-implicit-threading", "--backend"),
+    *("-h", "--help", "--dry-run", "--show", "--init-only", "--enable-implicit-threading"),
     *("-@", "--options-file"),
 }
 _REPOSITORY = {"-b", "--butler-config"}
@@ -56,10 +56,11 @@ def wants_spark(arguments: Sequence[str], *, has_pipeline: bool = False) -> bool
     found = {}
     for name, value in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, joined = name.partition("=")
-        if name in _FORBIDDING or name.startswith("-@"):
+        value = joined if equals else value
+        if name in _FORBIDDING or name.startswith("-@") or (name == "--backend" and value != "spark"):
             return False
         if name in _REPOSITORY | _PIPELINE:
-            found[name] = joined if equals else value
+            found[name] = value
     has_repository = not _REPOSITORY.isdisjoint(found)
     if not has_repository or (not has_pipeline and _PIPELINE.isdisjoint(found)):
         return False

@@ -189,6 +189,7 @@ def test_a_server_that_is_lost_is_an_error_of_the_daemon(driver: _Driver, tmp_pa
         ("-b {repo} -p {file} --dry-run", False),
         ("-b {repo} -p {file} --show=graph", False),
         ("-b {repo} -p {file} --backend serial", False),
+        ("-b {repo} -p {file} --backend=spark", True),
         ("-b {repo} -p {repo}/missing.yaml", False),
         ("-b {repo}/missing -p {file}", False),
         ("-b {repo}", False),
