@@ -297,7 +297,7 @@ def _run_graph(
     run = graph.header.output_run
     stopped: _Stopped | None = None
     # While Spark starts.
-    packages = find_packages(output)
+    packages = None if spark is not None and spark.has_failed else find_packages(output)
     with contextlib.ExitStack() as stack:
         with watching.timing("Spark session"):
             backend = stack.enter_context(_open_backend(spark))

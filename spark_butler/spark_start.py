@@ -68,6 +68,11 @@ class SparkStart:
             JVM_STDERR.release()
         self._stop()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether `wait` will raise at once."""
+        return self._error is not None
+
     def wait(self) -> SparkContext:
         """Wait until quanta can run.
 

@@ -115,9 +115,9 @@ def test_worker_without_our_parent_tells_its_processor_time() -> None:
 
 def test_parent_of_workers_counts_from_its_start() -> None:
     code = (
-        "import time; time.sleep(0.5); from spark_butler.backends import daemon; "
+        "import time; time.sleep(0.5); from spark_butler.backends import daemon; import pyspark.daemon; "
         "from spark_butler.import_times import take_import_times; "
-        "daemon.daemon.manager = lambda: print(*[each.seconds for each in take_import_times()]); "
+        "pyspark.daemon.manager = lambda: print(*[each.seconds for each in take_import_times()]); "
         "daemon.main()"
     )
     began = time.monotonic()
