@@ -6,13 +6,14 @@ here imports the middleware.
 
 from __future__ import annotations
 
-__all__ = ["begin", "fork_here", "fork_server_address", "wants_spark"]
+__all__ = ["begin", "close_fork_server", "fix_hash_seed", "fork_here", "fork_server_address", "wants_spark"]
 
+import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from .errors import UserError
 from .fork_server import ForkServer
@@ -29,6 +30,8 @@ _FORBIDDING = {
 _REPOSITORY = {"-b", "--butler-config"}
 _PIPELINE = {"-p", "--pipeline", "-g", "--qgraph"}
 _SECONDS = 10.0
+_EXIT_SECONDS = 3.0
+_HASH_SEED = "PYTHONHASHSEED"
 
 _launching: threading.Thread | None = None
 _server: ForkServer | None = None
@@ -64,7 +67,20 @@ def wants_spark(arguments: Sequence[str], *, has_pipeline: bool = False) -> bool
     has_repository = not _REPOSITORY.isdisjoint(found)
     if not has_repository or (not has_pipeline and _PIPELINE.isdisjoint(found)):
         return False
-    return all("://" in place or Path(place.partition("#")[0]).exists() for place in found.values())
+    # Unlike pathlib's, it takes what can't be looked at for absent.
+    return all("://" in place or os.path.exists(place.partition("#")[0]) for place in found.values())
+
+
+def fix_hash_seed() -> None:
+    """Begin this program again with the hash seed that Spark gives its Python processes, unless it has one.
+
+    Those that are forked from this one then are like those that are not.
+    """
+    if _HASH_SEED not in os.environ and sys.orig_argv:
+        os.environ[_HASH_SEED] = "0"
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def begin() -> None:
@@ -85,6 +101,8 @@ def begin() -> None:
         # Not in the thread, which would hold locks of imports when this process is forked.
         import_launcher()
         _launching.start()
+        # It removes a folder of PySpark's when it is done.
+        atexit.register(_launching.join, _EXIT_SECONDS)
 
 
 def fork_here() -> None:
@@ -104,6 +122,14 @@ def fork_here() -> None:
 def fork_server_address() -> str | None:
     """Find at which socket daemons on this machine may ask for a fork."""
     return _server.address if _server is not None else None
+
+
+def close_fork_server() -> None:
+    """Let the fork server end, where no daemon will ask it."""
+    global _server
+    server, _server = _server, None
+    if server is not None:
+        server.close()
 
 
 def _launch() -> None:

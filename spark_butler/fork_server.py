@@ -12,11 +12,13 @@ Nothing here imports the middleware.
 
 from __future__ import annotations
 
-__all__ = ["FORK_SERVER_VARIABLE", "ForkServer", "ask_fork_server", "wait_for_fork"]
+__all__ = ["FORK_SERVER_VARIABLE", "Fork", "ForkServer", "ask_fork_server", "wait_for_fork"]
 
 import contextlib
+import io
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -26,18 +28,29 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 FORK_SERVER_VARIABLE = "SPARK_BUTLER_FORK_SERVER"
 """Environment variable that says at which socket a daemon may ask for a fork."""
 
 _LENGTH = struct.Struct("!I")
+_PROCESS = struct.Struct("!q")
 _CREDENTIALS = struct.Struct("3i")
 _ANSWER_SECONDS = 5.0
 _MOST_BYTES = 1 << 26
 _N_STREAMS = 3
 # No longer than Linux takes.
 _TITLE = "sb-fork-server"
+
+
+class Fork(NamedTuple):
+    """A fork, as the process sees it that has asked for it."""
+
+    connection: socket.socket
+    """On which the server tells the exit status."""
+
+    ended: int
+    """File that can be read when the fork has ended."""
 
 
 class ForkServer:
@@ -79,7 +92,7 @@ class ForkServer:
         server
             `None` where the system has not what it takes.
         """
-        if not hasattr(os, "pidfd_open") or not hasattr(socket, "SO_PEERCRED"):
+        if not _has_what_it_takes():
             return None
         if None in (sys.__stdin__, sys.__stdout__, sys.__stderr__):
             # Numbers of closed streams may be used for something else.
@@ -109,7 +122,7 @@ class ForkServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def ask_fork_server(address: str) -> socket.socket | None:
+def ask_fork_server(address: str) -> Fork | None:
     """Ask for a fork that takes over the streams of this process, its environment, folder and path.
 
     Parameters
@@ -119,47 +132,71 @@ def ask_fork_server(address: str) -> socket.socket | None:
 
     Returns
     -------
-    connection
+    fork
         For `wait_for_fork`; `None` if there is no server, or if it is of
-        another Python.  This process then has its streams still.
+        another Python, user or hash seed.  This process then has its streams
+        still.
     """
-    request = {
-        "python": _describe_python(),
-        "environment": dict(os.environ),
-        "folder": os.getcwd(),
-        "path": sys.path,
-        "arguments": sys.argv,
-    }
-    data = json.dumps(request).encode()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(_ANSWER_SECONDS)
         connection.connect(address)
-        socket.send_fds(connection, [_LENGTH.pack(len(data))], list(range(_N_STREAMS)))
-        connection.sendall(data)
-        if connection.recv(1):
-            connection.settimeout(None)
-            return connection
-    except OSError:
+        if _is_ours(connection):
+            data = json.dumps(_describe_self()).encode()
+            socket.send_fds(connection, [_LENGTH.pack(len(data))], list(range(_N_STREAMS)))
+            connection.sendall(data)
+            if len(answer := connection.recv(_PROCESS.size)) == _PROCESS.size:
+                connection.settimeout(None)
+                return Fork(connection, os.pidfd_open(_PROCESS.unpack(answer)[0]))
+    except (OSError, TypeError, ValueError):
         pass
     connection.close()
     return None
 
 
-def wait_for_fork(connection: socket.socket) -> int:
-    """Leave the streams to the fork, wait for its end, and return its exit status.
+def wait_for_fork(fork: Fork) -> int:
+    """Leave the streams to a fork, wait for its end, and return its exit status.
 
     Parameters
     ----------
-    connection
+    fork
         What `ask_fork_server` has returned.
     """
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in range(_N_STREAMS):
         os.dup2(nothing, stream)
-    status = connection.recv(1)
-    # Without a word the server has gone, and it is not known what became of the fork.
-    return status[0] if status else 1
+    if status := fork.connection.recv(1):
+        return status[0]
+    # The server has gone, which is no reason for Java to take its daemon for dead.
+    select.select([fork.ended], [], [])
+    return 1
+
+
+def _has_what_it_takes() -> bool:
+    """Whether the system has what is needed, which may be newer than its kernel."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return hasattr(socket, "SO_PEERCRED")
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether the other end of a connection is a process of the same user."""
+    other = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(other)[1] == os.getuid())
+
+
+def _describe_self() -> dict[str, Any]:
+    """Say what a fork is to take over."""
+    return {
+        "python": _describe_python(),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "path": sys.path,
+        "arguments": sys.argv,
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
 
 
 def _socket_path(folder: Path) -> Path:
@@ -168,7 +205,8 @@ def _socket_path(folder: Path) -> Path:
 
 def _describe_python() -> list[str]:
     """Say what must be the same for one to stand for the other."""
-    return [sys.version, os.path.realpath(sys.executable), sys.prefix]
+    # Spark's own processes have the hash seed 0, which can't be changed later.
+    return [sys.version, os.path.realpath(sys.executable), sys.prefix, str(hash("spark-butler"))]
 
 
 def _set_title(title: str) -> None:
@@ -190,7 +228,7 @@ def _become_server(
         # Ctrl-C is for the driver, and Java keeps it from its children, too.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _set_title(_TITLE)
-        _let_go_of_files({0, 1, 2, listener.fileno(), lifeline.fileno()})
+        _let_go_of_files({listener.fileno(), lifeline.fileno()})
         prepare()
         _Server(listener, lifeline, serve).run()
         status = 0
@@ -254,18 +292,28 @@ class _Server:
             process = os.fork()
             if process == 0:
                 self._become(request, streams, connection)
-            ended = os.pidfd_open(process)
-            self._forks[ended] = process, connection
-            self._asking[connection.fileno()] = process
-            self._poll.register(ended, select.POLLIN)
-            # He says no more; it is ready when he has ended.
-            self._poll.register(connection, select.POLLIN)
-            connection.send(b"y")
-        except OSError:
+            self._watch(process, connection)
+        except (OSError, ValueError):
             connection.close()
         finally:
             for number in streams:
                 os.close(number)
+
+    def _watch(self, process: int, connection: socket.socket) -> None:
+        """Wait for the end of a fork, and of who has asked for it."""
+        try:
+            ended = os.pidfd_open(process)
+            connection.send(_PROCESS.pack(process))
+        except OSError:
+            # Two must not have the same streams.
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise
+        self._forks[ended] = process, connection
+        self._asking[connection.fileno()] = process
+        self._poll.register(ended, select.POLLIN)
+        # He says no more; it is ready when he has ended.
+        self._poll.register(connection, select.POLLIN)
 
     def _become(self, request: dict[str, Any], streams: list[int], connection: socket.socket) -> NoReturn:
         """Become what has asked."""
@@ -285,6 +333,13 @@ class _Server:
             os.chdir(request["folder"])
             sys.path[:] = request["path"]
             sys.argv[:] = request["arguments"]
+            if request["environment"].get("PYTHONUNBUFFERED"):
+                for text in (sys.stdout, sys.stderr):
+                    cast("io.TextIOWrapper", text).reconfigure(line_buffering=True, write_through=True)
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with contextlib.suppress(OSError, ValueError):
+                # Java raises its own, and has its children inherit it.
+                resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], most))
             self._serve()
             status = 0
         except SystemExit as exc:
@@ -319,10 +374,9 @@ class _Server:
 
 def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any] | None:
     """Take a request and the streams that come with it; `None` if it is not to be granted."""
-    asker = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     head, received, _, _ = socket.recv_fds(connection, _LENGTH.size, _N_STREAMS)
     streams += received
-    if _CREDENTIALS.unpack(asker)[1] != os.getuid() or len(head) < _LENGTH.size:
+    if not _is_ours(connection) or len(head) < _LENGTH.size:
         return None
     (left,) = _LENGTH.unpack(head)
     if len(streams) != _N_STREAMS or left > _MOST_BYTES:
@@ -333,5 +387,6 @@ def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any] | 
         if not chunk:
             return None
         data += chunk
-    request: dict[str, Any] = json.loads(data)
-    return request if request.get("python") == _describe_python() else None
+    request = json.loads(data)
+    is_alike = isinstance(request, dict) and request.get("python") == _describe_python()
+    return request if is_alike else None

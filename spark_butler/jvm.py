@@ -6,6 +6,7 @@ __all__ = ["import_launcher", "jvm_is_there", "launch_jvm", "may_be_elsewhere", 
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .stderr_relay import StderrRelay
 
 logger = logging.getLogger(__name__)
 
+# Who comes second finds the JVM, and the environment as the first has found it.
+_launching = threading.Lock()
 # Java's quick compiler only.
 _QUICK_JVM = "-XX:TieredStopAtLevel=1"
 # Read by Spark's launcher, before spark.driver.extraJavaOptions.
@@ -59,7 +62,8 @@ def launch_jvm(*, quick: bool, archive: Path | None = None, stderr: StderrRelay 
     """
     if not jvm_is_there():
         os.environ["JAVA_HOME"] = str(find_java_home())
-        _launch(_QUICK_JVM if quick else "", archive_options(make=archive), stderr)
+        with _launching:
+            _launch(_QUICK_JVM if quick else "", archive_options(make=archive), stderr)
 
 
 def spare_pandas() -> None:
@@ -113,15 +117,18 @@ def _launch_with(options: str, stderr: StderrRelay | None) -> None:
     from pyspark import SparkContext
     from pyspark.java_gateway import launch_gateway
 
-    before = os.environ.get(_JVM_VARIABLE)
-    os.environ[_JVM_VARIABLE] = f"{options} {before or ''}".strip()
-    try:
-        with SparkContext._lock:
+    # Another thread may be launching it.
+    with SparkContext._lock:
+        if SparkContext._gateway is not None:
+            return
+        before = os.environ.get(_JVM_VARIABLE)
+        os.environ[_JVM_VARIABLE] = f"{options} {before or ''}".strip()
+        try:
             gateway = None
-            if SparkContext._gateway is None and stderr is not None:
+            if stderr is not None:
                 gateway = launch_gateway(popen_kwargs={"stderr": stderr})  # type: ignore[no-untyped-call]
             SparkContext._ensure_initialized(gateway=gateway)
-    finally:
-        os.environ.pop(_JVM_VARIABLE)
-        if before is not None:
-            os.environ[_JVM_VARIABLE] = before
+        finally:
+            os.environ.pop(_JVM_VARIABLE, None)
+            if before is not None:
+                os.environ[_JVM_VARIABLE] = before

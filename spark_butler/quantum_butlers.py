@@ -17,6 +17,8 @@ from lsst.daf.butler import (
 )
 from lsst.daf.butler.datastore import Datastore
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
+from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 
 from .records_in_memory import MemoryBridges, MemoryTables
 
@@ -44,8 +46,7 @@ def open_datastore(config: Config, universe: DimensionUniverse) -> Datastore:
     global _opened
     if _opened is None or _opened[0] is not config or _opened[1] is not universe:
         butler_config = ButlerConfig(config)
-        root = butler_config.get("root", butler_config.configDir)
-        datastore = Datastore.fromConfig(butler_config, _make_bridges(universe), root)
+        datastore = _read_datastore(butler_config, universe)
         # A singleton.
         StorageClassFactory().addFromConfig(butler_config)
         _opened = config, universe, datastore
@@ -83,7 +84,12 @@ def make_quantum_butler(
     butler
         A butler whose datastore records are in memory.
     """
-    datastore = open_datastore(config, universe).clone(_make_bridges(universe))
+    datastore = open_datastore(config, universe)
+    if _is_in_files(datastore):
+        datastore = datastore.clone(_make_bridges(universe))
+    else:
+        # Clones of one in memory would share what is in it.
+        datastore = _read_datastore(ButlerConfig(config), universe)
     # As daf_butler has it for such butlers: what has no record may be there nevertheless.
     datastore._set_trust_mode(True)
     datastore.import_records(records)
@@ -95,6 +101,18 @@ def make_quantum_butler(
         storageClasses=StorageClassFactory(),
         dataset_types=dataset_types,
     )
+
+
+def _read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:
+    """Make a datastore as its configuration says."""
+    return Datastore.fromConfig(config, _make_bridges(universe), config.get("root", config.configDir))
+
+
+def _is_in_files(datastore: Datastore) -> bool:
+    """Whether all that is in a datastore is outside of this process."""
+    if isinstance(datastore, ChainedDatastore):
+        return all(map(_is_in_files, datastore.datastores))
+    return isinstance(datastore, FileDatastore)
 
 
 def _make_bridges(universe: DimensionUniverse) -> MemoryBridges:

@@ -39,7 +39,7 @@ def run_program(main: Callable[[], object]) -> None:
     # What the interpreter does first.  Both are private, and if they are not there it does all the rest, too.
     join_threads = getattr(threading, "_shutdown", None)
     call_handlers = getattr(atexit, "_run_exitfuncs", None)
-    if join_threads is None or call_handlers is None:
+    if join_threads is None or call_handlers is None or _is_watched():
         sys.exit(status)
     join_threads()
     call_handlers()
@@ -50,3 +50,9 @@ def run_program(main: Callable[[], object]) -> None:
         except (OSError, ValueError):
             status = _NOT_FLUSHED if stream is sys.stdout else status
     os._exit(status & 0xFF)
+
+
+def _is_watched() -> bool:
+    """Whether something like a profiler wants to have the last word."""
+    tools = range(6)
+    return bool(sys.gettrace() or sys.getprofile() or any(map(sys.monitoring.get_tool, tools)))

@@ -45,13 +45,14 @@ logger = logging.getLogger(__name__)
 MINIMUM_PYTHON = (3, 12)
 """The oldest Python that lsst-pipe-base runs on."""
 
+_DAEMON = "spark.python.daemon.module"
 _CONF = {
     "spark.ui.showConsoleProgress": "false",
     "spark.python.worker.reuse": "true",
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.python.unix.domain.socket.enabled": "true",
     # A worker is forked with the middleware imported.
-    "spark.python.daemon.module": "spark_butler.backends.daemon",
+    _DAEMON: "spark_butler.backends.daemon",
     # Below it, large records go straight to their files and not through the heap.
     "spark.shuffle.sort.bypassMergeThreshold": "1000",
 }
@@ -250,7 +251,8 @@ def make_spark_context(
 
 def _can_fork_here(address: str, conf: SparkConf, environment: Mapping[str, str]) -> bool:
     """Whether workers are on this machine and nothing was set that only a new process would heed."""
-    if not re.match(r"local(\[|$)", address):
+    is_local = re.match(r"local(\[|$)", address) is not None
+    if not is_local or conf.get(_DAEMON) != _CONF[_DAEMON]:
         return False
     prefix = "spark.executorEnv."
     names = {name.removeprefix(prefix) for name, _ in conf.getAll() if name.startswith(prefix)}
@@ -277,13 +279,17 @@ def stop_spark(context: SparkContext) -> None:
         The Spark context.
     """
     server = getattr(context, "_accumulatorServer", None)
-    if server is not None:
-        context._accumulatorServer = None  # type: ignore[assignment]
+    if server is None:
+        context.stop()
+        return
+    context._accumulatorServer = None  # type: ignore[assignment]
+    try:
+        context.stop()
+    finally:
         threading.Thread(target=server.shutdown, name="accumulators-end", daemon=True).start()
         # From Spark 4.1 it has a file, which it might not live to remove.
         if isinstance(server.server_address, str):
             Path(server.server_address).unlink(missing_ok=True)
-    context.stop()
 
 
 def check_platform() -> None:
@@ -379,7 +385,7 @@ def _is_configured(name: str) -> bool:
     if name == "spark.ui.showConsoleProgress":
         # spark-submit turns it on by itself.
         return False
-    if name == "spark.python.daemon.module" and conf.get("spark.submit.pyFiles", ""):
+    if name == _DAEMON and conf.get("spark.submit.pyFiles", ""):
         # The package may come as a file, which the daemon does not see.
         return True
     return conf.contains(name)

@@ -18,7 +18,6 @@ class Left:
         print("taken down", file=sys.stderr)
 
 left = Left()
-left.itself = left
 pool = ThreadPoolExecutor()
 pool.submit(int)
 
@@ -63,3 +62,14 @@ def test_a_reader_that_has_gone_is_noticed() -> None:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(60) == 120
+
+
+def test_a_profiler_has_the_last_word() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.setprofile(lambda *_: None)\n" + _PROGRAM.format(end="pass")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.returncode == 0
+    assert "taken down" in shown.stderr

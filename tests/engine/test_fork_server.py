@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from spark_butler.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
 
 # A driver: it has imported something and has an open file when it forks.
 _DRIVER = """
-import json, os, sys, time
+import json, os, resource, sys, time
 from pathlib import Path
 from spark_butler.fork_server import ForkServer
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 marker = "imported by the driver"
 file = open(sys.argv[1])
@@ -29,7 +31,8 @@ def serve():
     word = sys.stdin.readline().strip()
     found = {
         "word": word, "marker": marker, "folder": os.getcwd(), "path": sys.path[-1], "argv": sys.argv,
-        "environment": dict(os.environ), "pid": os.getpid(),
+        "environment": dict(os.environ), "pid": os.getpid(), "buffered": not sys.stdout.write_through,
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "open": sorted(os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")
                        if os.path.exists(f"/proc/self/fd/{n}")),
     }
@@ -62,7 +65,7 @@ class _Driver:
         (folder / "driver.py").write_text(_DRIVER)
         self._process = subprocess.Popen(
             [sys.executable, folder / "driver.py", self.secret],
-            env={**os.environ, "DRIVER": "yes"},
+            env={**os.environ, "DRIVER": "yes", "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -81,8 +84,9 @@ def driver(tmp_path: Path) -> _Driver:
     return _Driver(tmp_path)
 
 
-def _ask(address: str, word: str, folder: Path) -> subprocess.Popen[str]:
-    environment = {"ADDRESS": address, "PATH": os.environ["PATH"], "ASKER": "yes"}
+def _ask(address: str, word: str, folder: Path, seed: str = "0") -> subprocess.Popen[str]:
+    environment = {"ADDRESS": address, "PATH": os.environ["PATH"], "ASKER": "yes", "PYTHONHASHSEED": seed}
+    environment["PYTHONUNBUFFERED"] = "YES"
     asker = subprocess.Popen(
         [sys.executable, "-c", _ASKER, "--an-argument"],
         env=environment,
@@ -120,6 +124,8 @@ def test_a_fork_takes_over_everything_but_what_was_imported(driver: _Driver, tmp
     assert (found["word"], found["marker"]) == ("hello", "imported by the driver")
     assert (found["folder"], found["path"]) == (str(folder), "/its/own/path")
     assert found["argv"][1:] == ["--an-argument"]
+    assert not found["buffered"]
+    assert found["files"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100
     assert found["environment"]["ASKER"] == "yes"
     assert "DRIVER" not in found["environment"]
     assert str(driver.secret) not in found["open"]
@@ -168,14 +174,24 @@ def test_a_daemon_without_a_fork_server_serves_itself(
     assert served == [True]
 
 
-def test_a_server_that_is_lost_is_an_error_of_the_daemon(driver: _Driver, tmp_path: Path) -> None:
+def test_a_daemon_outlives_its_server(driver: _Driver, tmp_path: Path) -> None:
     asker = _ask(driver.address, "wait", tmp_path)
     assert asker.stdout is not None
     found = json.loads(asker.stdout.readline())
     driver.kill()
-    assert asker.wait(10) == 1
+    with pytest.raises(subprocess.TimeoutExpired):
+        asker.wait(1)
     os.kill(found["pid"], signal.SIGKILL)
+    assert asker.wait(10) == 1
     asker.communicate()
+
+
+def test_a_fork_has_the_hash_seed_that_it_should_have(driver: _Driver, tmp_path: Path) -> None:
+    asker = _ask(driver.address, "hello", tmp_path, seed="1")
+    output, _ = asker.communicate(timeout=30)
+    # Refused; this one has no other way.
+    assert (output, asker.returncode) == ("", 1)
+    driver.kill()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +217,10 @@ def test_spark_starts_early_only_for_what_looks_like_a_run(line: str, wants: boo
     file = tmp_path / "pipeline.yaml"
     file.touch()
     assert wants_spark(line.format(repo=tmp_path, file=file).split()) is wants
+
+
+def test_a_place_that_can_not_be_looked_at_is_not_there() -> None:
+    assert not wants_spark(["-b", "x" * 5000, "-p", "/etc/hostname"])
 
 
 def test_a_job_has_its_own_pipeline(tmp_path: Path) -> None:

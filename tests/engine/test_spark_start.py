@@ -180,3 +180,47 @@ def test_a_cluster_is_seen_before_there_is_a_jvm(
     assert may_be_elsewhere(None, {}) is expected
     assert may_be_elsewhere("local[2]", {}) is False
     assert may_be_elsewhere(None, {"spark.master": "yarn"}) is True
+
+
+_TWO_LAUNCH = """
+import os, threading, time
+from pyspark import SparkContext, java_gateway
+from spark_butler.jvm import launch_jvm
+
+launch = java_gateway.launch_gateway
+calls = []
+
+def slow(**kwargs):
+    calls.append(kwargs)
+    time.sleep(1)
+    return launch(**kwargs)
+
+java_gateway.launch_gateway = slow
+from spark_butler.stderr_relay import JVM_STDERR
+errors = []
+
+def start():
+    try:
+        launch_jvm(quick=True, stderr=JVM_STDERR)
+    except BaseException as exc:
+        errors.append(exc)
+
+threads = [threading.Thread(target=start) for _ in range(3)]
+for each in threads:
+    each.start()
+    time.sleep(0.2)
+for each in threads:
+    each.join()
+assert not errors, errors
+assert len(calls) == 1 and SparkContext._gateway is not None
+assert "SPARK_SUBMIT_OPTS" not in os.environ
+print("done")
+"""
+
+
+def test_two_that_launch_java_launch_one() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "SPARK_SUBMIT_OPTS"}
+    process = subprocess.run(
+        [sys.executable, "-c", _TWO_LAUNCH], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert process.stdout == "done\n", process.stderr

@@ -31,6 +31,7 @@ def _run(*arguments: str | Path) -> tuple[int, str, list[tuple[str, str]], list[
                 except psutil.Error:
                     continue
             time.sleep(0.02)
+        # At its end, and at that of all who have its streams.
         assert process.stdout is not None
         return process.returncode, process.stdout.read(), list(names.values()), list(names)
 
