@@ -64,12 +64,13 @@ def test_a_reader_that_has_gone_is_noticed() -> None:
         assert process.wait(60) == 120
 
 
-def test_a_profiler_has_the_last_word() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.setprofile(lambda *_: None)\n" + _PROGRAM.format(end="pass")],
-        capture_output=True,
-        text=True,
-        timeout=60,
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_a_profiler_has_the_last_word(is_watched: bool) -> None:
+    code = "import os, sys; os._exit = lambda _: print('at once')\n"
+    if is_watched:
+        code += "sys.setprofile(lambda *_: None)\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code + _PROGRAM.format(end="pass")], capture_output=True, text=True, timeout=60
     )
-    assert shown.returncode == 0
-    assert "taken down" in shown.stderr
+    assert process.returncode == 0
+    assert ("at once" in process.stdout) is not is_watched
