@@ -491,6 +491,8 @@ class _Cutter:
             if max(Counter(home).values()) > _MANY_QUANTA and not self._saves_handovers(fused, home):
                 home = self._part(fused, home)
                 parts = f", in parts of at most {_MANY_QUANTA} quanta"
+                if len(set(home)) == len(set(fused)):
+                    continue
             fewest, is_even = self._look_at_stages(fused, home, slots)
             if fewest >= wanted and is_even:
                 return home, (
