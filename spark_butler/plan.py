@@ -487,20 +487,44 @@ class _Cutter:
             home, n_groups = self.join(fused, dimensions)
             if n_groups < wanted or len(set(home)) == len(set(fused)):
                 continue
+            parts = ""
             if max(Counter(home).values()) > _MANY_QUANTA and not self._saves_handovers(fused, home):
-                continue
+                home = self._part(fused, home)
+                parts = f", in parts of at most {_MANY_QUANTA} quanta"
+                if len(set(home)) == len(set(fused)):
+                    continue
             fewest, is_even = self._look_at_stages(fused, home, slots)
             if fewest >= wanted and is_even:
                 return home, (
-                    f"grouped by {', '.join(dimensions)}, the coarsest grain that gives each of "
+                    f"grouped by {', '.join(dimensions)}{parts}, the coarsest grain that gives each of "
                     f"{_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({fewest} in all), "
                     "and as much to do to each (auto)"
                 )
         return fused, (
             "quanta joined by narrow edges share a group; anything coarser would give fewer than "
-            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, not as much to do to each, "
-            f"or more than {_MANY_QUANTA} quanta to a group (auto)"
+            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, or not as much to do to each (auto)"
         )
+
+    def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
+        """Part joined groups that have many quanta; what is fused stays together.
+
+        Parts follow the order of what is fused, so that no two of them need
+        each other.
+        """
+        sizes = Counter(home)
+        parted = list(home)
+        begun: dict[int, tuple[int, int]] = {}
+        for quanta in self._order_groups(fused)[0]:
+            whole = home[quanta[0]]
+            if sizes[whole] <= _MANY_QUANTA:
+                continue
+            part, size = begun.get(whole, (quanta[0], 0))
+            if size and size + len(quanta) > _MANY_QUANTA:
+                part, size = quanta[0], 0
+            begun[whole] = part, size + len(quanta)
+            for quantum in quanta:
+                parted[quantum] = part
+        return parted
 
     def _saves_handovers(self, fused: Sequence[int], home: Sequence[int]) -> bool:
         """Whether temporaries that would have to travel don't if groups are joined."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 import networkx
@@ -79,6 +80,24 @@ def test_plan_keeps_the_order_of_the_graph(sketch: GraphSketch, grain: GroupBy, 
     assert len(plan) == len(sequence)
     position = {quantum: n for n, quantum in enumerate(sequence)}
     assert all(position[before] < position[after] for before, after in sketch.edges)
+
+
+@given(sketch=_sketches(), most=st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_parts_of_large_groups_keep_the_order_and_what_is_fused(sketch: GraphSketch, most: int) -> None:
+    fused = cut_graph(sketch, group_by="fused")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spark_butler.plan._MANY_QUANTA", most)
+        patch.setattr("spark_butler.plan._GROUPS_PER_SLOT", 1)
+        patch.setattr("spark_butler.plan._UNEVEN", 100.0)
+        plan = cut_graph(dataclasses.replace(sketch, handovers=()), group_by="auto", slots=1)
+    home = {quantum: group.index for group in plan.groups for quantum in group.quanta}
+    assert sorted(home) == sorted(sketch.task_labels)
+    assert all(home[before] <= home[after] for before, after in sketch.edges)
+    assert all(len({home[quantum] for quantum in group.quanta}) == 1 for group in fused.groups)
+    if ", in parts of" in plan.grain:
+        largest = max(len(group.quanta) for group in fused.groups)
+        assert max(len(group.quanta) for group in plan.groups) <= max(most, largest)
 
 
 @_any_plan
@@ -333,6 +352,13 @@ def test_groups_are_large_only_if_temporaries_then_stay_in_memory() -> None:
     assert max(len(group.quanta) for group in plan.groups) <= 100
     large = _night(60, 12)
     assert max(len(group.quanta) for group in cut_graph(large, group_by="auto", slots=1).groups) <= 100
+    both = _night(60, 60)
+    plan = cut_graph(both, group_by="auto", slots=2)
+    assert ", in parts of at most 100 quanta, " in plan.grain
+    # Sixty detectors, each with two quanta for each of sixty visits.
+    assert Counter(len(group.quanta) for group in plan.groups)[100] == 60
+    assert all(need < group.index for group in plan.groups for need in group.upstream)
+    assert sorted(q for group in plan.groups for q in group.quanta) == sorted(both.task_labels)
     ids = {(label, *sorted(large.data_ids[q].items())): q for q, label in large.task_labels.items()}
     calibrated = [
         Handover(uuid.uuid4(), "calibrated", q, (ids["coadd", key[1]],))
