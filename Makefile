@@ -43,7 +43,7 @@ demo-server: $(INSTALLED) ## Serve the demo's object store again, to look around
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
-	@$(RUN) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
