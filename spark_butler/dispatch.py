@@ -7,7 +7,6 @@ __all__ = ["Dispatcher", "FailureBudget", "RunResult"]
 import dataclasses
 import heapq
 import logging
-import pickle
 import queue
 import re
 import threading
@@ -170,7 +169,6 @@ class Dispatcher:
         self._losses: dict[int, int] = {}
         self._resting: dict[int, threading.Timer] = {}
         self._result = RunResult()
-        self._packed_records: dict[uuid.UUID, bytes] = {}
         self._n_failed = 0
         self._alike: dict[str, tuple[str, int]] = {}
 
@@ -375,30 +373,16 @@ class Dispatcher:
     def _record(self, outcome: QuantumOutcome) -> bool:
         """Keep an outcome and pass it on; return whether it is the first of its quantum."""
         first = self._result.outcomes.get(outcome.quantum_id)
-        is_first = first is None
         if first is not None and outcome.recovered:
             return False
         self._watcher.took(outcome)
         if first is not None:
             # A lost temporary was made again: what that wrote on the way has replaced the first.
-            if (packed := self._packed_records.get(outcome.quantum_id)) is not None:
-                first = dataclasses.replace(first, records=pickle.loads(packed))
             outcome = _merge(first, outcome)
         self._on_outcome(outcome)
-        self._keep(outcome)
-        return is_first
-
-    def _keep(self, outcome: QuantumOutcome) -> None:
-        """Keep an outcome for the end of the run, in as little memory as possible.
-
-        With scans, they would be the logs of the whole run.  Records, which
-        are wanted only if the quantum runs again, are small when packed.
-        """
-        outcome = outcome.without_scans()
-        if outcome.succeeded and outcome.records:
-            self._packed_records[outcome.quantum_id] = pickle.dumps(outcome.records)
-            outcome = dataclasses.replace(outcome, records={})
-        self._result.outcomes[outcome.quantum_id] = outcome
+        # With scans, they would be the logs of the whole run.
+        self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
+        return first is None
 
     def _fail(self, outcome: QuantumOutcome) -> None:
         """Block what needs a failed quantum, or stop the run."""

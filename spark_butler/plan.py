@@ -502,7 +502,8 @@ class _Cutter:
                 )
         return fused, (
             "quanta joined by narrow edges share a group; anything coarser would give fewer than "
-            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, or not as much to do to each (auto)"
+            f"{_GROUPS_PER_SLOT} groups to each of {_count(slots, 'slot')}, "
+            "or not as much to do to each (auto)"
         )
 
     def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
