@@ -25,7 +25,6 @@ PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "proc
 def main() -> None:
     """Run the command, with Spark on its way up before the middleware is imported."""
     if early_start.wants_spark(sys.argv[1:], has_pipeline=True):
-        early_start.fix_hash_seed()
         early_start.begin()
     from spark_butler.cli_run import make_run_command
 

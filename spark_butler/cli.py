@@ -118,7 +118,6 @@ def program() -> None:
     """Be the program, and start Spark before anything else where it will be wanted."""
     arguments = sys.argv[1:]
     if "run" in arguments and early_start.wants_spark(arguments[arguments.index("run") + 1 :]):
-        early_start.fix_hash_seed()
         early_start.begin()
     run_program(main)
 

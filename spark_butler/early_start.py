@@ -6,7 +6,7 @@ here imports the middleware.
 
 from __future__ import annotations
 
-__all__ = ["begin", "close_fork_server", "fix_hash_seed", "fork_here", "fork_server_address", "wants_spark"]
+__all__ = ["begin", "close_fork_server", "fork_here", "fork_server_address", "wants_spark"]
 
 import atexit
 import logging
@@ -71,7 +71,7 @@ def wants_spark(arguments: Sequence[str], *, has_pipeline: bool = False) -> bool
     return all("://" in place or os.path.exists(place.partition("#")[0]) for place in found.values())
 
 
-def fix_hash_seed() -> None:
+def _fix_hash_seed() -> None:
     """Begin this program again with the hash seed that Spark gives its Python processes, unless it has one.
 
     Those that are forked from this one then are like those that are not.
@@ -90,6 +90,7 @@ def begin() -> None:
     may be wrong has been looked at.
     """
     global _launching
+    _fix_hash_seed()
     limit_threads()
     try:
         check_platform()
@@ -114,9 +115,9 @@ def fork_here() -> None:
     if launching.ident is not None:
         launching.join(_SECONDS)
     if not launching.is_alive():
-        from .backends.daemon import import_in_any_case, serve
+        from .backends.daemon import prepare_server, serve
 
-        _server = ForkServer.start(serve, import_in_any_case)
+        _server = ForkServer.start(serve, prepare_server)
 
 
 def fork_server_address() -> str | None:

@@ -8,7 +8,7 @@ this machine, the daemon is a fork of that, and imports nothing again.
 
 from __future__ import annotations
 
-__all__ = ["import_for_workers", "import_in_any_case", "main", "remove_dead_sockets", "serve"]
+__all__ = ["import_for_workers", "main", "prepare_server", "remove_dead_sockets", "serve"]
 
 import contextlib
 import gc
@@ -25,7 +25,6 @@ from ..fork_server import FORK_SERVER_VARIABLE, ask_fork_server, wait_for_fork
 _SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
 _YOUNG_SECONDS = 5.0
 _kept: list[object] = []
-
 
 # What each worker would import in its first Spark task.
 _IN_ANY_CASE = (
@@ -73,12 +72,21 @@ def _keep_stdout() -> Iterator[None]:
         os.close(kept)
 
 
-def import_in_any_case() -> None:
+def prepare_server() -> None:
     """Import what workers need whatever the tasks are, and keep the garbage collector off it."""
+    _import_in_any_case()
+    _keep_collector_off()
+
+
+def _import_in_any_case() -> None:
     from ..warmth import import_for_children
     from . import slots  # noqa: F401
 
     import_for_children(_IN_ANY_CASE)
+
+
+def _keep_collector_off() -> None:
+    """Spare the garbage collector, which would go through all that is there every time."""
     gc.collect()
     gc.freeze()
 
@@ -87,11 +95,11 @@ def import_for_workers() -> None:
     """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
     from ..session import IMPORTS_VARIABLE
     from ..warmth import import_for_children
-    from . import slots  # noqa: F401
 
+    _import_in_any_case()
     tasks = os.environ.get(IMPORTS_VARIABLE, "")
     # Where tasks are known they import what they need of this; it takes half a second.
-    import_for_children([*_IN_ANY_CASE, *(tasks.split(",") if tasks else ["lsst.images"])])
+    import_for_children(tasks.split(",") if tasks else ["lsst.images"])
 
 
 def serve() -> None:
@@ -110,18 +118,17 @@ def serve() -> None:
     if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
         with contextlib.suppress(OSError):
             remove_dead_sockets(Path(folder))
-    # pyspark.daemon collects after each Spark task, which would go through all of this every time.
-    gc.collect()
-    gc.freeze()
+    # pyspark.daemon collects after each Spark task.
+    _keep_collector_off()
     daemon.manager()
 
 
 def main() -> int:
     """Serve, or let a fork do it that has everything imported already; return the exit status."""
     address = os.environ.get(FORK_SERVER_VARIABLE)
-    connection = ask_fork_server(address) if address else None
-    if connection is not None:
-        return wait_for_fork(connection)
+    fork = ask_fork_server(address) if address else None
+    if fork is not None:
+        return wait_for_fork(fork)
     serve()
     return 0
 
