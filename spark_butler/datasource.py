@@ -25,7 +25,6 @@ from .cell_classes import dump_with_classes
 from .errors import EmptyGraphError, OptionsError
 from .repository import check_repository
 from .resolving import export_records, find_data_ids, make_worker_context
-from .row_tests import ColumnTest, keep_rows
 from .worker_butler import DataIdBundle, DataIdContext, WorkerButler
 
 _PUSHDOWN = "spark.sql.python.filterPushdown.enabled"
@@ -49,6 +48,21 @@ _NARROWED: Mapping[pa.DataType, pa.DataType] = {
     pa.uint64(): pa.int64(),
     pa.float16(): pa.float32(),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _DimensionTest:
+    """A comparison of a dimension's value in a data ID with a constant."""
+
+    dimension: str
+    kind: str
+    """Name of PySpark's class of the filter."""
+    value: Any
+
+    def passes(self, data_id: DataCoordinate) -> bool:
+        """Return whether a data ID passes."""
+        value = data_id[self.dimension]
+        return value is not None and _TESTS[self.kind](value, self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +180,7 @@ class ButlerReader(DataSourceReader):
     def __init__(self, options: Mapping[str, str], schema: StructType):
         request = self._request = _Request.read(options)
         self._schema = schema
-        self._tests: list[ColumnTest] = []
-        self._row_tests: list[ColumnTest] = []
+        self._tests: list[_DimensionTest] = []
         with request.open() as butler:
             dataset_type = butler.get_dataset_type(request.dataset_type)
             _check_type(butler, dataset_type)
@@ -180,7 +193,7 @@ class ButlerReader(DataSourceReader):
         # Docstring inherited.
         request = self._request
         # The registry narrows what it can; all tests are made here, too.
-        equal = [(test.column, test.value) for test in self._tests if test.kind == "EqualTo"]
+        equal = [(test.dimension, test.value) for test in self._tests if test.kind == "EqualTo"]
         where = [f"({request.where})"] if request.where else []
         where += [f"{name} = :value{n}" for n, (name, _) in enumerate(equal)]
         bind = {f"value{n}": value for n, (_, value) in enumerate(equal)}
@@ -195,7 +208,7 @@ class ButlerReader(DataSourceReader):
                 )
             except EmptyGraphError:
                 return []
-            refs = [ref for ref in found.refs if self._passes(ref.dataId)]
+            refs = [ref for ref in found.refs if all(test.passes(ref.dataId) for test in self._tests)]
             size = request.per_partition or -(-len(refs) // _MOST_PARTITIONS) or 1
             parts = [refs[n : n + size] for n in range(0, len(refs), size)]
             return [InputPartition(_pack(butler, part)) for part in parts]
@@ -213,15 +226,9 @@ class ButlerReader(DataSourceReader):
         try:
             for by_type in bundle.refs:
                 for ref in (ref for refs in by_type.values() for ref in refs):
-                    yield from keep_rows(self._read_table(butler, ref, target), self._row_tests).to_batches()
+                    yield from self._read_table(butler, ref, target).to_batches()
         finally:
             butler.close()
-
-    def _passes(self, data_id: DataCoordinate) -> bool:
-        return all(
-            (value := data_id[test.column]) is not None and _TESTS[test.kind](value, test.value)
-            for test in self._tests
-        )
 
     def _read_table(self, butler: WorkerButler, ref: DatasetRef, target: pa.Schema) -> pa.Table:
         """Read a table and give it the columns that Spark expects."""
@@ -254,13 +261,10 @@ class _FilteringReader(ButlerReader):
         for each in filters:
             kind = type(each).__name__
             column: tuple[str, ...] = getattr(each, "attribute", ())
-            if kind not in _TESTS or len(column) != 1:
-                yield each
-            elif column[0] in self._dimensions:
-                self._tests.append(ColumnTest(column[0], kind, each.value))
+            if kind in _TESTS and len(column) == 1 and column[0] in self._dimensions:
+                self._tests.append(_DimensionTest(column[0], kind, each.value))
             else:
-                # Spark looks at what is left of the rows again.
-                self._row_tests.append(ColumnTest(column[0], kind, each.value))
+                # Spark tests the rows itself.
                 yield each
 
 

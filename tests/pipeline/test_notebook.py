@@ -576,14 +576,14 @@ def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
     assert len(one) == np.count_nonzero(expected[1]["instFlux"] > 0)
 
     reader: Any = ButlerDataSource(options).reader(sources.schema)
-    bright = GreaterThan(("instFlux",), float(np.median(expected[1]["instFlux"])))
+    bright = GreaterThan(("instFlux",), 0.0)
     assert list(reader.pushFilters([EqualTo(("detector",), 1), bright])) == [bright]
     parts = reader.partitions()
 
     def count_rows(_: int) -> int:
         return sum(batch.num_rows for part in parts for batch in reader.read(part))
 
-    n_bright = np.count_nonzero(expected[1]["instFlux"] > bright.value)
-    assert spark.sparkContext.parallelize([0], 1).map(count_rows).collect() == [n_bright]
+    # The filter on the data ID cuts files; Spark tests rows itself.
+    assert spark.sparkContext.parallelize([0], 1).map(count_rows).collect() == [len(expected[1])]
     patterns = spark.read.format("butler").options(**{**options, "collections": "u/table*"}).load()
     assert patterns.count() == len(both)
