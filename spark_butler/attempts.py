@@ -26,7 +26,7 @@ from .quanta import all_outputs
 from .slot_clock import SlotClock
 from .store_clients import forget_clients, hold_files, open_clients
 from .stored_files import collect_files
-from .turnstile import Turnstile
+from .turnstile import MemoryLock
 from .work import GroupContent, GroupWork, Parcel, WorkerContext
 from .worker import failure_outcome, find_complete, run_group
 
@@ -143,7 +143,7 @@ def run_attempts(
     *,
     runner: Runner,
     again: bool | None = False,
-    turnstile: Turnstile | None = None,
+    memory_lock: MemoryLock | None = None,
     slots: int = 1,
     clock: SlotClock | None = None,
 ) -> Iterator[QuantumOutcome | bytearray]:
@@ -163,7 +163,7 @@ def run_attempts(
         Whether this is another attempt at the whole group; `None` where that
         is unknown.  What an earlier one has completed is then left alone,
         unless a temporary of it is needed.
-    turnstile
+    memory_lock
         Keeps quanta that need more than their share of memory apart from all
         others of this machine.
     slots
@@ -186,7 +186,7 @@ def run_attempts(
         Raised if the engine's own code fails.
     """
     clock = SlotClock() if clock is None else clock
-    group = _GroupRun(context, work, inbox, runner, turnstile, slots, clock)
+    group = _GroupRun(context, work, inbox, runner, memory_lock, slots, clock)
     for event in group.run(again=work.again or again):
         yield clock.stamp(event) if isinstance(event, QuantumOutcome) else event
 
@@ -200,7 +200,7 @@ class _GroupRun:
         work: GroupWork,
         inbox: Inbox | None,
         runner: Runner,
-        turnstile: Turnstile | None,
+        memory_lock: MemoryLock | None,
         slots: int,
         clock: SlotClock,
     ):
@@ -208,7 +208,7 @@ class _GroupRun:
         self._work = work
         self._inbox = inbox
         self._runner = runner
-        self._turnstile = turnstile
+        self._memory_lock = memory_lock
         self._clock = clock
         self._share = _MEMORY_SHARE * machine_memory() / max(1, slots)
         self._content = content = work.open()
@@ -371,10 +371,10 @@ class _GroupRun:
 
     def _place(self, todo: set[int]) -> contextlib.AbstractContextManager[None]:
         """Wait until there is room for what is to run."""
-        if self._turnstile is None:
+        if self._memory_lock is None:
             return contextlib.nullcontext()
         alone = any(n in self._cramped or self._memory.get(n, 0) > self._share > 0 for n in todo)
-        return self._turnstile.enter(alone=alone)
+        return self._memory_lock.acquire(exclusive=alone)
 
     def _spared(self) -> set[int]:
         """Positions of quanta that need not run again to make the temporaries that other groups read."""

@@ -1,4 +1,7 @@
-"""A folder for the temporary files of a process that may be killed."""
+"""A directory for the temporary files of a child that may be killed.
+
+Made and removed by workers, used by their children.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,36 @@ from typing import Literal, Self
 
 from lsst.resources.utils import get_tempdir
 
+from .processes import try_lock
+
 _PREFIX = "spark-butler-child-"
+_LOCK = ".lock"
 
 
 class TemporaryFolder:
-    """A folder that is removed with all that a child has left in it, however the child ended.
+    """A directory that is removed with everything in it when a child ends, however it ends.
 
     Made before the fork; the child calls `use`.
 
     Notes
     -----
-    Where this process is killed, too, the folder stays until `remove_abandoned`
-    is called on the same machine.  That a folder is abandoned is seen by its
-    lock, which the kernel gives back when all processes have ended that had it.
+    When this process is killed, too, the directory stays until
+    `remove_abandoned` is called on the same host.  A directory is abandoned
+    when its lock is free: the kernel releases it when the last process ends
+    that holds it.  On a file system without locks there is no lock file, and
+    `remove_abandoned` leaves the directory alone.
     """
 
     def __init__(self) -> None:
         self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=get_tempdir()))
-        self._lock = os.open(self._path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        new = self._path / f"{_LOCK}.new"
+        # Open for writing, since NFS gives exclusive locks for nothing else.
+        self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
+        if try_lock(self._lock, fcntl.LOCK_EX):
+            # Renamed when it is locked, so that no other worker finds it free.
+            new.rename(self._path / _LOCK)
+        else:
+            new.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +57,7 @@ class TemporaryFolder:
         return False
 
     def use(self) -> None:
-        """Let this process make its temporary files in the folder from now on."""
+        """Make all later temporary files of this process in the directory."""
         tempfile.tempdir = str(self._path)
         # lsst.resources looks there first, and so do programs that a task may start.
         os.environ.update(dict.fromkeys(("LSST_RESOURCES_TMPDIR", "TMPDIR"), str(self._path)))
@@ -51,13 +65,15 @@ class TemporaryFolder:
 
     @staticmethod
     def remove_abandoned() -> None:
-        """Remove the folders of processes that were killed."""
+        """Remove the directories of processes that were killed."""
         for path in Path(get_tempdir()).glob(f"{_PREFIX}*"):
             # Another process may remove it at the same time, or it is another user's.
             with contextlib.suppress(OSError):
-                lock = os.open(path, os.O_RDONLY)
+                if path.lstat().st_uid != os.geteuid():
+                    continue
+                lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path, ignore_errors=True)
+                    if try_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        shutil.rmtree(path, ignore_errors=True)
                 finally:
                     os.close(lock)

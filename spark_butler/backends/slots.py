@@ -24,7 +24,7 @@ from ..outcomes import QuantumOutcome
 from ..parcels import Inbox, next_place
 from ..slot_clock import SlotClock
 from ..temporary_files import TemporaryFolder
-from ..turnstile import Turnstile
+from ..turnstile import MemoryLock
 from ..work import GroupWork, WorkerContext
 from ..worker import prepare_process
 
@@ -165,7 +165,7 @@ def _run_here(
         runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
         # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
         again=_is_again() or (None if work.ways else False),
-        turnstile=Turnstile(Path(SparkFiles.getRootDirectory())),
+        memory_lock=MemoryLock(Path(SparkFiles.getRootDirectory())),
         slots=_slots_here(),
         clock=_clock,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import multiprocessing.process
@@ -30,7 +31,7 @@ from spark_butler.limits import MIB, Limits, ResourceRequests, read_requests
 from spark_butler.memory import machine_memory, resident_memory
 from spark_butler.messages import brief
 from spark_butler.temporary_files import TemporaryFolder
-from spark_butler.turnstile import Turnstile
+from spark_butler.turnstile import MemoryLock
 
 
 def _client_error(code: str, status: int) -> ClientError:
@@ -195,7 +196,7 @@ sys.stdout.write(tail.read())
 
 def _hold(folder: str, alone: bool, until: str) -> None:
     log = Path(folder, "log")
-    with Turnstile(Path(folder)).enter(alone=alone), log.open("a") as stream:
+    with MemoryLock(Path(folder)).acquire(exclusive=alone), log.open("a") as stream:
         stream.write(f"in {alone}\n")
         stream.flush()
         _wait_until(lambda: not until or Path(until).exists())
@@ -220,7 +221,7 @@ def _is_closed(folder: Path) -> bool:
         return False
 
 
-def test_turnstile_keeps_one_apart_from_many(tmp_path: Path) -> None:
+def test_memory_lock_keeps_one_apart_from_many(tmp_path: Path) -> None:
     log, leave = tmp_path / "log", tmp_path / "leave"
     processes = [_start(tmp_path, False, leave), _start(tmp_path, False, leave)]
     _wait_until(lambda: log.exists() and log.read_text().count("in") == 2)
@@ -237,7 +238,7 @@ def test_turnstile_keeps_one_apart_from_many(tmp_path: Path) -> None:
     assert lines[2:] == ["out False"] * 2 + ["in True", "out True", "in False", "out False"]
 
 
-def test_turnstile_forgets_the_dead(tmp_path: Path) -> None:
+def test_memory_lock_forgets_the_dead(tmp_path: Path) -> None:
     process = _start(tmp_path, True, tmp_path / "never")
     _wait_until((tmp_path / "log").exists)
     os.kill(process.pid or 0, signal.SIGKILL)
@@ -245,7 +246,7 @@ def test_turnstile_forgets_the_dead(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with Turnstile(tmp_path).enter(alone=True):
+        with MemoryLock(tmp_path).acquire(exclusive=True):
             entered.set()
 
     threading.Thread(target=enter, daemon=True).start()
@@ -276,11 +277,51 @@ def test_temporary_files_of_the_dead_are_removed(tmp_path: Path, monkeypatch: py
         (left,) = tmp_path.iterdir()
         mine.use()
         tempfile.mkstemp()
-        assert len(list(left.iterdir())) == 1
+        assert len([path for path in left.iterdir() if path.name != ".lock"]) == 1
         with ResourcePath.temporary_uri() as uri:
             assert Path(uri.ospath).parent == left
     get_tempdir.cache_clear()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF], ids=errno.errorcode.get)
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that refuses locks, as Lustre and NFS do."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_memory_lock_does_nothing_without_file_locks(tmp_path: Path) -> None:
+    with MemoryLock(tmp_path).acquire(exclusive=True), MemoryLock(tmp_path).acquire(exclusive=False):
+        pass
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_temporary_folder_without_file_locks_is_never_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSST_RESOURCES_TMPDIR", str(tmp_path))
+    get_tempdir.cache_clear()
+    with TemporaryFolder():
+        monkeypatch.undo()
+        monkeypatch.setenv("LSST_RESOURCES_TMPDIR", str(tmp_path))
+        TemporaryFolder.remove_abandoned()
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+    get_tempdir.cache_clear()
+
+
+def test_other_lock_errors_are_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output"), MemoryLock(tmp_path).acquire(exclusive=True):
+        pass
 
 
 def test_memory_is_measured() -> None:
