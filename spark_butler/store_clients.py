@@ -83,7 +83,6 @@ class _Watch:
         events.register("after-call.s3", self._end)
         # On the way to these listeners botocore spends half a millisecond.
         client.head_object = functools.partial(self._head, client.head_object)
-        _name_once(client)
 
     def after_fork(self) -> None:
         """Do without the threads of the process that this one was forked from."""
@@ -179,15 +178,6 @@ class _Watch:
             ahead.note(context["spark_butler_key"], int(size) if size.isdecimal() else length)
             if size in ("", str(length)):
                 ahead.drop(context["spark_butler_key"])
-
-
-def _name_once(client: Any) -> None:
-    """Let a client write once what it calls itself, and not twice for each request."""
-    # Private to botocore; without it there is nothing to save.
-    agent: Any = getattr(client, "_user_agent_creator", None)
-    if hasattr(agent, "to_string"):
-        text = agent.to_string()
-        agent.to_string = lambda: text
 
 
 _watch = _Watch()
