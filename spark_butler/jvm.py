@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["import_launcher", "jvm_is_there", "launch_jvm", "may_be_elsewhere", "spare_pandas"]
+__all__ = ["import_launcher", "jvm_is_there", "launch_jvm", "may_be_elsewhere"]
 
 import logging
 import os
@@ -64,20 +64,6 @@ def launch_jvm(*, quick: bool, archive: Path | None = None, stderr: StderrRelay 
         os.environ["JAVA_HOME"] = str(find_java_home())
         with _launching:
             _launch(_QUICK_JVM if quick else "", archive_options(make=archive), stderr)
-
-
-def spare_pandas() -> None:
-    """Let PySpark pass no NumPy arrays to Java.
-
-    It asks of each argument whether it is one, and imports pandas, if that is
-    installed, to know whether there is NumPy: half a second of processor time.
-    """
-    from py4j import protocol
-
-    numpy_converters = {"NumpyArrayConverter", "NumpyScalarConverter"}
-    protocol.INPUT_CONVERTER[:] = [
-        each for each in protocol.INPUT_CONVERTER if type(each).__name__ not in numpy_converters
-    ]
 
 
 def may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from .errors import SessionError
 from .fork_server import FORK_SERVER_VARIABLE
 from .java import find_java_home
-from .jvm import jvm_is_there, launch_jvm, may_be_elsewhere, spare_pandas
+from .jvm import jvm_is_there, launch_jvm, may_be_elsewhere
 from .messages import brief
 from .stderr_relay import StderrRelay
 
@@ -209,8 +209,6 @@ def make_spark_context(
     if spark_is_up():
         return SparkContext.getOrCreate()
     limit_threads()
-    if only_engine:
-        spare_pandas()
     if any(name.startswith("spark.driver.") for name in conf or {}):
         # What the JVM is to have of its own, PySpark tells it only when it launches it itself.
         if not jvm_is_there():
