@@ -12,7 +12,6 @@ __all__ = [
     "make_spark_context",
     "say_on_stderr",
     "spark_is_up",
-    "stop_spark",
     "worker_environment",
 ]
 
@@ -24,7 +23,6 @@ import re
 import socket
 import stat
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -263,31 +261,6 @@ def spark_is_up() -> bool:
     from pyspark import SparkContext
 
     return SparkContext._active_spark_context is not None
-
-
-def stop_spark(context: SparkContext) -> None:
-    """Stop Spark at the end of this process, and wait for nothing but Java.
-
-    PySpark would also wait for a server of its own, which looks once a second
-    whether it is to end.
-
-    Parameters
-    ----------
-    context
-        The Spark context.
-    """
-    server = getattr(context, "_accumulatorServer", None)
-    if server is None:
-        context.stop()
-        return
-    context._accumulatorServer = None  # type: ignore[assignment]
-    try:
-        context.stop()
-    finally:
-        threading.Thread(target=server.shutdown, name="accumulators-end", daemon=True).start()
-        # From Spark 4.1 it has a file, which it might not live to remove.
-        if isinstance(server.server_address, str):
-            Path(server.server_address).unlink(missing_ok=True)
 
 
 def check_platform() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from .early_start import close_fork_server, fork_server_address
 from .errors import UserError
 from .fork_server import FORK_SERVER_VARIABLE
-from .session import make_spark_context, spark_is_up, stop_spark
+from .session import make_spark_context, spark_is_up
 from .stderr_relay import JVM_STDERR
 from .worker_check import check_workers
 
@@ -120,4 +120,4 @@ class SparkStart:
         if self._is_ours and context is not None:
             with contextlib.suppress(Exception):
                 # The JVM may be gone already, as after Ctrl-C under spark-submit.
-                stop_spark(context)
+                context.stop()
