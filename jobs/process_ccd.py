@@ -17,7 +17,6 @@ if sys.version_info < (3, 12):  # noqa: UP036  (the interpreter may be the syste
     sys.exit(2)
 
 from spark_butler import early_start
-from spark_butler.quick_exit import run_program
 
 PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "process_ccd.yaml"
 
@@ -33,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    main()

@@ -13,7 +13,6 @@ from . import early_start
 from .cli_cleanup import cleanup
 from .cli_command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, say_json
 from .cli_obs import obs
-from .quick_exit import run_program
 
 _RUN_COMMANDS = {
     "plan": "Print how a pipeline would run, with the options of 'run'.",
@@ -119,7 +118,7 @@ def program() -> None:
     arguments = sys.argv[1:]
     if "run" in arguments and early_start.wants_spark(arguments[arguments.index("run") + 1 :]):
         early_start.begin()
-    run_program(main)
+    main()
 
 
 if __name__ == "__main__":
