@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLASS_ARCHIVE", "MINIMUM_JAVA", "archive_options", "find_java_home"]
+__all__ = ["MINIMUM_JAVA", "find_java_home"]
 
 import importlib.util
 import os
@@ -18,12 +18,6 @@ from .errors import SessionError
 
 MINIMUM_JAVA = 17
 """The oldest Java release that Spark 4 runs on."""
-
-CLASS_ARCHIVE = Path(sys.prefix, "share", "spark-butler", "classes.jsa")
-"""Where Spark's classes are kept as a JVM has them in memory; see `spark_butler.class_archive`."""
-
-# Java says it of an archive that does not fit, and then does without.
-_SILENT = "-Xlog:cds*=off"
 
 _VECTOR_MODULE = "jdk.incubator.vector"
 
@@ -70,31 +64,6 @@ def find_java_home() -> Path:
             return _complete(home, home)
         too_old += f"{java} is Java {release}; "
     raise SessionError(f"No Java for Spark: {too_old or 'none found on the PATH; '}{_HINT}.")
-
-
-def archive_options(*, make: Path | None = None) -> str:
-    """Name the options that let a JVM start with Spark's classes from the archive.
-
-    Parameters
-    ----------
-    make
-        Where to write an archive when the JVM ends.
-
-    Returns
-    -------
-    options
-        Nothing where there is no archive, or the user has options of the same
-        kind.  One of another Java or another Spark is ignored by the JVM.
-    """
-    given = os.environ.get("SPARK_SUBMIT_OPTS", "") + os.environ.get("JAVA_TOOL_OPTIONS", "")
-    if "ArchiveClassesAtExit" in given or "SharedArchiveFile" in given or "-Xshare" in given:
-        return ""
-    if make is not None:
-        return f"-XX:ArchiveClassesAtExit={make} {_SILENT}"
-    # Spark's launcher takes options apart at spaces.
-    if not CLASS_ARCHIVE.is_file() or " " in str(CLASS_ARCHIVE):
-        return ""
-    return f"-XX:SharedArchiveFile={CLASS_ARCHIVE} {_SILENT}"
 
 
 def _inspect(java: Path) -> tuple[int, Path] | None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 __all__ = ["import_launcher", "jvm_is_there", "launch_jvm", "may_be_elsewhere"]
 
-import logging
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import SessionError
-from .java import archive_options, find_java_home
+from .java import find_java_home
 from .messages import brief
 from .stderr_relay import StderrRelay
-
-logger = logging.getLogger(__name__)
 
 # Who comes second finds the JVM, and the environment as the first has found it.
 _launching = threading.Lock()
@@ -37,16 +34,13 @@ def jvm_is_there() -> bool:
     return SparkContext._gateway is not None or "PYSPARK_GATEWAY_PORT" in os.environ
 
 
-def launch_jvm(*, quick: bool, archive: Path | None = None, stderr: StderrRelay | None = None) -> None:
+def launch_jvm(*, quick: bool, stderr: StderrRelay | None = None) -> None:
     """Launch the JVM of this process, unless it is there.
 
     Parameters
     ----------
     quick
         Whether it is to spend little on compiling its own code.
-    archive
-        Where it is to write its classes when it ends; see
-        `spark_butler.class_archive`.
     stderr
         What it is to have for its standard error; by default that of this
         process.
@@ -63,7 +57,10 @@ def launch_jvm(*, quick: bool, archive: Path | None = None, stderr: StderrRelay 
     if not jvm_is_there():
         os.environ["JAVA_HOME"] = str(find_java_home())
         with _launching:
-            _launch(_QUICK_JVM if quick else "", archive_options(make=archive), stderr)
+            try:
+                _launch(_QUICK_JVM if quick else "", stderr)
+            except Exception as exc:
+                raise SessionError(f"Spark did not start: {brief(exc)}") from exc
 
 
 def may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
@@ -87,18 +84,7 @@ def may_be_elsewhere(master: str | None, conf: Mapping[str, str]) -> bool:
         return False
 
 
-def _launch(options: str, archive: str, stderr: StderrRelay | None) -> None:
-    """Launch the JVM, without the archive if it does not start with it."""
-    try:
-        _launch_with(f"{options} {archive}", stderr)
-    except Exception as exc:
-        if not archive:
-            raise SessionError(f"Spark did not start: {brief(exc)}") from exc
-        logger.warning("Java did not start with %s, and is tried without.", archive)
-        _launch(options, "", stderr)
-
-
-def _launch_with(options: str, stderr: StderrRelay | None) -> None:
+def _launch(options: str, stderr: StderrRelay | None) -> None:
     """Launch the JVM, unless it is there, with options that come before the user's."""
     from pyspark import SparkContext
     from pyspark.java_gateway import launch_gateway

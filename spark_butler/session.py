@@ -24,7 +24,6 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
@@ -159,7 +158,6 @@ def make_spark_context(
     *,
     imports: Sequence[str] = (),
     only_engine: bool = False,
-    archive: Path | None = None,
     stderr: StderrRelay | None = None,
     fork_server: str | None = None,
 ) -> SparkContext:
@@ -180,9 +178,6 @@ def make_spark_context(
         Whether nothing but the engine will use Spark.  A JVM in local mode
         then spends half as much processor time on compiling its own code,
         which would pay for SQL only.
-    archive
-        Where the JVM is to write its classes when it ends; see
-        `spark_butler.class_archive`.
     stderr
         What a JVM that is launched here is to have for its standard error; by
         default that of this process.
@@ -213,7 +208,7 @@ def make_spark_context(
             os.environ["JAVA_HOME"] = str(find_java_home())
     else:
         quick = only_engine and not may_be_elsewhere(master, conf or {})
-        launch_jvm(quick=quick, archive=archive, stderr=stderr)
+        launch_jvm(quick=quick, stderr=stderr)
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)

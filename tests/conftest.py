@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from spark_butler.demo.s3server import EmbeddedS3
-from spark_butler.java import archive_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -22,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
 # No JVM here lives long enough for Java's full compiler to pay; those of spark-submit are meant, too.
-os.environ.setdefault("SPARK_SUBMIT_OPTS", f"-XX:TieredStopAtLevel=1 {archive_options()}".strip())
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
 
 
 @pytest.fixture(autouse=True)

