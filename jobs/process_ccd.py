@@ -27,7 +27,6 @@ def main() -> None:
         early_start.begin()
     from spark_butler.cli_run import make_run_command
 
-    early_start.fork_here()
     make_run_command("process_ccd.py", PIPELINE)()
 
 

@@ -55,7 +55,6 @@ class _Main(CommandGroup):
             return super().get_command(ctx, cmd_name)
         from .cli_run import make_run_command
 
-        early_start.fork_here()
         return make_run_command(cmd_name, only_plan=cmd_name == "plan")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

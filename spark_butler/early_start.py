@@ -1,23 +1,20 @@
 """What a command starts before it imports the middleware, which takes two seconds.
 
-That is Java, and after the imports the fork server of the workers.  Nothing
-here imports the middleware.
+That is Java.  Nothing here imports the middleware.
 """
 
 from __future__ import annotations
 
-__all__ = ["begin", "close_fork_server", "fork_here", "fork_server_address", "wants_spark"]
+__all__ = ["begin", "wants_spark"]
 
 import atexit
 import logging
 import os
-import sys
 import threading
 from collections.abc import Sequence
 
 from .errors import UserError
-from .fork_server import ForkServer
-from .jvm import import_launcher, jvm_is_there, launch_jvm, may_be_elsewhere
+from .jvm import jvm_is_there, launch_jvm, may_be_elsewhere
 from .session import check_platform, limit_threads
 from .stderr_relay import JVM_STDERR
 
@@ -29,12 +26,7 @@ _FORBIDDING = {
 }
 _REPOSITORY = {"-b", "--butler-config"}
 _PIPELINE = {"-p", "--pipeline", "-g", "--qgraph"}
-_SECONDS = 10.0
 _EXIT_SECONDS = 3.0
-_HASH_SEED = "PYTHONHASHSEED"
-
-_launching: threading.Thread | None = None
-_server: ForkServer | None = None
 
 
 def wants_spark(arguments: Sequence[str], *, has_pipeline: bool = False) -> bool:
@@ -71,66 +63,23 @@ def wants_spark(arguments: Sequence[str], *, has_pipeline: bool = False) -> bool
     return all("://" in place or os.path.exists(place.partition("#")[0]) for place in found.values())
 
 
-def _fix_hash_seed() -> None:
-    """Begin this program again with the hash seed that Spark gives its Python processes, unless it has one.
-
-    Those that are forked from this one then are like those that are not.
-    """
-    if _HASH_SEED not in os.environ and sys.orig_argv:
-        os.environ[_HASH_SEED] = "0"
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def begin() -> None:
     """Launch the JVM of this process beside what comes next, and let BLAS have one thread.
 
     What stands against it is said by those who need Spark, when all else that
     may be wrong has been looked at.
     """
-    global _launching
-    _fix_hash_seed()
     limit_threads()
     try:
         check_platform()
     except UserError:
         return
-    _launching = threading.Thread(target=_launch, name="jvm-start", daemon=True)
     if not jvm_is_there():
         JVM_STDERR.hold()
-        # Not in the thread, which would hold locks of imports when this process is forked.
-        import_launcher()
-        _launching.start()
+        launching = threading.Thread(target=_launch, name="jvm-start", daemon=True)
+        launching.start()
         # It removes a folder of PySpark's when it is done.
-        atexit.register(_launching.join, _EXIT_SECONDS)
-
-
-def fork_here() -> None:
-    """Fork the server for workers, at the first call after `begin`, when all imports are done."""
-    global _launching, _server
-    launching, _launching = _launching, None
-    if launching is None or may_be_elsewhere(None, {}):
-        return
-    if launching.ident is not None:
-        launching.join(_SECONDS)
-    if not launching.is_alive():
-        from .backends.daemon import prepare_server, serve
-
-        _server = ForkServer.start(serve, prepare_server)
-
-
-def fork_server_address() -> str | None:
-    """Find at which socket daemons on this machine may ask for a fork."""
-    return _server.address if _server is not None else None
-
-
-def close_fork_server() -> None:
-    """Let the fork server end, where no daemon will ask it."""
-    global _server
-    server, _server = _server, None
-    if server is not None:
-        server.close()
+        atexit.register(launching.join, _EXIT_SECONDS)
 
 
 def _launch() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["import_launcher", "jvm_is_there", "launch_jvm", "may_be_elsewhere"]
+__all__ = ["jvm_is_there", "launch_jvm", "may_be_elsewhere"]
 
 import os
 import threading
@@ -20,11 +20,6 @@ _launching = threading.Lock()
 _QUICK_JVM = "-XX:TieredStopAtLevel=1"
 # Read by Spark's launcher, before spark.driver.extraJavaOptions.
 _JVM_VARIABLE = "SPARK_SUBMIT_OPTS"
-
-
-def import_launcher() -> None:
-    """Import all that `launch_jvm` will need."""
-    import pyspark.java_gateway  # noqa: F401
 
 
 def jvm_is_there() -> bool:

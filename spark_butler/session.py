@@ -19,7 +19,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import socket
 import stat
 import sys
@@ -27,14 +26,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import SessionError
-from .fork_server import FORK_SERVER_VARIABLE
 from .java import find_java_home
 from .jvm import jvm_is_there, launch_jvm, may_be_elsewhere
 from .messages import brief
 from .stderr_relay import StderrRelay
 
 if TYPE_CHECKING:
-    from pyspark import SparkConf, SparkContext
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
@@ -159,7 +157,6 @@ def make_spark_context(
     imports: Sequence[str] = (),
     only_engine: bool = False,
     stderr: StderrRelay | None = None,
-    fork_server: str | None = None,
 ) -> SparkContext:
     """Get the Spark context of this process or make one.
 
@@ -181,9 +178,6 @@ def make_spark_context(
     stderr
         What a JVM that is launched here is to have for its standard error; by
         default that of this process.
-    fork_server
-        Where daemons in local mode may ask for a fork; see
-        `spark_butler.fork_server`.
 
     Returns
     -------
@@ -228,8 +222,6 @@ def make_spark_context(
         for name, value in settings.items():
             if name in (conf or {}) or not _is_configured(name):
                 chosen.set(name, value)
-        if fork_server is not None and _can_fork_here(address, chosen, environment):
-            chosen.set(f"spark.executorEnv.{FORK_SERVER_VARIABLE}", fork_server)
     except Exception as exc:
         raise SessionError(f"Spark did not start: {brief(exc)}") from exc
     _check_master(address)
@@ -238,16 +230,6 @@ def make_spark_context(
     except Exception as exc:
         logger.debug("Spark did not start.", exc_info=True)
         raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
-
-
-def _can_fork_here(address: str, conf: SparkConf, environment: Mapping[str, str]) -> bool:
-    """Whether workers are on this machine and nothing was set that only a new process would heed."""
-    is_local = re.match(r"local(\[|$)", address) is not None
-    if not is_local or conf.get(_DAEMON) != _CONF[_DAEMON]:
-        return False
-    prefix = "spark.executorEnv."
-    names = {name.removeprefix(prefix) for name, _ in conf.getAll() if name.startswith(prefix)}
-    return names <= environment.keys()
 
 
 def spark_is_up() -> bool:

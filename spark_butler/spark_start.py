@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .early_start import close_fork_server, fork_server_address
 from .errors import UserError
-from .fork_server import FORK_SERVER_VARIABLE
 from .session import make_spark_context, spark_is_up
 from .stderr_relay import JVM_STDERR
 from .worker_check import check_workers
@@ -100,12 +98,7 @@ class SparkStart:
 
     def _start(self) -> None:
         try:
-            server = fork_server_address()
-            self._context = make_spark_context(
-                imports=self._imports, only_engine=True, stderr=JVM_STDERR, fork_server=server
-            )
-            if server is not None and FORK_SERVER_VARIABLE not in self._context.environment:
-                close_fork_server()
+            self._context = make_spark_context(imports=self._imports, only_engine=True, stderr=JVM_STDERR)
             if not self._left.is_set():
                 check_workers(self._context, self._stores)
         except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)

@@ -9,10 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 from job_harness import JobRepo
-
-_SERVER = "sb-fork-server"
 
 
 def _run(*arguments: str | Path) -> tuple[int, str, list[tuple[str, str]], list[psutil.Process]]:
@@ -46,19 +43,6 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
 def _assert_all_end(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
-
-
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="fork servers are for Linux")
-def test_workers_are_forked_from_the_driver_and_all_end(job_repo: JobRepo) -> None:
-    status, output, names, processes = _run(
-        *(*job_repo.arguments, "--no-versions", "-o", "early/run", "--select-tasks", "first")
-    )
-    assert status == 0, output
-    assert "all of 4 quanta succeeded" in output
-    assert sum(name == _SERVER for name, _ in names) == 1
-    # The daemon, of which workers are children.
-    assert sum(parent == _SERVER for _, parent in names) == 1, names
-    _assert_all_end(processes)
 
 
 def test_a_refusal_is_all_that_is_seen_of_an_early_start(job_repo: JobRepo) -> None:
