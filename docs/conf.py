@@ -1,14 +1,15 @@
-"""Settings of the documentation, for ``make docs``."""
+"""Settings of the documentation for ``make docs``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 project = "spark-butler"
 author = "The spark-butler authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
-# Notebooks are shown as they are; make test-notebooks executes them.
+# Notebooks are shown with their stored outputs; make test-notebooks executes them.
 nb_execution_mode = "off"
 myst_heading_anchors = 4
 default_role = "py:obj"
@@ -22,42 +23,61 @@ html_theme = "furo"
 html_title = project
 html_show_copyright = False
 
-_CONTENTS = {
-    "Begin here": """../README
-why
-your-own-file
-notebooks/first_look
-notebooks/process_ccd
-your-own-task
-vocabulary""",
-    "Using it": """notebook
-cameras
-process_ccd
-temporaries
-codecs
-provenance
-command
-api""",
-    "Operating it": """clusters
-../conf/standalone/README
-../conf/kubernetes/README
-../conf/emr/README
-../conf/dataproc/README
-operations
-watching
-reliability
-performance
-scaling""",
+CONTENTS = {
+    "Get started": [
+        "../README",
+        "why",
+        "your-own-file",
+        "your-own-task",
+        "notebooks/first_look",
+        "notebooks/process_ccd",
+    ],
+    "How-to": [
+        "notebook",
+        "temporaries",
+        "cameras",
+        "watching",
+        "provenance",
+        "clusters",
+        "../conf/standalone/README",
+        "../conf/kubernetes/README",
+        "../conf/emr/README",
+        "../conf/dataproc/README",
+        "operations",
+    ],
+    "Reference": [
+        "vocabulary",
+        "process_ccd",
+        "codecs",
+        "reliability",
+        "performance",
+        "scaling",
+        "performance-benchmark",
+        "temporaries-benchmark",
+        "scaling-benchmark",
+        "chaos-benchmark",
+        "command",
+        "api",
+    ],
+    "Development": ["architecture", "adr/index", "../CONTRIBUTING"],
 }
+"""Pages shown beside each page, by caption."""
+
+
+def _toctree(pages: list[str], options: str = "") -> str:
+    return "\n```{toctree}\n:hidden:\n" + options + "\n" + "\n".join(pages) + "\n```\n"
 
 
 def _add_contents(app: Any, name: str, source: list[str]) -> None:
-    """Give the first page the contents that are shown beside each page."""
+    """Add the tables of contents, which would show as code on other sites."""
     if name == root_doc:
-        for caption, pages in _CONTENTS.items():
-            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
+        for caption, pages in CONTENTS.items():
+            source[0] += _toctree(pages, f":caption: {caption}\n")
+    elif name == "docs/adr/index":
+        records = sorted(path.stem for path in (Path(__file__).parent / "adr").glob("[0-9]*.md"))
+        source[0] += _toctree(records)
 
 
 def setup(app: Any) -> None:
-    """Tell Sphinx of it."""
+    """Register the hook."""
     app.connect("source-read", _add_contents)

@@ -44,13 +44,12 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     for name in ("docs", "conf", "jobs"):
         shutil.copytree(_ROOT / name, _SOURCE / name, ignore=shutil.ignore_patterns("conf.py", "__pycache__"))
-    shutil.copy(_ROOT / "README.md", _SOURCE)
+    for name in ("README.md", "CONTRIBUTING.md"):
+        shutil.copy(_ROOT / name, _SOURCE)
     for table in (_SOURCE / "docs").glob("*-benchmark.md"):
-        # They are linked to from pages, and have no place of their own.
         text = table.read_text()
         if not text.startswith("# "):
-            text = f"# Measured: {table.stem.removesuffix('-benchmark')}\n\n{text}"
-        table.write_text(f"---\norphan: true\n---\n\n{text}")
+            table.write_text(f"# Benchmark: {table.stem.removesuffix('-benchmark')}\n\n{text}")
     _write_command_page(_SOURCE / "docs" / "command.md")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
     status = subprocess.run([*command, "-c", _ROOT / "docs", _SOURCE, _TARGET]).returncode

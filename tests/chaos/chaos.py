@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Run graphs on a Spark cluster while things are killed around them, and compare with ``pipetask run``.
 
-Each seed draws what is run and what befalls it.  See docs/reliability.md.
+Each seed draws what is run and what befalls it.  See docs/reliability.md and
+docs/chaos-benchmark.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from chaos_run import Result, perform  # noqa: E402
 from chaos_scenes import SCENES  # noqa: E402
 from chaos_stage import Stage  # noqa: E402
 
-DOCUMENT = _HERE.parents[1] / "docs" / "reliability.md"
+DOCUMENT = _HERE.parents[1] / "docs" / "chaos-benchmark.md"
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
