@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cleanup"]
+__all__ = ["cleanup", "find_folders"]
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from .cli_command import LeafCommand, say_json
 
 if TYPE_CHECKING:
     from lsst.daf.butler import Butler
+    from lsst.resources import ResourcePath
 
 
 @click.command(cls=LeafCommand)
@@ -37,21 +38,18 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
     from .scratch import find_scratch, remove_scratch, scratch_root
 
     check_repository(repo)
+    one_run = run is not None
     with Butler.from_config(repo, writeable=False) as butler:
-        folders = [scratch_root(root) for root in store_roots(butler)]
-        if run is not None:
-            folders = [folder.join(f"{run}/", forceDirectory=True) for folder in folders]
-        if dry_run or run is not None:
-            found = [uri for folder in folders for uri in find_scratch(folder)]
+        roots = store_roots(butler)
+        folders = find_folders(butler, repo, run) if run is not None else list(map(scratch_root, roots))
+        if dry_run:
+            found = [uri for folder in folders for uri in find_scratch(folder, one_run=one_run)]
             if run is not None:
                 found += find_unused_parts(butler, run)
-                if not found:
-                    _check_run(butler, repo, run)
-        if dry_run:
             _say_found(list(map(str, found)), form)
             return
         n_parts = 0 if run is None else remove_unused_parts(butler, run)
-    count = sum(remove_scratch(folder) for folder in folders)
+    count = sum(remove_scratch(folder, one_run=one_run) for folder in folders)
     if form == "json":
         say_json({"removed": count, "parts": n_parts})
         return
@@ -60,19 +58,39 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
         click.echo(f"{n_parts} unused parts of a bundle removed.")
 
 
-def _check_run(butler: Butler, repo: str, run: str) -> None:
-    """Refuse a run of which there is nothing; one that was removed may have left something."""
-    from lsst.daf.butler import MissingCollectionError
+def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
+    """Find the scratch folders of a run, one in each datastore.
 
-    from .errors import RepositoryError
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    repo
+        Its address.
+    run
+        The name that a user gave.
 
-    try:
-        butler.collections.get_info(run)
-    except MissingCollectionError:
-        raise RepositoryError(
-            f"The repository {repo!r} has no run {run!r}, nor anything that one of this name has left; "
-            "see `spark-butler status`."
-        ) from None
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if that is neither the name of a RUN collection nor that of a
+        run which has left something, or if it can't be that of a folder.
+    """
+    from lsst.daf.butler import CollectionType
+
+    from .repository import store_roots
+    from .run_folders import unknown_run
+    from .scratch import list_scratch_runs, scratch_folder
+    from .watching import find_attempts
+
+    roots = store_roots(butler)
+    # The registry would take what the user gave for a pattern.
+    names = set(butler.collections.query("*", collection_types=CollectionType.RUN))
+    if run not in names:
+        names.update(*map(list_scratch_runs, roots), (attempt.run for attempt in find_attempts(roots)))
+    if run not in names:
+        raise unknown_run(repo, run, names, "a RUN collection, or a run that has left files")
+    return [scratch_folder(root, run) for root in roots]
 
 
 def _say_found(uris: list[str], form: str) -> None:

@@ -17,6 +17,7 @@ from .cli_command import LeafCommand, say_json
 from .errors import RepositoryError, UserError
 from .messages import brief
 from .repository import check_repository, store_roots
+from .run_folders import unknown_run
 from .text_tables import align_rows
 from .watching import (
     AttemptFolder,
@@ -143,11 +144,17 @@ def _find(repo: str, run: str | None) -> list[AttemptFolder]:
     """Find attempts, at least one, oldest first."""
     check_repository(repo)
     with Butler.from_config(repo, writeable=False) as butler:
-        attempts = find_attempts(store_roots(butler), run)
-    if not attempts:
-        what = f"a run {run!r}" if run is not None else "any run"
-        raise UserError(f"The repository {repo!r} has no status or report of {what}.")
-    return attempts
+        roots = store_roots(butler)
+    try:
+        attempts = find_attempts(roots, run)
+    except RepositoryError:
+        attempts = []
+    if attempts:
+        return attempts
+    if run is None:
+        raise UserError(f"The repository {repo!r} has no status or report of any run.")
+    known = (attempt.run for attempt in find_attempts(roots))
+    raise unknown_run(repo, run, known, "a run with a status or report, or its CHAINED collection")
 
 
 def _read_status(attempt: AttemptFolder) -> dict[str, Any]:

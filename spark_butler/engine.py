@@ -106,8 +106,8 @@ def execute_graph(
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     dataset_types = _dataset_types(graph)
-    butler.collections.register(run)
     folders = scratch_folders(butler, run)
+    butler.collections.register(run)
     try:
         before = look_back(butler, graph, xgraph, dataset_types, temporary_types, existing, options)
     except (EngineError, UserError):

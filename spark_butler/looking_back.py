@@ -21,7 +21,7 @@ from .registry import Ingester
 from .repository import store_roots
 from .resume import choose_quanta, take_stock
 from .run_notes import read_temporaries
-from .scratch import remove_scratch, scratch_root
+from .scratch import remove_scratch, scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def look_back(
         dataset_id for name in temporary_types for dataset_id in graph.datasets_by_type.get(name, {}).values()
     }
     for folder in scratch_folders(butler, run):
-        remove_scratch(folder, temporaries)
+        remove_scratch(folder, temporaries, one_run=True)
     remove_unused_parts(butler, run)
     once_temporary = read_temporaries(butler, [run])
     stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
@@ -134,9 +134,12 @@ def scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:
         Butler of the repository.
     run
         The output run.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the name of the run can't be that of a folder.
     """
     return [
-        scratch_root(root).join(run, forceDirectory=True)
-        for root in store_roots(butler)
-        if root.scheme not in ("mem", "file+mem")
+        scratch_folder(root, run) for root in store_roots(butler) if root.scheme not in ("mem", "file+mem")
     ]

@@ -21,6 +21,7 @@ from lsst.utils.packages import Packages
 from .errors import OptionsError, RepositoryError, UserError
 from .messages import brief
 from .repository import check_writeable, store_roots
+from .run_folders import run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +132,17 @@ def check_output(
     ------
     spark_butler.errors.UserError
         Raised if the output run exists and is not to be extended, or the
-        other way about; if dataset types are missing and won't be registered,
-        or are defined in another way; if a run to be extended has other
+        other way about; if its name can't be that of a folder; if dataset
+        types are missing and won't be registered, or are defined in another
+        way; if a run to be extended has other
         configurations; if a task can't be made; or if the repository can't be
         written to.
     """
     with _refusing("The output collections can't be used"):
         butler, _, _ = ButlerFactory.make_butler_and_collections(request.butler_config, **request.collections)
     with butler:
+        for root in store_roots(butler):
+            run_folder(root, graph.header.output_run)
         _check_dataset_types(butler, graph, register=request.register_dataset_types)
         if request.write_init_outputs:
             if request.extend:

@@ -6,18 +6,33 @@ are removed when the run ends, and can be found after a crash.
 
 from __future__ import annotations
 
-__all__ = ["fetch_scratch", "find_scratch", "remove_scratch", "scratch_root", "store_scratch"]
+__all__ = [
+    "fetch_scratch",
+    "find_scratch",
+    "list_scratch_runs",
+    "remove_scratch",
+    "scratch_folder",
+    "scratch_root",
+    "store_scratch",
+]
 
 import logging
+import re
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 
 from lsst.resources import ResourcePath
 
+from .run_folders import path_below, run_folder
+
 logger = logging.getLogger(__name__)
 
 _FOLDER = "spark-butler-scratch/"
 _PART_BYTES = 256 * 2**20
+# One folder for each attempt, with the files in it; runs have folders whose names begin with another's.
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OF_ATTEMPT = re.compile(rf"{_UUID}/(?:[^/]+)?")
+_OF_RUN = re.compile(rf"(.+)/{_UUID}/[^/]+", re.DOTALL)
 
 
 def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
@@ -29,6 +44,37 @@ def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
         Root of the datastore.
     """
     return datastore_root.join(_FOLDER, forceDirectory=True)
+
+
+def scratch_folder(datastore_root: ResourcePath, run: str) -> ResourcePath:
+    """Return the folder of a run's scratch files.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    run
+        The output RUN collection.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the name can't be that of a folder.
+    """
+    return run_folder(scratch_root(datastore_root), run)
+
+
+def list_scratch_runs(datastore_root: ResourcePath) -> set[str]:
+    """List the runs that have left scratch files.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    """
+    top = scratch_root(datastore_root)
+    paths = (path_below(top, uri) for uri in find_scratch(top))
+    return {match[1] for path in paths if path is not None and (match := _OF_RUN.fullmatch(path))}
 
 
 def store_scratch(
@@ -104,23 +150,31 @@ def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
     return data
 
 
-def find_scratch(folder: ResourcePath) -> list[ResourcePath]:
+def find_scratch(folder: ResourcePath, *, one_run: bool = False) -> list[ResourcePath]:
     """List scratch files.
 
     Parameters
     ----------
     folder
         A run's scratch folder, or `scratch_root`.
+    one_run
+        Whether the folder is that of a run, and only files of that run are
+        meant, not those of runs whose names begin with its name.
     """
-    return [uri for uri in _list(folder) if not uri.geturl().endswith("/")]
+    return [uri for uri in _list(folder, one_run=one_run) if not uri.geturl().endswith("/")]
 
 
-def _list(folder: ResourcePath) -> list[ResourcePath]:
+def _list(folder: ResourcePath, *, one_run: bool) -> list[ResourcePath]:
     """List all keys; some stores show a folder that has become empty as one."""
-    return list(ResourcePath.findFileResources([folder], grouped=False))
+    found = ResourcePath.findFileResources([folder], grouped=False)
+    if not one_run:
+        return list(found)
+    return [uri for uri in found if _OF_ATTEMPT.fullmatch(path_below(folder, uri) or "")]
 
 
-def remove_scratch(folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None = None) -> int:
+def remove_scratch(
+    folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None = None, *, one_run: bool = False
+) -> int:
     """Remove scratch files.
 
     Parameters
@@ -129,13 +183,15 @@ def remove_scratch(folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | No
         A run's scratch folder, or `scratch_root`.
     dataset_ids
         The datasets whose files are to be removed; `None` for all.
+    one_run
+        Whether only files of the run are meant; see `find_scratch`.
 
     Returns
     -------
     n_removed
         How many were removed.
     """
-    found = _list(folder)
+    found = _list(folder, one_run=one_run)
     if dataset_ids is not None:
         names = {str(dataset_id) for dataset_id in dataset_ids}
         found = [uri for uri in found if uri.basename().partition(".")[0] in names]

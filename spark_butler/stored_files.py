@@ -27,6 +27,8 @@ from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.resources import ResourcePath
 
+from .run_folders import run_folder
+
 _THREADS = 16
 _KEYS_PER_REQUEST = 1000
 
@@ -70,7 +72,7 @@ class FileFinder:
         """
         if len(places) * _KEYS_PER_REQUEST > n_known + _KEYS_PER_REQUEST:
             for name, store in self._stores.items():
-                folder = store.root.join(run, forceDirectory=True)
+                folder = run_folder(store.root, run)
                 for path, size in list_files(folder).items():
                     self._sizes[name, f"{run}/{path}"] = size
             self._listed.append(f"{run}/")

@@ -17,8 +17,10 @@ from typing import Any
 
 from lsst.resources import ResourcePath
 
+from ..run_folders import path_below, run_folder
+
 _FOLDER = "spark-butler-reports/"
-_STAMP = re.compile(r"(.+)/(\d{8}T\d{6}\d{3}Z)/[^/]+")
+_STAMP = re.compile(r"(.+)/(\d{8}T\d{6}\d{3}Z)/[^/]+", re.DOTALL)
 _ANY_FILE = re.compile(r"(status|report)\.json$")
 
 
@@ -80,7 +82,7 @@ def new_attempt(datastore_root: ResourcePath, run: str, started: datetime.dateti
         When the attempt began, in UTC.
     """
     stamp = f"{started:%Y%m%dT%H%M%S}{started.microsecond // 1000:03d}Z"
-    uri = report_root(datastore_root).join(f"{run}/{stamp}/", forceDirectory=True)
+    uri = run_folder(report_root(datastore_root), run).join(f"{stamp}/", forceDirectory=True)
     return AttemptFolder(run, stamp, uri)
 
 
@@ -94,13 +96,18 @@ def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = Non
     run
         Only those at this run, or at runs whose names begin with it and a
         slash, as those of a chain do.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the name can't be that of a run.
     """
     found: dict[tuple[str, str], AttemptFolder] = {}
     for root in datastore_roots:
         top = report_root(root)
-        start = top if run is None else top.join(f"{run}/", forceDirectory=True)
+        start = top if run is None else run_folder(top, run)
         for uri in ResourcePath.findFileResources([start], file_filter=_ANY_FILE, grouped=False):
-            path = uri.relative_to(top)
+            path = path_below(top, uri)
             if path is not None and (match := _STAMP.fullmatch(path)) is not None:
                 found[match[1], match[2]] = AttemptFolder(match[1], match[2], uri.dirname())
     return sorted(found.values(), key=lambda attempt: (attempt.stamp, attempt.run))

@@ -162,6 +162,7 @@ class TestRequest:
                 "-d \"instrument='Cam1' AND detector = 77\"", ["detector = 77", "empty"], id="query-empty"
             ),
             pytest.param("-o raw/all", ["raw/all"], id="output-is-a-run"),
+            pytest.param("--output-run ../x", ["'../x'", "u/me/first"], id="run-outside"),
             pytest.param("-o u --output-run raw/all", ["raw/all", "--extend-run"], id="run-exists"),
             pytest.param("--output-run u/none --extend-run", ["u/none"], id="run-is-missing"),
             pytest.param("-o u/none --extend-run", ["--extend-run"], id="chain-is-missing"),

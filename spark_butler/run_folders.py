@@ -1,0 +1,99 @@
+"""Folders that belong to single runs, in the datastores of a repository.
+
+Runs in the driver. A run's name is a user's text and may hold anything; only this module joins it to an
+address.
+"""
+
+from __future__ import annotations
+
+__all__ = ["path_below", "run_folder", "unknown_run"]
+
+import difflib
+import urllib.parse
+from collections.abc import Iterable
+
+from lsst.resources import ResourcePath
+
+from .errors import RepositoryError
+
+
+def run_folder(top: ResourcePath, run: str) -> ResourcePath:
+    """Return the folder of a run.
+
+    Parameters
+    ----------
+    top
+        Folder that holds those of all runs.
+    run
+        Name of a RUN collection, or the beginning of such a name up to a
+        slash.
+
+    Returns
+    -------
+    folder
+        The folder ``top/run/``, which is below ``top`` in any case.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the name means another place than that, as ``..`` would.
+    """
+    is_plain = "\0" not in run and not {"", ".", ".."}.intersection(run.split("/"))
+    try:
+        # Joining would expand, normalize or decode some names, or take them for addresses of their own.
+        folder = ResourcePath(f"{top.geturl()}{urllib.parse.quote(run)}/", forceDirectory=True)
+    except ValueError:
+        is_plain = False
+    if not is_plain or path_below(top, folder) != f"{run}/":
+        raise RepositoryError(
+            f"The run is {run!r}, which can't name a folder below {top}; expected names joined by single "
+            "slashes, such as u/me/first; see `spark-butler status REPO` for the runs."
+        )
+    return folder
+
+
+def path_below(top: ResourcePath, uri: ResourcePath) -> str | None:
+    """Return the path of a file or folder relative to a folder, and `None` where it is not below.
+
+    Parameters
+    ----------
+    top
+        The folder.
+    uri
+        Address of the file or folder.
+
+    Notes
+    -----
+    `lsst.resources.ResourcePath.relative_to` would decode a path twice.
+    """
+    path = uri.unquoted_path
+    # Listings of local folders name no host, whether the folder's address does or not.
+    is_same_store = uri.scheme == top.scheme and (top.isLocal or uri.netloc == top.netloc)
+    if not is_same_store or not path.startswith(top.unquoted_path):
+        return None
+    return path.removeprefix(top.unquoted_path)
+
+
+def unknown_run(repo: str, run: str, names: Iterable[str], expected: str) -> RepositoryError:
+    """Return the error about a run that a repository does not have.
+
+    Parameters
+    ----------
+    repo
+        Address or alias of the repository.
+    run
+        The name that a user gave.
+    names
+        The names that would do.
+    expected
+        What these name.
+    """
+    names = sorted(set(names))
+    near = [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]
+    near = near or difflib.get_close_matches(run, names, n=3)
+    remedy = (
+        f"did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else f"`spark-butler status {repo}` lists the runs."
+    )
+    return RepositoryError(f"The repository {repo!r} has no run {run!r}; expected {expected}; {remedy}")
