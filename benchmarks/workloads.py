@@ -29,9 +29,6 @@ class _Task:
     sigma: float
     """Width of the lognormal distribution of times."""
 
-    megabytes: float
-    """Size of the dataset that a quantum hands to those that need it."""
-
     reads: int = 0
     """Inputs that no quantum makes: raws, calibrations, reference catalogues."""
 
@@ -41,23 +38,22 @@ class _Task:
 
 # isr and characterize hand over in memory: they write only metadata and logs.
 _TASKS = {
-    "isr": _Task(25, 0.3, 101, reads=3, writes=2),
-    "characterize": _Task(60, 0.5, 151, writes=2),
-    "calibrate": _Task(70, 0.7, 151, reads=1, writes=4),
-    "visit_table": _Task(120, 0.3, 29),
-    "recalibrate": _Task(200, 0.4, 29),
-    "warp": _Task(40, 0.6, 151),
-    "coadd": _Task(300, 0.5, 151),
-    "detect": _Task(150, 0.4, 151),
-    "deblend": _Task(500, 1.0, 151),
-    "measure": _Task(400, 0.6, 29),
-    "forced": _Task(400, 0.5, 29),
-    "tract_table": _Task(300, 0.3, 29),
-    "validate": _Task(200, 0.3, 29),
+    "isr": _Task(25, 0.3, reads=3, writes=2),
+    "characterize": _Task(60, 0.5, writes=2),
+    "calibrate": _Task(70, 0.7, reads=1, writes=4),
+    "visit_table": _Task(120, 0.3),
+    "recalibrate": _Task(200, 0.4),
+    "warp": _Task(40, 0.6),
+    "coadd": _Task(300, 0.5),
+    "detect": _Task(150, 0.4),
+    "deblend": _Task(500, 1.0),
+    "measure": _Task(400, 0.6),
+    "forced": _Task(400, 0.5),
+    "tract_table": _Task(300, 0.3),
+    "validate": _Task(200, 0.3),
 }
 _OF_PATCHES = ("coadd", "detect", "deblend", "measure", "forced")
 _TABLE_BYTES = 29e6
-_EXTERNAL_BYTES = 20e6
 _DETECTORS_PER_WARP = 4
 _VISITS_PER_PATCH = 4
 
@@ -83,9 +79,6 @@ class Workload:
 
     writes: Sequence[int]
     """Number of retained outputs of each quantum, metadata and log included."""
-
-    input_bytes: NDArray[np.float64]
-    """Size of all inputs of each quantum."""
 
     handovers: Sequence[Handover] = ()
     """Temporaries that may have to travel."""
@@ -215,13 +208,7 @@ def make_workload(
         ]
     if writes is None:
         writes = [_TASKS[label].writes if label in _TASKS else 3 for label in labels]
-    input_bytes = np.array([_EXTERNAL_BYTES * count for count in reads])
-    for before, after in edges:
-        task = _TASKS.get(labels[before])
-        # Visits gather tables, not images.
-        small = task is None or labels[after] == "visit_table"
-        input_bytes[after] += _TABLE_BYTES if small else 1e6 * task.megabytes
-    return Workload(name, labels, edges, np.asarray(seconds, float), reads, writes, input_bytes, **more)
+    return Workload(name, labels, edges, np.asarray(seconds, float), reads, writes, **more)
 
 
 def make_night(

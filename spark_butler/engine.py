@@ -28,10 +28,18 @@ from .bundle import (
 )
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
-from .costs import estimate_costs
 from .dispatch import Dispatcher, FailureBudget, RunResult
 from .errors import EngineError, OptionsError, UserError
-from .learned import NO_TIMES, find_needs, find_times, load_needs, load_times, save_needs, save_times
+from .learned import (
+    find_costs,
+    find_needs,
+    find_task_means,
+    find_times,
+    load_needs,
+    load_times,
+    save_needs,
+    save_times,
+)
 from .limits import Limits
 from .looking_back import Before, look_back, scratch_folders
 from .mending import Doubts
@@ -116,9 +124,8 @@ def execute_graph(
         raise EngineError(f"Could not see what run {run!r} has already: {brief(exc)}") from exc
     records = export_input_records(butler, graph, xgraph)
     roots = store_roots(butler)
-    times = load_times(roots[0]) if roots and len(xgraph) >= _WORTH_ORDERING else NO_TIMES
-    costs = estimate_costs(graph, xgraph, times, records)
-    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, costs=costs)
+    times = load_times(roots[0]) if roots and len(xgraph) >= _WORTH_ORDERING else {}
+    sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, costs=find_costs(xgraph, times))
     plan = cut_graph(sketch, group_by=_grain(options, temporary_types), slots=backend.slots)
     Watchers(watcher).planned(plan)
     if temporary_types:
@@ -176,7 +183,7 @@ def execute_graph(
             limit=options.processes,
             budget=_failure_budget(options, len(plan)),
             watcher=watcher,
-            times=times.means,
+            times=find_task_means(times),
         )
         try:
             result = dispatcher.run(context)

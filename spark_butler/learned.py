@@ -1,11 +1,15 @@
-"""What runs have found out about the memory and time that tasks need, kept beside them in the datastore."""
+"""Memory and times that quanta needed in earlier runs, kept in files under the datastore's root.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
 __all__ = [
-    "NO_TIMES",
     "Times",
+    "find_costs",
     "find_needs",
+    "find_task_means",
     "find_times",
     "load_needs",
     "load_times",
@@ -13,20 +17,25 @@ __all__ = [
     "save_times",
 ]
 
-import dataclasses
+import itertools
 import json
 import logging
 import statistics
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import networkx
 from lsst.daf.butler import DataCoordinate
 from lsst.resources import ResourcePath
 
 from .failures import FailureKind
 from .messages import brief
 from .outcomes import QuantumOutcome
+
+type Times = Mapping[tuple[str, str], float]
+"""Times of quanta in seconds, by task label and the values of the data ID with commas between them."""
 
 logger = logging.getLogger(__name__)
 
@@ -106,59 +115,8 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """How long quanta took when they ran last."""
-
-    means: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Mean times in seconds, by task label."""
-
-    quanta: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    """Times in seconds of single quanta, by task label and data ID, as `describe` writes it."""
-
-    @staticmethod
-    def describe(data_id: DataCoordinate) -> str:
-        """Write a data ID as a key.
-
-        Parameters
-        ----------
-        data_id
-            The data ID.
-        """
-        return ",".join(map(str, data_id.required_values))
-
-    def of(self, label: str, data_id: DataCoordinate) -> float | None:
-        """Say how long a quantum will probably take, in seconds; `None` where its task is not known.
-
-        Parameters
-        ----------
-        label
-            Label of its task.
-        data_id
-            Its data ID.
-        """
-        quanta = self.quanta.get(label)
-        own = quanta.get(self.describe(data_id)) if quanta else None
-        return self.means.get(label) if own is None else own
-
-    def __or__(self, newer: Times) -> Times:
-        quanta: dict[str, dict[str, float]] = {}
-        room = _MOST_QUANTA
-        for times in (newer, self):
-            for label, seconds in times.quanta.items():
-                kept = quanta.setdefault(label, {})
-                fresh = [(key, value) for key, value in seconds.items() if key not in kept][:room]
-                kept.update(fresh)
-                room -= len(fresh)
-        return Times({**self.means, **newer.means}, quanta)
-
-
-NO_TIMES = Times()
-"""Nothing is known."""
-
-
 def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Times:
-    """Find out how long quanta took.
+    """Find how long quanta took.
 
     Parameters
     ----------
@@ -168,17 +126,52 @@ def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Tim
     Returns
     -------
     times
-        Their times.  Nothing where all took less than a minute together:
-        their order makes no difference.
+        Times of the quanta that ran and succeeded.  Empty if they took less
+        than a minute together, since their order makes no difference then.
     """
-    quanta: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for outcome, data_id in outcomes:
-        if outcome.succeeded and not (outcome.recovered or outcome.skipped_existing):
-            seconds = float(f"{outcome.wall_seconds:.3g}")
-            quanta[outcome.report.taskLabel or ""][Times.describe(data_id)] = seconds
-    if sum(sum(each.values()) for each in quanta.values()) < _WORTH_SECONDS:
-        return NO_TIMES
-    return Times({label: statistics.fmean(each.values()) for label, each in quanta.items()}, quanta)
+    times = {
+        _key(outcome.report.taskLabel or "", data_id): float(f"{outcome.wall_seconds:.3g}")
+        for outcome, data_id in outcomes
+        if outcome.succeeded and not (outcome.recovered or outcome.skipped_existing)
+    }
+    return times if sum(times.values()) >= _WORTH_SECONDS else {}
+
+
+def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.UUID, float]:
+    """Find how long quanta will take, to start those with the longest path ahead of them first.
+
+    Parameters
+    ----------
+    xgraph
+        The quanta that are to run.
+    times
+        Times of quanta in earlier runs.
+
+    Returns
+    -------
+    costs
+        Time of each quantum in its last run, in seconds.  A quantum without
+        one is given the median of the others; empty if no quantum has one.
+    """
+    keys = {
+        quantum_id: _key(node["task_label"], node["data_id"]) for quantum_id, node in xgraph.nodes.items()
+    }
+    known = {quantum_id: times[key] for quantum_id, key in keys.items() if key in times}
+    return dict.fromkeys(keys, statistics.median(known.values())) | known if known else {}
+
+
+def find_task_means(times: Times) -> dict[str, float]:
+    """Return the mean time of the quanta of each task, in seconds by label.
+
+    Parameters
+    ----------
+    times
+        Times of quanta.
+    """
+    by_label: defaultdict[str, list[float]] = defaultdict(list)
+    for (label, _), seconds in times.items():
+        by_label[label].append(seconds)
+    return {label: statistics.fmean(seconds) for label, seconds in by_label.items()}
 
 
 def load_times(root: ResourcePath) -> Times:
@@ -192,37 +185,44 @@ def load_times(root: ResourcePath) -> Times:
     Returns
     -------
     times
-        Their times; nothing where they can't be read.
+        Their times; empty if there are none or the file cannot be read.
     """
-    content = _load(root, _TIMES)
     try:
-        return Times(
-            {label: float(each["mean"]) for label, each in content.items() if each["mean"] > 0},
-            {label: dict(each["quanta"]) for label, each in content.items()},
-        )
-    except (TypeError, KeyError, ValueError) as exc:
+        # Earlier releases kept the mean time of a task beside its quanta.
+        return {
+            (label, key): float(seconds)
+            for label, task in _load(root, _TIMES).items()
+            for key, seconds in task["quanta"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         logger.warning("What earlier runs learned (%s) can't be read: %s", _TIMES, brief(exc))
-        return NO_TIMES
+        return {}
 
 
 def save_times(root: ResourcePath, times: Times) -> None:
-    """Keep how long quanta took, of the last 100,000 of them singly.
+    """Write how long quanta took beside what earlier runs wrote, 100,000 quanta at most.
 
     Parameters
     ----------
     root
         Root of the datastore.
     times
-        Their times.
+        Times of the quanta of this run.
     """
-    if not times.means:
+    if not times:
         return
-    known = load_times(root) | times
-    content = {
-        label: {"mean": float(f"{mean:.3g}"), "quanta": known.quanta.get(label, {})}
-        for label, mean in known.means.items()
-    }
+    older = {key: seconds for key, seconds in load_times(root).items() if key not in times}
+    content: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(lambda: {"quanta": {}})
+    for (label, key), seconds in itertools.islice(
+        itertools.chain(times.items(), older.items()), _MOST_QUANTA
+    ):
+        content[label]["quanta"][key] = seconds
     _save(root, _TIMES, content, indent=None)
+
+
+def _key(label: str, data_id: DataCoordinate) -> tuple[str, str]:
+    """Return what a quantum is called in `Times`."""
+    return label, ",".join(map(str, data_id.required_values))
 
 
 def _load(root: ResourcePath, file: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lsst.resources import ResourcePath
 
 from .backends import Backend
 from .dispatch import RunResult
-from .learned import load_times
+from .learned import find_task_means, load_times
 from .messages import hide_secrets
 from .planning import RunRequest
 from .progress import Progress
@@ -90,7 +90,7 @@ def watch_request(
         roots[0] if roots else None,
         copy_to=copy_to,
         bars=bars,
-        progress=Progress(slots=slots, task_seconds=load_times(roots[0]).means if roots else {}),
+        progress=Progress(slots=slots, task_seconds=find_task_means(load_times(roots[0])) if roots else {}),
         on_cancel=on_cancel,
     )
 

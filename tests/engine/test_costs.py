@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 from engine_harness import Case, Repo, make_graph, run_engine
-from lsst.daf.butler import DataCoordinate, DimensionUniverse, StorageClass
-from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
-from lsst.daf.butler.formatters.json import JsonFormatter
+from lsst.daf.butler import DataCoordinate, DimensionUniverse
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import QuantumReport
@@ -22,9 +19,8 @@ from lsst.resources import ResourcePath
 
 from spark_butler import engine, learned
 from spark_butler.backends import SerialBackend
-from spark_butler.costs import estimate_costs
 from spark_butler.dispatch import Dispatcher
-from spark_butler.learned import NO_TIMES, Times, find_times, load_times, save_times
+from spark_butler.learned import find_costs, find_task_means, find_times, load_times, save_times
 from spark_butler.outcomes import QuantumOutcome
 from spark_butler.plan import GraphSketch, cut_graph
 from spark_butler.repository import store_roots
@@ -44,22 +40,17 @@ def _outcome(
 
 def test_times_of_a_run_are_read_by_the_next(tmp_path: Path) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
-    assert load_times(root) == NO_TIMES
+    assert load_times(root) == {}
     outcomes = [_outcome("isr", 1, 50.0), _outcome("isr", 2, 30.0), _outcome("coadd", 1, 1.23456)]
-    # What did not run says nothing.
+    # Quanta that did not run have no time.
     outcomes += [_outcome("isr", 1, 0.0, recovered=True), _outcome("isr", 3, 0.0, skipped_existing=True)]
     save_times(root, find_times(outcomes))
-    times = load_times(root)
-    assert times.means == {"isr": 40.0, "coadd": 1.23}
-    (_, first), (_, second) = outcomes[:2]
-    assert (times.of("isr", first), times.of("isr", second)) == (50.0, 30.0)
-    assert times.of("isr", outcomes[-1][1]) == 40.0
-    assert times.of("other", first) is None
-    # What is newer counts; what is older remains.
+    times = {("isr", "Cam1,1"): 50.0, ("isr", "Cam1,2"): 30.0, ("coadd", "Cam1,1"): 1.23}
+    assert load_times(root) == times
+    assert find_task_means(times) == {"isr": 40.0, "coadd": 1.23}
+    # Newer times replace older ones of the same quanta.
     save_times(root, find_times([_outcome("isr", 2, 90.0)]))
-    times = load_times(root)
-    assert times.means == {"isr": 90.0, "coadd": 1.23}
-    assert (times.of("isr", first), times.of("isr", second)) == (50.0, 90.0)
+    assert load_times(root) == {**times, ("isr", "Cam1,2"): 90.0}
 
 
 def test_times_of_the_last_quanta_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +58,19 @@ def test_times_of_the_last_quanta_are_kept(tmp_path: Path, monkeypatch: pytest.M
     root = ResourcePath(tmp_path, forceDirectory=True)
     for start in (0, 2):
         save_times(root, find_times([_outcome("isr", start + n, 100.0 + start) for n in range(2)]))
-    assert load_times(root).quanta == {"isr": {"Cam1,2": 102.0, "Cam1,3": 102.0, "Cam1,0": 100.0}}
+    assert load_times(root) == {
+        ("isr", "Cam1,2"): 102.0,
+        ("isr", "Cam1,3"): 102.0,
+        ("isr", "Cam1,0"): 100.0,
+    }
+
+
+def test_file_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    root = ResourcePath(tmp_path, forceDirectory=True)
+    root.join("spark-butler-learned/times.json").write(
+        b'{"coadd": {"mean": 12.5, "quanta": {}}, "isr": {"mean": 40.0, "quanta": {"Cam1,1": 50.0}}}'
+    )
+    assert load_times(root) == {("isr", "Cam1,1"): 50.0}
 
 
 def test_times_of_a_short_run_are_not_kept(tmp_path: Path) -> None:
@@ -77,14 +80,22 @@ def test_times_of_a_short_run_are_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b'["isr"]', b"{", b'{"isr": 3}', b'{"isr": {"mean": "long", "quanta": {}}}']
+    "content",
+    [
+        b'["isr"]',
+        b"{",
+        b'{"isr": 3}',
+        b'{"isr": {"mean": 1.0}}',
+        b'{"isr": {"quanta": [1.0]}}',
+        b'{"isr": {"quanta": {"Cam1,1": "long"}}}',
+    ],
 )
 def test_file_that_is_no_table_of_times_only_warns(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
     root.join("spark-butler-learned/times.json").write(content)
-    assert load_times(root) == NO_TIMES
+    assert load_times(root) == {}
     assert "times.json" in caplog.text
 
 
@@ -102,38 +113,17 @@ def graph(make_repo: Callable[[str], Repo]) -> Iterator[PredictedQuantumGraph]:
         yield make_graph(helper, Case(build))
 
 
-def _by_label(graph: PredictedQuantumGraph, costs: Mapping[uuid.UUID, float]) -> dict[str, set[float]]:
-    return {
-        label: {round(costs[quantum_id], 9) for quantum_id in quanta.values()}
-        for label, quanta in graph.quanta_by_task.items()
-    }
-
-
-def test_known_times_are_costs(graph: PredictedQuantumGraph) -> None:
-    costs = estimate_costs(graph, graph.quantum_only_xgraph, Times({"a": 3.0, "b": 7.0}), {})
-    assert _by_label(graph, costs) == {"a": {3.0}, "b": {7.0}}
-
-
-def test_costs_of_unknown_tasks_grow_with_their_inputs(graph: PredictedQuantumGraph) -> None:
-    bipartite = graph.bipartite_xgraph
-    raws = {
-        dataset_id
-        for quantum_id in graph.quanta_by_task["a"].values()
-        for dataset_id in bipartite.predecessors(quantum_id)
-    }
-    records = {"store": DatastoreRecordData({each: {"table": [_file(100)]} for each in raws})}
-    # Each visit has two detectors, and what is still to be made counts as much as a raw.
-    costs = estimate_costs(graph, graph.quantum_only_xgraph, NO_TIMES, records)
-    (a,), (b,) = _by_label(graph, costs).values()
-    assert b == pytest.approx(2 * a)
-    assert sum(costs.values()) == pytest.approx(len(costs))
-    # With what is known of one, the other is given its scale.
-    costs = estimate_costs(graph, graph.quantum_only_xgraph, Times({"a": 30.0}), records)
-    assert _by_label(graph, costs) == {"a": {30.0}, "b": {30.0}}
-
-
-def _file(size: int) -> StoredFileInfo:
-    return StoredFileInfo(JsonFormatter, "raw.json", StorageClass("Image"), None, None, size)
+def test_quantum_without_a_time_costs_the_median_of_the_others(graph: PredictedQuantumGraph) -> None:
+    xgraph = graph.quantum_only_xgraph
+    assert find_costs(xgraph, {("elsewhere", "Cam1,1"): 3.0}) == {}
+    quanta = graph.quanta_by_task["a"]
+    times = {}
+    expected = dict.fromkeys(xgraph, 4.0)
+    for (data_id, quantum_id), seconds in zip(quanta.items(), (1.0, 4.0, 70.0), strict=False):
+        times["a", f"{data_id['instrument']},{data_id['detector']},{data_id['visit']}"] = seconds
+        expected[quantum_id] = seconds
+    assert len(quanta) > 3
+    assert find_costs(xgraph, times) == expected
 
 
 def test_costliest_path_goes_first() -> None:

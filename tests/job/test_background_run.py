@@ -21,7 +21,7 @@ from spark_butler import request_watch, runs
 from spark_butler.backends.serial import SerialBackend
 from spark_butler.cli import main
 from spark_butler.errors import EngineError, OptionsError
-from spark_butler.learned import Times, save_times
+from spark_butler.learned import save_times
 from spark_butler.notebook_request import make_notebook_request
 from spark_butler.repository import store_roots
 from spark_butler.runs import PreparedRun, Run, RunStatus
@@ -168,7 +168,7 @@ def test_what_earlier_runs_took_tells_the_time_left_at_once(
     with Butler.from_config(job_repo.root, writeable=False) as butler:
         (root,) = store_roots(butler)
     labels = ("first", "second", "gather", "scatter")
-    save_times(root, Times(dict.fromkeys(labels, 60.0)))
+    save_times(root, {(label, "SimCam,1"): 60.0 for label in labels})
     try:
         monkeypatch.setattr(Run, "_execute", lambda run, butler: shown.append(repr(run)))
         shown: list[str] = []
