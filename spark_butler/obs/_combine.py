@@ -1,59 +1,17 @@
-"""Assembling raw frames and combining them into master calibrations."""
+"""Combining assembled frames into master calibrations.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
-__all__ = ("assemble", "combine", "normalize")
+__all__ = ("combine", "normalize")
 
 import numpy as np
-
-from .description import DetectorDescription
 
 _CLIP = 5.0
 _MAD_TO_SIGMA = 1.4826
 _ROWS = 256
-
-
-def assemble(pixels: np.ndarray, detector: DetectorDescription) -> np.ndarray:
-    """Return the light-sensitive pixels in the detector's frame, without overscan and its level.
-
-    Parameters
-    ----------
-    pixels
-        Raw pixels in ADU.
-    detector
-        Says which sections they consist of.
-
-    Returns
-    -------
-    assembled
-        ``float32`` array of the detector's ``ny`` x ``nx``.  From each amplifier that has an overscan, the
-        overscan's clipped mean is subtracted.
-
-    Raises
-    ------
-    ValueError
-        Raised if the raw image has not the described size.
-    """
-    if pixels.shape != (detector.raw_ny, detector.raw_nx):
-        raise ValueError(
-            f"{pixels.shape[1]} x {pixels.shape[0]} pixels; a raw frame of detector {detector.id} has "
-            f"{detector.raw_nx} x {detector.raw_ny}"
-        )
-    assembled = np.empty((detector.ny, detector.nx), dtype=np.float32)
-    for amplifier in detector.amplifiers:
-        data = pixels[amplifier.raw_data_section.slices].astype(np.float32)
-        if amplifier.raw_overscan_section is not None:
-            data -= _clipped_mean(pixels[amplifier.raw_overscan_section.slices])
-        assembled[amplifier.section.slices] = data
-    return assembled
-
-
-def _clipped_mean(values: np.ndarray) -> np.float32:
-    flat = values.astype(np.float64).ravel()
-    median = np.median(flat)
-    # At least one ADU: the spread of quiet integers may vanish.
-    sigma = max(_MAD_TO_SIGMA * np.median(np.abs(flat - median)), 1.0)
-    return np.float32(flat[np.abs(flat - median) <= _CLIP * sigma].mean())
 
 
 def combine(frames: list[np.ndarray]) -> np.ndarray:
@@ -91,14 +49,17 @@ def _spread(stack: np.ndarray) -> float:
 
 
 def normalize(image: np.ndarray) -> np.ndarray:
-    """Return an image divided by its median; dead pixels stay near 0, for whoever divides by it to notice.
+    """Return an image divided by its median; dead pixels stay near 0, and isr masks them.
 
     Raises
     ------
     ValueError
-        Raised if the median is not positive.
+        Raised if the median of the finite pixels is not positive, or fewer than half are finite.
     """
-    median = float(np.median(image))
+    finite = np.isfinite(image)
+    if finite.mean() < 0.5:
+        raise ValueError(f"{finite.mean():.0%} of the pixels are finite; a flat needs half of them")
+    median = float(np.median(image[finite]))
     if not median > 0:
         raise ValueError(f"the median is {median:g}, which is no illumination")
     return (image / np.float32(median)).astype(np.float32, copy=False)

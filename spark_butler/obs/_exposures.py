@@ -20,6 +20,9 @@ from .description import CameraDescription, DetectorDescription, FilterDescripti
 _SHORTEST = 1e-3
 """Seconds that the timespan of an exposure has at least: an empty timespan overlaps no validity range."""
 
+_LONGEST = 1e6
+"""Seconds that no exposure lasts."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
@@ -114,8 +117,8 @@ def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDes
     exposure_id = _needed(fields.exposure_id.integer(header), "exposure_id", fields.exposure_id)
     if not 0 <= exposure_id < camera.exposure_max:
         raise HeaderValueError(f"exposure_id = {exposure_id} is not within 0 and {camera.exposure_max}")
-    if duration < 0:
-        raise HeaderValueError(f"exposure_time = {duration} is negative")
+    if not 0 <= duration < _LONGEST:
+        raise HeaderValueError(f"exposure_time = {duration} is not within 0 and {_LONGEST:.0f} seconds")
     obs_id = _text(fields.obs_id, header) or str(exposure_id)
     group = _text(fields.group, header) or obs_id
     day_obs, night = _night(begin, camera.day_obs_offset_hours)
@@ -137,8 +140,8 @@ def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDes
         "seq_end": seq_num,
         "target_name": _text(fields.target, header),
         "science_program": _text(fields.program, header),
-        "tracking_ra": _needed(fields.ra.angle(header), "ra", fields.ra) if on_sky else None,
-        "tracking_dec": _needed(fields.dec.angle(header), "dec", fields.dec) if on_sky else None,
+        "tracking_ra": _within(header, "ra", fields.ra, -180.0, 360.0) % 360.0 if on_sky else None,
+        "tracking_dec": _within(header, "dec", fields.dec, -90.0, 90.0) if on_sky else None,
         "sky_angle": fields.rotation.angle(header) if on_sky else None,
         "azimuth": None if fields.azimuth is None else fields.azimuth.angle(header),
         "zenith_angle": None if fields.zenith_angle is None else fields.zenith_angle.angle(header),
@@ -158,6 +161,16 @@ def _needed[T](value: T | None, label: str, field: HeaderField) -> T:
     if value is None:
         raise HeaderValueError(f"{label}: {' or '.join(field.keyword)} is missing or blank in the header")
     return value
+
+
+def _within(header: Mapping[str, Any], label: str, field: HeaderField, low: float, high: float) -> float:
+    angle = _needed(field.angle(header), label, field)
+    if not low <= angle <= high:
+        raise HeaderValueError(
+            f"{label}: {' or '.join(field.keyword) or 'constant'} gives {angle:.6g} degrees, which is not "
+            f"within {low:g} and {high:g}; is the unit {field.unit!r} right?"
+        )
+    return angle
 
 
 def _text(field: HeaderField | None, header: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("HeaderField", "HeaderMap", "HeaderValueError")
 
 import datetime
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -113,9 +114,14 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         if value is None:
             return None
         try:
-            return float(value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value)
-        except ValueError:
+            number = float(
+                value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value
+            )
+        except (ValueError, TypeError):
             raise self._fail(value, "a number") from None
+        if not math.isfinite(number):
+            raise self._fail(value, "a finite number")
+        return number
 
     def integer(self, header: Mapping[str, Any]) -> int | None:
         """Return the value as an integer, or `None`."""
@@ -126,7 +132,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             return int(self._parse_time(value).utc.to_datetime(timezone=datetime.UTC).strftime(self.date_id))
         try:
             return int(value)
-        except ValueError:
+        except (ValueError, OverflowError, TypeError):
             raise self._fail(value, "an integer") from None
 
     def angle(self, header: Mapping[str, Any]) -> float | None:
@@ -138,9 +144,12 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         if self.decimal_comma and isinstance(value, str):
             value = value.replace(",", ".")
         try:
-            return float(astropy.coordinates.Angle(value, unit=unit).deg)
-        except (ValueError, u.UnitsError):
+            angle = float(astropy.coordinates.Angle(value, unit=unit).deg)
+        except (ValueError, TypeError, u.UnitsError):
             raise self._fail(value, f"an angle in {self.unit}") from None
+        if not math.isfinite(angle):
+            raise self._fail(value, f"a finite angle in {self.unit}")
+        return angle
 
     def time(self, header: Mapping[str, Any]) -> astropy.time.Time | None:
         """Return the value as a time, or `None`."""
@@ -156,7 +165,10 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             except ValueError:
                 raise self._fail(value, f"a time in {self.time_format}") from None
         try:
-            return astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
+            time = astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
+            if not math.isfinite(time.jd):
+                raise ValueError("not finite")
+            return time
         except (ValueError, TypeError):
             raise self._fail(value, f"a time in {self.time_format}") from None
 

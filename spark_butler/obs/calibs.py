@@ -18,9 +18,10 @@ from lsst.pipe.base import Instrument
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
-from ._combine import assemble, combine, normalize
+from ._combine import combine, normalize
 from ._exposures import RawFile, describe_master
 from ._raw_fits import display_name, read_raw_pixels
+from .assembly import FLAT_MEDIAN, assemble
 from .description import CameraDescription, DetectorDescription
 from .instrument import make_instrument_class
 from .raws import RAW_SUFFIXES, read_raw_files
@@ -81,7 +82,8 @@ def ingest_calibs(
     instrument
         Instrument that the files are from; by default their headers tell which of the registered ones.
     master
-        Whether the files are masters already: assembled images in the units above.
+        Whether the files are masters already: assembled images in the units above.  Flats in counts are
+        divided by their median.
     output_run
         RUN collection, by default ``INSTRUMENT/calib/KIND/TIMESTAMP``.
     validity
@@ -220,7 +222,7 @@ def _read_frame(
         pixels, _ = read_raw_pixels(stream, name)
     seconds = raw.exposure["dark_time"] or 0.0
     try:
-        frame = assemble(pixels, detector)
+        frame = assemble(pixels, detector).image
         if "bias" in corrections:
             frame -= corrections["bias"]
         if "dark" in corrections:
@@ -236,6 +238,19 @@ def _read_frame(
     except ValueError as err:
         raise UserError(f"{name}: {err}") from None
     return frame
+
+
+def _as_response(flat: np.ndarray, name: str) -> np.ndarray:
+    """Return a master flat, divided by its median if other software has left it in counts."""
+    try:
+        response = normalize(flat)
+    except ValueError as err:
+        raise UserError(f"{name}: {err}") from None
+    median = float(np.nanmedian(flat))
+    if median < FLAT_MEDIAN[0]:
+        raise UserError(f"{name}: a median of {median:g}, where a relative response has about 1")
+    # About one: the median over all detectors may be one instead of this detector's.
+    return flat if median <= FLAT_MEDIAN[1] else response
 
 
 def _as_image(pixels: np.ndarray, kind: str, frames: int) -> Image:
@@ -262,5 +277,8 @@ def _read_masters(
         if key in images:
             raise UserError(f"{name}: another file is the {kind} of detector {detector.id} too")
         owners.append(camera.name)
-        images[key] = Image(pixels.astype(np.float32), unit=_UNITS[kind], metadata=dict(header))
+        frame = pixels.astype(np.float32)
+        if kind == "flat":
+            frame = _as_response(frame, name)
+        images[key] = Image(frame, unit=_UNITS[kind], metadata=dict(header))
     return _only_camera(owners, cameras), images

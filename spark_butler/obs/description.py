@@ -20,6 +20,7 @@ __all__ = (
     "DetectorDescription",
     "FilterDescription",
     "ObservationType",
+    "OverscanDescription",
 )
 
 import re
@@ -80,6 +81,15 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
         return self
 
 
+class OverscanDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How the overscan is modelled; raw frames of masters and of science exposures are treated alike."""
+
+    fit: Literal["row", "constant"] = "row"
+    """``row`` subtracts the mean of each row, smoothed along the column; ``constant`` one number."""
+    smooth: int = pydantic.Field(default=51, ge=1)
+    """Rows of the median filter that ``row`` smooths with; 1 does not smooth."""
+
+
 class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """One detector: its size, its place in the focal plane and its amplifiers."""
 
@@ -99,6 +109,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
     rotation: float = 0.0
     """Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees."""
     amplifiers: tuple[AmplifierDescription, ...] = pydantic.Field(min_length=1)
+    overscan: OverscanDescription = OverscanDescription()
     defects: tuple[Section, ...] = ()
     """Bad columns and regions, in the assembled image."""
 

@@ -19,14 +19,17 @@ from lsst.images import Background, BackgroundMap, Image, MaskedImage, Observati
 from lsst.images.psfs import GaussianPointSpreadFunction
 from lsst.pex.config import Field, RangeField
 
+from ..obs.assembly import noise_floor
 from ..obs.description import CameraDescription
 from .background import BackgroundMesh, estimate_background
-from .detection import Detections, detect_sources
+from .cosmic_rays import find_cosmic_rays, star_contrast
+from .detection import Detections, detect_sources, sky_variance
 from .geometry import make_detector
 from .masks import plane_union
 from .observation import describe_observation
 from .psf import FWHM_PER_SIGMA, PsfEstimate, estimate_psf, psf_stamp_size
 from .source_ids import make_source_ids
+from .stamps import PsfProfile
 
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.float32]
@@ -98,6 +101,21 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         default=2.0,
         min=0.0,
     )
+    do_cosmic_rays = Field[bool](doc="Find and mask cosmic rays?", default=True)
+    cosmic_ray_threshold = RangeField(
+        dtype=float,
+        doc="Significance of the Laplacian above which a pixel is a cosmic ray.",
+        default=4.5,
+        min=0.0,
+    )
+    cosmic_ray_contrast = RangeField(
+        dtype=float,
+        doc="Least ratio of the Laplacian to the fine structure; it is raised where stars are so sharp that "
+        "they would exceed it.",
+        default=5.0,
+        min=0.0,
+    )
+    cosmic_ray_iterations = RangeField(dtype=int, doc="Passes of the cosmic-ray finder.", default=2, min=1)
     psf_min_snr = RangeField(
         dtype=float, doc="Least signal-to-noise ratio of a PSF star.", default=30.0, min=5.0
     )
@@ -119,6 +137,7 @@ class _State:
     subtracted: Image32
     detections: Detections
     psf: PsfEstimate
+    rays: BoolArray
 
 
 class CharacterizeTask(pipe_base.PipelineTask):
@@ -192,7 +211,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 "The image has no projection on the sky: its exposure record "
                 "has no pointing (tracking_ra and tracking_dec)."
             )
-        state = self._iterate(post_isr_image)
+        state = self._iterate(post_isr_image, noise_floor(camera.get_detector(detector)))
         described = make_detector(camera, detector, visit=obs_info.visit_id)
         image = self._make_visit_image(post_isr_image, state, described, band, obs_info)
         detections = state.detections
@@ -210,6 +229,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         self.metadata["nDetections"] = len(detections)
         self.metadata["nPsfStars"] = int(state.psf.stars.size)
         self.metadata["psfFwhm"] = state.sigma * FWHM_PER_SIGMA
+        self.metadata["nPixCosmicRay"] = int(np.count_nonzero(state.rays))
         self.metadata["skyLevel"] = float(np.median(state.mesh.level))
         self.metadata["skyNoise"] = state.mesh.noise
         self.log.info(
@@ -222,22 +242,27 @@ class CharacterizeTask(pipe_base.PipelineTask):
         )
         return pipe_base.Struct(preliminary_visit_image=image, preliminary_source=source)
 
-    def _iterate(self, image: MaskedImage) -> _State:
+    def _iterate(self, image: MaskedImage, floor: Image32) -> _State:
         config = self.config
         pixels, variance = image.image.array, image.variance.array
-        defects = plane_union(image.mask, "BAD", "COSMIC_RAY", "NO_DATA")
-        not_star = defects | plane_union(image.mask, "SATURATED")
-        masked = not_star
+        defects = plane_union(image.mask, "BAD", "NO_DATA")
+        saturated = plane_union(image.mask, "SATURATED")
+        sources = np.zeros(pixels.shape, dtype=bool)
+        rays = np.zeros(pixels.shape, dtype=bool)
         sigma = config.initial_fwhm / FWHM_PER_SIGMA
         cell = config.background_cell or min(max(min(pixels.shape) // 16, 32), 128)
         for step in range(config.max_iterations):
-            mesh = estimate_background(pixels, masked, cell=cell, smooth=config.background_smooth)
+            hidden = defects | rays
+            mesh = estimate_background(
+                pixels, hidden | saturated | sources, cell=cell, smooth=config.background_smooth
+            )
             background = mesh.as_field(image.bbox).render(dtype=np.float32).array
             subtracted = pixels - background
             detections = detect_sources(
                 subtracted,
                 variance,
-                defects,
+                sky_variance(pixels, variance, background, floor),
+                hidden,
                 sigma,
                 threshold=config.detection_threshold,
                 contrast=config.peak_contrast,
@@ -246,7 +271,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
             )
             psf = estimate_psf(
                 subtracted,
-                not_star,
+                hidden | saturated,
                 detections,
                 sigma,
                 min_significance=config.psf_min_snr,
@@ -254,12 +279,30 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 min_stars=config.psf_min_stars,
             )
             previous, sigma = sigma, psf.sigma if math.isfinite(psf.sigma) else sigma
-            if step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
+            if step == 0 and config.do_cosmic_rays:
+                # The first round measures the PSF, so that stars as sharp as cosmic rays are spared.
+                rays = self._find_cosmic_rays(pixels, variance, defects | saturated, sigma)
+            elif step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
                 break
-            masked = not_star | _source_mask(detections, sigma, pixels.shape)
+            sources = _source_mask(detections, sigma, pixels.shape)
         if not math.isfinite(psf.sigma):
             self._no_psf(len(detections), sigma)
-        return _State(sigma, mesh, background, subtracted, detections, psf)
+        return _State(sigma, mesh, background, subtracted, detections, psf, rays)
+
+    def _find_cosmic_rays(
+        self, pixels: Image32, variance: Image32, ignore: BoolArray, sigma: float
+    ) -> BoolArray:
+        shifts = np.linspace(-0.5, 0.5, 5)
+        dx, dy = (grid.ravel() for grid in np.meshgrid(shifts, shifts))
+        sharpest = star_contrast(PsfProfile.gaussian(sigma).stamps(dx, dy, max(math.ceil(4.0 * sigma), 3)))
+        return find_cosmic_rays(
+            pixels,
+            np.sqrt(np.maximum(variance - np.maximum(pixels, 0.0), 1.0)),
+            ignore=ignore,
+            threshold=self.config.cosmic_ray_threshold,
+            contrast=max(self.config.cosmic_ray_contrast, 2.0 * sharpest),
+            iterations=self.config.cosmic_ray_iterations,
+        )
 
     def _no_psf(self, n_detections: int, sigma: float) -> None:
         message = (
@@ -275,6 +318,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
     ) -> VisitImage:
         bbox = image.bbox
         mask = image.mask.copy()
+        mask.set("COSMIC_RAY", state.rays)
         mask.set("DETECTED", state.detections.footprint)
         edge = np.ones(bbox.shape, dtype=bool)
         border = math.ceil(3.0 * state.sigma)

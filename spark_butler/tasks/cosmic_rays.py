@@ -6,7 +6,7 @@ which is a few per cent of an image: the result is the same, the cost a fraction
 
 from __future__ import annotations
 
-__all__ = ("find_cosmic_rays",)
+__all__ = ("find_cosmic_rays", "star_contrast")
 
 from typing import Any
 
@@ -70,6 +70,22 @@ def find_cosmic_rays(
         found |= new
         _fill_with_neighbours(clean, found | ~usable, new)
     return found
+
+
+def star_contrast(stamps: npt.NDArray[np.floating[Any]]) -> float:
+    """Return the largest contrast, in the sense of `find_cosmic_rays`, that a star reaches.
+
+    Parameters
+    ----------
+    stamps
+        Noiseless images of stars at several positions within a pixel, shape ``(n, size, size)``.
+    """
+    tiles = np.concatenate(list(np.pad(stamps, ((0, 0), (4, 4), (4, 4)))), axis=0).astype(np.float32)
+    laplacian = 0.5 * _subsampled_laplacian(tiles)
+    median3 = _median3(tiles)
+    fine = median3 - scipy.ndimage.median_filter(median3, size=7)
+    strong = laplacian > 0.5 * laplacian.max()
+    return float((laplacian[strong] / np.maximum(fine[strong], 1e-3 * laplacian.max())).max())
 
 
 def _one_pass(

@@ -38,24 +38,34 @@ class Detections:
         return len(self.x)
 
 
-def sky_variance(image: FloatImage, variance: FloatImage) -> npt.NDArray[np.float32]:
-    """Variance of the sky and the read-out alone: what is left without the sources' own photon noise.
+def sky_variance(
+    image: FloatImage, variance: FloatImage, background: FloatImage, floor: FloatImage
+) -> npt.NDArray[np.float32]:
+    """Return the variance of the sky and the read-out alone, without the sources' own photon noise.
 
     Parameters
     ----------
     image
-        Sky-subtracted image in electrons.
+        Image in electrons divided by the flat, sky included.
     variance
-        Full variance of its pixels, in electrons squared.
+        Full variance of its pixels: ``image / flat + floor / flat**2``.
+    background
+        Sky level in the units of the image.
+    floor
+        Variance of the read-out in electrons squared, before the division by the flat.
     """
-    sky = (variance - np.maximum(image, 0.0)).astype(np.float32)
-    # Flat-fielding errors and rounding may leave less than nothing under a bright star.
-    return np.maximum(sky, np.float32(0.2 * np.median(sky)))
+    light, level = np.maximum(image, 0.0), np.maximum(background, 0.0)
+    # The flat follows from the variance: it solves ``variance * flat**2 - light * flat - floor = 0``.
+    safe = np.maximum(variance, 1e-6)
+    flat = (light + np.sqrt(light**2 + 4.0 * safe * floor)) / (2.0 * safe)
+    flat = np.maximum(flat, 1e-3)
+    return np.asarray(level / flat + floor / flat**2, dtype=np.float32)
 
 
 def detect_sources(
     image: FloatImage,
     variance: FloatImage,
+    sky: FloatImage,
     masked: BoolArray,
     sigma: float,
     *,
@@ -74,6 +84,8 @@ def detect_sources(
         Sky-subtracted image in electrons, shape ``(ny, nx)``.
     variance
         Full variance of its pixels, in electrons squared.
+    sky
+        Variance of the sky and the read-out alone, as from `sky_variance`.
     masked
         Pixels that carry no information (defects, cosmic rays).  Saturated ones do.
     sigma
@@ -93,8 +105,7 @@ def detect_sources(
         return Detections(
             x=nothing, y=nothing, significance=nothing, footprint=np.zeros(good.shape, dtype=bool)
         )
-    typical = float(np.median(variance[good]))
-    sky = sky_variance(np.where(good, image, 0.0), np.where(good, variance, typical))
+    sky = np.where(good, sky, np.median(sky[good]))
     weight = np.where(good, 1.0 / sky, 0.0).astype(np.float32)
     data = np.where(good, image, 0.0).astype(np.float32)
     significance = _matched_filter(data, weight, sigma)

@@ -1,8 +1,11 @@
-"""Instrument signature removal: from raw pixels to electrons with a mask and a variance."""
+"""Instrument signature removal: from raw pixels to electrons with a mask and a variance.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
-__all__ = ("CalibrationMissingError", "IsrConfig", "IsrConnections", "IsrTask")
+__all__ = ("CalibrationMissingError", "CalibrationRangeError", "IsrConfig", "IsrConnections", "IsrTask")
 
 from typing import Any, ClassVar
 
@@ -13,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 from lsst.images import DetectorFrame, Image, Mask, MaskedImage, SkyProjection
-from lsst.pex.config import ChoiceField, Field, RangeField
+from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
+from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
 from ..obs.description import CameraDescription, DetectorDescription
-from .amplifiers import AssembledImage, RawShapeError, assemble
-from .cosmic_rays import find_cosmic_rays
-from .masks import make_mask_schema, plane_union
+from .masks import make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
 
@@ -33,6 +35,10 @@ _CALIBRATION_DIMENSIONS = {
 
 class CalibrationMissingError(UserError, LookupError):
     """A calibration frame that the camera is said to have is not in the input collections."""
+
+
+class CalibrationRangeError(UserError, ValueError):
+    """A calibration frame has values that no frame of its kind can have."""
 
 
 class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
@@ -83,58 +89,29 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
     def __init__(self, *, config: IsrConfig | None = None) -> None:
         super().__init__(config=config)
         assert config is not None, "Always given by the middleware."
-        for name, wanted in (("bias", config.doBias), ("dark", config.doDark), ("flat", config.doFlat)):
+        for name, wanted in (("bias", config.do_bias), ("dark", config.do_dark), ("flat", config.do_flat)):
             if not wanted:
                 delattr(self, name)
 
 
 class IsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=IsrConnections):
-    doBias = Field[bool](
+    do_bias = Field[bool](
         doc="Subtract the bias frame? It must exist if the camera has such frames; else it is used if found.",
         default=True,
     )
-    doDark = Field[bool](doc="Subtract the dark frame, scaled by dark time? As for doBias.", default=True)
-    doFlat = Field[bool](doc="Divide by the flat field? As for doBias.", default=True)
-    overscanFitType = ChoiceField[str](
-        doc="How the overscan is modelled.",
-        allowed={
-            "row": "Mean of each row, smoothed along the column.",
-            "constant": "One number per amplifier.",
-        },
-        default="row",
-    )
-    overscanSmoothing = RangeField(
-        dtype=int,
-        doc="Rows over which a row-by-row overscan is median-smoothed; 1 for none.",
-        default=51,
-        min=1,
-    )
-    minFlat = RangeField(dtype=float, doc="Pixels whose flat is below this are bad.", default=0.05, min=0.0)
-    growSaturation = RangeField(
+    do_dark = Field[bool](doc="Subtract the dark frame, scaled by dark time? As for do_bias.", default=True)
+    do_flat = Field[bool](doc="Divide by the flat field? As for do_bias.", default=True)
+    min_flat = RangeField(dtype=float, doc="Pixels whose flat is below this are bad.", default=0.05, min=0.0)
+    grow_saturation = RangeField(
         dtype=int, doc="Pixels by which the saturated areas are grown.", default=1, min=0
     )
-    doCosmicRay = Field[bool](doc="Find and mask cosmic rays?", default=True)
-    cosmicRayThreshold = RangeField(
-        dtype=float,
-        doc="Significance of the Laplacian above which a pixel is a cosmic ray.",
-        default=4.5,
-        min=0.0,
-    )
-    cosmicRayContrast = RangeField(
-        dtype=float,
-        doc="Least ratio of the Laplacian to the fine structure; raise it if stars' cores get masked.",
-        default=5.0,
-        min=0.0,
-    )
-    cosmicRayIterations = RangeField(dtype=int, doc="Passes of the cosmic-ray finder.", default=2, min=1)
 
 
 class IsrTask(pipe_base.PipelineTask):
     """Remove the instrument's signature from one raw image.
 
     In this order: overscan subtraction and assembly, saturation and defect masks, bias, dark, gain, variance
-    (read noise and photon noise), flat field, cosmic rays.  Masked pixels keep their values; nothing is
-    interpolated.
+    (read noise and photon noise), flat field.  Masked pixels keep their values; nothing is interpolated.
     """
 
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = IsrConfig
@@ -201,16 +178,17 @@ class IsrTask(pipe_base.PipelineTask):
         Returns
         -------
         result
-            ``post_isr_image`` (`lsst.images.MaskedImage`): electrons; one mask plane each for defects,
-            saturation and cosmic rays.
+            ``post_isr_image`` (`lsst.images.MaskedImage`): electrons; mask planes for defects and saturation.
+
+        Raises
+        ------
+        RawShapeError
+            Raised if the raw image or a calibration frame has another size than the description says.
+        CalibrationRangeError
+            Raised if the flat is not about one.
         """
         described = camera.get_detector(detector)
-        assembled = assemble(
-            raw.array,
-            described,
-            overscan_fit=self.config.overscanFitType,
-            smooth=self.config.overscanSmoothing,
-        )
+        assembled = assemble(raw.array, described)
         bad = self._find_defects(described, assembled.image)
         electrons, variance, response = self._to_electrons(
             assembled,
@@ -220,31 +198,21 @@ class IsrTask(pipe_base.PipelineTask):
             flat=flat,
             dark_time=exposure_time if dark_time is None else dark_time,
         )
-        bad |= ~(response > self.config.minFlat)
+        bad |= ~(response > self.config.min_flat)
         usable_response = np.where(bad, np.float32(1.0), response)
         electrons /= usable_response
         variance /= usable_response**2
         bad |= ~np.isfinite(electrons)
         electrons[bad & ~np.isfinite(electrons)] = 0.0
-        variance[~np.isfinite(variance)] = assembled.read_noise[~np.isfinite(variance)] ** 2
+        variance = np.where(np.isfinite(variance), variance, noise_floor(described))
 
         projection = self._first_projection(camera, detector, boresight)
         mask = Mask(schema=make_mask_schema(), bbox=described.bbox)
         mask.set("BAD", bad)
         saturated = assembled.saturated
-        if self.config.growSaturation and saturated.any():
-            saturated = scipy.ndimage.binary_dilation(saturated, iterations=self.config.growSaturation)
+        if self.config.grow_saturation and saturated.any():
+            saturated = scipy.ndimage.binary_dilation(saturated, iterations=self.config.grow_saturation)
         mask.set("SATURATED", saturated)
-        if self.config.doCosmicRay:
-            rays = find_cosmic_rays(
-                electrons,
-                assembled.read_noise / usable_response,
-                ignore=plane_union(mask, "BAD", "SATURATED"),
-                threshold=self.config.cosmicRayThreshold,
-                contrast=self.config.cosmicRayContrast,
-                iterations=self.config.cosmicRayIterations,
-            )
-            mask.set("COSMIC_RAY", rays)
         self._report(assembled, mask)
         result = MaskedImage(
             Image(electrons, bbox=described.bbox, unit=u.electron),
@@ -274,8 +242,8 @@ class IsrTask(pipe_base.PipelineTask):
             image -= dark_adu
             dark_electrons = np.maximum(dark_adu, 0.0) * assembled.gain
         image *= assembled.gain
-        variance = np.maximum(image, 0.0) + dark_electrons + assembled.read_noise**2
-        response = np.ones_like(image) if flat is None else _pixels_of(flat, "flat", described)
+        variance = np.maximum(image, 0.0) + dark_electrons + noise_floor(described)
+        response = np.ones_like(image) if flat is None else _response_of(flat, described)
         return image, variance.astype(np.float32), response
 
     def _find_defects(self, described: DetectorDescription, image: Image32) -> npt.NDArray[np.bool_]:
@@ -294,33 +262,37 @@ class IsrTask(pipe_base.PipelineTask):
 
     def _check_calibrations(self, camera: CameraDescription, found: dict[str, Any], data_id: Any) -> None:
         for name, wanted in (
-            ("bias", self.config.doBias),
-            ("dark", self.config.doDark),
-            ("flat", self.config.doFlat),
+            ("bias", self.config.do_bias),
+            ("dark", self.config.do_dark),
+            ("flat", self.config.do_flat),
         ):
             if wanted and found[name] is None and name in camera.calibrations:
                 kept = {key: data_id[key] for key in _CALIBRATION_DIMENSIONS[name]}
                 raise CalibrationMissingError(
                     f"No {name} for {kept} valid at exposure {data_id['exposure']} in the input "
                     f"collections, and by its description {camera.name} has {name} frames: certify one, or "
-                    f"set do{name.title()}=False."
+                    f"set do_{name}=False."
                 )
 
     def _report(self, assembled: AssembledImage, mask: Mask) -> None:
         for name, (level, spread) in assembled.overscan.items():
             self.metadata[f"overscanLevel_{name}"] = level
             self.metadata[f"overscanNoise_{name}"] = spread
+        for name, clipped in assembled.clipped.items():
+            self.metadata[f"clippedLevel_{name}"] = clipped
+            self.log.warning(
+                "Amplifier %s clips at %.0f ADU, below the described saturation: pixels there count as "
+                "saturated.",
+                name,
+                clipped,
+            )
         for plane, key in (
             ("BAD", "nPixBad"),
             ("SATURATED", "nPixSaturated"),
-            ("COSMIC_RAY", "nPixCosmicRay"),
         ):
             self.metadata[key] = int(np.count_nonzero(mask.get(plane)))
         self.log.info(
-            "Masked %d bad, %d saturated and %d cosmic-ray pixels.",
-            self.metadata["nPixBad"],
-            self.metadata["nPixSaturated"],
-            self.metadata["nPixCosmicRay"],
+            "Masked %d bad and %d saturated pixels.", self.metadata["nPixBad"], self.metadata["nPixSaturated"]
         )
 
 
@@ -331,6 +303,19 @@ def _pixels_of(frame: Image, name: str, described: DetectorDescription) -> Image
             f"assembled detector has {(described.ny, described.nx)}"
         )
     return frame.array.astype(np.float32)
+
+
+def _response_of(flat: Image, described: DetectorDescription) -> Image32:
+    response = _pixels_of(flat, "flat", described)
+    finite = response[np.isfinite(response)]
+    median = float(np.median(finite)) if finite.size else float("nan")
+    # Every other normalization would scale the fluxes, and counts would turn every pixel into darkness.
+    if not FLAT_MEDIAN[0] <= median <= FLAT_MEDIAN[1]:
+        raise CalibrationRangeError(
+            f"flat frame of detector {described.id} ({described.name}) has a median of {median:g}; a "
+            "relative response has one of about 1: ingest it again by ingest-calibs, which normalizes flats"
+        )
+    return response
 
 
 def _boresight(exposure: Any) -> tuple[float, float, float] | None:

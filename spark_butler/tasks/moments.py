@@ -103,7 +103,7 @@ def measure_moments(
     iterations
         Number of steps.
     largest
-        Most that a source may be wider (and a third of it, narrower) than ``sigma``; sources that reach
+        Most that a source may be wider (and a fifth of it, narrower) than ``sigma``; sources that reach
         either bound are marked as failed.
     """
     offsets = stamp_offsets(stamps.shape[1] // 2)
@@ -111,7 +111,7 @@ def measure_moments(
     v = (offsets[None, :] - dy[:, None])[:, :, None]
     count = len(stamps)
     ixx, iyy, ixy = np.full(count, sigma**2), np.full(count, sigma**2), np.zeros(count)
-    low, high = (sigma / 3.0) ** 2, (largest * sigma) ** 2
+    low, high = (sigma / 5.0) ** 2, (largest * sigma) ** 2
     ok = np.ones(count, dtype=bool)
     for _ in range(iterations):
         det = ixx * iyy - ixy**2

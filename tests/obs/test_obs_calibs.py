@@ -158,7 +158,7 @@ def test_corrupt_or_misshapen_frame_is_named_and_nothing_written(
         small = astropy.io.fits.PrimaryHDU(hdus[0].data[:100], hdus[0].header)
     small.writeto(tmp_path / "2.fits", overwrite=True, checksum=True)
     with pytest.raises(
-        UserError, match=r"2\.fits: 320 x 100 pixels; a raw frame of detector 0 has 320 x 256"
+        UserError, match=r"2\.fits: raw image of detector 0 .* has 100 rows .* says 256 and 320"
     ):
         ingest_calibs(simcam, "bias", [tmp_path])
     assert not [name for name in simcam.collections.query("*") if name.startswith("SimCam/calib/bias")]
@@ -247,3 +247,14 @@ def test_every_real_exposure_finds_its_calibrations(
                 collections="OPD-Ixon/defaults",
                 timespan=exposure.timespan,
             )
+
+
+def test_master_flat_in_counts_is_normalized(simcam: Butler, night: SimulatedData, tmp_path: Path) -> None:
+    header = astropy.io.fits.Header({"INSTRUME": "SimCam", "DETID": 0, "FILTER": "r"})
+    counts = np.linspace(24000.0, 36000.0, 256 * 256, dtype=np.float32).reshape(256, 256)
+    astropy.io.fits.PrimaryHDU(counts, header).writeto(tmp_path / "flat.fits")
+    (ref,) = ingest_calibs(simcam, "flat", [tmp_path / "flat.fits"], master=True)
+    np.testing.assert_allclose(simcam.get(ref).array, counts / 30000.0, rtol=1e-4)
+    astropy.io.fits.PrimaryHDU(counts * 0, header).writeto(tmp_path / "dark.fits")
+    with pytest.raises(UserError, match=r"dark\.fits: the median is 0"):
+        ingest_calibs(simcam, "flat", [tmp_path / "dark.fits"], master=True, replace=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -289,3 +290,26 @@ def test_real_camera_goes_through_the_same_calls(
         "raw", instrument=camera.name, exposure=visits[0], detector=0, collections="OPD-Ixon/raw/all"
     )
     np.testing.assert_array_equal(raw.array, astropy.io.fits.getdata(folder / "HD5980_V_0.fits"))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "reason"),
+    [
+        ("EXPTIME", "nan", r"EXPTIME = 'nan' is not a finite number"),
+        ("EXPTIME", 1e9, r"exposure_time = 1000000000.0 is not within"),
+        ("RA", 3756.3, r"RA gives 3756.3 degrees, which is not within -180 and 360"),
+        ("DEC", 95.0, r"DEC gives 95 degrees, which is not within -90 and 90"),
+        ("EXPID", 1e300, r"exposure_id"),
+    ],
+)
+def test_header_value_out_of_range_names_the_file_and_spares_the_others(
+    simcam: Butler, night: SimulatedData, tmp_path: Path, keyword: str, value: object, reason: str
+) -> None:
+    files = [shutil.copy(night.raw_dir / f"object_{visit}_00.fits", tmp_path) for visit in night.visits]
+    with astropy.io.fits.open(files[0], mode="update") as hdus:
+        hdus[0].header[keyword] = value
+    result = ingest_raws(simcam, [tmp_path], transfer="direct")
+    assert [ref.dataId["exposure"] for ref in result.ingested] == [night.visits[1]]
+    ((name, text),) = result.failures.items()
+    assert name == str(files[0])
+    assert re.search(reason, text)

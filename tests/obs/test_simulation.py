@@ -9,7 +9,7 @@ from astropy.table import Table
 
 from spark_butler.demo.simulation import SimulatedData, read_table, simulate
 from spark_butler.obs import CameraDescription
-from spark_butler.obs._combine import assemble
+from spark_butler.obs.assembly import assemble
 
 SMALL = {"visits": 1, "detectors": 1, "size": 128}
 
@@ -51,7 +51,7 @@ def _electrons(night: SimulatedData, visit: int, detector_id: int) -> np.ndarray
     detector = CameraDescription.from_yaml(night.camera).get_detector(detector_id)
     image = assemble(
         astropy.io.fits.getdata(night.raw_dir / f"object_{visit}_{detector_id:02d}.fits"), detector
-    )
+    ).image
     for amplifier in detector.amplifiers:
         image[amplifier.section.slices] *= amplifier.gain
     return image

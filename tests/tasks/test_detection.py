@@ -5,13 +5,14 @@ import pytest
 import scipy.spatial
 from synthetic import SyntheticImage, make_image
 
-from spark_butler.tasks.detection import Detections, detect_sources
+from spark_butler.tasks.detection import Detections, detect_sources, sky_variance
 from spark_butler.tasks.psf import estimate_psf
 
 
 def detect(sky: SyntheticImage, masked: np.ndarray | None = None, **options: float) -> Detections:
     masked = np.zeros(sky.image.shape, dtype=bool) if masked is None else masked
-    return detect_sources(sky.image - sky.sky, sky.variance, masked, sky.sigma, **options)
+    noise = np.full(sky.image.shape, sky.sky + sky.read_noise**2)
+    return detect_sources(sky.image - sky.sky, sky.variance, noise, masked, sky.sigma, **options)
 
 
 def distances(sky: SyntheticImage, found: Detections) -> np.ndarray:
@@ -70,6 +71,30 @@ def test_a_close_pair_is_two_sources(separation: float, ratio: float) -> None:
     found = detect(sky)
     assert len(found) == 2
     np.testing.assert_allclose(sorted(found.x), [57.0, 57.0 + separation], atol=0.7)
+
+
+@pytest.mark.parametrize("response", [0.3, 0.8, 1.0, 1.3])
+def test_the_sky_variance_under_a_star_does_not_depend_on_the_flat(response: float) -> None:
+    floor = np.full((50, 50), 30.0)
+    background = np.full((50, 50), 200.0)
+    yy, xx = np.mgrid[:50, :50]
+    image = background + 1e5 * np.exp(-((xx - 25.0) ** 2 + (yy - 25.0) ** 2) / 8.0)
+    variance = image / response + floor / response**2
+    sky = sky_variance(image, variance, background, floor)
+    np.testing.assert_allclose(sky, 200.0 / response + 30.0 / response**2, rtol=1e-5)
+
+
+def test_bright_stars_behind_a_low_flat_are_found_once() -> None:
+    sky = make_image(size=500, stars=50, sigma=1.5, significance=(300.0, 3000.0))
+    response, floor = 0.8, np.full((500, 500), sky.read_noise**2)
+    electrons = np.random.default_rng(5).poisson(np.maximum(sky.image, 0.0) * response)
+    image = (electrons / response).astype(np.float32)
+    variance = electrons / response**2 + floor / response**2
+    noise = sky_variance(image, variance, np.full(image.shape, sky.sky), floor)
+    masked = np.zeros(image.shape, dtype=bool)
+    found = detect_sources(image - sky.sky, variance, noise, masked, sky.sigma)
+    tree = scipy.spatial.cKDTree(np.column_stack([found.x, found.y]))
+    assert [len(near) for near in tree.query_ball_point(np.column_stack([sky.x, sky.y]), 8.0)] == [1] * 50
 
 
 def test_nothing_is_found_where_everything_is_masked() -> None:

@@ -243,14 +243,14 @@ def test_a_missing_calibration_names_what_is_missing(
     simulated, _ = sim_night
     repo = str(tmp_path / "repo")
     _ingest_without_calibrations(repo, simulated)
-    with pytest.raises(CalibrationMissingError, match=r"No bias for .*'detector': 0.* set doBias=False"):
+    with pytest.raises(CalibrationMissingError, match=r"No bias for .*'detector': 0.* set do_bias=False"):
         process(repo, f"{pipelines / 'process_ccd.yaml'}#isr", ["SimCam/defaults"], "u/test/isr")
     process(
         repo,
         f"{pipelines / 'process_ccd.yaml'}#isr",
         ["SimCam/defaults"],
         "u/test/no_calibs",
-        config={("isr", name): False for name in ("doBias", "doDark", "doFlat")},
+        config={("isr", name): False for name in ("do_bias", "do_dark", "do_flat")},
     )
     butler = Butler.from_config(repo, collections="u/test/no_calibs")
     assert len(butler.query_datasets("post_isr_image")) == 2

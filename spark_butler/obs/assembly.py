@@ -1,8 +1,11 @@
-"""Overscan subtraction, trimming and assembly of raw images."""
+"""Overscan subtraction, trimming and assembly of raw images, for masters and science frames alike.
+
+Runs in the driver, which makes masters, and in workers, which process science frames.
+"""
 
 from __future__ import annotations
 
-__all__ = ("AssembledImage", "RawShapeError", "assemble")
+__all__ = ("FLAT_MEDIAN", "AssembledImage", "RawShapeError", "assemble", "noise_floor")
 
 import dataclasses
 from typing import Any
@@ -12,9 +15,13 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from ..errors import UserError
-from ..obs.description import AmplifierDescription, DetectorDescription
+from .description import AmplifierDescription, DetectorDescription, OverscanDescription
 
 type Image32 = npt.NDArray[np.float32]
+
+
+FLAT_MEDIAN = (0.2, 5.0)
+"""Limits of the median of a relative response; what is above is in counts."""
 
 
 class RawShapeError(UserError, ValueError):
@@ -39,14 +46,11 @@ class AssembledImage:
     overscan: dict[str, tuple[float, float]]
     """For each amplifier with an overscan, its median level and robust standard deviation in ADU."""
 
+    clipped: dict[str, float]
+    """For each amplifier whose pixels pile up below the described saturation, where, in raw ADU."""
 
-def assemble(
-    raw: npt.NDArray[Any],
-    detector: DetectorDescription,
-    *,
-    overscan_fit: str = "row",
-    smooth: int = 51,
-) -> AssembledImage:
+
+def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledImage:
     """Subtract each amplifier's overscan and put its pixels where they belong.
 
     Parameters
@@ -54,12 +58,7 @@ def assemble(
     raw
         Raw image in ADU, shape ``(raw_ny, raw_nx)``.
     detector
-        Geometry and nominal properties.
-    overscan_fit
-        ``row`` subtracts the median of each row's overscan, smoothed along the column; ``constant`` subtracts
-        one number per amplifier.
-    smooth
-        Width in rows of the median filter that ``row`` smooths with; 1 does not smooth.
+        Geometry, nominal properties, and how the overscan is modelled.
 
     Raises
     ------
@@ -76,29 +75,47 @@ def assemble(
     image, gain, noise = (np.zeros(shape, dtype=np.float32) for _ in range(3))
     saturated = np.zeros(shape, dtype=bool)
     levels: dict[str, tuple[float, float]] = {}
+    clipped: dict[str, float] = {}
     for amplifier in detector.amplifiers:
         pixels = raw[amplifier.raw_data_section.slices]
         target = amplifier.section.slices
-        saturated[target] = pixels >= amplifier.saturation
+        limit = amplifier.saturation
+        if (ceiling := _ceiling(pixels)) is not None and ceiling < limit:
+            limit = clipped[amplifier.name] = ceiling
+        saturated[target] = pixels >= limit
         trimmed = pixels.astype(np.float32)
         if amplifier.raw_overscan_section is not None:
-            level, spread, per_row = _overscan_level(raw, amplifier, overscan_fit, smooth)
+            level, spread, per_row = _overscan_level(raw, amplifier, detector.overscan)
             levels[amplifier.name] = (level, spread)
             trimmed -= per_row[:, None]
         image[target] = trimmed
         gain[target] = amplifier.gain
         noise[target] = amplifier.read_noise
-    return AssembledImage(image=image, gain=gain, read_noise=noise, saturated=saturated, overscan=levels)
+    return AssembledImage(
+        image=image, gain=gain, read_noise=noise, saturated=saturated, overscan=levels, clipped=clipped
+    )
+
+
+def _ceiling(pixels: npt.NDArray[Any]) -> float | None:
+    """Return the value at which pixels pile up, or `None`."""
+    finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
+    if not finite.size:
+        return None
+    top = float(finite.max())
+    at_top = np.count_nonzero(finite == top)
+    below = np.count_nonzero(finite > top - max(0.01 * abs(top), 20.0)) - at_top
+    # A converter's limit or a full well leaves a spike at the end of the histogram, light a tail.
+    return top if 10 <= at_top < 0.2 * finite.size and at_top > 3 * below else None
 
 
 def _overscan_level(
-    raw: npt.NDArray[Any], amplifier: AmplifierDescription, fit: str, smooth: int
+    raw: npt.NDArray[Any], amplifier: AmplifierDescription, model: OverscanDescription
 ) -> tuple[float, float, Image32]:
     assert amplifier.raw_overscan_section is not None, "The caller has looked."
     overscan = raw[amplifier.raw_overscan_section.slices].astype(np.float32)
     level = float(np.median(overscan))
     spread = 1.4826 * float(np.median(np.abs(overscan - level)))
-    if fit == "constant":
+    if model.fit == "constant":
         # The mean of what lies within three sigma: a median of integers has steps of half an ADU.
         near = np.abs(overscan - level) <= 3.0 * max(spread, 1.0)
         return level, spread, np.full(len(overscan), overscan[near].mean(), dtype=np.float32)
@@ -106,6 +123,16 @@ def _overscan_level(
     rows = np.median(overscan, axis=1, keepdims=True)
     near = np.abs(overscan - rows) <= 3.0 * max(spread, 1.0)
     per_row = np.where(near, overscan, 0.0).sum(axis=1) / np.maximum(near.sum(axis=1), 1)
-    if smooth > 1:
-        per_row = scipy.ndimage.median_filter(per_row, min(smooth, len(per_row)), mode="nearest")
+    if (half := min(model.smooth // 2, len(per_row) - 1)) > 0:
+        # An odd reflection continues a drift beyond the first and the last row.
+        padded = np.pad(per_row, half, mode="reflect", reflect_type="odd")
+        per_row = scipy.ndimage.median_filter(padded, 2 * half + 1, mode="nearest")[half:-half]
     return level, spread, per_row.astype(np.float32)
+
+
+def noise_floor(detector: DetectorDescription) -> Image32:
+    """Return the variance of read-out and digitization in electrons squared, per assembled pixel."""
+    floor = np.zeros((detector.ny, detector.nx), dtype=np.float32)
+    for amplifier in detector.amplifiers:
+        floor[amplifier.section.slices] = amplifier.read_noise**2 + amplifier.gain**2 / 12.0
+    return floor

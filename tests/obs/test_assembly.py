@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from spark_butler.demo.simulation import make_simcam
-from spark_butler.tasks.amplifiers import RawShapeError, assemble
+from spark_butler.obs.assembly import RawShapeError, assemble
+from spark_butler.obs.description import DetectorDescription, OverscanDescription
 
 CAMERA = make_simcam(size=64, detectors=1)
 DETECTOR = CAMERA.detectors[0]
+
+
+def with_overscan(**model: object) -> DetectorDescription:
+    """Return the detector with another model of its overscan."""
+    return DETECTOR.model_copy(update={"overscan": OverscanDescription.model_validate(model)})
 
 
 def make_raw() -> np.ndarray:
@@ -24,7 +30,7 @@ def make_raw() -> np.ndarray:
 
 @pytest.mark.parametrize("fit", ["row", "constant"])
 def test_pixels_land_where_they_belong_without_their_overscan_level(fit: str) -> None:
-    result = assemble(make_raw().astype(np.uint16), DETECTOR, overscan_fit=fit)
+    result = assemble(make_raw().astype(np.uint16), with_overscan(fit=fit))
     expected = np.broadcast_to(10.0 * np.arange(DETECTOR.nx)[None, :], (DETECTOR.ny, DETECTOR.nx))
     np.testing.assert_allclose(result.image, expected, atol=1e-3)
     assert result.overscan == {"A": (1000.0, 0.0), "B": (1200.0, 0.0)}
@@ -35,10 +41,9 @@ def test_pixels_land_where_they_belong_without_their_overscan_level(fit: str) ->
 
 def test_a_row_by_row_overscan_follows_a_drift_and_a_constant_one_does_not() -> None:
     raw = make_raw() + np.linspace(0.0, 50.0, DETECTOR.raw_ny)[:, None]
-    by_row = assemble(raw, DETECTOR, overscan_fit="row", smooth=5).image
-    constant = assemble(raw, DETECTOR, overscan_fit="constant").image
-    # The filter flattens the drift over its half width at the first and the last rows.
-    assert np.ptp(by_row[3:-3, 10]) < 0.1
+    by_row = assemble(raw, with_overscan(smooth=5)).image
+    constant = assemble(raw, with_overscan(fit="constant")).image
+    assert np.ptp(by_row[:, 10]) < 0.1
     assert np.ptp(constant[:, 10]) == pytest.approx(50.0, rel=0.01)
 
 
@@ -47,7 +52,7 @@ def test_deviant_overscan_pixels_do_not_shift_a_row() -> None:
     overscan = DETECTOR.amplifiers[0].raw_overscan_section
     assert overscan is not None
     raw[20, overscan.x_start] = 60000.0
-    image = assemble(raw, DETECTOR, overscan_fit="row", smooth=1).image
+    image = assemble(raw, with_overscan(smooth=1)).image
     assert image[20, 10] == pytest.approx(100.0, abs=0.01)
 
 
@@ -62,3 +67,14 @@ def test_saturation_is_judged_in_raw_units() -> None:
 def test_a_raw_image_of_another_size_is_refused_with_both_sizes() -> None:
     with pytest.raises(RawShapeError, match="has 10 rows and 20 columns; .* says 64 and 128"):
         assemble(np.zeros((10, 20)), DETECTOR)
+
+
+def test_pixels_that_pile_up_below_the_described_saturation_are_saturated() -> None:
+    rng = np.random.default_rng(3)
+    raw = make_raw() + rng.normal(0.0, 5.0, (DETECTOR.raw_ny, DETECTOR.raw_nx))
+    y, x = DETECTOR.amplifiers[0].raw_data_section.slices
+    raw[y.start : y.start + 8, x.start : x.start + 8] += np.linspace(10000.0, 50000.0, 8)[:, None]
+    clipped = assemble(np.minimum(np.rint(raw), 32767).astype(np.uint16), DETECTOR)
+    assert clipped.clipped == {"A": 32767.0}
+    assert np.count_nonzero(clipped.saturated) == np.count_nonzero(np.rint(raw) >= 32767)
+    assert assemble(np.rint(raw).astype(np.uint16), DETECTOR).clipped == {}
