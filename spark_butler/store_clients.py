@@ -86,7 +86,7 @@ class _Watch:
 
     def after_fork(self) -> None:
         """Do without the threads of the process that this one was forked from."""
-        self.counter.renew_lock()
+        self.counter = TrafficCounter(self.counter.traffic)
         if self.ahead is not None:
             self.ahead.forget_thread()
             self.ahead = None
@@ -108,8 +108,8 @@ class _Watch:
         context["spark_butler_key"] = params.get("Bucket", ""), params.get("Key", "")
 
     def _count(self, request: AWSPreparedRequest, **_: Any) -> None:
-        counter = self.thread.apart or self.counter
-        counter.count_request(request.method, int(request.headers.get("Content-Length") or 0))
+        sent = int(request.headers.get("Content-Length") or 0)
+        (self.thread.apart or self.counter).add(Traffic({request.method: 1}, sent))
 
     def _begin(
         self, model: Any, params: Mapping[str, Any], context: dict[str, Any], **_: Any
@@ -171,7 +171,7 @@ class _Watch:
         """Count what an object, or a part of one, has brought, and tell who reads ahead."""
         length = int(parsed.get("ContentLength") or 0)
         if "spark_butler_held" not in context:
-            (self.thread.apart or self.counter).count_received(length)
+            (self.thread.apart or self.counter).add(Traffic(received=length))
         ahead = self.ahead
         if ahead is not None and self.thread.apart is None:
             size = str(parsed.get("ContentRange", "")).rpartition("/")[2]

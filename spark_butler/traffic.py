@@ -1,4 +1,7 @@
-"""What goes to and from object stores."""
+"""Counts of what goes to and from object stores.
+
+Runs in workers and their children; the driver adds the counts up.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Traffic:
-    """What went to and from object stores."""
+    """Requests and bytes; they can be added and subtracted."""
 
     requests: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Number of requests by HTTP method, repeated ones included."""
@@ -29,80 +32,38 @@ class Traffic:
         return sum(self.requests.values())
 
     def __add__(self, other: Traffic) -> Traffic:
-        requests = Counter(self.requests)
-        requests.update(other.requests)
+        requests = Counter(self.requests) + Counter(other.requests)
         return Traffic(dict(requests), self.sent + other.sent, self.received + other.received)
 
-    def since(self, before: Traffic) -> Traffic:
-        """Subtract what had come before.
-
-        Parameters
-        ----------
-        before
-            An earlier value of the same counters.
-        """
-        requests = Counter(self.requests)
-        requests.subtract(before.requests)
-        return Traffic(dict(+requests), self.sent - before.sent, self.received - before.received)
+    def __sub__(self, other: Traffic) -> Traffic:
+        requests = Counter(self.requests) - Counter(other.requests)
+        return Traffic(dict(requests), self.sent - other.sent, self.received - other.received)
 
 
 NO_TRAFFIC = Traffic()
-"""Nothing."""
+"""No request and no byte."""
 
 
 class TrafficCounter:
-    """Counts what goes to and from object stores, also where several threads do it."""
+    """A sum of traffic that several threads add to.
 
-    def __init__(self) -> None:
-        self._requests: Counter[str] = Counter()
-        self._sent = 0
-        self._received = 0
+    Parameters
+    ----------
+    traffic
+        The sum so far.
+    """
+
+    def __init__(self, traffic: Traffic = NO_TRAFFIC):
+        self.traffic = traffic
         self._lock = threading.Lock()
 
-    @property
-    def traffic(self) -> Traffic:
-        """What was counted so far."""
-        with self._lock:
-            return Traffic(dict(self._requests), self._sent, self._received)
-
-    def count_request(self, method: str, sent: int) -> None:
-        """Count a request.
-
-        Parameters
-        ----------
-        method
-            Its HTTP method.
-        sent
-            Bytes of its body.
-        """
-        with self._lock:
-            self._requests[method] += 1
-            self._sent += sent
-
-    def count_received(self, nbytes: int) -> None:
-        """Count what was read.
-
-        Parameters
-        ----------
-        nbytes
-            Bytes of the object.
-        """
-        with self._lock:
-            self._received += nbytes
-
     def add(self, traffic: Traffic) -> None:
-        """Add what was counted elsewhere.
+        """Add traffic to the sum.
 
         Parameters
         ----------
         traffic
-            What was counted.
+            The traffic.
         """
         with self._lock:
-            self._requests.update(traffic.requests)
-            self._sent += traffic.sent
-            self._received += traffic.received
-
-    def renew_lock(self) -> None:
-        """Make a lock that nobody holds, in a process that was forked."""
-        self._lock = threading.Lock()
+            self.traffic += traffic

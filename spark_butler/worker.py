@@ -146,7 +146,7 @@ def run_group(
                 if not outcome.succeeded:
                     bad.add(position)
                 prefetcher.end(position, bad)
-                outcome = dataclasses.replace(outcome, traffic=traffic_so_far().since(traffic))
+                outcome = dataclasses.replace(outcome, traffic=traffic_so_far() - traffic)
                 yield from parcels
                 del parcels
                 yield outcome

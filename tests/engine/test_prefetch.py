@@ -301,7 +301,7 @@ def test_requests_of_the_reading_thread_are_nobodys_next_question(s3_bucket: str
         assert store.join("a").read() == b"four"
     assert counter.traffic == Traffic({"GET": 1}, 0, 4)
     assert store.join("b").size() == 7
-    assert traffic_so_far().since(before) == NO_TRAFFIC
+    assert traffic_so_far() - before == NO_TRAFFIC
 
 
 def test_what_is_written_over_is_not_taken_from_memory(s3_bucket: str) -> None:

@@ -125,7 +125,7 @@ def test_file_that_is_held_is_read_whole_or_in_parts_without_a_request(s3_bucket
     hold_files(str(store), {dataset_id: info}, len(content) - 1)
     before = traffic_so_far()
     assert file.read() == content
-    assert traffic_so_far().since(before).requests == {"GET": 1}
+    assert (traffic_so_far() - before).requests == {"GET": 1}
     hold_files(str(store), {dataset_id: info}, len(content))
     before = traffic_so_far()
     hold_files(str(store), {dataset_id: info}, len(content))
@@ -134,7 +134,7 @@ def test_file_that_is_held_is_read_whole_or_in_parts_without_a_request(s3_bucket
     assert file.size() == len(content)
     with file.as_local() as local:
         assert Path(local.ospath).read_bytes() == content
-    assert traffic_so_far().since(before).n_requests == 0
+    assert (traffic_so_far() - before).n_requests == 0
     # What is written over is not held any more, and another dataset is not the same.
     file.write(b"new")
     assert file.read() == b"new"
@@ -142,7 +142,7 @@ def test_file_that_is_held_is_read_whole_or_in_parts_without_a_request(s3_bucket
     hold_files(str(store), {dataset_id: info}, len(content))
     before = traffic_so_far()
     hold_files(str(store), {uuid.uuid4(): info}, len(content))
-    assert traffic_so_far().since(before).requests == {"GET": 1}
+    assert (traffic_so_far() - before).requests == {"GET": 1}
 
 
 def test_least_recently_wanted_files_are_let_go_first() -> None:
@@ -163,17 +163,17 @@ def test_only_the_size_of_what_was_just_written_is_taken_for_known(s3_bucket: st
     first, second = store.join("a"), store.join("b")
     first.write(b"four")
     assert first.size() == 4
-    assert traffic_so_far().since(before).requests == {"PUT": 1}
+    assert (traffic_so_far() - before).requests == {"PUT": 1}
     assert first.exists()
     first.remove()
     assert not first.exists()
     first.write(b"five5")
     second.write(b"")
     assert (first.size(), second.size()) == (5, 0)
-    assert traffic_so_far().since(before).requests == {"PUT": 3, "HEAD": 4, "DELETE": 1}
+    assert (traffic_so_far() - before).requests == {"PUT": 3, "HEAD": 4, "DELETE": 1}
     second.write(b"")
     assert second.size() == 0
-    assert traffic_so_far().since(before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
+    assert (traffic_so_far() - before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
 
 
 def test_only_for_large_objects_is_the_store_asked_first(s3_bucket: str) -> None:
@@ -203,7 +203,7 @@ def test_the_size_of_a_file_sent_in_parts_is_known(s3_bucket: str, tmp_path: Pat
     before = traffic_so_far()
     store.join("large").transfer_from(ResourcePath(str(file)), "copy", overwrite=True)
     assert store.join("large").size() == 9 * 2**20
-    traffic = traffic_so_far().since(before)
+    traffic = traffic_so_far() - before
     assert "HEAD" not in traffic.requests
     assert traffic.sent >= 9 * 2**20
 
@@ -238,7 +238,7 @@ def test_client_that_another_thread_makes_meanwhile_is_watched_too(s3_bucket: st
         other.join()
         before = traffic_so_far()
         file.exists()
-        assert traffic_so_far().since(before).requests == {"HEAD": 1}
+        assert (traffic_so_far() - before).requests == {"HEAD": 1}
 
 
 def test_a_client_that_can_not_be_made_is_the_quantums_own_trouble(s3_bucket: str) -> None:
