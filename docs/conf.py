@@ -33,6 +33,7 @@ CONTENTS = {
         "notebooks/process_ccd",
     ],
     "How-to": [
+        "command-line",
         "notebook",
         "temporaries",
         "cameras",
@@ -56,6 +57,7 @@ CONTENTS = {
         "temporaries-benchmark",
         "scaling-benchmark",
         "chaos-benchmark",
+        "accuracy-benchmark",
         "command",
         "api",
     ],
