@@ -7,6 +7,7 @@ __all__: list[str] = []
 
 import argparse
 import json
+import os
 import sys
 import time
 
@@ -30,7 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
     disable_implicit_threading()
     # As `spark-butler run` does.
-    context = make_spark_context("local[2]", conf={"spark.ui.enabled": "false"}, only_engine=True)
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    context = make_spark_context("local[2]", conf={"spark.ui.enabled": "false"})
     try:
         check_workers(context)
         backend = SparkBackend(context)

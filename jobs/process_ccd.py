@@ -16,15 +16,14 @@ if sys.version_info < (3, 12):  # noqa: UP036  (the interpreter may be the syste
     )
     sys.exit(2)
 
-from spark_butler import early_start
+from spark_butler.spark_start import launch_jvm_in_background
 
 PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "process_ccd.yaml"
 
 
 def main() -> None:
-    """Run the command, with Spark on its way up before the middleware is imported."""
-    if early_start.wants_spark(sys.argv[1:], has_pipeline=True):
-        early_start.begin()
+    """Run the command, and launch the JVM while the middleware is imported."""
+    launch_jvm_in_background()
     from spark_butler.cli_run import make_run_command
 
     make_run_command("process_ccd.py", PIPELINE)()

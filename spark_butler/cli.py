@@ -4,15 +4,14 @@ from __future__ import annotations
 
 __all__ = ("main", "program")
 
-import sys
 from typing import Any
 
 import click
 
-from . import early_start
 from .cli_cleanup import cleanup
 from .cli_command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, say_json
 from .cli_obs import obs
+from .spark_start import launch_jvm_in_background
 
 _RUN_COMMANDS = {
     "plan": "Print how a pipeline would run, with the options of 'run'.",
@@ -53,6 +52,9 @@ class _Main(CommandGroup):
             return command
         if cmd_name not in _RUN_COMMANDS:
             return super().get_command(ctx, cmd_name)
+        if cmd_name == "run" and not ctx.resilient_parsing:
+            # It comes up while the middleware is imported below.
+            launch_jvm_in_background()
         from .cli_run import make_run_command
 
         return make_run_command(cmd_name, only_plan=cmd_name == "plan")
@@ -113,10 +115,7 @@ def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int, for
 
 
 def program() -> None:
-    """Be the program, and start Spark before anything else where it will be wanted."""
-    arguments = sys.argv[1:]
-    if "run" in arguments and early_start.wants_spark(arguments[arguments.index("run") + 1 :]):
-        early_start.begin()
+    """Run the command that the arguments of this process name."""
     main()
 
 

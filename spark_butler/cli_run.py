@@ -54,7 +54,6 @@ from .request_watch import describe_end
 from .resume import needs_clobber
 from .session import check_platform, say_on_stderr
 from .spark_start import SparkStart
-from .stderr_relay import JVM_STDERR
 from .temporary_types import find_temporary_types
 from .watching import RunWatch
 
@@ -93,8 +92,6 @@ class _Refusal(click.ClickException):
     exit_code = 2
 
     def show(self, file: IO[Any] | None = None) -> None:
-        # What Spark has to say of it comes before.
-        JVM_STDERR.flush()
         _say(f"Error: {self.format_message()}")
 
 

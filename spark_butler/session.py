@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING
 
 from .errors import SessionError
 from .java import find_java_home
-from .jvm import jvm_is_there, launch_jvm, may_be_elsewhere
+from .jvm import jvm_is_there, launch_jvm
 from .messages import brief
-from .stderr_relay import StderrRelay
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -155,8 +154,6 @@ def make_spark_context(
     conf: Mapping[str, str] | None = None,
     *,
     imports: Sequence[str] = (),
-    only_engine: bool = False,
-    stderr: StderrRelay | None = None,
 ) -> SparkContext:
     """Get the Spark context of this process or make one.
 
@@ -171,13 +168,6 @@ def make_spark_context(
     imports
         Names of modules that tasks are in.  Workers are forked with them
         imported, as far as they can be.
-    only_engine
-        Whether nothing but the engine will use Spark.  A JVM in local mode
-        then spends half as much processor time on compiling its own code,
-        which would pay for SQL only.
-    stderr
-        What a JVM that is launched here is to have for its standard error; by
-        default that of this process.
 
     Returns
     -------
@@ -201,8 +191,7 @@ def make_spark_context(
         if not jvm_is_there():
             os.environ["JAVA_HOME"] = str(find_java_home())
     else:
-        quick = only_engine and not may_be_elsewhere(master, conf or {})
-        launch_jvm(quick=quick, stderr=stderr)
+        launch_jvm()
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)

@@ -1,22 +1,54 @@
-"""Start Spark while the driver does something else."""
+"""Start of Spark while the driver does something else.
+
+Runs in the driver.  Nothing here imports the middleware.
+"""
 
 from __future__ import annotations
 
-__all__ = ["SparkStart"]
+__all__ = ["SparkStart", "launch_jvm_in_background"]
 
 import contextlib
+import logging
+import os
 import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .errors import UserError
-from .session import make_spark_context, spark_is_up
-from .stderr_relay import JVM_STDERR
+from .jvm import JVM_OUTPUT, launch_jvm
+from .session import check_platform, limit_threads, make_spark_context, spark_is_up
 from .worker_check import check_workers
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN = 1.0
+
+
+def launch_jvm_in_background() -> None:
+    """Launch the JVM of a command in a thread, and limit the threads of libraries that are imported now.
+
+    If the JVM does not start, `SparkStart` tries again and raises the error.
+    In a terminal, what the JVM and the workers below it write to standard
+    error is not shown at once, since it would spoil the progress bars.
+    """
+    limit_threads()
+    # The engine alone does not use the JVM enough for Java's full compiler to pay.
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    if os.isatty(2):
+        JVM_OUTPUT.hold()
+    threading.Thread(target=_launch, name="jvm-start").start()
+
+
+def _launch() -> None:
+    try:
+        check_platform()
+        launch_jvm()
+    except UserError as exc:
+        logger.debug("Java was not launched: %s", exc)
 
 
 class SparkStart:
@@ -36,9 +68,9 @@ class SparkStart:
     to be empty, nobody waits for that: Spark is stopped when it has started,
     or ends with this process.
 
-    What the JVM writes to standard error is not shown until somebody waits:
-    when the body is left before by a `UserError` or Ctrl-C, it is of no
-    interest, and what that error says is the last that is seen.
+    What is held of the JVM's output is shown when somebody waits, and in the
+    end.  If the body is left by a `UserError` or Ctrl-C, the rest is not
+    shown, so that the error is the last line.
     """
 
     def __init__(self, imports: Sequence[str] = (), stores: Sequence[str] = ()):
@@ -53,7 +85,6 @@ class SparkStart:
 
     def __enter__(self) -> Self:
         if self._is_ours:
-            JVM_STDERR.hold()
             self._thread.start()
         return self
 
@@ -61,11 +92,9 @@ class SparkStart:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left.set()
-        if isinstance(value, UserError | KeyboardInterrupt):
-            JVM_STDERR.drop()
-        else:
-            JVM_STDERR.release()
         self._stop()
+        if not isinstance(value, UserError | KeyboardInterrupt):
+            JVM_OUTPUT.show()
 
     @property
     def has_failed(self) -> bool:
@@ -86,9 +115,10 @@ class SparkStart:
             Raised if Spark does not start, or if its workers can't work.
         """
         if self._is_ours:
-            # From here on people wonder what it is that takes so long.
-            JVM_STDERR.release()
-            self._thread.join()
+            while self._thread.is_alive():
+                JVM_OUTPUT.show()
+                self._thread.join(_SECONDS_BETWEEN)
+            JVM_OUTPUT.show()
         else:
             self._start()
         if self._error is not None:
@@ -98,7 +128,7 @@ class SparkStart:
 
     def _start(self) -> None:
         try:
-            self._context = make_spark_context(imports=self._imports, only_engine=True, stderr=JVM_STDERR)
+            self._context = make_spark_context(imports=self._imports)
             if not self._left.is_set():
                 check_workers(self._context, self._stores)
         except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)

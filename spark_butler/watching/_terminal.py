@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..progress import ProgressSnapshot, TaskProgress
-from ..stderr_relay import JVM_STDERR, StderrRelay
 from ._format import format_seconds
 from ._ticker import Ticker
 
@@ -119,19 +118,15 @@ class Bars:
         Tells how the run stands.
     console
         Where to draw; standard error by default.
-    relay
-        Through which other processes write to the same terminal.
     """
 
     def __init__(
         self,
         look: Callable[[], ProgressSnapshot],
         console: Console | None = None,
-        relay: StderrRelay = JVM_STDERR,
     ):
         self._look = look
         self._console = Console(file=sys.stderr) if console is None else console
-        self._relay = relay
         self._live = Live(
             console=self._console,
             get_renderable=lambda: render_bars(self._look()),
@@ -151,7 +146,6 @@ class Bars:
                 stream = handler.stream
                 handler.setStream(self._above(stack, stream))
                 stack.callback(handler.setStream, stream)
-            stack.enter_context(self._relay.diverted(self._above(stack, sys.stderr).write))
             self._live.start()
             stack.callback(self._stop)
             # rich hides it, and whatever kills this process would leave it so.
@@ -161,7 +155,6 @@ class Bars:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._relay.flush()
         self._stack.close()
 
     def _draw(self) -> None:

@@ -1,11 +1,8 @@
-"""Other processes may write to the terminal that has the bars; all is to be seen, and nothing twice."""
+"""All lines of the driver are above the bars in a terminal, and nothing is there twice."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
-import logging
 import os
 import pty
 import signal
@@ -13,28 +10,20 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from terminal_screen import read_screen
-
-from spark_butler.stderr_relay import StderrRelay
 
 _WIDTH = 80
 
 _START = """
 import logging, os, signal, subprocess, sys, threading, time
 from spark_butler.progress import Progress
-from spark_butler.stderr_relay import JVM_STDERR
 from spark_butler.watching._terminal import Bars
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-def child(code):
-    return subprocess.Popen([sys.executable, "-c", "import os, sys, time\\n" + code], stderr=JVM_STDERR)
 
 bars = Bars(Progress({"isr": 4, "calibrate": 4}, slots=2).snapshot)
 """
@@ -94,47 +83,27 @@ def _check(screen: list[str], lines: list[str]) -> list[str]:
     return [line for line in screen[where[-1] + 1 :] if line]
 
 
-def test_lines_of_this_process_and_of_others_are_above_the_bars(tmp_path: Path) -> None:
+def test_lines_of_this_process_are_above_the_bars(tmp_path: Path) -> None:
     terminal = _Terminal(
         tmp_path,
         """
 with bars:
-    code = "for n in range(8):\\n    os.write(2, b'\\\\x1b[31mworker\\\\x1b[0m\\\\tline %d\\\\n' % n)\\n"
-    other = child(code + "    time.sleep(0.1)\\nos.write(2, b'x' * 200 + b'\\\\n')")
     for n in range(8):
         logging.info("driver line %d", n)
-        print("printed line", n, file=sys.stderr)
+        print("\\x1b[31mprinted\\x1b[0m\\tline", n, file=sys.stderr)
         time.sleep(0.1)
-    assert other.wait() == 0
-    # Right up to the end, in halves, and without an end.
-    assert child("os.write(2, b'h'); time.sleep(0.2); os.write(2, b'alf\\\\nlast')").wait() == 0
-    sys.stderr.write("own last")
+    print("x" * 200, file=sys.stderr)
+    sys.stderr.write("last")
 """,
     )
     screen = terminal.finish()
-    words = [f"{word}line {n}" for n in range(8) for word in ("worker\t", "driver ", "printed ")]
-    below = _check(screen, [*words, "x" * 80, "x" * 80, "x" * 40, "half"])
-    assert sorted(below) == ["last", "own last"]
+    words = [f"{word}line {n}" for n in range(8) for word in ("driver ", "printed\t")]
+    assert _check(screen, [*words, "x" * 80, "x" * 80, "x" * 40]) == ["last"]
     assert terminal.process.returncode == 0
     # In one piece, although it is wider than the terminal.
     assert "x" * 200 in terminal.written
-    # Colours of others come through as they are.
-    assert terminal.written.count("\x1b[31mworker\x1b[0m\tline") == 8
-
-
-def test_who_keeps_the_pipe_after_the_end_is_not_waited_for_and_still_heard(tmp_path: Path) -> None:
-    terminal = _Terminal(
-        tmp_path,
-        """
-with bars:
-    code = "parent = os.getppid()\\nos.write(2, b'early\\\\n')\\n"
-    child(code + "while os.getppid() == parent: time.sleep(0.1)\\nos.write(2, b'late\\\\n')")
-    time.sleep(2)
-logging.info("over")
-""",
-    )
-    terminal.read("late")
-    assert _check(terminal.finish(), ["early"]) == ["over", "late"]
+    # Colors come through as they are.
+    assert terminal.written.count("\x1b[31mprinted\x1b[0m\tline") == 8
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -147,7 +116,8 @@ def stop(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGTERM, stop)
 with bars:
-    child("for n in range(3): os.write(2, b'line %d\\\\n' % n); time.sleep(0.1)").wait()
+    for n in range(3):
+        logging.info("line %d", n)
     logging.info("ready")
     time.sleep(60)
 """,
@@ -169,122 +139,3 @@ def test_crash_is_seen_and_leaves_the_cursor(tmp_path: Path) -> None:
     )
     assert "Fatal Python error: Aborted" in "\n".join(terminal.finish())
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")
-
-
-def test_flood_blocks_nobody(tmp_path: Path) -> None:
-    terminal = _Terminal(
-        tmp_path,
-        """
-code = "for n in range(20_000): os.write(2, b'%d another line of a worker that has much to tell\\\\n' % n)"
-with bars:
-    others = [child(code), child(code)]
-    for n in range(50):
-        logging.info("driver line")
-    print([other.wait() for other in others], file=sys.stderr)
-""",
-    )
-    start = time.monotonic()
-    screen = terminal.finish()
-    assert time.monotonic() - start < 60
-    assert terminal.process.returncode == 0
-    assert "[0, 0]" in screen
-    assert sum(line.endswith("much to tell") for line in screen) == 40_000
-    assert len([line for line in screen if _is_bar(line)]) == 3
-
-
-@pytest.fixture
-def relay() -> Iterator[tuple[StderrRelay, Callable[[], str]]]:
-    """A relay, and what it has shown until now."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-
-    def shown() -> str:
-        with contextlib.suppress(BlockingIOError):
-            return os.read(reader, 1 << 20).decode()
-        return ""
-
-    relay = StderrRelay(writer)
-    yield relay, shown
-    relay.hold()
-    relay.hand_over()
-    os.close(reader)
-    os.close(writer)
-
-
-def _wait_for(shown: Callable[[], str], text: str) -> str:
-    seen = ""
-    deadline = time.monotonic() + 10
-    while text not in seen and time.monotonic() < deadline:
-        seen += shown()
-        time.sleep(0.02)
-    return seen
-
-
-def test_what_is_held_is_shown_later(relay: tuple[StderrRelay, Callable[[], str]]) -> None:
-    held, shown = relay
-    held.hold()
-    os.write(held.fileno(), b"noise\nand")
-    time.sleep(0.3)
-    held.flush()
-    assert shown() == ""
-    held.release()
-    assert shown() == "noise\nand"
-    # Half a line is shown when nothing follows.
-    os.write(held.fileno(), b" more")
-    assert _wait_for(shown, "more") == " more"
-
-
-def test_what_is_dropped_is_for_the_debug_log_only(
-    relay: tuple[StderrRelay, Callable[[], str]], caplog: pytest.LogCaptureFixture
-) -> None:
-    held, shown = relay
-    held.hold()
-    os.write(held.fileno(), b"noise\n")
-    with caplog.at_level(logging.DEBUG, "spark_butler"):
-        held.drop()
-    assert "noise" in caplog.text
-    held.release()
-    assert shown() == ""
-
-
-def test_very_much_is_not_held(relay: tuple[StderrRelay, Callable[[], str]]) -> None:
-    held, shown = relay
-    held.hold()
-    descriptor = held.fileno()
-
-    def write() -> None:
-        for _ in range(20):
-            os.write(descriptor, b"trouble\n" * 10_000)
-
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    seen = 0
-    deadline = time.monotonic() + 20
-    while seen < 20 * 80_000 and time.monotonic() < deadline:
-        seen += len(_wait_for(shown, "\n"))
-    assert seen == 20 * 80_000
-
-
-def test_display_that_fails_loses_nothing(relay: tuple[StderrRelay, Callable[[], str]]) -> None:
-    held, shown = relay
-
-    def fail(text: str) -> None:
-        raise OSError(errno.EIO, "no terminal")
-
-    with held.diverted(fail):
-        os.write(held.fileno(), b"one\n")
-        assert _wait_for(shown, "one") == "one\n"
-        os.write(held.fileno(), b"two\n")
-        assert _wait_for(shown, "two") == "two\n"
-
-
-def test_nobody_who_listens_is_no_error() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    relay = StderrRelay(writer)
-    for _ in range(4):
-        os.write(relay.fileno(), b"x" * 60_000 + b"\n")
-        time.sleep(0.1)
-    relay.flush()
-    relay.hand_over()
-    os.close(writer)

@@ -1,4 +1,4 @@
-"""The program starts Java and the workers' parent early, and leaves nothing behind."""
+"""A run launches the JVM early, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import psutil
 from job_harness import JobRepo
 
 
-def _run(*arguments: str | Path) -> tuple[int, str, list[tuple[str, str]], list[psutil.Process]]:
-    """Run the program; return its exit status, what it says, and its family with names and parents' names."""
+def _run(*arguments: str | Path) -> tuple[int, str, set[str], list[psutil.Process]]:
+    """Run the program; return its exit status, its output, and names of and handles to its descendants."""
     command = [sys.executable, "-m", "spark_butler.cli", "run", *map(str, arguments)]
     environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--conf spark.ui.enabled=false pyspark-shell"}
-    names: dict[psutil.Process, tuple[str, str]] = {}
+    names: dict[psutil.Process, str] = {}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -24,13 +24,13 @@ def _run(*arguments: str | Path) -> tuple[int, str, list[tuple[str, str]], list[
         while process.poll() is None:
             for each in _family(driver):
                 try:
-                    names[each] = each.name(), psutil.Process(each.ppid()).name()
+                    names[each] = each.name()
                 except psutil.Error:
                     continue
             time.sleep(0.02)
         # At its end, and at that of all who have its streams.
         assert process.stdout is not None
-        return process.returncode, process.stdout.read(), list(names.values()), list(names)
+        return process.returncode, process.stdout.read(), set(names.values()), list(names)
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
@@ -45,14 +45,18 @@ def _assert_all_end(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
-def test_a_refusal_is_all_that_is_seen_of_an_early_start(job_repo: JobRepo) -> None:
-    status, output, names, processes = _run(*job_repo.arguments, "--no-versions", "-o", "early/no", "--oops")
-    assert status == 2, output
-    assert output.strip().splitlines()[-1] == "Error: No such option '--oops'."
-    assert "java" not in output.lower()
+def test_processes_of_a_run_end_with_it(job_repo: JobRepo) -> None:
+    status, output, names, processes = _run(
+        *(*job_repo.arguments, "--no-versions", "-o", "start/run", "--select-tasks", "first")
+    )
+    assert status == 0, output
+    assert "all of 4 quanta succeeded" in output
+    assert "java" in names
     _assert_all_end(processes)
 
 
-def test_nothing_is_started_for_what_is_not_there(job_repo: JobRepo, tmp_path: Path) -> None:
-    status, output, names, _ = _run("-b", tmp_path / "gone", "-p", job_repo.pipeline, "-o", "early/gone")
-    assert (status, names) == (2, []), output
+def test_refused_run_ends_with_its_error_and_leaves_no_jvm(job_repo: JobRepo) -> None:
+    status, output, _, processes = _run(*job_repo.arguments, "--no-versions", "-o", "start/no", "--oops")
+    assert status == 2, output
+    assert "Error: No such option '--oops'." in output.splitlines()
+    _assert_all_end(processes)
