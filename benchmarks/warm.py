@@ -27,7 +27,7 @@ def main() -> None:
     """Run graphs, and print what the last has cost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("places", nargs="+", help="repositories and graphs in turn")
-    parser.add_argument("--temporary", nargs="*", default=[], help="what the last graph need not retain")
+    parser.add_argument("--temporary", nargs="*", default=[], help="what the last graph need not store")
     arguments = parser.parse_args()
     disable_implicit_threading()
     # As `spark-butler run` does.

@@ -78,7 +78,7 @@ class Workload:
     """Number of inputs of each quantum that no other makes."""
 
     writes: Sequence[int]
-    """Number of retained outputs of each quantum, metadata and log included."""
+    """Number of stored outputs of each quantum, metadata and log included."""
 
     handovers: Sequence[Handover] = ()
     """Temporaries that may have to travel."""
@@ -195,7 +195,7 @@ def make_workload(
         Number of inputs of each quantum that no other makes; those of the
         built-in tasks, else one for quanta that need no other.
     writes
-        Number of retained outputs of each quantum; three where nothing is
+        Number of stored outputs of each quantum; three where nothing is
         known.
     **more
         Temporaries and their sizes, as `Workload` has them.

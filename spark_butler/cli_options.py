@@ -14,9 +14,16 @@ _OPTIONS = (
         "--temporary",
         metavar="PATTERN",
         multiple=True,
-        help="Dataset types that match PATTERN are not retained: they pass from task to task in memory and "
+        help="Dataset types that match PATTERN are temporary: they pass from task to task in memory and "
         "never reach the repository; 'auto' stands for all that is made and read inside the graph. May be "
         "repeated.",
+    ),
+    click.option(
+        "--store",
+        metavar="PATTERN|FILE",
+        multiple=True,
+        help="Store only dataset types that match PATTERN, or a pattern of the list in a YAML FILE; all "
+        "other outputs are temporary, but metadata, logs and init-outputs. May be repeated.",
     ),
     click.option(
         "--group-by",

@@ -11,13 +11,13 @@ from typing import Any
 
 import astropy.units as u
 import click
-import yaml
 from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
 from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.pipe.base import ExecutionResources
 
 from .config import RunOptions
 from .errors import OptionsError
+from .graph_building import read_patterns, read_retained
 from .limits import ResourceRequests, read_requests
 from .messages import brief
 from .planning import RunRequest
@@ -67,6 +67,9 @@ def make_request(
     if provenance_graph is not None:
         check_destination(provenance_graph)
     options = _take_options(kwargs)
+    if kwargs["qgraph"] is None:
+        # It is read again where the graph is built; a file that can't be used is refused here.
+        read_retained(kwargs)
     return RunRequest(kwargs, options, show, provenance_graph)
 
 
@@ -126,7 +129,7 @@ def _take_options(kwargs: dict[str, Any]) -> RunOptions:
         raise OptionsError(f"--memory-per-quantum {kwargs['memory_per_quantum']!r}: {brief(exc)}") from exc
     options: dict[str, Any] = {name: kwargs.pop(name) for name in _TAKEN_AS_GIVEN}
     options.update(
-        retained_dataset_types=_read_retained(kwargs.pop("retained_dataset_types")),
+        store=_read_stored(kwargs.pop("store")),
         resources=_read_resources(kwargs.pop("resources")),
         skip_existing=kwargs["skip_existing"],
         # As in pipetask, there is nothing to clobber in a new run.
@@ -145,8 +148,8 @@ def _read_resources(file: str | None) -> ResourceRequests:
     return ResourceRequests() if file is None else read_requests(file)
 
 
-def _read_retained(values: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Read the patterns of dataset types to retain."""
+def _read_stored(values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Read the patterns of dataset types to store."""
     if not values:
         return None
     patterns: list[str] = []
@@ -154,15 +157,5 @@ def _read_retained(values: tuple[str, ...]) -> tuple[str, ...] | None:
         if not Path(value).is_file():
             patterns.append(value)
             continue
-        try:
-            content = yaml.safe_load(Path(value).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-            raise OptionsError(
-                f"--retained-dataset-types file {value!r} can't be read: {brief(exc)}"
-            ) from exc
-        if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
-            raise OptionsError(
-                f"--retained-dataset-types file {value!r} must contain a non-empty YAML sequence of strings."
-            )
-        patterns.extend(content)
+        patterns.extend(read_patterns("--store", value))
     return tuple(patterns)

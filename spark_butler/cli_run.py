@@ -202,17 +202,7 @@ def make_run_command(
     if only_plan:
         command.help = "Build a pipeline's quantum graph and print how it would run; nothing is written."
     for param in command.params:
-        if param.name == "retained_dataset_types":
-            assert isinstance(param, click.Option)
-            param.multiple = True
-            param.default = ()
-            param.help = (
-                "YAML file with a list of dataset type names or glob patterns to retain; all other outputs "
-                "are temporary. A value that is no file is taken for a pattern. May be repeated."
-            )
-            param.metavar = "PATH|PATTERN"
-            param.type = click.STRING
-        elif param.name == "options_file":
+        if param.name == "options_file":
             param.callback = _read_options_file
         elif param.name == "processes":
             param.default = None

@@ -31,10 +31,10 @@ class RunOptions(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     temporary: tuple[str, ...] = pydantic.Field(
-        (), description="Patterns for the names of dataset types that are not retained."
+        (), description="Patterns for the names of dataset types that are temporary."
     )
-    retained_dataset_types: tuple[str, ...] | None = pydantic.Field(
-        None, description="Patterns for the names of dataset types to retain; all others are temporary."
+    store: tuple[str, ...] | None = pydantic.Field(
+        None, description="Patterns for the names of dataset types to store; all others are temporary."
     )
     group_by: Literal["auto", "fused", "quantum"] | tuple[str, ...] = pydantic.Field(
         "auto", description="Dimensions whose quanta share a group, or how to find them."

@@ -45,7 +45,7 @@ def sketch_graph(
         Its quanta with the edges to respect, where those are not the graph's
         own.
     temporary_types
-        Names of the dataset types that are not retained, with the reasons.
+        Names of the dataset types that are temporary, with the reasons.
     sizes
         Mean sizes of datasets in bytes, by name of the type.
     costs
@@ -100,7 +100,7 @@ class ContentMaker:
     xgraph
         Its quanta with the edges to respect.
     temporary_types
-        Names of the dataset types that are not retained.
+        Names of the dataset types that are temporary.
     records
         Datastore records of the inputs of the whole graph, by name of the
         datastore.  `None` leaves to each quantum those that the graph gives it.
@@ -158,7 +158,7 @@ class ContentMaker:
         Returns
         -------
         predicted
-            References of all its retained outputs.
+            References of all its stored outputs.
         """
         quantum = self._quantum(quantum_id)
         predicted = [ref for ref in all_outputs(quantum) if ref.datasetType.name not in self._temporary_types]
@@ -337,7 +337,7 @@ class ContentMaker:
         return other.unit == group.unit and other.index != group.index
 
     def _reads(self, index: int, made: Collection[uuid.UUID]) -> frozenset[uuid.UUID]:
-        """Find the retained datasets, of those that were made, that a group reads."""
+        """Find the stored datasets, of those that were made, that a group reads."""
         return frozenset(
             ref.id
             for quantum in self._graph.build_execution_quanta(self._plan.groups[index].quanta).values()

@@ -74,7 +74,7 @@ def look_back(
     dataset_types
         Definitions in the repository of all dataset types of the graph.
     temporary_types
-        Names of those that are not retained, with the reasons.
+        Names of those that are temporary, with the reasons.
     existing
         IDs of the datasets of the output run that are in the registry.
     options

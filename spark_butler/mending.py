@@ -54,7 +54,7 @@ class Doubts:
         outcome
             The outcome, as it is going to be ingested.
         predicted
-            All retained outputs of the quantum.
+            All stored outputs of the quantum.
         """
         if (
             outcome.again

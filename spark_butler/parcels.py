@@ -97,7 +97,7 @@ class Notice:
     """Quanta that failed or were not tried."""
 
     produced: dict[uuid.UUID, bool]
-    """Whether the retained datasets that the other reads exist."""
+    """Whether the stored datasets that the other reads exist."""
 
     sent: dict[uuid.UUID, int]
     """Temporaries that were sent to it, with their serialised length in bytes."""

@@ -246,7 +246,7 @@ class Plan:
     def _explain_temporaries(self) -> list[str]:
         """Describe what is temporary, and what of it crosses between groups."""
         if not self.temporary_types:
-            return ["Temporary dataset types: none; everything is retained."]
+            return ["Temporary dataset types: none; everything is stored."]
         lines = ["Temporary dataset types (never in the repository):"]
         width = max(map(len, self.temporary_types))
         for name, reason in self.temporary_types.items():

@@ -32,7 +32,7 @@ from lsst.resources import ResourcePath
 
 from .config import RunOptions
 from .errors import EmptyGraphError, OptionsError, UserError
-from .graph_building import check_outputs_in_the_way, settle_dataset_ids
+from .graph_building import check_outputs_in_the_way, read_retained, retained_types, settle_dataset_ids
 from .messages import brief
 from .registry import fetch_ids
 from .run_notes import read_temporaries
@@ -194,9 +194,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
         stack.enter_context(_refusing(what))
         try:
             if request.graph_file is not None:
-                graph = script.qgraph(
-                    None, **arguments, retained_dataset_types=None, show=request.show, for_execution=True
-                )
+                graph = script.qgraph(None, **arguments, show=request.show, for_execution=True)
             else:
                 graph = _build(request, factory)
         except InvalidQueryError as exc:
@@ -266,6 +264,7 @@ def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
     arguments = request.arguments
     pipeline_graph = _resolve(request, factory)
     temporary = find_temporary_types(pipeline_graph, request.options)
+    retained = read_retained(arguments)
     butler, collections, run = ButlerFactory.make_butler_and_collections(
         arguments["butler_config"],
         output=arguments["output"],
@@ -291,7 +290,7 @@ def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
             skip_existing_in=skip_existing_in,
             # The builder refuses them where nothing is skipped.
             retained_dataset_types=(
-                sorted(set(pipeline_graph.dataset_types) - absent) if absent and skip_existing_in else None
+                retained_types(pipeline_graph, retained, absent) if skip_existing_in else None
             ),
             prune_unanchored_quanta=arguments["prune_unanchored_quanta"],
             # What is in the way of quanta that succeeded, and run for a temporary only, is no reason to stop.
@@ -308,6 +307,7 @@ def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
             "extend_run": arguments["extend_run"],
             "skip_existing_in": skip_existing_in,
             "skip_existing": arguments["skip_existing"],
+            "retained_dataset_types": arguments["retained_dataset_types"],
             "data_query": arguments["data_query"],
         }
         components = builder.finish(

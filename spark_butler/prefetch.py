@@ -99,7 +99,7 @@ class Prefetcher:
     content
         The group.
     butler
-        Butler of the group for retained datasets; `None` reads nothing ahead.
+        Butler of the group for stored datasets; `None` reads nothing ahead.
     known
         Datasets of which is known whether they exist.
     left_out

@@ -101,11 +101,11 @@ def take_stock(
     dataset_types
         Definitions of the dataset types in the repository, by name.
     temporary_types
-        Names of the dataset types that are not retained now.
+        Names of the dataset types that are temporary now.
     existing
         IDs of the datasets that are in the output run.
     once_temporary
-        Names of the dataset types that some earlier attempt did not retain.
+        Names of the dataset types that were temporary in some earlier attempt.
 
     Returns
     -------
@@ -286,9 +286,9 @@ def choose_quanta(
     xgraph
         Its quanta.
     temporary_types
-        Names of the dataset types that are not retained now.
+        Names of the dataset types that are temporary now.
     once_temporary
-        Names of the dataset types that some earlier attempt did not retain.
+        Names of the dataset types that were temporary in some earlier attempt.
     done
         Quanta that have succeeded, their outputs registered.
     existing
@@ -298,9 +298,9 @@ def choose_quanta(
     -------
     forced
         Quanta that make a temporary that is needed again, or that have made
-        what was temporary then and is to be retained now.
+        what was temporary then and is to be stored now.
     """
-    forced = _find_unretained(
+    forced = _find_unstored(
         butler, graph, done, frozenset(once_temporary) - frozenset(temporary_types), existing
     )
     if not temporary_types and not forced:
@@ -315,7 +315,7 @@ def choose_quanta(
     return forced
 
 
-def _find_unretained(
+def _find_unstored(
     butler: Butler,
     graph: PredictedQuantumGraph,
     done: Collection[uuid.UUID],

@@ -41,11 +41,11 @@ class GroupButler(LimitedButler):
     Parameters
     ----------
     wrapped
-        Butler of the whole group for retained datasets.
+        Butler of the whole group for stored datasets.
     dataset_types
         Definitions in the repository of the dataset types of the graph.
     temporary_types
-        Names of the dataset types that are not retained.
+        Names of the dataset types that are temporary.
     consumers
         How many quanta of the group read each temporary dataset.
     known
@@ -143,12 +143,12 @@ class GroupButler(LimitedButler):
 
     @property
     def wrapped(self) -> QuantumBackedButler:
-        """The butler of the retained datasets."""
+        """The butler of the stored datasets."""
         return self._wrapped
 
     @property
     def put_refs(self) -> list[DatasetRef]:
-        """References of the retained datasets that the current quantum has put."""
+        """References of the stored datasets that the current quantum has put."""
         return list(self._put_refs.values())
 
     @property
@@ -165,7 +165,7 @@ class GroupButler(LimitedButler):
 
     @property
     def pruned(self) -> frozenset[uuid.UUID]:
-        """IDs of the retained datasets that the current quantum has removed and not put again."""
+        """IDs of the stored datasets that the current quantum has removed and not put again."""
         return frozenset(self._pruned - self._put_refs.keys())
 
     @property
@@ -202,7 +202,7 @@ class GroupButler(LimitedButler):
         self._unmade.discard(ref.id)
         if not self._is_temporary(ref):
             if self._refs and ref.datasetType.name in self._automatic:
-                _list_retained(obj, self._refs.keys())
+                _list_stored(obj, self._refs.keys())
             if ref.datasetType.name in self._bundled:
                 self._held.append((ref, obj))
                 return ref
@@ -336,19 +336,19 @@ class GroupButler(LimitedButler):
         purge: bool = False,
     ) -> None:
         # Docstring inherited.
-        retained = []
+        stored = []
         for ref in refs:
             if self._is_temporary(ref):
                 self._temporaries.pop(ref.id, None)
                 self._arrived.pop(ref.id, None)
             else:
-                retained.append(ref)
+                stored.append(ref)
                 self._known[ref.id] = False
                 self._put_refs.pop(ref.id, None)
                 self._pruned.add(ref.id)
-        if retained:
+        if stored:
             self._wrapped.pruneDatasets(
-                retained, disassociate=disassociate, unstore=unstore, tags=tags, purge=purge
+                stored, disassociate=disassociate, unstore=unstore, tags=tags, purge=purge
             )
 
     def isWriteable(self) -> bool:
@@ -383,7 +383,7 @@ class GroupButler(LimitedButler):
         self._wrapped._datastore = value
 
 
-def _list_retained(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
+def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
     """Give temporaries a list of their own in metadata, or in what a log has of the metadata.
 
     The tools that read the list take what is on it for datasets of the
@@ -392,7 +392,7 @@ def _list_retained(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
     if isinstance(obj, ButlerLogRecords):
         if obj.extra.get("metadata") is not None:
             metadata = TaskMetadata.model_validate(obj.extra["metadata"])
-            _list_retained(metadata, temporaries)
+            _list_stored(metadata, temporaries)
             obj.extra = {**obj.extra, "metadata": metadata.model_dump()}
     elif isinstance(obj, TaskMetadata) and "quantum" in obj and "outputs" in obj["quantum"]:
         names = {str(dataset_id) for dataset_id in temporaries}

@@ -23,14 +23,14 @@ TEMPORARIES_KEY = "temporaries"
 
 
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
-    """Find the dataset types that are not retained.
+    """Find the dataset types that are temporary.
 
     Parameters
     ----------
     pipeline_graph
         The pipeline, resolved.
     options
-        Patterns of what is temporary and what is retained.
+        Patterns of what is temporary and what is stored.
 
     Returns
     -------
@@ -57,13 +57,13 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
         for edge in task.outputs.values()
     } - always
     temporary: dict[str, str] = {}
-    if options.retained_dataset_types is not None:
+    if options.store is not None:
         everything = candidates | always | set(pipeline_graph.dataset_types)
-        for pattern in options.retained_dataset_types:
-            _match(pattern, everything, "--retained-dataset-types")
+        for pattern in options.store:
+            _match(pattern, everything, "--store")
         for name in candidates:
-            if not any(fnmatch.fnmatchcase(name, p) for p in options.retained_dataset_types):
-                temporary[name] = "not among --retained-dataset-types"
+            if not any(fnmatch.fnmatchcase(name, p) for p in options.store):
+                temporary[name] = "not among --store"
     for pattern in options.temporary:
         if pattern == AUTO:
             temporary.update(_find_intermediates(pipeline_graph, candidates, options))
@@ -79,8 +79,8 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
 def _find_intermediates(
     pipeline_graph: PipelineGraph, candidates: Collection[str], options: RunOptions
 ) -> dict[str, str]:
-    """Find the outputs that other tasks of the pipeline read and that nobody asked to retain."""
-    kept = options.retained_dataset_types or ()
+    """Find the outputs that other tasks of the pipeline read and that nobody asked to store."""
+    kept = options.store or ()
     return {
         name: f"auto: read by {', '.join(sorted(task.label for task in readers))}"
         for name in candidates

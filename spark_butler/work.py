@@ -52,7 +52,7 @@ class WorkerContext:
     """Definitions in the repository of the dataset types of the graph, by name."""
 
     temporary_types: frozenset[str] = frozenset()
-    """Names of the dataset types that are not retained."""
+    """Names of the dataset types that are temporary."""
 
     quantum_executor: QuantumExecutor | None = None
     """Executor given by the caller, to be used as it is."""
@@ -180,7 +180,7 @@ class GroupContent:
     """Groups of the same unit that this one needs."""
 
     receivers: dict[int, frozenset[uuid.UUID]] = dataclasses.field(default_factory=dict)
-    """Groups of the same unit that need this one, with the retained datasets that they read from it."""
+    """Groups of the same unit that need this one, with the stored datasets that they read from it."""
 
     done: frozenset[int] = frozenset()
     """Positions of the quanta of which the driver knows that they succeeded."""
@@ -202,7 +202,7 @@ class QuantumOutputs:
     """What a quantum that can't tell any more has done in the datastore."""
 
     ids: tuple[uuid.UUID, ...]
-    """IDs of the retained datasets that are there."""
+    """IDs of the stored datasets that are there."""
 
     records: dict[str, DatastoreRecordData]
     """Their records, by name of the datastore."""

@@ -230,7 +230,7 @@ def find_outputs(
     Returns
     -------
     outputs
-        The retained datasets that are there, with predicted datastore records.
+        The stored datasets that are there, with predicted datastore records.
     """
     (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
     metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name

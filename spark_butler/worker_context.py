@@ -46,7 +46,7 @@ def make_context(
     dataset_types
         Definitions of all dataset types of the graph, by name.
     temporary_types
-        Names of those that are not retained.
+        Names of those that are temporary.
     limits
         Limits of the quanta, by task label.
     scratch

@@ -88,7 +88,7 @@ class RunRecord:
         """Number of quanta by task label, in the order in which tasks begin."""
 
         self.has_temporaries = False
-        """Whether some dataset types were not retained."""
+        """Whether some dataset types were temporary."""
 
         self.explanation = ""
         """The plan in words."""

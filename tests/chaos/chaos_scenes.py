@@ -92,7 +92,7 @@ class Variant:
     """Options of the command."""
 
     temporary: frozenset[str] = frozenset()
-    """Names of the dataset types that are not retained."""
+    """Names of the dataset types that are temporary."""
 
     weight: int = 1
     """How often it is chosen, compared with the others."""
@@ -334,7 +334,7 @@ SCENES: Mapping[str, Scene] = {
                 _variant(
                     "scratch", "--group-by", "detector", "--max-shuffle-bytes", "1", temporary=_MOCK[:2]
                 ),
-                _variant("retained", "--group-by", "visit"),
+                _variant("stored", "--group-by", "visit"),
             ),
         ),
         Scene(
@@ -346,7 +346,7 @@ SCENES: Mapping[str, Scene] = {
             (
                 _variant("fused", "--group-by", "fused", temporary=_IMAGES),
                 _variant("shuffled", "--group-by", "quantum", temporary=_IMAGES),
-                _variant("retained"),
+                _variant("stored"),
             ),
         ),
     )

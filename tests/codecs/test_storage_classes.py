@@ -28,7 +28,7 @@ _EXTRAS = {
     "PointSpreadFunction": "piff",
 }
 
-_NOT_A_DATASET = {"ProvenanceQuantumGraph": "written by the engine itself, always retained"}
+_NOT_A_DATASET = {"ProvenanceQuantumGraph": "written by the engine itself, always stored"}
 
 # Packages that are not on PyPI, or not in a form that imports there.
 _NOT_ON_PYPI = (

@@ -210,7 +210,7 @@ def test_quantum_without_a_log_is_not_taken_for_done(backend: Backend, make_repo
     assert ("b_log", key) not in contents
 
 
-@pytest.mark.parametrize("temporary", [(), ("x",)], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [(), ("x",)], ids=["stored", "temporary"])
 def test_killed_quantum_leaves_the_others_of_its_group_alone(
     temporary: tuple[str, ...], spark_backend: Backend, make_repo: MakeRepo, no_child_left: None
 ) -> None:
@@ -310,7 +310,7 @@ def test_serial_backend_can_be_used_again_after_fail_fast(make_repo: MakeRepo) -
         assert len(_run(helper, graph, backend).outcomes) == 12
 
 
-@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["stored", "temporary"])
 @pytest.mark.parametrize("clobber", [False, True], ids=["skip", "clobber"])
 def test_run_is_resumed_after_failures(
     temporary: tuple[str, ...], clobber: bool, backend: Backend, make_repo: MakeRepo, tmp_path: Path
@@ -370,7 +370,7 @@ class _TwiceBackend(SerialBackend):
         super().run(context, batch, report)
 
 
-@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["stored", "temporary"])
 def test_second_attempt_at_a_group_overwrites_the_first(
     temporary: tuple[str, ...], make_repo: MakeRepo, tmp_path: Path
 ) -> None:
@@ -397,7 +397,7 @@ class _LosingBackend(SerialBackend):
         super().run(context, batch, report)
 
 
-@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["stored", "temporary"])
 def test_lost_attempt_is_not_in_the_way_of_the_next(temporary: tuple[str, ...], make_repo: MakeRepo) -> None:
     case = Case(lambda h: _chain(h, ExitTask, _config("visit=9")))
     with make_repo("reference").open() as helper:

@@ -214,7 +214,7 @@ CASES = {
     "temporary-conversions": Case(_converting, {"temporary": ("x",)}),
     "temporary-stored-otherwise": Case(_stored_otherwise, {"temporary": ("x",)}),
     "temporary-components": Case(_components, {"temporary": ("img",)}),
-    "all-but-the-last-temporary": Case(_chain, {"retained_dataset_types": ("dataset_auto3", "*_log")}),
+    "all-but-the-last-temporary": Case(_chain, {"store": ("dataset_auto3", "*_log")}),
     "signal": Case(
         lambda h: _chain(h, None, _config(_FAIL, fail_signal=signal.SIGKILL.value)),
         failed=1,
@@ -271,7 +271,7 @@ def test_engine_does_what_pipe_base_does(
 
 
 def _has_temporaries(case: Case) -> bool:
-    return bool({"temporary", "retained_dataset_types"} & case.options.keys())
+    return bool({"temporary", "store"} & case.options.keys())
 
 
 @pytest.mark.parametrize("name", ["failure-before-gather", "temporary-and-no-work"])

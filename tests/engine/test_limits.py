@@ -134,7 +134,7 @@ def test_each_trouble_fails_its_quantum_alone_and_is_named(
 
 
 @pytest.mark.parametrize("isolation", ["group", "quantum", "none"])
-@pytest.mark.parametrize("temporary", [(), ("x",)], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [(), ("x",)], ids=["stored", "temporary"])
 def test_what_may_pass_is_tried_again(
     isolation: str, temporary: tuple[str, ...], spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:

@@ -210,7 +210,7 @@ def test_file_of_what_is_temporary_now_is_removed(make_repo: MakeRepo) -> None:
         assert _assert_sound(helper, graph) == contents
 
 
-def test_what_was_temporary_is_made_when_it_is_to_be_retained(make_repo: MakeRepo) -> None:
+def test_what_was_temporary_is_made_when_it_is_to_be_stored(make_repo: MakeRepo) -> None:
     idle = {"fail_condition": "visit=2 AND detector=2", "fail_exception": "lsst.pipe.base.NoWorkFound"}
     case = Case(lambda h: _build(h, a={"config": DynamicTestPipelineTaskConfig(**idle)}))
     with make_repo("reference").open() as helper:

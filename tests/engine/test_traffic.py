@@ -51,7 +51,7 @@ def _graph(repo: Path) -> tuple[Butler, PredictedQuantumGraph]:
     return butler, make_graph(DirectButlerRepo(butler), Case(_build))
 
 
-@pytest.mark.parametrize("temporary", [(), ("cleaned",)], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [(), ("cleaned",)], ids=["stored", "temporary"])
 def test_a_run_asks_the_store_for_nothing_that_is_known(
     temporary: tuple[str, ...],
     backend: Backend,

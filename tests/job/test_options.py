@@ -157,16 +157,13 @@ def test_skip_existing_in(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) ->
     assert sorted(done) == [2, 2, 3, 3, 4, 4]
 
 
-def test_retained_dataset_types(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
-    file = tmp_path / "retained.yaml"
+def test_store(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
+    file = tmp_path / "stored.yaml"
     file.write_text("- nothing_like_it*\n- mock_sec*\n")
-    _run(run_job, job_repo, "--output-run", "r0", "--retained-dataset-types", file, status=2)
+    _run(run_job, job_repo, "--output-run", "r0", "--store", file, status=2)
     file.write_text("- mock_sec*\n")
-    _run(
-        *(run_job, job_repo, "--output-run", "retained", "--retained-dataset-types", file),
-        *("--retained-dataset-types", "*_log"),
-    )
-    types = {each[0] for each in job_repo.datasets("retained")}
+    _run(run_job, job_repo, "--output-run", "stored", "--store", file, "--store", "*_log")
+    types = {each[0] for each in job_repo.datasets("stored")}
     assert "mock_first" not in types
     assert {"mock_second", "first_log", "first_metadata", "second_config"} <= types
 

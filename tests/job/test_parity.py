@@ -256,3 +256,28 @@ def test_graph_from_a_file(
         for key in before[2]
         if "mock_scatter" in key  # type: ignore[attr-defined]
     }
+
+
+@pytest.mark.parametrize("temporary", [(), ("--temporary", "mock_first")], ids=["stored", "temporary"])
+def test_options_file_with_retained_dataset_types_loses_no_product(
+    job_repo: JobRepo, run_job: Callable[..., Result], tmp_path: Path, temporary: tuple[str, ...]
+) -> None:
+    chain = f"retained/{len(temporary)}"
+    early = [*job_repo.arguments, "--output-run", f"{chain}/early", "--select-tasks", "<=second"]
+    assert run_job(*early, *temporary, "--backend", "serial").exit_code == 0
+    retained, options = tmp_path / "retained.yaml", tmp_path / "options.yaml"
+    retained.write_text("- mock_fir*\n")
+    options.write_text(f"run:\n  skip-existing-in: [{chain}/early]\n  retained-dataset-types: {retained}\n")
+    given = ["-b", job_repo.root, "-p", job_repo.pipeline, "-i", f"{chain}/early,defaults", "-@", options]
+    result = run_job(*given, "--output-run", f"{chain}/spark", "--backend", "serial")
+    assert result.exit_code == 0, result.output
+    found = job_repo.datasets(f"{chain}/spark")
+    # mock_second is not in the list, so that what made it runs again.
+    assert {"mock_second", "mock_gather", "mock_scatter"} <= {each[0] for each in found}
+    if temporary:
+        # What was temporary is nowhere, whatever the list claims.
+        assert ("mock_first", "Cam1", 1) in found
+        return
+    assert ("mock_first", "Cam1", 1) not in found
+    pipetask_run(*given, "--output-run", f"{chain}/stock")
+    assert found == job_repo.datasets(f"{chain}/stock")

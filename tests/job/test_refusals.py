@@ -168,7 +168,7 @@ class TestRequest:
             pytest.param("-o u/none --extend-run", ["--extend-run"], id="chain-is-missing"),
             pytest.param("-o u/none --replace-run", ["--replace-run"], id="nothing-to-replace"),
             pytest.param("--temporary nothing*", ["nothing*", "mock_first"], id="temporary"),
-            pytest.param("--retained-dataset-types nothing*", ["nothing*"], id="retained"),
+            pytest.param("--store nothing*", ["--store", "nothing*"], id="store"),
             pytest.param("--show nothing", ["nothing"], id="show"),
             pytest.param("--pdb=pdb", ["--pdb"], id="pdb"),
             pytest.param("--start-method spawn", ["--start-method"], id="start-method"),
@@ -220,11 +220,20 @@ class TestRequest:
         _assert_refused(result, "mock_scatter")
 
     @pytest.mark.parametrize("content", ["", "first", "- 1", "[unclosed", "\x00\x01"])
-    def test_retained_file(self, job_repo: JobRepo, run_job: RunJob, tmp_path: Path, content: str) -> None:
-        file = tmp_path / "retained.yaml"
+    def test_file_of_patterns(self, job_repo: JobRepo, run_job: RunJob, tmp_path: Path, content: str) -> None:
+        file = tmp_path / "patterns.yaml"
         file.write_text(content)
+        for option in ("--store", "--retained-dataset-types"):
+            result = run_job(*job_repo.arguments, "-o", "u/x", "--skip-existing-in", "raw/all", option, file)
+            _assert_refused(result, option, "patterns.yaml")
+
+    def test_retained_dataset_types_where_nothing_is_skipped(
+        self, job_repo: JobRepo, run_job: RunJob, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "patterns.yaml"
+        file.write_text("- mock_second\n")
         result = run_job(*job_repo.arguments, "-o", "u/x", "--retained-dataset-types", file)
-        _assert_refused(result, "retained.yaml")
+        _assert_refused(result, "patterns.yaml", "--skip-existing-in", "--store")
 
     @pytest.mark.parametrize("name", ["none.qg", "none.qgraph", "corrupt.qg", "corrupt.qgraph", "graph.yaml"])
     def test_graph_file(self, job_repo: JobRepo, run_job: RunJob, tmp_path: Path, name: str) -> None:

@@ -61,7 +61,7 @@ def _datasets(repo: JobRepo, run: str) -> dict[Any, str]:
         return {ref.id: ref.datasetType.name for ref in refs}
 
 
-@pytest.mark.parametrize("temporary", [False, True], ids=["retained", "temporary"])
+@pytest.mark.parametrize("temporary", [False, True], ids=["stored", "temporary"])
 @pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
 def test_stock_tools_take_what_a_run_leaves_behind(
     fails: bool, temporary: bool, job_repo: JobRepo, run_job: RunJob, tmp_path: Path

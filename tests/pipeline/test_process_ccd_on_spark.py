@@ -35,14 +35,14 @@ def reference(simulated: Night) -> str:
 
 
 @pytest.fixture(scope="module", params=["serial", "spark"])
-def retained(request: pytest.FixtureRequest, simulated: Night, run_job: RunJob, spark: SparkSession) -> str:
-    """Output of a run that retains everything."""
+def stored(request: pytest.FixtureRequest, simulated: Night, run_job: RunJob, spark: SparkSession) -> str:
+    """Output of a run that stores everything."""
     return _run(simulated, run_job, f"u/{request.param}", "--backend", request.param)
 
 
 @pytest.fixture(scope="module", params=["fused", "quantum"])
 def temporary(request: pytest.FixtureRequest, simulated: Night, run_job: RunJob, spark: SparkSession) -> str:
-    """Output of a run on Spark that retains products only."""
+    """Output of a run on Spark that stores products only."""
     arguments = ["--temporary", "auto", "--group-by", request.param]
     return _run(simulated, run_job, f"u/temporary-{request.param}", *arguments)
 
@@ -82,9 +82,9 @@ def _assert_same_products(night: Night, one: str, two: str) -> None:
                     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_same_datasets_pixels_and_tables_as_pipetask(simulated: Night, reference: str, retained: str) -> None:
-    assert _datasets(simulated, reference).keys() == _datasets(simulated, retained).keys()
-    _assert_same_products(simulated, reference, retained)
+def test_same_datasets_pixels_and_tables_as_pipetask(simulated: Night, reference: str, stored: str) -> None:
+    assert _datasets(simulated, reference).keys() == _datasets(simulated, stored).keys()
+    _assert_same_products(simulated, reference, stored)
 
 
 def test_temporaries_change_nothing_in_the_products(simulated: Night, reference: str, temporary: str) -> None:

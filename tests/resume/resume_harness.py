@@ -204,7 +204,7 @@ class Site:
             graph.resolve(butler.registry)
             what = SimpleNamespace(header=SimpleNamespace(output_run=run), pipeline_graph=graph)
             outputs = read_outputs(butler, what)  # type: ignore[arg-type]
-        # The number of retained outputs depends on what is temporary.
+        # The number of stored outputs depends on what is temporary.
         return {key: each[0] if key[0].endswith("_metadata") else each for key, each in outputs.items()}
 
     def assert_sound(self, run: str) -> None:

@@ -275,7 +275,7 @@ def main(arguments: Sequence[str]) -> None:
         wall = time.monotonic() - began
         found = read_outputs(butler, graph)
         failures = [each.report.exceptionInfo for each in result.failed]
-        retained = {key: value for key, value in (expected or found).items() if key[0] not in temporary}
+        stored = {key: value for key, value in (expected or found).items() if key[0] not in temporary}
         report = {
             "quanta": len(graph.quantum_only_xgraph),
             "outcomes": len(result.outcomes),
@@ -283,7 +283,7 @@ def main(arguments: Sequence[str]) -> None:
             "n_failed": len(result.failed),
             "recovered": sum(each.recovered for each in result.outcomes.values()),
             "wall": wall,
-            "equal": found == retained,
+            "equal": found == stored,
             "datasets": len(found),
             "ends": {name: value for (name, _), value in found.items() if name.endswith("_end")},
         }

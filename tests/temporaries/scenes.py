@@ -133,7 +133,7 @@ class Scene:
                 self.repo.insert_datasets(node.dataset_type, False, instrument="Cam1", **where)
 
     def run_reference(self, **options: Any) -> Outputs:
-        """Run the pipeline with everything retained, by pipe_base's own executor of single quanta."""
+        """Run the pipeline with everything stored, by pipe_base's own executor of single quanta."""
         graph = self.make_graph()
         executor = SingleQuantumExecutor(
             butler=self.butler.clone(run=graph.header.output_run), assume_no_existing_outputs=True, **options
@@ -161,7 +161,7 @@ class Scene:
         assert not {name for name, _ in outputs} & set(temporary)
         return outputs
 
-    def compare(self, backend: Backend, retained: Sequence[str], group_by: Any, **options: Any) -> Outputs:
+    def compare(self, backend: Backend, stored: Sequence[str], group_by: Any, **options: Any) -> Outputs:
         """Run the pipeline both ways, with all but some dataset types temporary the second time."""
         expected = self.run_reference(**options)
         temporary = sorted(
@@ -170,11 +170,11 @@ class Scene:
                 for task in self.repo.pipeline_graph.tasks.values()
                 for edge in task.outputs.values()
             }
-            - set(retained)
+            - set(stored)
         )
         found = self.run_temporary(backend, temporary, group_by, **options)
         assert found == {key: value for key, value in expected.items() if key[0] not in temporary}
-        assert {name for name, _ in found} >= set(retained)
+        assert {name for name, _ in found} >= set(stored)
         return found
 
 

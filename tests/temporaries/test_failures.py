@@ -106,8 +106,8 @@ def test_relays_pass_over_levels(scene: Scene, backend: Backend) -> None:
 
 
 @_more
-def test_retained_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Backend) -> None:
-    # Inside one unit c reads of a both a retained dataset and, by way of b, a temporary.
+def test_stored_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Backend) -> None:
+    # Inside one unit c reads of a both a stored dataset and, by way of b, a temporary.
     scene.mock("first", {"i": "input"}, {"o": "first_end"})
     scene.mock("a", {"i": "first_end"}, {"o": "a_out", "p": "a_end"})
     scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
@@ -118,7 +118,7 @@ def test_retained_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Bac
 
 
 @_more
-def test_retained_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backend: Backend) -> None:
+def test_stored_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backend: Backend) -> None:
     scene.mock("a", {"i": "input"}, {"o": "a_end"}, **_NO_WORK)
     scene.mock("b", {"i": "input", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "b_out"})
     scene.mock("c", {"i": "b_out", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "c_end"})
@@ -130,7 +130,7 @@ def test_retained_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backe
 
 @_more
 def test_path_that_leaves_a_unit_and_comes_back(scene: Scene, backend: Backend) -> None:
-    # a hands a temporary to d, which also needs c, which needs a, all that retained.
+    # a hands a temporary to d, which also needs c, which needs a, all that stored.
     scene.mock("a", {"i": "input"}, {"o": "a_out", "p": "a_end"})
     scene.mock("b", {"i": _gathered("a_end")}, {"o": "b_end"}, **_INSTRUMENT)
     scene.mock("c", {"i": _of_instrument("b_end")}, {"o": "c_end"}, fail_condition="")

@@ -32,7 +32,7 @@ def _check(result: dict[str, Any], driver: Driver) -> None:
     assert result["n_failed"] == 0, result["failed"]
     assert result["equal"]
     assert result["quanta"] == result["outcomes"] == 13
-    # Complete, retained, and no lost temporary needs them.
+    # Complete, stored, and no lost temporary needs them.
     assert driver.count("side") == {f"Cam1,{n}": 1 for n in (1, 2, 3, 4)}
 
 
