@@ -10,19 +10,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pyspark
 
+from spark_butler.demo.s3server import find_free_ports, wait_until
 from spark_butler.java import find_java_home
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _answers(port: int) -> bool:
@@ -68,7 +63,7 @@ class Cluster:
         ``local_dirs`` are Spark's local directories, one for each worker.
         """
         with contextlib.ExitStack() as stack:
-            port = _free_port()
+            (port,) = find_free_ports(1)
             variables = dict(environment or {})
             _launch(stack, folder / "master", variables, "master.Master", *_place(port))
             _wait_for(lambda: _answers(port), folder)
@@ -132,10 +127,6 @@ def _launch(
     return process
 
 
-def _wait_for(condition: object, folder: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if condition():  # type: ignore[operator]
-            return
-        time.sleep(0.2)
-    raise TimeoutError("\n".join(path.read_text()[-2000:] for path in folder.iterdir() if path.is_file()))
+def _wait_for(condition: Callable[[], bool], folder: Path) -> None:
+    if not wait_until(condition, 180):
+        raise TimeoutError("\n".join(path.read_text()[-2000:] for path in folder.iterdir() if path.is_file()))

@@ -49,7 +49,7 @@ def s3_bucket(s3_server: EmbeddedS3) -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex[:12]}"
     s3_server.make_bucket(name)
     yield name
-    s3_server.remove_bucket(name)
+    s3_server.client().delete_bucket(Bucket=name)
 
 
 @pytest.fixture
