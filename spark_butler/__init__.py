@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from .notebook import SparkButler
     from .session import make_session
 
+__version__ = "0.1.0"
+
 _ROOMS = {
     "RunOptions": "config",
     "SparkButler": "notebook",

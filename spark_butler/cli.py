@@ -4,10 +4,13 @@ from __future__ import annotations
 
 __all__ = ("main", "program")
 
+import importlib.metadata
+import platform
 from typing import Any
 
 import click
 
+from . import __version__
 from .cli_cleanup import cleanup
 from .cli_command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, say_json
 from .cli_obs import obs
@@ -66,7 +69,29 @@ class _Main(CommandGroup):
             formatter.write_dl(sorted(rows.items()))
 
 
+def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the versions of this package and of its foundations, without importing them."""
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"spark-butler {__version__}")
+    for label, name in (("PySpark", "pyspark"), ("lsst-pipe-base", "lsst-pipe-base")):
+        try:
+            click.echo(f"{label} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            click.echo(f"{label} is not installed as a package")
+    click.echo(f"Python {platform.python_version()}")
+    ctx.exit()
+
+
 @click.group(cls=_Main, context_settings=CONTEXT, epilog=_EPILOG)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Print versions.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
 @logging_options
 @click.pass_context

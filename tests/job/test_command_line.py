@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyspark
 import pytest
 from click.testing import CliRunner, Result
 from job_harness import ROOT, JobRepo, submit
@@ -250,3 +251,15 @@ def test_logging_options_behind_a_small_command(job_repo: JobRepo, tmp_path: Pat
     assert "No such option" not in result.output
     assert logging.getLogger("spark_butler").level == logging.DEBUG
     assert log.exists()
+
+
+def test_version_names_the_package_and_its_foundations() -> None:
+    lines = _call("--version").output.splitlines()
+    assert [line.rpartition(" ")[0] for line in lines] == [
+        "spark-butler",
+        "PySpark",
+        "lsst-pipe-base",
+        "Python",
+    ]
+    assert lines[1] == f"PySpark {pyspark.__version__}"
+    assert lines[3] == f"Python {sys.version.split()[0]}"
