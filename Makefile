@@ -62,7 +62,7 @@ test-spark-versions: ## Run the engine's conformance suite on PySpark 3.5, 4.0 a
 	@PYTHON="$(PYTHON)" VERSIONS="$(VERSIONS)" tools/test_spark_versions.sh $(ARGS)
 
 .PHONY: env-archive
-env-archive: $(INSTALLED) ## Pack the environment with its Python for clusters, into dist/ (ARGS="--with psycopg2-binary")
+env-archive: $(INSTALLED) ## Pack the environment with its Python for clusters, into dist/ (ARGS="--with psycopg[binary]")
 	@$(RUN) python tools/env_archive.py $(ARGS)
 
 .PHONY: chaos
