@@ -23,7 +23,6 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
     """Remove temporaries that crashed runs have left in the object store.
 
     Runs that end, well or not, clean up after themselves; only what is killed leaves something.
-    With --run, parts of its bundle (see run --bundle) that nothing refers to are removed, too.
     Not to be used while a run is going on, unless --run names another.
 
     \b
@@ -33,7 +32,6 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
     """
     from lsst.daf.butler import Butler
 
-    from .bundle import find_unused_parts, remove_unused_parts
     from .repository import check_repository, store_roots
     from .scratch import find_scratch, remove_scratch, scratch_root
 
@@ -44,18 +42,13 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
         folders = find_folders(butler, repo, run) if run is not None else list(map(scratch_root, roots))
         if dry_run:
             found = [uri for folder in folders for uri in find_scratch(folder, one_run=one_run)]
-            if run is not None:
-                found += find_unused_parts(butler, run)
             _say_found(list(map(str, found)), form)
             return
-        n_parts = 0 if run is None else remove_unused_parts(butler, run)
     count = sum(remove_scratch(folder, one_run=one_run) for folder in folders)
     if form == "json":
-        say_json({"removed": count, "parts": n_parts})
+        say_json({"removed": count})
         return
     click.echo(f"{count} scratch files removed.")
-    if n_parts:
-        click.echo(f"{n_parts} unused parts of a bundle removed.")
 
 
 def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:

@@ -72,12 +72,6 @@ _OPTIONS = (
         help="Stop the run when N quanta of a task in a row have failed with the same message.",
     ),
     click.option(
-        "--bundle",
-        is_flag=True,
-        help="Keep metadata and logs of the run in a few objects, in the end in one, and not in two "
-        "for each quantum. A driver that is killed loses up to a minute of finished work.",
-    ),
-    click.option(
         "--provenance-graph",
         metavar="FILE",
         help="Where to write the provenance quantum graph of the run, for `butler provenance-report` and "

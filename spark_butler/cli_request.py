@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _TAKEN_AS_GIVEN = (
     *("temporary", "group_by", "max_shuffle_bytes", "processes", "timeout", "retries", "isolation"),
-    *("fail_fast", "max_failures", "max_same_failures", "bundle", "raise_on_partial_outputs"),
+    *("fail_fast", "max_failures", "max_same_failures", "raise_on_partial_outputs"),
     *("cores_per_quantum", "debug"),
 )
 

@@ -26,7 +26,6 @@ from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from .backends import Backend
-from .bundle import explain_bundle
 from .cli_command import CONTEXT, format_option, kept_logging_arguments, say_json
 from .cli_ending import describe_run
 from .cli_logging import logging_options, start_logging
@@ -278,7 +277,10 @@ def _run_graph(
     check_output(graph, output, probe_datastore=not dry_run)
     plan = _make_plan(graph, xgraph, request)
     if dry_run:
-        _say_plan(plan, explain_bundle(graph.pipeline_graph) if request.options.bundle else "", as_json)
+        if as_json:
+            say_json(plan.describe())
+        else:
+            click.echo(plan.explain())
         return 0
     logger.info("%s", plan.explain())
     run = graph.header.output_run
@@ -344,16 +346,6 @@ def _run_graph(
     if unwritten is not None:
         raise unwritten
     return status
-
-
-def _say_plan(plan: Plan, bundle: str, as_json: bool) -> None:
-    """Print a plan, and what is said of the bundle, if there is to be one."""
-    if as_json:
-        say_json({**plan.describe(), "bundle": bundle or None})
-        return
-    click.echo(plan.explain())
-    if bundle:
-        click.echo(bundle)
 
 
 def _find_modules(request: RunRequest, factory: Any) -> list[str]:

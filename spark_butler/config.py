@@ -69,9 +69,6 @@ class RunOptions(pydantic.BaseModel):
     clobber_outputs: bool = pydantic.Field(
         False, description="Replace what earlier attempts at the same quanta have left."
     )
-    bundle: bool = pydantic.Field(
-        False, description="Keep metadata and logs in a few objects instead of two for each quantum."
-    )
     raise_on_partial_outputs: bool = pydantic.Field(True, description="Take partial outputs for a failure.")
     cores_per_quantum: int = pydantic.Field(1, ge=1, description="Cores that a task may use.")
     memory_per_quantum: str = pydantic.Field(

@@ -507,6 +507,4 @@ def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
         removed=tuple(removed),
         records=records,
         scan=again.scan,
-        # A failure does not take the place of the success that counts.
-        bundled=again.bundled if again.succeeded else (),
     )

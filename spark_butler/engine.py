@@ -4,28 +4,19 @@ from __future__ import annotations
 
 __all__ = ["execute_graph", "plan_graph"]
 
-import contextlib
 import logging
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 
 import networkx
 from lsst.daf.butler import (
     Butler,
     DatasetType,
 )
-from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from .backends import Backend
-from .bundle import (
-    BUNDLE_SECONDS,
-    BundleWriter,
-    bundled_tasks,
-    explain_bundle,
-    pack_run,
-)
 from .config import RunOptions
 from .contents import ContentMaker, export_input_records, sketch_graph
 from .dispatch import Dispatcher, FailureBudget, RunResult
@@ -41,19 +32,18 @@ from .learned import (
     save_times,
 )
 from .limits import Limits
-from .looking_back import Before, look_back, scratch_folders
+from .looking_back import look_back, scratch_folders
 from .mending import Doubts
 from .messages import brief
 from .outcomes import QuantumOutcome
-from .packed import seeks_astray
 from .plan import GroupBy, Plan, cut_graph
 from .progress import Watcher, Watchers
-from .provenance import ProvenanceRecorder, all_scans
+from .provenance import ProvenanceRecorder
 from .registry import IngestStream, fetch_ids
 from .repository import store_roots
 from .run_notes import note_temporaries
 from .scratch import remove_scratch
-from .stored_files import FileFinder, file_datastores
+from .stored_files import FileFinder
 from .temporary_types import find_temporary_types, measure_sizes
 from .worker_context import make_context
 
@@ -108,7 +98,6 @@ def execute_graph(
         Raised if the engine fails.  What had come back is in the registry.
     """
     limits = _find_limits(graph, butler, options)
-    bundled = _find_bundled(graph.pipeline_graph, butler) if options.bundle else frozenset[str]()
     run = graph.header.output_run
     existing = fetch_ids(butler, run)
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
@@ -152,25 +141,18 @@ def execute_graph(
         limits=limits,
         scratch="" if scratch is None else str(scratch),
         provenance=recorder is not None,
-        bundled_tasks=bundled,
     )
     doubts = Doubts(before.registered, cut_off=before.cut_off)
     packed = set(before.packed)
-    with _open_stream(butler, graph, dataset_types, before, bundle=options.bundle) as stream:
+    with IngestStream(butler, dataset_types, existing=before.registered) as stream:
 
         def take(outcome: QuantumOutcome) -> None:
             predicted = maker.note_outputs(outcome.quantum_id, outcome.outputs)
             # What stands for an earlier attempt, and no worker could remove.
             replaced = packed.intersection(ref.id for ref in predicted)
             packed.difference_update(replaced)
-            stream.add(
-                predicted,
-                (*outcome.outputs, *outcome.bundled),
-                outcome.records,
-                (*outcome.removed, *replaced),
-                (outcome.quantum_id, [s for s in all_scans(outcome) if s]) if outcome.bundled else None,
-            )
-            doubts.note(outcome, [ref for ref in predicted if ref.id not in outcome.bundled])
+            stream.add(predicted, outcome.outputs, outcome.records, (*outcome.removed, *replaced))
+            doubts.note(outcome, predicted)
             if recorder is not None:
                 recorder.add(outcome)
 
@@ -193,63 +175,12 @@ def execute_graph(
             for change in doubts.settle(FileFinder(butler, dataset_types)):
                 stream.add(change.predicted, change.written, change.records)
     result.n_ingested = before.n_adopted + stream.n_ingested
-    if options.bundle:
-        _pack(butler, graph, result)
     if roots:
         save_needs(roots[0], find_needs(result.outcomes.values()))
         save_times(
             roots[0], find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
         )
     return result
-
-
-def _find_bundled(pipeline_graph: PipelineGraph, butler: Butler) -> frozenset[str]:
-    """Find the tasks whose metadata and logs are bundled, and say which they are."""
-    if not file_datastores(butler):
-        raise OptionsError("--bundle needs a datastore of files.")
-    logger.info("%s", explain_bundle(pipeline_graph))
-    if seeks_astray():
-        logger.warning(
-            "This release of Python can't read all metadata and logs of a bundled run (CPython issue "
-            "gh-127847); use a later patch release for what reads them."
-        )
-    return bundled_tasks(pipeline_graph)
-
-
-@contextlib.contextmanager
-def _open_stream(
-    butler: Butler,
-    graph: PredictedQuantumGraph,
-    dataset_types: Mapping[str, DatasetType],
-    before: Before,
-    *,
-    bundle: bool,
-) -> Iterator[IngestStream]:
-    """Start the ingest."""
-    if not bundle:
-        with IngestStream(butler, dataset_types, existing=before.registered) as stream:
-            yield stream
-        return
-    with (
-        butler.clone() as own,
-        IngestStream(
-            butler,
-            dataset_types,
-            existing=before.registered,
-            interval=BUNDLE_SECONDS,
-            bundle=BundleWriter(graph, own, before.packed),
-        ) as stream,
-    ):
-        yield stream
-
-
-def _pack(butler: Butler, graph: PredictedQuantumGraph, result: RunResult) -> None:
-    """Put all metadata and logs of a run into one object; that it fails must not spoil the run."""
-    try:
-        if not pack_run(butler, graph, result):
-            logger.info("Metadata and logs stay in the parts in which they were written.")
-    except Exception as exc:  # noqa: BLE001  (as many as there are stores and databases)
-        logger.warning("Metadata and logs stay in the parts in which they were written: %s", brief(exc))
 
 
 def _drop_scratch(folder: ResourcePath) -> None:

@@ -14,7 +14,6 @@ from lsst.daf.butler import Butler, DatasetType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
-from .bundle import remove_unused_parts
 from .config import RunOptions
 from .packed import automatic_outputs, find_packs
 from .registry import Ingester
@@ -93,7 +92,6 @@ def look_back(
     }
     for folder in scratch_folders(butler, run):
         remove_scratch(folder, temporaries, one_run=True)
-    remove_unused_parts(butler, run)
     once_temporary = read_temporaries(butler, [run])
     stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
     for uri, removal in ResourcePath.mremove(stock.strays, do_raise=False).items():

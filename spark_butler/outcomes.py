@@ -78,9 +78,6 @@ class QuantumOutcome:
     records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
     """Datastore records of ``outputs``, by name of the datastore."""
 
-    bundled: tuple[uuid.UUID, ...] = ()
-    """IDs of metadata and log, where they are in `scan` and not in the datastore."""
-
     removed: tuple[uuid.UUID, ...] = ()
     """IDs of datasets of an earlier attempt that are not in the datastore any more."""
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["PackedScan", "automatic_outputs", "find_packs", "open_pack", "seeks_astray"]
+__all__ = ["PackedScan", "automatic_outputs", "find_packs", "open_pack"]
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import shutil
 import tempfile
 import uuid
-import zipfile
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -159,19 +157,3 @@ def _open_blocks(reader: ProvenanceQuantumGraphReader, name: str) -> Iterator[Mu
         with reader.zf.open(f"{name}.mb") as member:
             shutil.copyfileobj(member, stream)
         yield MultiblockReader(stream, reader.header.int_size)
-
-
-def seeks_astray() -> bool:
-    """Whether this Python has the bug (gh-127847) with which stock tools read wrong bytes from a pack."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("one", bytes(range(200)) * 100)
-        file.writestr("other", bytes(20_000))
-    with zipfile.ZipFile(archive) as file, file.open("one") as one, file.open("other") as other:
-        one.read(10)
-        other.read(10)
-        try:
-            one.seek(15_050)
-            return one.read(1) != bytes([50])
-        except EOFError:
-            return True

@@ -7,7 +7,7 @@ its destination, and takes its place when it is whole.
 
 from __future__ import annotations
 
-__all__ = ["ProvenanceRecorder", "RecordingExecutor", "all_scans", "scan_data"]
+__all__ = ["ProvenanceRecorder", "RecordingExecutor"]
 
 import contextlib
 import dataclasses
@@ -115,7 +115,7 @@ class ProvenanceRecorder:
             # Of a quantum that ran again; the attempts before were told of with the first.
             self._keep(outcome.quantum_id, outcome.scan)
             return
-        *before, last = all_scans(outcome)
+        *before, last = _all_scans(outcome)
         for scan in before:
             self._keep(outcome.quantum_id, scan)
         self._told[outcome.quantum_id] = self._keep(outcome.quantum_id, last)
@@ -200,7 +200,7 @@ class ProvenanceRecorder:
         if scan is None:
             writer.write_blocked_quantum_provenance(quantum_id)
         else:
-            writer.write_scan_data(scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
+            writer.write_scan_data(_scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
 
     def _write_init_outputs(
         self, writer: ProvenanceQuantumGraphWriter, present: frozenset[uuid.UUID] | None
@@ -314,7 +314,7 @@ def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dic
     return blocked
 
 
-def scan_data(
+def _scan_data(
     predicted: PredictedQuantumDatasetsModel, scan: QuantumScan, writer: ProvenanceQuantumGraphWriter
 ) -> ProvenanceQuantumScanData:
     """Give a scan the form in which pipe_base writes it.
@@ -342,7 +342,7 @@ def scan_data(
     )
 
 
-def all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
+def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
     """List what is known of all attempts at a quantum, first to last; `None` where nothing is.
 
     Parameters

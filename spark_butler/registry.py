@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Bundle", "IngestStream", "Ingester", "fetch_ids"]
+__all__ = ["IngestStream", "Ingester", "fetch_ids"]
 
 import logging
 import queue
@@ -11,8 +11,8 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol, Self
+from collections.abc import Collection, Iterable, Mapping
+from typing import Self
 
 import sqlalchemy.exc
 from astropy.time import Time
@@ -27,28 +27,10 @@ from .messages import brief
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 1000
-_BUNDLE_BATCH_SIZE = 20_000
 _INTERVAL_SECONDS = 5.0
 _PATIENCE_SECONDS = 600.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _MAX_WAITING = 10_000
-
-
-class Bundle(Protocol):
-    """What keeps metadata and logs back until they are written, many at a time."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is to be written soon."""
-        ...
-
-    def add(self, quantum_id: uuid.UUID, scans: Iterable[bytes]) -> None:
-        """Keep what was sent of a quantum."""
-        ...
-
-    def write(self) -> Mapping[str, DatastoreRecordData]:
-        """Write what is kept and return the datastore records of it."""
-        ...
 
 
 class Ingester:
@@ -66,10 +48,6 @@ class Ingester:
         Number of datasets at which a batch is written.
     patience
         For how many seconds a database that is locked or away is asked again.
-    bundle
-        Takes metadata and logs that are not in the datastore yet.  It is
-        written before each batch, so that nothing is in the registry that
-        can't be read.
 
     Notes
     -----
@@ -86,7 +64,6 @@ class Ingester:
         existing: Collection[uuid.UUID] = (),
         batch_size: int = _BATCH_SIZE,
         patience: float = _PATIENCE_SECONDS,
-        bundle: Bundle | None = None,
     ):
         _remember_last_time()
         self._butler = butler
@@ -94,7 +71,6 @@ class Ingester:
         self._existing = set(existing)
         self._batch_size = batch_size
         self._patience = patience
-        self._bundle = bundle
         self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._records: dict[str, DatastoreRecordData] = {}
         self._stale: dict[uuid.UUID, DatasetRef] = {}
@@ -116,7 +92,6 @@ class Ingester:
         written: Collection[uuid.UUID],
         records: Mapping[str, DatastoreRecordData],
         removed: Collection[uuid.UUID] = (),
-        bundled: Bundled | None = None,
     ) -> None:
         """Take what one attempt at a quantum has left.
 
@@ -131,9 +106,6 @@ class Ingester:
         removed
             IDs of those of an earlier attempt that are in the datastore no
             more.
-        bundled
-            The quantum and its attempts, if metadata and log are to be written
-            by the bundle.  They are among ``written``, and not in ``records``.
         """
         touched = frozenset(written) | frozenset(removed)
         for ref in predicted:
@@ -141,17 +113,11 @@ class Ingester:
                 self._stale[ref.id] = ref
             if ref.id in written:
                 self._refs[ref.id] = self._repository_ref(ref)
-        self._add_records(records)
-        if bundled is not None:
-            assert self._bundle is not None
-            self._bundle.add(*bundled)
-        if len(self._refs) >= self._batch_size or (self._bundle is not None and self._bundle.is_full):
-            self.flush()
-
-    def _add_records(self, records: Mapping[str, DatastoreRecordData]) -> None:
         for name, data in records.items():
             # DatastoreRecordData.update would keep the oldest, but each attempt has its own file sizes.
             self._records.setdefault(name, DatastoreRecordData()).records.update(data.records)
+        if len(self._refs) >= self._batch_size:
+            self.flush()
 
     def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
         """Give a reference the storage class of the repository."""
@@ -171,27 +137,19 @@ class Ingester:
         """
         if not self._refs and not self._stale:
             return
-        if self._bundle is not None:
-            self._try_long(self._write_bundle, "The datastore")
-        self._try_long(self._write, "The registry")
-
-    def _write_bundle(self, *, again: bool) -> None:
-        assert self._bundle is not None
-        self._add_records(self._bundle.write())
-
-    def _try_long(self, write: Callable[..., None], what: str) -> None:
-        """Write, again and again if it may help."""
         deadline = time.monotonic() + self._patience
         pause = 0.2
         again = False
         while True:
             try:
-                write(again=again)
+                self._write(again=again)
                 return
             except Exception as exc:
                 if not _may_pass(exc) or time.monotonic() + pause > deadline:
                     raise EngineError(self._refusal_text(exc)) from exc
-                logger.warning("%s can't be written to; trying again in %.1f s: %s", what, pause, brief(exc))
+                logger.warning(
+                    "The registry can't be written to; trying again in %.1f s: %s", pause, brief(exc)
+                )
             again = True
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2.0 * pause, _LONGEST_PAUSE_SECONDS)
@@ -281,8 +239,6 @@ class IngestStream:
         IDs of the datasets that were in the output run before.
     interval
         Greatest number of seconds that a dataset waits for others.
-    bundle
-        See `Ingester`.
 
     Notes
     -----
@@ -297,16 +253,9 @@ class IngestStream:
         *,
         existing: Collection[uuid.UUID] = (),
         interval: float = _INTERVAL_SECONDS,
-        bundle: Bundle | None = None,
     ):
         self._butler = butler.clone()
-        self._ingester = Ingester(
-            self._butler,
-            dataset_types,
-            existing=existing,
-            batch_size=_BATCH_SIZE if bundle is None else _BUNDLE_BATCH_SIZE,
-            bundle=bundle,
-        )
+        self._ingester = Ingester(self._butler, dataset_types, existing=existing)
         self._interval = interval
         self._items: queue.Queue[_Item | None] = queue.Queue(_MAX_WAITING)
         self._error: Exception | None = None
@@ -330,7 +279,6 @@ class IngestStream:
         written: Collection[uuid.UUID],
         records: Mapping[str, DatastoreRecordData],
         removed: Collection[uuid.UUID] = (),
-        bundled: Bundled | None = None,
     ) -> None:
         """Take what one attempt at a quantum has left; see `Ingester.add`.
 
@@ -341,7 +289,7 @@ class IngestStream:
             for good.
         """
         self._raise_error()
-        self._send((predicted, written, records, removed, bundled))
+        self._send((predicted, written, records, removed))
 
     def close(self) -> None:
         """Ingest what is left, and end.
@@ -413,13 +361,9 @@ def fetch_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
         return frozenset()
 
 
-type Bundled = tuple[uuid.UUID, Collection[bytes]]
-"""A quantum, and its attempts as workers send them."""
-
 type _Item = tuple[
     Collection[DatasetRef],
     Collection[uuid.UUID],
     Mapping[str, DatastoreRecordData],
     Collection[uuid.UUID],
-    Bundled | None,
 ]

@@ -90,14 +90,10 @@ class GroupButler(LimitedButler):
         self._single_use: set[uuid.UUID] = set()
         self._unmade: set[uuid.UUID] = set()
         self._automatic: frozenset[str] = frozenset()
-        self._bundled: frozenset[str] = frozenset()
-        self._held: list[tuple[DatasetRef, Any]] = []
         self._put_refs: dict[uuid.UUID, DatasetRef] = {}
         self._pruned: set[uuid.UUID] = set()
 
-    def begin_quantum(
-        self, quantum: Quantum, automatic: Collection[str] = (), bundled: Collection[str] = ()
-    ) -> None:
+    def begin_quantum(self, quantum: Quantum, automatic: Collection[str] = ()) -> None:
         """Prepare for the inputs and outputs of a quantum.
 
         Parameters
@@ -106,12 +102,8 @@ class GroupButler(LimitedButler):
             The quantum that runs next.
         automatic
             Names of the output dataset types that its task doesn't put itself.
-        bundled
-            Those of them that are held back from the datastore.
         """
         self._automatic = frozenset(automatic)
-        self._bundled = frozenset(bundled)
-        self._held.clear()
         self._unmade = {
             ref.id
             for dataset_type, refs in quantum.outputs.items()
@@ -150,18 +142,6 @@ class GroupButler(LimitedButler):
     def put_refs(self) -> list[DatasetRef]:
         """References of the stored datasets that the current quantum has put."""
         return list(self._put_refs.values())
-
-    @property
-    def held_ids(self) -> frozenset[uuid.UUID]:
-        """IDs of what the current quantum has put and is held back."""
-        return frozenset(ref.id for ref, _ in self._held)
-
-    def store_held(self) -> None:
-        """Put into the datastore what was held back, after all."""
-        held, self._held = self._held, []
-        self._bundled = frozenset()
-        for ref, obj in held:
-            self.put(obj, ref)
 
     @property
     def pruned(self) -> frozenset[uuid.UUID]:
@@ -203,9 +183,6 @@ class GroupButler(LimitedButler):
         if not self._is_temporary(ref):
             if self._refs and ref.datasetType.name in self._automatic:
                 _list_stored(obj, self._refs.keys())
-            if ref.datasetType.name in self._bundled:
-                self._held.append((ref, obj))
-                return ref
             self._wrapped.put(obj, ref, provenance=provenance)
             self._known[ref.id] = True
             self._put_refs[ref.id] = ref

@@ -81,9 +81,6 @@ class WorkerContext:
     provenance: bool = False
     """Whether outcomes carry what a provenance graph holds of a quantum."""
 
-    bundled_tasks: frozenset[str] = frozenset()
-    """Labels of the tasks whose metadata and logs travel with the outcomes instead of being written."""
-
     log_state: Sequence[Any] = ()
     """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
 
@@ -98,21 +95,6 @@ class WorkerContext:
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables, without secrets, that a worker takes over unless it has its own."""
-
-    def bundled_types(self, label: str) -> frozenset[str]:
-        """Find the names of the outputs of a task that are not written.
-
-        Parameters
-        ----------
-        label
-            Label of the task.
-        """
-        if label not in self.bundled_tasks:
-            return frozenset()
-        node = self.task_nodes[label]
-        return frozenset(
-            edge.dataset_type_name for edge in (node.metadata_output, node.log_output) if edge is not None
-        )
 
     def limits_of(self, label: str) -> Limits:
         """Find the limits of the quanta of a task.

@@ -178,13 +178,10 @@ def find_complete(
     -------
     outcomes
         Outcomes of the quanta whose metadata and log are there, which are
-        written last.  Where these travel with the outcome, nothing is known
-        of a quantum of which none has arrived.
+        written last.
     """
     last = {}
     for position, work in enumerate(content.quanta):
-        if work.task_label in context.bundled_tasks:
-            continue
         if position in positions and not work.may_exist and not work.forced:
             node = context.task_nodes[work.task_label]
             edges = (node.metadata_output, node.log_output)
@@ -234,9 +231,10 @@ def find_outputs(
     """
     (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
     metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name
-    elsewhere = context.temporary_types | context.bundled_types(work.task_label)
     with _make_butler(context, content) as butler:
-        refs = [ref for ref in all_outputs(work.quantum) if ref.datasetType.name not in elsewhere]
+        refs = [
+            ref for ref in all_outputs(work.quantum) if ref.datasetType.name not in context.temporary_types
+        ]
         stored = butler.wrapped.stored_many(refs)
         left = [ref for ref in refs if stored[ref] and (complete or ref.datasetType.name != metadata)]
         records = butler.wrapped.export_predicted_datastore_records(left) if left else {}
@@ -285,11 +283,7 @@ def _run_quantum(
         assert butler is not None
         node = context.task_nodes[work.task_label]
         automatic = (node.metadata_output, *([node.log_output] if node.log_output is not None else []))
-        butler.begin_quantum(
-            work.quantum,
-            {edge.dataset_type_name for edge in automatic},
-            context.bundled_types(work.task_label),
-        )
+        butler.begin_quantum(work.quantum, {edge.dataset_type_name for edge in automatic})
         executor = SingleQuantumExecutor(
             butler=butler,
             task_factory=context.task_factory,
@@ -306,9 +300,7 @@ def _run_quantum(
     failure: BaseException | None = None
     parcels: list[Parcel] = []
     pack_seconds = 0.0
-    logs: ButlerLogRecords | None = None
-    if context.provenance or work.task_label in context.bundled_tasks:
-        logs = ButlerLogRecords([])
+    logs = ButlerLogRecords([]) if context.provenance else None
     try:
         result = executor.execute(
             context.task_nodes[work.task_label],
@@ -326,14 +318,6 @@ def _run_quantum(
     except BaseException as exc:  # noqa: BLE001  (a failed quantum is data, whatever its task raises)
         failure = _true_cause(exc)
     scan = _scan(context, work, result, logs, failure)
-    bundled: tuple[uuid.UUID, ...] = ()
-    if butler is not None and butler.held_ids:
-        if scan is not None:
-            from .scans import QuantumScan
-
-            bundled = tuple(butler.held_ids & QuantumScan.from_bytes(scan).produced)
-        else:
-            failure = _store_held(butler, failure)
     if failure is None:
         outcome = _success_outcome(work, result)
     else:
@@ -353,7 +337,6 @@ def _run_quantum(
         outcome,
         outputs=outputs,
         records=records,
-        bundled=bundled,
         removed=removed,
         started=wall,
         wall_seconds=time.time() - wall,
@@ -364,15 +347,6 @@ def _run_quantum(
         scan=scan,
     )
     return outcome, parcels
-
-
-def _store_held(butler: GroupButler, failure: BaseException | None) -> BaseException | None:
-    """Write what can't travel with the outcome; return what made the quantum fail, if anything did."""
-    try:
-        butler.store_held()
-    except Exception as exc:  # noqa: BLE001  (as when the executor writes it)
-        return failure or exc
-    return failure
 
 
 def _withdraw_metadata(context: WorkerContext, work: QuantumWork, butler: GroupButler) -> None:

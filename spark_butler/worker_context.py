@@ -31,7 +31,6 @@ def make_context(
     limits: Mapping[str, Limits],
     scratch: str,
     provenance: bool,
-    bundled_tasks: frozenset[str],
 ) -> WorkerContext:
     """Gather what all groups of a run have in common.
 
@@ -53,8 +52,6 @@ def make_context(
         Address of the folder for temporaries that a shuffle can't take.
     provenance
         Whether outcomes carry what a provenance graph holds.
-    bundled_tasks
-        Labels of the tasks whose metadata and logs travel with outcomes.
 
     Returns
     -------
@@ -81,7 +78,6 @@ def make_context(
         scratch=scratch,
         max_shuffle_bytes=options.max_shuffle_bytes,
         provenance=provenance,
-        bundled_tasks=bundled_tasks,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),
     )

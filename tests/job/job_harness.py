@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from lsst.daf.butler import Butler
+from lsst.daf.butler.cli import butler as butler_cli
+from lsst.daf.butler.cli.cliLog import CliLog
 
 from spark_butler.demo.s3server import EmbeddedS3
 
@@ -108,3 +112,20 @@ def submit(
         text=True,
         timeout=300,
     )
+
+
+def run_tool(cli: Any, *arguments: str | Path) -> str:
+    """Run a stock command, which must succeed, and return what it prints."""
+    CliLog.resetLog()
+    result = CliRunner().invoke(cli, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def count_quanta(*arguments: str | Path) -> list[tuple[Any, ...]]:
+    """Failed, blocked and successful quanta of each task, as ``butler provenance-report`` counts them."""
+    text = run_tool(butler_cli.cli, "provenance-report", *arguments, "--format", "json")
+    rows = json.loads(text)["tasks"]
+    for row in rows:
+        assert row["TOTAL"] == row["EXPECTED"] == row["Failed"] + row["Blocked"] + row["Successful"]
+    return [(row["Task"], row["Failed"], row["Blocked"], row["Successful"]) for row in rows]

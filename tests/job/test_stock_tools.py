@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from job_harness import JobRepo, submit
+from click.testing import Result
+from job_harness import JobRepo, count_quanta, run_tool, submit
 from lsst.ctrl.mpexec.cli import pipetask
 from lsst.daf.butler import Butler
 from lsst.daf.butler.cli import butler as butler_cli
@@ -33,23 +32,6 @@ def fresh_log() -> Iterator[None]:
     CliLog.resetLog()
     yield
     CliLog.resetLog()
-
-
-def _tool(cli: Any, *arguments: str | Path) -> str:
-    """Run a stock command, which must succeed, and return what it prints."""
-    CliLog.resetLog()
-    result = CliRunner().invoke(cli, [str(each) for each in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def _status(*arguments: str | Path) -> list[tuple[Any, ...]]:
-    """Failed, blocked and successful quanta of each task, as ``butler provenance-report`` counts them."""
-    text = _tool(butler_cli.cli, "provenance-report", *arguments, "--format", "json")
-    rows = json.loads(text)["tasks"]
-    for row in rows:
-        assert row["TOTAL"] == row["EXPECTED"] == row["Failed"] + row["Blocked"] + row["Successful"]
-    return [(row["Task"], row["Failed"], row["Blocked"], row["Successful"]) for row in rows]
 
 
 def _datasets(repo: JobRepo, run: str) -> dict[Any, str]:
@@ -81,9 +63,9 @@ def test_stock_tools_take_what_a_run_leaves_behind(
 
     # From the graph that was saved, and the repository.
     for more in ((), ("--force-v2",)):
-        report = _tool(pipetask.cli, "--log-level", "ERROR", "report", *more, job_repo.root, graph)
+        report = run_tool(pipetask.cli, "--log-level", "ERROR", "report", *more, job_repo.root, graph)
         assert ("Simulated failure" in report or "FAILED" in report) == fails
-    _tool(
+    run_tool(
         butler_cli.cli,
         *("--log-level", "ERROR", "aggregate-graph", graph, job_repo.root, "--complete"),
         *("--mock-storage-classes", "--output", theirs),
@@ -92,53 +74,15 @@ def test_stock_tools_take_what_a_run_leaves_behind(
 
     # From the graph that the run has written.
     expected = _STATUS[fails]
-    assert _status(ours) == _status(theirs) == expected
-    _tool(butler_cli.cli, "ingest-graph", job_repo.root, ours, "--transfer", "copy")
-    assert _status(job_repo.root, run) == expected
+    assert count_quanta(ours) == count_quanta(theirs) == expected
+    run_tool(butler_cli.cli, "ingest-graph", job_repo.root, ours, "--transfer", "copy")
+    assert count_quanta(job_repo.root, run) == expected
     after = _datasets(job_repo, run)
     assert {key: name for key, name in after.items() if name != "run_provenance"} == before
     with seek_by_reading():
         log = job_repo.get("first_log", run, detector=1)
         assert any("Execution of task 'first'" in record.message for record in log)
         assert job_repo.get("first_metadata", run, detector=1)["quantum"]["caveats"] == 0
-
-
-@pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
-def test_stock_tools_take_a_bundled_run(
-    fails: bool, job_repo: JobRepo, run_job: RunJob, tmp_path: Path
-) -> None:
-    run = f"bundled/{fails}"
-    graph, ours = (tmp_path / f"{name}.qg" for name in ("graph", "ours"))
-    (tmp_path / "failure.py").write_text(_FAILURE)
-    result = run_job(
-        *(*job_repo.arguments, "--output-run", run, "--backend", "serial", "--bundle"),
-        *("--save-qgraph", graph, "--provenance-graph", ours),
-        *(["-C", f"second:{tmp_path / 'failure.py'}"] if fails else []),
-    )
-    assert result.exit_code == int(fails), result.output
-    before = _datasets(job_repo, run)
-    assert ("run_provenance" in before.values()) != fails
-    with seek_by_reading():
-        for more in ((), ("--force-v2",)):
-            report = _tool(pipetask.cli, "--log-level", "ERROR", "report", *more, job_repo.root, graph)
-            assert ("Simulated failure" in report or "FAILED" in report) == fails
-        assert _status(ours) == _STATUS[fails]
-        if fails:
-            _tool(butler_cli.cli, "ingest-graph", job_repo.root, ours, "--transfer", "copy")
-        assert _status(job_repo.root, run) == _STATUS[fails]
-        assert {k for k, name in _datasets(job_repo, run).items() if name != "run_provenance"} == {
-            k for k, name in before.items() if name != "run_provenance"
-        }
-        log = job_repo.get("first_log", run, detector=1)
-        assert any("Execution of task 'first'" in record.message for record in log)
-        # Another run that takes over what is done.
-        more = ("--output-run", f"{run}/next", "--skip-existing-in", run, "--backend", "serial")
-        again = run_job(*job_repo.arguments, *more)
-        what = "all of 6 quanta succeeded" if fails else "all quanta that it selects have been done"
-        assert what in again.output, again.output
-    _tool(butler_cli.cli, "remove-runs", job_repo.root, run, "--no-confirm", "--force")
-    # The parts that `ingest-graph` has replaced are files that nobody knows.
-    assert len([key for key in job_repo.keys() if f"{run}/bundle" in key]) == int(fails)
 
 
 def test_runs_on_spark_write_their_provenance(job_repo: JobRepo, tmp_path: Path) -> None:
@@ -151,7 +95,7 @@ def test_runs_on_spark_write_their_provenance(job_repo: JobRepo, tmp_path: Path)
     )
     assert process.returncode == 1, process.stdout + process.stderr
     assert "1 of 13 quanta failed, 5 blocked" in process.stdout
-    assert _status(target) == _STATUS[True]
+    assert count_quanta(target) == _STATUS[True]
     assert [key for key in job_repo.keys() if key.startswith("provenance/")] == ["provenance/spark.qg"]
 
 
@@ -165,7 +109,7 @@ def test_resumed_run_has_whole_provenance(job_repo: JobRepo, run_job: RunJob, tm
     again = run_job("-b", job_repo.root, "-g", graph, "--extend-run", *common)
     assert again.exit_code == 0, again.output
     assert "all of 0 quanta succeeded" in again.output
-    assert _status(ours) == _STATUS[False]
+    assert count_quanta(ours) == _STATUS[False]
     assert ours.read_bytes() != before
 
 

@@ -12,9 +12,6 @@ from lsst.ctrl.mpexec.cli import pipetask
 from lsst.daf.butler import Butler
 from lsst.daf.butler.cli.cliLog import CliLog
 from resume_harness import Site
-from zip_seek import seek_by_reading
-
-from spark_butler.cli import main
 
 _RESUME = ("--extend-run", "--skip-existing")
 
@@ -82,24 +79,6 @@ def test_graph_file_goes_on_after_a_kill(site: Site, tmp_path: Path) -> None:
     _assert_whole(site, run, temporary="mock_a")
     counts = Counter(each for each in site.executions() if each[0] != "a")
     assert max(counts.values()) <= 2
-
-
-def test_driver_of_a_bundled_run_dies(site: Site) -> None:
-    run = ("--output-run", "bundled/run", "--bundle")
-    # With metadata and logs written, and nothing registered.
-    assert site.submit(*run, mine=("spark_butler.bundle:BundleWriter.write", 1, "after")) == -9, site.log
-    assert len(site.executions()) == site.n_quanta
-    # With all of them in one object, and the part not removed.
-    end = "spark_butler.bundle:remove_unused_parts", 1, "before"
-    assert site.submit(*run, *_RESUME, mine=end) == -9, site.log
-    assert Counter(site.executions()) == dict.fromkeys(site.executions(), 2)
-    assert site.submit(*run, *_RESUME) == 2, site.log
-    assert "all quanta that it selects have been done" in site.log
-    cleanup = ["cleanup", str(site.root), "--run", "bundled/run"]
-    assert len(CliRunner().invoke(main, [*cleanup, "--dry-run"]).output.splitlines()) == 1
-    assert "1 unused parts of a bundle removed" in CliRunner().invoke(main, cleanup).output
-    with seek_by_reading():
-        _assert_whole(site, "bundled/run")
 
 
 @pytest.mark.slow
