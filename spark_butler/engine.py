@@ -41,7 +41,7 @@ from .progress import Watcher, Watchers
 from .provenance import ProvenanceRecorder
 from .registry import IngestStream, fetch_ids
 from .repository import store_roots
-from .run_notes import note_temporaries
+from .run_notes import record_temporaries
 from .scratch import remove_scratch
 from .stored_files import FileFinder
 from .temporary_types import find_temporary_types, measure_sizes
@@ -119,7 +119,7 @@ def execute_graph(
     Watchers(watcher).planned(plan)
     if temporary_types:
         # Before any quantum is done that lacks them.
-        note_temporaries(butler, run, temporary_types)
+        record_temporaries(butler, run, temporary_types)
     maker = ContentMaker(
         plan,
         graph,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["check_registry", "check_repository", "check_store", "check_writeable", "store_roots"]
+__all__ = [
+    "check_registry",
+    "check_repository",
+    "check_store",
+    "check_writeable",
+    "store_roots",
+]
 
 import contextlib
 import os

@@ -6,7 +6,7 @@ address.
 
 from __future__ import annotations
 
-__all__ = ["path_below", "run_folder", "unknown_run"]
+__all__ = ["path_below", "report_root", "run_folder", "unknown_run"]
 
 import difflib
 import urllib.parse
@@ -15,6 +15,17 @@ from collections.abc import Iterable
 from lsst.resources import ResourcePath
 
 from .errors import RepositoryError
+
+
+def report_root(datastore_root: ResourcePath) -> ResourcePath:
+    """Name the folder of the reports and notes of all runs.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    """
+    return datastore_root.join("spark-butler-reports/", forceDirectory=True)
 
 
 def run_folder(top: ResourcePath, run: str) -> ResourcePath:

@@ -6,7 +6,7 @@ only what the registry knows.
 
 from __future__ import annotations
 
-__all__ = ["AttemptFolder", "find_attempts", "new_attempt", "read_json", "report_root"]
+__all__ = ["AttemptFolder", "find_attempts", "new_attempt", "read_json"]
 
 import dataclasses
 import datetime
@@ -17,9 +17,8 @@ from typing import Any
 
 from lsst.resources import ResourcePath
 
-from ..run_folders import path_below, run_folder
+from ..run_folders import path_below, report_root, run_folder
 
-_FOLDER = "spark-butler-reports/"
 _STAMP = re.compile(r"(.+)/(\d{8}T\d{6}\d{3}Z)/[^/]+", re.DOTALL)
 _ANY_FILE = re.compile(r"(status|report)\.json$")
 
@@ -56,17 +55,6 @@ class AttemptFolder:
     def cancel_file(self) -> ResourcePath:
         """Its presence asks the attempt to end."""
         return self.uri.join("cancel")
-
-
-def report_root(datastore_root: ResourcePath) -> ResourcePath:
-    """Name the folder of all reports.
-
-    Parameters
-    ----------
-    datastore_root
-        Root of the datastore.
-    """
-    return datastore_root.join(_FOLDER, forceDirectory=True)
 
 
 def new_attempt(datastore_root: ResourcePath, run: str, started: datetime.datetime) -> AttemptFolder:

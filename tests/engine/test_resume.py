@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 import threading
 import time
@@ -43,11 +44,11 @@ from spark_butler.backends import SerialBackend
 from spark_butler.config import RunOptions
 from spark_butler.dispatch import RunResult
 from spark_butler.engine import execute_graph
-from spark_butler.errors import EngineError, PlanError
+from spark_butler.errors import EngineError, PlanError, RepositoryError
 from spark_butler.graph_building import settle_dataset_ids
 from spark_butler.registry import Ingester, IngestStream
 from spark_butler.resume import needs_clobber
-from spark_butler.run_notes import note_temporaries, read_temporaries
+from spark_butler.run_notes import read_temporaries, record_temporaries
 from spark_butler.stored_files import list_files
 
 MakeRepo = Callable[[str], Repo]
@@ -307,17 +308,43 @@ def test_sizes_are_right_though_a_lost_attempt_wrote_last(make_repo: MakeRepo) -
         assert len(_assert_sound(helper, graph)) > 40
 
 
-def test_a_run_has_a_note_of_its_temporaries(make_repo: MakeRepo) -> None:
+def test_temporaries_of_a_run_are_recorded_beside_its_reports(make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         butler = helper.butler
-        butler.collections.register("some/run", doc="Mine.\nAll of it.")
-        assert read_temporaries(butler, ["some/run"]) == frozenset()
-        note_temporaries(butler, "some/run", ["y", "x"])
-        note_temporaries(butler, "some/run", ["z", "x"])
-        note_temporaries(butler, "some/run", [])
+        butler.collections.register("some/run", doc="Mine.")
+        assert read_temporaries(butler, ["some/run", "no/run"]) == frozenset()
+        record_temporaries(butler, "some/run", ["y", "x"])
+        record_temporaries(butler, "some/run", ["z", "x"])
+        record_temporaries(butler, "some/run", [])
+        assert read_temporaries(butler, ["some/run", "no/run"]) == {"x", "y", "z"}
+        assert butler.registry.getCollectionDocumentation("some/run") == "Mine."
+
+
+def test_temporaries_in_the_documentation_of_a_run_are_read(make_repo: MakeRepo) -> None:
+    with make_repo("repo").open() as helper:
+        butler = helper.butler
+        doc = "Mine.\nNot retained in this run, or not always: x, y\nAll of it."
+        butler.collections.register("some/run", doc=doc)
+        assert read_temporaries(butler, ["some/run"]) == {"x", "y"}
+        record_temporaries(butler, "some/run", ["z"])
         assert read_temporaries(butler, ["some/run"]) == {"x", "y", "z"}
-        text = butler.registry.getCollectionDocumentation("some/run")
-        assert text == "Mine.\nAll of it.\nNot retained in this run, or not always: x, y, z"
+        assert butler.registry.getCollectionDocumentation("some/run") == doc
+
+
+def test_resume_is_refused_where_notes_cannot_be_read(make_repo: MakeRepo) -> None:
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(_build))
+        _run(helper, graph, temporary=("x",))
+        (root,) = helper.butler.get_datastore_roots().values()
+        assert root is not None
+        folder = root.join(f"spark-butler-reports/{RUN}/")
+        assert json.loads(folder.join("notes.json").read())["temporaries"] == ["x"]
+        assert [uri.basename() for uri in ResourcePath.findFileResources([folder])] == ["notes.json"]
+        folder.join("notes.json").write(b"{")
+        before = _assert_sound(helper, graph)
+        with pytest.raises(RepositoryError, match="notes of an output run, .*notes.json, can't be read"):
+            _resume(helper, graph)
+        assert _assert_sound(helper, graph) == before
 
 
 def _make_components(helper: DirectButlerRepo) -> PredictedQuantumGraphComponents:
