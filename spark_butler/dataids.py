@@ -18,7 +18,7 @@ from .errors import EmptyGraphError, EngineError, OptionsError, StaysHereError
 from .functions import check_arguments, check_function
 from .messages import brief
 from .registry import Ingester, fetch_ids
-from .repository import check_registry, check_writeable, store_roots
+from .repository import check_writeable, refuse_read_only, store_roots
 from .resolving import Resolved, find_output_types, make_worker_context
 from .worker_butler import DataIdBundle, DataIdContext, PutReport, WorkerButler
 
@@ -47,6 +47,26 @@ class _Puts:
         self._reports: list[PutReport] = []
         self._lock = threading.Lock()
         self._ingesting = threading.Lock()
+        self._is_registered = False
+
+    def register(self) -> None:
+        """Register the run and the dataset types of the outputs, before a worker writes any.
+
+        Raises
+        ------
+        spark_butler.errors.RepositoryError
+            Raised if the registry can't be written to.
+        """
+        if self._is_registered or not self._outputs:
+            return
+        with (
+            refuse_read_only(f"the Butler repository {self._repo!r}"),
+            Butler.from_config(self._repo, writeable=True) as butler,
+        ):
+            butler.collections.register(self._run)
+            for dataset_type in self._outputs.values():
+                butler.registry.registerDatasetType(dataset_type)
+        self._is_registered = True
 
     def note(self, report: PutReport) -> None:
         """Hear of a dataset that was put, in any thread."""
@@ -74,11 +94,8 @@ class _Puts:
         return n_ingested
 
     def _write(self, reports: Sequence[PutReport]) -> int:
-        """Put datasets into the registry, with their types and their run."""
+        """Put datasets into the registry."""
         with Butler.from_config(self._repo, writeable=True) as butler:
-            for dataset_type in self._outputs.values():
-                butler.registry.registerDatasetType(dataset_type)
-            butler.collections.register(self._run)
             ingester = Ingester(butler, self._outputs, existing=fetch_ids(butler, self._run))
             for report in reports:
                 ingester.add([report.ref], [report.ref.id], report.records)
@@ -164,7 +181,6 @@ class DataIds(Sequence[DataCoordinate]):
         )
         if output_types:
             check_writeable(store_roots(butler))
-            check_registry(repo)
         context = DataIdContext(
             make_worker_context(butler, [*resolved.dataset_types, *output_types.values()]),
             resolved.dimensions,
@@ -461,6 +477,8 @@ class DataIds(Sequence[DataCoordinate]):
 
     def _rdd(self, function: UserFunction) -> RDD[Any]:
         """Make an RDD of what a function returns."""
+        if function is not _own:
+            self._puts.register()
         if self._apply is None:
             from .backends.actions import spread
 

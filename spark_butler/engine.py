@@ -40,7 +40,7 @@ from .plan import GroupBy, Plan, cut_graph
 from .progress import Watcher, Watchers
 from .provenance import ProvenanceRecorder
 from .registry import IngestStream, fetch_ids
-from .repository import store_roots
+from .repository import register_run, store_roots
 from .run_notes import record_temporaries
 from .scratch import remove_scratch
 from .stored_files import FileFinder
@@ -104,7 +104,7 @@ def execute_graph(
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
     dataset_types = _dataset_types(graph)
     folders = scratch_folders(butler, run)
-    butler.collections.register(run)
+    register_run(butler, run)
     try:
         before = look_back(butler, graph, xgraph, dataset_types, temporary_types, existing, options)
     except (EngineError, UserError):

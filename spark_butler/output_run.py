@@ -20,7 +20,7 @@ from lsst.utils.packages import Packages
 
 from .errors import OptionsError, RepositoryError, UserError
 from .messages import brief
-from .repository import check_writeable, store_roots
+from .repository import check_writeable, register_run, store_roots
 from .run_folders import run_folder
 
 logger = logging.getLogger(__name__)
@@ -239,6 +239,8 @@ def _fill(
 ) -> None:
     """Write what belongs to the run as a whole."""
     output, output_run = request.collections["output"], request.collections["output_run"]
+    if request.extend:
+        register_run(butler, output_run)
     if request.update_chain and output_run not in butler.collections.get_info(output).children:
         butler.collections.prepend_chain(output, output_run)
     if request.register_dataset_types:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 __all__ = [
-    "check_registry",
     "check_repository",
     "check_store",
     "check_writeable",
+    "refuse_read_only",
+    "register_run",
     "store_roots",
 ]
 
 import contextlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import boto3
 import botocore.config
-import sqlalchemy
 from botocore.exceptions import BotoCoreError, ClientError
-from lsst.daf.butler import Butler, CollectionType
+from lsst.daf.butler import Butler
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.resources import ResourcePath
 from lsst.resources.s3utils import _get_s3_connection_parameters
@@ -159,45 +159,50 @@ def check_writeable(roots: Sequence[ResourcePath]) -> None:
             raise RepositoryError(f"The datastore {root.ospath!r} can't be written to.")
 
 
-class _NothingRemains(Exception):
-    """Takes back what a transaction has written."""
-
-
-def check_registry(butler_config: str) -> None:
-    """Look whether the registry of a repository may be written to; nothing remains of that.
+@contextlib.contextmanager
+def refuse_read_only(repository: str) -> Iterator[None]:
+    """Raise what a registry raises at the first write of a run as an error of the user.
 
     Parameters
     ----------
-    butler_config
-        Address or alias of the repository.
+    repository
+        Name of the repository.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if not, with the reason.
+        Raised if the registry can't be written to.
     """
     try:
-        with (
-            Butler.from_config(butler_config, writeable=True) as butler,
-            contextlib.suppress(_NothingRemains),
-        ):
-            assert isinstance(butler, DirectButler)
-            database = butler._registry._db
-            collections = sqlalchemy.Table(
-                "collection",
-                sqlalchemy.MetaData(),
-                sqlalchemy.Column("name", sqlalchemy.String),
-                sqlalchemy.Column("type", sqlalchemy.SmallInteger),
-                schema=database.namespace,
-            )
-            name = f"spark-butler-{uuid.uuid4().hex}"
-            with database.transaction():
-                database.insert(collections, {"name": name, "type": CollectionType.RUN.value})
-                raise _NothingRemains
+        yield
     except Exception as exc:  # many libraries may speak here
         raise RepositoryError(
-            f"The registry of the Butler repository {butler_config!r} can't be written to: {brief(exc)}"
+            f"The registry of {repository} can't be written to: {brief(exc)}; "
+            "a run needs write access to the database and to the datastore."
         ) from exc
+
+
+def register_run(butler: Butler, run: str) -> None:
+    """Register an output run, as the first write of all, so that a registry that refuses is found.
+
+    Where the run exists, its documentation is written again as it is.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler of the repository.
+    run
+        The output run.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the registry can't be written to.
+    """
+    with refuse_read_only(f"run {run!r}"):
+        if not butler.collections.register(run):
+            documentation = butler.registry.getCollectionDocumentation(run)
+            butler.registry.setCollectionDocumentation(run, documentation)
 
 
 def _make_client(parameters: Any) -> Any:

@@ -18,6 +18,7 @@ from click.testing import Result
 from job_harness import JOB, JobRepo, submit
 from lsst.resources.s3utils import _get_s3_client
 from pyspark.sql import SparkSession
+from sealed import sealed_registry
 
 from spark_butler.errors import SessionError
 from spark_butler.session import _check_master
@@ -113,6 +114,11 @@ class TestRepository:
         assert "key" in line[0]
         assert secret not in result.output + result.stderr
         assert "not-the-secret-key" not in result.output + result.stderr
+
+    def test_read_only_registry(self, job_repo: JobRepo, run_job: RunJob) -> None:
+        with sealed_registry():
+            result = run_job(*job_repo.arguments, "--output-run", "u/x", "--backend", "serial")
+        _assert_refused(result, "readonly database")
 
     def test_missing_bucket(self, job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
         root = tmp_path / "repo"
@@ -329,3 +335,14 @@ class TestPlatform:
         assert process.stderr.startswith("Error: JAVA_HOME is"), process.stderr
         assert len(process.stderr.splitlines()) == 1
         assert "Java 11" in process.stderr
+
+
+def test_read_only_registry_refuses_a_resume(job_repo: JobRepo, run_job: RunJob) -> None:
+    arguments = [*job_repo.arguments, "--output-run", "u/sealed", "--backend", "serial", "--no-versions"]
+    first = run_job(*arguments, "-d", "detector = 1")
+    assert first.exit_code == 0, first.output
+    before = job_repo.contents()
+    with sealed_registry():
+        result = run_job(*arguments, "--extend-run", "--skip-existing")
+    _assert_refused(result, "readonly database")
+    assert job_repo.contents() == before

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sqlalchemy
 from lsst.daf.butler import Butler
-from lsst.daf.butler.registry.databases.sqlite import SqliteDatabase
 from lsst.pipe.base import Pipeline
 from lsst.resources import ResourcePath
 from pipeline_harness import CONF, PIPELINE, Night
 from pyspark.sql import SparkSession
 from pyspark.sql.datasource import EqualTo, GreaterThan
+from sealed import sealed_registry
 
 import spark_butler
 from spark_butler import SparkButler, make_session
@@ -345,9 +344,7 @@ def test_collections_may_be_patterns_that_lead_to_one_dataset_each(butler: Spark
     assert butler.data_ids("glob", collections="u/glob/c,u/glob/b").count() == 2
 
 
-def test_outputs_are_refused_where_the_registry_is_read_only(
-    butler: SparkButler, simulated: Night, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_are_refused_where_the_registry_is_read_only(butler: SparkButler, simulated: Night) -> None:
     query = {"where": SCIENCE, "outputs": {"sealed": "StructuredDataDict"}, "output_run": "u/sealed"}
 
     def collections() -> set[str]:
@@ -357,30 +354,20 @@ def test_outputs_are_refused_where_the_registry_is_read_only(
     before = collections()
     ids = butler.data_ids("raw", **query)
     assert collections() == before
-    make_engine = SqliteDatabase.makeEngine.__func__
-
-    def make_sealed(cls: Any, uri: Any, *, filename: str | None = None, writeable: bool = True) -> Any:
-        engine = make_engine(cls, uri, filename=filename, writeable=writeable)
-
-        @sqlalchemy.event.listens_for(engine, "connect")
-        def seal(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA query_only = ON")
-
-        return engine
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SqliteDatabase, "makeEngine", classmethod(make_sealed))
-        words = (
-            "registry of the Butler repository .* can't be written to: .*attempt to write a readonly database"
-        )
+    with sealed_registry():
+        words = "registry of the Butler repository .* can't be written to: .*readonly database"
         with pytest.raises(RepositoryError, match=words) as caught:
-            butler.data_ids("raw", **query)
+            butler.data_ids("raw", **query).map(lambda b, d: b.put({"level": 1}, "sealed", d))
         assert "\n" not in str(caught.value)
         assert not simulated.server.list_keys(simulated.bucket, "repo/u/sealed/")
-        # It may change its mind later.
+    assert collections() == before
+    # It may be sealed later.
+    levels = ids.map(lambda b, d: b.put({"level": 1}, "sealed", d).run)
+    assert collections() == {*before, "u/sealed"}
+    with sealed_registry():
         words = "4 datasets that functions have put are in the datastore, but .* run 'u/sealed': .*readonly"
         with pytest.raises(EngineError, match=words) as broken:
-            ids.foreach(lambda b, d: b.put({"level": 1}, "sealed", d))
+            levels.count()
         assert "\n" not in str(broken.value)
     assert ids.ingest() == 4
     assert butler.data_ids("sealed", collections="u/sealed").count() == 4
