@@ -80,11 +80,6 @@ class HeldFiles:
         if dataset_id is not None:
             del self._urls[dataset_id]
 
-    def clear(self) -> None:
-        """Let all files go."""
-        self._files.clear()
-        self._urls.clear()
-
     def get(self, url: str) -> bytes | None:
         """Find the contents of a file; `None` where it is not there.
 

@@ -286,40 +286,6 @@ class Plan:
         kinds = Counter(_chain_text([self.task_labels[q] for q in group.quanta]) for group in groups)
         return sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
 
-    def to_mermaid(self) -> str:
-        """Draw the plan as a Mermaid flow chart.
-
-        Returns
-        -------
-        text
-            A chart with a box for each kind of group of each stage, and an
-            arrow for each way between them, labelled with the temporaries
-            that go there.
-        """
-        boxes: dict[tuple[int, str], str] = {}
-        box_of: dict[int, str] = {}
-        lines = ["flowchart LR"]
-        for number, groups in enumerate(self.stages):
-            lines.append(f'  subgraph stage{number}["stage {number}"]')
-            for kind, count in self._kinds(groups):
-                boxes[number, kind] = f"s{number}k{len(boxes)}"
-                lines.append(f'    {boxes[number, kind]}["{count} × {kind}"]')
-            for group in groups:
-                kind = _chain_text([self.task_labels[q] for q in group.quanta])
-                box_of[group.index] = boxes[number, kind]
-            lines.append("  end")
-        carried: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-        for group in self.groups:
-            for need in group.upstream:
-                carried[box_of[need], box_of[group.index]].update(())
-        for crossing in self.crossings:
-            for consumer in crossing.consumers:
-                carried[box_of[crossing.producer], box_of[consumer]].add(crossing.dataset_type)
-        for (start, end), names in sorted(carried.items()):
-            arrow = f' == "{", ".join(sorted(names))}" ==> ' if names else " --> "
-            lines.append(f"  {start}{arrow}{end}")
-        return "\n".join(lines)
-
 
 def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"

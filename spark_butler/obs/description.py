@@ -147,11 +147,6 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
         """Bounding box of the assembled image; its first pixel is (0, 0)."""
         return Box.factory[0 : self.ny, 0 : self.nx]
 
-    @property
-    def has_overscan(self) -> bool:
-        """Whether every amplifier has an overscan."""
-        return all(amplifier.raw_overscan_section is not None for amplifier in self.amplifiers)
-
 
 class FilterDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A physical filter, its band, and what headers call it."""

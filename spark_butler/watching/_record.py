@@ -96,9 +96,6 @@ class RunRecord:
         self.n_given_again = 0
         """Number of quanta that were given out again because their worker was lost."""
 
-        self.n_outputs = 0
-        """Number of datasets that attempts have left in the datastore."""
-
         self.began = time.time()
         """When the plan was made, in seconds since the epoch."""
 
@@ -123,7 +120,6 @@ class RunRecord:
 
     def took(self, outcome: QuantumOutcome) -> None:
         """Hear of an outcome.  See `spark_butler.progress.Watcher.took`."""
-        self.n_outputs += len(outcome.outputs)
         outcome = dataclasses.replace(outcome.without_scans(), records={}, outputs=(), removed=())
         if outcome.quantum_id in self.outcomes:
             self.repeated.append(outcome)

@@ -175,7 +175,7 @@ temporary = dict.fromkeys(("one", "two", "sum"), "asked")
 for grain in ("auto", ("visit",), "quantum"):
     began = time.process_time()
     plan = cut_graph(GraphSketch(labels, edges, handovers, temporary, data_ids), group_by=grain, slots=200)
-    plan.explain(); plan.to_mermaid()
+    plan.explain()
     print(grain, len(plan.groups), time.process_time() - began)
     assert sum(len(group.quanta) for group in plan.groups) == len(labels)
     del plan
