@@ -104,6 +104,12 @@ lint: $(INSTALLED) ## Check style and types
 	ruff format --check .
 	mypy --strict spark_butler pyspark_butler jobs
 
+.PHONY: lint-words
+lint-words: $(INSTALLED) ## Check spelling (American) and wording
+	@$(RUN); export PATH
+	codespell
+	python tools/check_words.py
+
 .PHONY: format
 format: $(INSTALLED) ## Put the code into its standard form
 	@$(RUN); export PATH
