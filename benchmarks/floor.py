@@ -19,7 +19,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 from stock import read_graph
 
-from spark_butler.quanta import all_inputs, all_outputs
+from spark_butler.model.quanta import all_inputs, all_outputs
 
 
 def main(arguments: Sequence[str]) -> None:

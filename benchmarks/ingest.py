@@ -19,8 +19,8 @@ from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import MODULES, SIZES, prepare_graph  # noqa: E402
 from stock import read_graph  # noqa: E402
 
-from spark_butler.quanta import all_outputs  # noqa: E402
-from spark_butler.registry import Ingester  # noqa: E402
+from spark_butler.model.quanta import all_outputs  # noqa: E402
+from spark_butler.repository.ingest import Ingester  # noqa: E402
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 from workloads import make_frames
 
-from spark_butler.backends import ReportOutcome
-from spark_butler.dispatch import Dispatcher
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import Unit
+from spark_butler.driver.backend import ReportOutcome
+from spark_butler.driver.scheduler import Dispatcher
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.planning.plan import Unit
 
 _DETECTORS = 104
 

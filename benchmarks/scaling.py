@@ -157,7 +157,7 @@ def _from_files(graph_file: Path, times_file: Path, seed: int) -> list[_Case]:
     """Read a graph and the times of its tasks."""
     from stock import read_graph
 
-    from spark_butler.contents import sketch_graph
+    from spark_butler.driver.work_factory import sketch_graph
 
     graph = read_graph(graph_file)
     sketch = sketch_graph(graph)

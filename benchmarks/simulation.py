@@ -29,10 +29,10 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 from numpy.typing import NDArray
 from workloads import Workload
 
-from spark_butler import dispatch
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import Group, Plan, Unit
-from spark_butler.work import UnitWork
+from spark_butler.driver import scheduler as dispatch
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.work import UnitWork
+from spark_butler.planning.plan import Group, Plan, Unit
 
 
 def _cost(default: float, what: str, source: str) -> Any:

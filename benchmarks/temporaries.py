@@ -33,12 +33,12 @@ from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQua
 from metering import cpu_of_family
 from pyspark import SparkContext
 
-from spark_butler.backends.spark import SparkBackend
-from spark_butler.config import RunOptions
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
-from spark_butler.engine import execute_graph
-from spark_butler.session import make_session
+from spark_butler.driver.engine import execute_graph
+from spark_butler.model.options import RunOptions
+from spark_butler.spark.backend import SparkBackend
+from spark_butler.spark.session import make_session
 
 WAYS = ("fused", "shuffle", "butler")
 CHUNK = 8 * 2**20

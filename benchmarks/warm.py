@@ -16,11 +16,11 @@ from lsst.utils.threads import disable_implicit_threading
 from metering import cpu_of_family
 from stock import read_graph
 
-from spark_butler.backends.spark import SparkBackend
-from spark_butler.config import RunOptions
-from spark_butler.engine import execute_graph
-from spark_butler.session import make_spark_context
-from spark_butler.worker_check import check_workers
+from spark_butler.driver.engine import execute_graph
+from spark_butler.model.options import RunOptions
+from spark_butler.spark.backend import SparkBackend
+from spark_butler.spark.preflight import check_workers
+from spark_butler.spark.session import make_spark_context
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from spark_butler.plan import GraphSketch, GroupBy, Handover, Plan, cut_graph
+from spark_butler.planning.plan import GraphSketch, GroupBy, Handover, Plan, cut_graph
 
 type Edge = tuple[int, int]
 

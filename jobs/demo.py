@@ -19,7 +19,7 @@ from spark_butler.demo.night import INSTRUMENT, NIGHT_COLLECTION, DemoNight
 from spark_butler.demo.quicklook import draw_detector, draw_focal_plane
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.errors import UserError
-from spark_butler.java import find_java_home
+from spark_butler.spark.java import find_java_home
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = "u/demo/process_ccd"

@@ -16,7 +16,7 @@ if sys.version_info < (3, 12):  # noqa: UP036  (the interpreter may be the syste
     )
     sys.exit(2)
 
-from spark_butler.spark_start import launch_jvm_in_background
+from spark_butler.spark.startup import launch_jvm_in_background
 
 PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "process_ccd.yaml"
 
@@ -24,7 +24,7 @@ PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "proc
 def main() -> None:
     """Run the command, and launch the JVM while the middleware is imported."""
     launch_jvm_in_background()
-    from spark_butler.cli_run import make_run_command
+    from spark_butler.cli.run import make_run_command
 
     make_run_command("process_ccd.py", PIPELINE)()
 

@@ -14,10 +14,10 @@ from pyspark.sql.types import StructType
 
 
 class DefaultSource(DataSource):
-    """The source `spark_butler.datasource.ButlerDataSource`, without filters on data IDs.
+    """The source `spark_butler.spark.datasource.ButlerDataSource`, without filters on data IDs.
 
     Spark refuses a source that takes filters where its settings don't allow
-    it, which are as they are here; `spark_butler.datasource.register` changes
+    it, which are as they are here; `spark_butler.spark.datasource.register` changes
     them.
     """
 
@@ -28,12 +28,12 @@ class DefaultSource(DataSource):
 
     def schema(self) -> StructType:
         # Docstring inherited.
-        from spark_butler.datasource import find_schema
+        from spark_butler.spark.datasource import find_schema
 
         return find_schema(self.options)
 
     def reader(self, schema: StructType) -> DataSourceReader:
         # Docstring inherited.
-        from spark_butler.datasource import ButlerReader
+        from spark_butler.spark.datasource import ButlerReader
 
         return ButlerReader(self.options, schema)

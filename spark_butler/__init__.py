@@ -44,21 +44,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import RunOptions
-    from .engine import execute_graph, plan_graph
-    from .executor import SparkGraphExecutor
-    from .notebook import SparkButler
-    from .session import make_session
+    from .driver.engine import execute_graph, plan_graph
+    from .graph_executor import SparkGraphExecutor
+    from .model.options import RunOptions
+    from .notebook.butler import SparkButler
+    from .spark.session import make_session
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "RunOptions": "config",
-    "SparkButler": "notebook",
-    "SparkGraphExecutor": "executor",
-    "execute_graph": "engine",
-    "make_session": "session",
-    "plan_graph": "engine",
+    "RunOptions": "model.options",
+    "SparkButler": "notebook.butler",
+    "SparkGraphExecutor": "graph_executor",
+    "execute_graph": "driver.engine",
+    "make_session": "spark.session",
+    "plan_graph": "driver.engine",
 }
 
 

@@ -14,14 +14,14 @@ from lsst.daf.butler import Butler
 from lsst.pipe.base import Pipeline
 from lsst.resources import ResourcePath
 
-from .backends import Backend
-from .dispatch import RunResult
-from .learned import find_task_means, load_times
-from .messages import hide_secrets
-from .planning import RunRequest
-from .progress import Progress
-from .repository import store_roots
-from .watching import Run, RunWatch
+from .driver.backend import Backend
+from .driver.events import Progress
+from .driver.scheduler import RunResult
+from .planning.graph import RunRequest
+from .report import Run, RunWatch
+from .repository.checks import store_roots
+from .repository.task_history import find_task_means, load_times
+from .text import hide_secrets
 
 _SHOWN = ("pipeline", "qgraph", "input", "output", "output_run", "data_query", "instrument")
 
@@ -106,7 +106,7 @@ def describe_end(result: RunResult) -> tuple[str, str]:
     Returns
     -------
     state, reason
-        As `spark_butler.watching.RunWatch.finish` takes them.
+        As `spark_butler.report.RunWatch.finish` takes them.
     """
     if result.stopped_by is not None:
         return "stopped", f"Stopped because {result.stop_reason}."

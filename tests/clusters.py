@@ -17,7 +17,7 @@ import psutil
 import pyspark
 
 from spark_butler.demo.s3server import find_free_ports, wait_until
-from spark_butler.java import find_java_home
+from spark_butler.spark.java import find_java_home
 
 
 def _answers(port: int) -> bool:

@@ -69,7 +69,7 @@ def spark(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> It
 
     It comes after the S3 server, so that its workers inherit the way there.
     """
-    from spark_butler.session import make_session
+    from spark_butler.spark.session import make_session
 
     scratch = tmp_path_factory.mktemp("spark")
     session = make_session(

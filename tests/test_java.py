@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from spark_butler import java
 from spark_butler.errors import SessionError, UserError
-from spark_butler.java import find_java_home
+from spark_butler.spark import java
+from spark_butler.spark.java import find_java_home
 
 _SETTINGS = "    java.home = {home}\n    java.specification.version = {version}\n"
 

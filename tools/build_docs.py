@@ -29,7 +29,7 @@ def _walk(command: click.Command, name: str, parent: click.Context | None = None
 
 def _write_command_page(path: Path) -> None:
     """Write the help texts of all commands down."""
-    from spark_butler.cli import main
+    from spark_butler.cli.main import main
 
     pages = [
         f"## {context.command_path}\n\n```text\n{context.get_help()}\n```\n"

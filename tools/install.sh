@@ -62,7 +62,7 @@ say "installing what requirements.lock names"
 pip_install --require-hashes -r requirements.lock
 pip_install --no-deps --editable .
 
-find_java() { "$VENV/bin/python" -c 'from spark_butler.java import find_java_home as f; print(f())' 2>/dev/null; }
+find_java() { "$VENV/bin/python" -c 'from spark_butler.spark.java import find_java_home as f; print(f())' 2>/dev/null; }
 rm -f "$VENV/bin/java"
 if ! java_home=$(find_java); then
   say "no Java 17 or newer here; installing a JDK"

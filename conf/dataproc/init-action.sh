@@ -12,7 +12,7 @@ mkdir -p /opt/spark-butler
 gcloud storage cat "$archive" | tar -xzf - --no-same-owner -C /opt/spark-butler
 # Users may not write here, so what they import has to be compiled now. Fails early where the machine won't do.
 env -i /opt/spark-butler/bin/python -m compileall -q /opt/spark-butler/lib || true
-env -i /opt/spark-butler/bin/python -c 'import spark_butler.worker'
+env -i /opt/spark-butler/bin/python -c 'import spark_butler.worker.group'
 
 if [ -n "$secret" ]; then
   umask 077

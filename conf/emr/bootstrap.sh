@@ -7,4 +7,4 @@ sudo mkdir -p /opt/spark-butler
 aws s3 cp --only-show-errors "$1" - | sudo tar -xzf - --no-same-owner -C /opt/spark-butler
 # Users may not write here, so what they import has to be compiled now. Fails early where the machine won't do.
 sudo env -i /opt/spark-butler/bin/python -m compileall -q /opt/spark-butler/lib || true
-env -i /opt/spark-butler/bin/python -c 'import spark_butler.worker'
+env -i /opt/spark-butler/bin/python -c 'import spark_butler.worker.group'

@@ -30,8 +30,8 @@ from lsst.daf.butler import (
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
-from ..messages import brief
-from ..repository import check_repository, check_writeable
+from ..repository.checks import check_repository, check_writeable
+from ..text import brief
 from .description import CameraDescription
 from .instrument import YamlInstrument, make_instrument_class
 

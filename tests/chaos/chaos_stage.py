@@ -21,7 +21,7 @@ from chaos_scenes import ROOT
 from clusters import Cluster
 
 from spark_butler.demo.s3server import EmbeddedS3
-from spark_butler.java import find_java_home
+from spark_butler.spark.java import find_java_home
 
 MARKER = "SPARK_BUTLER_CHAOS"
 """Environment variable of all processes of the suite, by which those that are left over can be found."""

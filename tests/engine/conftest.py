@@ -13,7 +13,8 @@ from engine_harness import Repo
 from lsst.daf.butler import Butler
 from mock_night import insert_dimensions
 
-from spark_butler.backends import Backend, SerialBackend
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.serial import SerialBackend
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def shipped(spark: object) -> None:
 @pytest.fixture
 def spark_backend(spark: object, shipped: None) -> Iterator[Backend]:
     """The Spark backend."""
-    from spark_butler.backends.spark import SparkBackend
+    from spark_butler.spark.backend import SparkBackend
 
     backend = SparkBackend(spark)  # type: ignore[arg-type]
     yield backend

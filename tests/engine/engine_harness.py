@@ -34,12 +34,13 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, MockDataset
 from lsst.resources import ResourcePath
 
-from spark_butler.backends import Backend, ReportOutcome, SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.work import UnitWork, WorkerContext
+from spark_butler.driver.backend import Backend, ReportOutcome
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.work import UnitWork, WorkerContext
 
 RUN = "out/run"
 

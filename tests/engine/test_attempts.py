@@ -42,13 +42,14 @@ from lsst.pipe.base.tests.mocks import (
     DynamicTestPipelineTaskConfig,
 )
 
-from spark_butler.backends import Backend, SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.registry import Ingester
+from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.repository.ingest import Ingester
 
 _CCD = ("visit", "detector")
 _FAIL = "visit=1 AND detector=2"

@@ -28,7 +28,8 @@ from lsst.pipe.base.tests.mocks import (
 )
 from mock_night import insert_dimensions
 
-from spark_butler.backends import Backend, SerialBackend
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.serial import SerialBackend
 
 _NO_WORK = "lsst.pipe.base.NoWorkFound"
 _PARTIAL = "lsst.pipe.base.AnnotatedPartialOutputsError"

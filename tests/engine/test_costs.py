@@ -17,13 +17,20 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 from lsst.resources import ResourcePath
 
-from spark_butler import engine, learned
-from spark_butler.backends import SerialBackend
-from spark_butler.dispatch import Dispatcher
-from spark_butler.learned import find_costs, find_task_means, find_times, load_times, save_times
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import GraphSketch, cut_graph
-from spark_butler.repository import store_roots
+from spark_butler.driver import engine
+from spark_butler.driver.scheduler import Dispatcher
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.planning.plan import GraphSketch, cut_graph
+from spark_butler.repository import task_history as learned
+from spark_butler.repository.checks import store_roots
+from spark_butler.repository.task_history import (
+    find_costs,
+    find_task_means,
+    find_times,
+    load_times,
+    save_times,
+)
 
 _UNIVERSE = DimensionUniverse()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_butler.backends.daemon import remove_dead_sockets
+from spark_butler.spark.daemon import remove_dead_sockets
 
 
 def _bind(folder: Path, *, age: float) -> tuple[Path, socket.socket]:

@@ -15,12 +15,12 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.dispatch import Dispatcher, FailureBudget, RunResult
+from spark_butler.driver.events import Progress
+from spark_butler.driver.scheduler import Dispatcher, FailureBudget, RunResult
 from spark_butler.errors import EngineError
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import GraphSketch, Plan, Unit, cut_graph
-from spark_butler.progress import Progress
-from spark_butler.work import UnitWork
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.work import UnitWork
+from spark_butler.planning.plan import GraphSketch, Plan, Unit, cut_graph
 
 _REPORT = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=0)
 _FAILURE = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=1)

@@ -26,7 +26,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicTestPipelineTaskConfig
 
 from spark_butler.errors import OptionsError, UserError
-from spark_butler.executor import SparkGraphExecutor
+from spark_butler.graph_executor import SparkGraphExecutor
 
 _CCD = ("visit", "detector")
 _FAIL = "visit=1 AND detector=2"
@@ -218,7 +218,7 @@ def test_number_of_processes_is_a_limit(
 
     Since the test's session has two slots, the dispatcher is watched, too.
     """
-    from spark_butler import dispatch
+    from spark_butler.driver import scheduler as dispatch
 
     notes = tmp_path / "notes"
     notes.mkdir()
@@ -230,7 +230,7 @@ def test_number_of_processes_is_a_limit(
         submitted.append(sum(self._running.values()))
 
     monkeypatch.setattr(dispatch.Dispatcher, "_dispatch", watched)
-    monkeypatch.setattr("spark_butler.backends.spark.SparkBackend.slots", 16)
+    monkeypatch.setattr("spark_butler.spark.backend.SparkBackend.slots", 16)
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_overlapping(notes)))
         if made:

@@ -11,10 +11,11 @@ from engine_harness import BackendAround, Case, Repo, make_graph
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from mock_night import insert_visits
 
-from spark_butler.backends import Backend, ReportOutcome, SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.engine import execute_graph, plan_graph
-from spark_butler.work import UnitWork, WorkerContext
+from spark_butler.driver.backend import Backend, ReportOutcome
+from spark_butler.driver.engine import execute_graph, plan_graph
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
+from spark_butler.model.work import UnitWork, WorkerContext
 
 _CCD = ("visit", "detector")
 

@@ -17,13 +17,14 @@ from engine_tasks import TroubleConfig, TroubleTask
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 
-from spark_butler.backends import Backend, SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
-from spark_butler.failures import FailureKind
-from spark_butler.limits import ResourceRequests
-from spark_butler.outcomes import QuantumOutcome
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.failures import FailureKind
+from spark_butler.model.limits import ResourceRequests
+from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import QuantumOutcome
 
 MakeRepo = Callable[[str], Repo]
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import networkx
 import pytest
 
-from spark_butler.dispatch import Dispatcher
-from spark_butler.pace import Pace
-from spark_butler.plan import GraphSketch, Handover, cut_graph
+from spark_butler.driver.batching import Pace
+from spark_butler.driver.scheduler import Dispatcher
+from spark_butler.planning.plan import GraphSketch, Handover, cut_graph
 
 
 def _pace(seconds: float, n: int = 200) -> Pace:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_butler.errors import PlanError, UserError
-from spark_butler.plan import GraphSketch, GroupBy, Handover, Plan, cut_graph
+from spark_butler.planning.plan import GraphSketch, GroupBy, Handover, Plan, cut_graph
 
 _DIMENSIONS = ("instrument", "visit", "detector")
 _GRAINS: list[GroupBy] = ["fused", "quantum", "auto", ("visit",), ("detector",), ("instrument", "visit")]
@@ -87,9 +87,9 @@ def test_plan_keeps_the_order_of_the_graph(sketch: GraphSketch, grain: GroupBy, 
 def test_parts_of_large_groups_keep_the_order_and_what_is_fused(sketch: GraphSketch, most: int) -> None:
     fused = cut_graph(sketch, group_by="fused")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spark_butler.plan._MANY_QUANTA", most)
-        patch.setattr("spark_butler.plan._GROUPS_PER_SLOT", 1)
-        patch.setattr("spark_butler.plan._UNEVEN", 100.0)
+        patch.setattr("spark_butler.planning.plan._MANY_QUANTA", most)
+        patch.setattr("spark_butler.planning.plan._GROUPS_PER_SLOT", 1)
+        patch.setattr("spark_butler.planning.plan._UNEVEN", 100.0)
         plan = cut_graph(dataclasses.replace(sketch, handovers=()), group_by="auto", slots=1)
     home = {quantum: group.index for group in plan.groups for quantum in group.quanta}
     assert sorted(home) == sorted(sketch.task_labels)

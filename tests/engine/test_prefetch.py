@@ -28,17 +28,25 @@ from lsst.pipe.base.tests.mocks import (
 from lsst.resources import ResourcePath
 from mock_night import insert_dimensions
 
-from spark_butler import prefetch
-from spark_butler.backends import Backend, SerialBackend, serial
-from spark_butler.config import RunOptions
+from spark_butler.datastore import prefetch
+from spark_butler.datastore.prefetch import reads_whole_files
+from spark_butler.datastore.prefetch_queue import FilesAhead
+from spark_butler.datastore.s3_clients import (
+    counted_apart,
+    forget_clients,
+    look_ahead,
+    open_clients,
+    traffic_so_far,
+)
 from spark_butler.demo.s3server import EmbeddedS3
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
-from spark_butler.files_ahead import FilesAhead
-from spark_butler.isolation import ChildRunner
-from spark_butler.prefetch import reads_whole_files
-from spark_butler.store_clients import counted_apart, forget_clients, look_ahead, open_clients, traffic_so_far
-from spark_butler.traffic import NO_TRAFFIC, Traffic
+from spark_butler.driver import serial
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
+from spark_butler.model.traffic import NO_TRAFFIC, Traffic
+from spark_butler.worker.child_process import ChildRunner
 
 _CCD = ("visit", "detector")
 _N_DETECTORS = 4
@@ -360,7 +368,7 @@ def test_failure_to_read_ahead_is_nobodys_error(
         result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
     assert not result.failed
     assert counted["GET"] == 2 * _N_DETECTORS
-    records = [record for record in caplog.records if record.name == "spark_butler.prefetch"]
+    records = [record for record in caplog.records if record.name == "spark_butler.datastore.prefetch"]
     assert len(records) == 2 * (_N_DETECTORS - 1)
     assert all(record.levelno == logging.DEBUG and record.exc_info is None for record in records)
     assert "secret" not in caplog.text

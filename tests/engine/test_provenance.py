@@ -38,18 +38,19 @@ from lsst.resources import ResourcePath
 from provenance_harness import Seen, look, look_at
 from zip_seek import seek_by_reading
 
-from spark_butler.backends import Backend, SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
+from spark_butler.datastore.atomic_write import check_destination, whole_file
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
-from spark_butler.executor import SparkGraphExecutor
-from spark_butler.failures import FailureKind
-from spark_butler.limits import ResourceRequests
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.provenance import ProvenanceRecorder
-from spark_butler.scans import QuantumScan, join_scans
-from spark_butler.whole_file import check_destination, whole_file
+from spark_butler.graph_executor import SparkGraphExecutor
+from spark_butler.model.failures import FailureKind
+from spark_butler.model.limits import ResourceRequests
+from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.provenance.recorder import ProvenanceRecorder
+from spark_butler.provenance.scan import QuantumScan, join_scans
 
 _CCD = ("visit", "detector")
 _FAIL = "visit=1 AND detector=2"
@@ -230,9 +231,9 @@ def test_quantum_whose_input_was_lost_has_no_log(make_repo: MakeRepo, tmp_path: 
 def test_quantum_does_not_fail_for_what_is_said_about_it(
     make_repo: MakeRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import spark_butler.scans
+    import spark_butler.provenance.scan
 
-    scan_attempt, calls = spark_butler.scans.scan_attempt, [0]
+    scan_attempt, calls = spark_butler.provenance.scan.scan_attempt, [0]
 
     def fail_at_first(*args: Any, **kwargs: Any) -> QuantumScan:
         calls[0] += 1
@@ -240,7 +241,7 @@ def test_quantum_does_not_fail_for_what_is_said_about_it(
             raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
         return scan_attempt(*args, **kwargs)
 
-    monkeypatch.setattr("spark_butler.scans.scan_attempt", fail_at_first)
+    monkeypatch.setattr("spark_butler.provenance.scan.scan_attempt", fail_at_first)
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
         result = _run(helper, graph, tmp_path / "provenance.qg")
@@ -252,7 +253,7 @@ def test_quantum_does_not_fail_for_what_is_said_about_it(
 def test_long_logs_are_read_in_the_repository(
     make_repo: MakeRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark_butler.scans.MAX_SCAN_BYTES", 10)
+    monkeypatch.setattr("spark_butler.provenance.scan.MAX_SCAN_BYTES", 10)
     sent: list[bytes | None] = []
 
     def watch(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
@@ -560,7 +561,7 @@ def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
 def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
     target = tmp_path / "x.qg"
     code = (
-        "import sys, time; from spark_butler.whole_file import whole_file\n"
+        "import sys, time; from spark_butler.datastore.atomic_write import whole_file\n"
         "with whole_file(sys.argv[1]) as path:\n"
         "    path.write_text('half'); print('now', flush=True); time.sleep(60)\n"
     )
@@ -578,7 +579,7 @@ def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
 
 def test_nothing_is_left_by_a_driver_killed_in_the_middle_of_a_run(tmp_path: Path) -> None:
     code = (
-        "import time; from spark_butler.provenance import ProvenanceRecorder\n"
+        "import time; from spark_butler.provenance.recorder import ProvenanceRecorder\n"
         "from types import SimpleNamespace as N\n"
         "recorder = ProvenanceRecorder(N(quantum_only_xgraph=None), 'x.qg')\n"
         "recorder.add(N(scan=b'x' * 10**6, quantum_id=1, attempts=()))\n"

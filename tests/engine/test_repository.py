@@ -10,7 +10,7 @@ import pytest
 from engine_harness import Repo
 
 from spark_butler.errors import RepositoryError
-from spark_butler.repository import register_run
+from spark_butler.repository.checks import register_run
 
 MakeRepo = Callable[[str], Repo]
 

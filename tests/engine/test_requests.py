@@ -24,14 +24,14 @@ from lsst.pipe.base import InvalidQuantumError, RepeatableQuantumError
 from lsst.resources import ResourcePath
 from lsst.resources.utils import get_tempdir
 
-from spark_butler.config import RunOptions
 from spark_butler.errors import OptionsError
-from spark_butler.failures import FailureKind, classify
-from spark_butler.limits import MIB, Limits, ResourceRequests, read_requests
-from spark_butler.memory import machine_memory, resident_memory
-from spark_butler.messages import brief
-from spark_butler.temporary_files import TemporaryFolder
-from spark_butler.turnstile import MemoryLock
+from spark_butler.model.failures import FailureKind, classify
+from spark_butler.model.limits import MIB, Limits, ResourceRequests, read_requests
+from spark_butler.model.options import RunOptions
+from spark_butler.text import brief
+from spark_butler.worker.memory import machine_memory, resident_memory
+from spark_butler.worker.memory_lock import MemoryLock
+from spark_butler.worker.temporary_directory import TemporaryFolder
 
 
 def _client_error(code: str, status: int) -> ClientError:
@@ -170,7 +170,7 @@ def test_error_of_a_worker_is_found_in_the_report_of_spark() -> None:
 def test_log_of_a_process_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     script = """
 import ctypes, logging, os, sys
-from spark_butler.log_tail import LogTail
+from spark_butler.worker.log_tail import LogTail
 tail = LogTail()
 child = os.fork()
 if not child:

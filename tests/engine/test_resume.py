@@ -38,18 +38,18 @@ from lsst.pipe.base.tests.mocks import (
 )
 from lsst.resources import ResourcePath
 
-from spark_butler import registry
-from spark_butler import stored_files as files_module
-from spark_butler.backends import SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
+from spark_butler.datastore import files as files_module
+from spark_butler.datastore.files import list_files
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.existing_outputs import needs_clobber
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, PlanError, RepositoryError
-from spark_butler.graph_building import settle_dataset_ids
-from spark_butler.registry import Ingester, IngestStream
-from spark_butler.resume import needs_clobber
-from spark_butler.run_notes import read_temporaries, record_temporaries
-from spark_butler.stored_files import list_files
+from spark_butler.model.options import RunOptions
+from spark_butler.planning.dataset_ids import settle_dataset_ids
+from spark_butler.repository import ingest as registry
+from spark_butler.repository.collection_notes import read_temporaries, record_temporaries
+from spark_butler.repository.ingest import Ingester, IngestStream
 
 MakeRepo = Callable[[str], Repo]
 

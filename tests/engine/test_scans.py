@@ -19,7 +19,7 @@ from lsst.pipe.base.tests.mocks import (
     DynamicTestPipelineTaskConfig,
 )
 
-from spark_butler.scans import QuantumScan, scan_attempt
+from spark_butler.provenance.scan import QuantumScan, scan_attempt
 
 _CCD = ("visit", "detector")
 

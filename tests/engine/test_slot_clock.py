@@ -12,11 +12,12 @@ import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler import import_times, slot_clock
-from spark_butler.import_times import note_imports, start_of_imports, take_import_times
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.slot_clock import SlotClock
-from spark_butler.warmth import import_for_children
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.worker import clock as slot_clock
+from spark_butler.worker import import_times
+from spark_butler.worker.clock import SlotClock
+from spark_butler.worker.import_times import note_imports, start_of_imports, take_import_times
+from spark_butler.worker.preload import import_for_children
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +116,8 @@ def test_worker_without_our_parent_tells_its_processor_time() -> None:
 
 def test_parent_of_workers_counts_from_its_start() -> None:
     code = (
-        "import time; time.sleep(0.5); from spark_butler.backends import daemon; import pyspark.daemon; "
-        "from spark_butler.import_times import take_import_times; "
+        "import time; time.sleep(0.5); from spark_butler.spark import daemon; import pyspark.daemon; "
+        "from spark_butler.worker.import_times import take_import_times; "
         "pyspark.daemon.manager = lambda: print(*[each.seconds for each in take_import_times()]); "
         "daemon.main()"
     )
@@ -131,7 +132,7 @@ def test_what_is_imported_for_children_counts(monkeypatch: pytest.MonkeyPatch) -
     assert take_import_times() == ()
     monkeypatch.delitem(sys.modules, "pydoc_data.topics", raising=False)
     note: list[float] = []
-    monkeypatch.setattr("spark_butler.warmth.note_imports", note.append)
+    monkeypatch.setattr("spark_butler.worker.preload.note_imports", note.append)
     began = time.time()
     import_for_children(["pydoc_data.topics"])
     assert note == [pytest.approx(began, abs=0.5)]

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from spark_butler import spark_start
 from spark_butler.errors import SessionError
-from spark_butler.spark_start import SparkStart
+from spark_butler.spark import startup as spark_start
+from spark_butler.spark.startup import SparkStart
 
 _SCRIPT = """
 import sys
 from pyspark import SparkContext
-from spark_butler.spark_start import SparkStart
+from spark_butler.spark.startup import SparkStart
 
 with SparkStart(["talkative", "no_such_module", "broken"]) as start:
     context = start.wait()
@@ -61,7 +61,7 @@ def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Pa
 _SPEAKING = """
 import sys
 from spark_butler.errors import UserError
-from spark_butler.spark_start import SparkStart, launch_jvm_in_background
+from spark_butler.spark.startup import SparkStart, launch_jvm_in_background
 
 launch_jvm_in_background()
 try:
@@ -158,7 +158,7 @@ def test_what_stands_against_it_is_raised_where_it_is_waited_for(
 _TWO_LAUNCH = """
 import os, threading, time
 from pyspark import SparkContext, java_gateway
-from spark_butler.jvm import launch_jvm
+from spark_butler.spark.jvm import launch_jvm
 
 launch = java_gateway.launch_gateway
 calls = []

@@ -22,13 +22,14 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 from lsst.resources import ResourcePath
 from mock_night import insert_dimensions
 
-from spark_butler.backends import Backend, SerialBackend
-from spark_butler.config import RunOptions
+from spark_butler.datastore.file_cache import HeldFiles
+from spark_butler.datastore.s3_clients import forget_clients, hold_files, open_clients, traffic_so_far
 from spark_butler.demo.s3server import EmbeddedS3
-from spark_butler.engine import execute_graph
-from spark_butler.held_files import HeldFiles
-from spark_butler.quanta import all_inputs, all_outputs
-from spark_butler.store_clients import forget_clients, hold_files, open_clients, traffic_so_far
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
+from spark_butler.model.quanta import all_inputs, all_outputs
 
 _CCD = ("visit", "detector")
 

@@ -20,11 +20,12 @@ from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from mock_night import insert_dimensions
 
-from spark_butler.backends import Backend, ReportOutcome, SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.engine import execute_graph
-from spark_butler.work import UnitWork, WorkerContext
-from spark_butler.worker_context import worker_config
+from spark_butler.driver.backend import Backend, ReportOutcome
+from spark_butler.driver.context import worker_config
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
+from spark_butler.model.work import UnitWork, WorkerContext
 
 _CCD = ("visit", "detector")
 

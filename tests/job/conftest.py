@@ -13,7 +13,7 @@ from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 
-from spark_butler.cli_run import make_run_command
+from spark_butler.cli.run import make_run_command
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
 

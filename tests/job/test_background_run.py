@@ -17,15 +17,16 @@ from lsst.daf.butler import Butler
 from lsst.pipe.base import Pipeline
 from lsst.resources import ResourcePath
 
-from spark_butler import request_watch, runs
-from spark_butler.backends.serial import SerialBackend
-from spark_butler.cli import main
+from spark_butler import request_watch
+from spark_butler.cli.main import main
+from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
-from spark_butler.learned import save_times
-from spark_butler.notebook_request import make_notebook_request
-from spark_butler.repository import store_roots
-from spark_butler.runs import PreparedRun, Run, RunStatus
-from spark_butler.watching import AttemptFolder, RunWatch, find_attempts, read_json
+from spark_butler.notebook import run as runs
+from spark_butler.notebook.options import make_notebook_request
+from spark_butler.notebook.run import PreparedRun, Run, RunStatus
+from spark_butler.report import AttemptFolder, RunWatch, find_attempts, read_json
+from spark_butler.repository.checks import store_roots
+from spark_butler.repository.task_history import save_times
 
 _BAD = {"second:fail_condition": "detector IN (2)"}
 
@@ -144,7 +145,7 @@ def test_a_store_that_takes_no_report_does_not_spoil_the_run(
         raise PermissionError("not here")
 
     monkeypatch.setattr(RunWatch, "_write_status", refuse)
-    monkeypatch.setattr("spark_butler.watching._watch.make_page", refuse)
+    monkeypatch.setattr("spark_butler.report.watch.make_page", refuse)
     run = _start(job_repo, output_run="back/refused", select_tasks="first").wait()
     assert run.status is RunStatus.SUCCEEDED
     assert run.report_uri is None
@@ -172,7 +173,7 @@ def test_what_earlier_runs_took_tells_the_time_left_at_once(
     try:
         monkeypatch.setattr(Run, "_execute", lambda run, butler: shown.append(repr(run)))
         shown: list[str] = []
-        with caplog.at_level(logging.INFO, logger="spark_butler.watching"):
+        with caplog.at_level(logging.INFO, logger="spark_butler.report"):
             _start(job_repo, output_run="back/learned")._thread.join()
     finally:
         root.join("spark-butler-learned/times.json").remove()

@@ -23,10 +23,10 @@ from lsst.daf.butler.cli.cliLog import CliLog
 from stock import read_graph
 from zip_seek import seek_by_reading
 
-from spark_butler.backends import SerialBackend
-from spark_butler.cli import main
-from spark_butler.config import RunOptions
-from spark_butler.engine import execute_graph
+from spark_butler.cli.main import main
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
 
 type RunJob = Callable[..., Result]
 

@@ -13,8 +13,8 @@ from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 from lsst.resources._resourcePath import MBulkResult
 
-from spark_butler.cli import main
-from spark_butler.scratch import fetch_scratch, find_scratch, scratch_root, store_scratch
+from spark_butler.cli.main import main
+from spark_butler.temporaries.scratch import fetch_scratch, find_scratch, scratch_root, store_scratch
 
 
 @pytest.fixture(params=["s3", "posix"])

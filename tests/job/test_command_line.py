@@ -18,7 +18,7 @@ from job_harness import ROOT, JobRepo, submit
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.resources import ResourcePath
 
-from spark_butler.cli import main
+from spark_butler.cli.main import main
 from spark_butler.errors import EngineError
 
 type RunJob = Callable[..., Result]
@@ -133,7 +133,7 @@ def test_run_report_status_and_cancel_as_json(job_repo: JobRepo, run_job: RunJob
 
 
 def test_only_json_is_on_stdout_of_a_process(job_repo: JobRepo) -> None:
-    command = [sys.executable, "-m", "spark_butler.cli", "run", *job_repo.arguments, "--no-versions"]
+    command = [sys.executable, "-m", "spark_butler.cli.main", "run", *job_repo.arguments, "--no-versions"]
     command += ["--backend", "serial", "-o", "json/process", "--select-tasks", "first", "--format", "json"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr
@@ -183,12 +183,12 @@ def test_run_whose_engine_breaks_as_json(
         return EngineError("The provenance can't be written.")
 
     given = [*job_repo.arguments, "--backend", "serial", "--no-versions", "--format", "json"]
-    monkeypatch.setattr("spark_butler.cli_run._write_provenance", break_down)
+    monkeypatch.setattr("spark_butler.cli.run._write_provenance", break_down)
     result = run_job(*given, "-o", "json/unwritten", "--select-tasks", "first")
     run = _json(result, status=1)
     assert (run["state"], run["exit_status"]) == ("succeeded", 1)
     assert result.stderr.splitlines()[-1] == "Error: The engine failed: The provenance can't be written."
-    monkeypatch.setattr("spark_butler.cli_run.execute_graph", _raise)
+    monkeypatch.setattr("spark_butler.cli.run.execute_graph", _raise)
     run = _json(run_job(*given, "--output-run", "json/broken", "--select-tasks", "first"), status=1)
     assert (run["run"], run["state"], run["exit_status"]) == ("json/broken", "broken", 1)
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from lsst.daf.butler import Butler, CollectionType
 from lsst.resources import ResourcePath
 
-from spark_butler.cli import main
-from spark_butler.cli_cleanup import find_folders
+from spark_butler.cli.cleanup import find_folders
+from spark_butler.cli.main import main
 from spark_butler.errors import RepositoryError
-from spark_butler.repository import store_roots
+from spark_butler.report import find_attempts
+from spark_butler.repository.checks import store_roots
 from spark_butler.run_folders import path_below, run_folder
-from spark_butler.scratch import find_scratch, scratch_folder, scratch_root, store_scratch
-from spark_butler.watching import find_attempts
+from spark_butler.temporaries.scratch import find_scratch, scratch_folder, scratch_root, store_scratch
 
 _HOSTILE = [
     *("", ".", "..", "../..", "../../other", "./", "/", "//", "~", "~root", "*", "u/*", "?", "\0", "\n"),

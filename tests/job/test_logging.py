@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from job_harness import JobRepo
 from lsst.daf.butler.cli.cliLog import CliLog
 
-from spark_butler.cli import main
+from spark_butler.cli.main import main
 
 
 @pytest.fixture(autouse=True)

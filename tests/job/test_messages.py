@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spark_butler.messages import brief, hide_secrets
+from spark_butler.text import brief, hide_secrets
 
 
 def test_java_stack_becomes_its_message() -> None:

@@ -19,7 +19,7 @@ from job_harness import JOB, JobRepo
 from lsst.daf.butler import Butler, DataCoordinate
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 
-from spark_butler.cli import main
+from spark_butler.cli.main import main
 
 type RunJob = Callable[..., Result]
 
@@ -76,7 +76,7 @@ def test_nothing_is_written_or_started(
     def refuse(*arguments: object) -> None:
         raise AssertionError("a Spark session is made")
 
-    monkeypatch.setattr("spark_butler.cli_run.SparkStart", refuse)
+    monkeypatch.setattr("spark_butler.cli.run.SparkStart", refuse)
     before = job_repo.contents()
     result = run_job(*job_repo.arguments, "-o", "u/nothing", "--temporary", "mock_f*", *more)
     assert result.exit_code == 0, result.output

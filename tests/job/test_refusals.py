@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from sealed import sealed_registry
 
 from spark_butler.errors import SessionError
-from spark_butler.session import _check_master
+from spark_butler.spark.session import _check_master
 
 type RunJob = Callable[..., Result]
 
@@ -91,7 +91,7 @@ class TestRepository:
         with socket.create_server(("127.0.0.1", 0)) as server:
             # Accepted by the system and never answered, like a hung gateway.
             monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-            monkeypatch.setattr("spark_butler.repository._READ_SECONDS", 1)
+            monkeypatch.setattr("spark_butler.repository.checks._READ_SECONDS", 1)
             start = time.monotonic()
             _assert_refused(run_job(*job_repo.arguments, "-o", "u/x"), "can't be reached")
             assert time.monotonic() - start < 15
@@ -302,7 +302,7 @@ class TestPlatform:
     ) -> None:
         # The same address has another meaning in the driver than in workers, which have nothing of the kind.
         monkeypatch.setattr(
-            "spark_butler.cli_run.check_repository", lambda repo: ["s3://only-in-the-driver/"]
+            "spark_butler.cli.run.check_repository", lambda repo: ["s3://only-in-the-driver/"]
         )
         result = run_job(*job_repo.arguments, "-o", "u/x")
         _assert_refused(result, "Workers of Spark", "s3://only-in-the-driver/", "no such bucket")

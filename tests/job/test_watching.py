@@ -16,9 +16,9 @@ from job_harness import JobRepo, submit
 from lsst.daf.butler import Butler
 
 from spark_butler import request_watch
-from spark_butler.cli import main
-from spark_butler.repository import store_roots
-from spark_butler.watching import AttemptFolder, RunWatch, find_attempts, read_json
+from spark_butler.cli.main import main
+from spark_butler.report import AttemptFolder, RunWatch, find_attempts, read_json
+from spark_butler.repository.checks import store_roots
 
 type RunJob = Callable[..., Result]
 
@@ -63,7 +63,7 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
 
 
 @pytest.mark.parametrize(
-    "daemon", ["spark_butler.backends.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
+    "daemon", ["spark_butler.spark.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
 )
 def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daemon: str) -> None:
     where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")

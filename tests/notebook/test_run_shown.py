@@ -13,14 +13,14 @@ import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, QuantumReport
 
-from spark_butler.backends.actions import _worker_traceback
-from spark_butler.failures import FailureKind
-from spark_butler.live_display import LiveDisplay
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import GraphSketch, cut_graph
-from spark_butler.progress import Progress, ProgressSnapshot
-from spark_butler.quantum_failures import Failures, describe_failure
-from spark_butler.run_table import make_html, make_text, tell_seconds
+from spark_butler.driver.events import Progress, ProgressSnapshot
+from spark_butler.model.failures import FailureKind
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.planning.plan import GraphSketch, cut_graph
+from spark_butler.report.failures import Failures, describe_failure
+from spark_butler.report.live_display import LiveDisplay
+from spark_butler.report.run_table import make_html, make_text, tell_seconds
+from spark_butler.spark.rdd import _worker_traceback
 from spark_butler.tasks.isr import IsrTask
 
 
@@ -147,7 +147,7 @@ def test_the_traceback_of_a_worker_begins_with_the_users_function(monkeypatch: p
         ": org.apache.spark.SparkException: Job aborted: Traceback (most recent call last):\n"
         '  File "/lib/pyspark/worker.py", line 4, in main\n'
         "    process()\n"
-        '  File "/lib/spark_butler/worker_butler.py", line 320, in run_bundle\n'
+        '  File "/lib/spark_butler/worker/butler.py", line 320, in run_bundle\n'
         "    result = function(butler, data_id)\n"
         '  File "<ipython-input-3>", line 6, in level\n'
         "    1 / 0\n"

@@ -13,7 +13,7 @@ import sqlalchemy.exc
 from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
 
-from spark_butler.cli import main
+from spark_butler.cli.main import main
 from spark_butler.demo.simulation import SimulatedData
 
 
@@ -226,5 +226,5 @@ def test_simulate_writes_what_register_and_ingest_read(tmp_path: Path, repo: Pat
 
 
 def test_commands_are_imported_lazily() -> None:
-    code = "import sys, spark_butler.cli; sys.exit(any(name.startswith('lsst') for name in sys.modules))"
+    code = "import sys, spark_butler.cli.main; sys.exit(any(name.startswith('lsst') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

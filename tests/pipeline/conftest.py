@@ -11,7 +11,7 @@ from lsst.daf.butler import Butler
 from lsst.daf.butler.cli.cliLog import CliLog
 from pipeline_harness import CONF, PIPELINE, Night
 
-from spark_butler.cli_run import make_run_command
+from spark_butler.cli.run import make_run_command
 from spark_butler.demo.night import ingest_night
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3

@@ -27,8 +27,6 @@ from sealed import sealed_registry
 
 import spark_butler
 from spark_butler import SparkButler, make_session
-from spark_butler.dataids import DataIds, Results
-from spark_butler.datasource import ButlerDataSource, register
 from spark_butler.errors import (
     EmptyGraphError,
     EngineError,
@@ -37,11 +35,13 @@ from spark_butler.errors import (
     RepositoryError,
     UserError,
 )
-from spark_butler.plan import Plan
-from spark_butler.quantum_failures import Failures
-from spark_butler.runs import Run, RunStatus
-from spark_butler.worker_butler import WorkerButler
-from spark_butler.worker_check import check_workers
+from spark_butler.notebook.data_ids import DataIds, Results
+from spark_butler.notebook.run import Run, RunStatus
+from spark_butler.planning.plan import Plan
+from spark_butler.report.failures import Failures
+from spark_butler.spark.datasource import ButlerDataSource, register
+from spark_butler.spark.preflight import check_workers
+from spark_butler.worker.butler import WorkerButler
 
 SCIENCE = "exposure.observation_type = 'science'"
 VISIT = 202601010101
@@ -511,7 +511,7 @@ def count():
     return len(found), sum(row.instFlux for row in found)
 
 by_spark = count()
-from spark_butler.datasource import register
+from spark_butler.spark.datasource import register
 register(session)
 print("counted " + json.dumps([by_spark, reader.load().columns]))
 """

@@ -41,7 +41,7 @@ def _run(request: dict[str, Any]) -> None:
     os.dup2(log, 2)
     if request.get("mine"):
         _lay_mine(*request["mine"])
-    from spark_butler.cli_run import make_run_command
+    from spark_butler.cli.run import make_run_command
 
     status = 1
     try:
@@ -61,7 +61,7 @@ def _answer(word: object) -> None:
 
 def main() -> None:
     """Serve requests until stdin ends."""
-    importlib.import_module("spark_butler.cli_run")
+    importlib.import_module("spark_butler.cli.run")
     importlib.import_module("temporaries_tasks")
     _answer("ready")
     for line in sys.stdin:

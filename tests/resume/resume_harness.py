@@ -23,8 +23,8 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from mock_night import insert_dimensions
 from scenes import Outputs, read_outputs
 
-from spark_butler.scratch import scratch_root
-from spark_butler.stored_files import list_files
+from spark_butler.datastore.files import list_files
+from spark_butler.temporaries.scratch import scratch_root
 
 _HERE = Path(__file__).resolve().parent
 _TESTS = _HERE.parent

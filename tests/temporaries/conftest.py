@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from scenes import Scene
 
-    from spark_butler.backends import Backend
+    from spark_butler.driver.backend import Backend
 
 _HERE = Path(__file__).resolve().parent
 _MODULES = (_HERE / "temporaries_tasks.py", _HERE.parent / "codecs" / "codec_samples.py")
@@ -45,7 +45,7 @@ def scene(task_modules: tuple[Path, ...]) -> Iterator[Scene]:
 @pytest.fixture(scope="session")
 def spark_backend(spark: SparkSession, task_modules: tuple[Path, ...]) -> Iterator[Backend]:
     """The backend on the one local Spark session."""
-    from spark_butler.backends.spark import SparkBackend
+    from spark_butler.spark.backend import SparkBackend
 
     for path in task_modules:
         spark.sparkContext.addPyFile(str(path))
@@ -57,7 +57,7 @@ def spark_backend(spark: SparkSession, task_modules: tuple[Path, ...]) -> Iterat
 @pytest.fixture(params=["serial", "spark"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn."""
-    from spark_butler.backends import SerialBackend
+    from spark_butler.driver.serial import SerialBackend
 
     if request.param == "serial":
         return SerialBackend()

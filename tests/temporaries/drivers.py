@@ -239,8 +239,8 @@ def main(arguments: Sequence[str]) -> None:
     from lsst.pipe.base.tests.mocks import DirectButlerRepo
     from scenes import Scene, read_outputs
 
-    from spark_butler.backends.spark import SparkBackend
-    from spark_butler.session import make_session
+    from spark_butler.spark.backend import SparkBackend
+    from spark_butler.spark.session import make_session
 
     folder: Path = given.folder
     config = Butler.makeRepo(folder / "repo")

@@ -21,11 +21,11 @@ from lsst.pipe.base.tests.mocks import (
 )
 from temporaries_tasks import FunctionTask, ProbeConfig, ProbeMockTask
 
-from spark_butler.backends import Backend
-from spark_butler.config import RunOptions
-from spark_butler.dispatch import RunResult
-from spark_butler.engine import execute_graph
-from spark_butler.temporary_types import TEMPORARIES_KEY
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.model.options import RunOptions
+from spark_butler.temporaries.dataset_types import TEMPORARIES_KEY
 
 type Outputs = dict[tuple[str, tuple[int | str, ...]], Any]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from scenes import Outputs, Scene
 
-from spark_butler.backends import SerialBackend
+from spark_butler.driver.serial import SerialBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spark_butler.backends import Backend
+    from spark_butler.driver.backend import Backend
 
 # Each can be made from the other.
 _ONE, _OTHER = "ArrowAstropy", "ArrowTable"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from spark_butler.backends import SerialBackend
-from spark_butler.config import RunOptions
-from spark_butler.engine import plan_graph
+from spark_butler.driver.engine import plan_graph
+from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError
-from spark_butler.failures import FailureKind
-from spark_butler.parcels import Kind
+from spark_butler.model.failures import FailureKind
+from spark_butler.model.options import RunOptions
+from spark_butler.temporaries.shuffle_records import Kind
 
 # On Spark too, but only where there is time.
 _more = pytest.mark.parametrize(
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
     from scenes import Scene
 
-    from spark_butler.backends import Backend
-    from spark_butler.dispatch import RunResult
+    from spark_butler.driver.backend import Backend
+    from spark_butler.driver.scheduler import RunResult
 
 
 _INSTRUMENT: dict[str, Any] = {"dimensions": ["instrument"]}
@@ -145,7 +145,7 @@ def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., 
 
     def wrap(receive: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def lossy(records: Any) -> Iterator[Any]:
-            from spark_butler.parcels import open_record, places_left
+            from spark_butler.temporaries.shuffle_records import open_record, places_left
 
             lost = False
             kept = []
@@ -172,7 +172,7 @@ def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., 
 def test_lost_record_is_an_error_and_no_absence(
     scene: Scene, kind: Kind, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spark_butler.backends import serial
+    from spark_butler.driver import serial
 
     scene.mock("a", {"i": "input"}, {"o": "a_out"})
     scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
@@ -187,7 +187,7 @@ def test_spark_tells_of_a_lost_record(
 ) -> None:
     import temporaries_tasks
 
-    from spark_butler.backends import spark
+    from spark_butler.spark import backend as spark
 
     scene.mock("a", {"i": "input"}, {"o": "a_out"})
     scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})

@@ -17,7 +17,7 @@ from lsst.daf.butler import (
 )
 from lsst.images import Box
 
-from spark_butler.temporaries import GroupButler
+from spark_butler.temporaries.butler import GroupButler
 
 
 def test_a_large_image_is_handed_over_in_two_milliseconds(

@@ -17,15 +17,16 @@ from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from lsst.resources import ResourcePath
 
-from spark_butler import delivery, scratch
-from spark_butler.backends import SerialBackend
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.temporaries import scratch
+from spark_butler.temporaries import shuffle as delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scenes import Scene
 
-    from spark_butler.backends import Backend
+    from spark_butler.driver.backend import Backend
 
 _START = {"dataset_type_name": "start", "mock_storage_class": True}
 _ARRAY = ("array", "NumpyArray")
@@ -54,7 +55,7 @@ def _two_steps(scene: Scene, **config: Any) -> None:
 
 def _watch_scratch(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> list[int]:
     """Count the files that there are when a run removes them."""
-    from spark_butler import engine
+    from spark_butler.driver import engine
 
     counts: list[int] = []
 
@@ -96,7 +97,7 @@ def test_files_are_removed_after_a_failure(
 def test_store_that_refuses_at_the_end_does_not_spoil_a_run(
     s3_scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spark_butler import engine
+    from spark_butler.driver import engine
 
     def refuse(folder: ResourcePath) -> int:
         raise ClientError({"Error": {"Code": "ExpiredToken", "Message": "no more"}}, "ListObjectsV2")
@@ -175,7 +176,7 @@ sys.path[:0] = sys.argv[1].split(":")
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from scenes import Scene
-from spark_butler.backends import SerialBackend
+from spark_butler.driver.backend import SerialBackend
 import test_scratch
 with Butler.from_config(sys.argv[2], writeable=True) as butler:
     scene = Scene(DirectButlerRepo(butler, "base.yaml"))

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lsst.pipe.base import QuantumSuccessCaveats
 
-from spark_butler.backends import SerialBackend
+from spark_butler.driver.serial import SerialBackend
 
 if TYPE_CHECKING:
     from scenes import Outputs, Scene
 
-    from spark_butler.backends import Backend
+    from spark_butler.driver.backend import Backend
 
 _KINDS = {
     "array": ("make_array", "NumpyArray"),
@@ -191,7 +191,7 @@ def test_reference_tells_the_cases_apart(scene: Scene) -> None:
 def test_group_holds_only_what_is_still_to_be_read_and_copies_only_for_several_readers(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spark_butler import temporaries
+    from spark_butler.temporaries import butler as temporaries
 
     live: list[int] = []
     copies: list[str] = []

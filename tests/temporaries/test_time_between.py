@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from spark_butler.config import RunOptions
-from spark_butler.engine import execute_graph
-from spark_butler.watching import Run, RunRecord, make_content
+from spark_butler.driver.engine import execute_graph
+from spark_butler.model.options import RunOptions
+from spark_butler.report import Run, RunRecord, make_content
 
 if TYPE_CHECKING:
     from scenes import Scene
 
-    from spark_butler.backends import Backend
+    from spark_butler.driver.backend import Backend
 
 _START = {"dataset_type_name": "start", "mock_storage_class": True}
 _MEGABYTES = 64

@@ -19,14 +19,14 @@ from lsst.daf.butler import QuantumBackedButler
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
-from spark_butler.backends.spark import SparkBackend
-from spark_butler.contents import ContentMaker, sketch_graph
-from spark_butler.dispatch import Dispatcher
-from spark_butler.executor import SparkGraphExecutor
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import Plan, cut_graph
-from spark_butler.session import make_session
-from spark_butler.work import WorkerContext
+from spark_butler.driver.scheduler import Dispatcher
+from spark_butler.driver.work_factory import ContentMaker, sketch_graph
+from spark_butler.graph_executor import SparkGraphExecutor
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.work import WorkerContext
+from spark_butler.planning.plan import Plan, cut_graph
+from spark_butler.spark.backend import SparkBackend
+from spark_butler.spark.session import make_session
 
 
 class EverythingOnSpark(SparkGraphExecutor):

@@ -9,9 +9,9 @@ import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.outcomes import QuantumOutcome
-from spark_butler.plan import GraphSketch, Handover, Plan, cut_graph
-from spark_butler.progress import Progress, TaskProgress, Watchers
+from spark_butler.driver.events import Progress, TaskProgress, Watchers
+from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.planning.plan import GraphSketch, Handover, Plan, cut_graph
 
 
 class _Clock:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from fake_runs import COMMAND, make_record, make_run
 
-from spark_butler.watching import make_content, make_page
-from spark_butler.watching._format import format_bytes, format_seconds
-from spark_butler.watching._lanes import busy_slots, make_lanes
-from spark_butler.watching._record import Span
-from spark_butler.watching._rerun import rerun_command
+from spark_butler.report import make_content, make_page
+from spark_butler.report.format import format_bytes, format_seconds
+from spark_butler.report.record import Span
+from spark_butler.report.rerun import rerun_command
+from spark_butler.report.timeline import busy_slots, make_lanes
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _EMPTY = frozenset({"meta", "br", "input", "path", "rect"})

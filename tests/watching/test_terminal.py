@@ -20,8 +20,8 @@ _WIDTH = 80
 
 _START = """
 import logging, os, signal, subprocess, sys, threading, time
-from spark_butler.progress import Progress
-from spark_butler.watching._terminal import Bars
+from spark_butler.driver.events import Progress
+from spark_butler.report.terminal import Bars
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 

@@ -13,12 +13,12 @@ from fake_runs import make_run
 from lsst.resources import ResourcePath
 from rich.console import Console
 
+from spark_butler.driver.events import ProgressSnapshot, TaskProgress
 from spark_butler.errors import EngineError
-from spark_butler.progress import ProgressSnapshot, TaskProgress
-from spark_butler.watching import RunWatch, find_attempts, read_json
-from spark_butler.watching import _watch as watch_module
-from spark_butler.watching._status import progress_line
-from spark_butler.watching._terminal import Bars
+from spark_butler.report import RunWatch, find_attempts, read_json
+from spark_butler.report import watch as watch_module
+from spark_butler.report.status import progress_line
+from spark_butler.report.terminal import Bars
 
 _SNAPSHOT = ProgressSnapshot(
     (TaskProgress("isr", 0, 0, 300, 0, 0), TaskProgress("calibrate", 62, 20, 214, 2, 2)),

@@ -1,0 +1,5 @@
+"""The `spark-butler` commands."""
+
+__all__ = ["program"]
+
+from .main import program

@@ -1,0 +1,191 @@
+"""What all commands have in common: ``--format``, options files, and logging options.
+
+Nothing here imports the middleware before a command is carried out, so that
+help and completion are quick.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CONTEXT",
+    "CommandGroup",
+    "LeafCommand",
+    "format_option",
+    "keep_logging_arguments",
+    "kept_logging_arguments",
+    "logging_options",
+    "say_json",
+]
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Settings of click that all commands have."""
+
+_BEFORE_KEY = "spark_butler.logging"
+_VERBOSE_KEY = "spark_butler.verbose"
+
+_LOGGING_OPTIONS = (
+    click.option(
+        "--log-level",
+        multiple=True,
+        metavar="LEVEL|COMPONENT=LEVEL",
+        help="The logging level, of everything or of one component.",
+    ),
+    click.option("--long-log", is_flag=True, help="Make log messages appear in long format."),
+    click.option(
+        "--log-file",
+        multiple=True,
+        metavar="FILE",
+        help="File(s) to write log messages to; as JSON records where the name ends with '.json'.",
+    ),
+    click.option("--log-tty/--no-log-tty", default=True, help="Whether to log to the terminal."),
+    click.option("--log-label", multiple=True, metavar="KEY=VALUE", help="What to add to log records."),
+)
+_LOGGING_NAMES = ("log_level", "long_log", "log_file", "log_tty", "log_label")
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Whether to print for people or for programs.",
+)
+
+
+def logging_options[F: Callable[..., Any]](command: F) -> F:
+    """Give a command logging options that are called as those of ``pipetask``.
+
+    Parameters
+    ----------
+    command
+        The command, or its function.
+    """
+    for option in reversed(_LOGGING_OPTIONS):
+        command = option(command)
+    return command
+
+
+def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, verbose: bool) -> None:
+    """Keep logging options that stand before the name of a command, for the command.
+
+    Parameters
+    ----------
+    ctx
+        Context of the group of all commands.
+    options
+        Values of the options.
+    verbose
+        Whether to log what is done, if there are no such options.
+    """
+    ctx.meta[_BEFORE_KEY] = _logging_arguments(options)
+    ctx.meta[_VERBOSE_KEY] = verbose
+
+
+def kept_logging_arguments(ctx: click.Context) -> list[str]:
+    """Return what `keep_logging_arguments` has kept.
+
+    Parameters
+    ----------
+    ctx
+        Context of the command.
+    """
+    return list(ctx.meta.get(_BEFORE_KEY, ()))
+
+
+def say_json(value: object) -> None:
+    """Print a value for programs.
+
+    Parameters
+    ----------
+    value
+        What `json.dumps` takes; it has the text of anything else.
+    """
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+class LeafCommand(click.Command):
+    """A command that takes ``--format``, an options file, and logging options.
+
+    Its function is given the format as ``form``; the others are dealt with
+    before.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.params += _common.params
+
+    def invoke(self, ctx: click.Context) -> Any:
+        given = {name: ctx.params.pop(name) for name in _LOGGING_NAMES}
+        arguments = [*kept_logging_arguments(ctx), *_logging_arguments(given)]
+        _start_logging(arguments, verbose=ctx.meta.get(_VERBOSE_KEY, False))
+        return super().invoke(ctx)
+
+
+def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Take the defaults of other options from a file."""
+    if value is not None:
+        from lsst.daf.butler.cli.utils import yaml_presets
+
+        yaml_presets(ctx, "options_file", value)
+
+
+@click.command()
+@format_option
+@click.option(
+    "-@",
+    "--options-file",
+    metavar="FILE",
+    expose_value=False,
+    callback=_read_options_file,
+    help="YAML file with values of options, below the name of the command; can be a URI.",
+)
+@logging_options
+def _common() -> None:
+    """Carry the options that all commands have."""
+
+
+class CommandGroup(click.Group):
+    """A group that prints a `UserError` of any of its commands as one line, with exit status 2."""
+
+    command_class = LeafCommand
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from ..errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except UserError as err:
+            click.echo(f"Error: {' '.join(str(err).split())}", err=True)
+            ctx.exit(2)
+
+
+def _start_logging(arguments: list[str], *, verbose: bool) -> None:
+    """Log as asked; if nothing was, warnings only."""
+    if arguments:
+        from .logging_options import read_logging_options
+
+        read_logging_options(arguments)
+        return
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("spark_butler").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def _logging_arguments(params: Mapping[str, Any]) -> list[str]:
+    """Write logging options as they may have been given."""
+    return [
+        *(f"--log-level={value}" for value in params["log_level"]),
+        *(["--long-log"] if params["long_log"] else ()),
+        *(f"--log-file={value}" for value in params["log_file"]),
+        *(() if params["log_tty"] else ["--no-log-tty"]),
+        *(f"--log-label={value}" for value in params["log_label"]),
+    ]

@@ -1,0 +1,51 @@
+"""What the run command prints at its end for programs."""
+
+from __future__ import annotations
+
+__all__ = ["describe_run"]
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..report import RunWatch
+
+_COUNTS = ("quanta", "done", "no_work", "failed", "blocked", "not_run", "retried")
+_OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
+
+
+def describe_run(watch: RunWatch, run: str, state: str, status: int) -> dict[str, Any]:
+    """Describe a run that has ended, in the words of its report.
+
+    Parameters
+    ----------
+    watch
+        Who has watched the run, and has made its report.
+    run
+        The output RUN collection.
+    state
+        How the run ended, should there be no report.
+    status
+        Exit status of the command.
+
+    Returns
+    -------
+    description
+        What `json.dumps` takes.
+    """
+    description: dict[str, Any] = {"run": run, "state": state, "exit_status": status}
+    if (content := watch.content) is not None:
+        description |= {
+            "state": content["state"],
+            "reason": content["reason"],
+            "seconds": content["seconds"],
+            "totals": _count(content["totals"]),
+            "tasks": [{"label": task["label"], **_count(task)} for task in content["tasks"]],
+            "n_ingested": content["totals"]["ingested"],
+            "failures": [{name: each[name] for name in _OF_FAILURE} for each in content["failures"]],
+            "resume": content["resume"],
+        }
+    return description | {"reports": [str(uri) for uri in watch.places]}
+
+
+def _count(content: Mapping[str, Any]) -> dict[str, int]:
+    return {name: content[name] for name in _COUNTS}

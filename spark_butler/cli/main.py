@@ -1,0 +1,148 @@
+"""The ``spark-butler`` command."""
+
+from __future__ import annotations
+
+__all__ = ("main", "program")
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..spark.startup import launch_jvm_in_background
+from .cleanup import cleanup
+from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, say_json
+from .obs import obs
+
+_RUN_COMMANDS = {
+    "plan": "Print how a pipeline would run, with the options of 'run'.",
+    "run": "Build and run a pipeline on Spark, with the options of 'pipetask run'.",
+}
+
+_WATCH_COMMANDS = {
+    "cancel": "Ask a run to end.",
+    "report": "Print the report of a run that has ended.",
+    "status": "Say how runs stand, while they go on and afterwards.",
+}
+
+_EPILOG = """Logging options may stand before or after the name of a command.  Options may stand in a
+YAML file below that name, too: -@ FILE.
+
+\b
+Examples:
+  spark-butler plan -b s3-repo -p pipeline.yaml -i SimCam/defaults -o u/me/first -d "visit = 42"
+  spark-butler run -b s3-repo -p pipeline.yaml -i SimCam/defaults -o u/me/first -d "visit = 42"
+  spark-butler status s3-repo u/me/first
+  spark-butler --log-level DEBUG cleanup s3-repo --dry-run
+"""
+
+
+class _Main(CommandGroup):
+    """The top group; its commands that need the middleware are imported only when named."""
+
+    group_class = CommandGroup
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_RUN_COMMANDS, *_WATCH_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _WATCH_COMMANDS:
+            from . import reports as cli_reports
+
+            command: click.Command = getattr(cli_reports, cmd_name)
+            return command
+        if cmd_name not in _RUN_COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        if cmd_name == "run" and not ctx.resilient_parsing:
+            # It comes up while the middleware is imported below.
+            launch_jvm_in_background()
+        from .run import make_run_command
+
+        return make_run_command(cmd_name, only_plan=cmd_name == "plan")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = _RUN_COMMANDS | _WATCH_COMMANDS
+        rows.update((name, each.get_short_help_str(80)) for name, each in self.commands.items())
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows.items()))
+
+
+def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the versions of this package and of its foundations, without importing them."""
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"spark-butler {__version__}")
+    for label, name in (("PySpark", "pyspark"), ("lsst-pipe-base", "lsst-pipe-base")):
+        try:
+            click.echo(f"{label} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            click.echo(f"{label} is not installed as a package")
+    click.echo(f"Python {platform.python_version()}")
+    ctx.exit()
+
+
+@click.group(cls=_Main, context_settings=CONTEXT, epilog=_EPILOG)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Print versions.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
+@logging_options
+@click.pass_context
+def main(ctx: click.Context, /, verbose: bool, **options: Any) -> None:
+    """Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store."""
+    keep_logging_arguments(ctx, options, verbose=verbose)
+
+
+main.add_command(obs)
+main.add_command(cleanup)
+
+
+@main.group(
+    epilog="""\b
+Example:
+  spark-butler demo simulate demo-data --visits 3 --detectors 4
+"""
+)
+def demo() -> None:
+    """Make data to try the package on."""
+
+
+@demo.command()
+@click.argument("outdir")
+@click.option("--visits", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--detectors", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--size", default=1024, show_default=True, type=click.IntRange(64), help="Pixels; even.")
+@click.option("--seed", default=1, show_default=True)
+def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int, form: str) -> None:
+    """Simulate raw frames, calibration frames and a reference catalogue, with known truth.
+
+    \b
+    Example:
+      spark-butler demo simulate demo-data --visits 3 --detectors 4 --size 1024 --seed 1
+    """
+    from ..demo.simulation import simulate
+
+    simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed)
+    if form == "json":
+        files = {"raw_dir": simulated.raw_dir, "truth": simulated.truth, "camera": simulated.camera}
+        say_json({"raws": len(simulated.raws), **files, "refcat": simulated.refcat})
+        return
+    click.echo(
+        f"{len(simulated.raws)} raw frames are in {simulated.raw_dir}, the truth in {simulated.truth}."
+    )
+
+
+def program() -> None:
+    """Run the command that the arguments of this process name."""
+    main()
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,354 @@
+"""Which files there are in a repository's datastores, whatever the registry says."""
+
+from __future__ import annotations
+
+__all__ = [
+    "FileFinder",
+    "Files",
+    "Place",
+    "collect_files",
+    "file_datastores",
+    "find_changed_files",
+    "find_complete_files",
+    "list_files",
+]
+
+import contextlib
+import functools
+import os
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lsst.daf.butler import Butler, DatasetRef, DatasetType
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.daf.butler.datastores.fileDatastore import FileDatastore
+from lsst.resources import ResourcePath
+
+from ..run_folders import run_folder
+
+_THREADS = 16
+_KEYS_PER_REQUEST = 1000
+
+type Place = tuple[str, str]
+"""Name of a datastore and a path in it."""
+
+type Files = dict[uuid.UUID, list[tuple[Place, StoredFileInfo]]]
+"""Places and datastore records of the files of datasets, by ID of the dataset."""
+
+
+class FileFinder:
+    """Predicts where datasets are in the datastores, and looks what is there.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    dataset_types
+        Definitions of the dataset types in the repository, by name.
+    """
+
+    def __init__(self, butler: Butler, dataset_types: Mapping[str, DatasetType]):
+        self._butler = butler
+        self._dataset_types = dataset_types
+        self._stores = {store.name: store for store in file_datastores(butler)}
+        self._forms: dict[tuple[str, Any], list[tuple[str, Any, str]] | None] = {}
+        self._sizes: dict[Place, int | None] = {}
+        self._listed: list[str] = []
+
+    def look(self, places: Collection[Place], run: str, n_known: int) -> None:
+        """Look at many places of a run, with as few requests as possible.
+
+        Parameters
+        ----------
+        places
+            The places.
+        run
+            The output run, whose folder may be listed instead.
+        n_known
+            How many datasets the run has, roughly.
+        """
+        if len(places) * _KEYS_PER_REQUEST > n_known + _KEYS_PER_REQUEST:
+            for name, store in self._stores.items():
+                folder = run_folder(store.root, run)
+                for path, size in list_files(folder).items():
+                    self._sizes[name, f"{run}/{path}"] = size
+            self._listed.append(f"{run}/")
+        self.find(places)
+
+    def find(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Find out which places have a file, and how large it is in bytes.
+
+        Parameters
+        ----------
+        places
+            The places.
+        """
+        places = list(places)
+        unknown = [
+            place
+            for place in dict.fromkeys(places)
+            if place not in self._sizes and not place[1].startswith(tuple(self._listed))
+        ]
+        if unknown:
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="spark-butler-look") as pool:
+                self._sizes.update(zip(unknown, pool.map(self._measure, unknown), strict=True))
+        return {place: size for place in places if (size := self._sizes.get(place)) is not None}
+
+    def _measure(self, place: Place) -> int | None:
+        try:
+            return self.locate(place).size()
+        except FileNotFoundError:
+            return None
+
+    def locate(self, place: Place) -> ResourcePath:
+        """Say where a place is.
+
+        Parameters
+        ----------
+        place
+            The place.
+        """
+        name, path = place
+        return self._stores[name].locationFactory.fromPath(path).uri
+
+    def predict(self, ref: DatasetRef) -> list[Place]:
+        """Say where a dataset would be, quickly but not for sure.
+
+        Parameters
+        ----------
+        ref
+            The dataset, with dimension records attached.
+        """
+        name = ref.datasetType.name
+        # Templates may be told apart by both.
+        key = name, ref.dataId.get("instrument")
+        if key not in self._forms:
+            self._forms[key] = self._make_form(ref)
+        form = self._forms[key]
+        if form is None:
+            return [place for place, _ in self.predict_files([ref])[ref.id]]
+        return [(store, template.format(ref) + suffix) for store, template, suffix in form]
+
+    def _make_form(self, ref: DatasetRef) -> list[tuple[str, Any, str]] | None:
+        """Find out how the places of datasets of one type are made; `None` if that is not simple."""
+        form: list[tuple[str, Any, str]] = []
+        ref = self._repository_ref(ref)
+        for (name, path), info in self.predict_files([ref])[ref.id]:
+            template = self._stores[name].templates.getTemplate(ref)
+            stem = template.format(ref)
+            if info.component is not None or not path.startswith(stem):
+                return None
+            form.append((name, template, path.removeprefix(stem)))
+        return form
+
+    def predict_files(self, refs: Iterable[DatasetRef]) -> Files:
+        """Say where datasets would be, and what their datastore records would be but for the size.
+
+        Parameters
+        ----------
+        refs
+            The datasets, with dimension records attached.
+
+        Returns
+        -------
+        files
+            Places and records; none for a dataset that has no file.
+        """
+        refs = [self._repository_ref(ref) for ref in refs]
+        records: dict[str, DatastoreRecordData] = {}
+        for store in self._stores.values():
+            records.update(store.export_predicted_records(refs))
+        return {**{ref.id: [] for ref in refs}, **collect_files(records)}
+
+    def registered_files(self, refs: Iterable[DatasetRef]) -> Files:
+        """Say where datasets are according to the repository.
+
+        Parameters
+        ----------
+        refs
+            The datasets.
+
+        Returns
+        -------
+        files
+            Places and records; none for a dataset that has no file.
+        """
+        refs = list(refs)
+        records = self._butler._datastore.export_records(refs)
+        return {**{ref.id: [] for ref in refs}, **collect_files(records)}
+
+    def make_records(self, files: Files) -> dict[str, DatastoreRecordData]:
+        """Make datastore records with the sizes that files have.
+
+        Parameters
+        ----------
+        files
+            Files that have been found.
+
+        Returns
+        -------
+        records
+            The records, by name of the datastore.
+        """
+        records: dict[str, DatastoreRecordData] = {}
+        for dataset_id, parts in files.items():
+            for place, info in parts:
+                data = records.setdefault(place[0], DatastoreRecordData())
+                table = self._stores[place[0]]._table.name
+                tables = data.records.setdefault(dataset_id, {})
+                tables.setdefault(table, []).append(info.update(file_size=self._sizes[place]))
+        return records
+
+    def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
+        dataset_type = self._dataset_types[ref.datasetType.name]
+        return DatasetRef(dataset_type, ref.dataId, run=ref.run, id=ref.id, conform=False)
+
+
+def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
+    """Sort datastore records by dataset.
+
+    Parameters
+    ----------
+    records
+        Datastore records, by name of the datastore.
+
+    Returns
+    -------
+    files
+        Places and records.
+    """
+    files: Files = {}
+    for name, data in records.items():
+        for dataset_id, tables in data.records.items():
+            assert isinstance(dataset_id, uuid.UUID)
+            for info in (info for infos in tables.values() for info in infos):
+                if isinstance(info, StoredFileInfo):
+                    files.setdefault(dataset_id, []).append(((name, info.path), info))
+    return files
+
+
+def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
+    """Choose the datasets of which all files are there.
+
+    Parameters
+    ----------
+    files
+        Places and records of the files of datasets.
+    found
+        What `FileFinder.find` has found of the places.
+    """
+    return {
+        dataset_id: parts
+        for dataset_id, parts in files.items()
+        if parts and all(place in found for place, _ in parts)
+    }
+
+
+def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
+    """Choose the datasets whose files are all there, but not of the sizes in their records.
+
+    Parameters
+    ----------
+    files
+        Places and records of the files of datasets.
+    found
+        What `FileFinder.find` has found of the places.
+    """
+    return {
+        dataset_id: parts
+        for dataset_id, parts in find_complete_files(files, found).items()
+        if any(found[place] != info.file_size for place, info in parts)
+    }
+
+
+def file_datastores(butler: Butler) -> list[FileDatastore]:
+    """List the datastores of a repository that keep files.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    """
+    return list(_file_datastores(butler._datastore))
+
+
+def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:
+    """All that keep files."""
+    if isinstance(datastore, FileDatastore):
+        yield datastore
+    for child in getattr(datastore, "datastores", ()):
+        yield from _file_datastores(child)
+
+
+def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> dict[str, int]:
+    """List all files in a folder and below.
+
+    Parameters
+    ----------
+    folder
+        The folder, which need not exist.
+    page_size
+        Greatest number of keys that an object store is asked for at once.
+
+    Returns
+    -------
+    sizes
+        Sizes in bytes, by path relative to the folder.
+    """
+    if folder.scheme == "s3":
+        return _list_keys(folder, page_size)
+    if folder.isLocal:
+        return dict(_list_local(folder.ospath))
+    found = list(ResourcePath.findFileResources([folder], grouped=False))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = pool.map(lambda uri: uri.size(), found)
+        return {str(uri.relative_to(folder)): size for uri, size in zip(found, sizes, strict=True)}
+
+
+def _list_local(folder: str) -> Iterator[tuple[str, int]]:
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(directory, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield os.path.relpath(path, folder), os.path.getsize(path)
+
+
+def _list_keys(folder: Any, page_size: int) -> dict[str, int]:
+    """List the keys below a folder of an S3 store, which `lsst.resources` would do folder by folder."""
+    client, bucket, prefix = folder.client, folder._bucket, folder.relativeToPathRoot
+
+    def take(page: Mapping[str, Any]) -> dict[str, int]:
+        # Some stores show a folder as a key.
+        return {
+            each["Key"].removeprefix(prefix): each["Size"]
+            for each in page.get("Contents", ())
+            if not each["Key"].endswith("/")
+        }
+
+    first = client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=page_size)
+    if not first.get("IsTruncated"):
+        return take(first)
+    pages = functools.partial(
+        client.get_paginator("list_objects_v2").paginate,
+        Bucket=bucket,
+        PaginationConfig={"PageSize": page_size},
+    )
+
+    def list_below(below: str) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for page in pages(Prefix=below):
+            sizes.update(take(page))
+        return sizes
+
+    sizes: dict[str, int] = {}
+    folders: list[str] = []
+    for page in pages(Prefix=prefix, Delimiter="/"):
+        sizes.update(take(page))
+        folders.extend(each["Prefix"] for each in page.get("CommonPrefixes", ()))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in pool.map(list_below, folders):
+            sizes.update(part)
+    return sizes

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+__all__ = ["Backend", "ReportOutcome"]
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..model.outcomes import QuantumOutcome
+from ..model.work import UnitWork, WorkerContext
+
+type ReportOutcome = Callable[[QuantumOutcome], None]
+
+
+class Backend(Protocol):
+    """A way to run groups."""
+
+    @property
+    def slots(self) -> int:
+        """How many groups can run at the same time."""
+        ...
+
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
+        """Run units that don't need each other, and return when all have ended.
+
+        Parameters
+        ----------
+        context
+            What all groups of the run have in common.
+        batch
+            The units.  One with several levels comes in a batch of its own.
+        report
+            Called with each outcome as soon as it is known here, from any
+            thread, and possibly twice with the same.
+
+        Notes
+        -----
+        May be called from several threads at once.  It never raises for what
+        a task does; an exception means that workers were lost, and that units
+        of the batch without all their outcomes have to be run again.
+        """
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether more units can be run after a call of `run` has raised."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop what is running; the calls of `run` that are under way may raise."""
+        ...

@@ -1,0 +1,384 @@
+"""What earlier attempts at a run have left, and which quanta have to run again.
+
+The registry may lag behind the datastore by the last seconds of a driver that
+was killed.  What such a driver would have ingested, had it lived a little
+longer, is *adopted*; what its workers had not finished is run again and
+replaced.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Adoption", "Stock", "choose_quanta", "needs_clobber", "take_stock"]
+
+import dataclasses
+import itertools
+import logging
+import threading
+import uuid
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import networkx
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, Quantum
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base.pipeline_graph import TaskNode
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.resources import ResourcePath
+
+from ..datastore.files import FileFinder, Place, find_changed_files, find_complete_files
+from ..model.quanta import all_outputs
+from ..provenance.graph_files import automatic_outputs, find_packs, open_pack
+from ..repository.ingest import fetch_ids
+from ..temporaries.dataset_types import TEMPORARIES_KEY
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adoption:
+    """Datasets of one quantum for which the registry is to be brought up to date."""
+
+    quantum_id: uuid.UUID
+    """The quantum."""
+
+    predicted: list[DatasetRef]
+    """All outputs that it may have."""
+
+    written: frozenset[uuid.UUID] = frozenset()
+    """IDs of those that are in the datastore, and to be in the registry."""
+
+    records: Mapping[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
+    """Their datastore records, by name of the datastore."""
+
+    removed: frozenset[uuid.UUID] = frozenset()
+    """IDs of those that are in the registry, but not in the datastore."""
+
+
+@dataclasses.dataclass
+class Stock:
+    """What is there of a run before it goes on."""
+
+    done: set[uuid.UUID]
+    """Quanta that have succeeded."""
+
+    adoptions: list[Adoption] = dataclasses.field(default_factory=list)
+    """What the registry has to be told."""
+
+    leftovers: set[uuid.UUID] = dataclasses.field(default_factory=set)
+    """IDs of datasets of other quanta that are in the datastore, but not in the registry."""
+
+    gone: set[uuid.UUID] = dataclasses.field(default_factory=set)
+    """IDs of datasets that are in the registry, but not in the datastore."""
+
+    replaceable: set[uuid.UUID] = dataclasses.field(default_factory=set)
+    """Quanta that have not succeeded, with outputs in the datastore but none in the registry."""
+
+    strays: list[ResourcePath] = dataclasses.field(default_factory=list)
+    """Files of quanta that have not succeeded, which they would not write again."""
+
+
+def take_stock(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    dataset_types: Mapping[str, DatasetType],
+    temporary_types: Collection[str],
+    existing: Collection[uuid.UUID],
+    once_temporary: Collection[str] = (),
+) -> Stock:
+    """Look what earlier attempts at the quanta of a graph have left.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        The graph.
+    xgraph
+        Its quanta.
+    dataset_types
+        Definitions of the dataset types in the repository, by name.
+    temporary_types
+        Names of the dataset types that are temporary now.
+    existing
+        IDs of the datasets that are in the output run.
+    once_temporary
+        Names of the dataset types that were temporary in some earlier attempt.
+
+    Returns
+    -------
+    stock
+        What there is.
+    """
+    stock = Stock({quantum_id for quantum_id in xgraph if _is_registered(graph, quantum_id, existing)})
+    finder = FileFinder(butler, dataset_types)
+    run = graph.header.output_run
+    quanta = graph.build_execution_quanta(
+        [quantum_id for quantum_id in xgraph if quantum_id not in stock.done]
+    )
+    places = {ref.id: finder.predict(ref) for quantum in quanta.values() for ref in all_outputs(quantum)}
+    finder.look(list(itertools.chain.from_iterable(places.values())), run, len(existing))
+    for quantum_id, quantum in quanta.items():
+        node = graph.pipeline_graph.tasks[graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]]
+        if _is_complete(finder, node, quantum, places):
+            stock.done.add(quantum_id)
+            stock.adoptions.append(_adopt(finder, quantum_id, quantum, existing))
+        else:
+            _note_leftovers(stock, finder, quantum_id, quantum, places, temporary_types, existing)
+    if once_temporary:
+        makers = [
+            quantum_id
+            for quantum_id in stock.done - quanta.keys()
+            if not _output_types(graph, quantum_id).isdisjoint(once_temporary)
+        ]
+        stock.adoptions.extend(_compare_sizes(finder, graph.build_execution_quanta(makers), existing, run))
+    return stock
+
+
+def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
+    """Find out whether a run can go on only if registered outputs may be replaced.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        The graph.
+
+    Returns
+    -------
+    needed
+        Whether some quantum has outputs in the registry, its log at least,
+        but has not succeeded.
+    """
+    existing = fetch_ids(butler, graph.header.output_run)
+    return any(
+        not existing.isdisjoint(graph.bipartite_xgraph.successors(quantum_id))
+        and not _is_registered(graph, quantum_id, existing)
+        for quantum_id in graph.quantum_only_xgraph
+    )
+
+
+def _is_registered(
+    graph: PredictedQuantumGraph, quantum_id: uuid.UUID, existing: Collection[uuid.UUID]
+) -> bool:
+    """Whether the metadata of a quantum is in the registry, which says that it succeeded."""
+    label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
+    name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
+    return any(
+        dataset_id in existing
+        for dataset_id in graph.bipartite_xgraph.successors(quantum_id)
+        if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] == name
+    )
+
+
+def _output_types(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> frozenset[str]:
+    label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
+    outputs = graph.pipeline_graph.tasks[label].outputs.values()
+    return frozenset(edge.parent_dataset_type_name for edge in outputs)
+
+
+def _is_complete(
+    finder: FileFinder, node: TaskNode, quantum: Quantum, places: Mapping[uuid.UUID, list[Place]]
+) -> bool:
+    """Whether metadata and log of a quantum, which are written last, are in the datastore.
+
+    On a local disk, a file that was to be written may be there and empty.
+    """
+    for edge in (node.metadata_output, node.log_output):
+        if edge is not None:
+            (ref,) = quantum.outputs[edge.dataset_type_name]
+            found = finder.find(places[ref.id])
+            if not places[ref.id] or not all(found.get(place) for place in places[ref.id]):
+                return False
+    return True
+
+
+def _adopt(
+    finder: FileFinder, quantum_id: uuid.UUID, quantum: Quantum, existing: Collection[uuid.UUID]
+) -> Adoption:
+    """Find what a quantum has written that succeeded unknown to the registry."""
+    refs = list(all_outputs(quantum))
+    files = finder.predict_files(refs)
+    found = finder.find(place for parts in files.values() for place, _ in parts)
+    written = find_complete_files(files, found)
+    removed = frozenset(ref.id for ref in refs if ref.id in existing and ref.id not in written)
+    return Adoption(quantum_id, refs, frozenset(written), finder.make_records(written), removed)
+
+
+def _note_leftovers(
+    stock: Stock,
+    finder: FileFinder,
+    quantum_id: uuid.UUID,
+    quantum: Quantum,
+    places: Mapping[uuid.UUID, list[Place]],
+    temporary_types: Collection[str],
+    existing: Collection[uuid.UUID],
+) -> None:
+    """Find what a quantum has written that did not succeed."""
+    refs = list(all_outputs(quantum))
+    registered = [ref for ref in refs if ref.id in existing]
+    gone = frozenset[uuid.UUID]()
+    if registered:
+        files = finder.registered_files(registered)
+        found = finder.find(place for parts in files.values() for place, _ in parts)
+        gone = frozenset(files.keys() - find_complete_files(files, found).keys())
+        if gone:
+            stock.gone |= gone
+            stock.adoptions.append(Adoption(quantum_id, refs, removed=gone))
+    left = False
+    for ref in refs:
+        if ref.id in existing or not (found := finder.find(places[ref.id])):
+            continue
+        if ref.datasetType.name in temporary_types:
+            stock.strays.extend(finder.locate(place) for place in found)
+        else:
+            stock.leftovers.add(ref.id)
+            left = True
+    if left and gone.issuperset(ref.id for ref in registered):
+        stock.replaceable.add(quantum_id)
+
+
+def _compare_sizes(
+    finder: FileFinder, quanta: Mapping[uuid.UUID, Quantum], existing: Collection[uuid.UUID], run: str
+) -> Iterable[Adoption]:
+    """Find registered outputs that were written again since, for the sake of temporaries."""
+    refs = {
+        quantum_id: [ref for ref in all_outputs(quantum) if ref.id in existing]
+        for quantum_id, quantum in quanta.items()
+    }
+    files = finder.registered_files(itertools.chain.from_iterable(refs.values()))
+    places = [place for parts in files.values() for place, _ in parts]
+    if not places:
+        return
+    finder.look(places, run, len(existing))
+    found = finder.find(places)
+    for quantum_id, mine in refs.items():
+        changed = find_changed_files({ref.id: files[ref.id] for ref in mine}, found)
+        if changed:
+            yield Adoption(
+                quantum_id,
+                list(all_outputs(quanta[quantum_id])),
+                frozenset(changed),
+                finder.make_records(changed),
+            )
+
+
+def choose_quanta(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    temporary_types: Collection[str],
+    once_temporary: Collection[str],
+    done: Collection[uuid.UUID],
+    existing: Collection[uuid.UUID],
+) -> set[uuid.UUID]:
+    """Choose among the quanta that have succeeded those that have to run again all the same.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        The graph.
+    xgraph
+        Its quanta.
+    temporary_types
+        Names of the dataset types that are temporary now.
+    once_temporary
+        Names of the dataset types that were temporary in some earlier attempt.
+    done
+        Quanta that have succeeded, their outputs registered.
+    existing
+        IDs of the datasets that are in the output run.
+
+    Returns
+    -------
+    forced
+        Quanta that make a temporary that is needed again, or that have made
+        what was temporary then and is to be stored now.
+    """
+    forced = _find_unstored(
+        butler, graph, done, frozenset(once_temporary) - frozenset(temporary_types), existing
+    )
+    if not temporary_types and not forced:
+        return set()
+    done = frozenset(done)
+    for quantum_id in reversed(list(networkx.topological_sort(xgraph))):
+        if quantum_id in done and quantum_id not in forced:
+            continue
+        for dataset_id in graph.bipartite_xgraph.predecessors(quantum_id):
+            if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] in temporary_types:
+                forced.update(done.intersection(graph.bipartite_xgraph.predecessors(dataset_id)))
+    return forced
+
+
+def _find_unstored(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    done: Collection[uuid.UUID],
+    names: Collection[str],
+    existing: Collection[uuid.UUID],
+) -> set[uuid.UUID]:
+    """Find quanta that have put datasets that are nowhere."""
+    if not names:
+        return set()
+    missing: dict[uuid.UUID, set[uuid.UUID]] = {}
+    for quantum_id in done:
+        for dataset_id in graph.bipartite_xgraph.successors(quantum_id):
+            name = graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"]
+            if name in names and dataset_id not in existing:
+                missing.setdefault(quantum_id, set()).add(dataset_id)
+    predicted = {
+        quantum_id: {ref.id for ref in all_outputs(quantum)}
+        for quantum_id, quantum in graph.build_execution_quanta(missing).items()
+    }
+    return {
+        quantum_id
+        for quantum_id, put in _read_puts(butler, graph, missing).items()
+        # Another graph may have given it another ID.
+        if put & missing[quantum_id]
+        or any(each not in existing and each not in predicted[quantum_id] for each in put)
+    }
+
+
+def _read_puts(
+    butler: Butler, graph: PredictedQuantumGraph, missing: Mapping[uuid.UUID, set[uuid.UUID]]
+) -> dict[uuid.UUID, set[uuid.UUID]]:
+    """Read from the metadata of quanta which datasets they have put."""
+    packed = _read_packed_puts(butler, graph, missing)
+    missing = {quantum_id: ids for quantum_id, ids in missing.items() if quantum_id not in packed}
+    quanta = graph.build_execution_quanta(missing)
+    local = threading.local()
+
+    def read(quantum_id: uuid.UUID) -> set[uuid.UUID]:
+        if not hasattr(local, "butler"):
+            local.butler = butler.clone()
+        label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
+        name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
+        try:
+            metadata = local.butler.get(quanta[quantum_id].outputs[name][0])["quantum"]
+        except (FileNotFoundError, LookupError):
+            logger.warning("The metadata of quantum %s of task %s can't be read.", quantum_id, label)
+            return missing[quantum_id]
+        keys = [key for key in ("outputs", TEMPORARIES_KEY) if key in metadata]
+        return {uuid.UUID(each) for key in keys for each in metadata.getArray(key)}
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="spark-butler-read") as pool:
+        return packed | dict(zip(missing, pool.map(read, missing), strict=True))
+
+
+def _read_packed_puts(
+    butler: Butler, graph: PredictedQuantumGraph, quantum_ids: Iterable[uuid.UUID]
+) -> dict[uuid.UUID, set[uuid.UUID]]:
+    """Do the same where the metadata are in provenance graphs."""
+    owners = {automatic_outputs(graph, quantum_id)[0].dataset_id: quantum_id for quantum_id in quantum_ids}
+    puts: dict[uuid.UUID, set[uuid.UUID]] = {}
+    for uri in find_packs(butler, owners):
+        with open_pack(uri) as packed:
+            for each in packed:
+                for metadata_id in each.dataset_ids & owners.keys():
+                    puts[owners[metadata_id]] = set(each.scan.produced - each.dataset_ids)
+    return puts

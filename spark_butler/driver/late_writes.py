@@ -1,0 +1,106 @@
+"""Files that more than one attempt may have written are looked at once more when a run ends.
+
+An attempt that Spark gave up may go on for a while, and write after the
+attempt that took its place has been ingested.  The content is as good, but
+metadata and logs differ in size, and a butler refuses to read a file whose
+size is not the one in its records.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Doubts"]
+
+import logging
+import time
+import uuid
+from collections.abc import Collection
+
+from lsst.daf.butler import DatasetRef
+from lsst.pipe.base import QuantumAttemptStatus
+
+from ..datastore.files import FileFinder, collect_files, find_changed_files
+from ..model.outcomes import QuantumOutcome
+from ..text import brief
+from .existing_outputs import Adoption
+
+logger = logging.getLogger(__name__)
+
+_AFTERLIFE_SECONDS = 120.0
+
+
+class Doubts:
+    """Remembers the outcomes whose files may not be what their records say.
+
+    Parameters
+    ----------
+    existing
+        IDs of the datasets that were in the output run before.
+    cut_off
+        Whether an earlier attempt at the run has been killed, whose workers
+        may still be alive.
+    """
+
+    def __init__(self, existing: Collection[uuid.UUID], *, cut_off: bool = False):
+        self._existing = existing
+        self._until = time.monotonic() + _AFTERLIFE_SECONDS if cut_off else 0.0
+        self._seen: set[uuid.UUID] = set()
+        self._doubtful: dict[uuid.UUID, tuple[QuantumOutcome, list[DatasetRef]]] = {}
+
+    def note(self, outcome: QuantumOutcome, predicted: list[DatasetRef]) -> None:
+        """Consider an outcome.
+
+        Parameters
+        ----------
+        outcome
+            The outcome, as it is going to be ingested.
+        predicted
+            All stored outputs of the quantum.
+        """
+        if (
+            outcome.again
+            or outcome.recovered
+            or outcome.status is QuantumAttemptStatus.ABORTED
+            or outcome.quantum_id in self._seen
+            or time.monotonic() < self._until
+        ):
+            self._doubtful[outcome.quantum_id] = outcome, predicted
+        self._seen.add(outcome.quantum_id)
+
+    def settle(self, finder: FileFinder) -> list[Adoption]:
+        """Look at the files in doubt.
+
+        Parameters
+        ----------
+        finder
+            Looks at files.
+
+        Returns
+        -------
+        adoptions
+            What the registry has to be told.
+        """
+        if not self._doubtful:
+            return []
+        all_files = {}
+        for quantum_id, (outcome, predicted) in self._doubtful.items():
+            files = collect_files(outcome.records)
+            if outcome.succeeded:
+                late = [r for r in predicted if r.id not in outcome.outputs and r.id not in self._existing]
+                files.update(finder.predict_files(late))
+            all_files[quantum_id] = files
+        places = [place for files in all_files.values() for parts in files.values() for place, _ in parts]
+        try:
+            found = finder.find(places)
+        except Exception as exc:  # noqa: BLE001  (whatever the store says, the run is over)
+            logger.warning("Could not look at the files of %d quanta again: %s", len(all_files), brief(exc))
+            return []
+        adoptions: list[Adoption] = []
+        for quantum_id, files in all_files.items():
+            changed = find_changed_files(files, found)
+            if changed:
+                predicted = self._doubtful[quantum_id][1]
+                records = finder.make_records(changed)
+                adoptions.append(Adoption(quantum_id, predicted, frozenset(changed), records))
+        if adoptions:
+            logger.info("The files of %d quanta were written by more than one attempt.", len(adoptions))
+        return adoptions

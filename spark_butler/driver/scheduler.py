@@ -1,0 +1,510 @@
+"""Give units to a backend as soon as what they need is there."""
+
+from __future__ import annotations
+
+__all__ = ["Dispatcher", "FailureBudget", "RunResult"]
+
+import dataclasses
+import heapq
+import logging
+import queue
+import re
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import networkx
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base import InvalidQuantumError, QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from ..errors import EngineError
+from ..model.failures import FailureKind
+from ..model.limits import Limits
+from ..model.outcomes import QuantumOutcome, exit_text, job_text
+from ..model.work import UnitWork, WorkerContext
+from ..planning.plan import Plan, Unit
+from ..text import brief
+from .backend import Backend
+from .batching import Pace
+from .events import Watcher, Watchers
+
+logger = logging.getLogger(__name__)
+
+_MAX_BATCH = 16
+_MAX_ASIDE = 32
+_MAX_JOBS = 256
+_CANCEL_SECONDS = 1.0
+_MAX_LOSSES = 3
+_FEW_QUANTA = 100
+# Shares of bundles don't add up exactly.
+_WHOLE = 1 - 1e-6
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclasses.dataclass
+class RunResult:
+    """What came of driving a plan."""
+
+    outcomes: dict[uuid.UUID, QuantumOutcome] = dataclasses.field(default_factory=dict)
+    """Outcome of each quantum that was tried."""
+
+    blocked: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    """Quanta that were not tried because one that they need failed."""
+
+    stopped_by: QuantumOutcome | None = None
+    """The failure that ended the run before its time, if one did."""
+
+    stop_reason: str = ""
+    """Which rule it was that ended the run before its time."""
+
+    n_ingested: int = 0
+    """Number of datasets that were put into the registry."""
+
+    @property
+    def failed(self) -> list[QuantumOutcome]:
+        """Outcomes of the quanta that failed."""
+        return [outcome for outcome in self.outcomes.values() if not outcome.succeeded]
+
+
+@dataclasses.dataclass(frozen=True)
+class FailureBudget:
+    """How many failures a run bears."""
+
+    fail_fast: bool = False
+    """Whether the first ends it."""
+
+    most: int | None = None
+    """The number that ends it."""
+
+    most_alike: int | None = None
+    """The number in a row of one task, with the same message but for numbers, that ends it."""
+
+
+_NO_BUDGET = FailureBudget()
+
+
+class Dispatcher:
+    """Runs the units of a plan as soon as what they need is there.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    xgraph
+        Graph of quantum IDs; an edge leads to a quantum that needs another.
+        Its nodes have the attributes ``task_label`` and ``data_id``.
+    backend
+        Where quanta run.
+    make_work
+        Prepares units for their journey: one, or several of one group each
+        that one worker runs.  Called in the thread of `run`, when all that
+        they need has ended.  It is told which of their quanta are blocked
+        and, where a unit was given out before and its worker was lost, which
+        of the others had succeeded.
+    on_outcome
+        Called in the thread of `run` with each outcome; again, when a lost
+        temporary made it necessary to run a quantum a second time.
+    limit
+        The greatest number of groups to run at once.  `None` leaves it to the
+        backend.
+    budget
+        How many failures the run bears.
+    watcher
+        Told of what happens, in the thread of `run`.
+    times
+        Mean times of the quanta of tasks in earlier runs, in seconds, by
+        label, as far as they are known.
+
+    Notes
+    -----
+    Units with the longest path ahead of them go first.  They are submitted in
+    small batches from threads that wait for them, a little more than the
+    backend can run at once, so that no slot waits for the driver.  Of short
+    quanta, so many are given to a worker at once that it is busy for a while
+    (`spark_butler.driver.batching.Pace`).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        backend: Backend,
+        make_work: Callable[[Sequence[Unit], frozenset[uuid.UUID], frozenset[uuid.UUID] | None], UnitWork],
+        *,
+        on_outcome: Callable[[QuantumOutcome], None],
+        limit: int | None = None,
+        budget: FailureBudget = _NO_BUDGET,
+        watcher: Watcher | None = None,
+        times: Mapping[str, float] | None = None,
+    ):
+        self._plan = plan
+        self._xgraph = xgraph
+        self._backend = backend
+        self._make_work = make_work
+        self._on_outcome = on_outcome
+        self._limit = limit
+        self._budget = budget
+        self._pace = Pace(len(plan) / max(1, len(plan.groups)), times)
+        self._watcher = Watchers(watcher)
+        self._is_watched = watcher is not None
+        self._blocked: set[uuid.UUID] = set()
+        self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
+        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
+        self._n_open = [len(group.quanta) for group in plan.groups]
+        self._n_open_groups = Counter(group.unit for group in plan.groups)
+        self._open: list[set[uuid.UUID]] = [set() for _ in plan.units]
+        self._waiting: list[set[uuid.UUID]] = [set() for _ in plan.units]
+        for quantum_id, unit in self._unit_of.items():
+            self._open[unit].add(quantum_id)
+            self._waiting[unit].update(
+                need for need in xgraph.predecessors(quantum_id) if self._unit_of[need] != unit
+            )
+        self._ready = [(-unit.remaining, unit.index) for unit in plan.units if not self._waiting[unit.index]]
+        heapq.heapify(self._ready)
+        self._running: dict[int, float] = {}
+        self._words: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
+        self._losses: dict[int, int] = {}
+        self._resting: dict[int, threading.Timer] = {}
+        self._result = RunResult()
+        self._n_failed = 0
+        self._alike: dict[str, tuple[str, int]] = {}
+
+    def run(self, context: WorkerContext) -> RunResult:
+        """Run all groups.
+
+        Parameters
+        ----------
+        context
+            What all groups have in common.
+
+        Returns
+        -------
+        result
+            Outcomes and blocked quanta.
+
+        Raises
+        ------
+        EngineError
+            Raised if the backend fails, or loses an outcome.
+        """
+        jobs: dict[Future[None], list[Unit]] = {}
+        pool = ThreadPoolExecutor(_MAX_JOBS, thread_name_prefix="spark-butler")
+        try:
+            while self._ready or self._resting or jobs:
+                if self._result.stopped_by is None:
+                    self._dispatch(context, pool, jobs)
+                if not (jobs or self._resting):
+                    break
+                match self._words.get():
+                    case QuantumOutcome() as outcome:
+                        self._take(outcome)
+                    case Future() as job:
+                        self._end_job(job, jobs.pop(job))
+                    case Unit() as unit:
+                        del self._resting[unit.index]
+                        heapq.heappush(self._ready, (-unit.remaining, unit.index))
+                if self._result.stopped_by is not None:
+                    break
+        finally:
+            self._stop(pool, jobs)
+            self._drain()
+        if self._result.stopped_by is None and any(self._open):
+            raise EngineError(f"{sum(map(len, self._open))} quanta never became ready to run.")
+        return self._result
+
+    def _stop(self, pool: ThreadPoolExecutor, jobs: Collection[Future[None]]) -> None:
+        """End what is still running."""
+        for timer in self._resting.values():
+            timer.cancel()
+        pool.shutdown(wait=False, cancel_futures=True)
+        while wait(jobs, timeout=0).not_done:
+            # Again and again, since a job may have been on its way to the backend the first time.
+            self._backend.cancel()
+            wait(jobs, timeout=_CANCEL_SECONDS)
+        pool.shutdown(wait=True)
+
+    def _dispatch(
+        self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Unit]]
+    ) -> None:
+        """Submit ready groups, as many as may run."""
+        slots = max(1, self._backend.slots)
+        limit = self._limit or self._pace.limit(slots)
+        # Jobs may be few and slots many.
+        most = max(_MAX_BATCH, -(-2 * slots // _MAX_JOBS))
+        while self._ready and len(jobs) < _MAX_JOBS:
+            bundles = self._pick(min(limit - sum(self._running.values()), most))
+            if not bundles:
+                return
+            works = [self._make_work_of(units) for units in bundles]
+            units = [unit for bundle in bundles for unit in bundle]
+            logger.debug("Submitting %d units in %d bundles.", len(units), len(bundles))
+            future = pool.submit(self._backend.run, context, works, self._words.put)
+            jobs[future] = units
+            future.add_done_callback(self._words.put)
+            self._watcher.dispatched([q for unit in units for q in self._open[unit.index]])
+
+    def _pick(self, room: float) -> list[list[Unit]]:
+        """Take the most urgent units that may run now: bundles of one level, or one unit of several levels.
+
+        A bundle counts once, and a unit as many times as it has groups at its
+        widest level.
+        """
+        if room < _WHOLE:
+            return []
+        slots, n_ready = max(1, self._backend.slots), len(self._ready)
+        n_bundles = 0
+        sizes: dict[tuple[str, ...], int] = {}
+        alike: defaultdict[tuple[str, ...], list[Unit]] = defaultdict(list)
+        aside: list[Unit] = []
+        while self._ready and len(aside) < _MAX_ASIDE:
+            unit = self._plan.units[heapq.heappop(self._ready)[1]]
+            # One that was lost before must not take others with it again.
+            if len(unit.levels) > 1 or unit.index in self._losses:
+                if n_bundles:
+                    aside.append(unit)
+                    break
+                self._running[unit.index] = max(map(len, unit.levels))
+                return [[unit]]
+            labels = [self._plan.task_labels[quantum_id] for quantum_id in self._quanta_of(unit)]
+            kind = tuple(dict.fromkeys(labels))
+            if kind not in sizes:
+                sizes[kind] = self._pace.bundle(labels, slots, n_ready)
+            if len(alike[kind]) % sizes[kind] == 0:
+                if room < _WHOLE:
+                    aside.append(unit)
+                    continue
+                n_bundles += 1
+                room -= 1
+            alike[kind].append(unit)
+        for unit in aside:
+            heapq.heappush(self._ready, (-unit.remaining, unit.index))
+        # Dealt out like cards, so that each bundle has its share of the urgent ones.
+        counts = {kind: -(-len(units) // sizes[kind]) for kind, units in alike.items()}
+        bundles = [units[n :: counts[kind]] for kind, units in alike.items() for n in range(counts[kind])]
+        for bundle in bundles:
+            self._running.update((unit.index, 1 / len(bundle)) for unit in bundle)
+        return bundles
+
+    def _make_work_of(self, units: Sequence[Unit]) -> UnitWork:
+        """Prepare units, the first time or one again."""
+        closed = frozenset(
+            q for unit in units for q in self._quanta_of(unit) if q not in self._open[unit.index]
+        )
+        if units[0].index not in self._losses:
+            return self._make_work(units, closed, None)
+        done = frozenset(q for q in closed if (o := self._result.outcomes.get(q)) is not None and o.succeeded)
+        return self._make_work(units, closed - done, done)
+
+    def _quanta_of(self, unit: Unit) -> list[uuid.UUID]:
+        return [q for level in unit.levels for index in level for q in self._plan.groups[index].quanta]
+
+    def _end_job(self, job: Future[None], units: list[Unit]) -> None:
+        """Take leave of a job; what has no outcome then was lost."""
+        error = job.exception()
+        if error is not None and not self._backend.is_alive():
+            raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
+        unfinished = [unit for unit in units if self._open[unit.index]]
+        if not unfinished:
+            return
+        if not self._backend.is_alive():
+            missing = sorted(str(q) for unit in unfinished for q in self._open[unit.index])
+            raise EngineError(f"No outcome came back for {len(missing)} quanta of a job: {missing}.")
+        reason = "no outcome came back" if error is None else brief(error)
+        logger.warning("A job with %d units was lost: %s", len(unfinished), reason)
+        if error is not None:
+            logger.debug("The job was lost.", exc_info=error)
+        for unit in unfinished:
+            # Which unit of several is to blame can't be seen before each has run by itself.
+            losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
+            self._running.pop(unit.index, None)
+            if losses >= _MAX_LOSSES:
+                self._give_up(unit, f"its worker was lost {losses} times: {reason}")
+                continue
+            timer = threading.Timer(Limits.pause(FailureKind.LOST, losses + 1), self._words.put, [unit])
+            timer.daemon = True
+            self._resting[unit.index] = timer
+            timer.start()
+
+    def _give_up(self, unit: Unit, reason: str) -> None:
+        """Let the quanta of a unit fail that could have run."""
+        still_open = self._open[unit.index]
+        ready = [q for q in still_open if still_open.isdisjoint(self._xgraph.predecessors(q))]
+        for quantum_id in ready:
+            node = self._xgraph.nodes[quantum_id]
+            report = QuantumReport(
+                quantumId=quantum_id,
+                status=ExecutionStatus.FAILURE,
+                dataId=node["data_id"],
+                taskLabel=node["task_label"],
+            )
+            self._take(
+                QuantumOutcome(
+                    quantum_id,
+                    QuantumAttemptStatus.ABORTED,
+                    report,
+                    kind=FailureKind.LOST,
+                    reason=reason,
+                )
+            )
+
+    def _take(self, outcome: QuantumOutcome) -> None:
+        """Record an outcome and see what it frees or blocks."""
+        if not self._record(outcome):
+            return
+        if outcome.attempts:
+            logger.warning(
+                "Task %s was tried %d times; before: %s.",
+                job_text(outcome.report),
+                len(outcome.attempts) + 1,
+                "; ".join(attempt.reason for attempt in outcome.attempts),
+            )
+        if outcome.succeeded:
+            self._alike.pop(outcome.report.taskLabel or "", None)
+            if not (outcome.recovered or outcome.skipped_existing):
+                self._pace.note(outcome.report.taskLabel or "", outcome.wall_seconds)
+            self._close(outcome.quantum_id)
+        else:
+            self._fail(outcome)
+        self._log_progress()
+
+    def _record(self, outcome: QuantumOutcome) -> bool:
+        """Keep an outcome and pass it on; return whether it is the first of its quantum."""
+        first = self._result.outcomes.get(outcome.quantum_id)
+        if first is not None and outcome.recovered:
+            return False
+        self._watcher.took(outcome)
+        if first is not None:
+            # A lost temporary was made again: what that wrote on the way has replaced the first.
+            outcome = _merge(first, outcome)
+        self._on_outcome(outcome)
+        # With scans, they would be the logs of the whole run.
+        self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
+        return first is None
+
+    def _fail(self, outcome: QuantumOutcome) -> None:
+        """Block what needs a failed quantum, or stop the run."""
+        self._n_failed += 1
+        exit_code = outcome.report.exitCode
+        job = job_text(outcome.report)
+        if outcome.traceback:
+            logger.debug("Task %s raised:\n%s", job, outcome.traceback)
+        if outcome.log_tail:
+            logger.error("The last that task %s logged:\n%s", job, outcome.log_tail)
+        text = "timed out, task is killed" if outcome.timed_out else "failed"
+        if exit_code is not None and not outcome.timed_out:
+            text = f"failed, {exit_text(exit_code)}"
+            if outcome.reason.startswith(exit_text(exit_code)):
+                text = "failed"
+        if outcome.reason:
+            text = f"{text}, {outcome.reason}" if text == "failed" else f"{text} ({outcome.reason})"
+        if reason := self._exhausts_budget(outcome):
+            logger.error("Task %s %s; the run is stopped: %s.", job, text, reason)
+            self._result.stopped_by = outcome
+            self._result.stop_reason = reason
+            return
+        logger.error("Task %s %s; processing will continue for remaining tasks.", job, text)
+        blocked = self._block_dependents(outcome.quantum_id)
+        for quantum_id in blocked:
+            node = self._xgraph.nodes[quantum_id]
+            logger.error(
+                "Upstream job failed for task <%s dataId=%s>, skipping this task.",
+                node["task_label"],
+                node["data_id"],
+            )
+        self._result.blocked.extend(blocked)
+        self._watcher.blocked(blocked)
+        for quantum_id in (*blocked, outcome.quantum_id):
+            self._close(quantum_id)
+
+    def _exhausts_budget(self, outcome: QuantumOutcome) -> str:
+        """Say which rule a failure breaks, if it does."""
+        budget = self._budget
+        if outcome.report.exitCode == InvalidQuantumError.EXIT_CODE:
+            return "the task says that the run can only fail"
+        if budget.fail_fast:
+            return "fail-fast was asked for"
+        if budget.most is not None and self._n_failed >= budget.most:
+            return f"{self._n_failed} quanta have failed"
+        label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
+        last, n_alike = self._alike.get(label, (message, 0))
+        n_alike = n_alike + 1 if last == message else 1
+        self._alike[label] = message, n_alike
+        if budget.most_alike is not None and n_alike >= budget.most_alike:
+            return f"{n_alike} quanta of {label} in a row have failed alike"
+        return ""
+
+    def _block_dependents(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
+        """Find the quanta that can't run any more because one failed.
+
+        In the whole run each edge is followed once; with pipe_base's
+        `GraphWalker` a gather would take quadratic time.
+        """
+        blocked: list[uuid.UUID] = []
+        todo = [quantum_id]
+        while todo:
+            for after in self._xgraph.successors(todo.pop()):
+                if after not in self._blocked:
+                    self._blocked.add(after)
+                    blocked.append(after)
+                    todo.append(after)
+        return blocked
+
+    def _close(self, quantum_id: uuid.UUID) -> None:
+        """Note that a quantum will not run any more, and queue the groups that waited for it."""
+        unit = self._unit_of[quantum_id]
+        if quantum_id in self._open[unit]:
+            self._open[unit].discard(quantum_id)
+            self._n_open[self._group_of[quantum_id]] -= 1
+            if not self._n_open[self._group_of[quantum_id]]:
+                self._n_open_groups[unit] -= 1
+        if not self._open[unit]:
+            self._running.pop(unit, None)
+        elif unit in self._running:
+            self._running[unit] = min(self._running[unit], self._n_open_groups[unit])
+        for after in self._xgraph.successors(quantum_id):
+            other = self._unit_of[after]
+            waiting = self._waiting[other]
+            if quantum_id in waiting:
+                waiting.discard(quantum_id)
+                if not waiting and self._open[other]:
+                    heapq.heappush(self._ready, (-self._plan.units[other].remaining, other))
+
+    def _drain(self) -> None:
+        """Keep the outcomes that came while the run was being stopped."""
+        while not self._words.empty():
+            word = self._words.get()
+            if isinstance(word, QuantumOutcome):
+                self._record(word)
+
+    def _log_progress(self) -> None:
+        if self._is_watched and len(self._plan) > _FEW_QUANTA:
+            # Whoever watches says it now and then, in one line for many quanta.
+            return
+        failed = self._n_failed + len(self._result.blocked)
+        done = len(self._result.outcomes) - self._n_failed
+        logger.info(
+            "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta.",
+            done,
+            failed,
+            len(self._plan) - done - failed,
+            len(self._plan),
+        )
+
+
+def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
+    """Add what a further attempt has left to the outcome that counts, the first."""
+    records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
+    for name, data in again.records.items():
+        records.setdefault(name, DatastoreRecordData()).records.update(data.records)
+    outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
+    removed = (set(first.removed) | set(again.removed)) - outputs
+    return dataclasses.replace(
+        first,
+        outputs=tuple(outputs),
+        removed=tuple(removed),
+        records=records,
+        scan=again.scan,
+    )

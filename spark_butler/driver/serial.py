@@ -1,0 +1,71 @@
+"""The specification of all backends: run groups one after another in this process."""
+
+from __future__ import annotations
+
+__all__ = ["SerialBackend"]
+
+import threading
+import time
+from collections.abc import Sequence
+
+from ..model.outcomes import QuantumOutcome
+from ..model.work import GroupWork, UnitWork, WorkerContext
+from ..temporaries.shuffle import receive
+from ..temporaries.shuffle_records import Inbox, next_place
+from ..worker.clock import SlotClock
+from ..worker.group import prepare_process
+from ..worker.retry import InProcessRunner, run_attempts
+from .backend import ReportOutcome
+
+
+class SerialBackend:
+    """Runs every group in this process, without isolation and limits."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._clock = SlotClock()
+
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
+        """Run units one after another.  See `Backend.run`."""
+        with self._lock:
+            self._cancelled.clear()
+            prepare_process(context)
+            for unit in batch:
+                if self._cancelled.is_set():
+                    return
+                self._run_unit(context, unit, report)
+
+    def _run_unit(self, context: WorkerContext, unit: UnitWork, report: ReportOutcome) -> None:
+        """Run a unit level by level."""
+        arrived: list[tuple[GroupWork, Inbox | None]] = [(work, None) for work in unit.groups]
+        passing: list[bytes] = []
+        for width in (*unit.widths[1:], 0):
+            heaps: list[list[bytes]] = [[] for _ in range(width)]
+            for record in passing:
+                heaps[next_place(record)].append(record)
+            while arrived:
+                events = run_attempts(context, *arrived.pop(0), runner=InProcessRunner(), clock=self._clock)
+                for event in events:
+                    if isinstance(event, QuantumOutcome):
+                        report(event)
+                        if self._cancelled.is_set():
+                            return
+                    else:
+                        heaps[next_place(event)].append(bytes(event))
+            began = time.time()
+            items = [item for heap in heaps for item in receive(heap)]
+            if items:
+                self._clock.note_shuffle(began)
+            passing = [item for item in items if isinstance(item, bytes)]
+            arrived.extend(item for item in items if not isinstance(item, bytes))
+
+    def is_alive(self) -> bool:
+        """Whether more units can be run: not after the engine itself has failed."""
+        return False
+
+    def cancel(self) -> None:
+        """Stop the current call of `run` after its quantum.  See `Backend.cancel`."""
+        self._cancelled.set()

@@ -1,0 +1,408 @@
+"""Take from a quantum graph what planning and workers need of it."""
+
+from __future__ import annotations
+
+__all__ = ["ContentMaker", "export_input_records", "sketch_graph"]
+
+import dataclasses
+import logging
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Mapping, Sequence
+
+import networkx
+from lsst.daf.butler import Butler, DatasetRef, Quantum
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+
+from ..model.limits import Limits
+from ..model.quanta import all_inputs, all_outputs
+from ..model.work import GroupContent, GroupWork, QuantumWork, UnitWork
+from ..planning.plan import GraphSketch, Group, Handover, Plan, Unit
+from ..temporaries.shuffle_records import Way
+from ..worker.pickling import dump_by_name
+
+logger = logging.getLogger(__name__)
+
+_MANY_READERS = 4
+
+
+def sketch_graph(
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID] | None = None,
+    *,
+    temporary_types: Mapping[str, str] | None = None,
+    sizes: Mapping[str, float] | None = None,
+    costs: Mapping[uuid.UUID, float] | None = None,
+) -> GraphSketch:
+    """Draw what planning needs of a quantum graph.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    xgraph
+        Its quanta with the edges to respect, where those are not the graph's
+        own.
+    temporary_types
+        Names of the dataset types that are temporary, with the reasons.
+    sizes
+        Mean sizes of datasets in bytes, by name of the type.
+    costs
+        How long quanta will take.
+
+    Returns
+    -------
+    sketch
+        The sketch, with quanta sorted by task and data ID.
+    """
+    if xgraph is None:
+        xgraph = graph.quantum_only_xgraph
+    # What is not in xgraph has been done before.
+    labels = {
+        quantum_id: label
+        for label in graph.pipeline_graph.tasks
+        for _, quantum_id in sorted(
+            graph.quanta_by_task.get(label, {}).items(), key=lambda item: item[0].required_values
+        )
+        if quantum_id in xgraph
+    }
+    handovers: list[Handover] = []
+    if temporary_types:
+        bipartite = graph.bipartite_xgraph
+        for name in temporary_types:
+            for dataset_id in graph.datasets_by_type.get(name, {}).values():
+                for producer in bipartite.predecessors(dataset_id):
+                    if producer in xgraph:
+                        consumers = tuple(q for q in bipartite.successors(dataset_id) if q in xgraph)
+                        handovers.append(Handover(dataset_id, name, producer, consumers))
+    return GraphSketch(
+        labels,
+        list(xgraph.edges()),
+        handovers,
+        dict(temporary_types or {}),
+        data_ids={quantum_id: dict(xgraph.nodes[quantum_id]["data_id"].mapping) for quantum_id in labels},
+        sizes=dict(sizes or {}),
+        costs=costs or {},
+        dimensions={frozenset(task.dimensions.names) for task in graph.pipeline_graph.tasks.values()},
+    )
+
+
+class ContentMaker:
+    """Prepares groups of a quantum graph for their journey to a worker.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    graph
+        The graph.
+    xgraph
+        Its quanta with the edges to respect.
+    temporary_types
+        Names of the dataset types that are temporary.
+    records
+        Datastore records of the inputs of the whole graph, by name of the
+        datastore.  `None` leaves to each quantum those that the graph gives it.
+    existing
+        IDs of the datasets of the output run that were in the datastore
+        before.
+    clobber
+        Quanta whose outputs of earlier attempts are replaced.
+    forced
+        Quanta that have succeeded before.  Their outputs are written over,
+        and never removed first: they must not be lost on the way.
+    limits
+        Limits of the quanta, by task label.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: PredictedQuantumGraph,
+        xgraph: networkx.DiGraph[uuid.UUID],
+        *,
+        temporary_types: Collection[str] = (),
+        records: Mapping[str, DatastoreRecordData] | None = None,
+        existing: Collection[uuid.UUID] = frozenset(),
+        clobber: Container[uuid.UUID] = frozenset(),
+        forced: Container[uuid.UUID] = frozenset(),
+        limits: Mapping[str, Limits] | None = None,
+    ):
+        self._plan = plan
+        self._graph = graph
+        self._xgraph = xgraph
+        self._temporary_types = frozenset(temporary_types)
+        self._records = records
+        self._existing = existing
+        self._clobber = clobber
+        self._forced = forced
+        self._limits = dict(limits or {})
+        self._shared = _find_shared(graph, xgraph, records or {})
+        self._produced: dict[uuid.UUID, bool] = {}
+        self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
+        self._outgoing: defaultdict[int, dict[uuid.UUID, tuple[int, ...]]] = defaultdict(dict)
+        for crossing in plan.crossings:
+            self._outgoing[crossing.producer][crossing.dataset_id] = crossing.consumers
+
+    def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
+        """Remember which outputs of a quantum exist.
+
+        Parameters
+        ----------
+        quantum_id
+            The quantum.
+        written
+            IDs of the outputs that exist.
+
+        Returns
+        -------
+        predicted
+            References of all its stored outputs.
+        """
+        quantum = self._quantum(quantum_id)
+        predicted = [ref for ref in all_outputs(quantum) if ref.datasetType.name not in self._temporary_types]
+        written = frozenset(written)
+        self._produced.update((ref.id, ref.id in written) for ref in predicted)
+        return predicted
+
+    def make_work(
+        self,
+        units: Sequence[Unit],
+        blocked: frozenset[uuid.UUID],
+        done: frozenset[uuid.UUID] | None = None,
+    ) -> UnitWork:
+        """Pack a unit, or several that one worker runs.
+
+        Parameters
+        ----------
+        units
+            The units; all that they need of others has ended.  Where there
+            are several, each has one group, and these travel as one.
+        blocked
+            Their quanta that are not to run.
+        done
+            Their quanta that have succeeded and run again only for their
+            temporaries, where a unit was given out before.
+
+        Returns
+        -------
+        work
+            What travels.  A group of a later level does so with one of the
+            level before it.
+        """
+        groups = [self._plan.groups[index] for unit in units for level in unit.levels for index in level]
+        unit = units[0]
+        if len(unit.levels) == 1:
+            joint = dataclasses.replace(groups[0], quanta=tuple(q for group in groups for q in group.quanta))
+            return UnitWork(
+                unit.index, (self._pack(joint, blocked, done, {}, (), n_groups=len(groups)),), (1,)
+            )
+        place = {index: n for level in unit.levels for n, index in enumerate(level)}
+        carrier = {
+            group.index: min(
+                n for n in group.upstream if n in place and self._plan.groups[n].level == group.level - 1
+            )
+            for group in groups
+            if group.level
+        }
+        receivers: defaultdict[int, list[int]] = defaultdict(list)
+        for group in groups:
+            for need in group.upstream & place.keys():
+                receivers[need].append(group.index)
+        works: dict[int, GroupWork] = {}
+        for group in reversed(groups):
+            carried = tuple(
+                ((place[index],), works[index])
+                for index in receivers[group.index]
+                if carrier[index] == group.index
+            )
+            ways = {index: self._way(index, group.level, place, carrier) for index in receivers[group.index]}
+            works[group.index] = self._pack(group, blocked, done, ways, carried)
+        return UnitWork(
+            unit.index, tuple(works[index] for index in unit.levels[0]), tuple(map(len, unit.levels))
+        )
+
+    def _way(
+        self, index: int, level: int, place: Mapping[int, int], carrier: Mapping[int, int]
+    ) -> tuple[int, ...]:
+        """Find the places on the way from a level to a group."""
+        way = [place[index]]
+        while self._plan.groups[index].level > level + 1:
+            index = carrier[index]
+            way.append(place[index])
+        return tuple(reversed(way))
+
+    def _pack(
+        self,
+        group: Group,
+        blocked: frozenset[uuid.UUID],
+        done: frozenset[uuid.UUID] | None,
+        ways: Mapping[int, Way],
+        carried: tuple[tuple[Way, GroupWork], ...],
+        *,
+        n_groups: int = 1,
+    ) -> GroupWork:
+        """Pickle the content of a group."""
+        content = self.make_content(group, blocked, done or frozenset(), receivers=ways.keys())
+        tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
+        data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
+        more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+        return GroupWork(
+            group.index,
+            f"{' -> '.join(tasks)} {data_id}{more}",
+            dump_by_name(content),
+            max(self._limits[label].memory or 0 if label in self._limits else 0 for label in tasks),
+            done is not None,
+            dict(ways),
+            carried,
+        )
+
+    def make_content(
+        self,
+        group: Group,
+        blocked: frozenset[uuid.UUID] = frozenset(),
+        done: frozenset[uuid.UUID] = frozenset(),
+        *,
+        receivers: Collection[int] = (),
+    ) -> GroupContent:
+        """Gather the quanta of a group and what the driver knows of their datasets.
+
+        Parameters
+        ----------
+        group
+            The group.
+        blocked
+            Its quanta that are not to run.
+        done
+            Its quanta that have succeeded.
+        receivers
+            Groups of the same unit that need it.
+        """
+        quantum_ids = [quantum_id for quantum_id in group.quanta if quantum_id not in blocked]
+        positions = {quantum_id: position for position, quantum_id in enumerate(quantum_ids)}
+        quanta = self._graph.build_execution_quanta(quantum_ids)
+        if self._records is not None:
+            quanta = {quantum_id: _without_records(quantum) for quantum_id, quantum in quanta.items()}
+        works = tuple(
+            QuantumWork(
+                quantum_id,
+                self._xgraph.nodes[quantum_id]["task_label"],
+                quanta[quantum_id],
+                tuple(positions[q] for q in self._xgraph.predecessors(quantum_id) if q in positions),
+                tuple(q for q in self._xgraph.predecessors(quantum_id) if self._is_sibling(q, group)),
+                may_exist=quantum_id not in self._forced and self._may_exist(quanta[quantum_id]),
+                clobber=quantum_id in self._clobber,
+                forced=quantum_id in self._forced,
+            )
+            for quantum_id in quantum_ids
+        )
+        inputs = [ref for quantum in quanta.values() for ref in all_inputs(quantum)]
+        outputs = [ref for quantum in quanta.values() for ref in all_outputs(quantum)]
+        own = {ref.id for ref in outputs}
+        known = {ref.id: self._produced[ref.id] for ref in inputs if ref.id in self._produced}
+        records: dict[str, DatastoreRecordData] = {}
+        if self._records is not None:
+            needed = {ref.id for ref in inputs} - own - known.keys()
+            for name, data in self._records.items():
+                if (subset := data.subset(needed)) is not None:
+                    records[name] = subset
+                    known.update(dict.fromkeys(subset.records, True))
+            known.update((ref.id, self._produced.get(ref.id, ref.id in self._existing)) for ref in outputs)
+        consumers = Counter(
+            dataset_id
+            for quantum in quanta.values()
+            for dataset_id in {
+                ref.id
+                for refs in quantum.inputs.values()
+                for ref in refs
+                if ref.datasetType.nameAndComponent()[0] in self._temporary_types
+            }
+        )
+        return GroupContent(
+            works,
+            records,
+            frozenset(dataset_id for data in records.values() for dataset_id in data.records) & self._shared,
+            known,
+            dict(consumers),
+            outgoing=self._outgoing.get(group.index, {}),
+            senders=frozenset(n for n in group.upstream if self._plan.groups[n].unit == group.unit),
+            receivers={index: self._reads(index, own) for index in receivers},
+            done=frozenset(positions[quantum_id] for quantum_id in quantum_ids if quantum_id in done),
+        )
+
+    def _is_sibling(self, quantum_id: uuid.UUID, group: Group) -> bool:
+        """Whether a quantum belongs to another group of the same unit."""
+        other = self._plan.groups[self._group_of[quantum_id]]
+        return other.unit == group.unit and other.index != group.index
+
+    def _reads(self, index: int, made: Collection[uuid.UUID]) -> frozenset[uuid.UUID]:
+        """Find the stored datasets, of those that were made, that a group reads."""
+        return frozenset(
+            ref.id
+            for quantum in self._graph.build_execution_quanta(self._plan.groups[index].quanta).values()
+            for ref in all_inputs(quantum)
+            if ref.id in made and ref.datasetType.nameAndComponent()[0] not in self._temporary_types
+        )
+
+    def _may_exist(self, quantum: Quantum) -> bool:
+        return any(ref.id in self._existing for ref in all_outputs(quantum))
+
+    def _quantum(self, quantum_id: uuid.UUID) -> Quantum:
+        return self._graph.build_execution_quanta([quantum_id])[quantum_id]
+
+
+def export_input_records(
+    butler: Butler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
+) -> dict[str, DatastoreRecordData]:
+    """Ask the repository for the datastore records of all inputs that no quantum of a graph makes.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        The graph.
+    xgraph
+        Its quanta.
+
+    Returns
+    -------
+    records
+        The records, by name of the datastore.
+    """
+    quanta = graph.build_execution_quanta(xgraph.nodes)
+    made = {ref.id for quantum in quanta.values() for ref in all_outputs(quantum)}
+    refs = {ref.id: ref for quantum in quanta.values() for ref in all_inputs(quantum) if ref.id not in made}
+    whole = [ref.makeCompositeRef() if ref.isComponent() else ref for ref in refs.values()]
+    return dict(butler._datastore.export_records(whole))
+
+
+def _find_shared(
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    records: Mapping[str, DatastoreRecordData],
+) -> frozenset[uuid.UUID]:
+    """Find the inputs that many quanta read, such as calibrations."""
+    bipartite = graph.bipartite_xgraph
+    return frozenset(
+        dataset_id
+        for data in records.values()
+        for dataset_id in data.records
+        if dataset_id in bipartite
+        and sum(quantum_id in xgraph for quantum_id in bipartite.successors(dataset_id)) >= _MANY_READERS
+    )
+
+
+def _without_records(quantum: Quantum) -> Quantum:
+    """Copy a quantum without its datastore records, which its group has already."""
+    if not quantum.datastore_records:
+        return quantum
+    return Quantum(
+        taskName=quantum.taskName,
+        taskClass=quantum.taskClass,
+        dataId=quantum.dataId,
+        initInputs=quantum.initInputs,
+        inputs=quantum.inputs,
+        outputs=quantum.outputs,
+    )

@@ -1,0 +1,5 @@
+"""Plain data that the driver and the workers exchange: work items, outcomes, limits, options."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

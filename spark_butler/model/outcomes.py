@@ -1,0 +1,203 @@
+"""What one attempt at one quantum came to."""
+
+from __future__ import annotations
+
+__all__ = ["Attempt", "QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
+
+import dataclasses
+import signal
+import uuid
+from typing import TYPE_CHECKING
+
+from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from ..worker.import_times import ImportTime
+from .failures import FailureKind
+from .traffic import NO_TRAFFIC, Traffic
+
+if TYPE_CHECKING:
+    from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumStarted:
+    """Word from a worker that it begins a quantum."""
+
+    quantum_id: uuid.UUID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is remembered of an attempt that was not the last."""
+
+    status: QuantumAttemptStatus
+    """How it ended."""
+
+    kind: FailureKind
+    """Why it failed."""
+
+    reason: str
+    """The same in words."""
+
+    peak_memory: int
+    """Peak resident memory of its process, in bytes; 0 when unknown."""
+
+    wall_seconds: float
+    """How long it took, in seconds."""
+
+    worker: str
+    """Host name and process ID of the worker."""
+
+    started: float = 0.0
+    """When it began by the worker's clock, in seconds since the epoch; 0 when unknown."""
+
+    scan: bytes | None = None
+    """What a provenance graph holds of it, as `QuantumOutcome.scan`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumOutcome:
+    """The result of one attempt at one quantum, as it travels to the driver."""
+
+    quantum_id: uuid.UUID
+    """ID of the quantum in the predicted quantum graph."""
+
+    status: QuantumAttemptStatus
+    """How the attempt ended."""
+
+    report: QuantumReport
+    """Pipe_base's own report of the attempt: label, data ID, exit code and exception."""
+
+    caveats: QuantumSuccessCaveats = QuantumSuccessCaveats.NO_CAVEATS
+    """Qualifications of a success."""
+
+    outputs: tuple[uuid.UUID, ...] = ()
+    """IDs of the datasets that the attempt left in the datastore, logs and metadata included."""
+
+    records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
+    """Datastore records of ``outputs``, by name of the datastore."""
+
+    removed: tuple[uuid.UUID, ...] = ()
+    """IDs of datasets of an earlier attempt that are not in the datastore any more."""
+
+    recovered: bool = False
+    """Whether the attempt was found complete in the datastore after its worker was lost."""
+
+    again: bool = False
+    """Whether another attempt, that was given up, may still be writing the same files."""
+
+    skipped_existing: bool = False
+    """Whether nothing ran because an earlier attempt had succeeded."""
+
+    kind: FailureKind | None = None
+    """Why the attempt failed; `None` when it did not."""
+
+    reason: str = ""
+    """The same in words: exception, signal or limit."""
+
+    traceback: str = ""
+    """Python traceback of a failure, if there was one."""
+
+    log_tail: str = ""
+    """The last lines that a process logged that could not write its log any more."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """The failed attempts before this one."""
+
+    memory_limit: int | None = None
+    """Memory that the attempt might have, in bytes; `None` when nothing limited it."""
+
+    scan: bytes | None = None
+    """The packed `spark_butler.provenance.scan.QuantumScan` of the attempt, where it is wanted."""
+
+    started: float = 0.0
+    """When the attempt began by the worker's clock, in seconds since the epoch; 0 when unknown."""
+
+    wall_seconds: float = 0.0
+    """Time from start to end of the attempt, in seconds."""
+
+    read_seconds: float | None = None
+    """Time that the task spent in `Butler.get`, in seconds, as pipe_base measures it; `None` when unknown."""
+
+    write_seconds: float | None = None
+    """Time that the task spent in `Butler.put`, in seconds, as pipe_base measures it; `None` when unknown."""
+
+    pack_seconds: float = 0.0
+    """Time of these that serialising temporaries for other groups took, in seconds."""
+
+    shuffle_seconds: float = 0.0
+    """Time before, during which its slot received or sent temporaries and ran no quantum, in seconds."""
+
+    imports: tuple[ImportTime, ...] = ()
+    """When its worker, or what that was forked from, has imported things, as far as not told before."""
+
+    cpu_seconds: float = 0.0
+    """Processor time of the attempt, in seconds."""
+
+    peak_memory: int = 0
+    """Peak resident memory of the process that ran the attempt, in bytes; 0 when unknown."""
+
+    worker: str = ""
+    """Host name and process ID of the worker."""
+
+    traffic: Traffic = NO_TRAFFIC
+    """What the attempt read from object stores and wrote to them."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether dependents of the quantum may run."""
+        return self.status is QuantumAttemptStatus.SUCCESSFUL
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the attempt was ended because it took too long."""
+        return self.report.status is ExecutionStatus.TIMEOUT
+
+    def as_attempt(self) -> Attempt:
+        """Shorten to what is remembered when another attempt follows."""
+        assert self.kind is not None
+        return Attempt(
+            self.status,
+            self.kind,
+            self.reason,
+            self.peak_memory,
+            self.wall_seconds,
+            self.worker,
+            self.started,
+            self.scan,
+        )
+
+    def without_scans(self) -> QuantumOutcome:
+        """Leave out what only a provenance graph needs."""
+        attempts = tuple(dataclasses.replace(attempt, scan=None) for attempt in self.attempts)
+        return dataclasses.replace(self, attempts=attempts, scan=None)
+
+
+def job_text(report: QuantumReport) -> str:
+    """Name a quantum as pipe_base's executors do in their messages.
+
+    Parameters
+    ----------
+    report
+        The report of an attempt at the quantum.
+    """
+    data_id = ", ".join(f"{key}: {value!r}" for key, value in report.dataId.items())
+    return f"<{report.taskLabel} dataId={{{data_id}}}>"
+
+
+def exit_text(exit_code: int) -> str:
+    """Say what an exit code means, in the words of pipe_base's executors.
+
+    Parameters
+    ----------
+    exit_code
+        Exit code of a process; negative when a signal ended it.
+    """
+    if exit_code >= 0:
+        return f"exit code={exit_code}"
+    text = f"killed by signal {-exit_code}"
+    try:
+        return f"{text} ({signal.strsignal(-exit_code)})"
+    except ValueError:
+        return text

@@ -1,0 +1,239 @@
+"""What travels to a worker: the context of a run and the groups of quanta."""
+
+from __future__ import annotations
+
+__all__ = [
+    "GroupContent",
+    "GroupWork",
+    "Parcel",
+    "QuantumOutputs",
+    "QuantumWork",
+    "UnitWork",
+    "WorkerContext",
+]
+
+import dataclasses
+import pickle
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lsst.daf.butler import Config, DatasetType, DimensionUniverse, Quantum
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base import ExecutionResources, TaskFactory
+from lsst.pipe.base.pipeline_graph import TaskNode
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
+
+from ..codecs import EncodedObject
+from ..temporaries.shuffle_records import Way
+from .limits import Limits
+from .options import Isolation
+
+NO_LIMITS = Limits(retries=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerContext:
+    """What all groups of a run have in common; sent to each worker once.
+
+    It holds no secrets and no way to reach the registry.
+    """
+
+    task_nodes: Mapping[str, TaskNode]
+    """Tasks and their configurations, by label."""
+
+    universe: DimensionUniverse
+    """Definitions of the dimensions."""
+
+    butler_config: Config | None = None
+    """Configuration of the datastore.  `None` when `quantum_executor` brings its own butler."""
+
+    dataset_types: Mapping[str, DatasetType] = dataclasses.field(default_factory=dict)
+    """Definitions in the repository of the dataset types of the graph, by name."""
+
+    temporary_types: frozenset[str] = frozenset()
+    """Names of the dataset types that are temporary."""
+
+    quantum_executor: QuantumExecutor | None = None
+    """Executor given by the caller, to be used as it is."""
+
+    task_factory: TaskFactory | None = None
+    """Factory for task objects; `None` for pipe_base's own."""
+
+    resources: ExecutionResources | None = None
+    """Resources that each quantum may use."""
+
+    raise_on_partial_outputs: bool = True
+    """Whether partial outputs count as a failure."""
+
+    enable_lsst_debug: bool = False
+    """Whether to import the user's ``debug`` module."""
+
+    fail_fast: bool = False
+    """Whether the first failure ends the run."""
+
+    limits: Mapping[str, Limits] = dataclasses.field(default_factory=dict)
+    """Limits of the quanta, by label; without an entry there are none, and no second attempts."""
+
+    isolation: Isolation = "group"
+    """What gets a process of its own: a group, a quantum, or nothing."""
+
+    provenance: bool = False
+    """Whether outcomes carry what a provenance graph holds of a quantum."""
+
+    log_state: Sequence[Any] = ()
+    """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
+
+    scratch: str = ""
+    """Address of the run's folder in the object store for temporaries that a shuffle can't take."""
+
+    max_shuffle_bytes: int | None = None
+    """Length of a serialised temporary from which on it goes to `scratch`."""
+
+    stores: tuple[str, ...] = ()
+    """Addresses of the places where the datastores keep files."""
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables, without secrets, that a worker takes over unless it has its own."""
+
+    def limits_of(self, label: str) -> Limits:
+        """Find the limits of the quanta of a task.
+
+        Parameters
+        ----------
+        label
+            Label of the task.
+        """
+        return self.limits.get(label, NO_LIMITS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumWork:
+    """One quantum of a group."""
+
+    quantum_id: uuid.UUID
+    """ID of the quantum in the predicted quantum graph."""
+
+    task_label: str
+    """Label of its task."""
+
+    quantum: Quantum
+    """Its inputs and outputs."""
+
+    upstream: tuple[int, ...] = ()
+    """Positions in the group of the quanta that must succeed before this one."""
+
+    needs: tuple[uuid.UUID, ...] = ()
+    """Quanta of other groups of the same unit that must succeed before this one."""
+
+    may_exist: bool = False
+    """Whether outputs of an earlier attempt may be in the way."""
+
+    clobber: bool = False
+    """Whether such outputs are replaced; otherwise they are an error."""
+
+    forced: bool = False
+    """Whether it has succeeded in an earlier run: its outputs are written over, but never removed first."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupContent:
+    """The work of one group."""
+
+    quanta: tuple[QuantumWork, ...]
+    """The quanta, in the order in which they run."""
+
+    records: dict[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
+    """Datastore records of the inputs, by name of the datastore."""
+
+    shared: frozenset[uuid.UUID] = frozenset()
+    """Inputs that many quanta of the run read."""
+
+    known: dict[uuid.UUID, bool] = dataclasses.field(default_factory=dict)
+    """Datasets of which the driver knows whether they exist."""
+
+    consumers: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
+    """How many quanta of the group read each temporary dataset."""
+
+    outgoing: dict[uuid.UUID, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Temporaries that other groups read, with those groups."""
+
+    senders: frozenset[int] = frozenset()
+    """Groups of the same unit that this one needs."""
+
+    receivers: dict[int, frozenset[uuid.UUID]] = dataclasses.field(default_factory=dict)
+    """Groups of the same unit that need this one, with the stored datasets that they read from it."""
+
+    done: frozenset[int] = frozenset()
+    """Positions of the quanta of which the driver knows that they succeeded."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parcel:
+    """A temporary on its way to the groups that read it."""
+
+    dataset_id: uuid.UUID
+    """ID of the dataset."""
+
+    encoded: EncodedObject
+    """The serialised dataset, whose big buffers are still the dataset's own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumOutputs:
+    """What a quantum that can't tell any more has done in the datastore."""
+
+    ids: tuple[uuid.UUID, ...]
+    """IDs of the stored datasets that are there."""
+
+    records: dict[str, DatastoreRecordData]
+    """Their records, by name of the datastore."""
+
+    removed: tuple[uuid.UUID, ...] = ()
+    """IDs of datasets of an earlier attempt that are not there any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupWork:
+    """A group as it travels to a worker."""
+
+    index: int
+    """Position of the group in the plan."""
+
+    summary: str
+    """Task labels and data ID, for people."""
+
+    payload: bytes
+    """The pickled `GroupContent`, opened only where it runs."""
+
+    memory: int = 0
+    """Memory that its quanta may have, in bytes; 0 where nothing is asked for."""
+
+    again: bool = False
+    """Whether the group was given out before and its worker was lost."""
+
+    ways: Mapping[int, Way] = dataclasses.field(default_factory=dict)
+    """The ways to the groups of the same unit that need this one."""
+
+    carried: tuple[tuple[Way, GroupWork], ...] = ()
+    """Work of groups of the next level, which this group sends on with what it makes."""
+
+    def open(self) -> GroupContent:
+        """Unpickle the content; the `WorkerContext` must have been unpickled before."""
+        content = pickle.loads(self.payload)
+        assert isinstance(content, GroupContent)
+        return content
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnitWork:
+    """A unit as it travels to workers: the groups of its first level, which carry all others."""
+
+    index: int
+    """Position of the unit in the plan."""
+
+    groups: tuple[GroupWork, ...]
+    """The groups of its first level."""
+
+    widths: tuple[int, ...]
+    """Number of groups at each level."""

@@ -1,0 +1,289 @@
+"""The way in from a notebook: a butler whose queries and pipelines run on Spark."""
+
+from __future__ import annotations
+
+__all__ = ["SparkButler"]
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lsst.daf.butler import Butler
+from lsst.daf.butler.utils import has_globs
+from lsst.resources import ResourcePath
+
+from ..errors import OptionsError, StaysHereError, UserError
+from ..planning.plan import Plan
+from ..repository.checks import check_repository, store_roots
+from ..repository.query import find_data_ids
+from ..spark.preflight import check_workers
+from ..spark.session import check_session, make_session
+from .data_ids import DataIds
+from .options import PipelineLike, in_words_of_python, make_notebook_request
+from .run import PreparedRun, Run
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+
+class SparkButler:
+    """A Butler repository, whose data IDs and pipelines are worked on by Spark.
+
+    Parameters
+    ----------
+    repo
+        Address or alias of the repository.
+    collections
+        Collections to search, and the input of runs.
+    spark
+        A Spark session; by default the active one, or a new one with the
+        settings that workers need, of the Spark that is installed or that
+        ``SPARK_HOME`` names.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the repository can't be reached or Spark can't be used.
+
+    Examples
+    --------
+    >>> butler = SparkButler(repo, collections="SimCam/defaults", spark=spark)
+    >>> raws = butler.data_ids("raw", where="exposure.observation_type = 'science'")
+    >>> sky = raws.map(lambda b, d: (d["detector"], float(np.median(b.get("raw", d).array)))).collect()
+    >>> len(sky)
+    4
+    """
+
+    def __init__(
+        self,
+        repo: str | os.PathLike[str] | ResourcePath,
+        collections: str | Sequence[str] = (),
+        *,
+        spark: SparkSession | None = None,
+    ):
+        if not isinstance(repo, str | os.PathLike | ResourcePath):
+            raise OptionsError(f"repo is {repo}; expected the address or alias of a Butler repository.")
+        self._repo = str(repo)
+        check_repository(self._repo)
+        self._collections = _split(collections)
+        if has_globs(self._collections):
+            raise OptionsError(
+                f"collections is {', '.join(self._collections)}; expected names, in the order of the search "
+                "(data_ids() takes patterns, too)."
+            )
+        self._butler = Butler.from_config(
+            self._repo, collections=list(self._collections) or None, writeable=False
+        )
+        if spark is not None:
+            check_session(spark)
+        self._session = spark if spark is not None else make_session()
+        self._is_checked = False
+        _register_source(self._session)
+
+    def __repr__(self) -> str:
+        return f"<SparkButler of {self._repo!r}, collections {', '.join(self._collections) or 'none'}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise StaysHereError("Functions for workers can't use the SparkButler; they get a butler b.")
+
+    @property
+    def butler(self) -> Butler:
+        """A plain, read-only butler of the repository, for use here."""
+        self._butler.registry.refresh()
+        return self._butler
+
+    @property
+    def spark(self) -> SparkSession:
+        """The Spark session."""
+        return self._session
+
+    def data_ids(
+        self,
+        dataset_type: str,
+        *,
+        where: str = "",
+        bind: Mapping[str, Any] | None = None,
+        also: str | Sequence[str] = (),
+        collections: str | Sequence[str] = (),
+        limit: int | None = None,
+        outputs: Sequence[str] | Mapping[str, str] = (),
+        output_run: str | None = None,
+        clobber_outputs: bool = False,
+        partitions: int | None = None,
+    ) -> DataIds:
+        """Find the data IDs of a dataset type, to be worked on by Spark.
+
+        Parameters
+        ----------
+        dataset_type
+            Name of the dataset type.
+        where
+            Expression that narrows them, as in ``butler query-datasets``.
+        bind
+            Values of names in it.
+        also
+            Further dataset types that functions read: for each data ID, the
+            datasets that go with it (calibrations by their validity,
+            catalogues by their place on the sky).
+        collections
+            Collections to search instead of those of this butler; or patterns
+            of their names (``"u/me/*"``), which must lead to one dataset for
+            each data ID.
+        limit
+            Greatest number of data IDs.
+        outputs
+            Dataset types that functions put: names of registered ones; or
+            a mapping of names to storage classes, for types to be registered
+            with the dimensions of the data IDs.
+        output_run
+            RUN collection of what they put.
+        clobber_outputs
+            Whether functions may replace what an earlier query has put there.
+        partitions
+            Number of partitions; by default four for each slot of Spark.
+
+        Returns
+        -------
+        data_ids
+            The data IDs, sorted.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if the query can't be used or selects nothing, or if the
+            outputs can't be put.  Nothing is written.
+
+        Examples
+        --------
+        >>> butler.data_ids("raw", where="detector = 1", also="bias", limit=2)
+        <DataIds: 2 of 'raw' with bias, in 2 partitions>
+        """
+        resolved = find_data_ids(
+            self.butler,
+            dataset_type,
+            also=_split(also),
+            where=where,
+            bind=bind,
+            collections=_split(collections),
+            limit=limit,
+        )
+        self._check_workers()
+        return DataIds.make(
+            self._butler,
+            self._repo,
+            self._session,
+            resolved,
+            outputs=(outputs,) if isinstance(outputs, str) else outputs,
+            output_run=output_run,
+            clobber_outputs=clobber_outputs,
+            partitions=partitions,
+        )
+
+    def run(self, pipeline: PipelineLike | None = None, **options: Any) -> Run:
+        """Run a pipeline in the background.
+
+        Parameters
+        ----------
+        pipeline
+            Address of a pipeline file, a `~lsst.pipe.base.Pipeline`, or the
+            class of a task, which may be defined in a cell.
+        **options
+            The options of ``pipetask run`` and of this package's ``run``, by
+            their names with underscores: ``output``, ``output_run``,
+            ``where`` (the data query), ``temporary``, ``group_by``,
+            ``extend_run``, ``skip_existing``, ``timeout``, ``retries``,
+            ``config={"isr:doDark": False}`` and so on; and ``memory``.
+            ``input`` is by default the collections of this butler, and
+            dataset types are registered unless
+            ``register_dataset_types=False``.
+
+        Returns
+        -------
+        run
+            The handle.  It returns as soon as the quantum graph is built and
+            the output run is made.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if anything stands against the run; nothing is written.
+
+        Examples
+        --------
+        >>> run = butler.run(pipeline, output="u/me/isr", where="visit = 202601010102", memory="2GB")
+        >>> run.wait().failures
+        No failures.
+        """
+        from ..spark.backend import SparkBackend
+
+        prepared = self._prepare(pipeline, options)
+        self._check_workers()
+        backend = SparkBackend(self._session)
+        return Run(
+            prepared,
+            backend,
+            again=lambda changes: self.run(pipeline, **{**options, **changes}),
+            finish=backend.close,
+        )
+
+    def plan(self, pipeline: PipelineLike | None = None, **options: Any) -> Plan:
+        """Tell how a pipeline would run; nothing is written.
+
+        Parameters
+        ----------
+        pipeline
+            As for `run`.
+        **options
+            As for `run`.
+
+        Returns
+        -------
+        plan
+            The plan; its ``explain()`` is for people.
+
+        Examples
+        --------
+        >>> print(butler.plan(pipeline, output="u/me/plan", where="visit = 202601010101").explain())
+        Plan: 2 quanta in 2 groups and 1 stage.
+        ...
+        """
+        return self._prepare(pipeline, options, probe_datastore=False).plan
+
+    def _prepare(
+        self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, probe_datastore: bool = True
+    ) -> PreparedRun:
+        """Look for all that stands against a run."""
+        given = {"input": self._collections or None, **options}
+        slots = int(self._session.sparkContext.defaultParallelism)
+        try:
+            request = make_notebook_request(self._repo, pipeline, given)
+            return PreparedRun.prepare(request, slots=slots, probe_datastore=probe_datastore)
+        except UserError as exc:
+            exc.args = (in_words_of_python(str(exc)),)
+            raise
+
+    def _check_workers(self) -> None:
+        """Look, once, whether workers can work."""
+        if not self._is_checked:
+            check_workers(self._session.sparkContext, [str(root) for root in store_roots(self._butler)])
+            self._is_checked = True
+
+
+def _split(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Read names that may be given as one string with commas."""
+    if isinstance(names, str):
+        return tuple(name.strip() for name in names.split(",") if name.strip())
+    return tuple(names)
+
+
+def _register_source(session: SparkSession) -> None:
+    """Let ``spark.read.format("butler")`` take filters, where PySpark is new enough."""
+    try:
+        from ..spark.datasource import register
+    except ImportError:
+        logger.debug("This PySpark has no Python data sources.", exc_info=True)
+        return
+    register(session)

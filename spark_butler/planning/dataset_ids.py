@@ -1,0 +1,203 @@
+"""What is done with a graph between pipe_base's builder and its use, so that it can be built again."""
+
+from __future__ import annotations
+
+__all__ = [
+    "check_outputs_in_the_way",
+    "read_patterns",
+    "read_retained",
+    "retained_types",
+    "settle_dataset_ids",
+]
+
+import itertools
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+import yaml
+from lsst.daf.butler import DatasetIdFactory, DatasetType
+from lsst.daf.butler.utils import globToRegex
+from lsst.pipe.base import automatic_connection_constants as acc
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
+from lsst.pipe.base.quantum_graph_builder import OutputExistsError
+
+from ..errors import OptionsError
+from ..text import brief
+
+
+def check_outputs_in_the_way(
+    components: PredictedQuantumGraphComponents, existing: Collection[uuid.UUID]
+) -> None:
+    """Refuse a graph with quanta that have not succeeded but have outputs in the registry.
+
+    Pipe_base's builder would refuse those that have succeeded, too, and are
+    only there for a temporary that is needed again.
+
+    Parameters
+    ----------
+    components
+        Parts of the graph.
+    existing
+        IDs of the datasets that are in the output run.
+
+    Raises
+    ------
+    lsst.pipe.base.quantum_graph_builder.OutputExistsError
+        Raised if there is such a quantum.
+    """
+    for quantum in components.quantum_datasets.values():
+        (metadata,) = quantum.outputs[acc.METADATA_OUTPUT_CONNECTION_NAME]
+        if metadata.dataset_id in existing:
+            continue
+        for dataset in itertools.chain.from_iterable(quantum.outputs.values()):
+            if dataset.dataset_id in existing:
+                raise OutputExistsError(
+                    f"Potential output dataset {components.make_dataset_ref(dataset)} already exists in the "
+                    f"output run {components.header.output_run}, but clobbering outputs was not expected to "
+                    "be necessary."
+                )
+
+
+def settle_dataset_ids(
+    components: PredictedQuantumGraphComponents, keep: Collection[uuid.UUID] = frozenset()
+) -> None:
+    """Replace the random IDs of predicted outputs by those that anybody would give them.
+
+    Whoever builds the graph of the same run again gets the same IDs, so that
+    files that nobody has registered yet can be.
+
+    Parameters
+    ----------
+    components
+        Parts of the graph, changed in place.
+    keep
+        IDs that stay, those of the datasets that exist.
+
+    Notes
+    -----
+    The IDs are daf_butler's own, of the kind
+    `~lsst.daf.butler.DatasetIdGenEnum.DATAID_TYPE_RUN`.
+    """
+    run = components.header.output_run
+    dataset_types = [node.dataset_type for node in components.pipeline_graph.dataset_types.values()]
+    dataset_types.append(components.pipeline_graph.packages_dataset_type)
+    makers = {dataset_type.name: _IdMaker(run, dataset_type) for dataset_type in dataset_types}
+    new_ids: dict[uuid.UUID, uuid.UUID] = {}
+    quanta = [*components.init_quanta.root, *components.quantum_datasets.values()]
+    for quantum in quanta:
+        for dataset in itertools.chain.from_iterable(quantum.outputs.values()):
+            if dataset.dataset_id in keep:
+                continue
+            new_id = makers[dataset.dataset_type_name].make_id(dataset.data_coordinate)
+            new_ids[dataset.dataset_id] = new_id
+            dataset.dataset_id = new_id
+    for quantum in quanta:
+        for dataset in itertools.chain.from_iterable(quantum.inputs.values()):
+            dataset.dataset_id = new_ids.get(dataset.dataset_id, dataset.dataset_id)
+
+
+def read_patterns(option: str, file: str) -> list[str]:
+    """Read a YAML file with a list of patterns.
+
+    Parameters
+    ----------
+    option
+        The option that names the file.
+    file
+        The file.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if the file can't be read, or holds anything else.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise OptionsError(f"{option} file {file!r} can't be read: {brief(exc)}") from exc
+    if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
+        raise OptionsError(f"{option} file {file!r} must contain a non-empty YAML sequence of strings.")
+    return content
+
+
+def read_retained(arguments: Mapping[str, Any]) -> list[str] | None:
+    """Read the file of ``--retained-dataset-types``.
+
+    Parameters
+    ----------
+    arguments
+        Values of the options of ``pipetask run``, by parameter name.
+
+    Returns
+    -------
+    patterns
+        Patterns of the dataset types that exist where a quantum that is
+        skipped has run; `None` without the option.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if nothing is skipped, or if the file can't be used.
+    """
+    if (file := arguments["retained_dataset_types"]) is None:
+        return None
+    if not (arguments["skip_existing_in"] or arguments["skip_existing"]):
+        raise OptionsError(
+            f"--retained-dataset-types {file!r} has no effect without --skip-existing-in; give both or "
+            "neither (--store chooses the outputs to store)."
+        )
+    return read_patterns("--retained-dataset-types", file)
+
+
+def retained_types(
+    pipeline_graph: PipelineGraph, retained: list[str] | None, absent: Collection[str]
+) -> list[str] | None:
+    """Return the dataset types that exist where a quantum that is skipped has run.
+
+    Parameters
+    ----------
+    pipeline_graph
+        The pipeline, resolved.
+    retained
+        What `read_retained` has returned.
+    absent
+        Names of the dataset types that are temporary, or were in the runs
+        whose quanta are skipped.
+
+    Returns
+    -------
+    patterns
+        Patterns for pipe_base's builder, which makes quanta run again for all
+        others; `None` for all dataset types.
+    """
+    if not absent:
+        return retained
+    expressions = globToRegex(retained)
+    names = set(pipeline_graph.dataset_types) - set(absent)
+    if not isinstance(expressions, EllipsisType):
+        names = {
+            name
+            for name in names
+            if any(name == each if isinstance(each, str) else each.search(name) for each in expressions)
+        }
+    # The builder would take an empty list for one of all; what no task makes is always there.
+    names.update(name for name in pipeline_graph.dataset_types if pipeline_graph.producer_of(name) is None)
+    return sorted(names)
+
+
+class _IdMaker:
+    """Does what `lsst.daf.butler.DatasetIdFactory` does, for many datasets of one type in a run."""
+
+    def __init__(self, run: str, dataset_type: DatasetType):
+        keys = list(dataset_type.dimensions.data_coordinate_keys)
+        self._start = f"dataset_type={dataset_type.name},run={run}"
+        self._places = [(name, keys.index(name)) for name in sorted(dataset_type.dimensions.required)]
+
+    def make_id(self, values: Sequence[object]) -> uuid.UUID:
+        """Make the ID of a dataset from all values of its data ID."""
+        text = "".join(f",{name}={values[place]}" for name, place in self._places)
+        return uuid.uuid5(DatasetIdFactory.NS_UUID, self._start + text)

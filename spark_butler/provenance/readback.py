@@ -1,0 +1,169 @@
+"""Read in a repository what quanta have left of which no worker has told."""
+
+from __future__ import annotations
+
+__all__ = ["Readback"]
+
+import contextlib
+import itertools
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lsst.daf.butler import Butler, DatasetRef, LimitedButler, Quantum
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+
+from ..repository.ingest import fetch_ids
+from .graph_files import automatic_outputs, find_packs, open_pack
+from .scan import QuantumScan, scan_attempt
+
+_READERS = 8
+_BATCH = 256
+
+
+class Readback:
+    """Reads the logs and metadata of quanta.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    butler
+        Butler of the repository.
+    quantum_executor
+        The executor that has run the quanta, for its butler, where there is
+        no other.  From one that isn't pipe_base's nothing can be read.
+    """
+
+    def __init__(
+        self,
+        graph: PredictedQuantumGraph,
+        butler: Butler | None = None,
+        quantum_executor: QuantumExecutor | None = None,
+    ):
+        self._graph = graph
+        self._owner: LimitedButler | QuantumExecutor | None = butler or quantum_executor
+        self._present: frozenset[uuid.UUID] | None = None
+        if butler is not None:
+            self._present = fetch_ids(butler, graph.header.output_run)
+        self._own = threading.local()
+
+    @property
+    def present(self) -> frozenset[uuid.UUID] | None:
+        """IDs of the datasets in the output run; `None` if nobody knows them."""
+        return self._present
+
+    def has_trace(self, quantum_id: uuid.UUID) -> bool:
+        """Whether the registry knows a log or metadata of a quantum.
+
+        Parameters
+        ----------
+        quantum_id
+            The quantum.
+        """
+        return self._present is not None and not self._present.isdisjoint(self.automatic_ids(quantum_id))
+
+    def automatic_ids(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
+        """Find the IDs of the metadata and the log of a quantum.
+
+        Parameters
+        ----------
+        quantum_id
+            The quantum.
+        """
+        return [dataset.dataset_id for dataset in automatic_outputs(self._graph, quantum_id)]
+
+    def read_many(
+        self, wanted: Iterable[tuple[uuid.UUID, bool]]
+    ) -> Iterator[tuple[uuid.UUID, QuantumScan | None]]:
+        """Read what quanta have left.
+
+        Parameters
+        ----------
+        wanted
+            Their IDs, and for each whether metadata are its own and not those
+            of an earlier attempt.
+
+        Yields
+        ------
+        quantum_id, scan
+            The quanta; no scan for those that have left nothing.
+        """
+        left = dict(wanted)
+        for quantum_id, packed in self._read_packs(left):
+            if left.pop(quantum_id, None) is not None:
+                yield quantum_id, packed
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="readback") as pool:
+            for batch in itertools.batched(left.items(), _BATCH):
+                with_metadata = dict(batch)
+                quanta = self._graph.build_execution_quanta(with_metadata)
+                scans = pool.map(self._read, with_metadata, quanta.values(), with_metadata.values())
+                yield from zip(with_metadata, scans, strict=True)
+
+    def _read_packs(self, wanted: Iterable[uuid.UUID]) -> Iterator[tuple[uuid.UUID, QuantumScan]]:
+        """Read what is in provenance graphs, each from one end to the other."""
+        if not isinstance(self._owner, Butler):
+            return
+        owners = {
+            dataset_id: quantum_id for quantum_id in wanted for dataset_id in self.automatic_ids(quantum_id)
+        }
+        for uri, dataset_ids in find_packs(self._owner, owners).items():
+            with open_pack(uri) as packed:
+                for each in packed:
+                    for quantum_id in {owners[dataset_id] for dataset_id in dataset_ids & each.dataset_ids}:
+                        yield quantum_id, each.scan
+
+    def _read(self, quantum_id: uuid.UUID, quantum: Quantum, with_metadata: bool) -> QuantumScan | None:
+        """Read what a quantum has left; called in several threads."""
+        if self._present is not None and not self.has_trace(quantum_id):
+            return None
+        label = self._graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
+        task_node = self._graph.pipeline_graph.tasks[label]
+        logs = metadata = None
+        with self._open_butler(quantum) as butler:
+            if with_metadata:
+                metadata = _get(butler, quantum, task_node.metadata_output.dataset_type_name)
+            if task_node.log_output is not None:
+                logs = _get(butler, quantum, task_node.log_output.dataset_type_name)
+        if logs is None and metadata is None:
+            return None
+        return scan_attempt(task_node, quantum, quantum_id, metadata, logs)
+
+    @contextlib.contextmanager
+    def _open_butler(self, quantum: Quantum) -> Iterator[LimitedButler | None]:
+        """Find a butler for this thread, for what a quantum has written."""
+        owner = self._owner
+        factory = None
+        if isinstance(owner, SingleQuantumExecutor):
+            factory = owner._limited_butler_factory
+            owner = owner._butler or owner._limited_butler
+        if isinstance(owner, Butler):
+            if not hasattr(self._own, "butler"):
+                self._own.butler = owner.clone()
+            yield self._own.butler
+        elif isinstance(owner, LimitedButler):
+            yield owner
+        elif factory is not None:
+            butler = factory(quantum)
+            try:
+                yield butler
+            finally:
+                butler.close()
+        else:
+            yield None
+
+
+def _get(butler: LimitedButler | None, quantum: Quantum, dataset_type: str) -> Any:
+    """Read an output of a quantum; `None` if it isn't there."""
+    if butler is None:
+        return None
+    ref: DatasetRef
+    (ref,) = quantum.outputs[dataset_type]
+    try:
+        return butler.get(ref)
+    except (FileNotFoundError, LookupError):
+        return None

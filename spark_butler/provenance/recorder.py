@@ -1,0 +1,371 @@
+"""Write the provenance quantum graph of a run, by pipe_base's own writer.
+
+While the run goes on, what workers send is kept in a file without a name, which
+is gone with the process.  The graph is written when the run has ended, beside
+its destination, and takes its place when it is whole.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ProvenanceRecorder", "RecordingExecutor"]
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal, Self
+
+import networkx
+from lsst.daf.butler import Butler, ButlerLogRecords, Quantum
+from lsst.pipe.base import ExceptionInfo, QuantumAttemptStatus
+from lsst.pipe.base.log_on_close import LogOnClose
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
+from lsst.pipe.base.pipeline_graph import TaskNode
+from lsst.pipe.base.quantum_graph import (
+    PredictedQuantumDatasetsModel,
+    PredictedQuantumGraph,
+    ProvenanceQuantumGraphWriter,
+    ProvenanceQuantumModel,
+    ProvenanceQuantumScanData,
+    ProvenanceQuantumScanStatus,
+)
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
+from lsst.pipe.base.quantum_reports import QuantumReport
+from lsst.resources import ResourcePathExpression
+from lsst.utils.introspection import get_full_type_name
+
+from ..datastore.atomic_write import whole_file
+from ..driver.scheduler import RunResult
+from ..errors import EngineError
+from ..model.failures import FailureKind
+from ..model.outcomes import Attempt, QuantumOutcome
+from ..text import brief, hide_secrets
+from .readback import Readback
+from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success
+
+logger = logging.getLogger(__name__)
+
+
+class ProvenanceRecorder:
+    """Remembers what comes of the quanta of a run, and writes it down.
+
+    Parameters
+    ----------
+    graph
+        The graph that is executed.
+    destination
+        Where to write the provenance graph.
+    butler
+        Butler of the repository, to read the logs and metadata that the
+        workers of this run have not sent: of quanta that earlier runs have
+        done, of those whose worker was lost, and very long ones.
+    quantum_executor
+        The executor that runs the quanta, where it brings its own butler.
+    xgraph
+        The quanta with the edges to respect, where those are not the graph's
+        own.
+
+    Notes
+    -----
+    A context manager; when it is left before `finish`, nothing was written.
+    """
+
+    def __init__(
+        self,
+        graph: PredictedQuantumGraph,
+        destination: ResourcePathExpression,
+        *,
+        butler: Butler | None = None,
+        quantum_executor: QuantumExecutor | None = None,
+        xgraph: networkx.DiGraph[uuid.UUID] | None = None,
+    ):
+        self._graph = graph
+        self._xgraph = graph.quantum_only_xgraph if xgraph is None else xgraph
+        self._destination = destination
+        self._butler = butler
+        self._quantum_executor = quantum_executor
+        # Without a buffer, so that what can't be written is known at once.
+        self._spool = tempfile.TemporaryFile(prefix="spark-butler-", buffering=0)  # noqa: SIM115
+        self._places: defaultdict[uuid.UUID, list[tuple[int, int]]] = defaultdict(list)
+        self._told: dict[uuid.UUID, bool] = {}
+        self._length = 0
+        self._is_full = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> Literal[False]:
+        self._spool.close()
+        return False
+
+    def add(self, outcome: QuantumOutcome) -> None:
+        """Keep what came with an outcome.
+
+        Parameters
+        ----------
+        outcome
+            The outcome.  There may be several of a quantum.
+        """
+        if outcome.quantum_id in self._told:
+            # Of a quantum that ran again; the attempts before were told of with the first.
+            self._keep(outcome.quantum_id, outcome.scan)
+            return
+        *before, last = _all_scans(outcome)
+        for scan in before:
+            self._keep(outcome.quantum_id, scan)
+        self._told[outcome.quantum_id] = self._keep(outcome.quantum_id, last)
+
+    def _keep(self, quantum_id: uuid.UUID, scan: bytes | None) -> bool:
+        """Write a scan to the end of the file; return whether there is one."""
+        if scan is None or self._is_full:
+            return False
+        try:
+            if self._spool.write(scan) != len(scan):
+                raise OSError("the disk is full.")
+        except OSError as exc:
+            # The run is worth more than its provenance; `finish` looks in the datastore instead.
+            logger.warning("Nothing more is kept for the provenance graph until the run ends: %s", brief(exc))
+            self._is_full = True
+            return False
+        self._places[quantum_id].append((self._length, len(scan)))
+        self._length += len(scan)
+        return True
+
+    def finish(self, result: RunResult) -> None:
+        """Write the graph.
+
+        Parameters
+        ----------
+        result
+            What came of the run.
+
+        Raises
+        ------
+        EngineError
+            Raised if the graph can't be written.  There is no file then, or
+            the one that was there before.
+        """
+        start = time.monotonic()
+        logger.info("Writing the provenance of %d quanta to %s.", len(self._graph), self._destination)
+        try:
+            readback = Readback(self._graph, self._butler, self._quantum_executor)
+            with whole_file(self._destination) as path:
+                self._write(path, result, readback)
+        except Exception as exc:
+            raise EngineError(
+                f"The run has ended, and what it made is in the repository, but its provenance graph "
+                f"{str(self._destination)!r} can't be written: {type(exc).__name__}: {brief(exc)}"
+            ) from exc
+        logger.info("Wrote the provenance graph in %.1f s.", time.monotonic() - start)
+
+    def _write(self, path: Path, result: RunResult, readback: Readback) -> None:
+        """Write the graph to a local file."""
+        blocked = _find_blocked(self._xgraph, result)
+        with contextlib.ExitStack() as stack:
+            writer = ProvenanceQuantumGraphWriter(
+                str(path), exit_stack=stack, log_on_close=LogOnClose(logger.log), predicted=self._graph
+            )
+            untold: dict[uuid.UUID, bool] = {}
+            for quantum_id in self._graph._quantum_datasets:
+                outcome = result.outcomes.get(quantum_id)
+                if self._told.get(quantum_id):
+                    assert outcome is not None
+                    self._write_quantum(writer, quantum_id, self._join(outcome, None))
+                elif outcome is not None:
+                    untold[quantum_id] = outcome.succeeded
+                elif not blocked.get(quantum_id) and readback.has_trace(quantum_id):
+                    untold[quantum_id] = True
+                else:
+                    unknown = None if quantum_id in blocked else empty_scan(QuantumAttemptStatus.UNKNOWN)
+                    self._write_quantum(writer, quantum_id, unknown)
+            for quantum_id, found in readback.read_many(untold.items()):
+                if (outcome := result.outcomes.get(quantum_id)) is not None:
+                    found = self._join(outcome, found, readback.automatic_ids(quantum_id))
+                elif found is None and quantum_id not in blocked:
+                    found = empty_scan(QuantumAttemptStatus.UNKNOWN)
+                self._write_quantum(writer, quantum_id, found)
+            writer.write_overall_inputs()
+            writer.write_packages()
+            self._write_init_outputs(writer, readback.present)
+
+    def _write_quantum(
+        self, writer: ProvenanceQuantumGraphWriter, quantum_id: uuid.UUID, scan: QuantumScan | None
+    ) -> None:
+        """Write what is known of a quantum, or that it was blocked."""
+        if scan is None:
+            writer.write_blocked_quantum_provenance(quantum_id)
+        else:
+            writer.write_scan_data(_scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
+
+    def _write_init_outputs(
+        self, writer: ProvenanceQuantumGraphWriter, present: frozenset[uuid.UUID] | None
+    ) -> None:
+        """Write down which init-outputs exist."""
+        if present is not None:
+            for predicted in self._graph._init_quanta.values():
+                ids = set(predicted.iter_output_dataset_ids())
+                writer.write_scan_data(
+                    ProvenanceQuantumScanData(
+                        predicted.quantum_id, ProvenanceQuantumScanStatus.INIT, existing_outputs=ids & present
+                    )
+                )
+        writer.write_init_outputs(assume_existence=present is None)
+
+    def _join(
+        self, outcome: QuantumOutcome, found: QuantumScan | None, automatic: Collection[uuid.UUID] = ()
+    ) -> QuantumScan:
+        """Put together what is known of a quantum that was tried.
+
+        Parameters
+        ----------
+        outcome
+            The outcome that counts.
+        found
+            What is in the repository, if the worker had nothing to tell.
+        automatic
+            IDs of metadata and log.
+        """
+        kept = [self._read(*place) for place in self._places.get(outcome.quantum_id, ())]
+        if outcome.succeeded:
+            kept = up_to_success(kept)
+            if not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
+                kept.append(found or empty_scan(QuantumAttemptStatus.UNKNOWN))
+        elif not self._told[outcome.quantum_id]:
+            kept += [] if found is None else [found]
+            has_log = outcome.status is QuantumAttemptStatus.FAILED
+            if found is None or not has_log or outcome.kind is FailureKind.UPSTREAM:
+                # What was found is not the log of this attempt.
+                written = frozenset(outcome.outputs).difference(automatic)
+                info = _abort_info(outcome.kind, outcome.reason)
+                kept.append(empty_scan(QuantumAttemptStatus.ABORTED, info, written))
+        return kept[0] if len(kept) == 1 else join_scans(kept)
+
+    def _read(self, place: int, length: int) -> QuantumScan:
+        self._spool.seek(place)
+        return QuantumScan.from_bytes(self._spool.read(length))
+
+
+class RecordingExecutor(QuantumExecutor):
+    """Runs quanta in this process by another executor, and records what comes of them.
+
+    Parameters
+    ----------
+    wrapped
+        The executor that runs them.
+    recorder
+        Takes what comes of them.
+    """
+
+    def __init__(self, wrapped: QuantumExecutor, recorder: ProvenanceRecorder):
+        self._wrapped = wrapped
+        self._recorder = recorder
+        self._result = RunResult()
+
+    def execute(
+        self,
+        task_node: TaskNode,
+        /,
+        quantum: Quantum,
+        quantum_id: uuid.UUID | None = None,
+        *,
+        log_records: ButlerLogRecords | None = None,
+    ) -> QuantumExecutionResult:
+        # Docstring inherited from QuantumExecutor.execute.
+        assert quantum_id is not None
+        assert quantum.dataId is not None
+        logs = log_records if log_records is not None else ButlerLogRecords([])
+        report = QuantumReport(quantumId=quantum_id, dataId=quantum.dataId, taskLabel=task_node.label)
+        try:
+            result = self._wrapped.execute(task_node, quantum, quantum_id, log_records=logs)
+        except Exception as exc:
+            scan = pack_attempt(task_node, quantum, quantum_id, None, logs, exc)
+            outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.FAILED, report, scan=scan)
+            self._result.stopped_by = outcome
+            self._take(outcome)
+            raise
+        outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report)
+        if not result.skipped_existing:
+            scan = pack_attempt(task_node, quantum, quantum_id, result.task_metadata, logs)
+            outcome = dataclasses.replace(outcome, scan=scan)
+        self._take(outcome)
+        return result
+
+    def finish(self) -> None:
+        """Write the provenance of what has run.  See `ProvenanceRecorder.finish`."""
+        self._recorder.finish(self._result)
+
+    def _take(self, outcome: QuantumOutcome) -> None:
+        self._recorder.add(outcome)
+        self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
+
+
+def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dict[uuid.UUID, bool]:
+    """Find the quanta that were not tried because of a failure upstream, and whether that is for sure."""
+    blocked = dict.fromkeys(result.blocked, True)
+    if result.stopped_by is not None:
+        for outcome in result.failed:
+            for quantum_id in networkx.descendants(xgraph, outcome.quantum_id):
+                blocked.setdefault(quantum_id, False)
+    return blocked
+
+
+def _scan_data(
+    predicted: PredictedQuantumDatasetsModel, scan: QuantumScan, writer: ProvenanceQuantumGraphWriter
+) -> ProvenanceQuantumScanData:
+    """Give a scan the form in which pipe_base writes it.
+
+    Parameters
+    ----------
+    predicted
+        The quantum.
+    scan
+        Its attempts.
+    writer
+        What is to write them.
+    """
+    quantum = ProvenanceQuantumModel.from_predicted(predicted)
+    quantum.attempts = scan.open_attempts()
+    succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
+    return ProvenanceQuantumScanData(
+        predicted.quantum_id,
+        ProvenanceQuantumScanStatus.SUCCESSFUL if succeeded else ProvenanceQuantumScanStatus.FAILED,
+        existing_outputs=set(scan.produced),
+        quantum=writer.compressor.compress(quantum.model_dump_json().encode()),
+        metadata=scan.metadata,
+        logs=scan.logs,
+        is_compressed=True,
+    )
+
+
+def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
+    """List what is known of all attempts at a quantum, first to last; `None` where nothing is.
+
+    Parameters
+    ----------
+    outcome
+        The outcome.
+    """
+    return [*(attempt.scan or _aborted_attempt(attempt) for attempt in outcome.attempts), outcome.scan]
+
+
+def _aborted_attempt(attempt: Attempt) -> bytes | None:
+    """Describe an attempt that died; `None` for one of which the log of the next tells."""
+    if attempt.status is not QuantumAttemptStatus.ABORTED:
+        return None
+    info = _abort_info(attempt.kind, attempt.reason)
+    return empty_scan(QuantumAttemptStatus.ABORTED, info).to_bytes()
+
+
+def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:
+    """Say of what an attempt has died, by the names that there are for it."""
+    error: type[BaseException] = MPGraphExecutorError
+    if kind is FailureKind.TIMEOUT:
+        error = MPTimeoutError
+    elif kind is FailureKind.MEMORY:
+        error = MemoryError
+    return ExceptionInfo(type_name=get_full_type_name(error), message=hide_secrets(reason), metadata={})

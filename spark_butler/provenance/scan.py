@@ -1,0 +1,359 @@
+"""What a worker sends of an attempt for a provenance graph: its metadata and logs, ready to be written."""
+
+from __future__ import annotations
+
+__all__ = [
+    "MAX_SCAN_BYTES",
+    "OpenedAttempt",
+    "QuantumScan",
+    "empty_scan",
+    "join_scans",
+    "pack_attempt",
+    "scan_attempt",
+    "up_to_success",
+]
+
+import dataclasses
+import itertools
+import logging
+import pickle
+import threading
+import uuid
+from collections.abc import Sequence
+
+import pydantic
+import zstandard
+from lsst.daf.butler import ButlerLogRecords, Quantum
+from lsst.daf.butler.logging import ButlerLogRecord
+from lsst.pipe.base import ExceptionInfo, QuantumAttemptStatus, TaskMetadata
+from lsst.pipe.base import automatic_connection_constants as acc
+from lsst.pipe.base.pipeline_graph import TaskNode
+from lsst.pipe.base.quantum_graph import (
+    PredictedDatasetModel,
+    PredictedQuantumDatasetsModel,
+    ProvenanceLogRecordsModel,
+    ProvenanceQuantumScanModels,
+    ProvenanceTaskMetadataModel,
+)
+from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumAttemptModel
+from lsst.utils.introspection import get_full_type_name
+
+from ..temporaries.dataset_types import TEMPORARIES_KEY
+
+logger = logging.getLogger(__name__)
+
+MAX_SCAN_BYTES = 1 << 20
+"""Length from which on a scan does not travel through Spark; the driver reads the datasets instead."""
+
+# As pipe_base's writer has it.
+_ZSTD_LEVEL = 10
+
+_ATTEMPTS = pydantic.TypeAdapter(list[ProvenanceQuantumAttemptModel])
+
+
+_own = threading.local()
+
+
+def _compress(data: bytes) -> bytes:
+    """Compress a block of a graph file."""
+    if not hasattr(_own, "compressor"):
+        # A dictionary would have to be the same in all blocks of a graph, and there is none before the run.
+        _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    compressed: bytes = _own.compressor.compress(data)
+    return compressed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedAttempt:
+    """One attempt at a quantum."""
+
+    model: ProvenanceQuantumAttemptModel
+    """How it ended and what it took."""
+
+    logs: list[ButlerLogRecord] | None
+    """What it logged, if it could write that down."""
+
+    metadata: TaskMetadata | None
+    """Its metadata."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantumScan:
+    """All that a provenance graph holds of the attempts at one quantum.
+
+    Logs and metadata are compressed blocks of the graph file, so that the
+    driver copies them and does not look into them.
+    """
+
+    status: QuantumAttemptStatus
+    """How the last attempt ended."""
+
+    attempts: bytes
+    """The attempts, first to last, as JSON."""
+
+    logs: bytes
+    """The logs of each; empty if there are none."""
+
+    metadata: bytes
+    """The metadata of each; empty if there is none."""
+
+    produced: frozenset[uuid.UUID]
+    """IDs of the datasets that the last attempt has written, temporaries included."""
+
+    @classmethod
+    def make(cls, attempts: Sequence[OpenedAttempt], produced: frozenset[uuid.UUID]) -> QuantumScan:
+        """Serialise and compress.
+
+        Parameters
+        ----------
+        attempts
+            The attempts, first to last.  They are numbered here.
+        produced
+            IDs of the datasets that the last has written.
+        """
+        for number, attempt in enumerate(attempts):
+            attempt.model.attempt = number
+        logs: bytes = b""
+        metadata: bytes = b""
+        if any(attempt.logs is not None for attempt in attempts):
+            logs_model = ProvenanceLogRecordsModel.model_construct(attempts=[each.logs for each in attempts])
+            logs = _compress(logs_model.model_dump_json().encode())
+        if any(attempt.metadata is not None for attempt in attempts):
+            metadata_model = ProvenanceTaskMetadataModel.model_construct(
+                attempts=[each.metadata for each in attempts]
+            )
+            metadata = _compress(metadata_model.model_dump_json().encode())
+        models = [attempt.model for attempt in attempts]
+        return cls.from_blocks(models, logs=logs, metadata=metadata, produced=produced)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        models: Sequence[ProvenanceQuantumAttemptModel],
+        *,
+        logs: bytes,
+        metadata: bytes,
+        produced: frozenset[uuid.UUID],
+    ) -> QuantumScan:
+        """Put together blocks of a graph file.
+
+        Parameters
+        ----------
+        models
+            The attempts, first to last.
+        logs, metadata
+            Compressed blocks.
+        produced
+            IDs of the datasets that the last attempt has written.
+        """
+        return cls(models[-1].status, _ATTEMPTS.dump_json(list(models)), logs, metadata, produced)
+
+    def open(self) -> list[OpenedAttempt]:
+        """Decompress."""
+        attempts = self.open_attempts()
+        decompress = zstandard.ZstdDecompressor().decompress
+        logs: list[list[ButlerLogRecord] | None] = [None] * len(attempts)
+        metadata: list[TaskMetadata | None] = [None] * len(attempts)
+        if self.logs:
+            logs = ProvenanceLogRecordsModel.model_validate_json(decompress(self.logs)).attempts
+        if self.metadata:
+            metadata = ProvenanceTaskMetadataModel.model_validate_json(decompress(self.metadata)).attempts
+        return list(map(OpenedAttempt, attempts, logs, metadata))
+
+    def open_attempts(self) -> list[ProvenanceQuantumAttemptModel]:
+        """Return the attempts alone."""
+        return _ATTEMPTS.validate_json(self.attempts)
+
+    def to_bytes(self) -> bytes:
+        """Pack it for the way to the driver."""
+        return pickle.dumps((self.status, self.attempts, self.logs, self.metadata, self.produced))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> QuantumScan:
+        """Unpack what `to_bytes` has made.
+
+        Parameters
+        ----------
+        data
+            The bytes.
+        """
+        return cls(*pickle.loads(data))
+
+
+def scan_attempt(
+    task_node: TaskNode,
+    quantum: Quantum,
+    quantum_id: uuid.UUID,
+    metadata: TaskMetadata | None,
+    logs: ButlerLogRecords | None,
+    failure: BaseException | None = None,
+) -> QuantumScan:
+    """Gather what a provenance graph holds of a quantum.
+
+    Parameters
+    ----------
+    task_node
+        Its task.
+    quantum
+        Its inputs and outputs.
+    quantum_id
+        Its ID in the predicted quantum graph.
+    metadata
+        Metadata of a success.
+    logs
+        Logs, with what `lsst.pipe.base.log_capture.LogCapture` adds to them:
+        the exception of a failure, and the attempts before.
+    failure
+        What was raised, for the case that the logs don't tell.
+
+    Returns
+    -------
+    scan
+        At least one attempt, as pipe_base understands it.
+    """
+    outputs = {
+        edge.connection_name: [
+            PredictedDatasetModel.from_dataset_ref(ref) for ref in quantum.outputs[edge.dataset_type_name]
+        ]
+        for edge in task_node.iter_all_outputs()
+    }
+    keeps_logs = acc.LOG_OUTPUT_CONNECTION_NAME in outputs
+    if not keeps_logs:
+        # Pipe_base reckons with logs of all tasks; these stand for a dataset that nobody will see.
+        outputs[acc.LOG_OUTPUT_CONNECTION_NAME] = [
+            PredictedDatasetModel.model_construct(dataset_id=uuid.uuid4(), dataset_type_name="", run="")
+        ]
+        logs = ButlerLogRecords([])
+    elif logs is not None and not logs and not logs.extra:
+        # The quantum failed before there was anything to log.
+        logs = None
+    predicted = PredictedQuantumDatasetsModel.model_construct(
+        quantum_id=quantum_id, task_label=task_node.label, outputs=outputs
+    )
+    models = ProvenanceQuantumScanModels.from_metadata_and_logs(predicted, metadata, logs)
+    if failure is not None and models.attempts[-1].exception is None:
+        models.attempts[-1].exception = ExceptionInfo(
+            type_name=get_full_type_name(failure), message=str(failure), metadata={}
+        )
+    if logs is None and metadata is None:
+        # One of the states in which readers expect no log.
+        models.attempts[-1].status = QuantumAttemptStatus.ABORTED
+    known = {
+        dataset.dataset_id
+        for name, datasets in outputs.items()
+        if keeps_logs or name != acc.LOG_OUTPUT_CONNECTION_NAME
+        for dataset in datasets
+    }
+    produced = {dataset_id for dataset_id, exists in models.output_existence.items() if exists}
+    n_attempts = len(models.attempts)
+    logs_of = _fill(models.logs.attempts, n_attempts) if keeps_logs else [None] * n_attempts
+    metadata_of = _fill(models.metadata.attempts, n_attempts)
+    attempts = list(map(OpenedAttempt, models.attempts, logs_of, metadata_of))
+    return QuantumScan.make(attempts, frozenset(known & (produced | _temporaries_in(metadata_of[-1]))))
+
+
+def _temporaries_in(metadata: TaskMetadata | None) -> set[uuid.UUID]:
+    """Find the temporaries that metadata list apart from the other outputs."""
+    if metadata is None or "quantum" not in metadata or TEMPORARIES_KEY not in metadata["quantum"]:
+        return set()
+    return set(map(uuid.UUID, metadata["quantum"].getArray(TEMPORARIES_KEY)))
+
+
+def _fill[T](items: Sequence[T | None], length: int) -> list[T | None]:
+    """Lengthen a list, where an attempt has left nothing, or shorten it.
+
+    The metadata of a success may be there twice: logs that pipe_base has
+    streamed to a file have it, too.
+    """
+    return list(itertools.islice(itertools.chain(items, itertools.repeat(None)), length))
+
+
+def pack_attempt(
+    task_node: TaskNode,
+    quantum: Quantum,
+    quantum_id: uuid.UUID,
+    metadata: TaskMetadata | None,
+    logs: ButlerLogRecords,
+    failure: BaseException | None = None,
+) -> bytes | None:
+    """Gather what a provenance graph holds of a quantum for the way to the driver.
+
+    Parameters
+    ----------
+    task_node, quantum, quantum_id, metadata, logs, failure
+        As for `scan_attempt`.
+
+    Returns
+    -------
+    scan
+        What `QuantumScan.to_bytes` makes; `None` if it can't be made, since no
+        quantum is to fail for what is said about it.
+    """
+    try:
+        return scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure).to_bytes()
+    except Exception:  # noqa: BLE001  (serialising what a task gives may raise anything)
+        logger.warning("No provenance could be gathered for a quantum of %s.", task_node.label, exc_info=True)
+        return None
+
+
+def empty_scan(
+    status: QuantumAttemptStatus,
+    exception: ExceptionInfo | None = None,
+    produced: frozenset[uuid.UUID] = frozenset(),
+) -> QuantumScan:
+    """Describe an attempt without logs and metadata.
+
+    Parameters
+    ----------
+    status
+        How it ended.
+    exception
+        Why, if that is known.
+    produced
+        IDs of the datasets that it has written.
+    """
+    model = ProvenanceQuantumAttemptModel(status=status, exception=exception)
+    return QuantumScan.make([OpenedAttempt(model, None, None)], produced)
+
+
+def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
+    """Leave out failures after a success.
+
+    What ran again for a lost temporary may have failed then, which is the
+    failure of the readers of that.
+
+    Parameters
+    ----------
+    scans
+        Scans of one quantum, in the order in which they came.
+    """
+    kept: list[QuantumScan] = []
+    for scan in scans:
+        succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
+        if succeeded or not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
+            kept.append(scan)
+    return kept
+
+
+def join_scans(scans: Sequence[QuantumScan]) -> QuantumScan:
+    """Put the attempts of several scans in a row, those once that several tell of.
+
+    Parameters
+    ----------
+    scans
+        Scans of one quantum, in the order in which they came.
+    """
+    attempts: list[OpenedAttempt] = []
+    for scan in scans:
+        *before, last = scan.open()
+        known, attempts = attempts, []
+        for attempt in before:
+            places = [
+                n for n, each in enumerate(known) if each.logs is not None and each.logs == attempt.logs
+            ]
+            if places:
+                attempts += known[: places[0]]
+                del known[: places[0] + 1]
+            attempts.append(attempt)
+        attempts += [*known, last]
+    return QuantumScan.make(attempts, scans[-1].produced)

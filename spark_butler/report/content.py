@@ -1,0 +1,319 @@
+"""The content of a report, as ``report.json`` has it and ``report.html`` shows it."""
+
+from __future__ import annotations
+
+__all__ = ["FORMAT", "make_content"]
+
+import datetime
+import math
+import platform
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsst.pipe.base import QuantumSuccessCaveats
+
+from ..model.failures import FailureKind
+from ..model.outcomes import QuantumOutcome
+from ..text import hide_secrets
+from .record import Run, RunRecord, Span
+from .rerun import rerun_command
+from .time_split import split_time
+from .timeline import busy_slots, make_lanes
+
+FORMAT = 1
+"""Version of the layout of ``report.json``."""
+
+_MAX_LISTED = 2_000
+_MAX_TRACEBACKS = 200
+_MAX_TEXT = 20_000
+_MAX_SPANS = 200_000
+_N_SLOWEST = 20
+_N_BINS = 240
+_NUMBER = re.compile(r"\d+")
+
+
+def make_content(
+    run: Run, record: RunRecord, *, state: str, reason: str = "", n_ingested: int | None = None
+) -> dict[str, Any]:
+    """Put a report together.
+
+    Parameters
+    ----------
+    run
+        What was known before.
+    record
+        What was collected.
+    state
+        How the run ended: ``succeeded``, ``failed``, ``stopped`` or ``broken``
+        (the engine itself failed).
+    reason
+        Why it ended before its time, if it did.
+    n_ingested
+        Number of datasets that were put into the registry, if known.
+
+    Returns
+    -------
+    content
+        What `json.dumps` takes.  Times are in seconds, memory and traffic in
+        bytes; ``None`` stands for what was not measured.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    end = time.time()
+    outcomes = list(record.outcomes.values())
+    by_task: defaultdict[str, list[QuantumOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_task[outcome.report.taskLabel or ""].append(outcome)
+    spans = list(record.spans())
+    tasks = [
+        _describe_task(label, total, by_task[label], record.n_blocked.get(label, 0))
+        for label, total in record.totals.items()
+    ]
+    return {
+        "format": FORMAT,
+        "run": run.run,
+        "repository": run.repository,
+        "state": state,
+        "reason": hide_secrets(reason),
+        "started": run.started.isoformat(timespec="seconds"),
+        "ended": now.isoformat(timespec="seconds"),
+        "seconds": round((now - run.started).total_seconds(), 3),
+        "slots": run.slots,
+        "command": list(run.command),
+        "options": dict(run.options),
+        "platform": dict(run.platform),
+        "plan": record.explanation,
+        "totals": _total(tasks, outcomes, n_ingested),
+        "tasks": tasks,
+        "resume": rerun_command(run.command),
+        **_describe_failures(run, outcomes, narrow=not record.has_temporaries),
+        "retries": _describe_retries(outcomes),
+        "workers": _describe_workers(outcomes, record),
+        "time": split_time(run, record, spans, end),
+        "timeline": _lay_out(spans, list(record.totals), record.began, end),
+        "slowest": _slowest(outcomes),
+        "versions": {
+            "python": platform.python_version(),
+            **dict(sorted(_list_packages().items())),
+        },
+    }
+
+
+def _list_packages() -> dict[str, str]:
+    """List the installed packages by the names of their folders; to parse their metadata takes a second."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        for folder in Path(place or ".").glob("*.dist-info"):
+            name, _, version = folder.stem.partition("-")
+            # What comes first is what is imported.
+            found.setdefault(name.replace("_", "-").lower(), version)
+    return found
+
+
+def _data_id(outcome: QuantumOutcome) -> dict[str, Any]:
+    return dict(outcome.report.dataId or {})
+
+
+def _describe_task(
+    label: str, total: int, outcomes: Sequence[QuantumOutcome], n_blocked: int
+) -> dict[str, Any]:
+    """Count what became of the quanta of a task, and say what they cost."""
+    done = [outcome for outcome in outcomes if outcome.succeeded]
+    ran = [outcome for outcome in outcomes if outcome.wall_seconds and not outcome.skipped_existing]
+    requests: Counter[str] = Counter()
+    for outcome in outcomes:
+        requests.update(outcome.traffic.requests)
+    return {
+        "label": label,
+        "quanta": total,
+        "done": len(done),
+        "no_work": sum(bool(outcome.caveats & QuantumSuccessCaveats.NO_WORK) for outcome in done),
+        "failed": len(outcomes) - len(done),
+        "blocked": n_blocked,
+        "not_run": total - len(outcomes) - n_blocked,
+        "retried": sum(bool(outcome.attempts) for outcome in outcomes),
+        "seconds": _distribute([outcome.wall_seconds for outcome in ran]),
+        "cpu_seconds": round(sum(outcome.cpu_seconds for outcome in ran), 3),
+        "memory": _distribute([float(outcome.peak_memory) for outcome in ran if outcome.peak_memory]),
+        "requests": dict(sorted(requests.items())),
+        "bytes_read": sum(outcome.traffic.received for outcome in outcomes),
+        "bytes_written": sum(outcome.traffic.sent for outcome in outcomes),
+    }
+
+
+def _distribute(values: list[float]) -> dict[str, Any] | None:
+    """Describe how values are spread; `None` where there are none."""
+    if not values:
+        return None
+    values.sort()
+    n = len(values)
+    low, high = max(values[0], 1e-6), max(values[-1], 1e-6)
+    n_bins = 1 if high <= low else 24
+    counts = [0] * n_bins
+    scale = n_bins / math.log(high / low) if n_bins > 1 else 0.0
+    for value in values:
+        counts[min(n_bins - 1, int(math.log(max(value, low) / low) * scale))] += 1
+    return {
+        "n": n,
+        "min": round(values[0], 4),
+        "median": round(values[n // 2], 4),
+        "p90": round(values[min(n - 1, (9 * n) // 10)], 4),
+        "max": round(values[-1], 4),
+        "sum": round(sum(values), 4),
+        # In bins of equal ratio, from min to max.
+        "histogram": counts,
+    }
+
+
+def _total(
+    tasks: Sequence[Mapping[str, Any]], outcomes: Iterable[QuantumOutcome], n_ingested: int | None
+) -> dict[str, Any]:
+    """Add up all tasks."""
+    names = ["quanta", "done", "no_work", "failed", "blocked", "not_run", "retried"]
+    names += ["cpu_seconds", "bytes_read", "bytes_written"]
+    totals: dict[str, Any] = {name: sum(task[name] for task in tasks) for name in names}
+    totals["requests"] = sum(sum(task["requests"].values()) for task in tasks)
+    totals["peak_memory"] = max((outcome.peak_memory for outcome in outcomes), default=0)
+    totals["ingested"] = n_ingested
+    return totals
+
+
+def _describe_failures(run: Run, outcomes: Iterable[QuantumOutcome], *, narrow: bool) -> dict[str, Any]:
+    """List the failures, with the command to run each again, and count those that are alike."""
+    failures: list[dict[str, Any]] = []
+    alike: Counter[tuple[str, str]] = Counter()
+    failed = [outcome for outcome in outcomes if not outcome.succeeded]
+    failed.sort(key=lambda outcome: (outcome.report.taskLabel or "", str(_data_id(outcome))))
+    for number, outcome in enumerate(failed):
+        reason = outcome.reason or outcome.report.status.name
+        label = outcome.report.taskLabel or ""
+        alike[label, _NUMBER.sub("#", reason)] += 1
+        if number >= _MAX_LISTED:
+            continue
+        data_id = _data_id(outcome)
+        failure: dict[str, Any] = {
+            "task": label,
+            "data_id": data_id,
+            "kind": str(outcome.kind or ""),
+            "reason": hide_secrets(reason),
+            "attempts": len(outcome.attempts) + 1,
+            "worker": outcome.worker,
+            "seconds": round(outcome.wall_seconds, 3),
+            "peak_memory": outcome.peak_memory,
+            # Temporaries would be made again, and by tasks that gather from fewer inputs.
+            "rerun": rerun_command(run.command, label, data_id) if narrow else rerun_command(run.command),
+        }
+        if number < _MAX_TRACEBACKS:
+            failure["traceback"] = _shorten(hide_secrets(outcome.traceback))
+            failure["log_tail"] = _shorten(hide_secrets(outcome.log_tail))
+        failures.append(failure)
+    kinds = [
+        {"task": label, "reason": hide_secrets(reason), "count": n}
+        for (label, reason), n in alike.most_common(50)
+    ]
+    return {"failures": failures, "failures_alike": kinds}
+
+
+def _shorten(text: str) -> str:
+    """Leave out the middle of a text that is too long."""
+    if len(text) <= _MAX_TEXT:
+        return text
+    return f"{text[: _MAX_TEXT // 2]}\n[...]\n{text[-_MAX_TEXT // 2 :]}"
+
+
+def _describe_retries(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
+    """List the quanta that were tried more than once."""
+    tried_again = [outcome for outcome in outcomes if outcome.attempts]
+    return [
+        {
+            "task": outcome.report.taskLabel or "",
+            "data_id": _data_id(outcome),
+            "succeeded": outcome.succeeded,
+            "attempts": [
+                {
+                    "kind": str(attempt.kind),
+                    "reason": hide_secrets(attempt.reason),
+                    "worker": attempt.worker,
+                    "seconds": round(attempt.wall_seconds, 3),
+                    "peak_memory": attempt.peak_memory,
+                }
+                for attempt in outcome.attempts
+            ],
+        }
+        for outcome in tried_again[:_MAX_LISTED]
+    ]
+
+
+def _describe_workers(outcomes: Iterable[QuantumOutcome], record: RunRecord) -> dict[str, Any]:
+    """Count processes and hosts, and name the processes that were lost."""
+    workers: set[str] = set()
+    lost: set[str] = set()
+    for outcome in outcomes:
+        workers.add(outcome.worker)
+        if outcome.kind is FailureKind.LOST:
+            lost.add(outcome.worker)
+        lost.update(attempt.worker for attempt in outcome.attempts if attempt.kind is FailureKind.LOST)
+    workers.discard("")
+    lost.discard("")
+    return {
+        "processes": len(workers),
+        "hosts": sorted({worker.rpartition(":")[0] for worker in workers}),
+        "lost": sorted(lost),
+        "quanta_given_again": record.n_given_again,
+        "quanta_found_complete": sum(outcome.recovered for outcome in outcomes),
+        "quanta_repeated": len(record.repeated),
+    }
+
+
+def _lay_out(spans: Sequence[Span], labels: list[str], start: float, end: float) -> dict[str, Any]:
+    """Lay out which slot ran what when."""
+    if spans:
+        # Clocks of other hosts may differ.
+        start = min(start, min(span.started for span in spans))
+        end = max(end, max(span.started + span.seconds for span in spans))
+    number = {label: n for n, label in enumerate(labels)}
+    lanes = make_lanes(spans) if len(spans) <= _MAX_SPANS else []
+    return {
+        "start": round(start, 3),
+        "seconds": round(end - start, 3),
+        "labels": labels,
+        "busy": busy_slots(spans, labels, start, end, _N_BINS),
+        "lanes": [
+            {
+                "host": lane.host,
+                "slot": lane.number,
+                # Start, length, task, status.
+                "attempts": [
+                    [
+                        round(span.started - start, 3),
+                        round(span.seconds, 3),
+                        number.get(span.label, -1),
+                        span.status,
+                    ]
+                    for span in lane.spans
+                ],
+            }
+            for lane in lanes
+        ],
+    }
+
+
+def _slowest(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
+    """List the quanta that took longest."""
+    longest = sorted(outcomes, key=lambda outcome: -outcome.wall_seconds)[:_N_SLOWEST]
+    return [
+        {
+            "task": outcome.report.taskLabel or "",
+            "data_id": _data_id(outcome),
+            "seconds": round(outcome.wall_seconds, 3),
+            "cpu_seconds": round(outcome.cpu_seconds, 3),
+            "peak_memory": outcome.peak_memory,
+            "worker": outcome.worker,
+        }
+        for outcome in longest
+        if outcome.wall_seconds
+    ]

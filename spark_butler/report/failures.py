@@ -1,0 +1,181 @@
+"""The failures of a run, as a table for people."""
+
+from __future__ import annotations
+
+__all__ = ["Failures", "QuantumFailure", "describe_failure"]
+
+import dataclasses
+import html
+import linecache
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from astropy.table import Table
+from lsst.daf.butler import ButlerLogRecords
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.pipe.base import PipelineTask
+from lsst.resources import ResourcePath
+
+from ..model.outcomes import QuantumOutcome
+
+_FRAME = re.compile(
+    r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<where>\S+)(?:\n {4}(?P<code>[^\s^~].*))?$',
+    re.MULTILINE,
+)
+_COLUMNS = ("label", "data ID", "error", "line", "log")
+_MOST_SHOWN = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantumFailure:
+    """One quantum that failed."""
+
+    label: str
+    """Label of its task."""
+
+    data_id: Mapping[str, Any]
+    """Its data ID."""
+
+    error: str
+    """Exception, signal or limit."""
+
+    line: str
+    """Where the task raised: file, line, function, code."""
+
+    log_uri: str
+    """Address of its log; empty where it could not be written."""
+
+    outcome: QuantumOutcome
+    """All that is known of it."""
+
+    @property
+    def traceback(self) -> str:
+        """Python traceback, if there was one."""
+        return self.outcome.traceback
+
+    @property
+    def log(self) -> str:
+        """What the quantum has logged; its last lines where it could not write its log."""
+        if not self.log_uri:
+            return self.outcome.log_tail
+        return str(ButlerLogRecords.from_raw(ResourcePath(self.log_uri).read()))
+
+
+class Failures(Sequence[QuantumFailure]):
+    """The quanta of a run that failed, in the order in which that was known.
+
+    Examples
+    --------
+    >>> run = butler.run(pipeline, output="u/me/fails", where="exposure = 202601010001 AND detector = 1")
+    >>> run.wait().failures
+    isr {...exposure: 202601010001...}: CalibrationMissingError: No flat for ...
+    >>> run.failures.table().colnames
+    ['label', 'data ID', 'error', 'line', 'log']
+    """
+
+    def __init__(self, failures: Iterable[QuantumFailure]):
+        self._failures = list(failures)
+
+    @overload
+    def __getitem__(self, index: int) -> QuantumFailure: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Failures: ...
+
+    def __getitem__(self, index: int | slice) -> QuantumFailure | Failures:
+        return Failures(self._failures[index]) if isinstance(index, slice) else self._failures[index]
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def table(self) -> Table:
+        """Make a table of label, data ID, error, line in the task, and address of the log."""
+        rows = list(self._rows())
+        columns = list(map(list, zip(*rows, strict=True))) if rows else [[] for _ in _COLUMNS]
+        return Table(columns, names=_COLUMNS, dtype=[str] * len(_COLUMNS) if not rows else None)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{label} {{{data_id}}}: {error} [{line}]" for label, data_id, error, line, _ in self._rows()
+        ]
+        more = f"\n... and {len(lines) - _MOST_SHOWN} more" if len(lines) > _MOST_SHOWN else ""
+        return "\n".join(lines[:_MOST_SHOWN]) + more if lines else "No failures."
+
+    def _repr_html_(self) -> str:
+        if not self._failures:
+            return "<p>No failures.</p>"
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _COLUMNS)
+        # Addresses and messages of the store have no blanks to break lines at.
+        style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+        cell = f"<td style='{style}'>{{}}</td>"
+        rows = [
+            "<tr>" + "".join(cell.format(html.escape(text)) for text in row) + "</tr>" for row in self._rows()
+        ]
+        more = f"<p>... and {len(rows) - _MOST_SHOWN} more</p>" if len(rows) > _MOST_SHOWN else ""
+        table = f"<table><tr>{head}</tr>{''.join(rows[:_MOST_SHOWN])}</table>"
+        return f"<div style='max-width:100%;overflow-x:auto'>{table}{more}</div>"
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        for failure in self._failures:
+            data_id = ", ".join(f"{key}: {value}" for key, value in failure.data_id.items())
+            yield failure.label, data_id, failure.error, failure.line, failure.log_uri
+
+
+def describe_failure(
+    outcome: QuantumOutcome, task_class: type[PipelineTask], log_type: str, roots: Mapping[str, ResourcePath]
+) -> QuantumFailure:
+    """Describe a failed quantum.
+
+    Parameters
+    ----------
+    outcome
+        What came of it.
+    task_class
+        Class of its task.
+    log_type
+        Name of the dataset type of its log.
+    roots
+        Roots of the datastores, by name.
+    """
+    report = outcome.report
+    info = report.exceptionInfo
+    error = f"{info.className.rpartition('.')[2]}: {info.message}" if info is not None else outcome.reason
+    return QuantumFailure(
+        report.taskLabel or "",
+        dict(report.dataId),
+        error or "failed",
+        _find_line(outcome.traceback, task_class),
+        _find_log(outcome, log_type, roots),
+        outcome,
+    )
+
+
+def _find_line(traceback: str, task_class: type[PipelineTask]) -> str:
+    """Find the innermost line of a task in a traceback; the innermost of all, if there is none."""
+    frames = [match.groupdict() for match in _FRAME.finditer(traceback)]
+    if not frames:
+        return ""
+    files = {
+        member.__code__.co_filename
+        for each in task_class.__mro__
+        if each.__module__.partition(".")[0] != "lsst"
+        for member in vars(each).values()
+        if hasattr(member, "__code__")
+    }
+    frame = next((each for each in reversed(frames) if each["file"] in files), frames[-1])
+    place = f"{Path(frame['file']).name}:{frame['line']} in {frame['where']}"
+    # The worker does not have the text of a notebook's cells.
+    code = frame["code"] or linecache.getline(frame["file"], int(frame["line"])).strip()
+    return f"{place}: {code}" if code else place
+
+
+def _find_log(outcome: QuantumOutcome, log_type: str, roots: Mapping[str, ResourcePath]) -> str:
+    """Find the address of a log among what an attempt has written."""
+    for name, data in outcome.records.items():
+        for tables in data.records.values():
+            for info in (info for infos in tables.values() for info in infos):
+                if isinstance(info, StoredFileInfo) and f"/{log_type}/" in f"/{info.path}" and name in roots:
+                    return str(roots[name].join(str(info.path)))
+    return ""

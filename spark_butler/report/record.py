@@ -1,0 +1,153 @@
+"""What a report is made of, collected while a run goes on."""
+
+from __future__ import annotations
+
+__all__ = ["Run", "RunRecord", "Span"]
+
+import dataclasses
+import datetime
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..model.outcomes import QuantumOutcome
+
+if TYPE_CHECKING:
+    from ..planning.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a run before its first quantum."""
+
+    run: str
+    """The output RUN collection."""
+
+    repository: str
+    """Address or alias of the repository, without secrets."""
+
+    slots: int = 1
+    """How many groups can run at the same time."""
+
+    command: Sequence[str] = ()
+    """The command line, if there was one, without secrets."""
+
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Options by name, as JSON can hold them, without secrets."""
+
+    platform: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Where it runs: host, and version and address of Spark."""
+
+    phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds that the driver has spent before, by name of what it did."""
+
+    started: datetime.datetime = dataclasses.field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC)
+    )
+    """When the run began."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """An attempt that ran, for the timeline."""
+
+    label: str
+    """Task label."""
+
+    quantum_id: uuid.UUID
+    """The quantum."""
+
+    worker: str
+    """Host name and process ID."""
+
+    started: float
+    """When it began, in seconds since the epoch."""
+
+    seconds: float
+    """How long it took."""
+
+    status: str
+    """``done``, ``failed``, or ``retried`` when another attempt followed."""
+
+
+class RunRecord:
+    """Keeps what became of the quanta of a run.  It is a `spark_butler.driver.events.Watcher`."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[uuid.UUID, QuantumOutcome] = {}
+        """Outcome of each quantum that was tried, without datastore records."""
+
+        self.repeated: list[QuantumOutcome] = []
+        """Further outcomes, of quanta that had to run again for what they make."""
+
+        self.n_blocked: dict[str, int] = {}
+        """Number of quanta that can't run, by task label."""
+
+        self.totals: dict[str, int] = {}
+        """Number of quanta by task label, in the order in which tasks begin."""
+
+        self.has_temporaries = False
+        """Whether some dataset types were temporary."""
+
+        self.explanation = ""
+        """The plan in words."""
+
+        self.n_given_again = 0
+        """Number of quanta that were given out again because their worker was lost."""
+
+        self.began = time.time()
+        """When the plan was made, in seconds since the epoch."""
+
+        self._labels: Mapping[uuid.UUID, str] = {}
+        self._given: set[uuid.UUID] = set()
+
+    def planned(self, plan: Plan) -> None:
+        """Hear what is to run.  See `spark_butler.driver.events.Watcher.planned`."""
+        self._labels = plan.task_labels
+        self.explanation = plan.explain()
+        self.has_temporaries = bool(plan.temporary_types)
+        self.began = time.time()
+        for group in plan.groups:
+            for quantum_id in group.quanta:
+                label = plan.task_labels[quantum_id]
+                self.totals[label] = self.totals.get(label, 0) + 1
+
+    def dispatched(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Hear which quanta were given out.  See `spark_butler.driver.events.Watcher.dispatched`."""
+        self.n_given_again += len(self._given.intersection(quantum_ids))
+        self._given.update(quantum_ids)
+
+    def took(self, outcome: QuantumOutcome) -> None:
+        """Hear of an outcome.  See `spark_butler.driver.events.Watcher.took`."""
+        outcome = dataclasses.replace(outcome.without_scans(), records={}, outputs=(), removed=())
+        if outcome.quantum_id in self.outcomes:
+            self.repeated.append(outcome)
+        else:
+            self.outcomes[outcome.quantum_id] = outcome
+
+    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Hear which quanta can't run any more.  See `spark_butler.driver.events.Watcher.blocked`."""
+        for quantum_id in quantum_ids:
+            label = self._labels[quantum_id]
+            self.n_blocked[label] = self.n_blocked.get(label, 0) + 1
+
+    def spans(self) -> Iterator[Span]:
+        """List the attempts of which it is known when they ran."""
+        for outcome in (*self.outcomes.values(), *self.repeated):
+            label = outcome.report.taskLabel or ""
+            for attempt in outcome.attempts:
+                if attempt.started:
+                    yield Span(
+                        label,
+                        outcome.quantum_id,
+                        attempt.worker,
+                        attempt.started,
+                        attempt.wall_seconds,
+                        "retried",
+                    )
+            if outcome.started:
+                status = "done" if outcome.succeeded else "failed"
+                yield Span(
+                    label, outcome.quantum_id, outcome.worker, outcome.started, outcome.wall_seconds, status
+                )

@@ -1,0 +1,181 @@
+"""One bar for each task, below the log, in a terminal."""
+
+from __future__ import annotations
+
+__all__ = ["Bars", "render_bars"]
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, Any, Self, cast
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from ..driver.events import ProgressSnapshot, TaskProgress
+from .format import format_seconds
+from .ticker import Ticker
+
+_SECONDS_BETWEEN = 0.25
+_MAX_WIDTH = 110
+
+
+def render_bars(snapshot: ProgressSnapshot) -> Group:
+    """Draw how a run stands.
+
+    Parameters
+    ----------
+    snapshot
+        How it stands.
+    """
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
+    table.add_column(ratio=1, min_width=8)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for task in snapshot.tasks:
+        ended = task.done + task.failed + task.blocked
+        hurt = task.failed + task.blocked > 0
+        bar = ProgressBar(
+            total=max(1, task.total),
+            completed=ended,
+            complete_style="red" if hurt else "cyan",
+            finished_style="red" if hurt else "green",
+        )
+        table.add_row(task.label, bar, f"{ended}/{task.total}", _describe(task))
+    words = [
+        f"{snapshot.busy} of {snapshot.slots} slots busy",
+        f"{snapshot.rate:.3g} quanta/s",
+        f"{format_seconds(snapshot.elapsed)} so far",
+    ]
+    if snapshot.seconds_left:
+        words.append(f"about {format_seconds(snapshot.seconds_left)} left")
+    return Group(Constrain(table, _MAX_WIDTH), Text(" · ".join(words), style="dim"))
+
+
+def _describe(task: TaskProgress) -> Text:
+    """Say what is not just done or pending."""
+    text = Text()
+    for n, word, style in (
+        (task.running, "running", "cyan"),
+        (task.failed, "failed", "bold red"),
+        (task.blocked, "blocked", "yellow"),
+    ):
+        if n:
+            text.append(f"{'  ' if text else ''}{n} {word}", style=style)
+    return text
+
+
+class _Lines:
+    """Text that is written as it is, colours and tabs included."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Segment(self._text)
+
+
+class _Above:
+    """A stream that writes above the bars."""
+
+    def __init__(self, console: Console, stream: IO[str], drawing: threading.Lock):
+        self._console = console
+        self._drawing = drawing
+        self._stream = stream
+        self._held = ""
+
+    def write(self, text: str) -> int:
+        whole, newline, self._held = (self._held + text).rpartition("\n")
+        if newline:
+            # Not cut at the width, so that what is copied from the terminal is what was logged.
+            with self._drawing:
+                self._console.print(_Lines(whole + newline), soft_wrap=True)
+        return len(text)
+
+    def end_line(self) -> None:
+        """Write what has no end yet."""
+        if self._held:
+            self.write("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Bars:
+    """Shows bars on standard error for as long as the context lasts; what is written there goes above.
+
+    Parameters
+    ----------
+    look
+        Tells how the run stands.
+    console
+        Where to draw; standard error by default.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], ProgressSnapshot],
+        console: Console | None = None,
+    ):
+        self._look = look
+        self._console = Console(file=sys.stderr) if console is None else console
+        self._live = Live(
+            console=self._console,
+            get_renderable=lambda: render_bars(self._look()),
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        # Two threads that draw at once may leave a copy of the bars whenever their number changes.
+        self._drawing = threading.Lock()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            handlers = _terminal_handlers()
+            stack.enter_context(contextlib.redirect_stderr(self._above(stack, sys.stderr)))
+            for handler in handlers:
+                stream = handler.stream
+                handler.setStream(self._above(stack, stream))
+                stack.callback(handler.setStream, stream)
+            self._live.start()
+            stack.callback(self._stop)
+            # rich hides it, and whatever kills this process would leave it so.
+            self._console.show_cursor(True)
+            stack.enter_context(Ticker(self._draw, _SECONDS_BETWEEN, "display"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def _draw(self) -> None:
+        with self._drawing:
+            self._live.refresh()
+
+    def _stop(self) -> None:
+        with self._drawing:
+            self._live.stop()
+
+    def _above(self, stack: contextlib.ExitStack, stream: IO[str]) -> IO[str]:
+        """Make a stream, whose last line is ended with the context."""
+        above = _Above(self._console, stream, self._drawing)
+        stack.callback(above.end_line)
+        return cast("IO[str]", above)
+
+
+def _terminal_handlers() -> list[logging.StreamHandler[IO[str]]]:
+    """Find the log handlers that write to standard error."""
+    return [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    ]

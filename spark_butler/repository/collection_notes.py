@@ -1,0 +1,117 @@
+"""Notes of a run for later attempts at it: a JSON file beside the run's reports in the datastore.
+
+Runs in: driver.  Earlier releases kept the same in the documentation string of
+the run's collection, which is still read.
+"""
+
+from __future__ import annotations
+
+__all__ = ["read_temporaries", "record_temporaries"]
+
+import contextlib
+import json
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from lsst.daf.butler import Butler, MissingCollectionError
+from lsst.resources import ResourcePath
+
+from ..datastore.atomic_write import whole_file
+from ..errors import EngineError, RepositoryError
+from ..run_folders import report_root, run_folder
+from ..text import brief
+from .checks import store_roots
+
+_FILE = "notes.json"
+_TEMPORARIES = "temporaries"
+_OLD_HEADING = "Not retained in this run, or not always: "
+_THREADS = 8
+
+
+def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None:
+    """Record dataset types that quanta of a run make and that are not kept.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    run
+        The output run.
+    names
+        Names of the dataset types, added to those recorded before.
+
+    Raises
+    ------
+    spark_butler.errors.EngineError
+        Raised if the file can't be written.
+    """
+    known = read_temporaries(butler, [run])
+    places = _find_places(butler, run)
+    if known.issuperset(names) or not places:
+        return
+    content = {"format": 1, "run": run, _TEMPORARIES: sorted(known.union(names))}
+    try:
+        with whole_file(places[0]) as path:
+            path.write_text(json.dumps(content, indent=2))
+    except Exception as exc:  # many libraries may speak here
+        raise EngineError(f"The notes of run {run!r} can't be written to {places[0]}: {brief(exc)}") from exc
+
+
+def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
+    """Read which dataset types were not kept by some attempt at a run.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    runs
+        Output runs.  Those that don't exist are left out.
+
+    Returns
+    -------
+    names
+        Names of the dataset types.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the file of a run can't be read.
+    """
+    names: set[str] = set()
+    places: list[ResourcePath] = []
+    for run in runs:
+        try:
+            text = butler.registry.getCollectionDocumentation(run) or ""
+        except MissingCollectionError:
+            continue
+        places += _find_places(butler, run)
+        for line in text.splitlines():
+            if line.startswith(_OLD_HEADING):
+                names.update(name.strip() for name in line.removeprefix(_OLD_HEADING).split(","))
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="spark-butler-notes") as pool:
+        return frozenset(names).union(*pool.map(_read_names, places))
+
+
+def _find_places(butler: Butler, run: str) -> list[ResourcePath]:
+    """List where the notes of a run may be; the first is where they are written."""
+    with contextlib.suppress(RepositoryError):
+        # Raised for a name that no folder can have: such a run has no notes.
+        return [
+            run_folder(report_root(root), run).join(_FILE)
+            for root in store_roots(butler)
+            if root.scheme not in ("mem", "file+mem")
+        ]
+    return []
+
+
+def _read_names(uri: ResourcePath) -> frozenset[str]:
+    """Read the dataset types from a file; none where there is no file."""
+    try:
+        return frozenset(map(str, json.loads(uri.read())[_TEMPORARIES]))
+    except FileNotFoundError:
+        return frozenset()
+    except Exception as exc:  # many libraries may speak here
+        raise RepositoryError(
+            f"The notes of an output run, {uri}, can't be read ({brief(exc)}).  They list the dataset types "
+            "that the run has not kept.  Restore the file, or write to another run."
+        ) from exc

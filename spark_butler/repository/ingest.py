@@ -1,0 +1,369 @@
+"""Batch ingest of what workers have written, by the driver, the only one to touch the registry."""
+
+from __future__ import annotations
+
+__all__ = ["IngestStream", "Ingester", "fetch_ids"]
+
+import logging
+import queue
+import random
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Self
+
+import sqlalchemy.exc
+from astropy.time import Time
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, MissingCollectionError
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.time_utils import TimeConverter
+
+from ..errors import EngineError
+from ..model.failures import FailureKind, classify
+from ..text import brief
+
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZE = 1000
+_INTERVAL_SECONDS = 5.0
+_PATIENCE_SECONDS = 600.0
+_LONGEST_PAUSE_SECONDS = 20.0
+_MAX_WAITING = 10_000
+
+
+class Ingester:
+    """Puts datasets that are already in the datastore into the registry.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler of the repository.
+    dataset_types
+        Definitions of the dataset types in the repository, by name.
+    existing
+        IDs of the datasets that were in the output run before.
+    batch_size
+        Number of datasets at which a batch is written.
+    patience
+        For how many seconds a database that is locked or away is asked again.
+
+    Notes
+    -----
+    Ingest is idempotent: a dataset that is there already gets the records of
+    the newest attempt, and one that the newest attempt removed and did not
+    make again is removed from the registry.  Each batch is one transaction.
+    """
+
+    def __init__(
+        self,
+        butler: Butler,
+        dataset_types: Mapping[str, DatasetType],
+        *,
+        existing: Collection[uuid.UUID] = (),
+        batch_size: int = _BATCH_SIZE,
+        patience: float = _PATIENCE_SECONDS,
+    ):
+        _remember_last_time()
+        self._butler = butler
+        self._dataset_types = dataset_types
+        self._existing = set(existing)
+        self._batch_size = batch_size
+        self._patience = patience
+        self._refs: dict[uuid.UUID, DatasetRef] = {}
+        self._records: dict[str, DatastoreRecordData] = {}
+        self._stale: dict[uuid.UUID, DatasetRef] = {}
+        self._ingested: set[uuid.UUID] = set()
+
+    @property
+    def n_ingested(self) -> int:
+        """Number of datasets ingested so far, each counted once."""
+        return len(self._ingested)
+
+    @property
+    def n_pending(self) -> int:
+        """Number of datasets that were taken and are not in the registry yet."""
+        return len(self._refs.keys() | self._stale.keys())
+
+    def add(
+        self,
+        predicted: Iterable[DatasetRef],
+        written: Collection[uuid.UUID],
+        records: Mapping[str, DatastoreRecordData],
+        removed: Collection[uuid.UUID] = (),
+    ) -> None:
+        """Take what one attempt at a quantum has left.
+
+        Parameters
+        ----------
+        predicted
+            All outputs that the quantum may have.
+        written
+            IDs of those that are in the datastore.
+        records
+            Their datastore records, by name of the datastore.
+        removed
+            IDs of those of an earlier attempt that are in the datastore no
+            more.
+        """
+        touched = frozenset(written) | frozenset(removed)
+        for ref in predicted:
+            if ref.id in touched and ref.id in self._existing:
+                self._stale[ref.id] = ref
+            if ref.id in written:
+                self._refs[ref.id] = self._repository_ref(ref)
+        for name, data in records.items():
+            # DatastoreRecordData.update would keep the oldest, but each attempt has its own file sizes.
+            self._records.setdefault(name, DatastoreRecordData()).records.update(data.records)
+        if len(self._refs) >= self._batch_size:
+            self.flush()
+
+    def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
+        """Give a reference the storage class of the repository."""
+        dataset_type = self._dataset_types[ref.datasetType.name]
+        if ref.datasetType == dataset_type:
+            return ref
+        return DatasetRef(dataset_type, ref.dataId, run=ref.run, id=ref.id, conform=False)
+
+    def flush(self) -> None:
+        """Write what was taken so far, in one transaction.
+
+        Raises
+        ------
+        spark_butler.errors.EngineError
+            Raised if the registry refuses, or can't be reached for too long.
+            What was taken is kept, for another call.
+        """
+        if not self._refs and not self._stale:
+            return
+        deadline = time.monotonic() + self._patience
+        pause = 0.2
+        again = False
+        while True:
+            try:
+                self._write(again=again)
+                return
+            except Exception as exc:
+                if not _may_pass(exc) or time.monotonic() + pause > deadline:
+                    raise EngineError(self._refusal_text(exc)) from exc
+                logger.warning(
+                    "The registry can't be written to; trying again in %.1f s: %s", pause, brief(exc)
+                )
+            again = True
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2.0 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _refusal_text(self, exc: Exception) -> str:
+        return (
+            f"{self.n_pending} datasets that are in the datastore can't be put into the registry: "
+            f"{type(exc).__name__}: {brief(exc)}"
+        )
+
+    def _write(self, *, again: bool) -> None:
+        """Make one attempt at writing.
+
+        Parameters
+        ----------
+        again
+            Whether an earlier attempt may have been committed, unknown to
+            this process.
+        """
+        new: defaultdict[tuple[DimensionGroup, str], list[DatasetRef]] = defaultdict(list)
+        for ref in self._refs.values():
+            if ref.id not in self._existing:
+                new[ref.datasetType.dimensions, ref.run].append(ref)
+        gone = [self._repository_ref(ref) for ref in self._stale.values() if ref.id not in self._refs]
+        forgotten = {**self._stale, **self._refs} if again else self._stale
+        with self._butler.transaction():
+            if forgotten:
+                self._butler._datastore.forget(forgotten.values())
+            if gone:
+                self._butler.registry.removeDatasets(gone)
+            for refs in new.values():
+                self._butler.registry._importDatasets(refs, expand=False, assume_new=not again)
+            self._butler._datastore.import_records(self._records)
+        self._ingested.update(self._refs)
+        logger.debug("Ingested %d datasets.", len(self._refs))
+        self._existing.update(self._refs)
+        self._existing.difference_update(ref.id for ref in gone)
+        self._refs = {}
+        self._records = {}
+        self._stale = {}
+
+
+def _remember_last_time() -> None:
+    """Let daf_butler's converter of times remember the last one.
+
+    A batch has one ingest date, which is converted for each of its datasets:
+    three quarters of the time that a batch takes.
+    """
+    converter = TimeConverter()
+    convert = converter.astropy_to_nsec
+    if getattr(convert, "__name__", "") == "remembering":
+        return
+    last: tuple[Time | None, int] = (None, 0)
+
+    def remembering(astropy_time: Time) -> int:
+        nonlocal last
+        # Read at once, since another thread may convert another time meanwhile.
+        time, nsec = last
+        if astropy_time is not time:
+            nsec = convert(astropy_time)
+            last = astropy_time, nsec
+        return nsec
+
+    converter.astropy_to_nsec = remembering  # type: ignore[method-assign]
+
+
+def _may_pass(exc: Exception) -> bool:
+    """Whether an error is of a kind that may be gone a moment later."""
+    if isinstance(exc, sqlalchemy.exc.SQLAlchemyError):
+        return isinstance(
+            exc,
+            sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError,
+        ) or (isinstance(exc, sqlalchemy.exc.DBAPIError) and exc.connection_invalidated)
+    return classify(exc) is FailureKind.IO
+
+
+class IngestStream:
+    """Ingests in a thread of its own while the run goes on.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler of the repository, which is cloned.
+    dataset_types
+        Definitions of the dataset types in the repository, by name.
+    existing
+        IDs of the datasets that were in the output run before.
+    interval
+        Greatest number of seconds that a dataset waits for others.
+
+    Notes
+    -----
+    A driver that is killed leaves at most the datasets of the last few
+    seconds out of the registry.
+    """
+
+    def __init__(
+        self,
+        butler: Butler,
+        dataset_types: Mapping[str, DatasetType],
+        *,
+        existing: Collection[uuid.UUID] = (),
+        interval: float = _INTERVAL_SECONDS,
+    ):
+        self._butler = butler.clone()
+        self._ingester = Ingester(self._butler, dataset_types, existing=existing)
+        self._interval = interval
+        self._items: queue.Queue[_Item | None] = queue.Queue(_MAX_WAITING)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._ingest, name="spark-butler-ingest", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def n_ingested(self) -> int:
+        """Number of datasets ingested so far, each counted once."""
+        return self._ingester.n_ingested
+
+    def add(
+        self,
+        predicted: Collection[DatasetRef],
+        written: Collection[uuid.UUID],
+        records: Mapping[str, DatastoreRecordData],
+        removed: Collection[uuid.UUID] = (),
+    ) -> None:
+        """Take what one attempt at a quantum has left; see `Ingester.add`.
+
+        Raises
+        ------
+        spark_butler.errors.EngineError
+            Raised if the ingest of something that was added before has failed
+            for good.
+        """
+        self._raise_error()
+        self._send((predicted, written, records, removed))
+
+    def close(self) -> None:
+        """Ingest what is left, and end.
+
+        Raises
+        ------
+        spark_butler.errors.EngineError
+            Raised if the ingest has failed for good.
+        """
+        self._send(None)
+        self._thread.join()
+        self._butler.close()
+        self._raise_error()
+
+    def _send(self, item: _Item | None) -> None:
+        """Pass something to the thread, which may be behind."""
+        while self._thread.is_alive():
+            try:
+                self._items.put(item, timeout=1.0)
+                return
+            except queue.Full:
+                continue
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _ingest(self) -> None:
+        """Ingest what comes, until the end is announced."""
+        try:
+            due: float | None = None
+            while True:
+                try:
+                    item = self._items.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+                except queue.Empty:
+                    self._ingester.flush()
+                    due = None
+                    continue
+                if item is None:
+                    break
+                self._ingester.add(*item)
+                if not self._ingester.n_pending:
+                    due = None
+                elif due is None:
+                    due = time.monotonic() + self._interval
+            self._ingester.flush()
+        except Exception as exc:  # noqa: BLE001  (the thread that waits raises it)
+            self._error = exc
+
+
+def fetch_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
+    """Find out which datasets are in a run.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    run
+        Name of the run, which need not exist.
+
+    Returns
+    -------
+    ids
+        Their IDs.
+    """
+    try:
+        return frozenset(butler.registry._fetch_run_dataset_ids(run))
+    except MissingCollectionError:
+        return frozenset()
+
+
+type _Item = tuple[
+    Collection[DatasetRef],
+    Collection[uuid.UUID],
+    Mapping[str, DatastoreRecordData],
+    Collection[uuid.UUID],
+]

@@ -1,0 +1,356 @@
+"""The output collections of a run: what stands against them, and making them.
+
+The checks only read; `prepare_output` is the first to write.
+"""
+
+from __future__ import annotations
+
+__all__ = ["OutputRequest", "check_output", "find_packages", "prepare_output"]
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
+from lsst.daf.butler import Butler, CollectionType, MissingCollectionError, MissingDatasetTypeError
+from lsst.pipe.base import automatic_connection_constants as acc
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.utils.packages import Packages
+
+from ..errors import OptionsError, RepositoryError, UserError
+from ..run_folders import run_folder
+from ..text import brief
+from .checks import check_writeable, register_run, store_roots
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputRequest:
+    """Where outputs go and what is written besides those of the quanta."""
+
+    butler_config: str
+    """Address or alias of the repository."""
+
+    collections: Mapping[str, Any]
+    """Collections and what is to become of them, as `ButlerFactory` takes them."""
+
+    from_file: bool
+    """Whether the quantum graph was read from a file."""
+
+    update_chain: bool
+    """Whether the output chain is the one that a graph from a file names."""
+
+    register_dataset_types: bool
+    """Whether to register dataset types that the repository doesn't know."""
+
+    write_init_outputs: bool
+    """Whether to write init-outputs, configurations and package versions."""
+
+    skip_existing: bool
+    """Whether init-outputs that exist are left alone."""
+
+    write_packages: bool
+    """Whether to write package versions."""
+
+    @classmethod
+    def from_arguments(cls, graph: PredictedQuantumGraph, arguments: Mapping[str, Any]) -> Self:
+        """Read the request from the options of ``pipetask run``.
+
+        Parameters
+        ----------
+        graph
+            The graph.  One that was read from a file names the collections
+            that the options don't.
+        arguments
+            Values of the options, by parameter name.
+
+        Raises
+        ------
+        spark_butler.errors.OptionsError
+            Raised if the options name another output run than the graph.
+        """
+        header = graph.header
+        output_run = arguments.get("output_run") or header.output_run
+        if output_run != header.output_run:
+            raise OptionsError(
+                f"--output-run is {output_run!r}, but the quantum graph was made for "
+                f"{header.output_run!r}; see `pipetask update-graph-run`."
+            )
+        from_file = arguments.get("qgraph") is not None
+        output, inputs = arguments.get("output"), tuple(arguments.get("input") or ())
+        update_chain = False
+        if from_file and output is None and header.output is not None:
+            update_chain = True
+            output = header.output
+            with Butler.from_config(arguments["butler_config"], writeable=False) as butler:
+                exists = _has(butler, output)
+            if not inputs and not exists:
+                inputs = tuple(name for name in header.inputs if name != output)
+        extend = bool(arguments["extend_run"])
+        return cls(
+            butler_config=arguments["butler_config"],
+            collections={
+                "output": output,
+                "output_run": output_run,
+                "inputs": list(inputs),
+                "extend_run": extend,
+                "rebase": arguments["rebase"],
+                "replace_run": arguments["replace_run"],
+                "prune_replaced": arguments["prune_replaced"],
+            },
+            from_file=from_file,
+            update_chain=update_chain,
+            register_dataset_types=bool(arguments["register_dataset_types"]),
+            write_init_outputs=not arguments["skip_init_writes"],
+            skip_existing=extend or bool(arguments["skip_existing"]),
+            write_packages=not arguments["no_versions"],
+        )
+
+    @property
+    def extend(self) -> bool:
+        """Whether the output run is there already."""
+        return bool(self.collections["extend_run"])
+
+
+def check_output(
+    graph: PredictedQuantumGraph, request: OutputRequest, *, probe_datastore: bool = True
+) -> None:
+    """Look for all that stands against executing a graph, without leaving anything written.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    request
+        Where its outputs go.
+    probe_datastore
+        Whether to write an object to the datastore and remove it again.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the output run exists and is not to be extended, or the
+        other way about; if its name can't be that of a folder; if dataset
+        types are missing and won't be registered, or are defined in another
+        way; if a run to be extended has other
+        configurations; if a task can't be made; or if the repository can't be
+        written to.
+    """
+    with _refusing("The output collections can't be used"):
+        butler, _, _ = ButlerFactory.make_butler_and_collections(request.butler_config, **request.collections)
+    with butler:
+        for root in store_roots(butler):
+            run_folder(root, graph.header.output_run)
+        _check_dataset_types(butler, graph, register=request.register_dataset_types)
+        if request.write_init_outputs:
+            if request.extend:
+                _check_configs(butler, graph)
+            _check_tasks(butler, graph)
+        if probe_datastore:
+            check_writeable(store_roots(butler))
+
+
+def find_packages(request: OutputRequest) -> Packages | None:
+    """Find the versions of all packages, which takes half a second.
+
+    Parameters
+    ----------
+    request
+        What else is asked for.
+
+    Returns
+    -------
+    packages
+        The versions; `None` where they are not to be written, or the output
+        run may have others already.
+    """
+    wanted = request.write_init_outputs and request.write_packages and not request.extend
+    return Packages.fromSystem() if wanted else None
+
+
+def prepare_output(
+    graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None = None
+) -> Butler:
+    """Make the output collections, register dataset types, write init-outputs.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    request
+        Where its outputs go; `check_output` has nothing against it.
+    packages
+        What `find_packages` has found, if it was asked.
+
+    Returns
+    -------
+    butler
+        Writeable butler with the output run as its default.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the repository refuses.
+    """
+    with _refusing("The output run can't be prepared"):
+        butler = ButlerFactory.make_write_butler(
+            request.butler_config, graph.pipeline_graph, **_register_collections(request)
+        )
+        try:
+            _fill(butler, graph, request, packages)
+        except BaseException:
+            butler.close()
+            raise
+    return butler
+
+
+def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
+    """Make new output collections all at once, lest a driver that is killed leaves some of them.
+
+    `ButlerFactory` makes run and chain one after the other, and takes a chain
+    that is still empty for one with other inputs.
+
+    Returns
+    -------
+    collections
+        The collections as they are to be opened now.
+    """
+    collections = request.collections
+    if request.extend or collections["replace_run"] or collections["rebase"]:
+        return collections
+    names = {name: collections[name] for name in ("output", "output_run", "inputs")}
+    with Butler.from_config(request.butler_config, writeable=True) as butler:
+        factory = ButlerFactory(butler, **names, writeable=True)
+        factory.check(extend_run=False, replace_run=False, prune_replaced=collections["prune_replaced"])
+        with butler.transaction():
+            butler.collections.register(collections["output_run"], CollectionType.RUN)
+            if factory.output is not None:
+                inputs = factory.output.chain if factory.output.exists else factory.inputs
+                children = butler.collections.query(inputs, flatten_chains=True) if inputs else ()
+                butler.collections.register(factory.output.name, CollectionType.CHAINED)
+                butler.collections.redefine_chain(factory.output.name, [collections["output_run"], *children])
+    return {**collections, "extend_run": True}
+
+
+def _fill(
+    butler: Butler, graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None
+) -> None:
+    """Write what belongs to the run as a whole."""
+    output, output_run = request.collections["output"], request.collections["output_run"]
+    if request.extend:
+        register_run(butler, output_run)
+    if request.update_chain and output_run not in butler.collections.get_info(output).children:
+        butler.collections.prepend_chain(output, output_run)
+    if request.register_dataset_types:
+        graph.pipeline_graph.register_dataset_types(butler, include_packages=request.write_packages)
+    if request.write_init_outputs:
+        graph.write_init_outputs(butler, skip_existing=request.skip_existing)
+        graph.write_configs(butler, compare_existing=request.extend)
+        if packages is not None:
+            # As `write_packages` does where there are none yet.
+            (ref,) = graph.get_init_outputs("").values()
+            butler.put(packages, ref)
+        elif request.write_packages:
+            graph.write_packages(butler, compare_existing=request.extend)
+
+
+class _refusing:  # noqa: N801
+    """Turn what the middleware raises for unusable arguments into a `UserError`."""
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if exc is None or isinstance(exc, UserError) or not isinstance(exc, Exception):
+            return
+        logger.debug("%s.", self._what, exc_info=exc)
+        if isinstance(exc, ValueError | TypeError | LookupError):
+            raise OptionsError(brief(exc)) from exc
+        raise RepositoryError(f"{self._what}: {brief(exc)}") from exc
+
+
+def _check_dataset_types(butler: Butler, graph: PredictedQuantumGraph, *, register: bool) -> None:
+    """Look whether the repository knows the outputs of a graph."""
+    missing = []
+    for name, node in graph.pipeline_graph.dataset_types.items():
+        if graph.pipeline_graph.producer_of(name) is None:
+            continue
+        try:
+            known = butler.get_dataset_type(name)
+        except MissingDatasetTypeError:
+            missing.append(name)
+            continue
+        if not node.dataset_type.is_compatible_with(known):
+            raise OptionsError(
+                f"Dataset type {name!r} is {known} in the repository, but the pipeline makes "
+                f"{node.dataset_type}."
+            )
+    if missing and not register:
+        raise OptionsError(
+            f"The repository has no dataset types {', '.join(sorted(missing))}; "
+            "give --register-dataset-types to register them."
+        )
+
+
+def _check_configs(butler: Butler, graph: PredictedQuantumGraph) -> None:
+    """Look whether the run to be extended was made with the same configurations."""
+    for label, task_node in graph.pipeline_graph.tasks.items():
+        if label not in graph._init_quanta:
+            continue
+        ref = graph.get_init_outputs(label)[acc.CONFIG_INIT_OUTPUT_CONNECTION_NAME]
+        try:
+            existing = butler.get(ref)
+        except (LookupError, FileNotFoundError):
+            continue
+        differences: list[str] = []
+        same = task_node.config.compare(  # type: ignore[no-untyped-call]
+            existing, shortcut=False, output=differences.append
+        )
+        if not same:
+            raise OptionsError(
+                f"The configuration of task {label!r} is not the one that run {ref.run!r} was made with "
+                f"({'; '.join(differences[:3])}); write to another run, or mix them by --skip-init-writes."
+            )
+
+
+def _check_tasks(butler: Butler, graph: PredictedQuantumGraph) -> None:
+    """Make each task once, as the writing of init-outputs will."""
+    labels = [label for label in graph.pipeline_graph.tasks if label in graph._init_quanta]
+    if _try_tasks(butler, graph, labels) is None:
+        return
+    for n, label in enumerate(labels, start=1):
+        # With those before it, which may make its init-inputs.
+        if (exc := _try_tasks(butler, graph, labels[:n])) is not None:
+            raise OptionsError(f"Task {label!r} can't be made: {type(exc).__name__}: {brief(exc)}") from exc
+
+
+def _try_tasks(butler: Butler, graph: PredictedQuantumGraph, labels: Sequence[str]) -> Exception | None:
+    """Make tasks and return what they raise."""
+    init_inputs = {
+        ref.datasetType.name: ref for label in labels for ref in graph.get_init_inputs(label).values()
+    }
+    try:
+        graph.pipeline_graph.instantiate_tasks(
+            get_init_input=lambda dataset_type: butler.get(
+                init_inputs[dataset_type.name].overrideStorageClass(dataset_type.storageClass)
+            ),
+            init_outputs=[],
+            labels=labels,
+        )
+    except Exception as exc:  # noqa: BLE001  (a constructor may raise anything)
+        logger.debug("A task can't be made.", exc_info=True)
+        return exc
+    return None
+
+
+def _has(butler: Butler, collection: str) -> bool:
+    try:
+        butler.collections.get_info(collection)
+    except MissingCollectionError:
+        return False
+    return True

@@ -1,0 +1,388 @@
+"""From a query to data IDs with all that is known of their datasets; only the driver does this."""
+
+from __future__ import annotations
+
+__all__ = ["Resolved", "export_records", "find_data_ids", "find_output_types", "make_worker_context"]
+
+import dataclasses
+import itertools
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from lsst.daf.butler import (
+    Butler,
+    ButlerUserError,
+    CollectionType,
+    DataCoordinate,
+    DatasetIdGenEnum,
+    DatasetRef,
+    DatasetType,
+    DimensionGroup,
+    EmptyQueryResultError,
+    MissingCollectionError,
+    MissingDatasetTypeError,
+)
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.utils import has_globs
+
+from ..driver.context import worker_config
+from ..errors import EmptyGraphError, OptionsError, RepositoryError
+from ..model.work import WorkerContext
+from ..spark.session import worker_environment
+from ..text import brief
+from .checks import store_roots
+
+_MOST_SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """The data IDs of a query, with the datasets that they lead to."""
+
+    dataset_type: DatasetType
+    """The dataset type that was asked for."""
+
+    refs: tuple[DatasetRef, ...]
+    """Its datasets, one for each data ID, with dimension records."""
+
+    others: Mapping[str, Mapping[tuple[Any, ...], tuple[DatasetRef, ...]]]
+    """For each further dataset type: the datasets by data ID."""
+
+    other_types: tuple[DatasetType, ...]
+    """The further dataset types."""
+
+    records: Mapping[str, DatastoreRecordData]
+    """Datastore records of all of them, by name of the datastore."""
+
+    @property
+    def dimensions(self) -> DimensionGroup:
+        """Dimensions of the data IDs."""
+        return self.dataset_type.dimensions
+
+    @property
+    def dataset_types(self) -> list[DatasetType]:
+        """All dataset types."""
+        return [self.dataset_type, *self.other_types]
+
+    @property
+    def data_ids(self) -> list[DataCoordinate]:
+        """The data IDs, in order."""
+        return [ref.dataId for ref in self.refs]
+
+    def related(self, ref: DatasetRef) -> dict[str, tuple[DatasetRef, ...]]:
+        """List the datasets that a data ID leads to, by name of the dataset type.
+
+        Parameters
+        ----------
+        ref
+            The dataset that has the data ID.
+        """
+        key = ref.dataId.required_values
+        found = {name: by_data_id.get(key, ()) for name, by_data_id in self.others.items()}
+        return {ref.datasetType.name: (ref,), **found}
+
+
+def find_data_ids(
+    butler: Butler,
+    dataset_type: str,
+    *,
+    also: Sequence[str] = (),
+    where: str = "",
+    bind: Mapping[str, Any] | None = None,
+    collections: Sequence[str] = (),
+    limit: int | None = None,
+) -> Resolved:
+    """Ask the registry and the datastore for all that a query selects.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    dataset_type
+        Name of the dataset type whose data IDs are wanted.
+    also
+        Names of further dataset types: each data ID leads to those of their
+        datasets that go with it, calibrations by their validity.
+    where
+        Expression that narrows the data IDs.
+    bind
+        Values of names in it.
+    collections
+        Collections to search, or patterns of their names (``"u/me/*"``); the
+        butler's own by default.
+    limit
+        Greatest number of data IDs.
+
+    Returns
+    -------
+    resolved
+        The data IDs, sorted, and their datasets.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if there is no such dataset type or collection.
+    spark_butler.errors.OptionsError
+        Raised if the query can't be used.
+    spark_butler.errors.EmptyGraphError
+        Raised if it selects nothing.
+    """
+    names, are_ordered = _find_collections(butler, collections)
+    main = _dataset_type(butler, dataset_type)
+    others = {name: _dataset_type(butler, name) for name in also if name != dataset_type}
+    try:
+        # Where it finds nothing, it raises the reason.
+        refs = butler.query_datasets(
+            main,
+            collections=names,
+            find_first=are_ordered,
+            where=where,
+            bind=dict(bind or {}),
+            limit=limit,
+            with_dimension_records=True,
+        )
+    except EmptyQueryResultError as exc:
+        text = f" with {where!r}" if where else ""
+        raise EmptyGraphError(
+            f"There are no datasets of type {dataset_type!r} in {', '.join(names)}{text}: "
+            f"{' '.join(exc.reasons) or 'they exist, but not with such data IDs.'}"
+        ) from exc
+    except (ButlerUserError, ValueError, LookupError, TypeError) as exc:
+        raise OptionsError(f"The query {where!r} can't be used: {brief(exc)}") from exc
+    refs.sort(key=lambda ref: ref.dataId)
+    for one, two in itertools.pairwise(refs):
+        if one.dataId == two.dataId:
+            raise OptionsError(
+                f"{', '.join(collections)} leads to two {dataset_type!r} of {one.dataId}, in {one.run!r} and "
+                f"in {two.run!r}; name collections one by one, of which the first goes before the others."
+            )
+    found = {name: _find_related(butler, other, refs, names) for name, other in others.items()}
+    everything = {
+        ref.id: ref
+        for group in (refs, *(each for by_data_id in found.values() for each in by_data_id.values()))
+        for ref in group
+    }
+    return Resolved(
+        main, tuple(refs), found, tuple(others.values()), export_records(butler, everything.values())
+    )
+
+
+def export_records(butler: Butler, refs: Iterable[DatasetRef]) -> dict[str, DatastoreRecordData]:
+    """Ask the datastore where datasets are.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    refs
+        The datasets.
+
+    Returns
+    -------
+    records
+        Their records, by name of the datastore.
+    """
+    return dict(butler._datastore.export_records(list(refs)))
+
+
+def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
+    """Collect what a worker needs to read and write datasets.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    dataset_types
+        Definitions of the dataset types.
+    """
+    return WorkerContext(
+        task_nodes={},
+        universe=butler.dimensions,
+        butler_config=worker_config(butler),
+        dataset_types={dataset_type.name: dataset_type for dataset_type in dataset_types},
+        stores=tuple(map(str, store_roots(butler))),
+        environment=worker_environment(),
+    )
+
+
+def find_output_types(
+    butler: Butler,
+    outputs: Iterable[str] | Mapping[str, str],
+    output_run: str | None,
+    data_ids: Collection[DataCoordinate],
+    *,
+    clobber: bool = False,
+) -> dict[str, DatasetType]:
+    """Look whether outputs can be put for data IDs.  Nothing is written.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    outputs
+        Names of dataset types; or names with storage classes, for types that
+        are registered, if need be, with the dimensions of the data IDs.
+    output_run
+        RUN collection of what is put.
+    data_ids
+        The data IDs.
+    clobber
+        Whether datasets that are in the run are replaced.
+
+    Returns
+    -------
+    dataset_types
+        Definitions, by name.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if there are outputs without a run or the other way about, if a
+        type has dimensions that the data IDs lack or is defined otherwise, if
+        several data IDs would make the same dataset, or if the run has
+        datasets that are not to be replaced.
+    spark_butler.errors.RepositoryError
+        Raised if a dataset type is not registered.
+    """
+    if not outputs and not output_run:
+        return {}
+    if not outputs or not output_run:
+        raise OptionsError(
+            "outputs (what is put) and output_run (the RUN collection it goes to) belong together."
+        )
+    classes = dict(outputs) if isinstance(outputs, Mapping) else dict.fromkeys(outputs, "")
+    dimensions = next(iter(data_ids)).dimensions
+    types: dict[str, DatasetType] = {}
+    for name, storage_class in classes.items():
+        types[name] = _output_type(butler, name, storage_class, dimensions)
+        _check_output(butler, types[name], output_run, data_ids, clobber=clobber)
+    return types
+
+
+def _output_type(butler: Butler, name: str, storage_class: str, dimensions: DimensionGroup) -> DatasetType:
+    """Find the definition of an output, or make it."""
+    if not storage_class:
+        return _dataset_type(butler, name)
+    try:
+        made = DatasetType(name, dimensions, butler.storageClasses.getStorageClass(storage_class))
+    except (KeyError, ValueError) as exc:
+        raise OptionsError(f"Output {name!r}: there is no storage class {storage_class!r}.") from exc
+    try:
+        known = butler.get_dataset_type(name)
+    except MissingDatasetTypeError:
+        return made
+    if known != made:
+        raise OptionsError(f"Dataset type {name!r} is {known} in the repository; {made} was asked for.")
+    return known
+
+
+def _check_output(
+    butler: Butler,
+    dataset_type: DatasetType,
+    run: str,
+    data_ids: Collection[DataCoordinate],
+    *,
+    clobber: bool,
+) -> None:
+    """Look whether a dataset can be put for each data ID."""
+    name = dataset_type.name
+    have = next(iter(data_ids)).dimensions
+    if lacking := sorted(set(dataset_type.dimensions.names) - set(have.names)):
+        raise OptionsError(f"Output {name!r} has dimensions that the data IDs lack: {', '.join(lacking)}.")
+    own = {data_id.subset(dataset_type.dimensions): data_id for data_id in data_ids}
+    if len(own) < len(data_ids):
+        raise OptionsError(
+            f"Output {name!r} has the dimensions {', '.join(dataset_type.dimensions.required)}, so that "
+            f"several of the {len(data_ids)} data IDs would put the same dataset."
+        )
+    try:
+        info = butler.collections.get_info(run)
+    except MissingCollectionError:
+        return
+    if info.type is not CollectionType.RUN:
+        raise OptionsError(f"output_run {run!r} is a {info.type.name} collection; outputs need a RUN.")
+    try:
+        existing = butler.query_datasets(dataset_type, collections=run, limit=None, explain=False)
+    except MissingDatasetTypeError:
+        return
+    in_the_way = [ref for ref in existing if ref.dataId in own]
+    foreign = [ref for ref in in_the_way if ref.id != _own_id(ref)]
+    if foreign or (in_the_way and not clobber):
+        hint = "" if foreign else ", or clobber_outputs=True to replace them"
+        raise OptionsError(
+            f"Run {run!r} has {len(in_the_way)} datasets of type {name!r} for these data IDs already; "
+            f"give another output_run{hint}."
+        )
+
+
+def _own_id(ref: DatasetRef) -> uuid.UUID:
+    """The ID that a dataset would have, had a worker put it."""
+    return DatasetRef(
+        ref.datasetType, ref.dataId, ref.run, id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN
+    ).id
+
+
+def _find_related(
+    butler: Butler, dataset_type: DatasetType, refs: Sequence[DatasetRef], collections: Sequence[str]
+) -> dict[tuple[Any, ...], tuple[DatasetRef, ...]]:
+    """Find the datasets of another type that go with data IDs."""
+    dimensions = refs[0].dataId.dimensions
+    found: defaultdict[tuple[Any, ...], list[DatasetRef]] = defaultdict(list)
+    name = dataset_type.name
+    try:
+        with butler.query() as query:
+            query = query.join_data_coordinates([ref.dataId for ref in refs])
+            rows = query.join_dataset_search(name, collections).general(
+                dimensions | dataset_type.dimensions,
+                dataset_fields={name: {"dataset_id", "run"}},
+                find_first=True,
+            )
+            for row in rows.with_dimension_records().iter_tuples(dataset_type):
+                found[row.data_id.subset(dimensions).required_values].append(row.refs[0])
+    except (ButlerUserError, ValueError, LookupError) as exc:
+        raise OptionsError(
+            f"Datasets of type {name!r} can't be found for the data IDs of {refs[0].datasetType.name!r}: "
+            f"{brief(exc)}"
+        ) from exc
+    return {
+        key: tuple(sorted({ref.id: ref for ref in each}.values(), key=lambda ref: ref.dataId))
+        for key, each in found.items()
+    }
+
+
+def _find_collections(butler: Butler, collections: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """Find the collections to search, and whether the first with a dataset goes before the others."""
+    names = tuple(collections) or tuple(butler.collections.defaults)
+    if not names:
+        raise OptionsError("No collections to search: give collections=.")
+    found: dict[str, None] = {}
+    for name in names:
+        if not has_globs(name):
+            try:
+                butler.collections.get_info(name)
+            except MissingCollectionError as exc:
+                raise RepositoryError(f"The repository has no collection {name!r}.") from exc
+            found[name] = None
+        elif matches := sorted(butler.collections.query(name, flatten_chains=True)):
+            found |= dict.fromkeys(matches)
+        else:
+            raise RepositoryError(f"The repository has no collection like {name!r}.")
+    return tuple(found), not has_globs(names)
+
+
+def _dataset_type(butler: Butler, name: str) -> DatasetType:
+    """Find the definition of a dataset type."""
+    parent, component = DatasetType.splitDatasetTypeName(name)
+    if component is not None:
+        raise OptionsError(
+            f"{name!r} is a component; give {parent!r}, and let functions read it by "
+            f"b.get({name!r}, data_id)."
+        )
+    try:
+        return butler.get_dataset_type(name)
+    except MissingDatasetTypeError as exc:
+        known = sorted(each.name for each in butler.registry.queryDatasetTypes())
+        some = ", ".join(known[:_MOST_SHOWN]) + (", ..." if len(known) > _MOST_SHOWN else "")
+        raise RepositoryError(f"The repository has no dataset type {name!r}; it has {some}.") from exc

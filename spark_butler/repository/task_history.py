@@ -1,0 +1,246 @@
+"""Memory and times that quanta needed in earlier runs, kept in files under the datastore's root.
+
+Runs in the driver.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Times",
+    "find_costs",
+    "find_needs",
+    "find_task_means",
+    "find_times",
+    "load_needs",
+    "load_times",
+    "save_needs",
+    "save_times",
+]
+
+import itertools
+import json
+import logging
+import statistics
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import networkx
+from lsst.daf.butler import DataCoordinate
+from lsst.resources import ResourcePath
+
+from ..model.failures import FailureKind
+from ..model.outcomes import QuantumOutcome
+from ..text import brief
+
+type Times = Mapping[tuple[str, str], float]
+"""Times of quanta in seconds, by task label and the values of the data ID with commas between them."""
+
+logger = logging.getLogger(__name__)
+
+# The next interpreter may be larger by what it has imported.
+_MARGIN = 1.2
+_MEMORY = "spark-butler-learned/memory.json"
+_TIMES = "spark-butler-learned/times.json"
+_WORTH_SECONDS = 60.0
+_MOST_QUANTA = 100_000
+
+
+def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
+    """Find out from quanta that had too little memory at first how much was enough.
+
+    Parameters
+    ----------
+    outcomes
+        Outcomes of a run.
+
+    Returns
+    -------
+    needs
+        Bytes, by task label; for the tasks only of which a quantum had too
+        little.
+    """
+    needs: dict[str, int] = {}
+    for outcome in outcomes:
+        label = outcome.report.taskLabel
+        if label is None or outcome.memory_limit is None:
+            continue
+        if any(attempt.kind is FailureKind.MEMORY for attempt in outcome.attempts):
+            enough = max(outcome.memory_limit, int(_MARGIN * outcome.peak_memory))
+            needs[label] = max(needs.get(label, 0), enough)
+    return needs
+
+
+def load_needs(root: ResourcePath) -> dict[str, int]:
+    """Read what earlier runs have found out about memory.
+
+    Parameters
+    ----------
+    root
+        Root of the datastore.
+
+    Returns
+    -------
+    needs
+        Bytes, by task label; empty where nothing was found out, or where it
+        can't be read.
+    """
+    try:
+        return {label: int(nbytes) for label, nbytes in _load(root, _MEMORY).items()}
+    except (TypeError, ValueError) as exc:
+        logger.warning("What earlier runs learned (%s) can't be read: %s", _MEMORY, brief(exc))
+        return {}
+
+
+def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
+    """Add to what earlier runs have found out about memory.
+
+    Parameters
+    ----------
+    root
+        Root of the datastore.
+    needs
+        Bytes, by task label.
+    """
+    if not needs:
+        return
+    known = load_needs(root)
+    known.update((label, max(nbytes, known.get(label, 0))) for label, nbytes in needs.items())
+    if not _save(root, _MEMORY, known):
+        return
+    for label, nbytes in needs.items():
+        logger.info(
+            "Task %s was given %d MiB in the end; the next run begins with it.", label, nbytes // 2**20
+        )
+
+
+def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Times:
+    """Find how long quanta took.
+
+    Parameters
+    ----------
+    outcomes
+        Outcomes of a run, and the data IDs of their quanta.
+
+    Returns
+    -------
+    times
+        Times of the quanta that ran and succeeded.  Empty if they took less
+        than a minute together, since their order makes no difference then.
+    """
+    times = {
+        _key(outcome.report.taskLabel or "", data_id): float(f"{outcome.wall_seconds:.3g}")
+        for outcome, data_id in outcomes
+        if outcome.succeeded and not (outcome.recovered or outcome.skipped_existing)
+    }
+    return times if sum(times.values()) >= _WORTH_SECONDS else {}
+
+
+def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.UUID, float]:
+    """Find how long quanta will take, to start those with the longest path ahead of them first.
+
+    Parameters
+    ----------
+    xgraph
+        The quanta that are to run.
+    times
+        Times of quanta in earlier runs.
+
+    Returns
+    -------
+    costs
+        Time of each quantum in its last run, in seconds.  A quantum without
+        one is given the median of the others; empty if no quantum has one.
+    """
+    keys = {
+        quantum_id: _key(node["task_label"], node["data_id"]) for quantum_id, node in xgraph.nodes.items()
+    }
+    known = {quantum_id: times[key] for quantum_id, key in keys.items() if key in times}
+    return dict.fromkeys(keys, statistics.median(known.values())) | known if known else {}
+
+
+def find_task_means(times: Times) -> dict[str, float]:
+    """Return the mean time of the quanta of each task, in seconds by label.
+
+    Parameters
+    ----------
+    times
+        Times of quanta.
+    """
+    by_label: defaultdict[str, list[float]] = defaultdict(list)
+    for (label, _), seconds in times.items():
+        by_label[label].append(seconds)
+    return {label: statistics.fmean(seconds) for label, seconds in by_label.items()}
+
+
+def load_times(root: ResourcePath) -> Times:
+    """Read how long quanta took when they ran last.
+
+    Parameters
+    ----------
+    root
+        Root of the datastore.
+
+    Returns
+    -------
+    times
+        Their times; empty if there are none or the file cannot be read.
+    """
+    try:
+        # Earlier releases kept the mean time of a task beside its quanta.
+        return {
+            (label, key): float(seconds)
+            for label, task in _load(root, _TIMES).items()
+            for key, seconds in task["quanta"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        logger.warning("What earlier runs learned (%s) can't be read: %s", _TIMES, brief(exc))
+        return {}
+
+
+def save_times(root: ResourcePath, times: Times) -> None:
+    """Write how long quanta took beside what earlier runs wrote, 100,000 quanta at most.
+
+    Parameters
+    ----------
+    root
+        Root of the datastore.
+    times
+        Times of the quanta of this run.
+    """
+    if not times:
+        return
+    older = {key: seconds for key, seconds in load_times(root).items() if key not in times}
+    content: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(lambda: {"quanta": {}})
+    for (label, key), seconds in itertools.islice(
+        itertools.chain(times.items(), older.items()), _MOST_QUANTA
+    ):
+        content[label]["quanta"][key] = seconds
+    _save(root, _TIMES, content, indent=None)
+
+
+def _key(label: str, data_id: DataCoordinate) -> tuple[str, str]:
+    """Return what a quantum is called in `Times`."""
+    return label, ",".join(map(str, data_id.required_values))
+
+
+def _load(root: ResourcePath, file: str) -> dict[str, Any]:
+    """Read what is known by task label; nothing where that can't be done."""
+    try:
+        return dict(json.loads(root.join(file).read()))
+    except FileNotFoundError:
+        return {}
+    except Exception as exc:  # noqa: BLE001  (nothing depends on it)
+        logger.warning("What earlier runs learned (%s) can't be read: %s", file, brief(exc))
+        return {}
+
+
+def _save(root: ResourcePath, file: str, content: Mapping[str, Any], *, indent: int | None = 2) -> bool:
+    """Write what is known by task label, and return whether it could be done."""
+    try:
+        root.join(file).write(json.dumps(content, indent=indent, sort_keys=True).encode())
+    except Exception as exc:  # noqa: BLE001  (the run itself has succeeded)
+        logger.warning("What this run learned (%s) can't be kept: %s", file, brief(exc))
+        return False
+    return True

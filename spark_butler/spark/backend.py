@@ -1,0 +1,292 @@
+"""Run groups as Spark tasks."""
+
+from __future__ import annotations
+
+__all__ = ["SparkBackend", "new_accumulator"]
+
+import dataclasses
+import functools
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyspark import (
+    RDD,
+    Accumulator,
+    AccumulatorParam,
+    Broadcast,
+    SparkConf,
+    SparkContext,
+)
+from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
+from pyspark.serializers import NoOpSerializer
+
+from ..driver.backend import ReportOutcome
+from ..errors import EngineError
+from ..model.outcomes import QuantumOutcome
+from ..model.work import GroupWork, UnitWork, WorkerContext
+from ..temporaries.shuffle_records import next_place
+from ..worker.pickling import dump_with_classes
+from .job_names import name_stages
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+_SLOTS_SECONDS = 1.0
+
+# PySpark gives out the numbers of accumulators without a lock of its own.
+_accumulators = threading.Lock()
+
+
+class SparkBackend:
+    """Runs groups on the workers of a Spark session.
+
+    Parameters
+    ----------
+    session
+        The session, or its context.  It stays the caller's: this class never stops it.
+
+    Notes
+    -----
+    A batch is one Spark job and a group one Spark task.  Outcomes come back
+    through an accumulator, which Spark updates when a Spark task ends, so
+    that nothing waits for the slowest task of a job.
+    """
+
+    def __init__(self, session: SparkSession | SparkContext):
+        self._spark = session if isinstance(session, SparkContext) else session.sparkContext
+        self._tag = f"spark-butler-{uuid.uuid4()}"
+        self._lock = threading.Lock()
+        self._sent: tuple[WorkerContext, Broadcast[bytes]] | None = None
+        # Once: each call copies all settings by way of the JVM.
+        conf = self._spark.getConf()
+        self._speculates = str(conf.get("spark.speculation", "false")).lower() == "true"
+        self._grows = str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() == "true"
+        self._slots_seen = (-math.inf, 0)
+        self._cores = int(conf.get("spark.executor.cores", "0") or 0)
+        self._slot_memory = _find_slot_memory(self._spark, conf, self._cores)
+
+    @property
+    def slots(self) -> int:
+        """How many groups can run at the same time; twice as many where a backlog brings more executors.
+
+        The JVM is asked once a second, since the dispatcher wants to know it after each quantum.
+        """
+        now = time.monotonic()
+        seen_at, n_slots = self._slots_seen
+        if now - seen_at > _SLOTS_SECONDS:
+            n_slots = int(self._spark.defaultParallelism) * (2 if self._grows else 1)
+            self._slots_seen = now, n_slots
+        return n_slots
+
+    @property
+    def platform(self) -> dict[str, str]:
+        """What runs here, for people."""
+        spark = self._spark
+        return {
+            "spark": str(spark.version),
+            "master": str(spark.master),
+            "application": str(spark.applicationId),
+            "java": str(spark._jvm.System.getProperty("java.version")) if spark._jvm is not None else "",
+        }
+
+    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
+        """Run units as one Spark job.  See `Backend.run`."""
+        broadcast = self._send(context)
+        spark = self._spark
+        text = _describe(batch)
+        spark.setJobGroup(self._tag, text, interruptOnCancel=False)
+        name_stages(spark, text)
+        outcomes = new_accumulator(spark, [], _OutcomeStream(report, all_again=self._speculates))
+        if len(batch) == 1 and len(batch[0].widths) > 1:
+            self._run_levels(batch[0], broadcast, outcomes)
+            return
+        works = [work for unit in batch for work in unit.groups]
+        rdd = self._roomy(spark.parallelize(works, len(works)), batch)
+        # Unlike `pyspark.RDD.foreachPartition`, it leaves the name of the stage alone.
+        spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
+
+    def _run_levels(
+        self,
+        unit: UnitWork,
+        broadcast: Broadcast[bytes],
+        outcomes: Accumulator[list[QuantumOutcome]],
+    ) -> None:
+        """Run a unit of several levels: a Spark stage for each, with shuffles between."""
+        works = self._roomy(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
+        records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
+        for level, width in enumerate(unit.widths[1:], start=1):
+            arrived = self._roomy(_shuffle(records, width), [unit])
+            # Only now, since a stage bears the name that was set when its end, the shuffle, was made.
+            name_stages(self._spark, _describe_level(unit, level))
+            records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
+        # Nothing is left to send after the last level.
+        self._spark.runJob(records, _drain)
+
+    def _roomy(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
+        """Let Spark tasks that need the memory of several slots take up so many."""
+        memory = max(_memory_of(work) for unit in units for work in unit.groups)
+        n_slots = -(-memory // self._slot_memory) if self._slot_memory else 1
+        if n_slots <= 1:
+            return rdd
+        requests = TaskResourceRequests().cpus(min(n_slots, self._cores))
+        try:
+            return rdd.withResources(ResourceProfileBuilder().require(requests).build)
+        except Exception as exc:  # noqa: BLE001  (what of the cluster manager is to blame differs)
+            logger.warning("Spark has no resource profiles here; quanta wait for memory in workers: %s", exc)
+            self._slot_memory = 0
+            return rdd
+
+    def is_alive(self) -> bool:
+        """Whether Spark still runs.  See `Backend.is_alive`."""
+        try:
+            return not self._spark._jsc.sc().isStopped()
+        except Exception:  # noqa: BLE001  (py4j raises many things once the JVM is gone)
+            return False
+
+    def cancel(self) -> None:
+        """Stop all jobs of this backend.  See `Backend.cancel`."""
+        self._spark.cancelJobGroup(self._tag)
+
+    def close(self) -> None:
+        """Free what was sent to the workers."""
+        with self._lock:
+            if self._sent is not None:
+                self._sent[1].destroy()
+                self._sent = None
+
+    def _send(self, context: WorkerContext) -> Broadcast[bytes]:
+        """Send the context to the workers, once."""
+        with self._lock:
+            if self._sent is None or self._sent[0] is not context:
+                self._sent = (context, self._spark.broadcast(dump_with_classes(context)))
+            return self._sent[1]
+
+
+class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
+    """Accumulates a list in a worker and passes it on in the driver."""
+
+    def __init__(self, report: ReportOutcome | None = None, *, all_again: bool = False):
+        self._report = report
+        self._all_again = all_again
+
+    def __reduce__(self) -> tuple[type[_OutcomeStream], tuple[()]]:
+        return _OutcomeStream, ()
+
+    def zero(self, value: list[QuantumOutcome]) -> list[QuantumOutcome]:
+        return []
+
+    def addInPlace(self, value1: list[QuantumOutcome], value2: list[QuantumOutcome]) -> list[QuantumOutcome]:
+        if self._report is None:
+            value1.extend(value2)
+            return value1
+        for outcome in value2:
+            self._report(dataclasses.replace(outcome, again=True) if self._all_again else outcome)
+        return []
+
+
+def _find_slot_memory(spark: SparkContext, conf: SparkConf, cores: int) -> int:
+    """Find how much memory Spark was given for Python in each slot, in bytes; 0 where it was not told."""
+    if not cores or conf.get("spark.master", "").startswith("local"):
+        return 0
+    size = conf.get("spark.executor.pyspark.memory") or conf.get("spark.executor.memory") or "1g"
+    assert spark._jvm is not None
+    return int(spark._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(size)) * 2**20 // cores
+
+
+def _memory_of(work: GroupWork) -> int:
+    """Memory that a group asks for, or one of those that it carries."""
+    return max([work.memory, *(_memory_of(other) for _, other in work.carried)])
+
+
+def _describe(units: Sequence[UnitWork]) -> str:
+    """Name a job for Spark's pages."""
+    n_groups = sum(sum(unit.widths) for unit in units)
+    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+    return f"{units[0].groups[0].summary}{more}"
+
+
+def _describe_level(unit: UnitWork, level: int) -> str:
+    """Name the groups of a later level of a unit."""
+    works: list[GroupWork] = list(unit.groups)
+    for _ in range(level):
+        works = [work for each in works for _, work in each.carried]
+    n_groups = unit.widths[level]
+    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+    return f"{works[0].summary}{more}" if works else f"{n_groups} groups"
+
+
+def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
+    """Send records to their next places, one by one as they come.
+
+    `pyspark.RDD.partitionBy` gathers up to a thousand records, of whatever
+    size, before it sends any; this is its transport without the gathering
+    and without pickling.
+
+    Parameters
+    ----------
+    records
+        Places (packed as 8 bytes) and records in turn.
+    width
+        Number of places.
+    """
+    spark = records.context
+    records._bypass_serializer = True  # type: ignore[attr-defined]
+    assert spark._jvm is not None
+    pairs = spark._jvm.PairwiseRDD(records._jrdd.rdd()).asJavaPairRDD()
+    partitioner = spark._jvm.PythonPartitioner(width, id(next_place))
+    arrived = spark._jvm.PythonRDD.valueOfPair(pairs.partitionBy(partitioner))
+    return RDD(arrived, spark, NoOpSerializer())
+
+
+def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]) -> Accumulator[T]:
+    """Make an accumulator; may be called from several threads at once.
+
+    Parameters
+    ----------
+    spark
+        Where it is to be used.
+    value
+        Where it begins.
+    param
+        How it adds.
+    """
+    with _accumulators:
+        return spark.accumulator(value, param)
+
+
+def _run_groups(
+    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
+) -> Iterator[None]:
+    # Here and below: what quanta run with is imported in workers only.
+    from .worker_entry import run_groups
+
+    return run_groups(broadcast, outcomes, works)
+
+
+def _run_first_level(
+    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
+) -> Iterator[bytes | bytearray]:
+    from .worker_entry import run_first_level
+
+    return run_first_level(broadcast, outcomes, works)
+
+
+def _run_next_level(
+    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], records: Iterable[bytes]
+) -> Iterator[bytes | bytearray]:
+    from .worker_entry import run_next_level
+
+    return run_next_level(broadcast, outcomes, records)
+
+
+def _drain(records: Iterable[object]) -> Iterator[None]:
+    yield from ()
+    for _ in records:
+        raise EngineError("The last level of a unit has sent a record.")

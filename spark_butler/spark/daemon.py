@@ -1,0 +1,104 @@
+"""The parent of all Python workers of an executor, with the middleware already imported.
+
+Runs in a process of its own on each executor, and in local mode on the driver's
+machine.  Spark forks Python workers from a daemon.  With this module in
+``spark.python.daemon.module`` the workers have everything imported when they
+start, and share the memory of it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["import_for_workers", "remove_dead_sockets", "serve"]
+
+import contextlib
+import gc
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
+_YOUNG_SECONDS = 5.0
+
+# What each worker would import in its first Spark task.
+_IN_ANY_CASE = (
+    *("pyspark.worker", "spark_butler.spark.backend", "lsst.daf.butler.formatters.logs"),
+    *("boto3.s3.inject", "encodings.idna"),
+)
+
+
+def remove_dead_sockets(folder: Path) -> None:
+    """Remove the sockets that daemons have left which were killed.
+
+    Parameters
+    ----------
+    folder
+        Where daemons make their sockets.
+    """
+    try:
+        bound = Path("/proc/net/unix").read_text()
+    except OSError:
+        # Not Linux; to ask a daemon that lives would make it fork a worker.
+        return
+    for path in folder.iterdir():
+        if str(path) in bound:
+            continue
+        # A young one may belong to a daemon that does not listen yet.
+        with contextlib.suppress(OSError):
+            if _SOCKET.fullmatch(path.name) and time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    try:
+                        probe.connect(str(path))
+                    except ConnectionRefusedError:
+                        path.unlink()
+
+
+@contextlib.contextmanager
+def _keep_stdout() -> Iterator[None]:
+    """Send what is printed to standard error; standard output is for words to Spark."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def import_for_workers() -> None:
+    """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
+    from ..worker.preload import import_for_children
+    from . import worker_entry as slots  # noqa: F401
+    from .session import IMPORTS_VARIABLE
+
+    import_for_children(_IN_ANY_CASE)
+    tasks = os.environ.get(IMPORTS_VARIABLE, "")
+    # Where tasks are known they import what they need of this; it takes half a second.
+    import_for_children(tasks.split(",") if tasks else ["lsst.images"])
+
+
+def serve() -> None:
+    """Import what workers need, keep the garbage collector off it, and fork workers for Spark."""
+    from pyspark import daemon
+
+    from ..worker.import_times import note_imports, process_start
+
+    with _keep_stdout():
+        import_for_workers()
+    # Half of it is imported before this function can begin.
+    note_imports(process_start())
+    if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
+        with contextlib.suppress(OSError):
+            remove_dead_sockets(Path(folder))
+    # pyspark.daemon collects after each Spark task, which would go through all that is there every time.
+    gc.collect()
+    gc.freeze()
+    daemon.manager()
+
+
+if __name__ == "__main__":
+    serve()

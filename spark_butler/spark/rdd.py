@@ -1,0 +1,217 @@
+"""Actions on RDDs that end when the user stops them, and what they put."""
+
+from __future__ import annotations
+
+__all__ = ["default_interrupts", "rdd_names", "run_action", "spread"]
+
+import contextlib
+import functools
+import pickle
+import re
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext
+from pyspark.sql import SparkSession
+
+from ..errors import FunctionError, OptionsError, UserError
+from ..text import brief, hide_secrets
+from ..worker.butler import DataIdBundle, DataIdContext, PutReport, run_bundle
+from ..worker.pickling import dump_with_classes
+from .backend import new_accumulator
+from .job_names import named_job
+from .worker_entry import open_context
+
+_CANCEL_SECONDS = 0.5
+_TRACEBACK = "Traceback (most recent call last):"
+_JAVA_STACK = "\n\tat "
+_LAST_OWN_FRAME = "in run_bundle"
+_FRAME = "  File "
+_FRAME_OF_PYSPARK = re.compile(r'  File "[^"]*\bpyspark(?:\.zip)?/')
+_FRAME_OF_SERIALIZER = re.compile(r'  File "[^"]*/pyspark/(?:serializers|cloudpickle/\w+)\.py"')
+
+type UserFunction = Callable[[Any, Any], Any]
+type ReportPut = Callable[[PutReport], None]
+
+
+class _PutStream(AccumulatorParam[list[PutReport]]):
+    """Accumulates a list in a worker and passes it on in the driver."""
+
+    def __init__(self, report: ReportPut | None = None):
+        self._report = report
+
+    def __reduce__(self) -> tuple[type[_PutStream], tuple[()]]:
+        return _PutStream, ()
+
+    def zero(self, value: list[PutReport]) -> list[PutReport]:
+        return []
+
+    def addInPlace(self, value1: list[PutReport], value2: list[PutReport]) -> list[PutReport]:
+        if self._report is None:
+            value1.extend(value2)
+            return value1
+        for report in value2:
+            self._report(report)
+        return []
+
+
+def spread(
+    spark: SparkContext,
+    context: DataIdContext,
+    bundles: list[bytes],
+    report: ReportPut,
+) -> Callable[[UserFunction], RDD[Any]]:
+    """Send bundles of data IDs to workers.
+
+    Parameters
+    ----------
+    spark
+        Where the workers are.
+    context
+        What all bundles have in common.
+    bundles
+        The pickled bundles; each becomes a partition.
+    report
+        Called in this process with each dataset that was put, possibly twice
+        with the same.
+
+    Returns
+    -------
+    apply
+        Makes an RDD of what a function returns for each data ID.
+    """
+    broadcast = spark.broadcast(dump_with_classes(context))
+    puts = new_accumulator(spark, [], _PutStream(report))
+    source = spark.parallelize(bundles, max(1, len(bundles)))
+
+    def apply(function: UserFunction) -> RDD[Any]:
+        return source.mapPartitions(functools.partial(_run_bundles, broadcast, puts, function))
+
+    return apply
+
+
+def rdd_names() -> frozenset[str]:
+    """Names of the public methods of an RDD."""
+    return frozenset(name for name in dir(RDD) if not name.startswith("_"))
+
+
+def _run_bundles(
+    broadcast: Broadcast[bytes],
+    puts: Accumulator[list[PutReport]],
+    function: UserFunction,
+    bundles: Iterable[bytes],
+) -> Iterator[Any]:
+    """Call a function with each data ID, in a worker."""
+    context = open_context(broadcast.value)
+    for data in bundles:
+        yield from run_bundle(context, DataIdBundle.open(data), function, lambda put: puts.add([put]))
+
+
+def run_action(session: SparkSession, description: str, action: Callable[[], Any]) -> Any:
+    """Run an action so that an interrupt stops its jobs.
+
+    Parameters
+    ----------
+    session
+        Where it runs.
+    description
+        Name of its jobs on Spark's pages.
+    action
+        The action.
+
+    Returns
+    -------
+    result
+        What it returns.
+
+    Raises
+    ------
+    spark_butler.errors.FunctionError
+        Raised if a function of the user has raised in a worker.
+    spark_butler.errors.OptionsError
+        Raised if one can't be sent to workers.
+
+    Notes
+    -----
+    The action has a thread of its own, since an interrupt would leave this
+    thread's connection to the JVM in the middle of an answer.
+    """
+    spark = session.sparkContext
+    tag = f"spark-butler-{uuid.uuid4()}"
+    future: Future[Any] = Future()
+    # The caller's job group, pool and tags.
+    properties = spark._jsc.sc().getLocalProperties().clone()
+
+    def work() -> None:
+        try:
+            spark._jsc.sc().setLocalProperties(properties)
+            spark.addJobTag(tag)
+            with named_job(spark, description):
+                future.set_result(action())
+        except BaseException as exc:  # noqa: BLE001  (raised by the thread that waits)
+            future.set_exception(exc)
+
+    thread = threading.Thread(target=work, name="spark-butler-action", daemon=True)
+    with default_interrupts():
+        try:
+            thread.start()
+            return future.result()
+        except KeyboardInterrupt:
+            # Again and again, since a job may have been on its way to Spark the first time.
+            while thread.is_alive():
+                spark.cancelJobsWithTag(tag)
+                thread.join(_CANCEL_SECONDS)
+            raise
+        except UserError:
+            raise
+        except pickle.PicklingError as exc:
+            raise OptionsError(f"A function can't be sent to workers: {brief(exc)}") from None
+        except Exception as exc:
+            if (text := _worker_traceback(exc)) is not None:
+                raise FunctionError(text) from None
+            raise
+
+
+@contextlib.contextmanager
+def default_interrupts() -> Iterator[None]:
+    """Keep PySpark from cancelling all jobs, those of runs in the background included, at an interrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not getattr(handler, "__module__", "").startswith("pyspark"):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _worker_traceback(exc: Exception) -> str | None:
+    """Find the traceback of a worker in what Spark raises, without the frames that aren't the user's."""
+    _, is_there, text = str(exc).partition(_TRACEBACK)
+    if not is_there:
+        return None
+    lines = text.partition(_JAVA_STACK)[0].strip("\n").splitlines()
+    own = max((n for n, line in enumerate(lines) if _LAST_OWN_FRAME in line), default=-1)
+    first = next((n for n, line in enumerate(lines) if n > own and not line.startswith("    ")), 0)
+    shown: list[str] = []
+    frame = ""
+    for line in lines[first:]:
+        if not line.startswith("    "):
+            frame = line
+        if not _FRAME_OF_PYSPARK.match(frame):
+            shown.append(line)
+    errors = " ".join(line for line in shown if line[:1] not in ("", " "))
+    if _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
+        errors = f"What a function has returned can't be sent back from the worker: {errors}"
+    has_frames = any(line.startswith(_FRAME) for line in shown)
+    return hide_secrets("\n".join([errors, "", "In the worker:", *shown]) if has_frames else errors)
+
+
+def _last_frame(lines: list[str]) -> str:
+    return next((line for line in reversed(lines) if line.startswith(_FRAME)), "")

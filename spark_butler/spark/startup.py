@@ -1,0 +1,146 @@
+"""Start of Spark while the driver does something else.
+
+Runs in the driver.  Nothing here imports the middleware.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SparkStart", "launch_jvm_in_background"]
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ..errors import UserError
+from .jvm import JVM_OUTPUT, launch_jvm
+from .preflight import check_workers
+from .session import check_platform, limit_threads, make_spark_context, spark_is_up
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN = 1.0
+
+
+def launch_jvm_in_background() -> None:
+    """Launch the JVM of a command in a thread, and limit the threads of libraries that are imported now.
+
+    If the JVM does not start, `SparkStart` tries again and raises the error.
+    In a terminal, what the JVM and the workers below it write to standard
+    error is not shown at once, since it would spoil the progress bars.
+    """
+    limit_threads()
+    # The engine alone does not use the JVM enough for Java's full compiler to pay.
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    if os.isatty(2):
+        JVM_OUTPUT.hold()
+    threading.Thread(target=_launch, name="jvm-start").start()
+
+
+def _launch() -> None:
+    try:
+        check_platform()
+        launch_jvm()
+    except UserError as exc:
+        logger.debug("Java was not launched: %s", exc)
+
+
+class SparkStart:
+    """Spark on its way up: its context, and workers that have been looked at.
+
+    Parameters
+    ----------
+    imports
+        Names of the modules that tasks are in.
+    stores
+        Addresses of places in object stores that workers must reach.
+
+    Notes
+    -----
+    A context manager that stops Spark in the end, unless it was there before.
+    Where its body is left while Spark still starts, as when a graph turns out
+    to be empty, nobody waits for that: Spark is stopped when it has started,
+    or ends with this process.
+
+    What is held of the JVM's output is shown when somebody waits, and in the
+    end.  If the body is left by a `UserError` or Ctrl-C, the rest is not
+    shown, so that the error is the last line.
+    """
+
+    def __init__(self, imports: Sequence[str] = (), stores: Sequence[str] = ()):
+        self._imports = tuple(imports)
+        self._stores = tuple(stores)
+        self._is_ours = not spark_is_up()
+        self._context: SparkContext | None = None
+        self._error: BaseException | None = None
+        self._left = threading.Event()
+        self._stopping = threading.Lock()
+        self._thread = threading.Thread(target=self._start, name="spark-start", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._is_ours:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._stop()
+        if not isinstance(value, UserError | KeyboardInterrupt):
+            JVM_OUTPUT.show()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `wait` will raise at once."""
+        return self._error is not None
+
+    def wait(self) -> SparkContext:
+        """Wait until quanta can run.
+
+        Returns
+        -------
+        context
+            The Spark context.
+
+        Raises
+        ------
+        spark_butler.errors.SessionError
+            Raised if Spark does not start, or if its workers can't work.
+        """
+        if self._is_ours:
+            while self._thread.is_alive():
+                JVM_OUTPUT.show()
+                self._thread.join(_SECONDS_BETWEEN)
+            JVM_OUTPUT.show()
+        else:
+            self._start()
+        if self._error is not None:
+            raise self._error
+        assert self._context is not None
+        return self._context
+
+    def _start(self) -> None:
+        try:
+            self._context = make_spark_context(imports=self._imports)
+            if not self._left.is_set():
+                check_workers(self._context, self._stores)
+        except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)
+            self._error = exc
+        if self._left.is_set():
+            self._stop()
+
+    def _stop(self) -> None:
+        """Stop what this has started, as soon as it is there."""
+        with self._stopping:
+            context, self._context = self._context, None
+        if self._is_ours and context is not None:
+            with contextlib.suppress(Exception):
+                # The JVM may be gone already, as after Ctrl-C under spark-submit.
+                context.stop()

@@ -1,0 +1,188 @@
+"""What a worker of Spark does with the groups that are sent to it."""
+
+from __future__ import annotations
+
+__all__ = ["open_context", "run_first_level", "run_groups", "run_next_level"]
+
+import dataclasses
+import functools
+import os
+import pickle
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyspark import Accumulator, Broadcast, SparkFiles, TaskContext
+
+from ..model.outcomes import QuantumOutcome
+from ..model.work import GroupWork, WorkerContext
+from ..temporaries.shuffle import receive
+from ..temporaries.shuffle_records import Inbox, next_place
+from ..worker.child_process import ChildRunner
+from ..worker.clock import SlotClock
+from ..worker.group import prepare_process
+from ..worker.import_times import note_imports, start_of_imports
+from ..worker.memory_lock import MemoryLock
+from ..worker.retry import InProcessRunner, run_attempts
+from ..worker.temporary_directory import TemporaryFolder
+
+_LONG = struct.Struct("!q")
+
+# A worker is one slot, and has one thread.
+_clock = SlotClock()
+
+
+@functools.lru_cache(maxsize=2)
+def open_context(data: bytes) -> Any:
+    """Unpickle a context and set the worker up for it, once in the life of a worker process.
+
+    Parameters
+    ----------
+    data
+        A `WorkerContext`, or what has one as ``worker``, with the classes
+        that it needs.
+    """
+    global _clock
+    began = start_of_imports()
+    _, context = pickle.loads(data)
+    prepare_process(context if isinstance(context, WorkerContext) else context.worker)
+    TemporaryFolder.remove_abandoned()
+    note_imports(began)
+    # What is left of another run is not this one's.
+    _clock = SlotClock()
+    return context
+
+
+def run_groups(
+    broadcast: Broadcast[bytes],
+    outcomes: Accumulator[list[QuantumOutcome]],
+    works: Iterable[GroupWork],
+) -> Iterator[None]:
+    """Run groups that have nothing to send to others.
+
+    Parameters
+    ----------
+    broadcast
+        The context of the run.
+    outcomes
+        Takes the outcomes of quanta.
+    works
+        The groups of a Spark task.
+
+    Yields
+    ------
+    nothing
+        A job has results; this one has none.
+    """
+    yield from ()
+    context: WorkerContext = open_context(broadcast.value)
+    for work in works:
+        for event in _run_here(context, work, None):
+            if isinstance(event, QuantumOutcome):
+                outcomes.add([_marked(event, work)])
+                if context.fail_fast and not event.succeeded:
+                    return
+
+
+def run_first_level(
+    broadcast: Broadcast[bytes],
+    outcomes: Accumulator[list[QuantumOutcome]],
+    works: Iterable[GroupWork],
+) -> Iterator[bytes | bytearray]:
+    """Run groups that nothing has to be sent to.
+
+    Parameters
+    ----------
+    broadcast, outcomes, works
+        As in `run_groups`.
+
+    Yields
+    ------
+    record
+        Places (packed as 8 bytes) and records in turn.
+    """
+    context: WorkerContext = open_context(broadcast.value)
+    for work in works:
+        yield from _run_group(context, outcomes, work, None)
+
+
+def run_next_level(
+    broadcast: Broadcast[bytes],
+    outcomes: Accumulator[list[QuantumOutcome]],
+    records: Iterable[bytes],
+) -> Iterator[bytes | bytearray]:
+    """Run the group that records have been sent to, and pass on what only comes by.
+
+    Parameters
+    ----------
+    broadcast, outcomes
+        As in `run_groups`.
+    records
+        What has arrived at one place.
+
+    Yields
+    ------
+    record
+        Places (packed as 8 bytes) and records in turn.
+    """
+    context: WorkerContext = open_context(broadcast.value)
+    began = time.time()
+    for item in receive(records):
+        if isinstance(item, bytes):
+            yield _LONG.pack(next_place(item))
+            yield item
+            _clock.note_shuffle(began)
+        else:
+            _clock.note_shuffle(began)
+            yield from _run_group(context, outcomes, *item)
+
+
+def _run_group(
+    context: WorkerContext,
+    outcomes: Accumulator[list[QuantumOutcome]],
+    work: GroupWork,
+    inbox: Inbox | None,
+) -> Iterator[bytes | bytearray]:
+    """Run a group and give each of its records a place to go to."""
+    for event in _run_here(context, work, inbox):
+        if isinstance(event, QuantumOutcome):
+            outcomes.add([_marked(event, work)])
+        else:
+            yield _LONG.pack(next_place(event))
+            yield event
+
+
+def _run_here(
+    context: WorkerContext, work: GroupWork, inbox: Inbox | None
+) -> Iterator[QuantumOutcome | bytearray]:
+    """Run a group in this worker, or rather in its children."""
+    return run_attempts(
+        context,
+        work,
+        inbox,
+        runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
+        # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
+        again=_is_again() or (None if work.ways else False),
+        memory_lock=MemoryLock(Path(SparkFiles.getRootDirectory())),
+        slots=_slots_here(),
+        clock=_clock,
+    )
+
+
+def _slots_here() -> int:
+    """Find how many groups run side by side on this machine."""
+    cores = os.environ.get("SPARK_EXECUTOR_CORES", "")
+    return int(cores) if cores.isdecimal() else os.cpu_count() or 1
+
+
+def _is_again() -> bool:
+    """Whether the Spark task that runs here has been tried before."""
+    task = TaskContext.get()
+    return task is not None and task.attemptNumber() > 0
+
+
+def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
+    """Mark an outcome when an attempt before it, which was given up, may still be alive."""
+    return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome

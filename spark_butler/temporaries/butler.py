@@ -1,0 +1,396 @@
+"""The limited butler of one group: temporaries in memory, all else in the datastore."""
+
+from __future__ import annotations
+
+__all__ = ["GroupButler"]
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from lsst.daf.butler import (
+    ButlerLogRecords,
+    ButlerMetrics,
+    DatasetProvenance,
+    DatasetRef,
+    DatasetType,
+    DeferredDatasetHandle,
+    DimensionUniverse,
+    LimitedButler,
+    Quantum,
+    QuantumBackedButler,
+    StorageClass,
+)
+from lsst.pipe.base import TaskMetadata
+
+from ..codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
+from ..model.quanta import all_outputs
+from .components import read_part
+from .dataset_types import TEMPORARIES_KEY
+from .scratch import fetch_scratch
+from .shuffle_records import Inbox
+
+logger = logging.getLogger(__name__)
+
+
+class GroupButler(LimitedButler):
+    """A butler that keeps temporary datasets in memory while a group runs.
+
+    Parameters
+    ----------
+    wrapped
+        Butler of the whole group for stored datasets.
+    dataset_types
+        Definitions in the repository of the dataset types of the graph.
+    temporary_types
+        Names of the dataset types that are temporary.
+    consumers
+        How many quanta of the group read each temporary dataset.
+    known
+        For datasets of other groups: whether they exist.  What is not in it
+        is asked of the datastore.
+    inbox
+        Temporaries of other groups, still serialised.
+
+    Notes
+    -----
+    A temporary is handed over by reference to its last reader, which may
+    change it as it likes; earlier readers get a copy.  It is dropped when the
+    quantum of its last reader ends (`end_quantum`).  It is taken by reference
+    from its producer if that has nothing else left to put, and copied
+    otherwise: the task may still change it, or put a part of it under another
+    name.  Metadata and logs list temporaries under a key of their own.
+    """
+
+    def __init__(
+        self,
+        wrapped: QuantumBackedButler,
+        *,
+        dataset_types: Mapping[str, DatasetType],
+        temporary_types: Collection[str],
+        consumers: Mapping[uuid.UUID, int],
+        known: Mapping[uuid.UUID, bool],
+        inbox: Inbox | None = None,
+    ):
+        self._wrapped = wrapped
+        self.storageClasses = wrapped.storageClasses
+        self._dataset_types = dataset_types
+        self._temporary_types = frozenset(temporary_types)
+        self._consumers = Counter(consumers)
+        self._known = dict(known)
+        self._temporaries: dict[uuid.UUID, Any] = {}
+        self._arrived: dict[uuid.UUID, bytearray | list[tuple[str, int]]] = {}
+        if inbox is not None:
+            self._arrived.update(inbox.objects)
+            self._arrived.update(inbox.scratch)
+        self._refs: dict[uuid.UUID, DatasetRef] = {}
+        self._lent: set[uuid.UUID] = set()
+        self._single_use: set[uuid.UUID] = set()
+        self._unmade: set[uuid.UUID] = set()
+        self._automatic: frozenset[str] = frozenset()
+        self._put_refs: dict[uuid.UUID, DatasetRef] = {}
+        self._pruned: set[uuid.UUID] = set()
+
+    def begin_quantum(self, quantum: Quantum, automatic: Collection[str] = ()) -> None:
+        """Prepare for the inputs and outputs of a quantum.
+
+        Parameters
+        ----------
+        quantum
+            The quantum that runs next.
+        automatic
+            Names of the output dataset types that its task doesn't put itself.
+        """
+        self._automatic = frozenset(automatic)
+        self._unmade = {
+            ref.id
+            for dataset_type, refs in quantum.outputs.items()
+            for ref in refs
+            if dataset_type.name not in automatic
+        }
+        uses = Counter(ref.id for refs in quantum.inputs.values() for ref in refs)
+        self._single_use = {dataset_id for dataset_id, count in uses.items() if count == 1}
+        self._lent.clear()
+        self._put_refs.clear()
+        self._pruned.clear()
+
+    def end_quantum(self, quantum: Quantum) -> None:
+        """Drop the temporaries that no later quantum of the group reads.
+
+        Parameters
+        ----------
+        quantum
+            The quantum that ended, well or not.
+        """
+        used = {ref.id for refs in quantum.inputs.values() for ref in refs}
+        for dataset_id in used & self._consumers.keys():
+            self._consumers[dataset_id] -= 1
+        made = {ref.id for ref in all_outputs(quantum)}
+        for dataset_id in used | made:
+            if self._consumers[dataset_id] <= 0:
+                self._temporaries.pop(dataset_id, None)
+                self._arrived.pop(dataset_id, None)
+
+    @property
+    def wrapped(self) -> QuantumBackedButler:
+        """The butler of the stored datasets."""
+        return self._wrapped
+
+    @property
+    def put_refs(self) -> list[DatasetRef]:
+        """References of the stored datasets that the current quantum has put."""
+        return list(self._put_refs.values())
+
+    @property
+    def pruned(self) -> frozenset[uuid.UUID]:
+        """IDs of the stored datasets that the current quantum has removed and not put again."""
+        return frozenset(self._pruned - self._put_refs.keys())
+
+    @property
+    def live(self) -> frozenset[uuid.UUID]:
+        """IDs of the temporaries that are in memory now."""
+        return frozenset(self._temporaries.keys() | self._arrived.keys())
+
+    def encode(self, dataset_id: uuid.UUID) -> EncodedObject:
+        """Serialise a temporary that was put.
+
+        Parameters
+        ----------
+        dataset_id
+            ID of the dataset.
+        """
+        ref = self._refs[dataset_id]
+        return encode(
+            self._temporaries[dataset_id], ref.datasetType.storageClass, formatter=self._formatter(ref)
+        )
+
+    def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
+        """Refer to a whole dataset as the repository defines it."""
+        whole = ref.makeCompositeRef() if ref.isComponent() else ref
+        return whole.overrideStorageClass(self._dataset_types[whole.datasetType.name].storageClass)
+
+    def _formatter(self, ref: DatasetRef) -> FormatterFallback | None:
+        return FormatterFallback.from_butler(self._wrapped, ref)
+
+    def _is_temporary(self, ref: DatasetRef) -> bool:
+        return ref.datasetType.nameAndComponent()[0] in self._temporary_types
+
+    def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
+        # Docstring inherited.
+        self._unmade.discard(ref.id)
+        if not self._is_temporary(ref):
+            if self._refs and ref.datasetType.name in self._automatic:
+                _list_stored(obj, self._refs.keys())
+            self._wrapped.put(obj, ref, provenance=provenance)
+            self._known[ref.id] = True
+            self._put_refs[ref.id] = ref
+            return ref
+        with self._metrics.instrument_put(logger, msg="Kept temporary dataset"):
+            stored = self._repository_ref(ref)
+            obj = stored.datasetType.storageClass.coerce_type(obj)
+            if self._unmade or any(obj is other for other in self._temporaries.values()):
+                obj = self._copy(obj, stored)
+            self._temporaries[ref.id] = obj
+            self._refs[ref.id] = stored
+        return ref
+
+    def get(
+        self,
+        ref: DatasetRef,
+        /,
+        *,
+        parameters: dict[str, Any] | None = None,
+        storageClass: StorageClass | str | None = None,
+    ) -> Any:
+        # Docstring inherited.
+        return self._get(ref, parameters, storageClass, may_lend=True)
+
+    def _get(
+        self,
+        ref: DatasetRef,
+        parameters: dict[str, Any] | None,
+        storage_class: StorageClass | str | None,
+        *,
+        may_lend: bool,
+    ) -> Any:
+        if not self._is_temporary(ref):
+            return self._wrapped.get(ref, parameters=parameters, storageClass=storage_class)
+        with self._metrics.instrument_get(logger, msg="Retrieved temporary dataset"):
+            stored = self._repository_ref(ref)
+            target = storage_class or ref.datasetType.storageClass
+            if isinstance(target, str):
+                target = self.storageClasses.getStorageClass(target)
+            whole, is_own = self._fetch(stored, may_lend=may_lend)
+            component = ref.datasetType.component()
+            if not is_own and not component and not parameters:
+                whole, is_own = self._copy(whole, stored), True
+            part = read_part(whole, stored.datasetType.storageClass, component, parameters, target)
+            return part if is_own else copy_object(part, target)
+
+    def _copy(self, obj: Any, ref: DatasetRef) -> Any:
+        return copy_object(obj, ref.datasetType.storageClass, formatter=self._formatter(ref))
+
+    def _fetch(self, ref: DatasetRef, *, may_lend: bool) -> tuple[Any, bool]:
+        """Get a temporary.
+
+        Returns
+        -------
+        obj
+            The whole dataset.
+        is_own
+            Whether it is the reader's own, to be changed at will.  It is for
+            the last reader, and where it had to be unpacked.
+        """
+        storage_class = ref.datasetType.storageClass
+        lend = (
+            may_lend
+            and self._consumers[ref.id] == 1
+            and ref.id in self._single_use
+            and ref.id not in self._lent
+        )
+        if ref.id in self._temporaries:
+            if lend:
+                self._lent.add(ref.id)
+            return self._temporaries[ref.id], lend
+        if ref.id not in self._arrived:
+            raise FileNotFoundError(f"Temporary dataset {ref} was not produced.")
+        arrived = self._arrived[ref.id]
+        if isinstance(arrived, list):
+            return decode(fetch_scratch(arrived), storage_class, formatter=self._formatter(ref)), True
+        if not lend:
+            return decode(bytearray(arrived), storage_class, formatter=self._formatter(ref)), True
+        # The reader's changes show in the buffer, so that a second look must find the same object.
+        self._lent.add(ref.id)
+        obj = decode(arrived, storage_class, formatter=self._formatter(ref))
+        self._temporaries[ref.id] = obj
+        del self._arrived[ref.id]
+        return obj, True
+
+    def getDeferred(
+        self,
+        ref: DatasetRef,
+        /,
+        *,
+        parameters: dict[str, Any] | None = None,
+        storageClass: str | StorageClass | None = None,
+    ) -> DeferredDatasetHandle:
+        # Docstring inherited.
+        if self._is_temporary(ref):
+            return DeferredDatasetHandle(
+                butler=_DeferredReader(self), ref=ref, parameters=parameters, storageClass=storageClass
+            )
+        return self._wrapped.getDeferred(ref, parameters=parameters, storageClass=storageClass)
+
+    def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
+        # Docstring inherited.
+        result: dict[DatasetRef, bool] = {}
+        unknown: list[DatasetRef] = []
+        for ref in refs:
+            if self._is_temporary(ref):
+                result[ref] = ref.id in self._temporaries or ref.id in self._arrived
+            elif (exists := self._known.get(ref.id)) is not None:
+                result[ref] = exists
+            else:
+                unknown.append(ref)
+        if unknown:
+            result.update(self._wrapped.stored_many(unknown))
+        return result
+
+    def markInputUnused(self, ref: DatasetRef) -> None:
+        # Docstring inherited.
+        if not self._is_temporary(ref):
+            self._wrapped.markInputUnused(ref)
+
+    def pruneDatasets(
+        self,
+        refs: Iterable[DatasetRef],
+        *,
+        disassociate: bool = True,
+        unstore: bool = False,
+        tags: Iterable[str] = (),
+        purge: bool = False,
+    ) -> None:
+        # Docstring inherited.
+        stored = []
+        for ref in refs:
+            if self._is_temporary(ref):
+                self._temporaries.pop(ref.id, None)
+                self._arrived.pop(ref.id, None)
+            else:
+                stored.append(ref)
+                self._known[ref.id] = False
+                self._put_refs.pop(ref.id, None)
+                self._pruned.add(ref.id)
+        if stored:
+            self._wrapped.pruneDatasets(
+                stored, disassociate=disassociate, unstore=unstore, tags=tags, purge=purge
+            )
+
+    def isWriteable(self) -> bool:
+        # Docstring inherited.
+        return self._wrapped.isWriteable()
+
+    def close(self) -> None:
+        # Docstring inherited.
+        self._temporaries.clear()
+        self._arrived.clear()
+        self._wrapped.close()
+
+    @property
+    def dimensions(self) -> DimensionUniverse:
+        # Docstring inherited.
+        return self._wrapped.dimensions
+
+    @property
+    def _metrics(self) -> ButlerMetrics:
+        return self._wrapped._metrics
+
+    @_metrics.setter
+    def _metrics(self, metrics: ButlerMetrics) -> None:
+        self._wrapped._metrics = metrics
+
+    @property
+    def _datastore(self) -> Any:
+        return self._wrapped._datastore
+
+    @_datastore.setter
+    def _datastore(self, value: Any) -> None:
+        self._wrapped._datastore = value
+
+
+def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
+    """Give temporaries a list of their own in metadata, or in what a log has of the metadata.
+
+    The tools that read the list take what is on it for datasets of the
+    repository, and register them.
+    """
+    if isinstance(obj, ButlerLogRecords):
+        if obj.extra.get("metadata") is not None:
+            metadata = TaskMetadata.model_validate(obj.extra["metadata"])
+            _list_stored(metadata, temporaries)
+            obj.extra = {**obj.extra, "metadata": metadata.model_dump()}
+    elif isinstance(obj, TaskMetadata) and "quantum" in obj and "outputs" in obj["quantum"]:
+        names = {str(dataset_id) for dataset_id in temporaries}
+        outputs = obj["quantum"].getArray("outputs")
+        obj["quantum"]["outputs"] = [each for each in outputs if each not in names]
+        obj["quantum"][TEMPORARIES_KEY] = [each for each in outputs if each in names]
+
+
+class _DeferredReader(GroupButler):
+    """View of a `GroupButler` for deferred handles, which may read often and so never by reference."""
+
+    def __init__(self, parent: GroupButler):
+        self.__dict__ = parent.__dict__
+
+    def get(
+        self,
+        ref: DatasetRef,
+        /,
+        *,
+        parameters: dict[str, Any] | None = None,
+        storageClass: StorageClass | str | None = None,
+    ) -> Any:
+        # Docstring inherited.
+        return self._get(ref, parameters, storageClass, may_lend=False)

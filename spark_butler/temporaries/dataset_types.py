@@ -1,0 +1,140 @@
+"""Which dataset types are temporary, and how large they have been."""
+
+from __future__ import annotations
+
+__all__ = ["AUTO", "TEMPORARIES_KEY", "find_temporary_types", "measure_sizes"]
+
+import fnmatch
+from collections.abc import Collection, Iterable
+
+from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+
+from ..codecs import check_storage_class
+from ..errors import OptionsError
+from ..model.options import RunOptions
+
+AUTO = "auto"
+"""The pattern that stands for all that is made and read inside the graph."""
+
+TEMPORARIES_KEY = "temporaries"
+"""Where the metadata of a quantum lists the temporaries that it has put."""
+
+
+def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
+    """Find the dataset types that are temporary.
+
+    Parameters
+    ----------
+    pipeline_graph
+        The pipeline, resolved.
+    options
+        Patterns of what is temporary and what is stored.
+
+    Returns
+    -------
+    temporary_types
+        Names, with the reason for each.  Metadata, logs and init-outputs are
+        never among them.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if a pattern fits nothing that could be temporary.
+    """
+    always = {
+        name
+        for task in pipeline_graph.tasks.values()
+        for name in (
+            task.metadata_output.dataset_type_name,
+            task.log_output.dataset_type_name if task.log_output is not None else "",
+        )
+    }
+    candidates = {
+        edge.parent_dataset_type_name
+        for task in pipeline_graph.tasks.values()
+        for edge in task.outputs.values()
+    } - always
+    temporary: dict[str, str] = {}
+    if options.store is not None:
+        everything = candidates | always | set(pipeline_graph.dataset_types)
+        for pattern in options.store:
+            _match(pattern, everything, "--store")
+        for name in candidates:
+            if not any(fnmatch.fnmatchcase(name, p) for p in options.store):
+                temporary[name] = "not among --store"
+    for pattern in options.temporary:
+        if pattern == AUTO:
+            temporary.update(_find_intermediates(pipeline_graph, candidates, options))
+        else:
+            temporary.update(
+                (name, f"--temporary {pattern}") for name in _match(pattern, candidates, "--temporary")
+            )
+    for name in temporary:
+        check_storage_class(pipeline_graph.dataset_types[name].storage_class)
+    return dict(sorted(temporary.items()))
+
+
+def _find_intermediates(
+    pipeline_graph: PipelineGraph, candidates: Collection[str], options: RunOptions
+) -> dict[str, str]:
+    """Find the outputs that other tasks of the pipeline read and that nobody asked to store."""
+    kept = options.store or ()
+    return {
+        name: f"auto: read by {', '.join(sorted(task.label for task in readers))}"
+        for name in candidates
+        if (readers := pipeline_graph.consumers_of(name))
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)
+    }
+
+
+def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> dict[str, float]:
+    """Find out how large datasets of some types have been in earlier runs.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    names
+        Names of dataset types.
+    sample
+        Greatest number of datasets to look at for each.
+
+    Returns
+    -------
+    sizes
+        Mean size of the files in bytes, by name, for the types of which the
+        repository has any.
+    """
+    sizes: dict[str, float] = {}
+    for name in names:
+        try:
+            refs = butler.query_datasets(name, collections="*", find_first=False, limit=sample, explain=False)
+        except (MissingDatasetTypeError, MissingCollectionError):
+            continue
+        records = butler._datastore.export_records(refs)
+        found = [
+            sum(
+                info.file_size
+                for infos in tables.values()
+                for info in infos
+                if isinstance(info, StoredFileInfo)
+            )
+            for data in records.values()
+            for tables in data.records.values()
+        ]
+        if found:
+            sizes[name] = sum(found) / len(found)
+    return sizes
+
+
+def _match(pattern: str, names: Collection[str], option: str) -> list[str]:
+    """Names that fit a pattern; at least one."""
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise OptionsError(
+            f"{option} {pattern!r} fits no output of the pipeline; its outputs are "
+            f"{', '.join(sorted(names))}."
+        )
+    return found

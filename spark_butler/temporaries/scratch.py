@@ -1,0 +1,202 @@
+"""Temporaries that are too large for a shuffle wait in the object store.
+
+They lie under a prefix of the datastore's own root, one folder for each run,
+are removed when the run ends, and can be found after a crash.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "fetch_scratch",
+    "find_scratch",
+    "list_scratch_runs",
+    "remove_scratch",
+    "scratch_folder",
+    "scratch_root",
+    "store_scratch",
+]
+
+import logging
+import re
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+
+from lsst.resources import ResourcePath
+
+from ..run_folders import path_below, run_folder
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = "spark-butler-scratch/"
+_PART_BYTES = 256 * 2**20
+# One folder for each attempt, with the files in it; runs have folders whose names begin with another's.
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OF_ATTEMPT = re.compile(rf"{_UUID}/(?:[^/]+)?")
+_OF_RUN = re.compile(rf"(.+)/{_UUID}/[^/]+", re.DOTALL)
+
+
+def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
+    """Name the folder of all runs' scratch files.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    """
+    return datastore_root.join(_FOLDER, forceDirectory=True)
+
+
+def scratch_folder(datastore_root: ResourcePath, run: str) -> ResourcePath:
+    """Return the folder of a run's scratch files.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    run
+        The output RUN collection.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the name can't be that of a folder.
+    """
+    return run_folder(scratch_root(datastore_root), run)
+
+
+def list_scratch_runs(datastore_root: ResourcePath) -> set[str]:
+    """List the runs that have left scratch files.
+
+    Parameters
+    ----------
+    datastore_root
+        Root of the datastore.
+    """
+    top = scratch_root(datastore_root)
+    paths = (path_below(top, uri) for uri in find_scratch(top))
+    return {match[1] for path in paths if path is not None and (match := _OF_RUN.fullmatch(path))}
+
+
+def store_scratch(
+    folder: str, dataset_id: uuid.UUID, pieces: Iterable[memoryview], part_bytes: int = _PART_BYTES
+) -> list[tuple[str, int]]:
+    """Write a serialised object to the object store.
+
+    Parameters
+    ----------
+    folder
+        Address of the run's scratch folder.
+    dataset_id
+        The dataset.
+    pieces
+        The serialised object, in pieces.
+    part_bytes
+        Greatest length of a file in bytes.
+
+    Returns
+    -------
+    parts
+        Address and length of each file, in order.
+    """
+    parts: list[tuple[str, int]] = []
+    attempt = uuid.uuid4()
+    held = bytearray()
+
+    def write() -> None:
+        uri = ResourcePath(folder, forceDirectory=True).join(f"{dataset_id}.{attempt}.{len(parts)}")
+        uri.write(bytes(held))
+        parts.append((str(uri), len(held)))
+
+    for piece in pieces:
+        view = memoryview(piece).cast("B")
+        while len(view):
+            taken = view[: part_bytes - len(held)]
+            view = view[len(taken) :]
+            held += taken
+            if len(held) == part_bytes:
+                write()
+                held = bytearray()
+    if held or not parts:
+        write()
+    return parts
+
+
+def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
+    """Read a serialised object back from the object store.
+
+    Parameters
+    ----------
+    parts
+        What `store_scratch` has returned.
+
+    Returns
+    -------
+    data
+        The whole object.
+
+    Raises
+    ------
+    OSError
+        Raised if a file is shorter or longer than it was.
+    """
+    data = bytearray(sum(length for _, length in parts))
+    offset = 0
+    for address, length in parts:
+        content = ResourcePath(address).read()
+        if len(content) != length:
+            raise OSError(f"Scratch file {address} has {len(content)} bytes; {length} were written.")
+        data[offset : offset + length] = content
+        offset += length
+    return data
+
+
+def find_scratch(folder: ResourcePath, *, one_run: bool = False) -> list[ResourcePath]:
+    """List scratch files.
+
+    Parameters
+    ----------
+    folder
+        A run's scratch folder, or `scratch_root`.
+    one_run
+        Whether the folder is that of a run, and only files of that run are
+        meant, not those of runs whose names begin with its name.
+    """
+    return [uri for uri in _list(folder, one_run=one_run) if not uri.geturl().endswith("/")]
+
+
+def _list(folder: ResourcePath, *, one_run: bool) -> list[ResourcePath]:
+    """List all keys; some stores show a folder that has become empty as one."""
+    found = ResourcePath.findFileResources([folder], grouped=False)
+    if not one_run:
+        return list(found)
+    return [uri for uri in found if _OF_ATTEMPT.fullmatch(path_below(folder, uri) or "")]
+
+
+def remove_scratch(
+    folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None = None, *, one_run: bool = False
+) -> int:
+    """Remove scratch files.
+
+    Parameters
+    ----------
+    folder
+        A run's scratch folder, or `scratch_root`.
+    dataset_ids
+        The datasets whose files are to be removed; `None` for all.
+    one_run
+        Whether only files of the run are meant; see `find_scratch`.
+
+    Returns
+    -------
+    n_removed
+        How many were removed.
+    """
+    found = _list(folder, one_run=one_run)
+    if dataset_ids is not None:
+        names = {str(dataset_id) for dataset_id in dataset_ids}
+        found = [uri for uri in found if uri.basename().partition(".")[0] in names]
+    removals = ResourcePath.mremove(found, do_raise=False)
+    for uri, result in removals.items():
+        if not result.success:
+            logger.warning("Could not remove scratch file %s: %s", uri, result.exception)
+    return sum(result.success and not uri.geturl().endswith("/") for uri, result in removals.items())

@@ -1,0 +1,186 @@
+"""Turn what a group makes into records for the groups that need it."""
+
+from __future__ import annotations
+
+__all__ = ["Ledger", "Pieces", "Sent", "pack_parcel", "receive"]
+
+import dataclasses
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+
+from ..errors import EngineError
+from ..model.outcomes import QuantumOutcome
+from ..model.quanta import all_outputs
+from ..model.work import GroupContent, GroupWork, Parcel, QuantumWork, WorkerContext
+from .scratch import store_scratch
+from .shuffle_records import Inbox, Kind, Notice, cut_object, forward, make_record, open_record, places_left
+
+logger = logging.getLogger(__name__)
+
+type Pieces = list[bytes | memoryview]
+"""A record in consecutive pieces."""
+
+_SPARE_DISK_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
+    """Word that all records of a parcel are on their way."""
+
+    dataset_id: uuid.UUID
+    """ID of the dataset."""
+
+    nbytes: int
+    """Its serialised length in bytes."""
+
+    began: float
+    """When their making began, in seconds since the epoch."""
+
+
+def pack_parcel(
+    context: WorkerContext, work: GroupWork, content: GroupContent, parcel: Parcel
+) -> Iterator[Pieces]:
+    """Write the records of a temporary, once for each group that reads it.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    work, content
+        The group that sends.
+    parcel
+        The temporary.
+
+    Yields
+    ------
+    record
+        Chunks of the object; or, where it is too large or the disk for
+        shuffles too full, the address of a file in the object store.
+    """
+    dataset_id, encoded = parcel.dataset_id, parcel.encoded
+    receivers = content.outgoing[dataset_id]
+    if _needs_scratch(context, encoded.nbytes * len(receivers)):
+        parts = store_scratch(context.scratch, dataset_id, encoded.pieces())
+        payload = pickle.dumps(parts)
+        for group in receivers:
+            yield make_record(
+                work.ways[group], Kind.SCRATCH, group, work.index, [payload], dataset_id=dataset_id
+            )
+        return
+    for group in receivers:
+        yield from cut_object(
+            work.ways[group], group, work.index, dataset_id, encoded.pieces(), encoded.nbytes
+        )
+
+
+def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
+    """Whether an object should go round the shuffle."""
+    if not context.scratch:
+        return False
+    if context.max_shuffle_bytes is not None and nbytes >= context.max_shuffle_bytes:
+        return True
+    folders = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
+    try:
+        free = max(shutil.disk_usage(folder).free for folder in folders.split(","))
+    except OSError:
+        return False
+    # Map outputs, and what is spilled on the way to them.
+    return free < 2 * nbytes + _SPARE_DISK_BYTES
+
+
+class Ledger:
+    """Remembers what became of a group, for the groups that need it.
+
+    Parameters
+    ----------
+    work, content
+        The group.
+    """
+
+    def __init__(self, work: GroupWork, content: GroupContent):
+        self._work = work
+        self._content = content
+        self._succeeded: set[uuid.UUID] = set()
+        self._outputs: set[uuid.UUID] = set()
+        self._sent: dict[uuid.UUID, int] = {}
+
+    def note(self, event: QuantumOutcome | Sent) -> None:
+        """Take note of an outcome, or of a parcel that was sent."""
+        if isinstance(event, Sent):
+            self._sent[event.dataset_id] = event.nbytes
+            return
+        if event.succeeded:
+            self._succeeded.add(event.quantum_id)
+        self._outputs.update(event.outputs)
+
+    def note_done(self, work: QuantumWork) -> None:
+        """Take note of a quantum of which the driver knows that it succeeded."""
+        self._succeeded.add(work.quantum_id)
+        self._outputs.update(ref.id for ref in all_outputs(work.quantum) if self._content.known.get(ref.id))
+
+    @property
+    def sent(self) -> frozenset[uuid.UUID]:
+        """Temporaries that are on their way."""
+        return frozenset(self._sent)
+
+    def closing_records(self) -> Iterator[Pieces]:
+        """Write the notices to all groups that need this one, and pass on the work that it carries."""
+        failed = frozenset(work.quantum_id for work in self._content.quanta) - self._succeeded
+        for group, reads in self._content.receivers.items():
+            notice = Notice(
+                failed=failed,
+                produced={dataset_id: dataset_id in self._outputs for dataset_id in reads},
+                sent={
+                    dataset_id: nbytes
+                    for dataset_id, nbytes in self._sent.items()
+                    if group in self._content.outgoing[dataset_id]
+                },
+            )
+            way = self._work.ways[group]
+            yield make_record(way, Kind.NOTICE, group, self._work.index, [pickle.dumps(notice)])
+        for way, work in self._work.carried:
+            yield make_record(way, Kind.WORK, work.index, self._work.index, [pickle.dumps(work)])
+
+
+def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[GroupWork, Inbox]]:
+    """Sort the records that arrive at one place.
+
+    Parameters
+    ----------
+    records
+        The records.
+
+    Yields
+    ------
+    item
+        First the records that are only passing through, to be sent on; last
+        the work of the group of this place with what has come for it.
+
+    Raises
+    ------
+    EngineError
+        Raised if the work itself has not come.
+    """
+    work: GroupWork | None = None
+    inbox: Inbox | None = None
+    for data in records:
+        if places_left(data) > 1:
+            yield forward(data)
+            continue
+        record = open_record(data)
+        if inbox is None:
+            inbox = Inbox(record.group)
+        if record.kind is Kind.WORK:
+            work = pickle.loads(record.payload)
+        else:
+            inbox.add(record)
+    if inbox is None:
+        return
+    if work is None:
+        raise EngineError("Temporaries have arrived for a group whose work has not.")
+    yield work, inbox

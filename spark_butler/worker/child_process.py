@@ -1,0 +1,336 @@
+"""Run a group in a child process, so that what kills a task kills nothing else.
+
+The child is forked from the warm worker: it has every module and the context
+already, and makes its own clients and database handles.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ChildRunner"]
+
+import contextlib
+import dataclasses
+import faulthandler
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from typing import Literal, NoReturn, Self, cast
+
+from lsst.pipe.base import QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from ..errors import EngineError
+from ..model.failures import FailureKind
+from ..model.outcomes import QuantumOutcome, QuantumStarted, exit_text
+from ..model.work import Parcel, QuantumOutputs, QuantumWork
+from ..processes import dying_with_parent
+from ..temporaries.shuffle import Sent
+from .group import find_outputs
+from .log_tail import LogTail
+from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
+from .pipe import END, Channel
+from .preload import Imported, import_for_children, imported_since
+from .retry import AttemptEvent, Trial
+from .temporary_directory import TemporaryFolder
+
+logger = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 1.0
+_WATCH_SECONDS = 1.0
+_MEMORY_WATCH_SECONDS = 0.05
+
+# What a process does to itself; all other signals come from outside.
+_OWN_SIGNALS = frozenset(
+    getattr(signal, f"SIG{name}") for name in ("ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP")
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Crash:
+    """Word from a child that the engine's own code failed in it."""
+
+    text: str
+
+
+class ChildRunner:
+    """Runs quanta in a child of this process, within their limits; a `spark_butler.worker.retry.Runner`."""
+
+    def run(self, trial: Trial) -> Generator[AttemptEvent]:
+        """Run quanta of a group and report how they fare.  See `Runner.run`."""
+        positions = {item.quantum_id: position for position, item in enumerate(trial.content.quanta)}
+        with LogTail() as log_tail, TemporaryFolder() as folder:
+
+            def target(channel: Channel) -> None:
+                modules = frozenset(sys.modules)
+                folder.use()
+                log_tail.attach()
+                for event in trial.run_here(trial.inbox):
+                    if isinstance(event, Parcel):
+                        began = time.time()
+                        for pieces in trial.pack(event):
+                            channel.send_record(pieces)
+                        channel.send(Sent(event.dataset_id, event.encoded.nbytes, began))
+                        continue
+                    if isinstance(event, QuantumStarted):
+                        log_tail.clear()
+                        if trial.memory:
+                            limit_allocations(trial.memory.get(positions[event.quantum_id]))
+                    channel.send(event)
+                channel.send(imported_since(modules))
+
+            yield from self._watch(trial, positions, target, log_tail)
+
+    def _watch(
+        self,
+        trial: Trial,
+        positions: Mapping[uuid.UUID, int],
+        target: Callable[[Channel], None],
+        log_tail: LogTail,
+    ) -> Generator[AttemptEvent]:
+        """Start a child, pass on what it says, and end it when it breaks a limit."""
+        current: QuantumWork | None = None
+        limit: int | None = None
+        imported = Imported(())
+        n_kills = count_out_of_memory_kills()
+        started = time.monotonic()
+        with _Child(target) as child:
+            while True:
+                match child.receive():
+                    case QuantumStarted() as event:
+                        position = positions[event.quantum_id]
+                        current = trial.content.quanta[position]
+                        limit = trial.memory.get(position)
+                        started = time.monotonic()
+                        child.limit(trial.context.limits_of(current.task_label).timeout, limit)
+                    case QuantumOutcome() as outcome:
+                        current = None
+                        child.limit(None, None)
+                        yield dataclasses.replace(outcome, memory_limit=limit)
+                    case Sent() | bytearray() as event:
+                        yield event
+                    case Imported() as imported:
+                        pass
+                    case None:
+                        break
+            exit_code = child.stop() if child.alive else child.wait()
+        import_for_children(imported.names)
+        if current is None:
+            if exit_code > 0:
+                raise EngineError(f"A worker's child failed between two quanta: {exit_text(exit_code)}.")
+            return
+        kind, reason = child.find_reason(n_kills)
+        left = QuantumOutputs((), {})
+        if trial.context.quantum_executor is None:
+            dead = current.quantum_id
+            left = self.ask(lambda: find_outputs(trial.context, trial.content, dead)) or left
+        yield QuantumOutcome(
+            current.quantum_id,
+            QuantumAttemptStatus.ABORTED,
+            _dead_report(current, exit_code, kind),
+            kind=kind,
+            reason=reason,
+            log_tail=log_tail.read(),
+            outputs=left.ids,
+            records=left.records,
+            removed=left.removed,
+            started=time.time() - (time.monotonic() - started),
+            wall_seconds=time.monotonic() - started,
+            peak_memory=child.peak_memory,
+            memory_limit=limit,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+        )
+
+    def ask[T](self, question: Callable[[], T]) -> T | None:
+        """Find something out in a child, so that this process makes no client for the object store."""
+        with _Child(lambda channel: channel.send(question())) as child:
+            answer = child.receive()
+            child.wait()
+        return cast("T | None", answer)
+
+
+class _Child:
+    """A forked process that sends objects back.
+
+    Parameters
+    ----------
+    target
+        What the child does; it is given the channel to send with.
+    """
+
+    def __init__(self, target: Callable[[Channel], None]):
+        self._receiver, sender = Channel.make_pair()
+        self._exit_code: int | None = None
+        self._timeout: float | None = None
+        self._deadline = math.inf
+        self._memory: int | None = None
+        self._broken: FailureKind | None = None
+        self.alive = True
+        self.peak_memory = 0
+        """Peak resident memory in bytes; known when the child has ended."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        tie_to_parent = dying_with_parent()
+        self._id = os.fork()
+        if self._id == 0:
+            self._receiver.close()
+            _child_main(target, sender, tie_to_parent)
+        sender.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> Literal[False]:
+        self._receiver.close()
+        if self._exit_code is None:
+            self.stop(grace=0.0)
+        return False
+
+    def limit(self, timeout: float | None, memory: int | None) -> None:
+        """Set limits for what it does from now on.
+
+        Parameters
+        ----------
+        timeout
+            Seconds that it may take.
+        memory
+            Resident memory that it may have, in bytes.
+        """
+        self._timeout = timeout
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._memory = memory
+
+    def receive(self) -> object:
+        """Wait for the next object; `None` when the child has ended or broken a limit.
+
+        Raises
+        ------
+        EngineError
+            Raised if the engine's own code failed in the child.
+        """
+        watch = _WATCH_SECONDS if self._memory is None else _MEMORY_WATCH_SECONDS
+        event: object = None
+        while event is None:
+            left = max(0.0, self._deadline - time.monotonic())
+            event = self._receiver.receive(min(left, watch))
+            if event is not None:
+                break
+            if self._has_ended():
+                # Some other process holds the pipe, so that its end is no sign.
+                last = self._receiver.receive(0.0)
+                event = END if last is None else last
+            elif self._memory is not None and resident_memory(self._id) > self._memory:
+                self._broken = FailureKind.MEMORY
+                # At once: it would go on growing while it is asked to end.
+                self._kill(signal.SIGKILL)
+                return None
+            elif time.monotonic() >= self._deadline:
+                self._broken = FailureKind.TIMEOUT
+                return None
+        if event is END:
+            self.alive = False
+            return None
+        if isinstance(event, _Crash):
+            raise EngineError(f"The engine failed in a worker:\n{event.text}")
+        return event
+
+    def find_reason(self, n_kills: int) -> tuple[FailureKind, str]:
+        """Say why the child has ended in the middle of a quantum.
+
+        Parameters
+        ----------
+        n_kills
+            `count_out_of_memory_kills` from before it was started.
+        """
+        exit_code = self.wait()
+        used = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
+        if self._broken is FailureKind.TIMEOUT:
+            return FailureKind.TIMEOUT, f"took longer than its limit of {self._timeout:g} s; {used}"
+        if self._broken is FailureKind.MEMORY:
+            assert self._memory is not None
+            return FailureKind.MEMORY, f"used more than its limit of {self._memory / 2**20:.0f} MiB; {used}"
+        if exit_code >= 0:
+            return FailureKind.EXIT, f"the task left the process, {exit_text(exit_code)}; {used}"
+        if -exit_code in _OWN_SIGNALS:
+            return FailureKind.SIGNAL, f"{exit_text(exit_code)}; {used}"
+        if exit_code == -signal.SIGKILL and count_out_of_memory_kills() > n_kills:
+            return FailureKind.MEMORY, f"killed by the system for want of memory; {used}"
+        return FailureKind.LOST, f"{exit_text(exit_code)}, from outside; {used}"
+
+    def _has_ended(self) -> bool:
+        """Whether the process is over, without waiting for it."""
+        if self._exit_code is None:
+            self._reap(os.WNOHANG)
+        return self._exit_code is not None
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit code, negative for a signal."""
+        if self._exit_code is None:
+            self._reap(0)
+        assert self._exit_code is not None
+        return self._exit_code
+
+    def _reap(self, flags: int) -> None:
+        ended, status, usage = os.wait4(self._id, flags)
+        if ended:
+            self._exit_code = os.waitstatus_to_exitcode(status)
+            # macOS counts bytes, all others kilobytes.
+            self.peak_memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def stop(self, grace: float = _GRACE_SECONDS) -> int:
+        """End the child, first politely, and return the exit code."""
+        self._kill(signal.SIGTERM if grace else signal.SIGKILL)
+        deadline = time.monotonic() + grace
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._kill(signal.SIGKILL)
+        return self.wait()
+
+    def _kill(self, number: signal.Signals) -> None:
+        # The number of a process that is over may be another's by now.
+        if not self._has_ended():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._id, number)
+
+
+def _child_main(
+    target: Callable[[Channel], None], sender: Channel, tie_to_parent: Callable[[], None] | None
+) -> NoReturn:
+    """Do the child's work and leave without any of the parent's exit handlers."""
+    status = 1
+    try:
+        if tie_to_parent is not None:
+            tie_to_parent()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        target(sender)
+        status = 0
+    except BaseException:  # noqa: BLE001  (the parent raises it)
+        with contextlib.suppress(OSError):
+            sender.send(_Crash(traceback.format_exc()))
+    finally:
+        # Come what may, this process must not go on as a second worker.
+        try:
+            faulthandler.disable()
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+def _dead_report(work: QuantumWork, exit_code: int, kind: FailureKind) -> QuantumReport:
+    """Write pipe_base's report of a quantum whose process has ended."""
+    assert work.quantum.dataId is not None
+    report = QuantumReport.from_exit_code(
+        exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
+    )
+    # A task that leaves has not finished its quantum, whatever status it gives.
+    report.status = ExecutionStatus.TIMEOUT if kind is FailureKind.TIMEOUT else ExecutionStatus.FAILURE
+    return report
