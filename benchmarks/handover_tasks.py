@@ -83,7 +83,7 @@ def make_visit_image(size: int, seed: int) -> VisitImage:
 
 
 def make_table(rows: int, seed: int) -> astropy.table.Table:
-    """Make a catalogue of ``rows`` rows and 20 columns."""
+    """Make a catalog of ``rows`` rows and 20 columns."""
     rng = np.random.default_rng(seed)
     table = astropy.table.Table({f"flux{n}": rng.standard_normal(rows) for n in range(17)})
     table["id"] = np.arange(rows)

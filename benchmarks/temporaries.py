@@ -157,7 +157,7 @@ class Bench:
                     figures = self.repeat(case, way, readers)
                     results["rows"].append((case.name, readers, way, figures._asdict()))
                     show(case.name, readers, way, figures)
-                nbytes = serialised_bytes(case)
+                nbytes = serialized_bytes(case)
                 raw = self.shuffle_raw(nbytes, readers)
                 results["rows"].append((case.name, readers, "plain PySpark", raw._asdict()))
                 show(case.name, readers, "plain PySpark", raw)
@@ -266,8 +266,8 @@ class Bench:
         )
 
 
-def serialised_bytes(case: Case) -> int:
-    """Length of the serialised form of a dataset."""
+def serialized_bytes(case: Case) -> int:
+    """Length of the serialized form of a dataset."""
     from lsst.daf.butler import StorageClassFactory
 
     from spark_butler.codecs import encode

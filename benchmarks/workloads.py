@@ -30,7 +30,7 @@ class _Task:
     """Width of the lognormal distribution of times."""
 
     reads: int = 0
-    """Inputs that no quantum makes: raws, calibrations, reference catalogues."""
+    """Inputs that no quantum makes: raws, calibrations, reference catalogs."""
 
     writes: int = 3
     """Retained outputs; two of them are metadata and log."""

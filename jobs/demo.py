@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def run(night: DemoNight, cores: int) -> int:
-    """Go from nothing, or from what an earlier demo left, to catalogues and pictures."""
+    """Go from nothing, or from what an earlier demo left, to catalogs and pictures."""
     start = time.monotonic()
     java_home = find_java_home()
     prepared = night.is_prepared()

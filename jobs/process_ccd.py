@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Process raw CCD frames to source catalogues on Spark: ``spark-submit jobs/process_ccd.py -b REPO ...``."""
+"""Process raw CCD frames to source catalogs on Spark: ``spark-submit jobs/process_ccd.py -b REPO ...``."""
 
 from __future__ import annotations
 

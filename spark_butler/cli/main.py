@@ -121,7 +121,7 @@ def demo() -> None:
 @click.option("--size", default=1024, show_default=True, type=click.IntRange(64), help="Pixels; even.")
 @click.option("--seed", default=1, show_default=True)
 def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int, form: str) -> None:
-    """Simulate raw frames, calibration frames and a reference catalogue, with known truth.
+    """Simulate raw frames, calibration frames and a reference catalog, with known truth.
 
     \b
     Example:

@@ -201,9 +201,9 @@ def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
 @click.option("--output-run", help="RUN collection; refcats/NAME by default.")
 @click.option("--replace", is_flag=True, help="Replace shards that the collection has.")
 def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **options: Any) -> None:
-    """Ingest a reference catalogue as htm7 shards.
+    """Ingest a reference catalog as htm7 shards.
 
-    PATHS are LSST reference catalogue files, or tables with positions in degrees.
+    PATHS are LSST reference catalog files, or tables with positions in degrees.
 
     \b
     Examples:

@@ -55,7 +55,7 @@ def _prove(cls: type, stream: list[memoryview], buffers: list[memoryview]) -> No
 def encode(
     obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None
 ) -> EncodedObject:
-    """Serialise a dataset.
+    """Serialize a dataset.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def encode(
     Returns
     -------
     encoded
-        The serialised form, with views on the arrays of the object.
+        The serialized form, with views on the arrays of the object.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def encode(
         type_name = get_full_type_name(obj)
         if codec is not None or formatter is None:
             raise CodecError(
-                f"A {type_name} of storage class {storage_class.name!r} can't be serialised"
+                f"A {type_name} of storage class {storage_class.name!r} can't be serialized"
                 f" by {codec or _PICKLE!r}: {type(err).__name__}: {err}"
             ) from err
         logger.debug("A %s does not pickle (%s); its formatter is used.", type_name, err)
@@ -106,7 +106,7 @@ def decode(
     *,
     formatter: FormatterFallback | None = None,
 ) -> Any:
-    """Make a dataset of its serialised form.
+    """Make a dataset of its serialized form.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def decode(
     Raises
     ------
     CodecError
-        Raised if the bytes are no whole serialised form, or are one that
+        Raised if the bytes are no whole serialized form, or are one that
         this process has no codec for.
     """
     form = Form.parse(data)
@@ -135,7 +135,7 @@ def decode(
         return obj
     if formatter is None:
         raise CodecError(
-            f"A dataset of storage class {storage_class.name!r} was serialised by its formatter, but"
+            f"A dataset of storage class {storage_class.name!r} was serialized by its formatter, but"
             " no formatter was given to read it with."
         )
     return formatter.from_parts(*obj)

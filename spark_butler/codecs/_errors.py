@@ -6,4 +6,4 @@ from ..errors import SparkButlerError
 
 
 class CodecError(SparkButlerError, ValueError):
-    """A dataset can't be serialised, or bytes are not a serialised dataset."""
+    """A dataset can't be serialized, or bytes are not a serialized dataset."""

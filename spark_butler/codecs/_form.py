@@ -1,4 +1,4 @@
-"""The serialised form: a header, the name of the codec, a table of buffers, a pickle stream, the buffers.
+"""The serialized form: a header, the name of the codec, a table of buffers, a pickle stream, the buffers.
 
 All integers are little-endian.  Buffers begin at multiples of `ALIGNMENT`
 bytes.  The checksum is of everything before the first buffer.
@@ -30,7 +30,7 @@ def _padding(position: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedObject:
-    """One dataset in its serialised form.
+    """One dataset in its serialized form.
 
     Notes
     -----
@@ -42,7 +42,7 @@ class EncodedObject:
     """Name of the codec that made it."""
 
     nbytes: int
-    """Total length of the serialised form."""
+    """Total length of the serialized form."""
 
     head: tuple[memoryview, ...]
     """What stands before the first buffer."""
@@ -52,7 +52,7 @@ class EncodedObject:
 
     @classmethod
     def assemble(cls, codec: str, stream: Sequence[memoryview], buffers: Sequence[memoryview]) -> Self:
-        """Put the serialised form together.
+        """Put the serialized form together.
 
         Parameters
         ----------
@@ -83,7 +83,7 @@ class EncodedObject:
         return cls(codec, total, (memoryview(header), *stream), tuple(buffers))
 
     def pieces(self) -> Iterator[memoryview]:
-        """Iterate over consecutive pieces of the serialised form.
+        """Iterate over consecutive pieces of the serialized form.
 
         Yields
         ------
@@ -105,7 +105,7 @@ class EncodedObject:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """The parts of a serialised form, as views on its bytes."""
+    """The parts of a serialized form, as views on its bytes."""
 
     codec: str
     """Name of the codec that made it."""
@@ -118,7 +118,7 @@ class Form:
 
     @classmethod
     def parse(cls, data: bytearray | memoryview) -> Self:
-        """Find the parts in a serialised form.
+        """Find the parts in a serialized form.
 
         Parameters
         ----------
@@ -133,25 +133,25 @@ class Form:
         Raises
         ------
         CodecError
-            Raised if the bytes are not a whole serialised form.
+            Raised if the bytes are not a whole serialized form.
         """
         view = memoryview(data).cast("B")
         if view.nbytes < _HEADER.size or view[: len(_MAGIC)] != _MAGIC:
             raise CodecError(
-                f"These {view.nbytes} bytes are no serialised dataset: they begin with {bytes(view[:8])!r},"
+                f"These {view.nbytes} bytes are no serialized dataset: they begin with {bytes(view[:8])!r},"
                 f" expected {_MAGIC!r}."
             )
         _, checksum, n_name, n_buffers, n_stream, total = _HEADER.unpack_from(view)
         if total != view.nbytes:
-            raise CodecError(f"A serialised dataset of {total} bytes has come as {view.nbytes} bytes.")
+            raise CodecError(f"A serialized dataset of {total} bytes has come as {view.nbytes} bytes.")
         start = _HEADER.size + n_name + 8 * n_buffers
         position = start + n_stream
         if position > total:
-            raise CodecError("The header of a serialised dataset was damaged on its way: lengths disagree.")
+            raise CodecError("The header of a serialized dataset was damaged on its way: lengths disagree.")
         header = bytearray(view[:start])
         header[_CHECKSUM] = bytes(4)
         if zlib.crc32(view[start:position], zlib.crc32(header)) != checksum:
-            raise CodecError("The head of a serialised dataset was damaged on its way: its checksum differs.")
+            raise CodecError("The head of a serialized dataset was damaged on its way: its checksum differs.")
         buffers = []
         for (size,) in struct.iter_unpack("<Q", view[_HEADER.size + n_name : start]):
             begin = position + _padding(position)

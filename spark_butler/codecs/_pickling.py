@@ -31,7 +31,7 @@ class _Pieces:
 def _from_parts(name: str, parts: Any) -> Any:
     if (codec := find_codec(name)) is None:
         raise CodecError(
-            f"A dataset was serialised with the codec {name!r}, which this process doesn't have:"
+            f"A dataset was serialized with the codec {name!r}, which this process doesn't have:"
             " provide it by an entry point in the group 'spark_butler.codecs' wherever workers run."
         )
     return codec.from_parts(parts)

@@ -45,7 +45,7 @@ class DemoNight:
 
     @property
     def simulation(self) -> Path:
-        """Raw frames, reference catalogue and truth."""
+        """Raw frames, reference catalog and truth."""
         return self.directory / "night"
 
     @property

@@ -122,7 +122,7 @@ def draw_focal_plane(
 def draw_detector(
     butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int, detector: int
 ) -> None:
-    """Write a picture of one detector's image, with its masked pixels coloured and its sources marked.
+    """Write a picture of one detector's image, with its masked pixels colored and its sources marked.
 
     Parameters
     ----------

@@ -124,7 +124,7 @@ class QuantumOutcome:
     """Time that the task spent in `Butler.put`, in seconds, as pipe_base measures it; `None` when unknown."""
 
     pack_seconds: float = 0.0
-    """Time of these that serialising temporaries for other groups took, in seconds."""
+    """Time of these that serializing temporaries for other groups took, in seconds."""
 
     shuffle_seconds: float = 0.0
     """Time before, during which its slot received or sent temporaries and ran no quantum, in seconds."""

@@ -88,7 +88,7 @@ class WorkerContext:
     """Address of the run's folder in the object store for temporaries that a shuffle can't take."""
 
     max_shuffle_bytes: int | None = None
-    """Length of a serialised temporary from which on it goes to `scratch`."""
+    """Length of a serialized temporary from which on it goes to `scratch`."""
 
     stores: tuple[str, ...] = ()
     """Addresses of the places where the datastores keep files."""
@@ -176,7 +176,7 @@ class Parcel:
     """ID of the dataset."""
 
     encoded: EncodedObject
-    """The serialised dataset, whose big buffers are still the dataset's own."""
+    """The serialized dataset, whose big buffers are still the dataset's own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

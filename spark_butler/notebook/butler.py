@@ -127,7 +127,7 @@ class SparkButler:
         also
             Further dataset types that functions read: for each data ID, the
             datasets that go with it (calibrations by their validity,
-            catalogues by their place on the sky).
+            catalogs by their place on the sky).
         collections
             Collections to search instead of those of this butler; or patterns
             of their names (``"u/me/*"``), which must lead to one dataset for

@@ -1,4 +1,4 @@
-"""Cameras described by YAML: registration, raw and calibration ingest, visits, reference catalogues."""
+"""Cameras described by YAML: registration, raw and calibration ingest, visits, reference catalogs."""
 
 from __future__ import annotations
 

@@ -100,9 +100,9 @@ def make_tan_wcs(
     pixel_scale
         Arcseconds per pixel.
     detector_center
-        Zero-based x, y of the detector's centre in its own pixels.
+        Zero-based x, y of the detector's center in its own pixels.
     detector_offset
-        Focal-plane x, y of the detector's centre from the boresight, in pixels.
+        Focal-plane x, y of the detector's center from the boresight, in pixels.
     detector_rotation_deg
         Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees.
     east

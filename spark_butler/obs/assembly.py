@@ -58,7 +58,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
     raw
         Raw image in ADU, shape ``(raw_ny, raw_nx)``.
     detector
-        Geometry, nominal properties, and how the overscan is modelled.
+        Geometry, nominal properties, and how the overscan is modeled.
 
     Raises
     ------

@@ -82,7 +82,7 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
 
 
 class OverscanDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How the overscan is modelled; raw frames of masters and of science exposures are treated alike."""
+    """How the overscan is modeled; raw frames of masters and of science exposures are treated alike."""
 
     fit: Literal["row", "constant"] = "row"
     """``row`` subtracts the mean of each row, smoothed along the column; ``constant`` one number."""
@@ -105,7 +105,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
     pixel_scale: float = pydantic.Field(gt=0)
     """Arcseconds per pixel."""
     offset: tuple[float, float] = (0.0, 0.0)
-    """Focal-plane x, y of the detector's centre from the boresight, in pixels."""
+    """Focal-plane x, y of the detector's center from the boresight, in pixels."""
     rotation: float = 0.0
     """Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees."""
     amplifiers: tuple[AmplifierDescription, ...] = pydantic.Field(min_length=1)

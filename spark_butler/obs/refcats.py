@@ -1,4 +1,4 @@
-"""Ingest reference catalogues, cut into the HTM level 7 shards that tasks look up by region."""
+"""Ingest reference catalogs, cut into the HTM level 7 shards that tasks look up by region."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SUFFIXES = (".fits", ".fits.gz", ".ecsv", ".csv", ".parquet", ".parq")
 _FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv"}
 _LEVEL = 7
 _KEPT = re.compile(r"epoch|pm_(ra|dec)(_?[eE]rr)?|parallax(_?[eE]rr)?|coord_(ra|dec)_?[eE]rr")
-"""Columns beside positions and fluxes that are kept where an LSST reference catalogue has them."""
+"""Columns beside positions and fluxes that are kept where an LSST reference catalog has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def ingest_refcats(
     output_run: str | None = None,
     replace: bool = False,
 ) -> list[DatasetRef]:
-    """Ingest a reference catalogue.
+    """Ingest a reference catalog.
 
     Parameters
     ----------
@@ -77,14 +77,14 @@ def ingest_refcats(
         Name of the dataset type, such as ``gaia_dr2``.
     paths
         Tables (FITS, ECSV, CSV, Parquet), directories, globs or URIs.  A table with columns ``coord_ra`` and
-        ``coord_dec`` is taken for an LSST reference catalogue (radians, nJy), any other for one with ICRS
+        ``coord_dec`` is taken for an LSST reference catalog (radians, nJy), any other for one with ICRS
         positions in degrees.
     bands
         Columns with the brightness of each band.  A column with the unit mag, or with no unit and ``mag`` in
         its name, holds AB magnitudes; any other a flux in its unit, or nJy if it has none.  By default the
-        ``*_flux`` columns of an LSST reference catalogue are kept as they are.
+        ``*_flux`` columns of an LSST reference catalog are kept as they are.
     ra_column, dec_column, id_column
-        Names of columns in tables that are not LSST reference catalogues; without identifiers the rows are
+        Names of columns in tables that are not LSST reference catalogs; without identifiers the rows are
         numbered.
     output_run
         RUN collection, by default ``refcats/NAME``; it is put into the chain ``refcats``.
@@ -125,7 +125,7 @@ def ingest_refcats(
 
 
 def _dataset_type(butler: Butler, name: str) -> DatasetType:
-    """Return the catalogue's dataset type, unregistered as yet.
+    """Return the catalog's dataset type, unregistered as yet.
 
     Raises
     ------
@@ -196,7 +196,7 @@ def _standardize(
     if not np.isfinite(position).all() or (np.abs(position[1]) > 0.5 * np.pi).any():
         raise ValueError(f"columns {ra}, {dec} have positions that are not on the sky")
     if not bands and not is_lsst:
-        raise ValueError("no band columns were given, and it is no LSST reference catalogue")
+        raise ValueError("no band columns were given, and it is no LSST reference catalog")
     for band in bands:
         flux, error = _flux(table, band)
         out[f"{band.band}_flux"] = flux * u.nJy

@@ -102,7 +102,7 @@ class QuantumScan:
 
     @classmethod
     def make(cls, attempts: Sequence[OpenedAttempt], produced: frozenset[uuid.UUID]) -> QuantumScan:
-        """Serialise and compress.
+        """Serialize and compress.
 
         Parameters
         ----------
@@ -291,7 +291,7 @@ def pack_attempt(
     """
     try:
         return scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure).to_bytes()
-    except Exception:  # noqa: BLE001  (serialising what a task gives may raise anything)
+    except Exception:  # noqa: BLE001  (serializing what a task gives may raise anything)
         logger.warning("No provenance could be gathered for a quantum of %s.", task_node.label, exc_info=True)
         return None
 

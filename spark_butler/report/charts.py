@@ -17,7 +17,7 @@ _MAX_TITLED = 3_000
 
 
 def task_colors(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Give the tasks that take most time a colour each, and all others the same grey.
+    """Give the tasks that take most time a color each, and all others the same gray.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def busy_chart(timeline: Mapping[str, Any], colors: Mapping[str, str], slots: in
     step = _WIDTH / n_bins
     base = [0.0] * n_bins
     paths = []
-    # Grey ones together, so that they are one area.
+    # Gray ones together, so that they are one area.
     for label, row in sorted(zip(timeline["labels"], rows, strict=True), key=lambda item: colors[item[0]]):
         if not any(row):
             continue

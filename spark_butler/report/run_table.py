@@ -10,7 +10,7 @@ from ..driver.events import ProgressSnapshot, TaskProgress
 from ..text_tables import align_rows
 
 _COLUMNS = ("pending", "running", "done", "failed", "blocked")
-_COLOURS = {"running": "#2b7bba", "done": "#2e8540", "failed": "#c0392b", "blocked": "#8e6c1f"}
+_COLORS = {"running": "#2b7bba", "done": "#2e8540", "failed": "#c0392b", "blocked": "#8e6c1f"}
 
 
 def make_text(title: str, status: str, snapshot: ProgressSnapshot) -> str:
@@ -51,7 +51,7 @@ def make_html(
     head = "<th style='text-align:left'>task</th><th style='min-width:8em'></th>"
     head += "".join(f"<th style='text-align:right'>{name}</th>" for name in _COLUMNS)
     body = "".join(_html_row(task) for task in _tasks(snapshot))
-    wrong = f"<div style='color:{_COLOURS['failed']}'>{html.escape(error)}</div>" if error else ""
+    wrong = f"<div style='color:{_COLORS['failed']}'>{html.escape(error)}</div>" if error else ""
     return (
         "<div style='max-width:100%;overflow-x:auto'>"
         f"<div><b>{html.escape(title)}</b>: {html.escape(_summary(status, snapshot))}</div>"
@@ -106,8 +106,8 @@ def _html_row(task: TaskProgress) -> str:
     """Make a row, with a bar of the parts that have ended."""
     parts = "".join(
         f"<span style='display:inline-block;height:0.8em;width:{100.0 * count / task.total:.4g}%;"
-        f"background:{colour}' title='{count} {name}'></span>"
-        for name, colour in _COLOURS.items()
+        f"background:{color}' title='{count} {name}'></span>"
+        for name, color in _COLORS.items()
         if (count := getattr(task, name))
     )
     bar = f"<div style='background:#ddd;line-height:0;white-space:nowrap'>{parts or '&nbsp;'}</div>"
@@ -117,5 +117,5 @@ def _html_row(task: TaskProgress) -> str:
 
 def _html_count(task: TaskProgress, name: str) -> str:
     count = getattr(task, name)
-    colour = f";color:{_COLOURS[name]};font-weight:bold" if count and name in ("failed", "blocked") else ""
-    return f"<td style='text-align:right{colour}'>{count}</td>"
+    color = f";color:{_COLORS[name]};font-weight:bold" if count and name in ("failed", "blocked") else ""
+    return f"<td style='text-align:right{color}'>{count}</td>"

@@ -74,7 +74,7 @@ def _describe(task: TaskProgress) -> Text:
 
 
 class _Lines:
-    """Text that is written as it is, colours and tabs included."""
+    """Text that is written as it is, colors and tabs included."""
 
     def __init__(self, text: str):
         self._text = text

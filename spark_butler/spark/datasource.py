@@ -124,8 +124,8 @@ class ButlerDataSource(DataSource):
     Examples
     --------
     >>> options = {"repo": repo, "datasetType": "ref_cat", "collections": "refcats"}
-    >>> catalogue = spark.read.format("butler").options(**options).load()
-    >>> catalogue.filter("htm7 < 0").count()
+    >>> catalog = spark.read.format("butler").options(**options).load()
+    >>> catalog.filter("htm7 < 0").count()
     0
     """
 

@@ -1,4 +1,4 @@
-"""Match sources to a reference catalogue and refine a projection on the sky."""
+"""Match sources to a reference catalog and refine a projection on the sky."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AstrometrySolution:
     """Indices of the matched sources and references, in pairs."""
 
     offset: float
-    """How far the refinement moved the image's centre on the sky, in arcseconds."""
+    """How far the refinement moved the image's center on the sky, in arcseconds."""
 
     scatter: float
     """Robust standard deviation of the residuals per axis, in arcseconds."""
@@ -61,8 +61,8 @@ def project_references(
         Which references, and their pixel positions.
     """
     # A gnomonic projection also maps the far side of the sky to finite pixels.
-    centre = wcs.pixel_to_world_values(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1))
-    ra0, dec0 = (np.radians(float(value)) for value in centre)
+    center = wcs.pixel_to_world_values(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1))
+    ra0, dec0 = (np.radians(float(value)) for value in center)
     cosine = np.sin(dec0) * np.sin(np.radians(dec)) + np.cos(dec0) * np.cos(np.radians(dec)) * np.cos(
         np.radians(ra) - ra0
     )
@@ -160,7 +160,7 @@ def refine_wcs(
         wcs=refined,
         sources=matched,
         references=on_image[reference],
-        offset=scale * float(np.hypot(*_shift_at_centre(correction, shape))),
+        offset=scale * float(np.hypot(*_shift_at_center(correction, shape))),
         scatter=scale * 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0)))),
     )
 
@@ -188,7 +188,7 @@ def _find_offset(
 
 
 def _mutual_matches(sources: FloatArray, references: FloatArray, radius: float) -> tuple[IntArray, IntArray]:
-    """Pairs that are each other's nearest neighbour."""
+    """Pairs that are each other's nearest neighbor."""
     forward_distance, forward = scipy.spatial.cKDTree(references).query(sources, distance_upper_bound=radius)
     _, backward = scipy.spatial.cKDTree(sources).query(references, distance_upper_bound=radius)
     source = np.nonzero(np.isfinite(forward_distance))[0]
@@ -199,25 +199,25 @@ def _mutual_matches(sources: FloatArray, references: FloatArray, radius: float) 
 def _clip(residual: FloatArray) -> npt.NDArray[np.bool_]:
     if len(residual) < 5:
         return np.ones(len(residual), dtype=bool)
-    centred = residual - np.median(residual, axis=0)
-    spread = 1.4826 * np.median(np.abs(centred), axis=0)
-    return np.asarray((np.abs(centred) < 4.0 * np.maximum(spread, 0.02)).all(axis=1))
+    centered = residual - np.median(residual, axis=0)
+    spread = 1.4826 * np.median(np.abs(centered), axis=0)
+    return np.asarray((np.abs(centered) < 4.0 * np.maximum(spread, 0.02)).all(axis=1))
 
 
 def _fit(from_pixels: FloatArray, to_pixels: FloatArray, linear: bool) -> FloatArray:
     """Least-squares map ``to = from @ A[:2] + A[2]``; with ``linear`` false only the offset."""
     if not linear:
         return np.vstack([np.eye(2), np.mean(to_pixels - from_pixels, axis=0)])
-    centre = from_pixels.mean(axis=0)
-    design = np.column_stack([from_pixels - centre, np.ones(len(from_pixels))])
+    center = from_pixels.mean(axis=0)
+    design = np.column_stack([from_pixels - center, np.ones(len(from_pixels))])
     solution = np.linalg.lstsq(design, to_pixels, rcond=None)[0]
-    solution[2] -= centre @ solution[:2]
+    solution[2] -= center @ solution[:2]
     return np.asarray(solution)
 
 
-def _shift_at_centre(correction: FloatArray, shape: tuple[int, int]) -> FloatArray:
-    centre = np.array([0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)])
-    return np.asarray(centre @ correction[:2] + correction[2] - centre)
+def _shift_at_center(correction: FloatArray, shape: tuple[int, int]) -> FloatArray:
+    center = np.array([0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)])
+    return np.asarray(center @ correction[:2] + correction[2] - center)
 
 
 def _corrected(wcs: astropy.wcs.WCS, correction: FloatArray) -> astropy.wcs.WCS:

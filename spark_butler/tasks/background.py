@@ -19,10 +19,10 @@ class BackgroundMesh:
     """Sky level and noise in the cells of a grid."""
 
     x: npt.NDArray[np.float64]
-    """Centres of the columns of cells, in pixels, with the image's left and right edges added."""
+    """Centers of the columns of cells, in pixels, with the image's left and right edges added."""
 
     y: npt.NDArray[np.float64]
-    """Centres of the rows of cells, in pixels, with the image's lower and upper edges added."""
+    """Centers of the rows of cells, in pixels, with the image's lower and upper edges added."""
 
     level: npt.NDArray[np.float64]
     """Sky level at the nodes, shape ``(len(y), len(x))``, in the units of the image."""
@@ -31,7 +31,7 @@ class BackgroundMesh:
     """Standard deviation of a sky pixel: the median over the cells, in the units of the image."""
 
     n_empty: int
-    """Number of cells that had too few good pixels and were filled from their neighbours."""
+    """Number of cells that had too few good pixels and were filled from their neighbors."""
 
     def as_field(self, bbox: Box, unit: Any = None) -> SplineField:
         """Return the model as a field that can be stored with an image (Akima splines between the nodes)."""
@@ -68,7 +68,7 @@ def estimate_background(
     iterations
         Most clipping passes.
     min_fraction
-        Cells with a smaller fraction of unmasked pixels are filled from their neighbours.
+        Cells with a smaller fraction of unmasked pixels are filled from their neighbors.
     smooth
         Width, in cells, of the median filter that removes cells dominated by an object; 1 does nothing.
 
@@ -112,8 +112,8 @@ def _edges(size: int, cell: int) -> npt.NDArray[np.intp]:
 
 
 def _nodes(edges: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-    centres = 0.5 * (edges[:-1] + edges[1:]) - 0.5
-    return np.concatenate([[edges[0] - 0.5], centres, [edges[-1] - 0.5]])
+    centers = 0.5 * (edges[:-1] + edges[1:]) - 0.5
+    return np.concatenate([[edges[0] - 0.5], centers, [edges[-1] - 0.5]])
 
 
 def _extend(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

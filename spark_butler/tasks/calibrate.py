@@ -1,4 +1,4 @@
-"""Measure the sources of one image and calibrate it against a reference catalogue."""
+"""Measure the sources of one image and calibrate it against a reference catalog."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DIMENSIONS = ("instrument", "visit", "detector")
 
 
 class ReferenceColumnError(UserError, KeyError):
-    """A reference catalogue lacks a column."""
+    """A reference catalog lacks a column."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -50,7 +50,7 @@ class CalibrateConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENS
         dimensions=_DIMENSIONS,
     )
     ref_cat = cT.PrerequisiteInput(
-        doc="Shards of the reference catalogue: id, coord_ra and coord_dec [rad], BAND_flux [nJy].",
+        doc="Shards of the reference catalog: id, coord_ra and coord_dec [rad], BAND_flux [nJy].",
         name="ref_cat",
         storageClass="ArrowAstropy",
         dimensions=("htm7",),
@@ -65,7 +65,7 @@ class CalibrateConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENS
         dimensions=_DIMENSIONS,
     )
     source = cT.Output(
-        doc="Catalogue of sources.",
+        doc="Catalog of sources.",
         name="source",
         storageClass="ArrowAstropy",
         dimensions=_DIMENSIONS,
@@ -155,7 +155,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         preliminary_source
             Detected peaks: ``id``, ``x``, ``y``, ``psf_star``.
         ref_cat
-            Shards of the reference catalogue that overlap the image.
+            Shards of the reference catalog that overlap the image.
 
         Returns
         -------
@@ -224,7 +224,7 @@ class CalibrateTask(pipe_base.PipelineTask):
                 name for name in ("id", "coord_ra", "coord_dec", flux) if name not in shard.colnames
             ]:
                 raise ReferenceColumnError(
-                    f"The reference catalogue {getattr(handle, 'ref', handle)} has no column "
+                    f"The reference catalog {getattr(handle, 'ref', handle)} has no column "
                     f"{', '.join(missing)}; it has {', '.join(shard.colnames)}."
                 )
             shards.append(
@@ -250,7 +250,7 @@ class CalibrateTask(pipe_base.PipelineTask):
     ) -> AstrometrySolution:
         none = np.zeros(0, dtype=np.intp)
         if references is None:
-            solution = AstrometrySolution(wcs, none, none, math.nan, math.nan, "no reference catalogue here")
+            solution = AstrometrySolution(wcs, none, none, math.nan, math.nan, "no reference catalog here")
         else:
             scale = math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
             flags = measured.flags
@@ -313,13 +313,13 @@ class CalibrateTask(pipe_base.PipelineTask):
             x=np.array([x_edges[0], x_edges[1], x_edges[1], x_edges[0]]),
             y=np.array([y_edges[0], y_edges[0], y_edges[1], y_edges[1]]),
         )
-        centre = projection.pixel_to_sky(x=0.5 * sum(x_edges), y=0.5 * sum(y_edges))
+        center = projection.pixel_to_sky(x=0.5 * sum(x_edges), y=0.5 * sum(y_edges))
         # Noise of the PSF flux of a source that is as faint as the sky allows.
         limit = 5.0 * image.summary_stats.skyNoise * math.sqrt(4.0 * math.pi) * measured.sigma
         return image.summary_stats.model_copy(
             update={
-                "ra": float(centre.ra.deg),
-                "dec": float(centre.dec.deg),
+                "ra": float(center.ra.deg),
+                "dec": float(center.dec.deg),
                 "raCorners": tuple(float(value) for value in corners.ra.deg),
                 "decCorners": tuple(float(value) for value in corners.dec.deg),
                 "pixelScale": math.sqrt(abs(float(np.linalg.det(astrometry.wcs.pixel_scale_matrix))))
@@ -437,6 +437,6 @@ def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:
 
 
 def _degrees(column: Any) -> npt.NDArray[np.float64]:
-    """Convert an angle to degrees; without a unit it is in radians, as in all Rubin reference catalogues."""
+    """Convert an angle to degrees; without a unit it is in radians, as in all Rubin reference catalogs."""
     unit = getattr(column, "unit", None) or u.rad
     return np.asarray((np.asarray(column, dtype=np.float64) * unit).to_value(u.deg))

@@ -19,7 +19,7 @@ from .stamps import gather_windows
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.float32]
 
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
 def find_cosmic_rays(
@@ -28,7 +28,7 @@ def find_cosmic_rays(
     *,
     ignore: BoolArray | None = None,
     threshold: float = 4.5,
-    neighbour_fraction: float = 0.3,
+    neighbor_fraction: float = 0.3,
     contrast: float = 5.0,
     iterations: int = 2,
 ) -> BoolArray:
@@ -44,7 +44,7 @@ def find_cosmic_rays(
         Pixels that are never cosmic rays, such as saturated or bad ones.
     threshold
         Significance of the Laplacian, in units of the noise, above which a pixel is a cosmic ray.
-    neighbour_fraction
+    neighbor_fraction
         Pixels touching a cosmic ray are flagged above this fraction of ``threshold``.
     contrast
         Least ratio of the Laplacian to the fine structure image; raise it when the PSF is poorly sampled.
@@ -64,11 +64,11 @@ def find_cosmic_rays(
     noise_floor = np.broadcast_to(np.asarray(read_noise, dtype=np.float32) ** 2, clean.shape)
     found = np.zeros(clean.shape, dtype=bool)
     for _ in range(iterations):
-        new = _one_pass(clean, noise_floor, usable, threshold, neighbour_fraction, contrast) & ~found
+        new = _one_pass(clean, noise_floor, usable, threshold, neighbor_fraction, contrast) & ~found
         if not new.any():
             break
         found |= new
-        _fill_with_neighbours(clean, found | ~usable, new)
+        _fill_with_neighbors(clean, found | ~usable, new)
     return found
 
 
@@ -93,12 +93,12 @@ def _one_pass(
     noise_floor: npt.NDArray[np.float32],
     usable: BoolArray,
     threshold: float,
-    neighbour_fraction: float,
+    neighbor_fraction: float,
     contrast: float,
 ) -> BoolArray:
     laplacian = _subsampled_laplacian(image)
     level = max(float(np.median(image)), 0.0)
-    low = neighbour_fraction * threshold
+    low = neighbor_fraction * threshold
     # The noise here is a lower limit, so this pre-selection never loses a candidate.
     maybe = usable & (laplacian > 2.0 * low * np.sqrt(noise_floor + 0.25 * level))
     y, x = np.nonzero(maybe)
@@ -124,9 +124,9 @@ def _one_pass(
     fine = np.maximum(fine / noise[strong], 0.01)
     sharp = significance[ys, xs] / fine > contrast
     seeds[ys[sharp], xs[sharp]] = True
-    grown = scipy.ndimage.binary_dilation(seeds, _EIGHT_NEIGHBOURS) & usable & (significance > threshold)
+    grown = scipy.ndimage.binary_dilation(seeds, _EIGHT_NEIGHBORS) & usable & (significance > threshold)
     return np.asarray(
-        scipy.ndimage.binary_dilation(grown, _EIGHT_NEIGHBOURS) & usable & (significance > low), dtype=bool
+        scipy.ndimage.binary_dilation(grown, _EIGHT_NEIGHBORS) & usable & (significance > low), dtype=bool
     )
 
 
@@ -168,7 +168,7 @@ def _median_of_windows(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float
     return np.ascontiguousarray(np.partition(flat, middle, axis=1)[:, middle])
 
 
-def _fill_with_neighbours(image: Image32, masked: BoolArray, pixels: BoolArray) -> None:
+def _fill_with_neighbors(image: Image32, masked: BoolArray, pixels: BoolArray) -> None:
     """Replace ``pixels`` by the median of the unmasked pixels in 5x5 windows, in place."""
     y, x = np.nonzero(pixels)
     windows = gather_windows(image, x, y, 2).reshape(x.size, -1)

@@ -250,11 +250,11 @@ def _interpolate_peak(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Offset of the vertex of the parabola through three pixels, along both axes."""
     padded = np.pad(significance, 1, mode="edge").astype(np.float64)
-    centre = padded[y + 1, x + 1]
+    center = padded[y + 1, x + 1]
 
     def vertex(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        curvature = before - 2.0 * centre + after
-        offset = np.zeros_like(centre)
+        curvature = before - 2.0 * center + after
+        offset = np.zeros_like(center)
         np.divide(0.5 * (before - after), curvature, out=offset, where=curvature < 0.0)
         return np.clip(offset, -0.5, 0.5)
 

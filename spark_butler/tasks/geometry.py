@@ -86,9 +86,9 @@ def _make_frames(instrument: str, detector: DetectorDescription) -> CameraFrameS
     )
     phi = math.radians(detector.rotation)
     rotation = np.array([[math.cos(phi), math.sin(phi)], [-math.sin(phi), math.cos(phi)]])
-    to_centre = starlink.Ast.ShiftMap([-detector.offset[0], -detector.offset[1]])
+    to_center = starlink.Ast.ShiftMap([-detector.offset[0], -detector.offset[1]])
     to_corner = starlink.Ast.ShiftMap([0.5 * (detector.nx - 1), 0.5 * (detector.ny - 1)])
-    turned = starlink.Ast.CmpMap(to_centre, starlink.Ast.MatrixMap(rotation), True)
+    turned = starlink.Ast.CmpMap(to_center, starlink.Ast.MatrixMap(rotation), True)
     # Bounds have the half-open form in which CameraFrameSet reads them back.
     pixels = starlink.Ast.Frame(
         2,

@@ -56,7 +56,7 @@ class PsfPhotometry:
     """`False` where too little of the source lies on good pixels."""
 
     blendedness: FloatArray
-    """Flux of the neighbours' models under the source's PSF, as a fraction of all flux there."""
+    """Flux of the neighbors' models under the source's PSF, as a fraction of all flux there."""
 
     residual: npt.NDArray[np.float32]
     """The image minus all fitted PSFs; masked pixels are zero."""
@@ -86,7 +86,7 @@ def measure_psf_photometry(
     *,
     passes: int = 2,
 ) -> PsfPhotometry:
-    """Fit all PSF fluxes together, centre each source with its neighbours subtracted, and repeat.
+    """Fit all PSF fluxes together, center each source with its neighbors subtracted, and repeat.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def aperture_fluxes(
     stamps, variance_stamps, masked_stamps
         Cut-outs of the image, its variance, and of the pixels that are masked or off the image.
     dx, dy
-        Centres relative to the central pixel of each stamp.
+        Centers relative to the central pixel of each stamp.
     radii
         Radii in pixels.
     """
@@ -278,7 +278,7 @@ def nearest_pixel(
 
 
 def _blendedness(x: FloatArray, y: FloatArray, flux: FloatArray, sigma: float) -> FloatArray:
-    """Overlap of two Gaussians: ``exp(-d^2 / (4 sigma^2))`` of the neighbour's flux."""
+    """Overlap of two Gaussians: ``exp(-d^2 / (4 sigma^2))`` of the neighbor's flux."""
     if len(x) < 2:
         return np.zeros(len(x))
     tree = scipy.spatial.cKDTree(np.column_stack([x, y]))

@@ -69,19 +69,19 @@ def fit_zero_point(
     for _ in range(iterations):
         if index.size < min_stars:
             break
-        centre, spread = _centre_and_spread(each[index])
-        kept = index[np.abs(each[index] - centre) <= clip * max(spread, 1e-3)]
+        center, spread = _center_and_spread(each[index])
+        kept = index[np.abs(each[index] - center) <= clip * max(spread, 1e-3)]
         if kept.size == index.size:
             break
         index = kept
     if index.size < min_stars:
         return ZeroPoint(math.nan, math.nan, math.nan, index)
-    centre, spread = _centre_and_spread(each[index])
+    center, spread = _center_and_spread(each[index])
     # The median of Gaussian numbers has a variance larger than the mean's by pi / 2.
     error = spread * math.sqrt(0.5 * math.pi / index.size)
-    return ZeroPoint(centre, error, spread, index)
+    return ZeroPoint(center, error, spread, index)
 
 
-def _centre_and_spread(values: FloatArray) -> tuple[float, float]:
-    centre = float(np.median(values))
-    return centre, 1.4826 * float(np.median(np.abs(values - centre)))
+def _center_and_spread(values: FloatArray) -> tuple[float, float]:
+    center = float(np.median(values))
+    return center, 1.4826 * float(np.median(np.abs(values - center)))

@@ -75,7 +75,7 @@ def estimate_psf(
     min_stars
         With fewer the estimate is NaN.
     isolation
-        A candidate has no neighbour of more than a tenth of its significance within this many ``sigma``.
+        A candidate has no neighbor of more than a tenth of its significance within this many ``sigma``.
     """
     radius = math.ceil(5.0 * sigma)
     chosen = _select_candidates(masked, detections, sigma, min_significance, isolation, radius)[:max_stars]
@@ -84,10 +84,10 @@ def estimate_psf(
         return nothing
     ix, iy = np.rint(detections.x[chosen]).astype(np.intp), np.rint(detections.y[chosen]).astype(np.intp)
     stamps = gather_windows(np.where(np.isfinite(image) & ~masked, image, 0.0), ix, iy, radius, fill=0.0)
-    dx, dy, centred = windowed_centroids(stamps, detections.x[chosen] - ix, detections.y[chosen] - iy, sigma)
+    dx, dy, centered = windowed_centroids(stamps, detections.x[chosen] - ix, detections.y[chosen] - iy, sigma)
     moments = measure_moments(stamps, dx, dy, sigma)
     sizes = moments.sigma
-    usable = centred & moments.ok
+    usable = centered & moments.ok
     if np.count_nonzero(usable) < min_stars:
         return nothing
     on_locus = usable & _stellar_locus(sizes, usable)
@@ -113,16 +113,16 @@ def fit_profile(
 ) -> PsfProfile:
     """Fit a core and a wing to the median radial profile of stars.
 
-    A single Gaussian leaves out the wings, a fifth of the light in ordinary seeing: what neighbours add to a
+    A single Gaussian leaves out the wings, a fifth of the light in ordinary seeing: what neighbors add to a
     source then depends on the seeing.
 
     Parameters
     ----------
     stamps
-        Cut-outs of stars with their neighbours subtracted, shape ``(n, size, size)``; they should reach out
+        Cut-outs of stars with their neighbors subtracted, shape ``(n, size, size)``; they should reach out
         to six ``sigma``.
     dx, dy
-        Centres relative to the central pixel of each stamp.
+        Centers relative to the central pixel of each stamp.
     flux
         Approximate fluxes.
     sigma
@@ -180,7 +180,7 @@ def _select_candidates(
     if not bright.size:
         return np.asarray(bright)
     tree = scipy.spatial.cKDTree(np.column_stack([detections.x, detections.y]))
-    neighbours = tree.query_ball_point(
+    neighbors = tree.query_ball_point(
         np.column_stack([detections.x[bright], detections.y[bright]]), isolation * sigma
     )
     alone = [
@@ -188,19 +188,19 @@ def _select_candidates(
             other == index or detections.significance[other] < 0.1 * detections.significance[index]
             for other in near
         )
-        for index, near in zip(bright, neighbours, strict=True)
+        for index, near in zip(bright, neighbors, strict=True)
     ]
     return np.asarray(bright[np.array(alone, dtype=bool)])
 
 
 def _stellar_locus(sizes: npt.NDArray[np.float64], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Clip around the mode of the sizes, which is the stars'; the mean is that of stars and galaxies."""
-    centre = _half_sample_mode(np.sort(sizes[usable]))
-    on_locus = usable & (np.abs(sizes - centre) < 0.1 * centre)
+    center = _half_sample_mode(np.sort(sizes[usable]))
+    on_locus = usable & (np.abs(sizes - center) < 0.1 * center)
     for _ in range(5):
-        centre = float(np.median(sizes[on_locus]))
-        spread = 1.4826 * float(np.median(np.abs(sizes[on_locus] - centre)))
-        on_locus = usable & (np.abs(sizes - centre) < 3.0 * max(spread, 0.01 * centre))
+        center = float(np.median(sizes[on_locus]))
+        spread = 1.4826 * float(np.median(np.abs(sizes[on_locus] - center)))
+        on_locus = usable & (np.abs(sizes - center) < 3.0 * max(spread, 0.01 * center))
     return on_locus
 
 

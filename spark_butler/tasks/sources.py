@@ -51,7 +51,7 @@ class SourceMeasurements:
     """The PSF that was fitted."""
 
     apertures: Apertures
-    """Fluxes in the catalogue's apertures."""
+    """Fluxes in the catalog's apertures."""
 
     moments: AdaptiveMoments
     sigma: float
@@ -111,7 +111,7 @@ def measure_sources(
     x, y
         Positions of the peaks in pixels.
     radii
-        Radii of the catalogue's apertures in pixels.
+        Radii of the catalog's apertures in pixels.
     correction_radius
         Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.
     correction_min_snr

@@ -14,14 +14,14 @@ import numpy.typing as npt
 def gather_windows[T: np.generic](
     array: npt.NDArray[T], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int, *, fill: Any = None
 ) -> npt.NDArray[T]:
-    """Copy the square windows centred on the given pixels.
+    """Copy the square windows centered on the given pixels.
 
     Parameters
     ----------
     array
         Image, shape ``(ny, nx)``.
     x, y
-        Column and row of the centres, inside the image.
+        Column and row of the centers, inside the image.
     radius
         Half size: windows are ``2 * radius + 1`` pixels wide.
     fill
@@ -42,7 +42,7 @@ def gather_windows[T: np.generic](
 
 
 def stamp_offsets(radius: int) -> npt.NDArray[np.float64]:
-    """Pixel offsets from the centre along one axis of a window of this radius."""
+    """Pixel offsets from the center along one axis of a window of this radius."""
     return np.arange(-radius, radius + 1, dtype=np.float64)
 
 
@@ -62,7 +62,7 @@ class PsfProfile:
         return cls(((1.0, sigma),), sigma)
 
     def __call__(self, radius: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Flux per pixel at a distance in pixels from the centre."""
+        """Flux per pixel at a distance in pixels from the center."""
         value = np.zeros_like(radius)
         for fraction, sigma in self.components:
             value += fraction / (2.0 * np.pi * sigma**2) * np.exp(-0.5 * (radius / sigma) ** 2)
@@ -71,7 +71,7 @@ class PsfProfile:
     def stamps(
         self, dx: npt.NDArray[np.float64], dy: npt.NDArray[np.float64], radius: int
     ) -> npt.NDArray[np.float64]:
-        """Evaluate the PSF at pixel centres, one stamp per position.
+        """Evaluate the PSF at pixel centers, one stamp per position.
 
         Parameters
         ----------

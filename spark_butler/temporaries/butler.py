@@ -52,7 +52,7 @@ class GroupButler(LimitedButler):
         For datasets of other groups: whether they exist.  What is not in it
         is asked of the datastore.
     inbox
-        Temporaries of other groups, still serialised.
+        Temporaries of other groups, still serialized.
 
     Notes
     -----
@@ -154,7 +154,7 @@ class GroupButler(LimitedButler):
         return frozenset(self._temporaries.keys() | self._arrived.keys())
 
     def encode(self, dataset_id: uuid.UUID) -> EncodedObject:
-        """Serialise a temporary that was put.
+        """Serialize a temporary that was put.
 
         Parameters
         ----------

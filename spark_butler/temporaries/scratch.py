@@ -80,7 +80,7 @@ def list_scratch_runs(datastore_root: ResourcePath) -> set[str]:
 def store_scratch(
     folder: str, dataset_id: uuid.UUID, pieces: Iterable[memoryview], part_bytes: int = _PART_BYTES
 ) -> list[tuple[str, int]]:
-    """Write a serialised object to the object store.
+    """Write a serialized object to the object store.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def store_scratch(
     dataset_id
         The dataset.
     pieces
-        The serialised object, in pieces.
+        The serialized object, in pieces.
     part_bytes
         Greatest length of a file in bytes.
 
@@ -122,7 +122,7 @@ def store_scratch(
 
 
 def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
-    """Read a serialised object back from the object store.
+    """Read a serialized object back from the object store.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class Sent:
     """ID of the dataset."""
 
     nbytes: int
-    """Its serialised length in bytes."""
+    """Its serialized length in bytes."""
 
     began: float
     """When their making began, in seconds since the epoch."""

@@ -49,10 +49,10 @@ class Kind(enum.IntEnum):
     """What the payload of a record is."""
 
     CHUNK = 0
-    """A piece of a serialised object."""
+    """A piece of a serialized object."""
 
     SCRATCH = 1
-    """A pickled list of addresses and lengths of the parts of a serialised object in the object store."""
+    """A pickled list of addresses and lengths of the parts of a serialized object in the object store."""
 
     NOTICE = 2
     """A pickled `Notice`."""
@@ -80,7 +80,7 @@ class Record(NamedTuple):
     """Dataset that the payload belongs to."""
 
     total: int
-    """Length of the whole serialised object in bytes."""
+    """Length of the whole serialized object in bytes."""
 
     offset: int
     """Position of the payload in it."""
@@ -100,7 +100,7 @@ class Notice:
     """Whether the stored datasets that the other reads exist."""
 
     sent: dict[uuid.UUID, int]
-    """Temporaries that were sent to it, with their serialised length in bytes."""
+    """Temporaries that were sent to it, with their serialized length in bytes."""
 
 
 NO_NEWS = Notice(frozenset(), {}, {})
@@ -213,7 +213,7 @@ def open_record(record: bytes | bytearray) -> Record:
 def cut_object(
     way: Way, group: int, sender: int, dataset_id: uuid.UUID, pieces: Iterable[memoryview], total: int
 ) -> Iterator[list[bytes | memoryview]]:
-    """Cut a serialised object into records.
+    """Cut a serialized object into records.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def cut_object(
     dataset_id
         The dataset.
     pieces
-        The serialised object, in pieces.
+        The serialized object, in pieces.
     total
         Its length in bytes.
 
@@ -288,7 +288,7 @@ class Inbox:
         self._missing: dict[tuple[uuid.UUID, int], int] = {}
         self._notices: dict[int, Notice] = {}
         self.objects: dict[uuid.UUID, bytearray] = {}
-        """Serialised objects that are complete."""
+        """Serialized objects that are complete."""
         self.scratch: dict[uuid.UUID, list[tuple[str, int]]] = {}
         """Addresses and lengths of the parts of objects that wait in the object store."""
 

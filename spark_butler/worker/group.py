@@ -388,7 +388,7 @@ def _scan(
 def _pack_parcels(
     content: GroupContent, work: QuantumWork, butler: GroupButler, sent: frozenset[uuid.UUID]
 ) -> list[Parcel]:
-    """Serialise the temporaries of a quantum that other groups read."""
+    """Serialize the temporaries of a quantum that other groups read."""
     made = [ref.id for ref in all_outputs(work.quantum)]
     return [
         Parcel(dataset_id, butler.encode(dataset_id))

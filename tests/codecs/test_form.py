@@ -1,4 +1,4 @@
-"""The serialised form: alignment, large sizes, damage."""
+"""The serialized form: alignment, large sizes, damage."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_damage_is_found() -> None:
 @pytest.mark.parametrize("length", [0, 5, 100])
 def test_parts_of_a_form_are_refused(length: int) -> None:
     data = join(encode(_sample(), _STORAGE_CLASS))
-    with pytest.raises(CodecError, match="no serialised dataset|has come as 100 bytes"):
+    with pytest.raises(CodecError, match="no serialized dataset|has come as 100 bytes"):
         decode(data[:length], _STORAGE_CLASS)
 
 

@@ -45,7 +45,7 @@ def _write_frame(path: Path, second: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def test_from_a_fits_file_to_its_catalogue(tmp_path: Path) -> None:
+def test_from_a_fits_file_to_its_catalog(tmp_path: Path) -> None:
     frames = tmp_path / "my-frames"
     frames.mkdir()
     x, y = _write_frame(frames / "m13_001.fits", 5)

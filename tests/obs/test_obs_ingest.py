@@ -242,7 +242,7 @@ def test_visits_join_exposures_by_definition_and_system(ingested: Butler, night:
     assert {(m.visit_system, m.visit) for m in memberships} == {(0, v) for v in night.visits}
     (system,) = ingested.query_dimension_records("visit_system", instrument="SimCam")
     assert system.name == "one-to-one"
-    # The joins that a quantum graph needs: visit to raw, and visit to reference catalogue by overlap.
+    # The joins that a quantum graph needs: visit to raw, and visit to reference catalog by overlap.
     with ingested.query() as query:
         ids = query.join_dimensions(["visit", "exposure", "detector"]).join_dataset_search(
             "raw", "SimCam/raw/all"

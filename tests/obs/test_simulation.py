@@ -58,7 +58,7 @@ def _electrons(night: SimulatedData, visit: int, detector_id: int) -> np.ndarray
 
 
 def _isolated(truth: Table, size: int) -> Table:
-    """Return bright unsaturated stars away from the edges and from neighbours that matter."""
+    """Return bright unsaturated stars away from the edges and from neighbors that matter."""
     keep = []
     for row in truth:
         distance = np.hypot(truth["x"] - row["x"], truth["y"] - row["y"])
@@ -93,7 +93,7 @@ def test_stars_have_their_true_positions_and_fluxes(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.median(offsets, axis=0), 0.0, atol=0.1)
     # An aperture of 12 pixels holds some 99 % of a Moffat profile; vignetting takes a few per cent.
     assert 0.9 < np.median(ratios) < 1.02
-    # Faint neighbours and hot pixels give a tail, hence the robust measure.
+    # Faint neighbors and hot pixels give a tail, hence the robust measure.
     assert 1.4826 * np.median(np.abs(ratios - np.median(ratios))) < 0.06
 
 

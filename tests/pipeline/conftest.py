@@ -24,7 +24,7 @@ from spark_butler.obs.visits import define_visits
 
 @pytest.fixture(scope="package")
 def simulated(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """Two visits of two small detectors, with reference catalogue."""
+    """Two visits of two small detectors, with reference catalog."""
     folder = tmp_path_factory.mktemp("simulated")
     night = simulate(folder / "night", visits=2, detectors=2, size=384, seed=3)
     s3_server.make_bucket("simulated")

@@ -302,8 +302,8 @@ def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkB
         butler.data_ids("raw", where="exposure.day_obs = 19990101")
     with pytest.raises(RepositoryError, match="no dataset type 'row'; it has bias, "):
         butler.data_ids("row")
-    with pytest.raises(OptionsError, match="Unrecognized field 'colour'"):
-        butler.data_ids("raw", where="exposure.colour = 3")
+    with pytest.raises(OptionsError, match="Unrecognized field 'color'"):
+        butler.data_ids("raw", where="exposure.color = 3")
     with pytest.raises(RepositoryError, match="no collection 'nowhere'"):
         butler.data_ids("raw", collections="nowhere")
     with pytest.raises(

@@ -126,7 +126,7 @@ def test_a_damaged_frame_fails_alone(simulated: Night, run_job: RunJob, spark: S
     assert len(found) == 3
 
 
-def test_real_frames_become_catalogues(observed: Night, run_job: RunJob, spark: SparkSession) -> None:
+def test_real_frames_become_catalogs(observed: Night, run_job: RunJob, spark: SparkSession) -> None:
     output = _run(observed, run_job, "u/observed", "--temporary", "auto")
     with observed.open(output) as butler:
         refs = sorted(butler.query_datasets("source"), key=lambda ref: ref.dataId["visit"])

@@ -94,8 +94,8 @@ def _spread(
 def _add_gaussian(model: npt.NDArray[np.float64], x: float, y: float, flux: float, sigma: float) -> None:
     """Add a Gaussian integrated over the pixels."""
 
-    def profile(centre: float, size: int) -> npt.NDArray[np.float64]:
-        edges = (np.arange(size + 1) - 0.5 - centre) / (sigma * np.sqrt(2.0))
+    def profile(center: float, size: int) -> npt.NDArray[np.float64]:
+        edges = (np.arange(size + 1) - 0.5 - center) / (sigma * np.sqrt(2.0))
         return np.asarray(0.5 * np.diff(scipy.special.erf(edges)))
 
     model += flux * np.multiply.outer(profile(y, model.shape[0]), profile(x, model.shape[1]))

@@ -26,7 +26,7 @@ def test_sizes_that_cells_do_not_divide_are_covered_to_the_edges() -> None:
     np.testing.assert_allclose(model, 50.0, atol=0.3)
 
 
-def test_a_masked_cell_is_filled_from_its_neighbours() -> None:
+def test_a_masked_cell_is_filled_from_its_neighbors() -> None:
     image = np.random.default_rng(3).normal(50.0, 2.0, (200, 200))
     masked = np.zeros(image.shape, dtype=bool)
     masked[:50, :50] = True

@@ -52,7 +52,7 @@ def test_offset_rotation_and_scale_are_recovered() -> None:
     assert solution.offset == pytest.approx(4.0, rel=0.2)
 
 
-def test_an_unrelated_catalogue_gives_no_solution_rather_than_a_wrong_one() -> None:
+def test_an_unrelated_catalog_gives_no_solution_rather_than_a_wrong_one() -> None:
     for seed in range(10):
         x, y, flux, *_ = make_field(seed)
         *_, ra, dec, ref_flux = make_field(seed + 100)

@@ -33,7 +33,7 @@ def test_positions_and_fluxes_agree_with_truth_within_their_errors() -> None:
     assert np.median((result.flux / sky.flux)[bright]) == pytest.approx(1.0, abs=0.005)
 
 
-def test_neighbours_do_not_spoil_each_other() -> None:
+def test_neighbors_do_not_spoil_each_other() -> None:
     yy, xx = np.mgrid[:80, :80]
     truth = [(38.0, 40.3, 50000.0), (43.0, 39.6, 20000.0), (40.5, 45.0, 8000.0)]
     image = sum(

@@ -47,7 +47,7 @@ def outputs(
 
 
 @pytest.fixture(scope="module")
-def catalogues(outputs: Butler) -> list[astropy.table.Table]:
+def catalogs(outputs: Butler) -> list[astropy.table.Table]:
     refs = sorted(outputs.query_datasets("source"), key=lambda ref: ref.dataId["visit"])
     return [outputs.get(ref) for ref in refs]
 
@@ -59,25 +59,25 @@ def clean(source: astropy.table.Table) -> astropy.table.Table:
     return source[~flagged]
 
 
-def test_each_frame_has_its_stars(catalogues: list[astropy.table.Table], outputs: Butler) -> None:
-    assert len(catalogues) == 5
-    for source in catalogues:
+def test_each_frame_has_its_stars(catalogs: list[astropy.table.Table], outputs: Butler) -> None:
+    assert len(catalogs) == 5
+    for source in catalogs:
         assert 250 <= len(source) <= 1200
     for ref in outputs.query_datasets("visit_summary"):
         assert 3.7 < outputs.get(ref)["psfFwhm"][0] < 4.8
 
 
-def test_detections_repeat(catalogues: list[astropy.table.Table]) -> None:
-    first = catalogues[0][np.asarray(catalogues[0]["snr"]) > 12.0]
-    for other in catalogues[1:]:
+def test_detections_repeat(catalogs: list[astropy.table.Table]) -> None:
+    first = catalogs[0][np.asarray(catalogs[0]["snr"]) > 12.0]
+    for other in catalogs[1:]:
         tree = scipy.spatial.cKDTree(np.column_stack([other["x"], other["y"]]))
         assert np.mean(tree.query(np.column_stack([first["x"], first["y"]]))[0] < 2.0) > 0.9
 
 
-def test_bright_stars_repeat_from_exposure_to_exposure(catalogues: list[astropy.table.Table]) -> None:
-    first = clean(catalogues[0])
+def test_bright_stars_repeat_from_exposure_to_exposure(catalogs: list[astropy.table.Table]) -> None:
+    first = clean(catalogs[0])
     first = first[np.asarray(first["snr"]) > 50.0]
-    for other in map(clean, catalogues[1:]):
+    for other in map(clean, catalogs[1:]):
         tree = scipy.spatial.cKDTree(np.column_stack([other["x"], other["y"]]))
         distance, index = tree.query(np.column_stack([first["x"], first["y"]]))
         pair = distance < 1.5

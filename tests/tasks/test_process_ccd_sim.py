@@ -40,7 +40,7 @@ class Matched:
     snr: np.ndarray
     """Of the true sources, as point sources in sky noise."""
     fair: np.ndarray
-    """True stars away from edges, masked pixels and brighter neighbours."""
+    """True stars away from edges, masked pixels and brighter neighbors."""
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +197,11 @@ def test_the_image_is_calibrated_and_complete(matched: list[Matched]) -> None:
         variance = image.variance.array[~plane_union(image.mask, "BAD", "DETECTED")]
         assert abs(np.median(sky)) < 0.1 * robust_std(sky)
         assert robust_std(sky) == pytest.approx(np.sqrt(np.median(variance)), rel=0.05)
-        centre = image.sky_projection.pixel_to_sky(x=191.5, y=191.5)
-        assert centre.ra.deg == pytest.approx(image.summary_stats.ra, abs=1e-6)
+        center = image.sky_projection.pixel_to_sky(x=191.5, y=191.5)
+        assert center.ra.deg == pytest.approx(image.summary_stats.ra, abs=1e-6)
 
 
-def test_the_catalogue_keeps_units_and_unique_identifiers(matched: list[Matched]) -> None:
+def test_the_catalog_keeps_units_and_unique_identifiers(matched: list[Matched]) -> None:
     identifiers = np.concatenate([np.asarray(one.source["id"]) for one in matched])
     assert len(set(identifiers.tolist())) == len(identifiers)
     source = matched[0].source

@@ -22,7 +22,7 @@ def test_the_focal_plane_shows_both_detectors_side_by_side(processed: ProcessedN
     assert right.std() > 0.01
 
 
-def test_a_detector_shows_its_sources_in_colour(processed: ProcessedNight, tmp_path: Path) -> None:
+def test_a_detector_shows_its_sources_in_color(processed: ProcessedNight, tmp_path: Path) -> None:
     path = tmp_path / "detector.png"
     draw_detector(
         processed.butler, path, instrument="SimCam", visit=processed.simulated.visits[0], detector=1

@@ -201,7 +201,7 @@ def test_spark_tells_of_a_lost_record(
     assert not scene.butler.query_datasets("b_metadata", collections="run1", explain=False)
 
 
-def test_temporary_that_cannot_be_serialised_fails_its_quantum(scene: Scene, backend: Backend) -> None:
+def test_temporary_that_cannot_be_serialized_fails_its_quantum(scene: Scene, backend: Backend) -> None:
     start = {"dataset_type_name": "start", "mock_storage_class": True}
     scene.real("a", "make_unsendable", {"i": start}, {"o": ("a_out", "StructuredDataDict")}, deferred=["i"])
     scene.real("b", "describe", {"i": ("a_out", "StructuredDataDict")}, {"o": "b_end"})

@@ -76,7 +76,7 @@ def draw_sources(
 def _disc_stamps(
     x: np.ndarray, y: np.ndarray, fwhm: float, radius: np.ndarray, axis_ratio: np.ndarray, angle: np.ndarray
 ) -> np.ndarray:
-    """Return convolved discs of unit flux, in stamps centred on the nearest pixel."""
+    """Return convolved discs of unit flux, in stamps centered on the nearest pixel."""
     size, fine = _GALAXY_STAMP, _GALAXY_STAMP * _OVERSAMPLING
     grid = (np.arange(fine) + 0.5) / _OVERSAMPLING - 0.5 - size // 2
     dx = grid[None, None, :] - (x - np.round(x))[:, None, None]

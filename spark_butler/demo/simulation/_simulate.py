@@ -1,4 +1,4 @@
-"""Write a simulated night: raw frames, a reference catalogue, and the truth."""
+"""Write a simulated night: raw frames, a reference catalog, and the truth."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def _write(
         ("EXPTIME", seconds, "[s] exposure time"),
         ("FILTER", camera.get_filter("r").header_values[0], PHYSICAL_FILTER),
         ("OBJECT", target, "target"),
-        ("PROGRAM", "simulation", "programme"),
+        ("PROGRAM", "simulation", "program"),
         ("RADESYS", "ICRS", "of RA and DEC"),
         ("RA", ra, "[deg] boresight"),
         ("DEC", dec, "[deg] boresight"),

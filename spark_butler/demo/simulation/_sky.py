@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 CENTER = (150.1, 2.2)
-"""ICRS position of the field's centre in degrees."""
+"""ICRS position of the field's center in degrees."""
 
 ZERO_POINT = 26.0
 """AB magnitude of a source that gives one electron per second without the atmosphere's extinction."""
@@ -91,7 +91,7 @@ def make_visits(count: int, radius: float, seed: int) -> list[Visit]:
 
 
 def make_sky(radius: float, stars_per_arcmin2: float, galaxies_per_arcmin2: float, seed: int) -> SkyCatalog:
-    """Draw stars and galaxies around the field's centre.
+    """Draw stars and galaxies around the field's center.
 
     Parameters
     ----------
