@@ -1,15 +1,25 @@
-"""Errors of other libraries, as one line for a person."""
+"""Errors of other libraries: one line for a person, and policies for code in which anything may raise.
+
+Every process uses this module.
+"""
 
 from __future__ import annotations
 
-__all__ = ["brief", "explain_invalid", "hide_secrets"]
+__all__ = ["as_engine_error", "best_effort", "brief", "explain_invalid", "hide_secrets", "translate_errors"]
 
+import contextlib
+import logging
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from .errors import EngineError, SparkButlerError
 
 if TYPE_CHECKING:
     import pydantic
+
+logger = logging.getLogger(__name__)
 
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
@@ -43,6 +53,60 @@ def brief(exc: BaseException) -> str:
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     text = hide_secrets(" ".join(kept[:4])) or type(exc).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+@contextlib.contextmanager
+def best_effort(what: str, *, level: int = logging.WARNING) -> Iterator[None]:
+    """Log an error of the block instead of raising it, where the result is not needed.
+
+    Parameters
+    ----------
+    what
+        What failed, as the beginning of a message: ``"Can't write the report"``.
+    level
+        The level of the message; its traceback is logged at level DEBUG.
+    """
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001  (any library may raise in the block)
+        logger.log(level, "%s: %s", what, brief(exc))
+        logger.debug("%s.", what, exc_info=True)
+
+
+@contextlib.contextmanager
+def translate_errors(error: type[SparkButlerError], what: str, *, remedy: str = "") -> Iterator[None]:
+    """Raise an error of this package for whatever the block raises; keep those that are one already.
+
+    Parameters
+    ----------
+    error
+        The type of the error to raise.
+    what
+        What failed, as the beginning of a message: ``"Can't read the run's notes"``.
+    remedy
+        A sentence on what to do, which follows the reason.
+    """
+    try:
+        yield
+    except SparkButlerError:
+        raise
+    except Exception as exc:
+        logger.debug("%s.", what, exc_info=True)
+        text = f"{what}: {brief(exc)}"
+        raise error(f"{text.rstrip('.')}. {remedy}" if remedy else text) from exc
+
+
+def as_engine_error(what: str, *, remedy: str = "") -> contextlib.AbstractContextManager[None]:
+    """Raise an `~spark_butler.errors.EngineError` for whatever the block raises.
+
+    Parameters
+    ----------
+    what
+        What failed, as the beginning of a message: ``"Can't write the run's notes"``.
+    remedy
+        A sentence on what to do, which follows the reason.
+    """
+    return translate_errors(EngineError, what, remedy=remedy)
 
 
 def explain_invalid(error: pydantic.ValidationError, *, unknown: str, depth: int | None = None) -> str:
