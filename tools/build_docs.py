@@ -18,7 +18,10 @@ _TARGET = _ROOT / "build" / "docs"
 
 def _walk(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
     """Visit a command and all below it."""
-    context = click.Context(command, info_name=name, parent=parent, max_content_width=100)
+    # Nothing is to run, so that nothing is started for it.
+    context = click.Context(
+        command, info_name=name, parent=parent, max_content_width=100, resilient_parsing=True
+    )
     yield context
     if isinstance(command, click.Group):
         for each in command.list_commands(context):
