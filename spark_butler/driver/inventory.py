@@ -1,33 +1,39 @@
-"""How a run stands before it goes on: what earlier attempts have left, and what need not run again."""
+"""Inventory of an output run before its quanta run: what earlier attempts left, and what to skip.
+
+Runs in the driver.  On a resumed run it registers outputs that an earlier
+driver did not ingest.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Before", "look_back", "scratch_folders"]
+__all__ = ["Inventory", "scratch_folders", "take_inventory"]
 
 import dataclasses
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import networkx
 from lsst.daf.butler import Butler, DatasetType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from ..errors import EngineError, UserError
 from ..model.options import RunOptions
 from ..provenance.graph_files import automatic_outputs, find_packs
-from ..repository.checks import store_roots
+from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
-from ..repository.ingest import Ingester
+from ..repository.ingest import Ingester, fetch_ids
 from ..temporaries.scratch import remove_scratch, scratch_folder
+from ..text import brief
 from .existing_outputs import choose_quanta, take_stock
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Before:
-    """How a run stands before it goes on."""
+class Inventory:
+    """The state of an output run before its quanta run."""
 
     registered: frozenset[uuid.UUID]
     """IDs of the datasets that are in the output run."""
@@ -36,22 +42,72 @@ class Before:
     """IDs of the datasets of the output run that are in the datastore."""
 
     replaceable: frozenset[uuid.UUID] = frozenset()
-    """Quanta whose outputs may be replaced without leave."""
+    """Quanta whose outputs may be replaced without ``--clobber-outputs``."""
 
     forced: frozenset[uuid.UUID] = frozenset()
-    """Quanta that have succeeded and run again."""
+    """Quanta that succeeded before and run again."""
 
     packed: frozenset[uuid.UUID] = frozenset()
-    """IDs of metadata and logs of quanta that run again, where they are in a provenance graph."""
+    """IDs of the metadata and logs in provenance graphs whose quanta run again."""
 
     n_adopted: int = 0
-    """Number of datasets that were put into the registry."""
+    """Number of datasets that were registered by the inventory."""
 
     cut_off: bool = False
-    """Whether the last attempt came to no good end."""
+    """Whether the last attempt was killed, so that its workers may still write."""
 
 
-def look_back(
+def take_inventory(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    dataset_types: Mapping[str, DatasetType],
+    temporary_types: Mapping[str, str],
+    options: RunOptions,
+) -> Inventory:
+    """Register the output run and its unregistered outputs; remove quanta that need not run from a graph.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler of the repository.
+    graph
+        The quantum graph.
+    xgraph
+        Its quanta; those that need not run are removed.
+    dataset_types
+        Definitions in the repository of all dataset types of the graph.
+    temporary_types
+        Names of the temporary dataset types, with the reasons.
+    options
+        Options that say what to do with earlier outputs.
+
+    Returns
+    -------
+    inventory
+        The state of the run afterwards.
+
+    Raises
+    ------
+    spark_butler.errors.EngineError
+        Raised if the registry or the datastore does not answer.
+    """
+    run = graph.header.output_run
+    existing = fetch_ids(butler, run)
+    # The name of the run is checked before anything is written.
+    folders = scratch_folders(butler, run)
+    register_run(butler, run)
+    try:
+        return _take_inventory(
+            butler, graph, xgraph, dataset_types, temporary_types, existing, options, folders
+        )
+    except (EngineError, UserError):
+        raise
+    except Exception as exc:  # registry or store, after all their own attempts
+        raise EngineError(f"The contents of run {run!r} could not be listed: {brief(exc)}") from exc
+
+
+def _take_inventory(
     butler: Butler,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
@@ -59,38 +115,15 @@ def look_back(
     temporary_types: Mapping[str, str],
     existing: frozenset[uuid.UUID],
     options: RunOptions,
-) -> Before:
-    """Bring the registry up to date, and drop from a graph what need not run again.
-
-    Parameters
-    ----------
-    butler
-        Writeable butler of the repository.
-    graph
-        The graph.
-    xgraph
-        Its quanta, from which those are removed that need not run.
-    dataset_types
-        Definitions in the repository of all dataset types of the graph.
-    temporary_types
-        Names of those that are temporary, with the reasons.
-    existing
-        IDs of the datasets of the output run that are in the registry.
-    options
-        What is to become of earlier outputs.
-
-    Returns
-    -------
-    before
-        How the run stands then.
-    """
+    folders: Iterable[ResourcePath],
+) -> Inventory:
     if not (options.skip_existing or options.clobber_outputs):
-        return Before(existing, existing)
+        return Inventory(existing, existing)
     run = graph.header.output_run
     temporaries = {
         dataset_id for name in temporary_types for dataset_id in graph.datasets_by_type.get(name, {}).values()
     }
-    for folder in scratch_folders(butler, run):
+    for folder in folders:
         remove_scratch(folder, temporaries, one_run=True)
     once_temporary = read_temporaries(butler, [run])
     stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
@@ -112,7 +145,7 @@ def look_back(
         xgraph.remove_nodes_from(skipped)
     automatic = {each.dataset_id for q in xgraph.nodes - forced for each in automatic_outputs(graph, q)}
     packed = frozenset[uuid.UUID]().union(*find_packs(butler, automatic & existing).values())
-    return Before(
+    return Inventory(
         existing,
         (existing | stock.leftovers) - packed,
         frozenset(stock.replaceable),

@@ -1,0 +1,115 @@
+"""Collector of outcomes: registers outputs in batches and keeps what the end of a run needs.
+
+Runs in the driver, in the thread of the scheduler.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Collector"]
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from lsst.daf.butler import Butler, DatasetRef, DatasetType
+from lsst.resources import ResourcePath
+
+from ..datastore.files import FileFinder
+from ..model.outcomes import QuantumOutcome
+from ..provenance.recorder import ProvenanceRecorder
+from ..repository.ingest import IngestStream
+from ..temporaries.scratch import remove_scratch
+from ..text import brief
+from .inventory import Inventory
+from .late_writes import Doubts
+
+logger = logging.getLogger(__name__)
+
+
+class Collector:
+    """Registers the outputs of quanta as their outcomes arrive.
+
+    A context manager.  Its end removes the scratch folder, reconciles files
+    that two attempts may have written, and waits for the last batch.
+
+    Parameters
+    ----------
+    butler
+        Writeable butler of the repository.
+    dataset_types
+        Definitions of the dataset types of the graph, by name.
+    inventory
+        The state of the output run before its quanta ran.
+    predict_outputs
+        Returns the stored outputs that the graph predicts for a quantum, and
+        records which of them exist.
+    recorder
+        Keeps what a provenance graph needs.
+    scratch
+        Folder of temporaries that were too large for a shuffle.
+    """
+
+    def __init__(
+        self,
+        butler: Butler,
+        dataset_types: Mapping[str, DatasetType],
+        inventory: Inventory,
+        predict_outputs: Callable[[uuid.UUID, tuple[uuid.UUID, ...]], list[DatasetRef]],
+        *,
+        recorder: ProvenanceRecorder | None = None,
+        scratch: ResourcePath | None = None,
+    ):
+        self._inventory = inventory
+        self._predict_outputs = predict_outputs
+        self._recorder = recorder
+        self._scratch = scratch
+        self._finder = FileFinder(butler, dataset_types)
+        self._late_writes = Doubts(inventory.registered, cut_off=inventory.cut_off)
+        self._packed = set(inventory.packed)
+        self._stream = IngestStream(butler, dataset_types, existing=inventory.registered)
+
+    @property
+    def n_ingested(self) -> int:
+        """Number of datasets that were registered for the run."""
+        return self._inventory.n_adopted + self._stream.n_ingested
+
+    def __enter__(self) -> Self:
+        self._stream.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            if self._scratch is not None:
+                _remove(self._scratch)
+            for change in self._late_writes.settle(self._finder):
+                self._stream.add(change.predicted, change.written, change.records)
+        finally:
+            self._stream.__exit__(*exc_info)
+
+    def collect(self, outcome: QuantumOutcome) -> None:
+        """Schedule the outputs of a quantum for the next batch.
+
+        Parameters
+        ----------
+        outcome
+            The outcome; again, if the quantum ran again after a temporary of
+            it was lost.
+        """
+        predicted = self._predict_outputs(outcome.quantum_id, outcome.outputs)
+        # The metadata and logs of an earlier attempt in a provenance graph, which no worker could remove.
+        replaced = self._packed.intersection(ref.id for ref in predicted)
+        self._packed.difference_update(replaced)
+        self._stream.add(predicted, outcome.outputs, outcome.records, (*outcome.removed, *replaced))
+        self._late_writes.note(outcome, predicted)
+        if self._recorder is not None:
+            self._recorder.add(outcome)
+
+
+def _remove(folder: ResourcePath) -> None:
+    """Remove a scratch folder; a store that refuses must not spoil a run that has ended."""
+    try:
+        remove_scratch(folder)
+    except Exception as exc:  # noqa: BLE001  (stores raise errors of many classes)
+        logger.warning("Temporaries in %s could not be removed: %s", folder, brief(exc))
+        logger.warning("`spark-butler cleanup` removes them.")
