@@ -1,4 +1,7 @@
-"""How one temporary dataset becomes bytes, and comes back as if read from a datastore.
+"""Conversion of temporary datasets to bytes and back.
+
+Runs in workers and children.  A decoded dataset can't be distinguished from
+one that was read from a datastore.
 
 >>> from lsst.daf.butler import StorageClassFactory
 >>> from spark_butler.codecs import decode, encode
@@ -7,10 +10,10 @@
 >>> data = bytearray(b"".join(encoded.pieces()))
 >>> copy = decode(data, storage_class)
 
-A dataset takes the first of these ways that works:
+The first of these that works is used:
 
-1. a codec of the user's for its storage class, or reducers of the user's for
-   types inside it (`register_codec`, or entry points);
+1. a codec for its storage class, or for types inside it, that a user provides
+   (`register_codec`, or entry points);
 2. pickle protocol 5, arrays out of band and without a copy, with reducers for
    types that don't pickle or pickle slowly;
 3. the formatter that a datastore would use (`FormatterFallback`).

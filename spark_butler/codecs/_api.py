@@ -1,4 +1,4 @@
-"""Encode, decode and copy a dataset by the first way that works."""
+"""Encoding, decoding and copying of datasets by the first codec that works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _PICKLE = "pickle"
 _FORMATTER = "formatter"
 
-# Types of which one object has come back from its pickle stream in this process.
+# Types of which this process has unpickled an object.
 _proven: set[type] = set()
 
 
@@ -41,7 +41,7 @@ def _join(stream: list[memoryview]) -> bytes | memoryview:
 
 
 def _prove(cls: type, stream: list[memoryview], buffers: list[memoryview]) -> None:
-    """Unpickle the first object of a type: what pickles may not come back, and its consumer is elsewhere."""
+    """Unpickle the first object of a type, because an object that pickles may fail to unpickle elsewhere."""
     if cls in _proven:
         return
     joined = _join(stream)
@@ -55,26 +55,26 @@ def _prove(cls: type, stream: list[memoryview], buffers: list[memoryview]) -> No
 def encode(
     obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None
 ) -> EncodedObject:
-    """Serialize a dataset.
+    """Encode a dataset.
 
     Parameters
     ----------
     obj
         The dataset.
     storage_class
-        Its storage class, that of the dataset type in the repository.
+        Storage class of the dataset type in the repository.
     formatter
         Last resort, for an object that doesn't pickle.
 
     Returns
     -------
     encoded
-        The serialized form, with views on the arrays of the object.
+        The encoded form, with views on the arrays of the object.
 
     Raises
     ------
     CodecError
-        Raised if no way works.
+        Raised if no codec works.
     """
     codec = _codec_of(storage_class)
     try:
@@ -106,17 +106,17 @@ def decode(
     *,
     formatter: FormatterFallback | None = None,
 ) -> Any:
-    """Make a dataset of its serialized form.
+    """Decode a dataset.
 
     Parameters
     ----------
     data
-        The whole form in one writable buffer, which belongs to the dataset
-        from then on: its arrays are views on it.
+        The whole encoded form in one writable buffer.  The arrays of the
+        dataset are views on it, so don't use the buffer again.
     storage_class
-        The storage class it was encoded with.
+        Storage class that the dataset was encoded with.
     formatter
-        Needed if the dataset went by its formatter.
+        Required if the formatter encoded the dataset.
 
     Returns
     -------
@@ -126,8 +126,8 @@ def decode(
     Raises
     ------
     CodecError
-        Raised if the bytes are no whole serialized form, or are one that
-        this process has no codec for.
+        Raised if the bytes are not a whole encoded form, or if this process
+        lacks the codec.
     """
     form = Form.parse(data)
     obj = pickle.loads(form.stream, buffers=form.buffers)
@@ -142,7 +142,7 @@ def decode(
 
 
 def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None) -> Any:
-    """Copy a dataset so that neither sees a change of the other.
+    """Copy a dataset, so that a change of one doesn't change the other.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFa
     Returns
     -------
     copy
-        What would come back from `encode` and `decode`.
+        The dataset that `decode` would return after `encode`.
 
     Raises
     ------
@@ -189,12 +189,12 @@ def check_storage_class(storage_class: StorageClass) -> str:
     Returns
     -------
     name
-        Name of the codec that will be tried first.
+        Name of the codec that is tried first.
 
     Raises
     ------
     PlanError
-        Raised if none can work.
+        Raised if no codec can work.
     """
     try:
         if (codec := _codec_of(storage_class)) is not None:

@@ -6,4 +6,4 @@ from ..errors import SparkButlerError
 
 
 class CodecError(SparkButlerError, ValueError):
-    """A dataset can't be serialized, or bytes are not a serialized dataset."""
+    """Error raised if a dataset can't be encoded or decoded."""

@@ -1,7 +1,7 @@
-"""The serialized form: a header, the name of the codec, a table of buffers, a pickle stream, the buffers.
+"""The encoded form: a header, the name of the codec, a table of buffers, a pickle stream, the buffers.
 
-All integers are little-endian.  Buffers begin at multiples of `ALIGNMENT`
-bytes.  The checksum is of everything before the first buffer.
+Runs in workers and children.  All integers are little-endian.  Buffers begin at multiples of `ALIGNMENT`
+bytes.  The checksum covers everything before the first buffer.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ def _padding(position: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedObject:
-    """One dataset in its serialized form.
+    """A dataset in its encoded form.
 
     Notes
     -----
-    The form holds views on the arrays of the object it was made from: use it
-    up before that object changes.
+    The form has views on the arrays of its object: use it before that object
+    changes.
     """
 
     codec: str
     """Name of the codec that made it."""
 
     nbytes: int
-    """Total length of the serialized form."""
+    """Total length of the encoded form in bytes."""
 
     head: tuple[memoryview, ...]
-    """What stands before the first buffer."""
+    """Everything before the first buffer."""
 
     buffers: tuple[memoryview, ...]
     """Buffers of the object, each flat and of bytes."""
 
     @classmethod
     def assemble(cls, codec: str, stream: Sequence[memoryview], buffers: Sequence[memoryview]) -> Self:
-        """Put the serialized form together.
+        """Build the encoded form from its parts.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class EncodedObject:
         Returns
         -------
         encoded
-            The form; nothing but the header is copied.
+            The form; only the header is copied.
         """
         name = codec.encode()
         sizes = struct.pack(f"<{len(buffers)}Q", *(buffer.nbytes for buffer in buffers))
@@ -83,7 +83,7 @@ class EncodedObject:
         return cls(codec, total, (memoryview(header), *stream), tuple(buffers))
 
     def pieces(self) -> Iterator[memoryview]:
-        """Iterate over consecutive pieces of the serialized form.
+        """Yield consecutive pieces of the encoded form.
 
         Yields
         ------
@@ -105,7 +105,7 @@ class EncodedObject:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """The parts of a serialized form, as views on its bytes."""
+    """The parts of an encoded form, as views on its bytes."""
 
     codec: str
     """Name of the codec that made it."""
@@ -118,7 +118,7 @@ class Form:
 
     @classmethod
     def parse(cls, data: bytearray | memoryview) -> Self:
-        """Find the parts in a serialized form.
+        """Return the parts of an encoded form.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class Form:
         Raises
         ------
         CodecError
-            Raised if the bytes are not a whole serialized form.
+            Raised if the bytes are not a whole encoded form.
         """
         view = memoryview(data).cast("B")
         if view.nbytes < _HEADER.size or view[: len(_MAGIC)] != _MAGIC:

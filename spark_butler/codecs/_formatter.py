@@ -1,4 +1,7 @@
-"""The last resort: the file that a datastore would write."""
+"""The last resort: encoding a dataset as the file that a datastore would write.
+
+Runs in workers and children.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,12 @@ def _factories(datastore: Datastore) -> Iterator[FormatterFactory]:
 
 
 class FormatterFallback:
-    """Writes a dataset with a formatter, as a datastore would, but to a private file.
+    """A codec that writes and reads a private file with the formatter of a datastore.
 
     Parameters
     ----------
     factory
-        Knows the formatters of a datastore.
+        Factory of the formatters of a datastore.
     ref
         The dataset.
     """
@@ -53,7 +56,7 @@ class FormatterFallback:
 
     @classmethod
     def from_butler(cls, butler: QuantumBackedButler, ref: DatasetRef) -> Self | None:
-        """Find the formatter that the datastore of a butler has for a dataset.
+        """Return the fallback for a dataset in the datastore of a butler.
 
         Parameters
         ----------
@@ -65,9 +68,9 @@ class FormatterFallback:
         Returns
         -------
         formatter
-            `None` where the datastore writes no files, or not of this type.
+            The fallback; `None` if the datastore writes no files of this type.
         """
-        # The butler has no public way to the formatters of its datastore.
+        # A butler has no public access to the formatters of its datastore.
         for factory in _factories(butler._datastore):
             with contextlib.suppress(KeyError):
                 factory.getFormatterClass(ref)
@@ -99,7 +102,7 @@ class FormatterFallback:
         Returns
         -------
         name
-            Name of the file; the formatter needs its extension.
+            Name of the file, whose extension the formatter needs.
         content
             Content of the file.
         """

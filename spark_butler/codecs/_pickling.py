@@ -1,4 +1,7 @@
-"""Pickle protocol 5 with out-of-band buffers, and with reducers for types that need one."""
+"""Pickling by protocol 5 with out-of-band buffers, and with reducers for types that need one.
+
+Runs in workers and children.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from ._registry import find_codec, find_codec_of_type
 
 
 class _Pieces:
-    """A file that keeps what is written to it, without copying large objects into one."""
+    """A file that keeps the written pieces and doesn't join them."""
 
     def __init__(self) -> None:
         self.pieces: list[memoryview] = []
@@ -38,7 +41,7 @@ def _from_parts(name: str, parts: Any) -> Any:
 
 
 class _ByCodec:
-    """A dataset that goes through the codec of its storage class."""
+    """A dataset that the codec of its storage class converts."""
 
     def __init__(self, name: str, obj: Any):
         self._name = name
@@ -53,8 +56,8 @@ class _ByCodec:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """A pickler for datasets.
 
-    What cloudpickle adds concerns classes and functions that can't be
-    imported where the bytes arrive: those of a notebook or a ``__main__``.
+    Cloudpickle adds classes and functions that the receiver can't import, such
+    as those of a notebook.
     """
 
     def __init__(self, file: _Pieces, buffer_callback: Callable[[pickle.PickleBuffer], None]):
@@ -77,7 +80,7 @@ def pickle_dataset(obj: Any, codec: str | None = None) -> tuple[list[memoryview]
     obj
         The dataset.
     codec
-        Name of the codec that the whole dataset goes through, if any.
+        Name of the codec that converts the whole dataset, if any.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""Reducers for types that don't pickle, or not without copies.
+"""Reducers for types that don't pickle, or only with copies.
 
-A reducer takes an object to what `object.__reduce__` may return, or to
-`NotImplemented` where the type's own way is as good.  Types are known by
-name, so that nothing is imported for their sake.
+Runs in workers and children.  A reducer returns a value as `object.__reduce__`
+does, or `NotImplemented` if the type's own method is as good.  Types are
+registered by name, so that they need not be imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 Reducer = Callable[[Any], Any]
 
-# Smaller arrays stand in the pickle stream.
+# Smaller arrays are part of the pickle stream.
 _MIN_OUT_OF_BAND = 1024
 
 
@@ -27,10 +27,10 @@ def _make_array(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order
 
 
 class _ReadOnly:
-    """Shows a read-only array as a writable one.
+    """A read-only array that claims to be writable.
 
-    A dataset that was read has writable arrays, but pickle makes read-only
-    ones of read-only buffers.
+    Pickle builds read-only arrays from read-only buffers, but the arrays of a
+    dataset that was read are writable.
     """
 
     def __init__(self, array: np.ndarray):
@@ -58,7 +58,7 @@ def _reduce_array(array: np.ndarray) -> Any:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    # Not the method of the array: subclasses have their own.
+    # Subclasses override the method of the array.
     return np.ndarray.view(array, np.ndarray)
 
 
@@ -136,7 +136,7 @@ def _reduce_quantity(quantity: Any) -> Any:
 
 
 def _reduce_astropy_masked(array: Any) -> Any:
-    # These lose their mask where they are pickled as arrays, which times and coordinates do.
+    # Times and coordinates pickle these as arrays, which loses the mask.
     if not _pickles_as_array(type(array)):
         return NotImplemented
     return _make_with_state, (type(array), _plain(array), array.__dict__)
@@ -145,7 +145,7 @@ def _reduce_astropy_masked(array: Any) -> Any:
 def _reduce_info(info: Any) -> Any:
     make, arguments, state, *_ = info.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     if state is not None:
-        # A table takes its columns as they are, and says to them whose they are, when it is made again.
+        # A table sets these attributes of its columns when it is unpickled.
         state = {name: value for name, value in state.items() if name not in info._attrs_no_copy}
     return make, arguments, state
 
@@ -188,7 +188,7 @@ def _read_arrow(buffer: Any) -> Any:
 def _reduce_arrow(table: Any) -> Any:
     import pyarrow.ipc
 
-    # Its own way takes all of the table that a slice is of.
+    # A slice would pickle the whole table that it is part of.
     if table.get_total_buffer_size() <= 2 * table.nbytes + _MIN_OUT_OF_BAND:
         return NotImplemented
     sink = pyarrow.BufferOutputStream()
@@ -198,7 +198,7 @@ def _reduce_arrow(table: Any) -> Any:
 
 
 class _AstText:
-    """What an AST channel writes to and reads from: lines of text."""
+    """Lines of text that an AST channel writes to and reads from."""
 
     def __init__(self, lines: list[str]):
         self.lines = lines
@@ -239,7 +239,7 @@ _found: dict[type, Reducer | None] = {np.ndarray: _reduce_array}
 
 
 def find_reducer(cls: type) -> Reducer | None:
-    """Find the reducer for the instances of a type.
+    """Return the reducer for instances of a type.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def find_reducer(cls: type) -> Reducer | None:
     Returns
     -------
     reducer
-        The reducer of the type or of its nearest base that has one.
+        Reducer of the type, or of its nearest base that has one.
     """
     try:
         return _found[cls]

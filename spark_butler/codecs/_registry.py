@@ -1,4 +1,7 @@
-"""Codecs that users bring."""
+"""Registry of the codecs that users provide.
+
+Runs in the driver, workers and children.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ _GROUP = "spark_butler.codecs"
 
 @runtime_checkable
 class Codec(Protocol):
-    """What a user provides for a storage class or a Python type."""
+    """Conversion of a storage class or a Python type, provided by a user."""
 
     def to_parts(self, obj: Any, /) -> Any:
-        """Take an object to parts.
+        """Return an object as parts that can be pickled.
 
         Parameters
         ----------
@@ -29,23 +32,24 @@ class Codec(Protocol):
         Returns
         -------
         parts
-            Anything that can be pickled: numbers, strings, bytes, arrays,
-            containers of them.  Arrays are not copied.
+            Numbers, strings, bytes, arrays, and containers of these.  Arrays
+            are not copied.
         """
         ...
 
     def from_parts(self, parts: Any, /) -> Any:
-        """Make the object again.
+        """Build the object from its parts.
 
         Parameters
         ----------
         parts
-            What `to_parts` returned.  Arrays are writable and nobody else's.
+            The parts that `to_parts` returned.  Arrays are writable, and no
+            other object shares them.
 
         Returns
         -------
         obj
-            An object equal to the one that was taken to parts.
+            An object equal to the one that `to_parts` got.
         """
         ...
 
@@ -56,7 +60,7 @@ _by_type: dict[type, str | None] = {}
 
 
 def register_codec(name: str, codec: Codec) -> None:
-    """Use a codec in this process from now on.
+    """Register a codec in this process.
 
     Parameters
     ----------
@@ -64,13 +68,13 @@ def register_codec(name: str, codec: Codec) -> None:
         Name of a storage class, or full name of a Python type.  A codec of a
         type also serves its subclasses, and objects inside a dataset.
     codec
-        The codec.  It takes the place of an earlier one of the same name.
+        The codec.  It replaces an earlier one of the same name.
 
     Notes
     -----
-    Workers are other processes: what they need comes by an entry point in
-    the group ``spark_butler.codecs``, or is registered by a module that the
-    tasks on both sides import.
+    Other processes don't see the registration.  Workers find codecs by entry
+    points in the group ``spark_butler.codecs``, or by a module that registers
+    them and that tasks on both sides import.
     """
     _registered[name] = codec
     _by_type.clear()
@@ -82,7 +86,7 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def find_codec(name: str) -> Codec | None:
-    """Find the codec of a name.
+    """Return the codec of a name.
 
     Parameters
     ----------
@@ -92,12 +96,12 @@ def find_codec(name: str) -> Codec | None:
     Returns
     -------
     codec
-        The codec, or `None` where nobody has brought one.
+        The codec, or `None` if there is none.
 
     Raises
     ------
     CodecError
-        Raised if there is an entry point, but it can't be loaded.
+        Raised if the entry point of that name can't be loaded.
     """
     if (codec := _registered.get(name) or _loaded.get(name)) is not None:
         return codec
@@ -107,7 +111,7 @@ def find_codec(name: str) -> Codec | None:
         loaded: Any = entry_point.load()
         if isinstance(loaded, type):
             loaded = loaded()
-    except Exception as err:  # noqa: BLE001  # whatever the user's module raises when imported
+    except Exception as err:  # noqa: BLE001  # the user's module may raise anything
         raise CodecError(
             f"The codec {name!r} of the entry point {entry_point.value!r} can't be loaded: {err}"
         ) from err
@@ -123,13 +127,13 @@ def find_codec(name: str) -> Codec | None:
 def _same_type(name: str, cls: type) -> bool:
     if name == f"{cls.__module__}.{cls.__qualname__}":
         return True
-    # Types are often known by the name of a package that imports them from a private module.
+    # A package may export a type that a private module defines.
     module, _, attribute = name.rpartition(".")
     return getattr(sys.modules.get(module), attribute, None) is cls
 
 
 def find_codec_of_type(cls: type) -> str | None:
-    """Find the codec that serves the instances of a type.
+    """Return the name of the codec for instances of a type.
 
     Parameters
     ----------
@@ -139,7 +143,8 @@ def find_codec_of_type(cls: type) -> str | None:
     Returns
     -------
     name
-        Name of the codec of the type or of its nearest base that has one.
+        Name of the codec of the type, or of its nearest base that has one;
+        `None` if there is none.
     """
     try:
         return _by_type[cls]

@@ -1,4 +1,7 @@
-"""Kinds of failures, which decide whether a quantum is tried again."""
+"""Kinds of failures, which decide whether a quantum is retried.
+
+Runs in the driver, workers and children.
+"""
 
 from __future__ import annotations
 
@@ -15,54 +18,54 @@ class FailureKind(enum.StrEnum):
     """Why an attempt at a quantum failed."""
 
     TASK = "task"
-    """The task raised; it would again."""
+    """The task raised an exception; a second attempt would raise it again."""
 
     REPEATABLE = "repeatable"
-    """The task says itself that it would fail again."""
+    """The task raised `RepeatableQuantumError`: it would fail again."""
 
     INVALID = "invalid"
-    """The task says that configuration or inputs make no sense: the run can only fail."""
+    """The task raised `InvalidQuantumError`: the run can't succeed with its configuration or inputs."""
 
     IO = "i/o"
     """The object store, the network or a disk failed."""
 
     MEMORY = "memory"
-    """The process ran out of memory, or beyond its limit."""
+    """The process ran out of memory or exceeded its limit."""
 
     TIMEOUT = "timeout"
-    """The attempt took longer than it may."""
+    """The attempt exceeded its time limit."""
 
     SIGNAL = "signal"
-    """A signal that comes from the process's own doing ended it, such as a segmentation fault."""
+    """The process caused the signal that ended it, such as a segmentation fault."""
 
     EXIT = "exit"
-    """The task left the process."""
+    """The task ended the process, by `sys.exit` for example."""
 
     LOST = "lost"
-    """Something outside killed the process, or the machine is gone."""
+    """Another process killed this one, or the machine was lost."""
 
     UPSTREAM = "upstream"
-    """A temporary that it needs was lost and could not be made again."""
+    """A temporary among the inputs was lost and could not be made again."""
 
     @property
     def may_pass(self) -> bool:
-        """Whether another attempt may succeed."""
+        """Whether another attempt may succeed; only these kinds are retried."""
         return self in (FailureKind.IO, FailureKind.MEMORY, FailureKind.LOST)
 
 
-# What an operating system says of a path that was wrong before and will be wrong again.
+# Errors about a path that a second attempt would raise again.
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _IO_PACKAGES = frozenset({"aiobotocore", "aiohttp", "boto3", "botocore", "fsspec", "s3fs", "urllib3"})
 _FINAL_CLIENT_ERRORS = frozenset({"404", "NoSuchKey", "NoSuchBucket", "InvalidBucketName", "NotImplemented"})
 
 
 def classify(exc: BaseException) -> FailureKind:
-    """Find out what kind of failure an exception means.
+    """Return the kind of failure that an exception means.
 
     Parameters
     ----------
     exc
-        What came out of a task or of the middleware around it.
+        Exception raised by a task or by the middleware that ran it.
     """
     if isinstance(exc, InvalidQuantumError):
         return FailureKind.INVALID
@@ -81,7 +84,7 @@ def classify(exc: BaseException) -> FailureKind:
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """Follow an exception to what caused it."""
+    """Yield an exception and its chain of causes."""
     seen: set[int] = set()
     each: BaseException | None = exc
     while each is not None and id(each) not in seen:
@@ -91,7 +94,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
 
 
 def _is_io(exc: BaseException) -> bool:
-    """Whether storage or network are to blame."""
+    """Return whether storage or network caused an exception."""
     if isinstance(exc, _FINAL):
         return False
     if isinstance(exc, OSError | FileIntegrityError | EOFError):

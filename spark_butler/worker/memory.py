@@ -1,4 +1,7 @@
-"""What the operating system knows and does about memory."""
+"""Memory of processes: how much they have, and limits on it.
+
+Runs in workers and children.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ _HUGE = 1 << 60
 
 
 def resident_memory(process_id: int) -> int:
-    """Find how much memory a process has resident.
+    """Return the resident memory of a process.
 
     Parameters
     ----------
     process_id
-        The process.
+        ID of the process.
 
     Returns
     -------
     nbytes
-        Bytes, shared pages included; 0 where the system doesn't say.
+        Bytes, including shared pages; 0 if the system doesn't tell.
     """
     try:
         return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * _PAGE
@@ -35,12 +38,12 @@ def resident_memory(process_id: int) -> int:
 
 @functools.cache
 def machine_memory() -> int:
-    """Find how much memory the processes of this machine or container may have together.
+    """Return how much memory all processes of this machine or container may have together.
 
     Returns
     -------
     nbytes
-        Bytes; 0 where the system doesn't say.
+        Bytes; 0 if the system doesn't tell.
     """
     found = []
     with contextlib.suppress(ValueError, OSError):
@@ -48,12 +51,12 @@ def machine_memory() -> int:
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             found.append(int(Path(name).read_text()))
-    # Old control groups say "no limit" by a huge number.
+    # Control groups of version 1 write "no limit" as a huge number.
     return min((nbytes for nbytes in found if 0 < nbytes < _HUGE), default=0)
 
 
 def count_out_of_memory_kills() -> int:
-    """Count the processes that the kernel has killed for want of memory since it was started."""
+    """Return how many processes the kernel has killed since it started because memory ran out."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -62,21 +65,21 @@ def count_out_of_memory_kills() -> int:
 
 
 def limit_allocations(nbytes: int | None) -> None:
-    """Let this process ask for so much more memory; beyond it, allocation fails.
+    """Limit how much more memory this process can allocate.
 
-    A task that asks for far too much at once gets a `MemoryError` by it, with
-    a traceback.  What it really uses is watched from outside.
+    One allocation beyond the limit raises `MemoryError`, with a traceback in
+    the task.  The worker watches the memory that is really used.
 
     Parameters
     ----------
     nbytes
-        Bytes; `None` lifts the limit.
+        Bytes; `None` removes the limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = hard
     if nbytes is not None:
         try:
-            # Pages of code, library, data and stack; the sixth is data and stack.
+            # The sixth number counts the pages of data and stack.
             data = int(Path("/proc/self/statm").read_text().split()[5]) * _PAGE
         except (OSError, IndexError, ValueError):
             return
