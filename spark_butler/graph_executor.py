@@ -33,7 +33,8 @@ from .model.work import WorkerContext
 from .planning.plan import cut_graph
 from .provenance.recorder import ProvenanceRecorder, RecordingExecutor
 from .report.summary import fill_report
-from .spark.session import make_session, worker_environment
+from .spark.session import make_session
+from .worker.environment import worker_environment
 
 if TYPE_CHECKING:
     import uuid

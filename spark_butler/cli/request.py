@@ -15,12 +15,12 @@ from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
 from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.pipe.base import ExecutionResources
 
-from ..datastore.atomic_write import check_destination
 from ..errors import OptionsError
 from ..model.limits import ResourceRequests, read_requests
 from ..model.options import RunOptions
 from ..planning.dataset_ids import read_patterns, read_retained
 from ..planning.graph import RunRequest
+from ..provenance.graph_files import check_destination
 from ..text import brief
 
 logger = logging.getLogger(__name__)

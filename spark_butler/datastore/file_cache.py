@@ -6,7 +6,7 @@ memory that they share with it.
 
 from __future__ import annotations
 
-__all__ = ["HeldFiles", "answer_from_memory"]
+__all__ = ["FileCache", "answer_from_memory"]
 
 import io
 import uuid
@@ -21,7 +21,7 @@ type Answer = tuple[AWSResponse, dict[str, Any]]
 """What botocore takes for the answer of a store."""
 
 
-class HeldFiles:
+class FileCache:
     """Contents of files, the most recently wanted of them.
 
     Parameters

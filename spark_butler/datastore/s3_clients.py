@@ -39,7 +39,7 @@ from lsst.resources.s3 import S3ResourcePath
 from lsst.resources.s3utils import _get_s3_client
 
 from ..model.traffic import Traffic, TrafficCounter
-from .file_cache import Answer, HeldFiles, answer_from_memory
+from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import FilesAhead
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class _Watch:
     def __init__(self) -> None:
         self.counter = TrafficCounter()
         self._written: tuple[tuple[str, str], int] | None = None
-        self.held = HeldFiles()
+        self.held = FileCache()
         self.ahead: FilesAhead | None = None
         self.thread = _ThreadState()
         self._parts: dict[str, int] = {}

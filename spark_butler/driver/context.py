@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["make_context", "worker_config"]
+__all__ = ["make_context", "make_worker_context", "worker_config"]
 
 from collections.abc import Iterable, Mapping
 
@@ -18,7 +18,7 @@ from ..model.limits import Limits
 from ..model.options import RunOptions
 from ..model.work import WorkerContext
 from ..repository.checks import store_roots
-from ..spark.session import worker_environment
+from ..worker.environment import worker_environment
 
 
 def make_context(
@@ -79,6 +79,26 @@ def make_context(
         max_shuffle_bytes=options.max_shuffle_bytes,
         provenance=provenance,
         log_state=tuple(CliLog.configState),
+        environment=worker_environment(),
+    )
+
+
+def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
+    """Collect what a worker needs to read and write datasets.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    dataset_types
+        Definitions of the dataset types.
+    """
+    return WorkerContext(
+        task_nodes={},
+        universe=butler.dimensions,
+        butler_config=worker_config(butler),
+        dataset_types={dataset_type.name: dataset_type for dataset_type in dataset_types},
+        stores=tuple(map(str, store_roots(butler))),
         environment=worker_environment(),
     )
 

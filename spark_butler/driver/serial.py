@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle import receive
-from ..temporaries.shuffle_records import Inbox, next_place
+from ..temporaries.shuffle_records import ReceiveBuffer, partition_of
 from ..worker.clock import SlotClock
-from ..worker.group import prepare_process
+from ..worker.environment import prepare_process
 from ..worker.retry import InProcessRunner, run_attempts
 from .backend import ReportOutcome
 
@@ -40,12 +40,12 @@ class SerialBackend:
 
     def _run_unit(self, context: WorkerContext, unit: UnitWork, report: ReportOutcome) -> None:
         """Run a unit level by level."""
-        arrived: list[tuple[GroupWork, Inbox | None]] = [(work, None) for work in unit.groups]
+        arrived: list[tuple[GroupWork, ReceiveBuffer | None]] = [(work, None) for work in unit.groups]
         passing: list[bytes] = []
         for width in (*unit.widths[1:], 0):
             heaps: list[list[bytes]] = [[] for _ in range(width)]
             for record in passing:
-                heaps[next_place(record)].append(record)
+                heaps[partition_of(record)].append(record)
             while arrived:
                 events = run_attempts(context, *arrived.pop(0), runner=InProcessRunner(), clock=self._clock)
                 for event in events:
@@ -54,7 +54,7 @@ class SerialBackend:
                         if self._cancelled.is_set():
                             return
                     else:
-                        heaps[next_place(event)].append(bytes(event))
+                        heaps[partition_of(event)].append(bytes(event))
             began = time.time()
             items = [item for heap in heaps for item in receive(heap)]
             if items:

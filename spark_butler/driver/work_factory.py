@@ -17,9 +17,8 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from ..model.limits import Limits
 from ..model.quanta import all_inputs, all_outputs
-from ..model.work import GroupContent, GroupWork, QuantumWork, UnitWork
+from ..model.work import GroupContent, GroupWork, QuantumWork, Route, UnitWork
 from ..planning.plan import GraphSketch, Group, Handover, Plan, Unit
-from ..temporaries.shuffle_records import Way
 from ..worker.pickling import dump_by_name
 
 logger = logging.getLogger(__name__)
@@ -217,34 +216,36 @@ class ContentMaker:
                 for index in receivers[group.index]
                 if carrier[index] == group.index
             )
-            ways = {index: self._way(index, group.level, place, carrier) for index in receivers[group.index]}
-            works[group.index] = self._pack(group, blocked, done, ways, carried)
+            routes = {
+                index: self._route(index, group.level, place, carrier) for index in receivers[group.index]
+            }
+            works[group.index] = self._pack(group, blocked, done, routes, carried)
         return UnitWork(
             unit.index, tuple(works[index] for index in unit.levels[0]), tuple(map(len, unit.levels))
         )
 
-    def _way(
+    def _route(
         self, index: int, level: int, place: Mapping[int, int], carrier: Mapping[int, int]
     ) -> tuple[int, ...]:
-        """Find the places on the way from a level to a group."""
-        way = [place[index]]
+        """Find the places on the route from a level to a group."""
+        route = [place[index]]
         while self._plan.groups[index].level > level + 1:
             index = carrier[index]
-            way.append(place[index])
-        return tuple(reversed(way))
+            route.append(place[index])
+        return tuple(reversed(route))
 
     def _pack(
         self,
         group: Group,
         blocked: frozenset[uuid.UUID],
         done: frozenset[uuid.UUID] | None,
-        ways: Mapping[int, Way],
-        carried: tuple[tuple[Way, GroupWork], ...],
+        routes: Mapping[int, Route],
+        carried: tuple[tuple[Route, GroupWork], ...],
         *,
         n_groups: int = 1,
     ) -> GroupWork:
         """Pickle the content of a group."""
-        content = self.make_content(group, blocked, done or frozenset(), receivers=ways.keys())
+        content = self.make_content(group, blocked, done or frozenset(), receivers=routes.keys())
         tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
         more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
@@ -254,7 +255,7 @@ class ContentMaker:
             dump_by_name(content),
             max(self._limits[label].memory or 0 if label in self._limits else 0 for label in tasks),
             done is not None,
-            dict(ways),
+            dict(routes),
             carried,
         )
 

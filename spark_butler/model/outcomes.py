@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Attempt", "QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
+__all__ = ["Attempt", "ImportTime", "QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
 
 import dataclasses
 import signal
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from lsst.pipe.base import QuantumAttemptStatus, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
-from ..worker.import_times import ImportTime
 from .failures import FailureKind
 from .traffic import NO_TRAFFIC, Traffic
 
@@ -25,6 +24,20 @@ class QuantumStarted:
     """Word from a worker that it begins a quantum."""
 
     quantum_id: uuid.UUID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImportTime:
+    """A time that a process spent on imports."""
+
+    process: str
+    """Host name and process ID; workers that inherit it tell of the same."""
+
+    began: float
+    """When it began, in seconds since the epoch."""
+
+    seconds: float
+    """How long it took, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

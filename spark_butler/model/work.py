@@ -8,6 +8,7 @@ __all__ = [
     "Parcel",
     "QuantumOutputs",
     "QuantumWork",
+    "Route",
     "UnitWork",
     "WorkerContext",
 ]
@@ -25,11 +26,13 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 
 from ..codecs import EncodedObject
-from ..temporaries.shuffle_records import Way
 from .limits import Limits
 from .options import Isolation
 
 NO_LIMITS = Limits(retries=0)
+
+type Route = tuple[int, ...]
+"""The partitions that a shuffle record visits, one at each following level of its Spark job."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +215,10 @@ class GroupWork:
     again: bool = False
     """Whether the group was given out before and its worker was lost."""
 
-    ways: Mapping[int, Way] = dataclasses.field(default_factory=dict)
-    """The ways to the groups of the same unit that need this one."""
+    routes: Mapping[int, Route] = dataclasses.field(default_factory=dict)
+    """The routes to the groups of the same unit that need this one."""
 
-    carried: tuple[tuple[Way, GroupWork], ...] = ()
+    carried: tuple[tuple[Route, GroupWork], ...] = ()
     """Work of groups of the next level, which this group sends on with what it makes."""
 
     def open(self) -> GroupContent:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType
 
+from ..driver.context import make_worker_context
 from ..errors import EmptyGraphError, EngineError, OptionsError, StaysHereError
 from ..repository.checks import check_writeable, refuse_read_only, store_roots
 from ..repository.ingest import Ingester, fetch_ids
-from ..repository.query import Resolved, find_output_types, make_worker_context
+from ..repository.query import Resolved, find_output_types
 from ..text import brief
-from ..worker.butler import DataIdBundle, DataIdContext, PutReport, WorkerButler
+from ..worker.butler import DataIdBatch, DataIdContext, PutReport, WorkerButler
 from .functions import check_arguments, check_function
 
 if TYPE_CHECKING:
@@ -509,7 +510,7 @@ class DataIds(Sequence[DataCoordinate]):
                 for name, data in self._resolved.records.items()
                 if (subset := data.subset(ids)) is not None
             }
-            bundles.append(pickle.dumps(DataIdBundle(tuple(ref.dataId for ref in part), related, records)))
+            bundles.append(pickle.dumps(DataIdBatch(tuple(ref.dataId for ref in part), related, records)))
         return bundles
 
 

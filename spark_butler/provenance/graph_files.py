@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["PackedScan", "automatic_outputs", "find_packs", "open_pack"]
+__all__ = ["PackedScan", "automatic_outputs", "check_destination", "find_packs", "open_pack"]
 
 import contextlib
 import dataclasses
 import itertools
+import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import cast
 
 import zstandard
@@ -31,9 +33,10 @@ from lsst.pipe.base.quantum_graph._provenance import (
     ProvenanceQuantumInfo,
 )
 from lsst.pipe.base.quantum_graph.formatter import ProvenanceFormatter
-from lsst.resources import ResourcePath
+from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..datastore.files import file_datastores
+from ..errors import OptionsError
 from .scan import QuantumScan
 
 _IDS_PER_QUERY = 500
@@ -48,6 +51,31 @@ class PackedScan:
 
     scan: QuantumScan
     """Its attempts."""
+
+
+def check_destination(destination: ResourcePathExpression) -> None:
+    """Check that a provenance graph can be written, before there is anything to write.
+
+    Parameters
+    ----------
+    destination
+        Where it is to go.
+
+    Raises
+    ------
+    OptionsError
+        Raised if it can't.
+    """
+    uri = ResourcePath(destination, forceDirectory=None)
+    if uri.getExtension() != ".qg":
+        raise OptionsError(f"The provenance graph {str(destination)!r} needs a name that ends in .qg.")
+    if not uri.isLocal:
+        return
+    folder = Path(uri.ospath).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(uri.ospath).is_dir():
+        raise OptionsError(f"The provenance graph {str(destination)!r} can't be written there.")
 
 
 def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> list[PredictedDatasetModel]:

@@ -39,7 +39,7 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 from lsst.resources import ResourcePathExpression
 from lsst.utils.introspection import get_full_type_name
 
-from ..datastore.atomic_write import whole_file
+from ..atomic_write import atomic_write
 from ..driver.scheduler import RunResult
 from ..errors import EngineError
 from ..model.failures import FailureKind
@@ -154,7 +154,7 @@ class ProvenanceRecorder:
         logger.info("Writing the provenance of %d quanta to %s.", len(self._graph), self._destination)
         try:
             readback = Readback(self._graph, self._butler, self._quantum_executor)
-            with whole_file(self._destination) as path:
+            with atomic_write(self._destination) as path:
                 self._write(path, result, readback)
         except Exception as exc:
             raise EngineError(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lsst.daf.butler import Butler, MissingCollectionError
 from lsst.resources import ResourcePath
 
-from ..datastore.atomic_write import whole_file
+from ..atomic_write import atomic_write
 from ..errors import EngineError, RepositoryError
 from ..run_folders import report_root, run_folder
 from ..text import brief
@@ -51,7 +51,7 @@ def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None
         return
     content = {"format": 1, "run": run, _TEMPORARIES: sorted(known.union(names))}
     try:
-        with whole_file(places[0]) as path:
+        with atomic_write(places[0]) as path:
             path.write_text(json.dumps(content, indent=2))
     except Exception as exc:  # many libraries may speak here
         raise EngineError(f"The notes of run {run!r} can't be written to {places[0]}: {brief(exc)}") from exc

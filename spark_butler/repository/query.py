@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Resolved", "export_records", "find_data_ids", "find_output_types", "make_worker_context"]
+__all__ = ["Resolved", "export_records", "find_data_ids", "find_output_types"]
 
 import dataclasses
 import itertools
@@ -27,12 +27,8 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.utils import has_globs
 
-from ..driver.context import worker_config
 from ..errors import EmptyGraphError, OptionsError, RepositoryError
-from ..model.work import WorkerContext
-from ..spark.session import worker_environment
 from ..text import brief
-from .checks import store_roots
 
 _MOST_SHOWN = 20
 
@@ -185,26 +181,6 @@ def export_records(butler: Butler, refs: Iterable[DatasetRef]) -> dict[str, Data
         Their records, by name of the datastore.
     """
     return dict(butler._datastore.export_records(list(refs)))
-
-
-def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
-    """Collect what a worker needs to read and write datasets.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    dataset_types
-        Definitions of the dataset types.
-    """
-    return WorkerContext(
-        task_nodes={},
-        universe=butler.dimensions,
-        butler_config=worker_config(butler),
-        dataset_types={dataset_type.name: dataset_type for dataset_type in dataset_types},
-        stores=tuple(map(str, store_roots(butler))),
-        environment=worker_environment(),
-    )
 
 
 def find_output_types(

@@ -29,7 +29,7 @@ from ..driver.backend import ReportOutcome
 from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
-from ..temporaries.shuffle_records import next_place
+from ..temporaries.shuffle_records import partition_of
 from ..worker.pickling import dump_with_classes
 from .job_names import name_stages
 
@@ -240,7 +240,7 @@ def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
     records._bypass_serializer = True  # type: ignore[attr-defined]
     assert spark._jvm is not None
     pairs = spark._jvm.PairwiseRDD(records._jrdd.rdd()).asJavaPairRDD()
-    partitioner = spark._jvm.PythonPartitioner(width, id(next_place))
+    partitioner = spark._jvm.PythonPartitioner(width, id(partition_of))
     arrived = spark._jvm.PythonRDD.valueOfPair(pairs.partitionBy(partitioner))
     return RDD(arrived, spark, NoOpSerializer())
 

@@ -71,9 +71,9 @@ def _keep_stdout() -> Iterator[None]:
 
 def import_for_workers() -> None:
     """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
+    from ..worker.environment import IMPORTS_VARIABLE
     from ..worker.preload import import_for_children
     from . import worker_entry as slots  # noqa: F401
-    from .session import IMPORTS_VARIABLE
 
     import_for_children(_IN_ANY_CASE)
     tasks = os.environ.get(IMPORTS_VARIABLE, "")
@@ -85,9 +85,9 @@ def serve() -> None:
     """Import what workers need, keep the garbage collector off it, and fork workers for Spark."""
     from pyspark import daemon
 
-    from ..worker.import_times import note_imports, process_start
-
     with _keep_stdout():
+        from ..worker.clock import note_imports, process_start
+
         import_for_workers()
     # Half of it is imported before this function can begin.
     note_imports(process_start())

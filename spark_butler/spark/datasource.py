@@ -21,10 +21,11 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StructType
 
+from ..driver.context import make_worker_context
 from ..errors import EmptyGraphError, OptionsError
 from ..repository.checks import check_repository
-from ..repository.query import export_records, find_data_ids, make_worker_context
-from ..worker.butler import DataIdBundle, DataIdContext, WorkerButler
+from ..repository.query import export_records, find_data_ids
+from ..worker.butler import DataIdBatch, DataIdContext, WorkerButler
 from ..worker.pickling import dump_with_classes
 
 _PUSHDOWN = "spark.sql.python.filterPushdown.enabled"
@@ -220,7 +221,7 @@ class ButlerReader(DataSourceReader):
         from .worker_entry import open_context
 
         context = open_context(self._context)
-        bundle = DataIdBundle.open(partition.value)
+        bundle = DataIdBatch.open(partition.value)
         target = _arrow_schema(self._schema)
         butler = WorkerButler(context, bundle, _no_puts)
         try:
@@ -340,9 +341,7 @@ def _arrow_schema(schema: StructType) -> pa.Schema:
 def _pack(butler: Butler, refs: list[DatasetRef]) -> bytes:
     """Pickle datasets with their records."""
     related = tuple({ref.datasetType.name: (ref,)} for ref in refs)
-    return pickle.dumps(
-        DataIdBundle(tuple(ref.dataId for ref in refs), related, export_records(butler, refs))
-    )
+    return pickle.dumps(DataIdBatch(tuple(ref.dataId for ref in refs), related, export_records(butler, refs)))
 
 
 def _split(text: str) -> tuple[str, ...]:

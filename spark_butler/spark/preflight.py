@@ -59,8 +59,8 @@ def _check_worker(stores: Sequence[str]) -> str:
 
     from ..errors import UserError
     from ..repository.checks import check_store
+    from ..worker.clock import note_imports, start_of_imports
     from ..worker.group import run_group  # noqa: F401
-    from ..worker.import_times import note_imports, start_of_imports
 
     note_imports(start_of_imports())
     try:

@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 
 from ..errors import FunctionError, OptionsError, UserError
 from ..text import brief, hide_secrets
-from ..worker.butler import DataIdBundle, DataIdContext, PutReport, run_bundle
+from ..worker.butler import DataIdBatch, DataIdContext, PutReport, run_batch
 from ..worker.pickling import dump_with_classes
 from .backend import new_accumulator
 from .job_names import named_job
@@ -29,7 +29,7 @@ from .worker_entry import open_context
 _CANCEL_SECONDS = 0.5
 _TRACEBACK = "Traceback (most recent call last):"
 _JAVA_STACK = "\n\tat "
-_LAST_OWN_FRAME = "in run_bundle"
+_LAST_OWN_FRAME = "in run_batch"
 _FRAME = "  File "
 _FRAME_OF_PYSPARK = re.compile(r'  File "[^"]*\bpyspark(?:\.zip)?/')
 _FRAME_OF_SERIALIZER = re.compile(r'  File "[^"]*/pyspark/(?:serializers|cloudpickle/\w+)\.py"')
@@ -108,7 +108,7 @@ def _run_bundles(
     """Call a function with each data ID, in a worker."""
     context = open_context(broadcast.value)
     for data in bundles:
-        yield from run_bundle(context, DataIdBundle.open(data), function, lambda put: puts.add([put]))
+        yield from run_batch(context, DataIdBatch.open(data), function, lambda put: puts.add([put]))
 
 
 def run_action(session: SparkSession, description: str, action: Callable[[], Any]) -> Any:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 __all__ = [
-    "IMPORTS_VARIABLE",
     "MINIMUM_PYTHON",
     "check_platform",
     "check_session",
-    "limit_threads",
     "make_session",
     "make_spark_context",
     "say_on_stderr",
     "spark_is_up",
-    "worker_environment",
 ]
 
 import importlib.util
@@ -27,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SessionError
 from ..text import brief
+from ..worker.environment import IMPORTS_VARIABLE, limit_threads, worker_environment
 from .java import find_java_home
 from .jvm import jvm_is_there, launch_jvm
 
@@ -51,49 +49,7 @@ _CONF = {
     "spark.shuffle.sort.bypassMergeThreshold": "1000",
 }
 
-_ENVIRONMENT = {
-    # Over https, botocore's default checksums are refused by several object stores.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMEXPR_MAX_THREADS": "1",
-    "LSST_RESOURCES_NUM_WORKERS": "1",
-    "LSST_S3_USE_THREADS": "False",
-}
-
-IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
-"""Environment variable that names the modules with which workers are forked, with commas."""
-
 _MASTER_SECONDS = 5.0
-
-_PASSED_ON = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION")
-
-
-def limit_threads() -> None:
-    """Let libraries that are loaded from now on have one thread, unless the environment says otherwise."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
-def worker_environment() -> dict[str, str]:
-    """Name the environment variables that workers take over from the driver.
-
-    Returns
-    -------
-    environment
-        Variables for threads and for the object store.  Never credentials:
-        workers have their own, from their environment, a file or a role.
-    """
-    environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
-    environment.update(
-        (name, os.environ[name])
-        for name in _PASSED_ON
-        # An address with a user and password in it is a credential.
-        if name in os.environ and "@" not in os.environ[name]
-    )
-    return environment
 
 
 def make_session(

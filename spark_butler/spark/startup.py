@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..errors import UserError
+from ..worker.environment import limit_threads
 from .jvm import JVM_OUTPUT, launch_jvm
 from .preflight import check_workers
-from .session import check_platform, limit_threads, make_spark_context, spark_is_up
+from .session import check_platform, make_spark_context, spark_is_up
 
 if TYPE_CHECKING:
     from pyspark import SparkContext

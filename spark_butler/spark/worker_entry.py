@@ -19,11 +19,10 @@ from pyspark import Accumulator, Broadcast, SparkFiles, TaskContext
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, WorkerContext
 from ..temporaries.shuffle import receive
-from ..temporaries.shuffle_records import Inbox, next_place
+from ..temporaries.shuffle_records import ReceiveBuffer, partition_of
 from ..worker.child_process import ChildRunner
-from ..worker.clock import SlotClock
-from ..worker.group import prepare_process
-from ..worker.import_times import note_imports, start_of_imports
+from ..worker.clock import SlotClock, note_imports, start_of_imports
+from ..worker.environment import prepare_process
 from ..worker.memory_lock import MemoryLock
 from ..worker.retry import InProcessRunner, run_attempts
 from ..worker.temporary_directory import TemporaryFolder
@@ -131,7 +130,7 @@ def run_next_level(
     began = time.time()
     for item in receive(records):
         if isinstance(item, bytes):
-            yield _LONG.pack(next_place(item))
+            yield _LONG.pack(partition_of(item))
             yield item
             _clock.note_shuffle(began)
         else:
@@ -143,28 +142,28 @@ def _run_group(
     context: WorkerContext,
     outcomes: Accumulator[list[QuantumOutcome]],
     work: GroupWork,
-    inbox: Inbox | None,
+    received: ReceiveBuffer | None,
 ) -> Iterator[bytes | bytearray]:
     """Run a group and give each of its records a place to go to."""
-    for event in _run_here(context, work, inbox):
+    for event in _run_here(context, work, received):
         if isinstance(event, QuantumOutcome):
             outcomes.add([_marked(event, work)])
         else:
-            yield _LONG.pack(next_place(event))
+            yield _LONG.pack(partition_of(event))
             yield event
 
 
 def _run_here(
-    context: WorkerContext, work: GroupWork, inbox: Inbox | None
+    context: WorkerContext, work: GroupWork, received: ReceiveBuffer | None
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group in this worker, or rather in its children."""
     return run_attempts(
         context,
         work,
-        inbox,
+        received,
         runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
         # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
-        again=_is_again() or (None if work.ways else False),
+        again=_is_again() or (None if work.routes else False),
         memory_lock=MemoryLock(Path(SparkFiles.getRootDirectory())),
         slots=_slots_here(),
         clock=_clock,

@@ -30,7 +30,7 @@ from ..model.quanta import all_outputs
 from .components import read_part
 from .dataset_types import TEMPORARIES_KEY
 from .scratch import fetch_scratch
-from .shuffle_records import Inbox
+from .shuffle_records import ReceiveBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class GroupButler(LimitedButler):
     known
         For datasets of other groups: whether they exist.  What is not in it
         is asked of the datastore.
-    inbox
+    received
         Temporaries of other groups, still serialized.
 
     Notes
@@ -72,7 +72,7 @@ class GroupButler(LimitedButler):
         temporary_types: Collection[str],
         consumers: Mapping[uuid.UUID, int],
         known: Mapping[uuid.UUID, bool],
-        inbox: Inbox | None = None,
+        received: ReceiveBuffer | None = None,
     ):
         self._wrapped = wrapped
         self.storageClasses = wrapped.storageClasses
@@ -82,9 +82,9 @@ class GroupButler(LimitedButler):
         self._known = dict(known)
         self._temporaries: dict[uuid.UUID, Any] = {}
         self._arrived: dict[uuid.UUID, bytearray | list[tuple[str, int]]] = {}
-        if inbox is not None:
-            self._arrived.update(inbox.objects)
-            self._arrived.update(inbox.scratch)
+        if received is not None:
+            self._arrived.update(received.objects)
+            self._arrived.update(received.scratch)
         self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._lent: set[uuid.UUID] = set()
         self._single_use: set[uuid.UUID] = set()

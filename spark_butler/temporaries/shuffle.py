@@ -18,7 +18,16 @@ from ..model.outcomes import QuantumOutcome
 from ..model.quanta import all_outputs
 from ..model.work import GroupContent, GroupWork, Parcel, QuantumWork, WorkerContext
 from .scratch import store_scratch
-from .shuffle_records import Inbox, Kind, Notice, cut_object, forward, make_record, open_record, places_left
+from .shuffle_records import (
+    CompletionNotice,
+    Kind,
+    ReceiveBuffer,
+    cut_object,
+    forward,
+    hops_left,
+    make_record,
+    open_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +78,12 @@ def pack_parcel(
         payload = pickle.dumps(parts)
         for group in receivers:
             yield make_record(
-                work.ways[group], Kind.SCRATCH, group, work.index, [payload], dataset_id=dataset_id
+                work.routes[group], Kind.SCRATCH, group, work.index, [payload], dataset_id=dataset_id
             )
         return
     for group in receivers:
         yield from cut_object(
-            work.ways[group], group, work.index, dataset_id, encoded.pieces(), encoded.nbytes
+            work.routes[group], group, work.index, dataset_id, encoded.pieces(), encoded.nbytes
         )
 
 
@@ -132,7 +141,7 @@ class Ledger:
         """Write the notices to all groups that need this one, and pass on the work that it carries."""
         failed = frozenset(work.quantum_id for work in self._content.quanta) - self._succeeded
         for group, reads in self._content.receivers.items():
-            notice = Notice(
+            notice = CompletionNotice(
                 failed=failed,
                 produced={dataset_id: dataset_id in self._outputs for dataset_id in reads},
                 sent={
@@ -141,13 +150,13 @@ class Ledger:
                     if group in self._content.outgoing[dataset_id]
                 },
             )
-            way = self._work.ways[group]
-            yield make_record(way, Kind.NOTICE, group, self._work.index, [pickle.dumps(notice)])
-        for way, work in self._work.carried:
-            yield make_record(way, Kind.WORK, work.index, self._work.index, [pickle.dumps(work)])
+            route = self._work.routes[group]
+            yield make_record(route, Kind.NOTICE, group, self._work.index, [pickle.dumps(notice)])
+        for route, work in self._work.carried:
+            yield make_record(route, Kind.WORK, work.index, self._work.index, [pickle.dumps(work)])
 
 
-def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[GroupWork, Inbox]]:
+def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[GroupWork, ReceiveBuffer]]:
     """Sort the records that arrive at one place.
 
     Parameters
@@ -167,20 +176,20 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
         Raised if the work itself has not come.
     """
     work: GroupWork | None = None
-    inbox: Inbox | None = None
+    received: ReceiveBuffer | None = None
     for data in records:
-        if places_left(data) > 1:
+        if hops_left(data) > 1:
             yield forward(data)
             continue
         record = open_record(data)
-        if inbox is None:
-            inbox = Inbox(record.group)
+        if received is None:
+            received = ReceiveBuffer(record.group)
         if record.kind is Kind.WORK:
             work = pickle.loads(record.payload)
         else:
-            inbox.add(record)
-    if inbox is None:
+            received.add(record)
+    if received is None:
         return
     if work is None:
         raise EngineError("Temporaries have arrived for a group whose work has not.")
-    yield work, inbox
+    yield work, received

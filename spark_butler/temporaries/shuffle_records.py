@@ -1,6 +1,6 @@
 """How temporaries and news travel from group to group: as short byte records.
 
-A record has a header and a payload.  The header tells the way: the places
+A record has a header and a payload.  The header tells the route: the places
 (positions at each level of a job) that the record still has to visit, the
 last of which is the group that it is for.  Large objects are cut into chunks
 so that no record is large.
@@ -10,18 +10,17 @@ from __future__ import annotations
 
 __all__ = [
     "CHUNK_BYTES",
-    "NO_NEWS",
-    "Inbox",
+    "EMPTY_NOTICE",
+    "ReceiveBuffer",
     "Kind",
-    "Notice",
+    "CompletionNotice",
     "Record",
-    "Way",
     "cut_object",
     "forward",
     "make_record",
-    "next_place",
+    "partition_of",
     "open_record",
-    "places_left",
+    "hops_left",
 ]
 
 import dataclasses
@@ -34,14 +33,12 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import EngineError
+from ..model.work import Route
 
 CHUNK_BYTES = 8 * 2**20
 """Size of the chunks that large objects are cut into, in bytes."""
 
-type Way = tuple[int, ...]
-"""Places that a record has to visit, one at each following level of its job."""
-
-_WAY_LENGTH = struct.Struct("<H")
+_ROUTE_LENGTH = struct.Struct("<H")
 _HEAD = struct.Struct("<BIIQ16sQQ")
 
 
@@ -55,7 +52,7 @@ class Kind(enum.IntEnum):
     """A pickled list of addresses and lengths of the parts of a serialized object in the object store."""
 
     NOTICE = 2
-    """A pickled `Notice`."""
+    """A pickled `CompletionNotice`."""
 
     WORK = 3
     """The pickled work of the group that the record is for."""
@@ -90,7 +87,7 @@ class Record(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Notice:
+class CompletionNotice:
     """What a group tells one that needs it."""
 
     failed: frozenset[uuid.UUID]
@@ -103,14 +100,14 @@ class Notice:
     """Temporaries that were sent to it, with their serialized length in bytes."""
 
 
-NO_NEWS = Notice(frozenset(), {}, {})
+EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
 """The notice that tells nothing."""
 
 _NO_ID = uuid.UUID(int=0)
 
 
 def make_record(
-    way: Way,
+    route: Route,
     kind: Kind,
     group: int,
     sender: int,
@@ -125,7 +122,7 @@ def make_record(
 
     Parameters
     ----------
-    way
+    route
         Places to visit.
     kind
         What the payload is.
@@ -144,14 +141,14 @@ def make_record(
         The record, in pieces that are not copied.
     """
     head = (
-        _WAY_LENGTH.pack(len(way))
-        + struct.pack(f"<{len(way)}I", *way)
+        _ROUTE_LENGTH.pack(len(route))
+        + struct.pack(f"<{len(route)}I", *route)
         + _HEAD.pack(kind, group, sender, attempt, dataset_id.bytes, total, offset)
     )
     return [head, *payload]
 
 
-def next_place(record: bytes | bytearray | memoryview) -> int:
+def partition_of(record: bytes | bytearray | memoryview) -> int:
     """Say which place a record is sent to.
 
     Parameters
@@ -159,12 +156,12 @@ def next_place(record: bytes | bytearray | memoryview) -> int:
     record
         The record, or at least its first piece.
     """
-    (place,) = struct.unpack_from("<I", record, _WAY_LENGTH.size)
+    (place,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
     assert isinstance(place, int)
     return place
 
 
-def places_left(record: bytes | bytearray) -> int:
+def hops_left(record: bytes | bytearray) -> int:
     """Count the places that a record still has to visit, with the one where it is.
 
     Parameters
@@ -172,13 +169,13 @@ def places_left(record: bytes | bytearray) -> int:
     record
         The record.
     """
-    (length,) = _WAY_LENGTH.unpack_from(record)
+    (length,) = _ROUTE_LENGTH.unpack_from(record)
     assert isinstance(length, int)
     return length
 
 
 def forward(record: bytes | bytearray) -> bytes:
-    """Take the place that a record is at off its way.
+    """Take the place that a record is at off its route.
 
     Parameters
     ----------
@@ -190,9 +187,9 @@ def forward(record: bytes | bytearray) -> bytes:
     record
         The record, as it has to be sent on, or is to be opened.
     """
-    (length,) = _WAY_LENGTH.unpack_from(record)
+    (length,) = _ROUTE_LENGTH.unpack_from(record)
     view = memoryview(record)
-    return _WAY_LENGTH.pack(length - 1) + view[_WAY_LENGTH.size + 4 :]
+    return _ROUTE_LENGTH.pack(length - 1) + view[_ROUTE_LENGTH.size + 4 :]
 
 
 def open_record(record: bytes | bytearray) -> Record:
@@ -201,23 +198,23 @@ def open_record(record: bytes | bytearray) -> Record:
     Parameters
     ----------
     record
-        The record, with nothing or one place left on its way.
+        The record, with nothing or one place left on its route.
     """
-    (length,) = _WAY_LENGTH.unpack_from(record)
-    start = _WAY_LENGTH.size + 4 * length
+    (length,) = _ROUTE_LENGTH.unpack_from(record)
+    start = _ROUTE_LENGTH.size + 4 * length
     kind, group, sender, attempt, id_bytes, total, offset = _HEAD.unpack_from(record, start)
     payload = memoryview(record)[start + _HEAD.size :]
     return Record(Kind(kind), group, sender, attempt, uuid.UUID(bytes=id_bytes), total, offset, payload)
 
 
 def cut_object(
-    way: Way, group: int, sender: int, dataset_id: uuid.UUID, pieces: Iterable[memoryview], total: int
+    route: Route, group: int, sender: int, dataset_id: uuid.UUID, pieces: Iterable[memoryview], total: int
 ) -> Iterator[list[bytes | memoryview]]:
     """Cut a serialized object into records.
 
     Parameters
     ----------
-    way
+    route
         Places to visit.
     group
         Group that it is for.
@@ -242,7 +239,7 @@ def cut_object(
 
     def record() -> list[bytes | memoryview]:
         return make_record(
-            way,
+            route,
             Kind.CHUNK,
             group,
             sender,
@@ -267,7 +264,7 @@ def cut_object(
         yield record()
 
 
-class Inbox:
+class ReceiveBuffer:
     """Collects what arrives for one group.
 
     Parameters
@@ -286,7 +283,7 @@ class Inbox:
         self._buffers: dict[tuple[uuid.UUID, int], bytearray] = {}
         self._offsets: dict[tuple[uuid.UUID, int], set[int]] = {}
         self._missing: dict[tuple[uuid.UUID, int], int] = {}
-        self._notices: dict[int, Notice] = {}
+        self._notices: dict[int, CompletionNotice] = {}
         self.objects: dict[uuid.UUID, bytearray] = {}
         """Serialized objects that are complete."""
         self.scratch: dict[uuid.UUID, list[tuple[str, int]]] = {}
@@ -303,16 +300,16 @@ class Inbox:
         match record.kind:
             case Kind.NOTICE:
                 notice = pickle.loads(record.payload)
-                assert isinstance(notice, Notice)
+                assert isinstance(notice, CompletionNotice)
                 self._notices[record.sender] = notice
             case Kind.SCRATCH:
                 self.scratch[record.dataset_id] = pickle.loads(record.payload)
             case _:
                 self._add_chunk(record)
 
-    def copy(self) -> Inbox:
+    def copy(self) -> ReceiveBuffer:
         """Copy the objects, so that a reader may change one without spoiling it for another attempt."""
-        other = Inbox(self._group)
+        other = ReceiveBuffer(self._group)
         other._notices = self._notices
         other.objects = {dataset_id: bytearray(data) for dataset_id, data in self.objects.items()}
         other.scratch = self.scratch
@@ -337,7 +334,7 @@ class Inbox:
             for other in [other for other in self._buffers if other[0] == record.dataset_id]:
                 del self._buffers[other], self._offsets[other], self._missing[other]
 
-    def close(self, senders: Iterable[int]) -> Notice:
+    def close(self, senders: Iterable[int]) -> CompletionNotice:
         """Check that all has come, and sum up the notices.
 
         Parameters
@@ -360,7 +357,7 @@ class Inbox:
         if silent:
             raise EngineError(f"Group {self._group} has had no word from groups {silent}, which it needs.")
         notices = self._notices.values()
-        total = Notice(
+        total = CompletionNotice(
             failed=frozenset().union(*(notice.failed for notice in notices)),
             produced={key: value for notice in notices for key, value in notice.produced.items()},
             sent={key: value for notice in notices for key, value in notice.sent.items()},

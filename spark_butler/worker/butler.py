@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DataIdBundle", "DataIdContext", "PutReport", "WorkerButler", "run_bundle"]
+__all__ = ["DataIdBatch", "DataIdContext", "PutReport", "WorkerButler", "run_batch"]
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ type DataId = DataCoordinate | Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class DataIdContext:
-    """What all bundles of data IDs of a query have in common; sent to each worker once."""
+    """What all batches of data IDs of a query have in common; sent to each worker once."""
 
     worker: WorkerContext
     """Datastore, dimensions and environment."""
@@ -46,7 +46,7 @@ class DataIdContext:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class DataIdBundle:
+class DataIdBatch:
     """Some data IDs of a query, with all that is known of their datasets."""
 
     data_ids: tuple[DataCoordinate, ...]
@@ -60,10 +60,10 @@ class DataIdBundle:
 
     @classmethod
     def open(cls, data: bytes) -> Self:
-        """Unpickle a bundle; its context must have been unpickled before."""
-        bundle = pickle.loads(data)
-        assert isinstance(bundle, cls)
-        return bundle
+        """Unpickle a batch; its context must have been unpickled before."""
+        batch = pickle.loads(data)
+        assert isinstance(batch, cls)
+        return batch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class WorkerButler:
     Parameters
     ----------
     context
-        What all bundles have in common.
-    bundle
+        What all batches have in common.
+    batch
         The data IDs and their datasets.
     report
         Called with each dataset that was put.
@@ -107,9 +107,9 @@ class WorkerButler:
     ['u/me/look', 'u/me/look']
     """
 
-    def __init__(self, context: DataIdContext, bundle: DataIdBundle, report: Callable[[PutReport], None]):
+    def __init__(self, context: DataIdContext, batch: DataIdBatch, report: Callable[[PutReport], None]):
         self._dimensions = context.dimensions
-        self._bundle = bundle
+        self._batch = batch
         self._report = report
         self._outputs = {
             (name, key): DatasetRef(
@@ -119,16 +119,16 @@ class WorkerButler:
                 id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN,
             )
             for name, dataset_type in context.outputs.items()
-            for data_id in bundle.data_ids
+            for data_id in batch.data_ids
             for key in [_key(data_id, dataset_type.dimensions)]
         }
         self._output_types = context.outputs
         self._by_data_id = dict(
-            zip([data_id.required_values for data_id in bundle.data_ids], bundle.refs, strict=True)
+            zip([data_id.required_values for data_id in batch.data_ids], batch.refs, strict=True)
         )
         self._by_own: dict[tuple[str, tuple[Any, ...]], DatasetRef] = {}
         self._types: dict[str, DatasetType] = {}
-        for by_type in bundle.refs:
+        for by_type in batch.refs:
             for name, refs in by_type.items():
                 for ref in refs:
                     self._types[name] = ref.datasetType
@@ -139,7 +139,7 @@ class WorkerButler:
             context.worker.universe,
             inputs=[ref.id for ref in self._by_own.values()],
             outputs=[ref.id for ref in self._outputs.values()],
-            records=bundle.records,
+            records=batch.records,
             dataset_types=context.worker.dataset_types,
         )
 
@@ -230,7 +230,7 @@ class WorkerButler:
         ref = self._outputs.get((dataset_type, _key(data_id, known.dimensions)))
         if ref is None:
             raise NotSentError(
-                f"{dataset_type!r} can't be put for {data_id}: it is no data ID of this bundle."
+                f"{dataset_type!r} can't be put for {data_id}: it is no data ID of this batch."
             )
         self._butler.put(obj, ref)
         self._report(PutReport(ref, dict(self._butler._datastore.export_records([ref]))))
@@ -258,10 +258,10 @@ class WorkerButler:
             with contextlib.suppress(OptionsError, KeyError):
                 return self._by_own[name, _key(data_id, self._types[name].dimensions)]
         if found is None:
-            n = len(self._bundle.data_ids)
+            n = len(self._batch.data_ids)
             raise NotSentError(
                 f"No {name!r} for {data_id} was sent to this worker, only for {n} data IDs: "
-                f"{_list_some(self._bundle)}."
+                f"{_list_some(self._batch)}."
             )
         if len(found) != 1:
             those = f": {', '.join(str(ref.dataId) for ref in found)}" if found else ""
@@ -273,7 +273,7 @@ class WorkerButler:
 
     def _check_sent(self, name: str) -> None:
         """Refuse dataset types that were not asked for."""
-        sent = {name for by_type in self._bundle.refs for name in by_type}
+        sent = {name for by_type in self._batch.refs for name in by_type}
         if name not in sent:
             raise NotSentError(
                 f"No dataset of type {name!r} was sent to this worker, only {_list(sent)}.  "
@@ -293,25 +293,25 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "none"
 
 
-def _list_some(bundle: DataIdBundle, most: int = 3) -> str:
-    more = ", ..." if len(bundle.data_ids) > most else ""
-    return ", ".join(map(str, bundle.data_ids[:most])) + more
+def _list_some(batch: DataIdBatch, most: int = 3) -> str:
+    more = ", ..." if len(batch.data_ids) > most else ""
+    return ", ".join(map(str, batch.data_ids[:most])) + more
 
 
-def run_bundle(
+def run_batch(
     context: DataIdContext,
-    bundle: DataIdBundle,
+    batch: DataIdBatch,
     function: Callable[[WorkerButler, DataCoordinate], Any],
     report: Callable[[PutReport], None],
 ) -> Iterator[Any]:
-    """Call a function with each data ID of a bundle.
+    """Call a function with each data ID of a batch.
 
     Parameters
     ----------
     context
-        What all bundles have in common.
-    bundle
-        The bundle.
+        What all batches have in common.
+    batch
+        The batch.
     function
         Called with a butler and a data ID.
     report
@@ -323,9 +323,9 @@ def run_bundle(
         What the function returns.
     """
     open_clients(context.worker.stores)
-    butler = WorkerButler(context, bundle, report)
+    butler = WorkerButler(context, batch, report)
     try:
-        for data_id in bundle.data_ids:
+        for data_id in batch.data_ids:
             try:
                 result = function(butler, data_id)
             except Exception as exc:

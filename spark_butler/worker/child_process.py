@@ -71,7 +71,7 @@ class ChildRunner:
                 modules = frozenset(sys.modules)
                 folder.use()
                 log_tail.attach()
-                for event in trial.run_here(trial.inbox):
+                for event in trial.run_here(trial.received):
                     if isinstance(event, Parcel):
                         began = time.time()
                         for pieces in trial.pack(event):

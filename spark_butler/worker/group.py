@@ -6,9 +6,8 @@ sees the registry.  Nothing here knows how the work came to the worker.
 
 from __future__ import annotations
 
-__all__ = ["failure_outcome", "find_complete", "find_outputs", "prepare_process", "run_group"]
+__all__ = ["failure_outcome", "find_complete", "find_outputs", "run_group"]
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -20,7 +19,6 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lsst.daf.butler import ButlerLogRecords
-from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import (
     InvalidQuantumError,
@@ -31,55 +29,25 @@ from lsst.pipe.base import (
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
-from lsst.utils.threads import disable_implicit_threading
 
 from ..datastore.prefetch import Prefetcher
-from ..datastore.quantum_butler import make_quantum_butler, open_datastore
+from ..datastore.quantum_butler import make_quantum_butler
 from ..datastore.s3_clients import traffic_so_far
 from ..model.failures import classify
 from ..model.outcomes import QuantumOutcome, QuantumStarted
 from ..model.quanta import all_inputs, all_outputs
 from ..model.work import GroupContent, Parcel, QuantumOutputs, QuantumWork, WorkerContext
 from ..temporaries.butler import GroupButler
-from ..temporaries.shuffle_records import NO_NEWS, Inbox, Notice
+from ..temporaries.shuffle_records import EMPTY_NOTICE, CompletionNotice, ReceiveBuffer
 from ..text import brief, hide_secrets
 
 logger = logging.getLogger(__name__)
-
-_WORKER_ENVIRONMENT = {
-    # Nothing may be left behind by a worker that is killed.
-    "DAF_BUTLER_CACHE_EXPIRATION_MODE": "disabled",
-    "LSST_RESOURCES_NUM_WORKERS": "1",
-    "LSST_S3_USE_THREADS": "False",
-}
-
-
-def prepare_process(context: WorkerContext) -> None:
-    """Set up a worker process: environment, logging, threads.
-
-    Parameters
-    ----------
-    context
-        What all groups of the run have in common.
-    """
-    for name, value in (*context.environment.items(), *_WORKER_ENVIRONMENT.items()):
-        os.environ.setdefault(name, value)
-    disable_implicit_threading()
-    if context.log_state:
-        if not CliLog.configState:
-            CliLog.replayConfigState(list(context.log_state))
-    elif logging.getLogger("lsst").level == logging.NOTSET:
-        logging.getLogger("lsst").setLevel(logging.INFO)
-    if context.butler_config is not None:
-        with contextlib.suppress(Exception):
-            # The first quantum fails with the same error, and tells it.
-            open_datastore(context.butler_config, context.universe)
 
 
 def run_group(
     context: WorkerContext,
     content: GroupContent,
-    inbox: Inbox | None = None,
+    received: ReceiveBuffer | None = None,
     *,
     index: int = 0,
     skip: frozenset[int] = frozenset(),
@@ -94,7 +62,7 @@ def run_group(
         What all groups of the run have in common.
     content
         The group.
-    inbox
+    received
         Temporaries and notices from other groups, complete.
     index
         Position of the group in the plan.
@@ -118,8 +86,8 @@ def run_group(
         Raised if something that was sent has not arrived.  What a task
         raises is an outcome.
     """
-    news = inbox.close(content.senders) if inbox is not None else NO_NEWS
-    butler = _make_butler(context, content, inbox, news) if context.quantum_executor is None else None
+    news = received.close(content.senders) if received is not None else EMPTY_NOTICE
+    butler = _make_butler(context, content, received, news) if context.quantum_executor is None else None
     prefetcher = Prefetcher(
         context,
         content,
@@ -245,8 +213,8 @@ def find_outputs(
 def _make_butler(
     context: WorkerContext,
     content: GroupContent,
-    inbox: Inbox | None = None,
-    news: Notice = NO_NEWS,
+    received: ReceiveBuffer | None = None,
+    news: CompletionNotice = EMPTY_NOTICE,
 ) -> GroupButler:
     """Make the butler of a group."""
     assert context.butler_config is not None
@@ -265,7 +233,7 @@ def _make_butler(
         temporary_types=context.temporary_types,
         consumers=content.consumers,
         known={**content.known, **news.produced},
-        inbox=inbox,
+        received=received,
     )
 
 

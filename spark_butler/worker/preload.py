@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable
 
-from .import_times import note_imports
+from .clock import note_imports
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from ..model.outcomes import Attempt, QuantumOutcome, QuantumStarted, job_text
 from ..model.quanta import all_outputs
 from ..model.work import GroupContent, GroupWork, Parcel, WorkerContext
 from ..temporaries.shuffle import Ledger, Pieces, Sent, pack_parcel
-from ..temporaries.shuffle_records import Inbox
+from ..temporaries.shuffle_records import ReceiveBuffer
 from .clock import SlotClock
 from .group import failure_outcome, find_complete, run_group
 from .memory import machine_memory
@@ -52,7 +52,7 @@ class Trial:
     content: GroupContent
     """The same, opened."""
 
-    inbox: Inbox | None
+    received: ReceiveBuffer | None
     """What has come for it from other groups."""
 
     skip: frozenset[int]
@@ -67,18 +67,18 @@ class Trial:
     most_ahead: int = 0
     """Memory in bytes for files that are read ahead."""
 
-    def run_here(self, inbox: Inbox | None) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
+    def run_here(self, received: ReceiveBuffer | None) -> Iterator[QuantumStarted | QuantumOutcome | Parcel]:
         """Run the quanta in this process; see `spark_butler.worker.group.run_group`.
 
         Parameters
         ----------
-        inbox
+        received
             What has come from other groups, to be used up.
         """
         return run_group(
             self.context,
             self.content,
-            inbox,
+            received,
             index=self.work.index,
             skip=self.skip,
             sent=self.sent,
@@ -119,11 +119,11 @@ class InProcessRunner:
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group.  See `Runner.run`."""
-        inbox = trial.inbox
+        received = trial.received
         labels = {item.task_label for item in trial.content.quanta}
-        if inbox is not None and any(trial.context.limits_of(label).retries for label in labels):
-            inbox = inbox.copy()
-        for event in trial.run_here(inbox):
+        if received is not None and any(trial.context.limits_of(label).retries for label in labels):
+            received = received.copy()
+        for event in trial.run_here(received):
             if isinstance(event, Parcel):
                 began = time.time()
                 yield from trial.pack(event)
@@ -139,7 +139,7 @@ class InProcessRunner:
 def run_attempts(
     context: WorkerContext,
     work: GroupWork,
-    inbox: Inbox | None = None,
+    received: ReceiveBuffer | None = None,
     *,
     runner: Runner,
     again: bool | None = False,
@@ -155,7 +155,7 @@ def run_attempts(
         What all groups of the run have in common.
     work
         The group.
-    inbox
+    received
         What has come for it from other groups.
     runner
         What runs an attempt.
@@ -186,7 +186,7 @@ def run_attempts(
         Raised if the engine's own code fails.
     """
     clock = SlotClock() if clock is None else clock
-    group = _GroupRun(context, work, inbox, runner, memory_lock, slots, clock)
+    group = _GroupRun(context, work, received, runner, memory_lock, slots, clock)
     for event in group.run(again=work.again or again):
         yield clock.stamp(event) if isinstance(event, QuantumOutcome) else event
 
@@ -198,7 +198,7 @@ class _GroupRun:
         self,
         context: WorkerContext,
         work: GroupWork,
-        inbox: Inbox | None,
+        received: ReceiveBuffer | None,
         runner: Runner,
         memory_lock: MemoryLock | None,
         slots: int,
@@ -206,7 +206,7 @@ class _GroupRun:
     ):
         self._context = context
         self._work = work
-        self._inbox = inbox
+        self._inbox = received
         self._runner = runner
         self._memory_lock = memory_lock
         self._clock = clock
@@ -214,7 +214,7 @@ class _GroupRun:
         self._content = content = work.open()
         self._ledger = Ledger(work, content)
         self._positions = {item.quantum_id: position for position, item in enumerate(content.quanta)}
-        needs_failed = inbox.close(content.senders).failed if inbox is not None else frozenset()
+        needs_failed = received.close(content.senders).failed if received is not None else frozenset()
         self._bad = {n for n, item in enumerate(content.quanta) if not needs_failed.isdisjoint(item.needs)}
         self._reported: set[int] = set(content.done)
         for position in content.done:

@@ -38,7 +38,7 @@ from lsst.resources import ResourcePath
 from provenance_harness import Seen, look, look_at
 from zip_seek import seek_by_reading
 
-from spark_butler.datastore.atomic_write import check_destination, whole_file
+from spark_butler.atomic_write import atomic_write
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.scheduler import RunResult
@@ -49,6 +49,7 @@ from spark_butler.model.failures import FailureKind
 from spark_butler.model.limits import ResourceRequests
 from spark_butler.model.options import RunOptions
 from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.provenance.graph_files import check_destination
 from spark_butler.provenance.recorder import ProvenanceRecorder
 from spark_butler.provenance.scan import QuantumScan, join_scans
 
@@ -540,7 +541,7 @@ def test_graph_goes_to_an_object_store(make_repo: MakeRepo, s3_bucket: str) -> N
 
 
 def _write_half(target: Path | str) -> None:
-    with whole_file(target) as path:
+    with atomic_write(target) as path:
         path.write_text("half")
         raise ZeroDivisionError
 
@@ -550,7 +551,7 @@ def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         _write_half(target)
     assert list(target.parent.iterdir()) == []
-    with whole_file(target) as path:
+    with atomic_write(target) as path:
         path.write_text("whole")
     with pytest.raises(ZeroDivisionError):
         _write_half(str(target))
@@ -561,8 +562,8 @@ def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
 def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
     target = tmp_path / "x.qg"
     code = (
-        "import sys, time; from spark_butler.datastore.atomic_write import whole_file\n"
-        "with whole_file(sys.argv[1]) as path:\n"
+        "import sys, time; from spark_butler.atomic_write import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as path:\n"
         "    path.write_text('half'); print('now', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen(
@@ -572,7 +573,7 @@ def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     assert not target.exists()
-    with whole_file(target) as path:
+    with atomic_write(target) as path:
         path.write_text("whole")
     assert [each.name for each in tmp_path.iterdir()] == ["x.qg"]
 

@@ -14,17 +14,15 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.worker import clock as slot_clock
-from spark_butler.worker import import_times
-from spark_butler.worker.clock import SlotClock
-from spark_butler.worker.import_times import note_imports, start_of_imports, take_import_times
+from spark_butler.worker.clock import SlotClock, note_imports, start_of_imports, take_import_times
 from spark_butler.worker.preload import import_for_children
 
 
 @pytest.fixture(autouse=True)
 def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin as a process does that has imported nothing."""
-    monkeypatch.setattr(import_times, "_times", [])
-    monkeypatch.setattr(import_times, "_has_noted", False)
+    monkeypatch.setattr(slot_clock, "_times", [])
+    monkeypatch.setattr(slot_clock, "_has_noted", False)
 
 
 class _Clock:
@@ -117,9 +115,9 @@ def test_worker_without_our_parent_tells_its_processor_time() -> None:
 def test_parent_of_workers_counts_from_its_start() -> None:
     code = (
         "import time; time.sleep(0.5); from spark_butler.spark import daemon; import pyspark.daemon; "
-        "from spark_butler.worker.import_times import take_import_times; "
+        "from spark_butler.worker.clock import take_import_times; "
         "pyspark.daemon.manager = lambda: print(*[each.seconds for each in take_import_times()]); "
-        "daemon.main()"
+        "daemon.serve()"
     )
     began = time.monotonic()
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

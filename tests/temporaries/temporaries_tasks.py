@@ -361,7 +361,7 @@ def lose_chunks(broadcast: Any, outcomes: Any, records: Any) -> Any:
     kept = (
         record
         for record in records
-        if parcels.places_left(record) > 1 or parcels.open_record(record).kind is not parcels.Kind.CHUNK
+        if parcels.hops_left(record) > 1 or parcels.open_record(record).kind is not parcels.Kind.CHUNK
     )
     return spark._run_next_level(broadcast, outcomes, kept)
 

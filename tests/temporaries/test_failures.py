@@ -145,12 +145,12 @@ def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., 
 
     def wrap(receive: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def lossy(records: Any) -> Iterator[Any]:
-            from spark_butler.temporaries.shuffle_records import open_record, places_left
+            from spark_butler.temporaries.shuffle_records import hops_left, open_record
 
             lost = False
             kept = []
             for record in records:
-                if not lost and places_left(record) <= 1 and open_record(record).kind is kind:
+                if not lost and hops_left(record) <= 1 and open_record(record).kind is kind:
                     lost = True
                 else:
                     kept.append(record)

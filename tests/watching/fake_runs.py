@@ -14,11 +14,10 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.driver.events import Watchers
 from spark_butler.model.failures import FailureKind
-from spark_butler.model.outcomes import Attempt, QuantumOutcome
+from spark_butler.model.outcomes import Attempt, ImportTime, QuantumOutcome
 from spark_butler.model.traffic import Traffic
 from spark_butler.planning.plan import GraphSketch, cut_graph
 from spark_butler.report import Run, RunRecord
-from spark_butler.worker.import_times import ImportTime
 
 COMMAND = ("spark-butler", "run", "-b", "s3-repo", "-p", "drp.yaml", "-o", "u/me/first", "-d", "visit > 40")
 

@@ -1,47 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all; used by the driver."""
 
 from __future__ import annotations
 
-__all__ = ["check_destination", "whole_file"]
+__all__ = ["atomic_write"]
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from lsst.resources import ResourcePath, ResourcePathExpression
 
-from ..errors import OptionsError
-
-
-def check_destination(destination: ResourcePathExpression) -> None:
-    """Look whether a provenance graph can be written, before there is anything to write.
-
-    Parameters
-    ----------
-    destination
-        Where it is to go.
-
-    Raises
-    ------
-    OptionsError
-        Raised if it can't.
-    """
-    uri = ResourcePath(destination, forceDirectory=None)
-    if uri.getExtension() != ".qg":
-        raise OptionsError(f"The provenance graph {str(destination)!r} needs a name that ends in .qg.")
-    if not uri.isLocal:
-        return
-    folder = Path(uri.ospath).parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(uri.ospath).is_dir():
-        raise OptionsError(f"The provenance graph {str(destination)!r} can't be written there.")
-
 
 @contextlib.contextmanager
-def whole_file(destination: ResourcePathExpression) -> Iterator[Path]:
+def atomic_write(destination: ResourcePathExpression) -> Iterator[Path]:
     """Write a file so that there is a whole one or none.
 
     Parameters

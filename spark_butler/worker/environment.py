@@ -1,0 +1,93 @@
+"""Environment variables, threads and logging of workers.
+
+The driver collects the variables; `prepare_process` runs in each worker.
+"""
+
+from __future__ import annotations
+
+__all__ = ["IMPORTS_VARIABLE", "limit_threads", "prepare_process", "worker_environment"]
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..model.work import WorkerContext
+
+_ENVIRONMENT = {
+    # Over https, botocore's default checksums are refused by several object stores.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_MAX_THREADS": "1",
+    "LSST_RESOURCES_NUM_WORKERS": "1",
+    "LSST_S3_USE_THREADS": "False",
+}
+
+IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
+"""Environment variable that names the modules with which workers are forked, with commas."""
+
+_PASSED_ON = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION")
+
+_WORKER_ENVIRONMENT = {
+    # Nothing may be left behind by a worker that is killed.
+    "DAF_BUTLER_CACHE_EXPIRATION_MODE": "disabled",
+    "LSST_RESOURCES_NUM_WORKERS": "1",
+    "LSST_S3_USE_THREADS": "False",
+}
+
+
+def limit_threads() -> None:
+    """Let libraries that are loaded from now on have one thread, unless the environment says otherwise."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def worker_environment() -> dict[str, str]:
+    """Name the environment variables that workers take over from the driver.
+
+    Returns
+    -------
+    environment
+        Variables for threads and for the object store.  Never credentials:
+        workers have their own, from their environment, a file or a role.
+    """
+    environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
+    environment.update(
+        (name, os.environ[name])
+        for name in _PASSED_ON
+        # An address with a user and password in it is a credential.
+        if name in os.environ and "@" not in os.environ[name]
+    )
+    return environment
+
+
+def prepare_process(context: WorkerContext) -> None:
+    """Set up a worker process: environment, logging, threads.
+
+    Parameters
+    ----------
+    context
+        What all groups of the run have in common.
+    """
+    # Not at the top: `limit_threads` is called before any library is loaded that starts threads.
+    from lsst.daf.butler.cli.cliLog import CliLog
+    from lsst.utils.threads import disable_implicit_threading
+
+    from ..datastore.quantum_butler import open_datastore
+
+    for name, value in (*context.environment.items(), *_WORKER_ENVIRONMENT.items()):
+        os.environ.setdefault(name, value)
+    disable_implicit_threading()
+    if context.log_state:
+        if not CliLog.configState:
+            CliLog.replayConfigState(list(context.log_state))
+    elif logging.getLogger("lsst").level == logging.NOTSET:
+        logging.getLogger("lsst").setLevel(logging.INFO)
+    if context.butler_config is not None:
+        with contextlib.suppress(Exception):
+            # The first quantum fails with the same error, and tells it.
+            open_datastore(context.butler_config, context.universe)
