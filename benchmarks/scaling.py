@@ -73,7 +73,7 @@ def _half(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
 _WEIGHTS: dict[str, Callable[[Workload], NDArray[np.float64]]] = {
     "number of quanta": lambda workload: np.ones(len(workload)),
     "time of every second quantum, the median for others": lambda workload: _half(workload.seconds),
-    "time of each quantum, within a factor of 1.5 or so": lambda workload: _guess(workload.seconds),
+    "time of each quantum, within a factor of about 1.5": lambda workload: _guess(workload.seconds),
     "time of each quantum": lambda workload: workload.seconds,
 }
 """What the path from a unit to the end of the graph may be measured by."""
@@ -117,9 +117,9 @@ def compare_policies(seeds: Sequence[int], costs: Costs) -> dict[str, dict[int, 
             }
             runs |= {name: simulate(workload, plan, slots, costs) for name, plan in plans.items()}
             shares = {name: schedule.efficiency for name, schedule in runs.items()}
-            shares["a scheduler that costs nothing and knows all"] = workload.bound(slots) / list_schedule(
-                workload, fused, slots
-            )
+            shares["best possible: a scheduler without costs that knows all times"] = workload.bound(
+                slots
+            ) / list_schedule(workload, fused, slots)
             for name, share in shares.items():
                 table.setdefault(name, {}).setdefault(slots, []).append(share)
     return table
@@ -186,7 +186,7 @@ def _case_table(result: _Result) -> list[str]:
         f"{len(workload):,} quanta of {workload.work / len(workload):.3g} s on average, "
         f"{_duration(workload.work)} of work, critical path {_duration(workload.critical_path)}.",
         "",
-        "| slots | ideal | simulated | share of ideal | times known | what binds "
+        "| slots | ideal | simulated | share of ideal | times known | limit "
         "| work | overhead | requests | shuffle | driver | path | stragglers | session |",
         "|" + "---|" * 14,
     ]
@@ -217,7 +217,7 @@ def _policy_table(table: Mapping[str, Mapping[int, Sequence[float]]]) -> list[st
 
 
 def _cost_table(costs: Costs) -> list[str]:
-    lines = ["| name | seconds | of what | where from |", "|---|---|---|---|"]
+    lines = ["| name | seconds | cost of | source |", "|---|---|---|---|"]
     for name, field in Costs.model_fields.items():
         value = getattr(costs, name)
         extra = field.json_schema_extra
@@ -256,9 +256,9 @@ def _write(
     """Write tables, figures and plot."""
     output.mkdir(parents=True, exist_ok=True)
     tables = [
-        "# Tables of simulated runs",
+        "# Benchmark: simulated runs",
         "",
-        "`make bench-scaling` writes this page; [scaling](scaling.md) says what it means. Shares of the time "
+        "`make bench-scaling` writes this page; [scaling](scaling.md) explains it. Shares of the time "
         "of all slots are in per cent.",
         "",
     ]

@@ -76,7 +76,7 @@ def draw(cases: Sequence[tuple[str, Workload, Sequence[Schedule], Sequence[Sched
 def _draw_times(  # type: ignore[no-untyped-def]
     axis, workload: Workload, first: Sequence[Schedule], again: Sequence[Schedule]
 ) -> None:
-    """Draw time against slots, and say what binds."""
+    """Draw time against slots, and name the limit."""
     slots = [run.slots for run in first]
     dense = np.geomspace(min(slots), max(slots), 100)
     axis.plot(dense, workload.work / dense, ":", color="0.5", label="work / slots")

@@ -51,7 +51,7 @@ class Costs(pydantic.BaseModel):
     )
     driver: float = _cost(
         0.0025,
-        "driver, per quantum: to prepare it, take its outcome and ingest it",
+        "driver, per quantum: preparing, collecting, ingesting",
         "`make bench-engines`, 412 quanta in a session that is up: 1.0 to 1.1 CPU-s, planning included",
     )
     job: float = _cost(
@@ -61,7 +61,7 @@ class Costs(pydantic.BaseModel):
     )
     job_delay: float = _cost(
         0.015,
-        "a Spark job, besides, until its first Spark task may start",
+        "a Spark job, in addition, until its first Spark task starts",
         "standalone cluster: 34 ms for a one-task job by itself, less the 19 ms",
     )
     launch: float = _cost(
@@ -72,7 +72,7 @@ class Costs(pydantic.BaseModel):
     )
     group: float = _cost(
         0.020,
-        "slot, per bundle of groups: a child process with its butler",
+        "slot, per batch of groups: a child process with its butler",
         "`make bench-engines`, as above: 0.067 CPU-s per quantum in workers, less the other costs here",
     )
     quantum: float = _cost(
@@ -85,12 +85,12 @@ class Costs(pydantic.BaseModel):
     )
     store_rate: float = _cost(
         3500.0,
-        "requests per second that the object store takes at most; 0 for any number",
-        "not measured: what Amazon promises for writes to one prefix of S3",
+        "requests per second that the object store accepts; 0 for any number",
+        "not measured: the rate that Amazon documents for writes to one prefix of S3",
     )
     shuffle: float = _cost(
         8.9,
-        "slot, per GB through a shuffle, half where it is written and half where it is read",
+        "slot, per GB through a shuffle, half for writing and half for reading",
         "[temporaries](temporaries-benchmark.md), VisitImage 4k² (0.151 GB): 0.67 s of 2 slots",
     )
 
