@@ -23,7 +23,6 @@ from lsst.pex.config import Field, ListField, RangeField
 from ..errors import UserError
 from .astrometry import AstrometrySolution, refine_wcs
 from .photometry import ZeroPoint, fit_zero_point
-from .psf import FWHM_PER_SIGMA
 from .sources import SourceMeasurements, make_source_table, measure_sources
 
 _DIMENSIONS = ("instrument", "visit", "detector")
@@ -315,7 +314,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         )
         center = projection.pixel_to_sky(x=0.5 * sum(x_edges), y=0.5 * sum(y_edges))
         # Noise of the PSF flux of a source that is as faint as the sky allows.
-        limit = 5.0 * image.summary_stats.skyNoise * math.sqrt(4.0 * math.pi) * measured.sigma
+        limit = 5.0 * image.summary_stats.skyNoise * math.sqrt(image.summary_stats.psfArea)
         return image.summary_stats.model_copy(
             update={
                 "ra": float(center.ra.deg),
@@ -352,7 +351,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             "decCorners": (list(stats.decCorners), u.deg),
             "pixelScale": (stats.pixelScale, u.arcsec / u.pix),
             "psfSigma": (stats.psfSigma, u.pix),
-            "psfFwhm": (stats.psfSigma * FWHM_PER_SIGMA, u.pix),
+            "psfFwhm": (measured.model.fwhm, u.pix),
             "nPsfStar": (np.int32(stats.nPsfStar), None),
             "skyBg": (stats.skyBg, u.electron),
             "skyNoise": (stats.skyNoise, u.electron),
@@ -422,12 +421,28 @@ class CalibrateTask(pipe_base.PipelineTask):
             psf=image.psf,
             detector=image.detector,
             aperture_corrections={
-                "psfFlux": ChebyshevField(image.bbox, np.array([[measured.aperture_correction]])),
+                "psfFlux": _stored_correction(image, measured),
             },
             # In electrons, as measured: the scaling takes it to the image's unit.
             backgrounds=image.backgrounds,
             band=image.band,
         )
+
+
+def _stored_correction(image: VisitImage, measured: SourceMeasurements) -> ChebyshevField:
+    """Return the factor from fluxes by the stored PSF, whose stamps sum to one, to the catalog's fluxes."""
+    model = measured.model
+    x, y = model.grid()
+    ix, iy = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
+    radius = image.psf.kernel_bbox.x.size // 2
+    inside = model.stamps(x, y, ix, iy, radius).sum(axis=(1, 2))
+    return ChebyshevField.fit(
+        image.bbox,
+        measured.aperture_correction / inside,
+        x=x + image.bbox.x.start,
+        y=y + image.bbox.y.start,
+        order=min(model.order, 2),
+    )
 
 
 def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from astro_metadata_translator import ObservationInfo
 from lsst.images import Background, BackgroundMap, Image, MaskedImage, ObservationSummaryStats, VisitImage
-from lsst.images.psfs import GaussianPointSpreadFunction
 from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
@@ -26,10 +25,13 @@ from .cosmic_rays import find_cosmic_rays, star_contrast
 from .detection import Detections, detect_sources, sky_variance
 from .geometry import make_detector
 from .masks import plane_union
+from .measurement import model_radius
+from .moments import measure_moments
 from .observation import describe_observation
-from .psf import FWHM_PER_SIGMA, PsfEstimate, estimate_psf, psf_stamp_size
+from .psf import estimate_psf
+from .psf_fit import PsfFit, fit_psf
+from .psf_model import FWHM_PER_SIGMA, PsfModel, moffat_stamps
 from .source_ids import make_source_ids
-from .stamps import PsfProfile
 
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.float32]
@@ -119,7 +121,16 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
     psf_min_snr = RangeField(
         dtype=float, doc="Least signal-to-noise ratio of a PSF star.", default=30.0, min=5.0
     )
-    psf_max_stars = RangeField(dtype=int, doc="Most PSF candidates.", default=150, min=1)
+    psf_max_stars = RangeField(dtype=int, doc="Most PSF candidates.", default=300, min=1)
+    psf_order = RangeField(
+        dtype=int,
+        doc="Largest order of the polynomials that the PSF's width and ellipticity follow over the detector; "
+        "10 stars allow 1, 24 allow 2.",
+        default=2,
+        min=0,
+        max=2,
+        inclusiveMax=True,
+    )
     psf_min_stars = RangeField(dtype=int, doc="Least number of PSF stars.", default=3, min=1)
     require_psf_stars = Field[bool](
         doc="Fail if there are fewer PSF stars? Else the last guess of the PSF is used, with a warning.",
@@ -133,10 +144,11 @@ class _State:
 
     sigma: float
     mesh: BackgroundMesh
-    background: Image32
     subtracted: Image32
     detections: Detections
-    psf: PsfEstimate
+    psf: PsfModel
+    fit: PsfFit | None
+    stars: npt.NDArray[np.intp]
     rays: BoolArray
 
 
@@ -216,7 +228,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         image = self._make_visit_image(post_isr_image, state, described, band, obs_info)
         detections = state.detections
         psf_star = np.zeros(len(detections), dtype=bool)
-        psf_star[state.psf.stars] = True
+        psf_star[state.stars] = True
         source = astropy.table.Table(
             {
                 "id": np.arange(1, len(detections) + 1, dtype=np.int64),
@@ -227,16 +239,16 @@ class CharacterizeTask(pipe_base.PipelineTask):
             }
         )
         self.metadata["nDetections"] = len(detections)
-        self.metadata["nPsfStars"] = int(state.psf.stars.size)
-        self.metadata["psfFwhm"] = state.sigma * FWHM_PER_SIGMA
+        self.metadata["nPsfStars"] = int(state.stars.size)
+        self.metadata["psfFwhm"] = state.psf.fwhm
         self.metadata["nPixCosmicRay"] = int(np.count_nonzero(state.rays))
         self.metadata["skyLevel"] = float(np.median(state.mesh.level))
         self.metadata["skyNoise"] = state.mesh.noise
         self.log.info(
             "%d detections; PSF FWHM %.2f pixels from %d stars; sky %.1f +- %.1f electrons.",
             len(detections),
-            state.sigma * FWHM_PER_SIGMA,
-            state.psf.stars.size,
+            state.psf.fwhm,
+            state.stars.size,
             self.metadata["skyLevel"],
             state.mesh.noise,
         )
@@ -278,23 +290,39 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 max_stars=config.psf_max_stars,
                 min_stars=config.psf_min_stars,
             )
-            previous, sigma = sigma, psf.sigma if math.isfinite(psf.sigma) else sigma
+            previous, sigma = sigma, max(psf.sigma, 0.5) if math.isfinite(psf.sigma) else sigma
             if step == 0 and config.do_cosmic_rays:
                 # The first round measures the PSF, so that stars as sharp as cosmic rays are spared.
                 rays = self._find_cosmic_rays(pixels, variance, defects | saturated, sigma)
             elif step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
                 break
             sources = _source_mask(detections, sigma, pixels.shape)
-        if not math.isfinite(psf.sigma):
+        chosen = psf.candidates
+        fit = fit_psf(
+            subtracted,
+            sky_variance(pixels, variance, background, floor),
+            hidden | saturated,
+            detections.x[chosen],
+            detections.y[chosen],
+            sigma,
+            max_order=config.psf_order,
+            min_stars=config.psf_min_stars,
+        )
+        if fit is None:
             self._no_psf(len(detections), sigma)
-        return _State(sigma, mesh, background, subtracted, detections, psf, rays)
+            model = PsfModel.constant(sigma * FWHM_PER_SIGMA, pixels.shape)
+            return _State(sigma, mesh, subtracted, detections, model, None, chosen[:0], rays)
+        return _State(sigma, mesh, subtracted, detections, fit.model, fit, chosen[fit.used], rays)
 
     def _find_cosmic_rays(
         self, pixels: Image32, variance: Image32, ignore: BoolArray, sigma: float
     ) -> BoolArray:
         shifts = np.linspace(-0.5, 0.5, 5)
         dx, dy = (grid.ravel() for grid in np.meshgrid(shifts, shifts))
-        sharpest = star_contrast(PsfProfile.gaussian(sigma).stamps(dx, dy, max(math.ceil(4.0 * sigma), 3)))
+        # The pixel's own width is not part of the profile's.
+        fwhm = FWHM_PER_SIGMA * math.sqrt(max(sigma**2 - 1.0 / 12.0, 0.1))
+        round_psf = (np.full(25, fwhm), np.zeros(25), np.zeros(25))
+        sharpest = star_contrast(moffat_stamps(dx, dy, *round_psf, 12.0, max(math.ceil(4.0 * sigma), 3)))
         return find_cosmic_rays(
             pixels,
             np.sqrt(np.maximum(variance - np.maximum(pixels, 0.0), 1.0)),
@@ -325,14 +353,18 @@ class CharacterizeTask(pipe_base.PipelineTask):
         edge[border:-border, border:-border] = False
         mask.set("DETECTION_EDGE", edge)
         field = state.mesh.as_field(bbox, unit=u.electron)
+        fwhm = state.psf.parameters(*state.psf.grid())[0]
+        stamp = psf_stamp(state.psf)
+        moments = measure_moments(stamp, np.zeros(1), np.zeros(1), state.psf.sigma)
         stats = ObservationSummaryStats(
-            psfSigma=state.sigma,
-            psfArea=4.0 * math.pi * state.sigma**2,
-            psfIxx=state.psf.ixx,
-            psfIyy=state.psf.iyy,
-            psfIxy=state.psf.ixy,
-            nPsfStar=int(state.psf.stars.size),
-            psfStarDeltaSizeScatter=state.psf.scatter * state.sigma,
+            psfSigma=float(moments.sigma[0]),
+            psfArea=float(stamp.sum() ** 2 / (stamp**2).sum()),
+            psfIxx=float(moments.ixx[0]),
+            psfIyy=float(moments.iyy[0]),
+            psfIxy=float(moments.ixy[0]),
+            nPsfStar=int(state.stars.size),
+            psfStarDeltaSizeScatter=math.nan if state.fit is None else state.fit.scatter * state.sigma,
+            psfTraceRadiusDelta=float(np.ptp(fwhm)) / FWHM_PER_SIGMA,
             skyBg=float(np.median(state.mesh.level)),
             skyNoise=state.mesh.noise,
             meanVar=float(np.mean(image.variance.array[~plane_union(mask, "BAD", "DETECTED")])),
@@ -345,7 +377,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
             sky_projection=image.sky_projection,
             obs_info=obs_info,
             summary_stats=stats,
-            psf=GaussianPointSpreadFunction(state.sigma, bounds=bbox, stamp_size=psf_stamp_size(state.sigma)),
+            psf=state.psf.to_piff(bbox, 2 * model_radius(state.psf) + 1),
             detector=detector,
             backgrounds=BackgroundMap(
                 [Background("sky", field, "Sky in cells, median-filtered, Akima splines.")], subtracted="sky"
@@ -354,17 +386,27 @@ class CharacterizeTask(pipe_base.PipelineTask):
         )
 
 
-def _source_mask(detections: Detections, sigma: float, shape: tuple[int, int]) -> BoolArray:
-    """Mask a disc around each source, to a bit beyond where its PSF is a fifth of the sky noise."""
-    peak = detections.significance / (math.sqrt(math.pi) * sigma)
-    reach = 1.3 * sigma * np.sqrt(2.0 * np.log(np.maximum(peak / 0.2, 1.5)))
-    limit = math.ceil(8.0 * sigma)
-    reach = np.minimum(reach, limit)
-    padded = np.zeros((shape[0] + 2 * limit, shape[1] + 2 * limit), dtype=bool)
-    offsets = np.arange(-limit, limit + 1)
-    distance = np.hypot(offsets[:, None], offsets[None, :])
-    x = np.clip(np.rint(detections.x), 0, shape[1] - 1).astype(int)
-    y = np.clip(np.rint(detections.y), 0, shape[0] - 1).astype(int)
-    for column, row, radius in zip(x, y, reach, strict=True):
-        padded[row : row + 2 * limit + 1, column : column + 2 * limit + 1] |= distance <= radius
-    return padded[limit:-limit, limit:-limit]
+def psf_stamp(psf: PsfModel) -> npt.NDArray[np.float64]:
+    """Return the image of a star at a pixel in the middle of the image; shape ``(1, size, size)``."""
+    ix, iy = np.array([psf.shape[1] // 2]), np.array([psf.shape[0] // 2])
+    return psf.stamps(ix.astype(np.float64), iy.astype(np.float64), ix, iy, model_radius(psf))
+
+
+def _source_mask(detections: Detections, sigma: float, shape: tuple[int, ...]) -> BoolArray:
+    """Mask a disc around each source, to where the light of its wings is a tenth of the sky noise."""
+    flux = detections.significance * 2.0 * math.sqrt(math.pi) * sigma
+    # Wings as wide as those of ordinary seeing.
+    model = PsfModel.constant(FWHM_PER_SIGMA * 0.9 * sigma, (1, 1), beta=3.0)
+    limit = min(math.ceil(20.0 * sigma), 80)
+    reach = np.clip(np.ceil(model.reach(flux, 0.1)), 2, limit).astype(np.intp)
+    mask = np.zeros(shape, dtype=bool)
+    x, y = np.rint(detections.x).astype(np.intp), np.rint(detections.y).astype(np.intp)
+    for radius in np.unique(reach):
+        chosen = reach == radius
+        offsets = np.arange(-radius, radius + 1)
+        dy, dx = np.nonzero(offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius**2)
+        columns = x[chosen, None] + (dx - radius)[None, :]
+        rows = y[chosen, None] + (dy - radius)[None, :]
+        inside = (columns >= 0) & (columns < shape[1]) & (rows >= 0) & (rows < shape[0])
+        mask[rows[inside], columns[inside]] = True
+    return mask

@@ -122,7 +122,9 @@ def _one_pass(
     fine = median3[ys, xs] - _median_of_windows(gather_windows(median3, xs, ys, 3))
     # A floor of a hundredth of the noise, as in the reference implementations, where the sky is flat.
     fine = np.maximum(fine / noise[strong], 0.01)
-    sharp = significance[ys, xs] / fine > contrast
+    # Of sharp stars the noise may hide the fine structure.
+    allowance = 0.5 * max(contrast - 5.0, 0.0)
+    sharp = significance[ys, xs] - allowance > contrast * fine
     seeds[ys[sharp], xs[sharp]] = True
     grown = scipy.ndimage.binary_dilation(seeds, _EIGHT_NEIGHBORS) & usable & (significance > threshold)
     return np.asarray(

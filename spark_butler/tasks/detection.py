@@ -34,6 +34,9 @@ class Detections:
     footprint: BoolArray
     """Pixels above the threshold, shape of the image."""
 
+    streak: BoolArray
+    """Whether a peak lies on a long and narrow feature: a satellite's trail, a spectrum, a column."""
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -103,7 +106,11 @@ def detect_sources(
     if not good.any():
         nothing = np.zeros(0)
         return Detections(
-            x=nothing, y=nothing, significance=nothing, footprint=np.zeros(good.shape, dtype=bool)
+            x=nothing,
+            y=nothing,
+            significance=nothing,
+            footprint=np.zeros(good.shape, dtype=bool),
+            streak=np.zeros(0, dtype=bool),
         )
     sky = np.where(good, sky, np.median(sky[good]))
     weight = np.where(good, 1.0 / sky, 0.0).astype(np.float32)
@@ -134,12 +141,40 @@ def detect_sources(
     if reject_sharp and x.size:
         order = order[~_is_sharp(data * np.sqrt(weight), significance, x[order], y[order], sigma)]
     x, y, dx, dy = x[order], y[order], dx[order], dy[order]
+    footprint = significance >= threshold
     return Detections(
         x=x + dx,
         y=y + dy,
         significance=significance[y, x].astype(np.float64),
-        footprint=significance >= threshold,
+        footprint=footprint,
+        streak=_on_streak(footprint, x, y, sigma),
     )
+
+
+def _on_streak(
+    footprint: BoolArray, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], sigma: float
+) -> BoolArray:
+    """Return which positions lie on connected pixels that form a long and narrow feature."""
+    labels, count = scipy.ndimage.label(footprint, structure=np.ones((3, 3), dtype=bool))
+    if not count or not x.size:
+        return np.zeros(x.size, dtype=bool)
+    rows, columns = np.nonzero(labels)
+    which = labels[rows, columns]
+    number = np.bincount(which, minlength=count + 1).astype(np.float64)
+    number[0] = 1.0
+
+    def mean(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.bincount(which, weights=values, minlength=count + 1) / number)
+
+    mx, my = mean(columns), mean(rows)
+    dx, dy = columns - mx[which], rows - my[which]
+    xx, yy, xy = mean(dx**2), mean(dy**2), mean(dx * dy)
+    half, root = 0.5 * (xx + yy), np.sqrt(0.25 * (xx - yy) ** 2 + xy**2)
+    # The variance of a line of length L is L^2 / 12.
+    length, width = np.sqrt(12.0 * (half + root)), np.sqrt(12.0 * np.maximum(half - root, 0.0) + 1.0)
+    streak = (length > max(25.0 * sigma, 40.0)) & (length > 5.0 * width)
+    streak[0] = False
+    return np.asarray(streak[labels[y, x]])
 
 
 def _find_peaks(

@@ -1,9 +1,13 @@
-"""Measure positions, fluxes and shapes of detected sources on arrays."""
+"""Measure positions, fluxes and shapes of detected sources on arrays.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
 __all__ = (
     "Apertures",
+    "FluxFit",
     "PsfPhotometry",
     "aperture_fluxes",
     "fit_psf_fluxes",
@@ -25,7 +29,8 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from .moments import windowed_centroids
-from .stamps import PsfProfile, gather_windows, stamp_offsets
+from .psf_model import PsfModel
+from .stamps import gather_windows, stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -58,6 +63,9 @@ class PsfPhotometry:
     blendedness: FloatArray
     """Flux of the neighbors' models under the source's PSF, as a fraction of all flux there."""
 
+    reach: npt.NDArray[np.intp]
+    """Half size in pixels of the square on which each source was fitted."""
+
     residual: npt.NDArray[np.float32]
     """The image minus all fitted PSFs; masked pixels are zero."""
 
@@ -82,7 +90,7 @@ def measure_psf_photometry(
     masked: BoolArray,
     x: FloatArray,
     y: FloatArray,
-    psf: PsfProfile,
+    psf: PsfModel,
     *,
     passes: int = 2,
 ) -> PsfPhotometry:
@@ -106,35 +114,61 @@ def measure_psf_photometry(
     sigma, radius = psf.sigma, model_radius(psf)
     data = np.where(masked | ~np.isfinite(image), 0.0, image).astype(np.float64)
     good = ~masked & np.isfinite(image)
+    # A source's wings are fitted out to where they vanish in the noise.
+    noise = 0.3 * math.sqrt(max(float(np.median(variance[good])) if good.any() else 0.0, 1e-6))
+    reach = np.full(len(x), radius)
     first_x, first_y = x, y
     ok = np.ones(len(x), dtype=bool)
     for _ in range(passes):
-        flux, _, _, residual = fit_psf_fluxes(data, variance, good, x, y, psf, radius)
-        stamps, ix, iy, dx, dy = isolated_stamps(residual, x, y, flux, psf, radius)
+        fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
+        stamps, ix, iy, dx, dy = isolated_stamps(fit.residual, x, y, fit.flux, psf, radius, reach)
         dx, dy, converged = windowed_centroids(stamps, dx, dy, sigma, reach=sigma)
         ok = converged & (np.hypot(ix + dx - first_x, iy + dy - first_y) < 1.5 * sigma)
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
-    flux, flux_err, coverage, residual = fit_psf_fluxes(data, variance, good, x, y, psf, radius)
+        reach = _reach(psf, fit.flux, noise, radius)
+    fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
     # For a Gaussian in background noise (King 1983, PASP 95, 163).
     with np.errstate(divide="ignore", invalid="ignore"):
-        position_err = math.sqrt(2.0) * sigma * np.abs(flux_err / flux)
+        position_err = math.sqrt(2.0) * sigma * np.abs(fit.flux_err / fit.flux)
     return PsfPhotometry(
         x=x,
         y=y,
         x_err=position_err,
         y_err=position_err.copy(),
         centroid_ok=ok,
-        flux=flux,
-        flux_err=flux_err,
-        flux_ok=(coverage > 0.5) & np.isfinite(flux_err),
-        blendedness=_blendedness(x, y, flux, sigma),
-        residual=residual.astype(np.float32),
+        flux=fit.flux,
+        flux_err=fit.flux_err,
+        flux_ok=(fit.coverage > 0.5) & np.isfinite(fit.flux_err),
+        blendedness=_blendedness(x, y, fit.flux, sigma),
+        reach=reach,
+        residual=fit.residual.astype(np.float32),
     )
 
 
-def model_radius(psf: PsfProfile) -> int:
-    """Half size in pixels of the square on which a source is fitted and subtracted."""
-    return math.ceil(5.0 * psf.sigma)
+def model_radius(psf: PsfModel) -> int:
+    """Return the half size in pixels of the square on which a faint source is fitted and subtracted."""
+    return max(math.ceil(2.2 * psf.fwhm), 3)
+
+
+def _reach(psf: PsfModel, flux: FloatArray, noise: float, radius: int) -> npt.NDArray[np.intp]:
+    """Return the half sizes of the squares on which sources are fitted: one, two or four times ``radius``."""
+    wings = psf.reach(flux, noise)
+    return np.where(wings > 2.0 * radius, 4 * radius, np.where(wings > radius, 2 * radius, radius))
+
+
+@dataclasses.dataclass(frozen=True)
+class FluxFit:
+    """Fluxes of all sources of an image."""
+
+    flux: FloatArray
+    flux_err: FloatArray
+    """Errors; NaN where the flux is not determined."""
+
+    coverage: FloatArray
+    """Fraction of each PSF's light that falls on good pixels."""
+
+    residual: FloatArray
+    """The image minus the models; zero where not good."""
 
 
 def fit_psf_fluxes(
@@ -143,10 +177,10 @@ def fit_psf_fluxes(
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,
-    psf: PsfProfile,
-    radius: int,
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Least-squares fluxes of all sources at once, with positions held.
+    psf: PsfModel,
+    reach: npt.NDArray[np.intp],
+) -> FluxFit:
+    """Return least-squares fluxes of all sources at once, with positions held.
 
     All good pixels have the same weight: a fit weighted by the variance would give bright and faint stars
     different answers wherever the model is not the true PSF.
@@ -159,46 +193,88 @@ def fit_psf_fluxes(
         Positions in pixels.
     psf
         The PSF.
-    radius
-        Half size of the square on which a PSF is evaluated.
-
-    Returns
-    -------
-    flux, flux_err
-        Fluxes and their errors; NaN errors where the flux is not determined.
-    coverage
-        Fraction of each PSF's light that falls on good pixels.
-    residual
-        The image minus the models; zero where not good.
+    reach
+        Half size of the square on which each PSF is evaluated.
     """
     ny, nx = image.shape
-    ix, iy = nearest_pixel(x, y, image.shape)
-    models = psf.stamps(x - ix, y - iy, radius).reshape(len(x), (2 * radius + 1) ** 2)
-    step = stamp_offsets(radius).astype(np.intp)
-    columns = np.broadcast_to(ix[:, None, None] + step[None, None, :], (len(x), step.size, step.size))
-    rows = np.broadcast_to(iy[:, None, None] + step[None, :, None], (len(x), step.size, step.size))
-    inside = ((columns >= 0) & (columns < nx) & (rows >= 0) & (rows < ny)).reshape(models.shape)
-    index = np.clip(rows, 0, ny - 1) * nx + np.clip(columns, 0, nx - 1)
-    pixel = np.where(inside, index.reshape(models.shape), 0)
-    used = inside & good.ravel()[pixel]
-    models = np.where(used, models, 0.0)
-    source = np.broadcast_to(np.arange(len(x))[:, None], pixel.shape)
-    design = scipy.sparse.csr_array((models[used], (pixel[used], source[used])), shape=(ny * nx, len(x)))
-    power = (models**2).sum(axis=1)
-    # A trace of damping keeps sources that have no good pixel, or lie on one another, from spoiling the rest.
-    damping = scipy.sparse.diags_array(1e-6 * power + 1e-12)
-    normal = (design.T @ design + damping).tocsc()
+    parts = [
+        _models(x, y, good, psf, np.nonzero(reach == radius)[0], int(radius)) for radius in np.unique(reach)
+    ]
+    value, pixel, source = (
+        np.concatenate([part[k] for part in parts]) if parts else np.zeros(0, dtype=np.intp) for k in range(3)
+    )
+    design = scipy.sparse.csr_array((value, (pixel, source)), shape=(ny * nx, len(x)))
+    power = np.bincount(source, weights=value**2, minlength=len(x))
     data = np.where(good, image, 0.0).ravel()
-    flux = np.atleast_1d(scipy.sparse.linalg.spsolve(normal, design.T @ data)) if len(x) else np.zeros(0)
-    noise = (models**2 * np.where(used, variance.ravel()[pixel], 0.0)).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        flux_err = np.where(power > 0.0, np.sqrt(noise) / power, np.nan)
+    flux, flux_err = np.zeros(len(x)), np.zeros(len(x))
+    if len(x):
+        # A trace of damping keeps sources that have no good pixel, or lie on one another, from spoiling the
+        # rest.
+        damping = scipy.sparse.diags_array(1e-6 * power + 1e-12)
+        normal = (design.T @ design + damping).tocsc()
+        flux = np.atleast_1d(scipy.sparse.linalg.spsolve(normal, design.T @ data))
+        noise = np.bincount(source, weights=value**2 * variance.ravel()[pixel], minlength=len(x))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            flux_err = np.where(
+                power > 0.0, np.sqrt(noise * _inverse_diagonal(normal, x, y, psf) / power), np.nan
+            )
     residual = np.where(good.ravel(), data - design @ flux, 0.0).reshape(ny, nx)
-    return flux, flux_err, models.sum(axis=1), residual
+    return FluxFit(flux, flux_err, np.bincount(source, weights=value, minlength=len(x)), residual)
+
+
+def _models(
+    x: FloatArray, y: FloatArray, good: BoolArray, psf: PsfModel, chosen: npt.NDArray[np.intp], radius: int
+) -> tuple[FloatArray, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the values of the chosen sources' PSFs on good pixels, their pixels and their sources."""
+    ny, nx = good.shape
+    ix, iy = nearest_pixel(x[chosen], y[chosen], good.shape)
+    models = psf.stamps(x[chosen], y[chosen], ix, iy, radius)
+    step = stamp_offsets(radius).astype(np.intp)
+    columns, rows = ix[:, None, None] + step[None, None, :], iy[:, None, None] + step[None, :, None]
+    inside = (columns >= 0) & (columns < nx) & (rows >= 0) & (rows < ny)
+    pixel = np.where(inside, rows * nx + columns, 0)
+    used = inside & good.ravel()[pixel]
+    source = np.broadcast_to(chosen[:, None, None], used.shape)
+    return models[used], pixel[used], source[used]
+
+
+def _inverse_diagonal(normal: Any, x: FloatArray, y: FloatArray, psf: PsfModel) -> FloatArray:
+    """Return the diagonal of the inverse of the normal matrix, from each source's nearest neighbors."""
+    diagonal = normal.diagonal()
+    count = min(len(x), 8)
+    distance, index = scipy.spatial.cKDTree(np.column_stack([x, y])).query(
+        np.column_stack([x, y]), k=count, distance_upper_bound=3.0 * psf.fwhm
+    )
+    if count == 1:
+        return np.asarray(1.0 / diagonal)
+    result = np.asarray(1.0 / diagonal)
+    blended = np.nonzero(np.isfinite(distance[:, 1]))[0]
+    if not blended.size:
+        return result
+    near, there = index[blended], np.isfinite(distance[blended])
+    near = np.where(there, near, 0)
+    rows = np.repeat(near, count, axis=1).ravel()
+    columns = np.tile(near, (1, count)).ravel()
+    block = np.asarray(normal.tocsr()[rows, columns]).reshape(-1, count, count)
+    block = np.where(there[:, :, None] & there[:, None, :], block, 0.0)
+    # Places without a neighbor stand alone.
+    block += np.where(there, 0.0, 1.0)[:, :, None] * np.eye(count)
+    scale = np.sqrt(np.einsum("nii->ni", block))
+    block /= scale[:, :, None] * scale[:, None, :]
+    inverse = np.linalg.inv(block + 1e-6 * np.eye(count))
+    own = (near == blended[:, None]) & there
+    result[blended] = (np.einsum("nii->ni", inverse) / scale**2)[own]
+    return result
 
 
 def isolated_stamps(
-    residual: FloatImage, x: FloatArray, y: FloatArray, flux: FloatArray, psf: PsfProfile, radius: int
+    residual: FloatImage,
+    x: FloatArray,
+    y: FloatArray,
+    flux: FloatArray,
+    psf: PsfModel,
+    radius: int,
+    reach: npt.NDArray[np.intp],
 ) -> tuple[FloatArray, npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray, FloatArray]:
     """Cut out each source with all others subtracted.
 
@@ -211,7 +287,9 @@ def isolated_stamps(
     psf
         The PSF.
     radius
-        Half size of the stamps, at least `model_radius`.
+        Half size of the stamps.
+    reach
+        Half size of the square on which each source was fitted.
 
     Returns
     -------
@@ -223,13 +301,11 @@ def isolated_stamps(
         Position relative to it.
     """
     ix, iy = nearest_pixel(x, y, residual.shape)
-    dx, dy = x - ix, y - iy
     stamps = gather_windows(residual.astype(np.float64), ix, iy, radius, fill=0.0)
-    inner_radius = model_radius(psf)
-    margin = radius - inner_radius
-    inner = slice(margin, margin + 2 * inner_radius + 1)
-    stamps[:, inner, inner] += flux[:, None, None] * psf.stamps(dx, dy, inner_radius)
-    return stamps, ix, iy, dx, dy
+    distance = np.abs(stamp_offsets(radius))
+    fitted = np.maximum(distance[:, None], distance[None, :])[None] <= reach[:, None, None]
+    stamps += flux[:, None, None] * np.where(fitted, psf.stamps(x, y, ix, iy, radius), 0.0)
+    return stamps, ix, iy, x - ix, y - iy
 
 
 def aperture_fluxes(

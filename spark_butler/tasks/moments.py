@@ -13,6 +13,9 @@ import numpy.typing as npt
 from .stamps import stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
+_WIDER = 0.6
+"""Square pixels by which the weight's moments exceed the source's."""
+
 type Stamps = npt.NDArray[np.floating[Any]]
 
 
@@ -44,7 +47,7 @@ def windowed_centroids(
     dx, dy
         First guess, relative to the central pixel of each stamp.
     sigma
-        Standard deviation of the weight in pixels.
+        Standard deviation of the weight in pixels; at least 0.85, which pixels still sample.
     iterations
         Number of steps; each moves by twice the weighted mean offset, the exact step for a source as wide as
         the weight.
@@ -59,6 +62,7 @@ def windowed_centroids(
         `False` where the first guess was kept.
     """
     offsets = stamp_offsets(stamps.shape[1] // 2)
+    sigma = max(sigma, 0.85)
     x, y = dx.copy(), dy.copy()
     for _ in range(iterations):
         weight_x = np.exp(-0.5 * ((offsets - x[:, None]) / sigma) ** 2)
@@ -114,17 +118,27 @@ def measure_moments(
     low, high = (sigma / 5.0) ** 2, (largest * sigma) ** 2
     ok = np.ones(count, dtype=bool)
     for _ in range(iterations):
-        det = ixx * iyy - ixy**2
-        a, b, c = (m[:, None, None] / det[:, None, None] for m in (iyy, ixx, ixy))
+        # A weight that is somewhat wider than the source: pixels don't sample a narrower one.
+        wxx, wyy = ixx + _WIDER, iyy + _WIDER
+        det = wxx * wyy - ixy**2
+        a, b, c = (m[:, None, None] / det[:, None, None] for m in (wyy, wxx, ixy))
         weighted = np.exp(-0.5 * (a * u**2 + b * v**2) + c * u * v) * stamps
         total = weighted.sum(axis=(1, 2))
         positive = total > 0.0
         safe = np.where(positive, total, 1.0)
         columns, rows = weighted.sum(axis=1), weighted.sum(axis=2)
-        # A Gaussian seen through its own weight has half its second moments.
-        new_xx = 2.0 * (columns * u[:, 0, :] ** 2).sum(axis=1) / safe
-        new_yy = 2.0 * (rows * v[:, :, 0] ** 2).sum(axis=1) / safe
-        new_xy = 2.0 * np.einsum("nji,nj,ni->n", weighted, v[:, :, 0], u[:, 0, :], optimize=True) / safe
+        mxx = (columns * u[:, 0, :] ** 2).sum(axis=1) / safe
+        myy = (rows * v[:, :, 0] ** 2).sum(axis=1) / safe
+        mxy = np.einsum("nji,nj,ni->n", weighted, v[:, :, 0], u[:, 0, :], optimize=True) / safe
+        # The inverse moments of a Gaussian seen through a weight are the sum of both.
+        measured = mxx * myy - mxy**2
+        positive &= measured > 0.0
+        measured = np.where(positive, measured, 1.0)
+        pxx, pyy, pxy = myy / measured - wyy / det, mxx / measured - wxx / det, ixy / det - mxy / measured
+        inverse = pxx * pyy - pxy**2
+        positive &= (inverse > 0.0) & (pxx > 0.0) & (pyy > 0.0)
+        inverse = np.where(positive, inverse, 1.0)
+        new_xx, new_yy, new_xy = pyy / inverse, pxx / inverse, -pxy / inverse
         ok = positive & (new_xx > low) & (new_yy > low) & (new_xx < high) & (new_yy < high)
         ixx = np.clip(np.where(positive, new_xx, ixx), low, high)
         iyy = np.clip(np.where(positive, new_yy, iyy), low, high)

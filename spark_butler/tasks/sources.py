@@ -1,4 +1,7 @@
-"""Measure all sources of one visit image, and put them into a table."""
+"""Measure all sources of one visit image, and put them into a table.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,10 @@ from .measurement import (
     isolated_stamps,
     measure_psf_photometry,
     model_radius,
-    nearest_pixel,
 )
 from .moments import AdaptiveMoments, measure_moments
-from .psf import FWHM_PER_SIGMA, fit_profile
-from .stamps import PsfProfile, gather_windows
+from .psf_model import PsfModel
+from .stamps import gather_windows
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -47,15 +49,18 @@ class SourceMeasurements:
     """Instrumental measurements, in the units of the image, in the order of the positions given."""
 
     psf: PsfPhotometry
-    profile: PsfProfile
+    model: PsfModel
     """The PSF that was fitted."""
 
     apertures: Apertures
     """Fluxes in the catalog's apertures."""
 
     moments: AdaptiveMoments
-    sigma: float
-    """Standard deviation of the PSF in pixels."""
+    psf_moments: AdaptiveMoments
+    """Moments of the PSF at the sources' positions."""
+
+    correction_radius: float
+    """Radius in pixels of the aperture that PSF fluxes are corrected to."""
 
     aperture_correction: float
     """Factor that PSF fluxes are multiplied by to agree with the correction aperture."""
@@ -101,9 +106,6 @@ def measure_sources(
 ) -> SourceMeasurements:
     """Measure everything that needs the pixels.
 
-    Sources are measured twice: with the image's Gaussian PSF, and, if there are enough bright and isolated
-    stars, with the PSF of core and wing that is fitted to them then.
-
     Parameters
     ----------
     image
@@ -115,40 +117,18 @@ def measure_sources(
     correction_radius
         Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.
     correction_min_snr
-        Least signal-to-noise ratio of the stars that the wing and the correction come from.
+        Least signal-to-noise ratio of the stars that the correction comes from.
     correction_min_stars
-        With fewer of them there is neither.
+        With fewer of them there is none.
     """
-    sigma = image.summary_stats.psfSigma
-    all_radii = [*radii, correction_radius * FWHM_PER_SIGMA * sigma]
-    measured, stamps = _measure(image, x, y, PsfProfile.gaussian(sigma), all_radii)
-    stars = _correction_stars(measured, correction_min_snr)
-    if np.count_nonzero(stars) >= correction_min_stars:
-        psf = measured.psf
-        ix, iy = nearest_pixel(psf.x, psf.y, image.image.array.shape)
-        profile = fit_profile(
-            stamps[stars],
-            (psf.x - ix)[stars],
-            (psf.y - iy)[stars],
-            measured.apertures.flux[stars, -1],
-            sigma,
-        )
-        measured, _ = _measure(image, psf.x, psf.y, profile, all_radii)
-        measured = _with_correction(measured, _correction_stars(measured, correction_min_snr))
-    return dataclasses.replace(measured, apertures=measured.apertures.without_last())
-
-
-def _measure(
-    image: VisitImage, x: FloatArray, y: FloatArray, profile: PsfProfile, radii: Sequence[float]
-) -> tuple[SourceMeasurements, FloatArray]:
-    """Measure with a given PSF; return the measurements and the sources' isolated stamps."""
     pixels, variance = image.image.array, image.variance.array
+    model = PsfModel.from_psf(image.psf, (pixels.shape[0], pixels.shape[1]))
+    sigma = model.sigma
     masked = plane_union(image.mask, "BAD", "COSMIC_RAY", "NO_DATA")
-    sigma = profile.sigma
-    psf = measure_psf_photometry(pixels, variance, masked, x, y, profile)
-    inner_radius = model_radius(profile)
-    radius = max(math.ceil(6.0 * sigma), math.ceil(max(radii)) + 1)
-    stamps, ix, iy, dx, dy = isolated_stamps(psf.residual, psf.x, psf.y, psf.flux, profile, radius)
+    psf = measure_psf_photometry(pixels, variance, masked, x, y, model)
+    all_radii = [*radii, correction_radius * model.fwhm]
+    radius = max(model_radius(model), math.ceil(max(all_radii)) + 1)
+    stamps, ix, iy, dx, dy = isolated_stamps(psf.residual, psf.x, psf.y, psf.flux, model, radius, psf.reach)
     hidden = masked | plane_union(image.mask, "SATURATED")
     apertures = aperture_fluxes(
         stamps,
@@ -156,24 +136,29 @@ def _measure(
         gather_windows(hidden, ix, iy, radius, fill=True),
         dx,
         dy,
-        radii,
+        all_radii,
     )
-    margin = radius - inner_radius
-    inner = slice(margin, margin + 2 * inner_radius + 1)
+    margin = radius - model_radius(model)
+    inner = slice(margin, stamps.shape[1] - margin)
     moments = measure_moments(stamps[:, inner, inner], dx, dy, sigma)
+    expected = measure_moments(model.stamps(psf.x, psf.y, ix, iy, model_radius(model)), dx, dy, sigma)
     measured = SourceMeasurements(
         psf=psf,
-        profile=profile,
+        model=model,
         apertures=apertures,
         moments=moments,
-        sigma=sigma,
+        psf_moments=expected,
+        correction_radius=all_radii[-1],
         aperture_correction=1.0,
         aperture_correction_err=math.nan,
         n_aperture_correction=0,
-        extendedness=_classify(moments, psf, sigma),
+        extendedness=_classify(moments, expected, psf),
         flags=_make_flags(image, psf, ix, iy, sigma),
     )
-    return measured, stamps
+    measured = _with_correction(
+        measured, _correction_stars(measured, correction_min_snr), correction_min_stars
+    )
+    return dataclasses.replace(measured, apertures=apertures.without_last())
 
 
 def _correction_stars(measured: SourceMeasurements, min_snr: float) -> BoolArray:
@@ -183,11 +168,13 @@ def _correction_stars(measured: SourceMeasurements, min_snr: float) -> BoolArray
     )
 
 
-def _with_correction(measured: SourceMeasurements, stars: BoolArray) -> SourceMeasurements:
+def _with_correction(measured: SourceMeasurements, stars: BoolArray, min_stars: int) -> SourceMeasurements:
     """Return the measurements with the aperture correction that the stars' last apertures give."""
-    if not stars.any():
+    if np.count_nonzero(stars) < min_stars:
         return measured
-    ratio = measured.apertures.flux[stars, -1] / measured.psf.flux[stars]
+    psf, radius = measured.psf, measured.correction_radius
+    total = measured.apertures.flux[stars, -1] / measured.model.enclosed(psf.x[stars], psf.y[stars], radius)
+    ratio = total / psf.flux[stars]
     middle = float(np.median(ratio))
     spread = 1.4826 * float(np.median(np.abs(ratio - middle)))
     return dataclasses.replace(
@@ -212,12 +199,11 @@ def _make_flags(
     return flags
 
 
-def _classify(moments: AdaptiveMoments, psf: PsfPhotometry, sigma: float) -> FloatArray:
-    """Call a source extended if its size exceeds the PSF's by three times its error and a tenth."""
+def _classify(moments: AdaptiveMoments, expected: AdaptiveMoments, psf: PsfPhotometry) -> FloatArray:
+    """Call a source extended if its size exceeds the PSF's there by three times its error and a tenth."""
     with np.errstate(invalid="ignore", divide="ignore"):
         error = _SIZE_NOISE * np.abs(psf.flux_err / psf.flux)
-        excess = moments.sigma / sigma - 1.0
-    # A tenth leaves room for a PSF that varies over the detector.
+        excess = moments.sigma / expected.sigma - 1.0
     extended = np.where(excess > np.maximum(3.0 * error, 0.1), 1.0, 0.0)
     return np.where(psf.flux_ok & (psf.flux > 0.0) & np.isfinite(error), extended, np.nan)
 

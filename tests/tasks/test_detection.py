@@ -110,11 +110,22 @@ def test_the_psf_is_measured_among_galaxies(sigma: float) -> None:
     psf = estimate_psf(sky.image - sky.sky, masked, found, 1.8)
     # The pixels widen the image of a star.
     assert psf.sigma == pytest.approx(np.sqrt(sigma**2 + 1.0 / 12.0), rel=0.02)
-    assert len(psf.stars) >= 20
+    assert len(psf.candidates) >= 20
 
 
 def test_the_psf_of_an_image_without_bright_stars_is_unknown() -> None:
     sky = make_image(size=200, stars=10, significance=(6.0, 12.0))
     psf = estimate_psf(sky.image - sky.sky, np.zeros(sky.image.shape, dtype=bool), detect(sky), sky.sigma)
     assert np.isnan(psf.sigma)
-    assert psf.stars.size == 0
+    assert psf.candidates.size == 0
+
+
+def test_a_trail_is_told_from_stars() -> None:
+    sky = make_image(size=500, stars=60, sigma=1.8, significance=(20.0, 500.0))
+    yy, xx = np.mgrid[:500, :500]
+    distance = (xx - 250) * 0.5 - (yy - 250) * 0.866
+    sky.image += (400.0 * np.exp(-0.5 * (distance / 1.6) ** 2)).astype(np.float32)
+    found = detect(sky)
+    on_trail = np.abs((found.x - 250) * 0.5 - (found.y - 250) * 0.866) < 3.0
+    assert np.mean(found.streak[on_trail]) > 0.95
+    assert not found.streak[np.abs((found.x - 250) * 0.5 - (found.y - 250) * 0.866) > 30.0].any()

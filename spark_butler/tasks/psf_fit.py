@@ -1,0 +1,313 @@
+"""Fit the PSF, as it varies over the detector, to bright and isolated stars.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("PsfFit", "fit_psf", "half_sample_mode")
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel, moffat_stamps, polynomial_terms
+from .stamps import gather_windows
+
+type FloatArray = npt.NDArray[np.float64]
+type BoolArray = npt.NDArray[np.bool_]
+
+_MODEL_ERROR = 0.003
+"""Error of the model as a fraction of a star's peak, so that cores count for more than wings."""
+
+_INVERSE_BETA = (1.0 / GAUSSIAN_BETA, 1.0 / 1.6)
+
+
+@dataclasses.dataclass(frozen=True)
+class PsfFit:
+    """A PSF and how well it describes its stars."""
+
+    model: PsfModel
+    used: npt.NDArray[np.intp]
+    """Indices of the candidates that the PSF comes from."""
+
+    scatter: float
+    """Robust standard deviation of the stars' widths about the model, as a fraction."""
+
+    residual: float
+    """Light in the cores of the stars' stacked residuals, absolute values, as a fraction of their light."""
+
+
+@dataclasses.dataclass
+class _Stars:
+    """Parameters of single stars; the last axis of ``values`` is dx, dy, log FWHM, g1, g2, 1 / beta."""
+
+    values: FloatArray
+    flux: FloatArray
+    model: FloatArray
+    errors: FloatArray
+    chi2: FloatArray
+
+
+def fit_psf(
+    image: npt.NDArray[np.floating[Any]],
+    sky: npt.NDArray[np.floating[Any]],
+    masked: BoolArray,
+    x: FloatArray,
+    y: FloatArray,
+    sigma: float,
+    *,
+    max_order: int = 2,
+    min_stars: int = 3,
+) -> PsfFit | None:
+    """Fit a Moffat to each star, and polynomials to the widths and ellipticities of those that agree.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted image in electrons.
+    sky
+        Variance of the sky and the read-out.
+    masked
+        Pixels to ignore.
+    x, y
+        Positions of candidates.
+    sigma
+        Typical width of their images.
+    max_order
+        Largest order of the polynomials; a term takes four stars.
+    min_stars
+        Least number of stars.
+
+    Returns
+    -------
+    fit
+        The PSF, or `None` where too few stars agree.
+    """
+    if len(x) < min_stars:
+        return None
+    radius = max(math.ceil(4.0 * sigma), 3)
+    ix, iy = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
+    good = np.isfinite(image) & ~masked
+    weights = gather_windows(good, ix, iy, radius, fill=False)
+    data = gather_windows(np.where(good, image, 0.0).astype(np.float64), ix, iy, radius, fill=0.0)
+    floor = gather_windows(np.asarray(sky, dtype=np.float64), ix, iy, radius)
+    start = np.tile([0.0, 0.0, math.log(max(FWHM_PER_SIGMA * 0.95 * sigma, 0.8)), 0.0, 0.0, 0.3], (len(x), 1))
+    start[:, 0], start[:, 1] = x - ix, y - iy
+    stars = _fit_stars(data, floor, weights, start, free=6)
+    usable = _plausible(stars, sigma)
+    if np.count_nonzero(usable) < min_stars:
+        return None
+    chosen = usable & _agree(x, y, stars, usable, image.shape, order=0)
+    # The wings are the same everywhere, and best known from all stars together.
+    beta = 1.0 / _weighted_median(stars.values[chosen, 5], (1.0 / stars.errors[chosen, 5]) ** 2)
+    stars.values[:, 5] = 1.0 / beta
+    stars = _fit_stars(data, floor, weights, stars.values, free=5)
+    usable = _plausible(stars, sigma)
+    order = 0
+    for _ in range(3):
+        if np.count_nonzero(usable) < min_stars:
+            return None
+        order = min(max_order, _affordable(int(np.count_nonzero(usable))))
+        usable = _agree(x, y, stars, usable, image.shape, order)
+    if np.count_nonzero(usable) < min_stars:
+        return None
+    order = min(max_order, _affordable(int(np.count_nonzero(usable))))
+    coefficients = _polynomials(x[usable], y[usable], stars, usable, image.shape, order)
+    model = PsfModel(beta, order, coefficients, (image.shape[0], image.shape[1]))
+    return _judge(model, stars, data, usable, x, y, ix, iy, radius)
+
+
+def _affordable(count: int) -> int:
+    return 2 if count >= 24 else 1 if count >= 10 else 0
+
+
+def _judge(
+    model: PsfModel,
+    stars: _Stars,
+    data: FloatArray,
+    usable: BoolArray,
+    x: FloatArray,
+    y: FloatArray,
+    ix: npt.NDArray[np.intp],
+    iy: npt.NDArray[np.intp],
+    radius: int,
+) -> PsfFit:
+    """Compare the model with its stars."""
+    index = np.nonzero(usable)[0]
+    ix, iy = ix[index], iy[index]
+    px, py = ix + stars.values[index, 0], iy + stars.values[index, 1]
+    expected = model.stamps(px, py, ix, iy, radius)
+    flux = (expected * data[index]).sum(axis=(1, 2)) / (expected**2).sum(axis=(1, 2))
+    ratio = np.exp(stars.values[index, 2]) / model.parameters(x[index], y[index])[0]
+    # The brighter a star, the better its residual is known.
+    stack = (data[index] - flux[:, None, None] * expected).sum(axis=0) / flux.sum()
+    offsets = np.arange(-radius, radius + 1)
+    core = np.hypot(offsets[:, None], offsets[None, :]) <= 1.2 * model.fwhm + 1.0
+    return PsfFit(
+        model=model,
+        used=index,
+        scatter=1.4826 * float(np.median(np.abs(ratio - np.median(ratio)))),
+        residual=float(np.abs(stack[core]).sum()),
+    )
+
+
+def _fit_stars(data: FloatArray, floor: FloatArray, good: BoolArray, start: FloatArray, free: int) -> _Stars:
+    """Fit the first ``free`` parameters and the flux of each star by Gauss-Newton steps, all at once."""
+    radius = data.shape[1] // 2
+    low = np.array([-2.5, -2.5, math.log(0.6), -0.6, -0.6, _INVERSE_BETA[0]])
+    high = np.array([2.5, 2.5, math.log(4.0 * radius), 0.6, 0.6, _INVERSE_BETA[1]])
+    step = np.array([0.02, 0.02, 0.01, 0.01, 0.01, 0.01])
+    limit = np.array([0.5, 0.5, 0.3, 0.15, 0.15, 0.15])
+    values = np.clip(start, low, high)
+
+    def evaluate(p: FloatArray) -> FloatArray:
+        return moffat_stamps(p[:, 0], p[:, 1], np.exp(p[:, 2]), p[:, 3], p[:, 4], 1.0 / p[:, 5], radius)
+
+    model = evaluate(values)
+    for _ in range(20):
+        flux = _fluxes(data, model, good)
+        light = flux[:, None, None] * model
+        error = _MODEL_ERROR * light.max(axis=(1, 2), keepdims=True)
+        weight = np.where(good, 1.0 / (floor + np.maximum(light, 0.0) + error**2), 0.0)
+        slopes = [model]
+        for k in range(free):
+            moved = values.copy()
+            # Towards the middle of the range, so that no step leaves it.
+            sign = np.where(values[:, k] + step[k] > high[k], -1.0, 1.0)
+            moved[:, k] += sign * step[k]
+            slopes.append((evaluate(moved) - model) * (flux * sign / step[k])[:, None, None])
+        jacobian = np.stack(slopes, axis=1).reshape(len(data), free + 1, -1)
+        weighted = jacobian * weight.reshape(len(data), 1, -1)
+        normal = weighted @ jacobian.transpose(0, 2, 1)
+        right = (weighted @ (data - light).reshape(len(data), -1, 1))[..., 0]
+        diagonal = np.einsum("nii->ni", normal)
+        # A trace of damping keeps stars alive that determine nothing.
+        diagonal += 1e-6 * diagonal + 1e-30
+        change = np.linalg.solve(normal, right[..., None])[..., 0][:, 1:]
+        change = np.clip(change, -limit[:free], limit[:free])
+        values[:, :free] = np.clip(values[:, :free] + change, low[:free], high[:free])
+        model = evaluate(values)
+        if np.abs(change).max(initial=0.0) < 1e-3:
+            break
+    flux = _fluxes(data, model, good)
+    covariance = np.linalg.inv(normal)
+    errors = np.full(values.shape, np.inf)
+    errors[:, :free] = np.sqrt(np.maximum(np.einsum("nii->ni", covariance)[:, 1:], 1e-12))
+    residual = (data - flux[:, None, None] * model) ** 2 * weight
+    chi2 = residual.sum(axis=(1, 2)) / np.maximum(good.sum(axis=(1, 2)) - free - 1, 1)
+    return _Stars(values, flux, model, errors, chi2)
+
+
+def _fluxes(data: FloatArray, model: FloatArray, good: BoolArray) -> FloatArray:
+    visible = np.where(good, model, 0.0)
+    return np.asarray(
+        (visible * data).sum(axis=(1, 2)) / np.maximum((visible**2).sum(axis=(1, 2)), 1e-30), dtype=np.float64
+    )
+
+
+def _plausible(stars: _Stars, sigma: float) -> BoolArray:
+    """Return which fits are those of single objects near their positions."""
+    dx, dy, width = stars.values[:, 0], stars.values[:, 1], np.exp(stars.values[:, 2])
+    shear = np.hypot(stars.values[:, 3], stars.values[:, 4])
+    near = np.hypot(dx, dy) < 1.0 + sigma
+    ok = near & (stars.flux > 0.0) & (width < 8.0 * sigma) & (shear < 0.55) & np.isfinite(stars.chi2)
+    if ok.any():
+        ok &= stars.chi2 < 3.0 * max(float(np.median(stars.chi2[ok])), 1.0) + 1.0
+    return np.asarray(ok)
+
+
+def _agree(
+    x: FloatArray, y: FloatArray, stars: _Stars, usable: BoolArray, shape: tuple[int, ...], order: int
+) -> BoolArray:
+    """Return which stars lie on the polynomials that most of them follow."""
+    values = stars.values[:, 2:5]
+    kept = usable & _consensus(x / shape[1], y / shape[0], values[:, 0], stars.errors[:, 2], usable)
+    tolerance = np.maximum(0.02, 2.0 * np.minimum(stars.errors[:, 2:5], 0.1))
+    for _ in range(8):
+        if np.count_nonzero(kept) < 3:
+            break
+        fitted = min(order, _affordable(int(np.count_nonzero(kept))))
+        terms = polynomial_terms(x / shape[1], y / shape[0], fitted)
+        off = np.zeros(len(x))
+        for k in range(3):
+            solution = _robust(terms[kept], values[kept, k], stars.errors[kept, 2 + k])
+            deviation = np.abs(values[:, k] - terms @ solution)
+            spread = 1.4826 * float(np.median(deviation[kept]))
+            off = np.maximum(off, deviation / np.maximum(3.5 * spread, tolerance[:, k]))
+        before, kept = kept, usable & (off < 1.0)
+        if (before == kept).all():
+            break
+    return kept
+
+
+def _consensus(
+    x: FloatArray, y: FloatArray, width: FloatArray, errors: FloatArray, usable: BoolArray
+) -> BoolArray:
+    """Return which logarithmic widths lie on the plane that most stars agree on (Fischler & Bolles 1981).
+
+    Galaxies, however many, don't agree with one another.
+    """
+    index = np.nonzero(usable)[0]
+    tolerance = np.maximum(0.03, 2.0 * np.minimum(errors, 0.1))
+    level = half_sample_mode(np.sort(width[index]))
+    best = np.abs(width - level) < tolerance
+    if index.size < 10:
+        return np.asarray(np.abs(width - level) < np.maximum(3.0 * tolerance, 0.15))
+    terms = polynomial_terms(x, y, 1)
+    trials = np.random.default_rng(1).choice(index, (600, 3))
+    corners = terms[trials]
+    trials = trials[np.abs(np.linalg.det(corners)) > 0.02]
+    planes = np.linalg.solve(terms[trials], width[trials][..., None])[..., 0]
+    # A PSF may change by half over a detector, hardly by more.
+    planes = planes[np.abs(planes[:, 1:]).max(axis=1) < 0.8]
+    agreeing = np.abs(width[None, index] - planes @ terms[index].T) < tolerance[index]
+    # A plane must beat the constant by more than chance.
+    votes = agreeing.sum(axis=1)
+    if votes.size and votes.max() > np.count_nonzero(best & usable) + 3:
+        plane = planes[int(np.argmax(votes))]
+        best = np.abs(width - terms @ plane) < 2.0 * tolerance
+    return np.asarray(best)
+
+
+def _robust(terms: FloatArray, values: FloatArray, errors: FloatArray) -> FloatArray:
+    """Solve for coefficients by least squares with Tukey's weights."""
+    base = 1.0 / np.hypot(errors, 0.01)
+    weight = base.copy()
+    solution = np.zeros(terms.shape[1])
+    for _ in range(10):
+        solution = np.linalg.lstsq(terms * weight[:, None], values * weight, rcond=None)[0]
+        deviation = np.abs(values - terms @ solution)
+        scale = 5.0 * max(1.4826 * float(np.median(deviation)), 0.003)
+        weight = base * np.sqrt(np.clip(1.0 - (deviation / scale) ** 2, 1e-6, 1.0))
+    return np.asarray(solution)
+
+
+def _polynomials(
+    x: FloatArray, y: FloatArray, stars: _Stars, used: BoolArray, shape: tuple[int, ...], order: int
+) -> FloatArray:
+    """Return coefficients of FWHM, g1 and g2 on the powers of pixel positions."""
+    scaled = polynomial_terms(x / shape[1], y / shape[0], order)
+    powers = polynomial_terms(np.array([1.0 / shape[1]]), np.array([1.0 / shape[0]]), order)[0]
+    width, error = np.exp(stars.values[used, 2]), stars.errors[used, 2]
+    rows = [_robust(scaled, width / np.median(width), error) * np.median(width)]
+    rows += [_robust(scaled, stars.values[used, k], stars.errors[used, k]) for k in (3, 4)]
+    return np.asarray(np.stack(rows) * powers)
+
+
+def _weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(np.minimum(weights, 10.0 * np.median(weights))[order])
+    return float(values[order][np.searchsorted(total, 0.5 * total[-1])])
+
+
+def half_sample_mode(values: FloatArray) -> float:
+    """Return the mode of sorted values (Bickel & Frühwirth 2006, CSDA 50, 3500)."""
+    while values.size > 3:
+        half = (values.size + 1) // 2
+        start = int(np.argmin(values[half - 1 :] - values[: values.size - half + 1]))
+        values = values[start : start + half]
+    return float(np.median(values))

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import astropy.modeling.models
+import numpy as np
+import pytest
+import scipy.integrate
+from lsst.images import Box
+from lsst.images.psfs import GaussianPointSpreadFunction
+
+from spark_butler.tasks.psf_fit import fit_psf
+from spark_butler.tasks.psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel
+
+SHAPE = (600, 700)
+
+
+def make_stars(
+    truth: PsfModel, count: int, *, seed: int = 1, sky: float = 200.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a sky-subtracted image of bright stars that keep their distance, and their positions."""
+    rng = np.random.default_rng(seed)
+    step = int(7.0 * truth.fwhm) + 8
+    columns, rows = (grid.ravel() for grid in np.meshgrid(np.arange(30, 670, step), np.arange(30, 570, step)))
+    chosen = rng.permutation(columns.size)[:count]
+    x = columns[chosen] + rng.uniform(-0.5, 0.5, chosen.size)
+    y = rows[chosen] + rng.uniform(-0.5, 0.5, chosen.size)
+    ix, iy = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
+    image = np.full((SHAPE[0] + 80, SHAPE[1] + 80), sky)
+    flux = 10.0 ** rng.uniform(4.3, 5.3, chosen.size)
+    for stamp, f, i, j in zip(truth.stamps(x, y, ix, iy, 40), flux, ix, iy, strict=True):
+        image[j : j + 81, i : i + 81] += f * stamp
+    image = image[40:-40, 40:-40]
+    return rng.poisson(image) + rng.normal(0.0, 5.0, image.shape) - sky, x, y
+
+
+def test_a_stamp_is_the_integral_of_astropys_moffat_over_pixels() -> None:
+    psf = PsfModel.constant(2.2, SHAPE, beta=2.7)
+    stamp = psf.stamps(np.array([50.3]), np.array([60.1]), np.array([50]), np.array([60]), 4)[0]
+    gamma = 0.5 * 2.2 / np.sqrt(2.0 ** (1.0 / 2.7) - 1.0)
+    moffat = astropy.modeling.models.Moffat2D(1.7 / (np.pi * gamma**2), 50.3, 60.1, gamma, 2.7)
+    for i, j in ((0, 0), (1, 0), (-2, 3)):
+        expected, _ = scipy.integrate.dblquad(
+            lambda v, u: float(moffat(u, v)), 49.5 + i, 50.5 + i, 59.5 + j, 60.5 + j
+        )
+        assert stamp[4 + j, 4 + i] == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(("fwhm", "beta"), [(1.2, 3.0), (2.0, GAUSSIAN_BETA), (3.5, 2.5), (9.0, 4.0)])
+def test_the_stored_psf_is_the_one_that_is_fitted(fwhm: float, beta: float) -> None:
+    coefficients = np.array([[fwhm, 1e-4, 3e-4], [0.05, 1e-5, 0.0], [0.1, 0.0, -1e-5]])
+    psf = PsfModel(beta, 1, coefficients, SHAPE)
+    radius = int(2.0 * fwhm) + 3
+    stored = psf.to_piff(Box.factory[0 : SHAPE[0], 0 : SHAPE[1]], 2 * radius + 1)
+    ours = psf.stamps(np.array([300.3]), np.array([200.4]), np.array([300]), np.array([200]), radius)[0]
+    # GalSim draws it by a Fourier transform.
+    drawn = stored.compute_stellar_image(x=300.3, y=200.4)
+    assert (drawn.bbox.x.start, drawn.bbox.y.start) == (300 - radius, 200 - radius)
+    np.testing.assert_allclose(drawn.array, ours / ours.sum(), atol=2e-3 * drawn.array.max())
+    again = PsfModel.from_psf(stored, SHAPE)
+    np.testing.assert_allclose(again.coefficients, coefficients, atol=1e-12)
+    assert again.beta == beta
+
+
+def test_a_gaussian_psf_is_taken_as_one() -> None:
+    stored = GaussianPointSpreadFunction(1.8, bounds=Box.factory[0:100, 0:100], stamp_size=19)
+    assert PsfModel.from_psf(stored, (100, 100)).fwhm == pytest.approx(1.8 * FWHM_PER_SIGMA, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fwhm", "change", "beta"),
+    [(1.2, 0.0, 3.0), (1.5, 0.0, GAUSSIAN_BETA), (3.0, 1.5, 3.0), (3.5, 0.0, 2.5), (8.0, 4.0, 4.0)],
+)
+def test_a_varying_elliptical_psf_is_recovered(fwhm: float, change: float, beta: float) -> None:
+    truth = PsfModel(beta, 1, np.array([[fwhm, 0.0, change / 700], [0.1, 0, 0], [0.05, 0, 0]]), SHAPE)
+    image, x, y = make_stars(truth, 80)
+    masked = np.zeros(SHAPE, dtype=bool)
+    fit = fit_psf(image, np.full(SHAPE, 225.0), masked, x, y, truth.sigma)
+    assert fit is not None
+    assert len(fit.used) > 0.8 * len(x)
+    assert fit.model.fwhm == pytest.approx(truth.fwhm, rel=0.02)
+    grid = truth.grid()
+    for found, expected in zip(fit.model.parameters(*grid), truth.parameters(*grid), strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.04 * (fwhm if expected.max() > 1.0 else 1.0))
+
+
+def test_galaxies_do_not_widen_the_psf() -> None:
+    truth = PsfModel.constant(3.5, SHAPE, beta=3.0)
+    image, x, y = make_stars(truth, 60)
+    galaxies, gx, gy = make_stars(PsfModel.constant(4.8, SHAPE, beta=3.0), 40, seed=5)
+    both = np.concatenate([image, galaxies], axis=1)
+    fit = fit_psf(
+        both,
+        np.full(both.shape, 225.0),
+        np.zeros(both.shape, dtype=bool),
+        np.concatenate([x, gx + SHAPE[1]]),
+        np.concatenate([y, gy]),
+        truth.sigma,
+        max_order=0,
+    )
+    assert fit is not None
+    assert fit.model.fwhm == pytest.approx(3.5, rel=0.02)
+    assert np.mean(fit.used < len(x)) > 0.95
+
+
+def test_two_stars_make_no_psf() -> None:
+    truth = PsfModel.constant(3.5, SHAPE)
+    image, x, y = make_stars(truth, 2)
+    assert fit_psf(image, np.full(SHAPE, 225.0), np.zeros(SHAPE, dtype=bool), x, y, truth.sigma) is None
