@@ -51,11 +51,11 @@ test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large 
 
 .PHONY: test-notebooks
 test-notebooks: $(INSTALLED) ## Execute the notebooks of docs/notebooks/ in a kernel, and stop a cell
-	@$(RUN) python -m pytest -m "slow or not slow" tests/notebook/test_notebooks.py $(ARGS)
+	@$(RUN) python -m pytest -m "slow or not slow" tests/integration/test_notebooks.py $(ARGS)
 
 .PHONY: test-upstream
 test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark
-	@$(RUN) python -m pytest -m slow tests/upstream $(ARGS)
+	@$(RUN) python -m pytest -m slow tests/integration/upstream $(ARGS)
 
 .PHONY: test-spark-versions
 test-spark-versions: ## Run the engine's conformance suite on PySpark 3.5, 4.0 and the newest (VERSIONS="4.1 4.2.1")
@@ -67,7 +67,7 @@ env-archive: $(INSTALLED) ## Pack the environment with its Python for clusters, 
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (ARGS="--seeds 3 --first-seed 7")
-	@$(RUN) python tests/chaos/chaos.py $(ARGS)
+	@$(RUN) python -m tests.integration.chaos $(ARGS)
 
 .PHONY: bench
 bench: bench-engines bench-temporaries bench-planning bench-ingest bench-scaling ## Measure all of what follows, in some four hours

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler
 from mock_graphs import MODULES, RUN
-from stock import run_pipetask
 
 from spark_butler.demo.night import INSTRUMENT, NIGHT_COLLECTION, ingest_night
 from spark_butler.demo.repository import make_repository
@@ -17,6 +16,7 @@ from spark_butler.obs.calibs import ingest_calibs
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
+from tests.support.stock import run_pipetask
 
 _CONF = Path(__file__).resolve().parents[1] / "conf"
 _NIGHT = {"visits": 6, "detectors": 4, "size": 1024}

@@ -17,9 +17,9 @@ from lsst.daf.butler import ButlerConfig, QuantumBackedButler
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
-from stock import read_graph
 
 from spark_butler.model.quanta import all_inputs, all_outputs
+from tests.support.stock import read_graph
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import MODULES, SIZES, prepare_graph  # noqa: E402
-from stock import read_graph  # noqa: E402
 
 from spark_butler.model.quanta import all_outputs  # noqa: E402
 from spark_butler.repository.ingest import Ingester  # noqa: E402
+from tests.support.stock import read_graph  # noqa: E402
 
 
 def main() -> None:

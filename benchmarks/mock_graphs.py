@@ -6,11 +6,9 @@ __all__ = ["MODULES", "RUN", "SIZES", "prepare_graph"]
 
 from pathlib import Path
 
-import mock_night
-from mock_night import CAMERA, fill_mock_night, task_text
-from stock import run_pipetask
-
 from spark_butler.demo.repository import make_repository
+from tests.support.mock_night import CAMERA, fill_mock_night, task_text
+from tests.support.stock import run_pipetask
 
 RUN = "u/bench/run"
 """The output run of all graphs."""
@@ -18,7 +16,7 @@ RUN = "u/bench/run"
 SIZES = {40: (4, 4), 160: (8, 9), 400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
 """Visits and detectors that give about so many quanta."""
 
-MODULES = (Path(__file__).resolve().parent, Path(mock_night.__file__).parent)
+MODULES = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1])
 """Where Python finds the modules of benchmarks and tests."""
 
 _CCD = ("visit", "detector")

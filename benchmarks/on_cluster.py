@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from clusters import Cluster
+from tests.support.clusters import Cluster
 
 
 def main(arguments: Sequence[str]) -> int:

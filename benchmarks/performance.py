@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 import psutil  # noqa: E402
 from ccd_graphs import prepare_observed, prepare_simulated  # noqa: E402
@@ -38,9 +38,9 @@ from lsst.daf.butler import Butler  # noqa: E402
 from metering import Usage, run_metered  # noqa: E402
 from mock_graphs import MODULES, RUN, SIZES, prepare_graph  # noqa: E402
 from performance_results import write_results  # noqa: E402
-from stock import read_graph, run_pipetask  # noqa: E402
 
 from spark_butler.demo.s3server import EmbeddedS3  # noqa: E402
+from tests.support.stock import read_graph, run_pipetask  # noqa: E402
 
 _BUCKET = "bench"
 

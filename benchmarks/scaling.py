@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 import numpy as np  # noqa: E402
 import scaling_plot  # noqa: E402
@@ -155,9 +155,8 @@ def _built_in(seed: int) -> list[_Case]:
 
 def _from_files(graph_file: Path, times_file: Path, seed: int) -> list[_Case]:
     """Read a graph and the times of its tasks."""
-    from stock import read_graph
-
     from spark_butler.driver.work_factory import sketch_graph
+    from tests.support.stock import read_graph
 
     graph = read_graph(graph_file)
     sketch = sketch_graph(graph)

@@ -14,13 +14,13 @@ import time
 from lsst.daf.butler import Butler
 from lsst.utils.threads import disable_implicit_threading
 from metering import cpu_of_family
-from stock import read_graph
 
 from spark_butler.driver.engine import execute_graph
 from spark_butler.model.options import RunOptions
 from spark_butler.spark.backend import SparkBackend
 from spark_butler.spark.preflight import check_workers
 from spark_butler.spark.session import make_spark_context
+from tests.support.stock import read_graph
 
 
 def main() -> None:

@@ -22,6 +22,16 @@ os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
 # No JVM here lives long enough for Java's full compiler to pay; those of spark-submit are meant, too.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+# Workers and other processes import this package and the tasks of `tests.support`, too.
+_ROOT = Path(__file__).resolve().parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+
+pytest.register_assert_rewrite("tests.support", "tests.codecs.codec_compare")
+pytest_plugins = (
+    "tests.support.engine_fixtures",
+    "tests.support.job_fixtures",
+    "tests.support.night_fixtures",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +100,7 @@ def spark(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Directory of the real data, which are not part of the repository."""
-    checkout = Path(__file__).resolve().parents[1]
-    data = Path(os.environ.get("SPARK_BUTLER_DATA") or checkout.parent / "shared" / "data")
+    data = Path(os.environ.get("SPARK_BUTLER_DATA") or _ROOT.parent / "shared" / "data")
     if not data.is_dir():
         pytest.skip(f"no real data in {data} (SPARK_BUTLER_DATA names the directory)")
     return data

@@ -25,8 +25,8 @@ for version in ${VERSIONS:-3.5 4.0 newest}; do
   "$uv" pip install -q --python "$place/venv/bin/python" --upgrade-package pyspark "$wanted" setuptools
   found=$(python -c 'import pyspark; print(pyspark.__version__)')
   printf '\n== PySpark %s, %s\n' "$found" "$(python --version)"
-  python -m pytest -p no:cacheprovider tests/engine/test_conformance.py -k "spark or comparison" "$@" || failed+=("$found")
-  python -m pytest -p no:cacheprovider tests/job/test_start.py || failed+=("$found, by the command")
+  python -m pytest -p no:cacheprovider tests/integration/test_conformance.py -k "spark or comparison" "$@" || failed+=("$found")
+  python -m pytest -p no:cacheprovider tests/cli/test_start.py || failed+=("$found, by the command")
 done
 if [ ${#failed[@]} -gt 0 ]; then
   printf '\nfailed: PySpark %s\n' "${failed[*]}" >&2

@@ -13,13 +13,13 @@ import pytest
 from astropy.coordinates import Angle, Latitude, Longitude, SkyCoord
 from astropy.time import Time
 from astropy.utils.masked import Masked
-from codec_compare import assert_independent, assert_same, join
 from hypothesis import given, settings
 from hypothesis.extra import numpy as npst
 from lsst.daf.butler import SerializedDatasetType, StorageClassFactory
 from lsst.pipe.base.tests.mocks import MockDataset
 
 from spark_butler.codecs import copy_object, decode, encode
+from tests.codecs.codec_compare import assert_independent, assert_same, join
 
 _ANY = StorageClassFactory().getStorageClass("StructuredDataDict")
 

@@ -7,11 +7,11 @@ import pickle
 
 import numpy as np
 import pytest
-from codec_compare import join
 from lsst.daf.butler import StorageClassFactory
 
 from spark_butler.codecs import CodecError, EncodedObject, decode, encode
 from spark_butler.codecs._form import ALIGNMENT, Form
+from tests.codecs.codec_compare import join
 
 _STORAGE_CLASS = StorageClassFactory().getStorageClass("StructuredDataDict")
 

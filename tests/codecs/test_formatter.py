@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from codec_compare import assert_independent, join
-from codec_samples import make_visit_image
-from codec_types import OneWay, Secret, Writes
 from lsst.daf.butler import (
     Butler,
     Config,
@@ -24,12 +21,20 @@ from lsst.daf.butler import (
 from lsst.images.tests import assert_visit_images_equal
 
 from spark_butler.codecs import CodecError, FormatterFallback, copy_object, decode, encode
+from tests.codecs.codec_compare import assert_independent, join
+from tests.codecs.codec_types import OneWay, Secret, Writes
+from tests.support.codec_samples import make_visit_image
 
-_CLASSES = {name: {"pytype": "codec_types.Secret"} for name in ("SecretV1", "SecretV2", "SecretNone")}
+_CLASSES = {
+    name: {"pytype": "tests.codecs.codec_types.Secret"} for name in ("SecretV1", "SecretV2", "SecretNone")
+}
 _CONFIG = {
     "storageClasses": _CLASSES,
     "datastore": {
-        "formatters": {"SecretV1": "codec_types.SecretFormatterV1", "SecretV2": "codec_types.SecretFormatter"}
+        "formatters": {
+            "SecretV1": "tests.codecs.codec_types.SecretFormatterV1",
+            "SecretV2": "tests.codecs.codec_types.SecretFormatter",
+        }
     },
 }
 

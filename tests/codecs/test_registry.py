@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from codec_compare import assert_independent, join
-from codec_types import Secret
 from lsst.daf.butler import StorageClass, StorageClassFactory
 
 from spark_butler.codecs import (
@@ -24,6 +22,8 @@ from spark_butler.codecs import (
     register_codec,
 )
 from spark_butler.errors import PlanError
+from tests.codecs.codec_compare import assert_independent, join
+from tests.codecs.codec_types import Secret
 
 
 class SecretCodec:
@@ -66,7 +66,7 @@ def provide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (info / "entry_points.txt").write_text(f"[spark_butler.codecs]\n{lines}\n")
         (tmp_path / "user_codecs.py").write_text(
             "import numpy as np\n"
-            "from codec_types import Secret\n"
+            "from tests.codecs.codec_types import Secret\n"
             "class SecretCodec:\n"
             "    def to_parts(self, obj):\n"
             "        return {'values': obj.values}\n"
@@ -95,9 +95,9 @@ def _check_secret(storage_class: StorageClass, codec: str) -> None:
 
 
 def test_a_codec_of_a_type_serves_it_wherever_it_is() -> None:
-    register_codec("codec_types.Secret", SecretCodec())
-    _check_secret(StorageClass("Secret", pytype=Secret), "codec_types.Secret")
-    assert check_storage_class(StorageClass("Secret", pytype=Secret)) == "codec_types.Secret"
+    register_codec("tests.codecs.codec_types.Secret", SecretCodec())
+    _check_secret(StorageClass("Secret", pytype=Secret), "tests.codecs.codec_types.Secret")
+    assert check_storage_class(StorageClass("Secret", pytype=Secret)) == "tests.codecs.codec_types.Secret"
     inside = {"a": [Secret(np.arange(3.0))]}
     back = decode(join(encode(inside, _get("StructuredDataDict"))), _get("StructuredDataDict"))
     assert np.array_equal(back["a"][0].values, inside["a"][0].values)
@@ -121,7 +121,7 @@ def test_a_codec_of_a_type_is_found_by_the_public_name_of_the_type() -> None:
 
 
 def test_a_codec_of_a_storage_class_goes_first() -> None:
-    register_codec("codec_types.Secret", ListCodec())
+    register_codec("tests.codecs.codec_types.Secret", ListCodec())
     register_codec("SecretList", SecretCodec())
     _check_secret(StorageClass("SecretList", pytype=Secret), "SecretList")
 
@@ -133,7 +133,7 @@ def test_a_codec_of_a_storage_class_leaves_others_alone() -> None:
 
 
 @pytest.mark.parametrize("value", ["user_codecs:SecretCodec", "user_codecs:instance"])
-@pytest.mark.parametrize("name", ["codec_types.Secret", "SecretByName"])
+@pytest.mark.parametrize("name", ["tests.codecs.codec_types.Secret", "SecretByName"])
 def test_codecs_come_by_entry_point(provide: Any, name: str, value: str) -> None:
     provide(f"{name} = {value}")
     storage_class = StorageClass("SecretByName", pytype=Secret)

@@ -6,14 +6,14 @@ import io
 from typing import Any
 
 import pytest
-from codec_compare import assert_independent, assert_same, join
-from codec_samples import SAMPLES
 from lsst.daf.butler import StorageClassFactory
 from lsst.daf.butler._storage_class import StorageClassConfig
 from lsst.images.tests import assert_masked_images_equal, assert_visit_images_equal
 
 from spark_butler.codecs import check_storage_class, copy_object, decode, encode
 from spark_butler.errors import PlanError
+from tests.codecs.codec_compare import assert_independent, assert_same, join
+from tests.support.codec_samples import SAMPLES
 
 _NAMES = sorted(StorageClassConfig())
 

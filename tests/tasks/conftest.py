@@ -7,7 +7,6 @@ import pytest
 from lsst.daf.butler import Butler
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.simple_pipeline_executor import SimplePipelineExecutor
-from tasks_harness import ProcessedNight
 
 from spark_butler.demo.simulation import SimulatedData, simulate
 from spark_butler.obs.calibs import ingest_calibs
@@ -15,6 +14,7 @@ from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.refcats import ingest_refcats, parse_band_columns
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
+from tests.tasks.processed_night import ProcessedNight
 
 PIPELINES = Path(__file__).parents[2] / "conf" / "pipelines"
 

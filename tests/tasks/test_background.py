@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lsst.images import Box
-from synthetic import make_image
 
 from spark_butler.tasks.background import estimate_background
+from tests.tasks.synthetic import make_image
 
 
 def test_a_sloping_sky_is_recovered_under_stars() -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
-from synthetic import make_image
 
 from spark_butler.tasks.cosmic_rays import find_cosmic_rays, star_contrast
+from tests.tasks.synthetic import make_image
 
 
 @pytest.mark.parametrize("sigma", [1.2, 1.8, 2.5])

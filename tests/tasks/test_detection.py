@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.spatial
-from synthetic import SyntheticImage, make_image
 
 from spark_butler.tasks.detection import Detections, detect_sources, sky_variance
 from spark_butler.tasks.psf import estimate_psf
+from tests.tasks.synthetic import SyntheticImage, make_image
 
 
 def detect(sky: SyntheticImage, masked: np.ndarray | None = None, **options: float) -> Detections:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from synthetic import make_image
 
 from spark_butler.tasks.measurement import aperture_fluxes, isolated_stamps, measure_psf_photometry
 from spark_butler.tasks.moments import measure_moments
 from spark_butler.tasks.psf_model import FWHM_PER_SIGMA, PsfModel
 from spark_butler.tasks.stamps import gather_windows
+from tests.tasks.synthetic import make_image
 
 
 def gaussian(sigma: float) -> PsfModel:

@@ -15,7 +15,6 @@ import scipy.ndimage
 import scipy.spatial
 from lsst.daf.butler import Butler
 from lsst.images import VisitImage
-from tasks_harness import ProcessedNight
 
 from spark_butler.demo.simulation import SimulatedData, read_table
 from spark_butler.obs.raws import ingest_raws
@@ -23,6 +22,7 @@ from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
 from spark_butler.tasks.isr import CalibrationMissingError
 from spark_butler.tasks.masks import plane_union
+from tests.tasks.processed_night import ProcessedNight
 
 
 @dataclasses.dataclass

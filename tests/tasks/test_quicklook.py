@@ -5,9 +5,9 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from tasks_harness import ProcessedNight
 
 from spark_butler.demo.quicklook import draw_detector, draw_focal_plane
+from tests.tasks.processed_night import ProcessedNight
 
 
 def test_the_focal_plane_shows_both_detectors_side_by_side(processed: ProcessedNight, tmp_path: Path) -> None:

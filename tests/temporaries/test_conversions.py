@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scenes import Outputs, Scene
 
 from spark_butler.driver.serial import SerialBackend
+from tests.support.scenarios import Outputs, Scene
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from spark_butler.driver.backend import Backend
 
 # Each can be made from the other.
@@ -225,7 +223,7 @@ def _optional_input_never_made(scene: Scene, x: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def everything(task_modules: tuple[Path, ...]) -> Iterator[tuple[Scene, Outputs]]:
+def everything() -> Iterator[tuple[Scene, Outputs]]:
     """All cases in one pipeline, run by pipe_base."""
     with Scene.make() as scene:
         for name, function in _CASES.items():

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-    from scenes import Scene
 
     from spark_butler.driver.backend import Backend
     from spark_butler.driver.scheduler import RunResult
+    from tests.support.scenarios import Scene
 
 
 _INSTRUMENT: dict[str, Any] = {"dimensions": ["instrument"]}
@@ -185,9 +185,8 @@ def test_lost_record_is_an_error_and_no_absence(
 def test_spark_tells_of_a_lost_record(
     scene: Scene, spark_backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import temporaries_tasks
-
     from spark_butler.spark import backend as spark
+    from tests.support import temporaries_tasks
 
     scene.mock("a", {"i": "input"}, {"o": "a_out"})
     scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})

@@ -20,10 +20,8 @@ from lsst.images import Box
 from spark_butler.temporaries.butler import GroupButler
 
 
-def test_a_large_image_is_handed_over_in_two_milliseconds(
-    task_modules: tuple[Path, ...], tmp_path: Path
-) -> None:
-    from codec_samples import make_visit_image
+def test_a_large_image_is_handed_over_in_two_milliseconds(tmp_path: Path) -> None:
+    from tests.support.codec_samples import make_visit_image
 
     universe = DimensionUniverse()
     data_id = DataCoordinate.standardize(instrument="Cam", detector=1, universe=universe)

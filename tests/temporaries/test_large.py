@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import Driver
+
+from tests.support.driver_programs import Driver
 
 pytestmark = pytest.mark.slow
 

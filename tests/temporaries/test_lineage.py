@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import Driver, executor_of
+
+from tests.support.driver_programs import Driver, executor_of
 
 if TYPE_CHECKING:
-    from clusters import Cluster
+    from tests.support.clusters import Cluster
 
 pytestmark = pytest.mark.slow
 

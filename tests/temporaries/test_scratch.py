@@ -24,18 +24,17 @@ from spark_butler.temporaries import shuffle as delivery
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scenes import Scene
-
     from spark_butler.driver.backend import Backend
+    from tests.support.scenarios import Scene
 
 _START = {"dataset_type_name": "start", "mock_storage_class": True}
 _ARRAY = ("array", "NumpyArray")
 
 
 @pytest.fixture
-def s3_scene(s3_repo: Callable[[str], Path], task_modules: tuple[Path, ...]) -> Any:
+def s3_scene(s3_repo: Callable[[str], Path]) -> Any:
     """An empty repository with its datasets in an object store."""
-    from scenes import Scene
+    from tests.support.scenarios import Scene
 
     with Butler.from_config(s3_repo("repo"), writeable=True) as butler:
         yield Scene(DirectButlerRepo(butler, "base.yaml"))
@@ -172,26 +171,24 @@ def test_small_disk_goes_by_the_object_store(
 
 _DRIVER = """
 import sys
-sys.path[:0] = sys.argv[1].split(":")
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
-from scenes import Scene
-from spark_butler.driver.backend import SerialBackend
-import test_scratch
-with Butler.from_config(sys.argv[2], writeable=True) as butler:
+from tests.support.scenarios import Scene
+from spark_butler.driver.serial import SerialBackend
+from tests.temporaries import test_scratch
+with Butler.from_config(sys.argv[1], writeable=True) as butler:
     scene = Scene(DirectButlerRepo(butler, "base.yaml"))
-    test_scratch._two_steps(scene, hold=sys.argv[3], record=sys.argv[4])
+    test_scratch._two_steps(scene, hold=sys.argv[2], record=sys.argv[3])
     scene.run(SerialBackend(), temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
 """
 
 
 def test_crashed_run_leaves_files_that_can_be_found_and_removed(
-    s3_repo: Callable[[str], Path], tmp_path: Path, task_modules: tuple[Path, ...]
+    s3_repo: Callable[[str], Path], tmp_path: Path
 ) -> None:
     repo, hold, record = s3_repo("repo"), tmp_path / "hold", tmp_path / "record"
     hold.touch()
-    folders = ":".join(str(path.parent) for path in (*task_modules, Path(__file__)))
-    command = [sys.executable, "-c", _DRIVER, folders, repo, hold, record]
+    command = [sys.executable, "-c", _DRIVER, repo, hold, record]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as driver:
         try:
             deadline = time.monotonic() + 120

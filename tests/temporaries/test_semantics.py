@@ -10,9 +10,8 @@ from lsst.pipe.base import QuantumSuccessCaveats
 from spark_butler.driver.serial import SerialBackend
 
 if TYPE_CHECKING:
-    from scenes import Outputs, Scene
-
     from spark_butler.driver.backend import Backend
+    from tests.support.scenarios import Outputs, Scene
 
 _KINDS = {
     "array": ("make_array", "NumpyArray"),

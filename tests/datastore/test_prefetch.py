@@ -1,0 +1,406 @@
+"""Inputs of the next quantum are read while this one computes, and nothing is read twice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsst.daf.butler import Butler
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.tests.mocks import (
+    DirectButlerRepo,
+    DynamicConnectionConfig,
+    DynamicTestPipelineTask,
+    DynamicTestPipelineTaskConfig,
+)
+from lsst.resources import ResourcePath
+
+from spark_butler.datastore import prefetch
+from spark_butler.datastore.prefetch import reads_whole_files
+from spark_butler.datastore.prefetch_queue import FilesAhead
+from spark_butler.datastore.s3_clients import (
+    counted_apart,
+    forget_clients,
+    look_ahead,
+    open_clients,
+    traffic_so_far,
+)
+from spark_butler.demo.s3server import EmbeddedS3
+from spark_butler.driver import serial
+from spark_butler.driver.backend import Backend
+from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.scheduler import RunResult
+from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.options import RunOptions
+from spark_butler.model.traffic import NO_TRAFFIC, Traffic
+from spark_butler.worker.child_process import ChildRunner
+from tests.support.engine_harness import Case, make_graph
+from tests.support.engine_tasks import LazyTask, WholeTask
+from tests.support.fault_proxy import FaultPlan, FaultProxy
+from tests.support.mock_night import insert_dimensions
+
+_CCD = ("visit", "detector")
+_N_DETECTORS = 4
+
+_ONE_GET = Traffic({"GET": 1}, 0, 5)
+
+
+@pytest.fixture(autouse=True)
+def no_quantum_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read ahead also for mock quanta."""
+    monkeypatch.setattr(prefetch, "_SHORT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def read_ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the files that this process has read ahead."""
+    keys: list[str] = []
+    fetch = prefetch._fetch
+
+    def note(client: Any, key: tuple[str, str]) -> bytes:
+        keys.append(key[1])
+        return fetch(client, key)
+
+    monkeypatch.setattr(prefetch, "_fetch", note)
+    return keys
+
+
+@pytest.fixture(params=["here", "child"])
+def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the serial backend runs groups in: this process, or a child."""
+    if request.param == "child":
+        monkeypatch.setattr(serial, "InProcessRunner", ChildRunner)
+    name: str = request.param
+    return name
+
+
+def _graph(
+    repo: Path,
+    *,
+    n_visits: int = 2,
+    task_class: type[DynamicTestPipelineTask] = DynamicTestPipelineTask,
+    **options: Any,
+) -> tuple[Butler, PredictedQuantumGraph]:
+    """Make a graph of chains of two quanta; both read a file of their own from the store."""
+
+    def build(helper: DirectButlerRepo) -> None:
+        config = task_class.ConfigClass(**options)
+        helper.add_task(
+            "isr",
+            task_class=task_class,
+            config=config,
+            dimensions=_CCD,
+            inputs={"raw": _one("raw")},
+            outputs={"out": _one("cleaned")},
+        )
+        helper.add_task(
+            "calibrate",
+            dimensions=_CCD,
+            inputs={"in": _one("cleaned"), "stars": _one("stars")},
+            config=DynamicTestPipelineTaskConfig(),
+        )
+
+    butler = Butler.from_config(repo, writeable=True)
+    insert_dimensions(butler, range(1, n_visits + 1), range(1, _N_DETECTORS + 1))
+    return butler, make_graph(DirectButlerRepo(butler), Case(build))
+
+
+def _one(name: str) -> DynamicConnectionConfig:
+    return DynamicConnectionConfig(dataset_type_name=name, dimensions=_CCD)
+
+
+def _run(
+    butler: Butler,
+    graph: PredictedQuantumGraph,
+    backend: Backend,
+    server: EmbeddedS3,
+    bucket: str,
+    **more: Any,
+) -> tuple[RunResult, Counter[str]]:
+    """Run a graph, a visit in each group, and count at the server."""
+    before = Counter(server.count_requests(bucket))
+    result = execute_graph(graph, butler, backend, RunOptions(group_by=("visit",), temporary=("cleaned",)))
+    counted = Counter(server.count_requests(bucket))
+    counted.subtract(before)
+    return result, +counted
+
+
+def test_it_adds_no_request(
+    runner: str,
+    read_ahead: list[str],
+    s3_server: EmbeddedS3,
+    s3_bucket: str,
+    s3_repo: Callable[[str], Path],
+) -> None:
+    butler, graph = _graph(s3_repo("repo"))
+    with butler:
+        result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+    assert not result.failed
+    n_pairs = 2 * _N_DETECTORS
+    assert counted["GET"] == 2 * n_pairs
+    # Each quantum answers for its own input, whoever has read it.
+    for outcome in result.outcomes.values():
+        assert outcome.traffic.requests["GET"] == 1
+        assert outcome.traffic.received > 0
+    if runner == "here":
+        # All but the first of each task in each group: only then is it known what a mock task reads.
+        assert len(read_ahead) == len(set(read_ahead)) == 2 * n_pairs - 4
+        assert not any(thread.name == "spark-butler-prefetch" for thread in threading.enumerate())
+
+
+def test_what_pipe_base_reads_itself_is_read_ahead_from_the_first_quantum_on(
+    read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
+) -> None:
+    butler, graph = _graph(s3_repo("repo"), task_class=WholeTask)
+    with butler:
+        result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+    assert not result.failed
+    assert counted["GET"] == 4 * _N_DETECTORS
+    names = Counter(key.split("/")[-2] for key in read_ahead)
+    assert sum("raw" in key for key in read_ahead) == 2 * (_N_DETECTORS - 1), names
+
+
+def test_quanta_on_spark_add_no_request_either(
+    spark_backend: Backend, s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
+) -> None:
+    butler, graph = _graph(s3_repo("repo"), sleep=0.1)
+    with butler:
+        result, counted = _run(butler, graph, spark_backend, s3_server, s3_bucket)
+    assert not result.failed
+    assert counted["GET"] == 4 * _N_DETECTORS
+    assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
+
+
+def test_what_groups_before_have_made_is_read_ahead(
+    read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
+) -> None:
+    def build(helper: DirectButlerRepo) -> None:
+        helper.add_task("isr", dimensions=_CCD, outputs={"out": _one("cleaned")})
+        helper.add_task("calibrate", dimensions=_CCD, inputs={"in": _one("cleaned")})
+
+    butler = Butler.from_config(s3_repo("repo"), writeable=True)
+    insert_dimensions(butler, (1,), range(1, 31))
+    graph = make_graph(DirectButlerRepo(butler), Case(build))
+    with butler:
+        before = Counter(s3_server.count_requests(s3_bucket))
+        result = execute_graph(graph, butler, SerialBackend(), RunOptions(group_by="quantum"))
+        counted = Counter(s3_server.count_requests(s3_bucket))
+    counted.subtract(before)
+    assert not result.failed
+    assert counted["GET"] == 60
+    # Short quanta travel together.
+    assert sum("cleaned" in key for key in read_ahead) > 10
+    assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
+
+
+def test_nothing_is_read_ahead_for_short_quanta(
+    read_ahead: list[str],
+    s3_server: EmbeddedS3,
+    s3_bucket: str,
+    s3_repo: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefetch, "_SHORT_SECONDS", 60.0)
+    butler, graph = _graph(s3_repo("repo"), n_visits=1)
+    with butler:
+        result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+    assert not result.failed
+    assert not read_ahead
+    assert counted["GET"] == 2 * _N_DETECTORS
+
+
+def test_task_that_leaves_an_input_unread_costs_one_request_and_no_more(
+    read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
+) -> None:
+    butler, graph = _graph(s3_repo("repo"), task_class=LazyTask, n_visits=1, fail_condition="detector > 1")
+    with butler:
+        result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+    assert not result.failed
+    # The first has read its input, the second has not, and nothing is read for the third.
+    assert sum("raw" in key for key in read_ahead) == 1
+    assert counted["GET"] == 2 + _N_DETECTORS
+    assert (
+        sum(outcome.traffic.requests.get("GET", 0) for outcome in result.outcomes.values()) == counted["GET"]
+    )
+
+
+def test_nothing_is_read_for_quanta_that_will_not_run(
+    read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
+) -> None:
+    butler, graph = _graph(s3_repo("repo"), n_visits=1, fail_condition="detector in (2, 3)")
+    with butler:
+        result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+    assert len(result.failed) == 2
+    stars = [key for key in read_ahead if "stars" in key]
+    # The first quantum of calibrate has shown what it reads; two of the other three were blocked.
+    assert len(stars) <= 3
+    assert counted["GET"] <= 4 + _N_DETECTORS
+
+
+def test_files_are_used_once_waited_for_and_never_read_by_two() -> None:
+    files = FilesAhead(10)
+    a, b, c = ("bucket", "a"), ("bucket", "b"), ("bucket", "c")
+    files.order({a: 5, b: 5, c: 5, ("bucket", "too large"): 11}, 3)
+    assert files.next() == a
+    # What is only ordered is read by the one who needs it.
+    assert files.ask(b) == (None, NO_TRAFFIC)
+    assert files.next() == c
+    threading.Timer(0.2, files.arrive, (a, b"aaaaa", _ONE_GET)).start()
+    assert files.ask(a) == (b"aaaaa", _ONE_GET)
+    assert files.ask(a) == (b"aaaaa", NO_TRAFFIC)
+    files.arrive(c, None, _ONE_GET)
+    assert files.ask(c) == (None, _ONE_GET)
+    # There is room again when one is let go.
+    files.order({b: 10}, 4)
+    threading.Timer(0.2, files.drop, (a,)).start()
+    assert files.next() == b
+    files.drop_for(lambda position: position == 4)
+    assert files.settle() == NO_TRAFFIC
+    files.arrive(b, b"bbbbb", _ONE_GET)
+    assert files.settle() == _ONE_GET
+    assert files.ask(b) == (None, NO_TRAFFIC)
+    files.close()
+    assert files.next() is None
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded")
+def test_forked_process_waits_for_nobody(s3_bucket: str) -> None:
+    files, key = FilesAhead(10), (s3_bucket, "folder/a")
+    store = ResourcePath(f"s3://{s3_bucket}/folder/")
+    open_clients([str(store)])
+    store.join("a").write(b"there")
+    files.order({key: 5}, 0)
+    with look_ahead(files) as is_on, look_ahead(FilesAhead(10)) as is_on_too:
+        assert (is_on, is_on_too) == (True, False)
+        assert files.next() == key
+        with files._changed:
+            child = os.fork()
+            if not child:
+                with contextlib.suppress(BaseException):
+                    store.client.close()  # type: ignore[attr-defined]
+                    os._exit(0 if store.join("a").read() == b"there" and files.next() is None else 1)
+                os._exit(2)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert ended != (0, 0)
+
+
+def test_requests_of_the_reading_thread_are_nobodys_next_question(s3_bucket: str) -> None:
+    store = ResourcePath(f"s3://{s3_bucket}/folder/")
+    open_clients([str(store)])
+    store.join("a").write(b"four")
+    store.join("b").write(b"written")
+    before = traffic_so_far()
+    with counted_apart() as counter:
+        assert store.join("a").read() == b"four"
+    assert counter.traffic == Traffic({"GET": 1}, 0, 4)
+    assert store.join("b").size() == 7
+    assert traffic_so_far() - before == NO_TRAFFIC
+
+
+def test_what_is_written_over_is_not_taken_from_memory(s3_bucket: str) -> None:
+    store = ResourcePath(f"s3://{s3_bucket}/folder/")
+    open_clients([str(store)])
+    file, key = store.join("a"), (s3_bucket, "folder/a")
+    for answer in (b"old", b"new"):
+        files = FilesAhead(10)
+        files.order({key: 3}, 0)
+        assert files.next() == key
+        files.arrive(key, b"old", _ONE_GET)
+        with look_ahead(files):
+            if answer == b"new":
+                file.write(answer)
+            with file.as_local() as local:
+                assert Path(local.ospath).read_bytes() == answer
+            assert files.take_notes() == {key: 3}
+
+
+@pytest.mark.parametrize(
+    ("formatter", "is_whole"),
+    [
+        ("lsst.daf.butler.formatters.json.JsonFormatter", True),
+        ("lsst.daf.butler.formatters.yaml.YamlFormatter", True),
+        ("lsst.daf.butler.formatters.pickle.PickleFormatter", True),
+        ("lsst.daf.butler.formatters.packages.PackagesFormatter", True),
+        ("lsst.daf.butler.formatters.astropyTable.AstropyTableFormatter", True),
+        ("lsst.daf.butler.formatters.logs.ButlerLogRecordsFormatter", True),
+        ("lsst.daf.butler.formatters.file.FileFormatter", True),
+        ("lsst.images.formatters.GenericFormatter", True),
+        ("spark_butler.obs.formatters.RawFitsFormatter", True),
+        ("lsst.daf.butler.formatters.parquet.ParquetFormatter", False),
+        ("lsst.pipe.base.quantum_graph.formatter.ProvenanceFormatter", False),
+        ("no.such.Formatter", False),
+        ("pathlib.Path", False),
+    ],
+)
+def test_formatters_that_read_whole_files(formatter: str, is_whole: bool) -> None:
+    assert reads_whole_files(formatter) is is_whole
+
+
+def test_failure_to_read_ahead_is_nobodys_error(
+    s3_server: EmbeddedS3,
+    s3_bucket: str,
+    s3_repo: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(client: object, key: tuple[str, str]) -> bytes:
+        raise OSError("with a secret")
+
+    monkeypatch.setattr(prefetch, "_fetch", fail)
+    caplog.set_level(logging.DEBUG, "spark_butler")
+    butler, graph = _graph(s3_repo("repo"), n_visits=1)
+    with butler:
+        result, counted = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+    assert not result.failed
+    assert counted["GET"] == 2 * _N_DETECTORS
+    records = [record for record in caplog.records if record.name == "spark_butler.datastore.prefetch"]
+    assert len(records) == 2 * (_N_DETECTORS - 1)
+    assert all(record.levelno == logging.DEBUG and record.exc_info is None for record in records)
+    assert "secret" not in caplog.text
+    assert "OSError" in caplog.text
+
+
+# It compares times of runs, which other work on the machine spoils.
+@pytest.mark.slow
+def test_wait_for_the_store_is_hidden(
+    runner: str,
+    s3_server: EmbeddedS3,
+    s3_bucket: str,
+    s3_repo: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = {}
+    delays = {"GET": 0.15}
+    with FaultProxy(s3_server.endpoint_url, FaultPlan(delays=delays), tmp_path / "requests") as proxy:
+        for name in ("ahead", "not ahead"):
+            butler, graph = _graph(s3_repo(name), n_visits=1, sleep=0.2)
+            monkeypatch.setenv("S3_ENDPOINT_URL", proxy.endpoint_url)
+            forget_clients()
+            if name == "not ahead":
+                monkeypatch.setattr(prefetch.Prefetcher, "_may_read_ahead", lambda self: False)
+            with butler:
+                result, _ = _run(butler, graph, SerialBackend(), s3_server, s3_bucket)
+            assert not result.failed
+            assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
+            seconds[name] = sum(outcome.wall_seconds for outcome in result.outcomes.values())
+            monkeypatch.setenv("S3_ENDPOINT_URL", s3_server.endpoint_url)
+            forget_clients()
+    # Of each task, the first read is waited for: it is not known before what a mock task reads.
+    n_hidden = 2 * (_N_DETECTORS - 1)
+    assert seconds["not ahead"] - seconds["ahead"] > 0.6 * n_hidden * delays["GET"]

@@ -1,0 +1,119 @@
+"""What a person reads about the chaos runs."""
+
+from __future__ import annotations
+
+__all__ = ["BEGIN", "END", "describe", "make_table", "read_results", "write_table"]
+
+import json
+import os
+import platform
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pyspark
+
+from tests.integration.chaos.chaos_run import Result
+
+BEGIN = "<!-- chaos: begin -->"
+
+END = "<!-- chaos: end -->"
+
+
+def describe(result: Result) -> str:
+    """Describe a run in a few lines.
+
+    Parameters
+    ----------
+    result
+        What came of it.
+    """
+    lines = [
+        f"seed {result.seed}: {result.scene}, {result.variant}: "
+        + ("equal" if result.is_equal else "NOT EQUAL")
+        + f", {result.attempts} attempts, {result.wall:.0f} s, {result.cpu:.0f} CPU-s, "
+        + f"{result.repeated} of {result.quanta} quanta more than once (at most {result.most} times)",
+        f"  {'; '.join(result.events) or 'nothing happened'}; {_faults_text(result)}",
+    ]
+    lines += [f"  broke off: {text}" for text in result.broken]
+    lines += [f"  WRONG: {text}" for text in result.findings]
+    return "\n".join(lines)
+
+
+def _faults_text(result: Result) -> str:
+    spoilt = sum(result.faults.values())
+    return f"{spoilt} of {result.requests} requests spoilt" if spoilt else "no request spoilt"
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read the results of runs, the last of each seed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    results = {}
+    for line in path.read_text().splitlines():
+        result = Result(**json.loads(line))
+        results[result.seed] = result
+    return [results[seed] for seed in sorted(results)]
+
+
+def make_table(results: Sequence[Result]) -> str:
+    """Write the table of all runs, with a line about the machine before it.
+
+    Parameters
+    ----------
+    results
+        The runs.
+    """
+    kinds = Counter(event.split(" at ")[0].split(" (")[0] for each in results for event in each.events)
+    spoilt = sum(sum(each.faults.values()) for each in results)
+    lines = [
+        f"{sum(each.is_equal for each in results)} of {len(results)} runs ended equal to the serial run. "
+        f"{_machine()}; median {statistics.median(each.wall for each in results):.0f} s a run.",
+        "",
+        f"In all: {', '.join(f'{count} × {kind}' for kind, count in kinds.most_common())}; "
+        f"{spoilt} of {sum(each.requests for each in results)} requests to the object store spoilt.",
+        "",
+        "| seed | graph | what befell it | spoilt requests | submitted | wall s | CPU s | "
+        "executed again | equal |",
+        "|---:|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for each in results:
+        again = f"{each.repeated} (≤ {each.most}×)" if each.repeated else "0"
+        submitted = f"{each.attempts}" + (f" ({len(each.broken)} broke off)" if each.broken else "")
+        lines.append(
+            f"| {each.seed} | {each.scene}, {each.variant} | {'; '.join(each.events) or '–'} | "
+            f"{sum(each.faults.values())} | {submitted} | {each.wall:.0f} | {each.cpu:.0f} | {again} | "
+            f"{'yes' if each.is_equal else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    """Describe the machine."""
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, PySpark {pyspark.__version__}"
+    )
+
+
+def write_table(document: Path, results: Sequence[Result]) -> None:
+    """Put the table into a document, between its marks.
+
+    Parameters
+    ----------
+    document
+        The document; made if absent.
+    results
+        The runs.
+    """
+    text = document.read_text() if document.exists() else f"{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    document.write_text(f"{before}{BEGIN}\n{make_table(results)}\n{END}{after}")

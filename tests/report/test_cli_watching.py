@@ -1,0 +1,174 @@
+"""A run of the command leaves a report and a status, which other commands read; and it can be cancelled."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from lsst.daf.butler import Butler
+
+from spark_butler import request_watch
+from spark_butler.cli.main import main
+from spark_butler.report import AttemptFolder, RunWatch, find_attempts, read_json
+from spark_butler.repository.checks import store_roots
+from tests.support.job_harness import JobRepo, submit
+
+type RunJob = Callable[..., Result]
+
+_BAD = ["-c", "second:fail_condition=detector IN (2)"]
+
+
+def _call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def _attempts(repo: JobRepo, run: str) -> list[AttemptFolder]:
+    with Butler.from_config(repo.root, writeable=False) as butler:
+        return find_attempts(store_roots(butler), run)
+
+
+def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
+    given = [*job_repo.arguments, "--backend", "serial", "--no-versions", "-d", "detector IN (1..3)", *_BAD]
+    result = run_job(*given, "-o", "watched/failed", "--report", tmp_path / "copy")
+    assert result.exit_code == 1, result.output
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("The report is in ")
+    assert last.endswith("/copy/report.html.")
+    content = json.loads((tmp_path / "copy" / "report.json").read_text())
+    assert [(task["label"], task["done"], task["failed"], task["blocked"]) for task in content["tasks"]] == [
+        *(("first", 3, 0, 0), ("second", 2, 1, 0), ("gather", 0, 0, 1), ("scatter", 0, 0, 3))
+    ]
+    (failure,) = content["failures"]
+    assert "Simulated failure" in failure["traceback"]
+    assert content["totals"]["requests"] > 0
+    assert content["time"]["slots"]["read"] > 0
+    assert content["time"]["slots"]["write"] > 0
+    assert content["time"]["before"]["session"] is None
+    assert (content["time"]["slots"]["import"], content["time"]["slots"]["shuffle"]) == (0, 0)
+    assert all(
+        row[3] in ("done", "failed") for lane in content["timeline"]["lanes"] for row in lane["attempts"]
+    )
+    _check_commands(job_repo, tmp_path, content["run"])
+    # The command that the report gives runs the quantum again and nothing else: here it fails once more.
+    again = run_job(*shlex.split(failure["rerun"])[2:])
+    assert "1 of 1 quanta failed, 0 blocked" in again.stdout, again.output
+    assert len(_attempts(job_repo, content["run"])) == 2
+
+
+@pytest.mark.parametrize(
+    "daemon", ["spark_butler.spark.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
+)
+def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daemon: str) -> None:
+    where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")
+    output = f"watched/{daemon.partition('.')[0]}"
+    given = [*job_repo.arguments, "-o", output, "--temporary", "auto", "--group-by", "quantum"]
+    result = submit(*given, "--report", tmp_path, where=where)
+    assert result.returncode == 0, result.stderr
+    spent = json.loads((tmp_path / "report.json").read_text())["time"]
+    assert spent["before"]["session"] == spent["driver"]["Spark session"]
+    assert 0 < spent["before"]["session_share"] < 1
+    # Workers had imported what they need when they were looked at before the run.
+    assert 0.5 < spent["before"]["import"] < 60
+    assert 0 < spent["slots"]["import"] < spent["slots"]["available"]
+    assert 0 < spent["slots"]["shuffle"] < spent["slots"]["available"]
+    assert sum(spent["shares"].values()) == pytest.approx(1.0, abs=0.001)
+    assert "Not measured" not in (tmp_path / "report.html").read_text()
+
+
+def _check_commands(repo: JobRepo, place: Path, run: str) -> None:
+    """See whether the commands find the report by the run's name, its chain's and by nothing."""
+    shown = _call("report", repo.root, run)
+    assert shown.exit_code == 0, shown.output
+    assert "FAILED second instrument Cam1, detector 2: ValueError" in shown.stdout
+    assert f"Run {run}: failed" in _call("status", repo.root, "watched/failed").stdout
+    assert run in _call("status", repo.root).stdout
+    status = json.loads(_call("status", repo.root, run, "--format", "json").stdout)
+    assert (status["state"], status["n_failures"]) == ("failed", 1)
+    content = json.loads(_call("report", place / "copy" / "report.json", "--format", "json").stdout)
+    assert content["run"] == run
+    assert _call("report", repo.root, run, "--html", place / "own.html").exit_code == 0
+    assert (place / "own.html").read_bytes() == (place / "copy" / "report.html").read_bytes()
+    assert _call("report", repo.root, run, "--all").stdout.endswith("/report.html\n")
+    over = _call("cancel", repo.root, run)
+    assert (over.exit_code, "is over (failed)" in over.output) == (2, True)
+
+
+def test_cancelled_run_ends_in_order(
+    job_repo: JobRepo, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_watch, "RunWatch", functools.partial(RunWatch, seconds_between=0.1))
+    slow = tmp_path / "slow.py"
+    slow.write_text("config.sleep = 0.5\n")
+
+    def cancel() -> None:
+        while not (attempts := _attempts(job_repo, "watched/cancelled")):
+            time.sleep(0.1)
+        # What the command does; two of click's test runners can't share the standard streams.
+        attempts[-1].cancel_file.write(b"")
+
+    thread = threading.Thread(target=cancel, daemon=True)
+    thread.start()
+    result = run_job(
+        *(*job_repo.arguments, "--backend", "serial", "--no-versions", "--output-run", "watched/cancelled"),
+        *("-C", f"first:{slow}", "--select-tasks", "first", "--format", "json"),
+    )
+    thread.join(10)
+    assert result.exit_code == 143, result.output
+    ended = json.loads(result.stdout)
+    assert (ended["run"], ended["state"], ended["exit_status"]) == ("watched/cancelled", "stopped", 143)
+    assert ended["totals"]["done"] + ended["totals"]["not_run"] == 4
+    assert "Stopped by `spark-butler cancel`. What was finished is in run" in result.stderr
+    (attempt,) = _attempts(job_repo, "watched/cancelled")
+    content = read_json(attempt.report_file)
+    assert content is not None
+    assert (content["state"], content["reason"]) == ("stopped", "Stopped by `spark-butler cancel`.")
+    assert content["totals"]["done"] < 4
+
+
+def test_run_that_was_not_heard_of_is_told_of(job_repo: JobRepo) -> None:
+    with Butler.from_config(job_repo.root, writeable=False) as butler:
+        (root,) = store_roots(butler)
+    folder = root.join("spark-butler-reports/u/silent/20260101T000000000Z/", forceDirectory=True)
+    status = {
+        "run": "u/silent",
+        "state": "running",
+        "started": "2026-01-01T00:00:00+00:00",
+        "updated": "2026-01-01T00:10:00+00:00",
+        "every": 10.0,
+        "tasks": [],
+        "failures": [],
+    }
+    folder.join("status.json").write(json.dumps(status).encode())
+    shown = _call("status", job_repo.root, "u/silent")
+    assert (shown.exit_code, "its driver is probably gone" in shown.stdout) == (3, True)
+    asked = _call("cancel", job_repo.root, "u/silent")
+    assert asked.exit_code == 0
+    assert folder.join("cancel").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "report", "cancel"])
+def test_run_that_nobody_knows_is_one_line(job_repo: JobRepo, command: str) -> None:
+    result = _call(command, job_repo.root, "u/nobody")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        f"Error: The repository {str(job_repo.root)!r} has no run 'u/nobody'; expected a run "
+    )
+
+
+def test_file_that_is_no_report_is_one_line(job_repo: JobRepo, tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    assert _call("report", file).stderr == f"Error: There is no file {str(file)!r}.\n"
+    for text in ("[1]", "{}", "{"):
+        file.write_text(text)
+        result = _call("report", file)
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1, result.output
+        assert "report" in result.stderr
