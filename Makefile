@@ -70,7 +70,7 @@ chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (
 	@$(RUN) python -m tests.integration.chaos $(ARGS)
 
 .PHONY: bench
-bench: bench-engines bench-temporaries bench-planning bench-ingest bench-scaling ## Measure all of what follows, in some four hours
+bench: bench-engines bench-temporaries bench-planning bench-ingest bench-prefetch bench-scaling ## Measure all of what follows, in some four hours
 
 .PHONY: bench-temporaries
 bench-temporaries: $(INSTALLED) ## Measure what handing a dataset over costs (table and plot in docs/)
@@ -87,6 +87,10 @@ bench-scaling: $(INSTALLED) ## Simulate runs on 1 to 10,000 slots (ARGS="--graph
 .PHONY: bench-planning
 bench-planning: $(INSTALLED) ## Plan and give out graphs of up to a million quanta (ARGS="--visits 320")
 	@$(RUN) python benchmarks/planning.py $(ARGS)
+
+.PHONY: bench-prefetch
+bench-prefetch: $(INSTALLED) ## Measure prefetch with 100 ms of latency for each GET (ARGS="--cases ccd --delay 0.03")
+	@$(RUN) python benchmarks/prefetch.py $(ARGS)
 
 .PHONY: bench-ingest
 bench-ingest: $(INSTALLED) ## Measure how fast the driver fills a registry (ARGS="--size 400")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["prepare_observed", "prepare_simulated"]
+__all__ = ["make_graph", "prepare_observed", "prepare_simulated"]
 
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from spark_butler.obs.visits import define_visits
 from tests.support.stock import run_pipetask
 
 _CONF = Path(__file__).resolve().parents[1] / "conf"
+_PIPELINE = _CONF / "pipelines" / "process_ccd.yaml"
+_SCIENCE = "instrument='{}' AND exposure.observation_type='science'"
 _NIGHT = {"visits": 6, "detectors": 4, "size": 1024}
 
 
-def prepare_simulated(folder: Path, datastore: str) -> tuple[Path, Path]:
+def prepare_simulated(folder: Path, datastore: str, subset: str = "") -> tuple[Path, Path]:
     """Simulate a night, ingest it and make the graph.
 
     Parameters
@@ -31,6 +33,8 @@ def prepare_simulated(folder: Path, datastore: str) -> tuple[Path, Path]:
         Where to put everything.
     datastore
         Address of a place in an object store.
+    subset
+        Part of the pipeline, as in ``#isr``; empty for all.
 
     Returns
     -------
@@ -44,7 +48,9 @@ def prepare_simulated(folder: Path, datastore: str) -> tuple[Path, Path]:
     repo = make_repository(folder / "repo", datastore)
     with Butler.from_config(repo, writeable=True) as butler:
         ingest_night(butler, night)
-    return repo, _make_graph(folder, repo, INSTRUMENT, NIGHT_COLLECTION)
+    return repo, make_graph(
+        folder, repo, f"{_PIPELINE}{subset}", NIGHT_COLLECTION, _SCIENCE.format(INSTRUMENT)
+    )
 
 
 def prepare_observed(folder: Path, datastore: str, frames: Path) -> tuple[Path, Path]:
@@ -74,13 +80,27 @@ def prepare_observed(folder: Path, datastore: str, frames: Path) -> tuple[Path, 
         for kind in ("bias", "flat"):
             ingest_calibs(butler, kind, [frames])
         define_visits(butler, "OPD-Ixon")
-    return repo, _make_graph(folder, repo, "OPD-Ixon", "OPD-Ixon/defaults")
+    return repo, make_graph(folder, repo, _PIPELINE, "OPD-Ixon/defaults", _SCIENCE.format("OPD-Ixon"))
 
 
-def _make_graph(folder: Path, repo: Path, instrument: str, collection: str) -> Path:
-    pipeline = _CONF / "pipelines" / "process_ccd.yaml"
+def make_graph(folder: Path, repo: Path, pipeline: str | Path, collection: str, where: str) -> Path:
+    """Make the graph of a pipeline, with the output run `mock_graphs.RUN`.
+
+    Parameters
+    ----------
+    folder
+        Where to put the graph.
+    repo
+        The repository.
+    pipeline
+        File of the pipeline, with a subset where not all of it is meant.
+    collection
+        Collection of the inputs.
+    where
+        Which data to process.
+    """
     graph = folder / "graph.qg"
-    query = ("-i", collection, "--output-run", RUN, "-d", f"instrument='{instrument}'")
+    query = ("-i", collection, "--output-run", RUN, "-d", where)
     run_pipetask(
         *("qgraph", "-b", repo, "-p", pipeline, *query, "-q", graph, "--qgraph-datastore-records"),
         paths=MODULES,

@@ -1,7 +1,8 @@
-"""Read inputs of the next quantum of a group while this one computes.
+"""Prefetch of the inputs of the next quantum of a group while the current one computes.
 
-Only what is read anyway, and by a single GET: a whole file of the S3 store
-that the middleware reads through `lsst.resources`.
+Runs where a group of quanta runs: in a child of a worker, or in the process of
+the serial backend.  Only what will be read anyway is read, by one GET: whole
+files of an S3 store that formatters read through `lsst.resources`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,24 @@ from __future__ import annotations
 __all__ = ["Prefetcher", "reads_whole_files"]
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import logging
 import os
-import threading
+import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from lsst.daf.butler import DatasetRef, Formatter, FormatterV2, LocationFactory, QuantumBackedButler
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.daf.butler.formatters.json import JsonFormatter
+from lsst.daf.butler.formatters.packages import PackagesFormatter
+from lsst.daf.butler.formatters.pickle import PickleFormatter
 from lsst.daf.butler.formatters.typeless import TypelessFormatter
+from lsst.daf.butler.formatters.yaml import YamlFormatter
 from lsst.pipe.base import PipelineTask
 from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_class_of
@@ -31,7 +35,7 @@ from lsst.utils.introspection import get_class_of
 from ..model.quanta import all_outputs
 from ..model.work import GroupContent, QuantumWork, WorkerContext
 from .files import Files, collect_files
-from .prefetch_queue import FileKey, FilesAhead
+from .prefetch_queue import Fetched, FileKey, PrefetchQueue
 from .s3_clients import add_traffic, counted_apart, find_client, is_held, look_ahead
 
 logger = logging.getLogger(__name__)
@@ -39,24 +43,17 @@ logger = logging.getLogger(__name__)
 _LOOK_AHEAD = 16
 # In less, two threads would only be in each other's way.
 _SHORT_SECONDS = 0.1
-_STOP_SECONDS = 1.0
 
-# What these do with an address is known: they read all of it at once, or leave it to a local copy.
-_WHOLE_READERS = frozenset(
-    {
-        "lsst.daf.butler._formatter.FormatterV2.read_from_uri",
-        "lsst.daf.butler.formatters.json.JsonFormatter.read_from_uri",
-        "lsst.daf.butler.formatters.packages.PackagesFormatter.read_from_uri",
-        "lsst.daf.butler.formatters.pickle.PickleFormatter.read_from_uri",
-        "lsst.daf.butler.formatters.yaml.YamlFormatter.read_from_uri",
-        "lsst.images.formatters.GenericFormatter.read_from_uri",
-    }
-)
+_WHOLE_READERS = {
+    cls.read_from_uri
+    for cls in (FormatterV2, JsonFormatter, PackagesFormatter, PickleFormatter, YamlFormatter)
+}
+"""Methods that read all of an address at once, or leave it to a local copy."""
 
 
 @functools.cache
 def reads_whole_files(formatter: str) -> bool:
-    """Whether a formatter, asked for a whole dataset, reads its file through `lsst.resources`.
+    """Return whether a formatter, asked for a whole dataset, reads its file through `lsst.resources`.
 
     Parameters
     ----------
@@ -69,28 +66,38 @@ def reads_whole_files(formatter: str) -> bool:
         return False
     if not issubclass(cls, FormatterV2):
         return issubclass(cls, Formatter)
-    if cls.read not in (FormatterV2.read, TypelessFormatter.read):
-        return False
-    reader = cls.read_from_uri
-    return not cls.can_read_from_uri or f"{reader.__module__}.{reader.__qualname__}" in _WHOLE_READERS
+    readers = set(_WHOLE_READERS)
+    if (images := sys.modules.get("lsst.images.formatters")) is not None:
+        # Its import takes seconds; where its formatters are used, it is there.
+        readers.add(images.GenericFormatter.read_from_uri)
+    return cls.read in (FormatterV2.read, TypelessFormatter.read) and (
+        not cls.can_read_from_uri or cls.read_from_uri in readers
+    )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Input:
+class _Input(NamedTuple):
     """A file that a quantum reads."""
 
+    key: FileKey
     dataset_type: str
-    """Name of the dataset type."""
-
     size: int
-    """Its size in bytes; negative where that is unknown."""
-
+    """Its size in bytes; negative if it is unknown."""
     client: Any
-    """The client that reads it."""
+    """The S3 client that reads it."""
+
+    def fetch(self) -> Fetched:
+        """Read the file and count the traffic apart."""
+        data = None
+        with counted_apart() as counter:
+            try:
+                data = _fetch(self.client, self.key)
+            except Exception as exc:  # noqa: BLE001  (the quantum reads it itself, and gets its own error)
+                logger.debug("%s could not be prefetched: %s.", self.key[1], type(exc).__name__)
+            return data, counter.traffic
 
 
 class Prefetcher:
-    """Has a thread read what the next quantum of a group needs.
+    """A thread that reads the inputs of the next quantum of a group.
 
     Parameters
     ----------
@@ -99,20 +106,20 @@ class Prefetcher:
     content
         The group.
     butler
-        Butler of the group for stored datasets; `None` reads nothing ahead.
+        Butler of the group for stored datasets; `None` switches prefetch off.
     known
         Datasets of which is known whether they exist.
     left_out
         Positions of the quanta that are not to run.
     most_bytes
-        How much memory files may take up that were read ahead.
+        Memory in bytes that prefetched files may take up.
 
     Notes
     -----
-    A task with a ``runQuantum`` of its own may leave inputs unread.  Its are
-    read ahead once a quantum of it, in this group, has read all of a dataset
-    type, and no more when one has not.  Nothing is read ahead for tasks whose
-    quanta take less than a tenth of a second all the same.
+    A task with a ``runQuantum`` of its own may leave inputs unread.  Its inputs
+    are prefetched once a quantum of it, in this group, has read all of a
+    dataset type, and no more when one has not.  Nothing is prefetched for tasks
+    whose quanta take less than a tenth of a second all the same.
     """
 
     def __init__(
@@ -131,22 +138,19 @@ class Prefetcher:
         self._butler = butler
         self._known = known
         self._left_out = frozenset(left_out)
-        self._files = FilesAhead(most_bytes)
+        self._queue = PrefetchQueue(most_bytes, add_traffic)
         self._cleanup = contextlib.ExitStack()
-        self._thread: threading.Thread | None = None
-        self._inputs: dict[int, dict[FileKey, _Input]] = {}
-        self._clients: dict[FileKey, Any] = {}
-        self._names: dict[str, frozenset[str]] = {}
-        self._ordered: set[int] = set()
-        self._began = 0.0
-        self._seconds: dict[str, float] = {}
-        self._read_all: set[tuple[str, str]] = set()
-        self._left_unread: set[tuple[str, str]] = set()
-        self._sizes: dict[str, int] = {}
         self._root: LocationFactory | None = None
+        self._began = 0.0
+        # By task label, and by task label and dataset type.
+        self._seconds: dict[str, float] = {}
+        self._is_read: dict[tuple[str, str], bool] = {}
+        self._sizes: dict[str, int] = {}
+        self._inputs: dict[int, list[_Input]] = {}
+        self._ordered: set[int] = set()
 
     def __enter__(self) -> Self:
-        if self._may_read_ahead() and self._cleanup.enter_context(look_ahead(self._files)):
+        if self._can_prefetch() and self._cleanup.enter_context(look_ahead(self._queue)):
             self._root = LocationFactory(ResourcePath(self._context.stores[0], forceDirectory=True))
         return self
 
@@ -157,18 +161,14 @@ class Prefetcher:
         traceback: TracebackType | None,
     ) -> None:
         self._root = None
-        self._files.close()
+        self._queue.close()
         self._cleanup.close()
-        add_traffic(self._files.settle())
-        if self._thread is not None:
-            # One that waits for the store must not be waited for; it does no harm any more.
-            self._thread.join(_STOP_SECONDS)
 
-    def _may_read_ahead(self) -> bool:
-        """Whether files are read from one S3 store, and always from there."""
+    def _can_prefetch(self) -> bool:
+        """Return whether files are read from one S3 store, and always from there."""
         return (
             self._butler is not None
-            and self._files.most_bytes > 0
+            and self._queue.most_bytes > 0
             and len(self._quanta) - len(self._left_out) > 1
             and len(self._context.stores) == 1
             and self._context.stores[0].startswith("s3:")
@@ -176,7 +176,7 @@ class Prefetcher:
         )
 
     def begin(self, position: int, bad: Collection[int]) -> None:
-        """Have the next quantum's inputs read while one runs.
+        """Order the inputs of the next quantum that has any, while one runs.
 
         Parameters
         ----------
@@ -193,27 +193,26 @@ class Prefetcher:
         for number, work in self._coming(position, bad):
             if self._is_short(work.task_label):
                 continue
-            inputs = self._inputs_of(number)
-            sizes = {
-                key: size
-                for key, each in inputs.items()
-                if self._is_sure(work.task_label, each.dataset_type)
-                and (size := each.size if each.size >= 0 else self._sizes.get(each.dataset_type, -1)) >= 0
-            }
-            if sizes:
-                self._ordered.add(number)
-                self._clients.update((key, inputs[key].client) for key in sizes)
-                self._start()
-                self._files.order(sizes, number)
+            for each in self._inputs_of(number):
+                size = each.size if each.size >= 0 else self._sizes.get(each.dataset_type, -1)
+                if size >= 0 and self._will_read(work.task_label, each.dataset_type):
+                    self._ordered.add(number)
+                    try:
+                        self._queue.order(each.key, size, number, each.fetch)
+                    except RuntimeError:
+                        # There is no room for a thread; all is read as it is needed.
+                        self._root = None
+                        return
+            if number in self._ordered:
                 return
 
     def end(self, position: int, bad: Collection[int]) -> None:
-        """Learn from a quantum that has ended, and let go what is not needed any more.
+        """Record what a quantum has read, and drop files that no quantum will read.
 
         Parameters
         ----------
         position
-            Its position.
+            Position of the quantum that has ended.
         bad
             Positions of those that have failed, it included, or need one that
             has.
@@ -226,9 +225,8 @@ class Prefetcher:
         coming = {number for number, _ in self._coming(position, bad)}
         if coming and not self._is_short(label):
             self._learn(position, failed=position in bad)
-        self._files.drop_for(lambda owner: owner not in coming)
+        self._queue.drop_for(lambda owner: owner not in coming)
         self._ordered &= coming
-        add_traffic(self._files.settle())
 
     def _coming(self, position: int, bad: Collection[int]) -> Iterator[tuple[int, QuantumWork]]:
         """Go through the next quanta that will run, as far as is known."""
@@ -241,51 +239,52 @@ class Prefetcher:
                 yield number, work
 
     def _is_short(self, label: str) -> bool:
-        """Whether it is known of a task that its quanta take too little time to read ahead for them."""
+        """Return whether the quanta of a task take too little time to prefetch for them."""
         return self._seconds.get(label, _SHORT_SECONDS) < _SHORT_SECONDS
 
-    def _is_sure(self, label: str, dataset_type: str) -> bool:
-        """Whether a task will read the datasets of a type."""
-        if (label, dataset_type) in self._left_unread:
-            return False
-        task_class = self._context.task_nodes[label].task_class
-        return task_class.runQuantum is PipelineTask.runQuantum or (label, dataset_type) in self._read_all
+    def _will_read(self, label: str, dataset_type: str) -> bool:
+        """Return whether a task will read the datasets of a type, as far as is known."""
+        reads_all = self._context.task_nodes[label].task_class.runQuantum is PipelineTask.runQuantum
+        return self._is_read.get((label, dataset_type), reads_all)
 
     def _learn(self, position: int, *, failed: bool) -> None:
-        """See which of its inputs a quantum has read, and how large they were."""
-        label = self._quanta[position].task_label
-        notes = self._files.take_notes()
-        unread: set[str] = set()
-        read: set[str] = set()
-        for key, each in self._inputs_of(position).items():
-            if key in notes:
-                read.add(each.dataset_type)
-                self._sizes[each.dataset_type] = max(notes[key], self._sizes.get(each.dataset_type, 0))
-            else:
-                unread.add(each.dataset_type)
-        self._inputs.pop(position, None)
-        if not failed:
-            self._read_all.update((label, name) for name in read - unread)
-            self._left_unread.update((label, name) for name in unread)
+        """Record which of its inputs a quantum has read, and how large they were."""
+        label, reads = self._quanta[position].task_label, self._queue.pop_reads()
+        unread = set()
+        for each in self._inputs_of(position):
+            if each.key in reads:
+                self._sizes[each.dataset_type] = max(reads[each.key], self._sizes.get(each.dataset_type, 0))
+                if not failed:
+                    self._is_read.setdefault((label, each.dataset_type), True)
+            elif not failed:
+                unread.add((label, each.dataset_type))
+        self._is_read.update(dict.fromkeys(unread, False))
+        del self._inputs[position]
 
-    def _inputs_of(self, position: int) -> dict[FileKey, _Input]:
-        """Find the files that a quantum reads whole, if it reads them."""
+    def _inputs_of(self, position: int) -> list[_Input]:
+        """Return the files that a quantum reads whole, if it reads them."""
         if position not in self._inputs:
             try:
-                self._inputs[position] = dict(self._find_inputs(self._quanta[position]))
+                self._inputs[position] = list(self._find_inputs(self._quanta[position]))
             except Exception as exc:  # noqa: BLE001  (the quantum fails with its own error, if it must)
-                logger.debug("Inputs of a quantum can't be told ahead: %s.", type(exc).__name__)
-                self._inputs[position] = {}
+                logger.debug("Inputs of a quantum could not be found: %s.", type(exc).__name__)
+                self._inputs[position] = []
         return self._inputs[position]
 
-    def _find_inputs(self, work: QuantumWork) -> Iterator[tuple[FileKey, _Input]]:
+    def _find_inputs(self, work: QuantumWork) -> Iterator[_Input]:
         assert self._root is not None
-        names = self._names_of(work.task_label)
+        connections = self._context.task_nodes[work.task_label].get_connections()
+        given = {
+            connection.name
+            for name in itertools.chain(connections.inputs, connections.prerequisiteInputs)
+            if not (connection := getattr(connections, name)).deferLoad
+        }
         for dataset_type, refs in work.quantum.inputs.items():
-            if dataset_type.name not in names:
+            # Components, which have a point in their names, are read in part.
+            if dataset_type.name not in given - self._context.temporary_types or "." in dataset_type.name:
                 continue
             for ref in refs:
-                parts = self._parts(ref)
+                parts = self._find_files(ref)
                 if len(parts) != 1 or is_held(ref.id):
                     continue
                 ((_, info),) = parts
@@ -294,11 +293,11 @@ class Prefetcher:
                 uri: Any = info.file_location(self._root).uri
                 client = find_client(uri)
                 if client is not None and not uri.fragment:
-                    key = uri._bucket, uri.relativeToPathRoot
-                    yield key, _Input(dataset_type.name, info.file_size, client)
+                    key = uri.netloc.rpartition("@")[2], uri.relativeToPathRoot
+                    yield _Input(key, dataset_type.name, info.file_size, client)
 
-    def _parts(self, ref: DatasetRef) -> list[tuple[Any, StoredFileInfo]]:
-        """Find the files of a dataset that no quantum of this group makes."""
+    def _find_files(self, ref: DatasetRef) -> list[tuple[Any, StoredFileInfo]]:
+        """Return the files of a dataset that no quantum of this group makes."""
         if parts := self._recorded.get(ref.id):
             return parts
         if self._butler is None or ref.id in self._made or not self._known.get(ref.id):
@@ -314,51 +313,9 @@ class Prefetcher:
     def _made(self) -> frozenset[uuid.UUID]:
         return frozenset(ref.id for work in self._quanta for ref in all_outputs(work.quantum))
 
-    def _names_of(self, label: str) -> frozenset[str]:
-        """Names of the dataset types that a task is given whole before it runs."""
-        if label not in self._names:
-            connections = self._context.task_nodes[label].get_connections()
-            inputs = [
-                getattr(connections, name)
-                for name in itertools.chain(connections.inputs, connections.prerequisiteInputs)
-            ]
-            # Components have a point in their names.
-            self._names[label] = (
-                frozenset(each.name for each in inputs if not each.deferLoad and "." not in each.name)
-                - self._context.temporary_types
-            )
-        return self._names[label]
-
-    def _start(self) -> None:
-        """Start the thread, unless it runs already."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=_read, args=(self._files, self._clients), name="spark-butler-prefetch", daemon=True
-            )
-            try:
-                self._thread.start()
-            except RuntimeError:
-                # There is no room for one; all is read as it is needed.
-                self._thread, self._root = None, None
-                self._files.close()
-
-
-def _read(files: FilesAhead, clients: Mapping[FileKey, Any]) -> None:
-    """Read what is ordered, until nothing is any more."""
-    while (key := files.next()) is not None:
-        data = None
-        with counted_apart() as counter:
-            try:
-                data = _fetch(clients[key], key)
-            except Exception as exc:  # noqa: BLE001  (the quantum reads it itself, and gets its own error)
-                logger.debug("%s could not be read ahead: %s.", key[1], type(exc).__name__)
-            finally:
-                files.arrive(key, data, counter.traffic)
-
 
 def _fetch(client: Any, key: FileKey) -> bytes:
     """Read a file."""
-    body = client.get_object(Bucket=key[0], Key=key[1])["Body"]
-    with contextlib.closing(body):
+    with contextlib.closing(client.get_object(Bucket=key[0], Key=key[1])["Body"]) as body:
         data: bytes = body.read()
     return data

@@ -40,7 +40,7 @@ from lsst.resources.s3utils import _get_s3_client
 
 from ..model.traffic import Traffic, TrafficCounter
 from .file_cache import Answer, FileCache, answer_from_memory
-from .prefetch_queue import FilesAhead
+from .prefetch_queue import PrefetchQueue
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class _Watch:
         self.counter = TrafficCounter()
         self._written: tuple[tuple[str, str], int] | None = None
         self.held = FileCache()
-        self.ahead: FilesAhead | None = None
+        self.ahead: PrefetchQueue | None = None
         self.thread = _ThreadState()
         self._parts: dict[str, int] = {}
 
@@ -87,9 +87,7 @@ class _Watch:
     def after_fork(self) -> None:
         """Do without the threads of the process that this one was forked from."""
         self.counter = TrafficCounter(self.counter.traffic)
-        if self.ahead is not None:
-            self.ahead.forget_thread()
-            self.ahead = None
+        self.ahead = None
 
     def _head(self, ask: Callable[..., Mapping[str, Any]], /, **params: Any) -> Mapping[str, Any]:
         """Ask how large an object is, unless that is known.
@@ -175,7 +173,7 @@ class _Watch:
         ahead = self.ahead
         if ahead is not None and self.thread.apart is None:
             size = str(parsed.get("ContentRange", "")).rpartition("/")[2]
-            ahead.note(context["spark_butler_key"], int(size) if size.isdecimal() else length)
+            ahead.record_read(context["spark_butler_key"], int(size) if size.isdecimal() else length)
             if size in ("", str(length)):
                 ahead.drop(context["spark_butler_key"])
 
@@ -219,7 +217,7 @@ def counted_apart() -> Iterator[TrafficCounter]:
 
 
 @contextlib.contextmanager
-def look_ahead(files: FilesAhead) -> Iterator[bool]:
+def look_ahead(files: PrefetchQueue) -> Iterator[bool]:
     """Answer what is asked for from files that are read ahead.
 
     Parameters
