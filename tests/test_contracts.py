@@ -99,13 +99,13 @@ def test_cycle_and_relative_imports_would_be_seen(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("path", _MODULES, ids=_module_name)
-def test_pyspark_stays_behind_its_wall(path: Path) -> None:
+def test_only_spark_package_imports_pyspark(path: Path) -> None:
     allowed = path == _SOURCE / "__init__.py" or (_PACKAGE / "spark") in path.parents
     assert allowed or "pyspark" not in {_top(name) for name in _imports(path)}
 
 
 @pytest.mark.parametrize("path", _MODULES, ids=_module_name)
-def test_module_says_what_is_public(path: Path) -> None:
+def test_module_defines_all(path: Path) -> None:
     public: list[str] | None = None
     defined: set[str] = set()
     for node in _parse(path).body:
@@ -150,7 +150,7 @@ def test_import_of_the_package_is_light_and_needs_no_java() -> None:
     assert not loaded & {"pyspark", "py4j", "lsst", "astropy", "numpy", "boto3"}
 
 
-def test_what_spark_looks_at_by_itself_imports_no_middleware() -> None:
+def test_import_of_pyspark_plugin_loads_no_middleware() -> None:
     code = "import sys, pyspark_butler; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True
@@ -167,7 +167,7 @@ def _tracked() -> list[Path]:
     return [_ROOT / name for name in listing.stdout.decode().split("\0") if name]
 
 
-def test_nothing_tracked_names_a_place_on_somebodys_machine() -> None:
+def test_tracked_files_name_no_local_path() -> None:
     # Written so that this file doesn't name them either.
     place = re.compile(rb"(?<![\w.}>])/(?:wor[k]/|tmp[/]w/|roo[t]/|hom[e]/\w|User[s]/\w)")
     found = [

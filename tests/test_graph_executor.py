@@ -279,7 +279,7 @@ def test_order_of_a_fixup_is_kept(make_repo: MakeRepo, session: Any, tmp_path: P
 # The same failures as MPGraphExecutor.
 
 
-def test_failures_are_the_same(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
+def test_failures_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
     expected, *answers = _side_by_side(make_repo, session, _chain(fail_condition=_FAIL), num_proc=2)
     assert expected[0] is MPGraphExecutorError
     assert expected[1] == "One or more tasks failed or timed out during execution."
@@ -291,7 +291,7 @@ def test_failures_are_the_same(make_repo: MakeRepo, session: Any, fork_server: N
     assert answers == [expected, expected]
 
 
-def test_signals_are_the_same(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
+def test_signals_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
     build = _chain(fail_condition=_FAIL, fail_signal=signal.SIGILL.value)
     expected, *answers = _side_by_side(make_repo, session, build, num_proc=2)
     assert expected[0] is MPGraphExecutorError
@@ -302,7 +302,7 @@ def test_signals_are_the_same(make_repo: MakeRepo, session: Any, fork_server: No
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGABRT], ids=["exception", "signal"])
-def test_failures_with_fail_fast_are_the_same(
+def test_failures_with_fail_fast_equal_those_of_pipe_base(
     number: signal.Signals | None, make_repo: MakeRepo, session: Any, fork_server: None
 ) -> None:
     build = _chain(fail_condition="visit>0", fail_signal=number and number.value)
@@ -318,7 +318,7 @@ def test_failures_with_fail_fast_are_the_same(
         assert report["exception"] == ("lsst.pipe.base.mp_graph_executor.MPGraphExecutorError", text)
 
 
-def test_timeouts_are_the_same(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
+def test_timeouts_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
     def build(helper: DirectButlerRepo) -> None:
         config = CallConfig(
             fail_condition=_FAIL, folder=str(helper.butler._config.configDir.ospath), number=60
@@ -335,9 +335,7 @@ def test_timeouts_are_the_same(make_repo: MakeRepo, session: Any, fork_server: N
     assert answers == [expected, expected]
 
 
-def test_task_that_can_not_leave_its_process_is_refused_in_the_same_way(
-    make_repo: MakeRepo, session: Any
-) -> None:
+def test_task_without_multiprocessing_is_refused_as_by_pipe_base(make_repo: MakeRepo, session: Any) -> None:
     def build(helper: DirectButlerRepo) -> None:
         helper.add_task("a", task_class=NoMultiprocessingTask, dimensions=_CCD)
 

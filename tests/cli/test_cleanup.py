@@ -41,12 +41,12 @@ def _list(repo: Path) -> list[str]:
     return list(map(str, find_scratch(scratch_root(root))))
 
 
-def test_nothing_is_found_where_nothing_was_left(repo: Path) -> None:
+def test_cleanup_of_empty_repository_finds_nothing(repo: Path) -> None:
     result = CliRunner().invoke(main, ["cleanup", str(repo)])
     assert (result.exit_code, result.output) == (0, "0 scratch files removed.\n")
 
 
-def test_all_or_one_run_is_removed(repo: Path) -> None:
+def test_cleanup_removes_all_runs_or_one(repo: Path) -> None:
     parts = _leave(repo, "u/me/one")
     _leave(repo, "u/me/two")
     assert fetch_scratch(parts) == b"x" * 1000
@@ -62,7 +62,7 @@ def test_all_or_one_run_is_removed(repo: Path) -> None:
     assert not _list(repo)
 
 
-def test_run_that_nobody_knows_is_refused_and_one_that_left_nothing_is_not(repo: Path) -> None:
+def test_unknown_run_is_refused_and_clean_run_is_not(repo: Path) -> None:
     for more in ([], ["--dry-run"], ["--format", "json"]):
         result = CliRunner().invoke(main, ["cleanup", str(repo), "--run", "nope", *more])
         assert (result.exit_code, result.stdout) == (2, "")
@@ -74,7 +74,7 @@ def test_run_that_nobody_knows_is_refused_and_one_that_left_nothing_is_not(repo:
     assert (result.exit_code, result.stdout) == (0, "0 scratch files removed.\n")
 
 
-def test_what_could_not_be_removed_is_not_counted(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_removed_are_not_counted(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _leave(repo, "u/me/kept")
 
     def refuse(uris: list[ResourcePath], *, do_raise: bool) -> dict[ResourcePath, MBulkResult]:

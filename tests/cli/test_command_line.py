@@ -56,7 +56,7 @@ _ALL = {context.command_path: context for context in _walk(main, "spark-butler")
 _LEAVES = [path for path, context in _ALL.items() if not isinstance(context.command, click.Group)]
 
 
-def test_there_are_the_commands_whose_json_is_read_here_and_with_the_tests_of_obs() -> None:
+def test_every_command_with_json_is_tested() -> None:
     assert {path.removeprefix("spark-butler ") for path in _LEAVES} == {
         *("run", "plan", "status", "report", "cancel", "cleanup", "demo simulate"),
         *("obs register-instrument", "obs ingest-raws", "obs ingest-calibs"),
@@ -161,7 +161,7 @@ def test_cancel_as_json(job_repo: JobRepo) -> None:
     assert asked == {"run": "json/asked", "state": "running", "asked": True}
 
 
-def test_run_that_is_not_begun_or_only_begun(job_repo: JobRepo, run_job: RunJob) -> None:
+def test_run_that_was_not_started_or_just_started(job_repo: JobRepo, run_job: RunJob) -> None:
     given = [*job_repo.arguments, "--backend", "serial", "--no-versions", "--format", "json"]
     for bad, word in (
         (["-d", "detector = 77"], "graph"),
@@ -176,9 +176,7 @@ def test_run_that_is_not_begun_or_only_begun(job_repo: JobRepo, run_job: RunJob)
     assert begun == {"run": "json/begun", "state": "initialized", "exit_status": 0}
 
 
-def test_run_whose_engine_breaks_as_json(
-    job_repo: JobRepo, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_error_as_json(job_repo: JobRepo, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*arguments: object) -> EngineError:
         return EngineError("The provenance can't be written.")
 

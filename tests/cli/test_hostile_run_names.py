@@ -118,7 +118,7 @@ def test_folder_of_a_run_spells_its_name_or_is_refused(address: str, run: str) -
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(run=_NAMES)
-def test_hostile_name_finds_nothing_and_is_refused_in_a_line(repo: Path, run: str) -> None:
+def test_hostile_name_is_refused_in_one_line(repo: Path, run: str) -> None:
     with Butler.from_config(repo, writeable=False) as butler:
         roots = store_roots(butler)
         with pytest.raises(RepositoryError) as refusal:
@@ -144,7 +144,7 @@ def test_commands_with_hostile_names_remove_nothing(repo: Path) -> None:
     assert _contents(repo) == before
 
 
-def test_cleanup_removes_the_files_of_the_very_run(repo: Path) -> None:
+def test_cleanup_removes_only_files_of_the_run(repo: Path) -> None:
     before = _contents(repo)
     own = {str(uri) for uri in find_scratch(scratch_folder(_store(repo), _RUN), one_run=True)}
     assert len(own) == 2
@@ -165,7 +165,7 @@ def test_cleanup_removes_the_files_of_the_very_run(repo: Path) -> None:
         ("qqqqqqqqqqq", ["spark-butler status"]),
     ],
 )
-def test_refusal_names_runs_that_may_be_meant(repo: Path, run: str, near: list[str]) -> None:
+def test_refusal_suggests_similar_runs(repo: Path, run: str, near: list[str]) -> None:
     with (
         Butler.from_config(repo, writeable=False) as butler,
         pytest.raises(RepositoryError) as refusal,
@@ -175,7 +175,7 @@ def test_refusal_names_runs_that_may_be_meant(repo: Path, run: str, near: list[s
         assert each in str(refusal.value)
 
 
-def test_run_that_was_removed_from_the_registry_can_be_cleaned_up(repo: Path) -> None:
+def test_run_removed_from_registry_can_be_cleaned_up(repo: Path) -> None:
     result = CliRunner().invoke(main, ["cleanup", str(repo), "--run", "u/me/removed"])
     assert (result.exit_code, result.stdout) == (0, "2 scratch files removed.\n")
 

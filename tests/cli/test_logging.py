@@ -48,7 +48,7 @@ def test_small_commands_log_as_asked(job_repo: JobRepo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["cleanup", "plan"])
-def test_a_level_that_is_none_is_refused(job_repo: JobRepo, command: str) -> None:
+def test_unknown_log_level_is_refused(job_repo: JobRepo, command: str) -> None:
     result = _invoke("--log-level", "spark_butler=LOUD", command, job_repo.root)
     assert result.exit_code == 2
     assert "LOUD" in result.output

@@ -16,12 +16,12 @@ def test_java_stack_becomes_its_message() -> None:
     assert brief(RuntimeError(text)) == "Could not parse Master URL: 'nonsense'"
 
 
-def test_hints_to_other_pages_are_left_out() -> None:
+def test_hints_to_other_pages_are_removed() -> None:
     text = "(sqlite3.OperationalError) unable to open\n(Background on this error at: https://sqlalche.me/e/x)"
     assert brief(ValueError(text)) == "(sqlite3.OperationalError) unable to open"
 
 
-def test_line_is_never_empty_nor_endless() -> None:
+def test_message_is_never_empty_or_too_long() -> None:
     assert brief(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert len(brief(ValueError("x" * 10_000))) == 600
     assert "\n" not in brief(ValueError("a\nb\nc\nd\ne"))

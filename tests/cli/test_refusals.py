@@ -194,7 +194,7 @@ class TestRequest:
         more = [each for name, value in defaults.items() if name not in given for each in (name, value)]
         _assert_refused(run_job("-b", job_repo.root, *given, *more), *words)
 
-    def test_empty_query_is_told_in_a_readable_line(self, job_repo: JobRepo, run_job: RunJob) -> None:
+    def test_empty_query_is_explained_in_one_line(self, job_repo: JobRepo, run_job: RunJob) -> None:
         query = "instrument='Cam1' AND detector = 77"
         line = _assert_refused(run_job(*job_repo.arguments, "-o", "u/x", "-d", query))
         assert line == (

@@ -46,7 +46,7 @@ def _assert_all_end(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
-def test_processes_of_a_run_end_with_it(job_repo: JobRepo) -> None:
+def test_run_leaves_no_process(job_repo: JobRepo) -> None:
     status, output, names, processes = _run(
         *(*job_repo.arguments, "--no-versions", "-o", "start/run", "--select-tasks", "first")
     )

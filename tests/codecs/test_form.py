@@ -65,7 +65,7 @@ def test_an_array_of_more_than_2_gib_is_placed_right() -> None:
     assert np.array_equal(back["end"], np.full(5000, 7.0))
 
 
-def test_a_form_without_buffers_is_whole_too() -> None:
+def test_form_without_buffers_is_complete() -> None:
     encoded = EncodedObject.assemble("pickle", [memoryview(pickle.dumps(5))], [])
     assert decode(join(encoded), _STORAGE_CLASS) == 5
 

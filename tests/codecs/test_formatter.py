@@ -75,7 +75,7 @@ def _storage_class(name: str) -> StorageClass:
 
 
 @pytest.mark.parametrize("name", ["SecretV1", "SecretV2"])
-def test_what_does_not_pickle_goes_by_its_formatter(name: str, find_formatter: FindFormatter) -> None:
+def test_object_that_does_not_pickle_uses_its_formatter(name: str, find_formatter: FindFormatter) -> None:
     formatter = find_formatter(name)
     secret = Secret(np.arange(5000.0))
     encoded = encode(secret, _storage_class(name), formatter=formatter)
@@ -92,7 +92,7 @@ def test_what_does_not_pickle_goes_by_its_formatter(name: str, find_formatter: F
         decode(data, _storage_class(name))
 
 
-def test_the_images_formatter_serves_as_well(find_formatter: FindFormatter) -> None:
+def test_image_formatter_is_used(find_formatter: FindFormatter) -> None:
     formatter = find_formatter("VisitImage")
     assert formatter is not None
     image = make_visit_image()
@@ -100,7 +100,7 @@ def test_the_images_formatter_serves_as_well(find_formatter: FindFormatter) -> N
     assert_visit_images_equal(formatter.from_parts(name, content.raw()), image)
 
 
-def test_a_datastore_without_a_formatter_has_none_to_offer(find_formatter: FindFormatter) -> None:
+def test_datastore_without_formatter_offers_none(find_formatter: FindFormatter) -> None:
     assert find_formatter("SecretNone") is None
     with pytest.raises(CodecError, match="Secret of storage class 'SecretNone' .* cannot pickle a secret"):
         encode(Secret(np.zeros(3)), _storage_class("SecretNone"))
@@ -108,12 +108,12 @@ def test_a_datastore_without_a_formatter_has_none_to_offer(find_formatter: FindF
         copy_object(Secret(np.zeros(3)), _storage_class("SecretNone"))
 
 
-def test_what_pickles_but_does_not_come_back_is_found_by_the_producer() -> None:
+def test_object_that_does_not_unpickle_fails_its_producer() -> None:
     with pytest.raises(CodecError, match="there is no way back"):
         encode(OneWay(1), _storage_class("StructuredDataDict"))
 
 
-def test_a_formatter_that_fails_is_told_with_its_error(find_formatter: FindFormatter) -> None:
+def test_error_of_formatter_is_reported(find_formatter: FindFormatter) -> None:
     broken: Any = Secret(np.zeros(3))
     del broken.values
     with pytest.raises(CodecError, match="neither pickles nor can be written by its formatter: .*values"):

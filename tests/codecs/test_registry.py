@@ -94,7 +94,7 @@ def _check_secret(storage_class: StorageClass, codec: str) -> None:
         assert_independent(secret, other)
 
 
-def test_a_codec_of_a_type_serves_it_wherever_it_is() -> None:
+def test_type_codec_is_used_inside_containers() -> None:
     register_codec("tests.codecs.codec_types.Secret", SecretCodec())
     _check_secret(StorageClass("Secret", pytype=Secret), "tests.codecs.codec_types.Secret")
     assert check_storage_class(StorageClass("Secret", pytype=Secret)) == "tests.codecs.codec_types.Secret"
@@ -103,7 +103,7 @@ def test_a_codec_of_a_type_serves_it_wherever_it_is() -> None:
     assert np.array_equal(back["a"][0].values, inside["a"][0].values)
 
 
-def test_a_codec_of_a_type_is_found_by_the_public_name_of_the_type() -> None:
+def test_type_codec_is_found_by_public_name() -> None:
     from lsst.images import Box
 
     class BoxCodec:
@@ -120,13 +120,13 @@ def test_a_codec_of_a_type_is_found_by_the_public_name_of_the_type() -> None:
     assert isinstance(decode(join(encode(Box.factory[1:2, 3:4], _get("BoxV2"))), _get("BoxV2")), str)
 
 
-def test_a_codec_of_a_storage_class_goes_first() -> None:
+def test_storage_class_codec_takes_precedence() -> None:
     register_codec("tests.codecs.codec_types.Secret", ListCodec())
     register_codec("SecretList", SecretCodec())
     _check_secret(StorageClass("SecretList", pytype=Secret), "SecretList")
 
 
-def test_a_codec_of_a_storage_class_leaves_others_alone() -> None:
+def test_storage_class_codec_is_not_used_for_others() -> None:
     register_codec("StructuredDataList", ListCodec())
     assert decode(join(encode([1, 2], _get("StructuredDataList"))), _get("StructuredDataList")) == [2, 1]
     assert decode(join(encode([1, 2], _get("ArrowColumnList"))), _get("ArrowColumnList")) == [1, 2]
@@ -134,7 +134,7 @@ def test_a_codec_of_a_storage_class_leaves_others_alone() -> None:
 
 @pytest.mark.parametrize("value", ["user_codecs:SecretCodec", "user_codecs:instance"])
 @pytest.mark.parametrize("name", ["tests.codecs.codec_types.Secret", "SecretByName"])
-def test_codecs_come_by_entry_point(provide: Any, name: str, value: str) -> None:
+def test_codecs_are_found_by_entry_point(provide: Any, name: str, value: str) -> None:
     provide(f"{name} = {value}")
     storage_class = StorageClass("SecretByName", pytype=Secret)
     assert check_storage_class(storage_class) == name
@@ -149,13 +149,13 @@ def test_codecs_come_by_entry_point(provide: Any, name: str, value: str) -> None
         ("user_codecs:np", "expected an object with the methods to_parts and from_parts"),
     ],
 )
-def test_a_broken_entry_point_is_told_before_anything_runs(provide: Any, value: str, message: str) -> None:
+def test_broken_entry_point_is_refused_before_the_run(provide: Any, value: str, message: str) -> None:
     provide(f"SecretByName = {value}")
     with pytest.raises(PlanError, match=message):
         check_storage_class(StorageClass("SecretByName", pytype=Secret))
 
 
-def test_a_worker_without_the_codec_says_so() -> None:
+def test_missing_codec_in_worker_raises_clear_error() -> None:
     storage_class = StorageClass("SecretList", pytype=Secret)
     register_codec("SecretList", SecretCodec())
     data = join(encode(Secret(np.zeros(3)), storage_class))
@@ -179,7 +179,7 @@ sys.stdout.buffer.write(b"".join(encoded.pieces()))
 """
 
 
-def test_types_of_a_notebook_arrive_in_other_processes() -> None:
+def test_types_of_a_notebook_are_decoded_in_other_processes() -> None:
     done = subprocess.run([sys.executable, "-c", _NOTEBOOK], capture_output=True, check=True)
     back = decode(bytearray(done.stdout), StorageClass("Defined"))
     assert back.total() == 499500.0

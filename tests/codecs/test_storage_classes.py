@@ -122,7 +122,7 @@ def _assert_same_figures(a: Any, b: Any) -> None:
         ("CellCoadd", assert_masked_images_equal),
     ],
 )
-def test_images_are_equal_in_the_eyes_of_their_own_package(name: str, check: Any) -> None:
+def test_images_are_equal_by_their_own_comparison(name: str, check: Any) -> None:
     storage_class = StorageClassFactory().getStorageClass(name)
     (sample,) = SAMPLES[name]()
     check(decode(join(encode(sample, storage_class)), storage_class), sample)

@@ -136,7 +136,7 @@ def _run(
     return result, +counted
 
 
-def test_it_adds_no_request(
+def test_prefetch_adds_no_request(
     runner: str,
     read_ahead: list[str],
     s3_server: EmbeddedS3,
@@ -162,7 +162,7 @@ def test_it_adds_no_request(
                 assert not thread.is_alive()
 
 
-def test_what_pipe_base_reads_itself_is_read_ahead_from_the_first_quantum_on(
+def test_inputs_read_by_pipe_base_are_prefetched_from_the_first_quantum(
     read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:
     butler, graph = _graph(s3_repo("repo"), task_class=WholeTask)
@@ -174,7 +174,7 @@ def test_what_pipe_base_reads_itself_is_read_ahead_from_the_first_quantum_on(
     assert sum("raw" in key for key in read_ahead) == 2 * (_N_DETECTORS - 1), names
 
 
-def test_quanta_on_spark_add_no_request_either(
+def test_prefetch_on_spark_adds_no_request(
     spark_backend: Backend, s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:
     butler, graph = _graph(s3_repo("repo"), sleep=0.1)
@@ -185,7 +185,7 @@ def test_quanta_on_spark_add_no_request_either(
     assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
 
 
-def test_what_groups_before_have_made_is_read_ahead(
+def test_outputs_of_earlier_groups_are_prefetched(
     read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:
     def build(helper: DirectButlerRepo) -> None:
@@ -207,7 +207,7 @@ def test_what_groups_before_have_made_is_read_ahead(
     assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
 
 
-def test_nothing_is_read_ahead_for_short_quanta(
+def test_short_quanta_are_not_prefetched(
     read_ahead: list[str],
     s3_server: EmbeddedS3,
     s3_bucket: str,
@@ -223,7 +223,7 @@ def test_nothing_is_read_ahead_for_short_quanta(
     assert counted["GET"] == 2 * _N_DETECTORS
 
 
-def test_task_that_leaves_an_input_unread_costs_one_request_and_no_more(
+def test_unread_input_costs_one_request(
     read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:
     butler, graph = _graph(s3_repo("repo"), task_class=LazyTask, n_visits=1, fail_condition="detector > 1")
@@ -238,7 +238,7 @@ def test_task_that_leaves_an_input_unread_costs_one_request_and_no_more(
     )
 
 
-def test_nothing_is_read_for_quanta_that_will_not_run(
+def test_blocked_quanta_are_not_prefetched(
     read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:
     butler, graph = _graph(s3_repo("repo"), n_visits=1, fail_condition="detector in (2, 3)")
@@ -308,7 +308,7 @@ def test_closing_does_not_wait_for_the_store() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded")
-def test_forked_process_waits_for_nobody(s3_bucket: str) -> None:
+def test_forked_process_does_not_wait_for_prefetch_thread(s3_bucket: str) -> None:
     queue, started, go_on = PrefetchQueue(10), threading.Event(), threading.Event()
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
     open_clients([str(store)])
@@ -341,7 +341,7 @@ def test_forked_process_waits_for_nobody(s3_bucket: str) -> None:
     assert os.waitstatus_to_exitcode(ended[1]) == 0
 
 
-def test_requests_of_the_reading_thread_are_nobodys_next_question(s3_bucket: str) -> None:
+def test_prefetch_requests_leave_size_cache_of_other_threads_alone(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
     open_clients([str(store)])
     store.join("a").write(b"four")
@@ -354,7 +354,7 @@ def test_requests_of_the_reading_thread_are_nobodys_next_question(s3_bucket: str
     assert traffic_so_far() - before == NO_TRAFFIC
 
 
-def test_what_is_written_over_is_not_taken_from_memory(s3_bucket: str) -> None:
+def test_overwritten_file_is_not_served_from_memory(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
     open_clients([str(store)])
     file, key = store.join("a"), (s3_bucket, "folder/a")
@@ -393,7 +393,7 @@ def test_formatters_that_read_whole_files(formatter: str, is_whole: bool) -> Non
     assert reads_whole_files(formatter) is is_whole
 
 
-def test_failure_to_read_ahead_is_nobodys_error(
+def test_failed_prefetch_raises_no_error(
     s3_server: EmbeddedS3,
     s3_bucket: str,
     s3_repo: Callable[[str], Path],
@@ -419,7 +419,7 @@ def test_failure_to_read_ahead_is_nobodys_error(
 
 # It compares times of runs, which other work on the machine spoils.
 @pytest.mark.slow
-def test_wait_for_the_store_is_hidden(
+def test_prefetch_hides_latency_of_the_store(
     runner: str,
     s3_server: EmbeddedS3,
     s3_bucket: str,

@@ -47,7 +47,7 @@ def _found(rows: Iterable[Any]) -> list[tuple[int, str, int]]:
     return sorted((row["dataset_id"].int, row["component"], row["file_size"]) for row in rows)
 
 
-def test_rows_are_found_by_what_they_hold(table: OpaqueTableStorage) -> None:
+def test_rows_are_found_by_column_values(table: OpaqueTableStorage) -> None:
     table.insert(_row(0), _row(1, "image"), _row(1, "mask"), _row(2, path="zip.zip#unzip=x"))
     table.insert(_row(3, path="zip.zip#unzip=y"))
     assert _found(table.fetch(dataset_id=_IDS[0])) == [(0, _WHOLE, 100)]
@@ -65,7 +65,7 @@ def test_rows_are_found_by_what_they_hold(table: OpaqueTableStorage) -> None:
     assert _found(row for batch in batches for row in batch) == [(0, _WHOLE, 100), (2, _WHOLE, 102)]
 
 
-def test_rows_of_the_same_dataset_are_refused_left_or_replaced(table: OpaqueTableStorage) -> None:
+def test_duplicate_rows_are_refused_ignored_or_replaced(table: OpaqueTableStorage) -> None:
     table.insert(_row(0))
     with pytest.raises((ConflictingDefinitionError, IntegrityError)):
         table.insert(_row(0))
@@ -85,7 +85,7 @@ def test_rows_are_deleted(table: OpaqueTableStorage) -> None:
     assert len(_found(table.fetch())) == 3
 
 
-def test_rows_go_with_a_transaction_that_fails() -> None:
+def test_failed_transaction_rolls_rows_back() -> None:
     table = MemoryTables().register("t", FileDatastore.makeTableSpec())
     table.insert(_row(0))
     transaction = DatastoreTransaction()
@@ -95,7 +95,7 @@ def test_rows_go_with_a_transaction_that_fails() -> None:
     assert _found(table.fetch()) == [(0, _WHOLE, 100)]
 
 
-def test_what_a_datastore_has_and_what_is_in_its_trash() -> None:
+def test_datastore_records_and_trash() -> None:
     tables = MemoryTables()
     bridges = MemoryBridges(opaque=tables, universe=DimensionUniverse())
     bridge = bridges.register("store")

@@ -53,7 +53,7 @@ def _graph(repo: Path) -> tuple[Butler, PredictedQuantumGraph]:
 
 
 @pytest.mark.parametrize("temporary", [(), ("cleaned",)], ids=["stored", "temporary"])
-def test_a_run_asks_the_store_for_nothing_that_is_known(
+def test_run_sends_no_redundant_request(
     temporary: tuple[str, ...],
     backend: Backend,
     s3_server: EmbeddedS3,
@@ -93,7 +93,7 @@ def test_a_run_asks_the_store_for_nothing_that_is_known(
     assert all(each.sent > 0 for each in traffic)
 
 
-def test_what_many_quanta_read_is_fetched_once_by_each_worker(
+def test_shared_input_is_fetched_once_per_worker(
     backend: Backend, s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:
     def build(helper: DirectButlerRepo) -> None:
@@ -117,7 +117,7 @@ def test_what_many_quanta_read_is_fetched_once_by_each_worker(
     assert sum(outcome.traffic.requests["GET"] for outcome in result.outcomes.values()) == 24
 
 
-def test_file_that_is_held_is_read_whole_or_in_parts_without_a_request(s3_bucket: str) -> None:
+def test_cached_file_is_read_without_a_request(s3_bucket: str) -> None:
     store, dataset_id = ResourcePath(f"s3://{s3_bucket}/held/"), uuid.uuid4()
     content = bytes(range(200)) * 50_000
     file = store.join("a flat+1.fits")
@@ -148,7 +148,7 @@ def test_file_that_is_held_is_read_whole_or_in_parts_without_a_request(s3_bucket
     assert (traffic_so_far() - before).requests == {"GET": 1}
 
 
-def test_least_recently_wanted_files_are_let_go_first() -> None:
+def test_cache_evicts_least_recently_used_files() -> None:
     held, ids = FileCache(10), [uuid.uuid4() for _ in range(4)]
     for n, dataset_id in enumerate(ids[:3]):
         held.keep(dataset_id, f"http://store/{n}", b"abc")
@@ -159,7 +159,7 @@ def test_least_recently_wanted_files_are_let_go_first() -> None:
     assert held.get("http://store/3") == b"abcd"
 
 
-def test_only_the_size_of_what_was_just_written_is_taken_for_known(s3_bucket: str) -> None:
+def test_size_is_cached_only_for_the_file_just_written(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
     open_clients([str(store)])
     before = traffic_so_far()
@@ -179,7 +179,7 @@ def test_only_the_size_of_what_was_just_written_is_taken_for_known(s3_bucket: st
     assert (traffic_so_far() - before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
 
 
-def test_only_for_large_objects_is_the_store_asked_first(s3_bucket: str) -> None:
+def test_only_large_objects_need_a_head_request(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
     open_clients([str(store)])
     asked: list[bool] = []
@@ -198,7 +198,7 @@ def test_only_for_large_objects_is_the_store_asked_first(s3_bucket: str) -> None
     assert asked == [False, False, False, False, True, False]
 
 
-def test_the_size_of_a_file_sent_in_parts_is_known(s3_bucket: str, tmp_path: Path) -> None:
+def test_size_of_multipart_upload_is_known(s3_bucket: str, tmp_path: Path) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
     open_clients([str(store)])
     file = tmp_path / "large"
@@ -211,7 +211,7 @@ def test_the_size_of_a_file_sent_in_parts_is_known(s3_bucket: str, tmp_path: Pat
     assert traffic.sent >= 9 * 2**20
 
 
-def test_clients_are_made_anew_with_new_credentials(
+def test_new_credentials_make_new_clients(
     s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "credentials"
@@ -231,7 +231,7 @@ def test_clients_are_made_anew_with_new_credentials(
     assert store.client is not second  # type: ignore[attr-defined]
 
 
-def test_client_that_another_thread_makes_meanwhile_is_watched_too(s3_bucket: str) -> None:
+def test_client_made_by_another_thread_is_counted(s3_bucket: str) -> None:
     file = ResourcePath(f"s3://{s3_bucket}/file")
     for _ in range(5):
         forget_clients()
@@ -244,7 +244,7 @@ def test_client_that_another_thread_makes_meanwhile_is_watched_too(s3_bucket: st
         assert (traffic_so_far() - before).requests == {"HEAD": 1}
 
 
-def test_a_client_that_can_not_be_made_is_the_quantums_own_trouble(s3_bucket: str) -> None:
+def test_failure_to_make_client_fails_only_its_quantum(s3_bucket: str) -> None:
     store = f"s3://no-such-profile@{s3_bucket}/"
     open_clients([store])
     with pytest.raises(ProfileNotFound):

@@ -104,7 +104,7 @@ def test_data_outlive_the_server(tmp_path: Path) -> None:
     assert got == b"x" * 100_000
 
 
-def test_a_port_taken_meanwhile_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_taken_during_start_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     find_ports = s3server.find_free_ports
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
@@ -124,7 +124,7 @@ def test_a_port_taken_meanwhile_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 2
 
 
-def test_a_server_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dead_server_raises_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "weed"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)

@@ -24,19 +24,19 @@ def _pace(seconds: float, n: int = 200) -> Pace:
     ("seconds", "limit", "bundle"),
     [(0.0, 400, 32), (0.04, 400, 25), (0.1, 300, 10), (1.0, 210, 1), (100.0, 201, 1)],
 )
-def test_long_groups_are_given_out_just_in_time(seconds: float, limit: int, bundle: int) -> None:
+def test_long_groups_are_dispatched_just_in_time(seconds: float, limit: int, bundle: int) -> None:
     pace = _pace(seconds)
     assert pace.limit(200) == limit
     assert pace.bundle("aa", 200, 1_000_000) == bundle
 
 
-def test_nothing_waits_in_a_queue_before_a_time_is_known() -> None:
+def test_queue_is_empty_until_a_time_is_known() -> None:
     pace = Pace(2)
     assert pace.limit(200) == 200
     assert pace.bundle("aa", 200, 1_000_000) == 1
 
 
-def test_task_of_which_nothing_is_known_goes_singly() -> None:
+def test_task_without_known_time_is_dispatched_singly() -> None:
     assert _pace(0.0).bundle("ab", 200, 1_000_000) == 1
     assert Pace(2, {"a": 0.1, "b": 0.1}).bundle("ab", 200, 1_000_000) == 10
 
@@ -53,7 +53,7 @@ def test_old_times_are_forgotten() -> None:
     assert pace.limit(200) == 201
 
 
-def test_unit_counts_for_the_groups_that_it_still_has() -> None:
+def test_unit_counts_its_remaining_groups() -> None:
     makers, reader = [uuid.UUID(int=n) for n in range(3)], uuid.UUID(int=3)
     labels = {**dict.fromkeys(makers, "a"), reader: "b"}
     tables = [Handover(maker, "table", maker, (reader,)) for maker in makers]

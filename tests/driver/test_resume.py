@@ -156,7 +156,7 @@ def test_only_what_is_not_finished_runs_again(make_repo: MakeRepo, way_to_look: 
         assert _resume(helper, graph) == set()
 
 
-def test_a_run_can_be_grouped_by_what_is_left_of_it_no_more(make_repo: MakeRepo) -> None:
+def test_resumed_run_can_be_grouped_by_dimensions_of_finished_tasks(make_repo: MakeRepo) -> None:
     def build(helper: DirectButlerRepo) -> None:
         many = DynamicConnectionConfig(dataset_type_name="x", dimensions=_CCD, multiple=True)
         helper.add_task("a", dimensions=_CCD, outputs=_connection("x"))
@@ -179,7 +179,7 @@ def test_a_run_can_be_grouped_by_what_is_left_of_it_no_more(make_repo: MakeRepo)
             _run(helper, graph, group_by=("nonsense",))
 
 
-def test_registered_output_whose_file_is_gone_is_no_obstacle(make_repo: MakeRepo) -> None:
+def test_registered_output_without_file_is_made_again(make_repo: MakeRepo) -> None:
     """A driver may die after a worker has cleared the way for another attempt at a failed quantum."""
     config = DynamicTestPipelineTaskConfig(fail_condition="visit=1 AND detector=2")
     with make_repo("repo").open() as helper:
@@ -196,7 +196,7 @@ def test_registered_output_whose_file_is_gone_is_no_obstacle(make_repo: MakeRepo
         _assert_sound(helper, graph)
 
 
-def test_file_of_what_is_temporary_now_is_removed(make_repo: MakeRepo) -> None:
+def test_file_of_type_that_became_temporary_is_removed(make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_build))
         _run(helper, graph)
@@ -211,7 +211,7 @@ def test_file_of_what_is_temporary_now_is_removed(make_repo: MakeRepo) -> None:
         assert _assert_sound(helper, graph) == contents
 
 
-def test_what_was_temporary_is_made_when_it_is_to_be_stored(make_repo: MakeRepo) -> None:
+def test_type_that_was_temporary_is_made_when_it_is_to_be_stored(make_repo: MakeRepo) -> None:
     idle = {"fail_condition": "visit=2 AND detector=2", "fail_exception": "lsst.pipe.base.NoWorkFound"}
     case = Case(lambda h: _build(h, a={"config": DynamicTestPipelineTaskConfig(**idle)}))
     with make_repo("reference").open() as helper:
@@ -295,7 +295,7 @@ class _HauntedBackend(SerialBackend):
                 _pad(root.join(f"{RUN}/{path}"))
 
 
-def test_sizes_are_right_though_a_lost_attempt_wrote_last(make_repo: MakeRepo) -> None:
+def test_sizes_are_right_after_a_lost_attempt_wrote_last(make_repo: MakeRepo) -> None:
     import dataclasses
 
     class Backend(_HauntedBackend):
@@ -358,7 +358,7 @@ def _make_components(helper: DirectButlerRepo) -> PredictedQuantumGraphComponent
     return builder.finish()
 
 
-def test_whoever_builds_a_graph_again_gets_the_same_ids(make_repo: MakeRepo) -> None:
+def test_rebuilt_graph_has_the_same_dataset_ids(make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         _build(helper)
         helper.add_task(
@@ -467,7 +467,7 @@ def _lock(butler: Butler, repo: Repo, seconds: float) -> threading.Thread:
     return thread
 
 
-def test_locked_registry_is_asked_again(make_repo: MakeRepo, caplog: pytest.LogCaptureFixture) -> None:
+def test_locked_registry_is_retried(make_repo: MakeRepo, caplog: pytest.LogCaptureFixture) -> None:
     repo = make_repo("repo")
     with repo.open() as helper:
         graph = make_graph(helper, Case(_build))
@@ -483,7 +483,7 @@ def test_locked_registry_is_asked_again(make_repo: MakeRepo, caplog: pytest.LogC
         _assert_sound(helper, graph)
 
 
-def test_registry_that_stays_locked_is_an_error_that_loses_nothing(make_repo: MakeRepo) -> None:
+def test_registry_locked_for_long_raises_error_and_loses_nothing(make_repo: MakeRepo) -> None:
     repo = make_repo("repo")
     with repo.open() as helper:
         graph = make_graph(helper, Case(_build))
@@ -531,7 +531,7 @@ def test_ingest_date_is_converted_once_for_a_batch(
     del converter.astropy_to_nsec  # type: ignore[method-assign]
 
 
-def test_commit_that_went_unnoticed_is_not_repeated(
+def test_commit_with_lost_answer_is_not_repeated(
     make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with make_repo("repo").open() as helper:
@@ -556,7 +556,7 @@ def test_commit_that_went_unnoticed_is_not_repeated(
         _assert_sound(helper, graph)
 
 
-def test_refusal_of_the_registry_ends_the_run(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registry_error_ends_the_run(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_INTERVAL_SECONDS", 0.0)
 
     def refuse(self: Ingester, *, again: bool) -> None:

@@ -112,7 +112,7 @@ def test_time_is_linear_in_the_number_of_quanta(shape: str) -> None:
     assert many < 30 * max(few, 0.05)
 
 
-def test_what_two_failures_block_is_blocked_once() -> None:
+def test_quantum_blocked_by_two_failures_is_reported_once() -> None:
     graph = _graph("aabbc", [(0, 2), (1, 2), (1, 3), (2, 4), (3, 4)])
     backend = _Backend(bad=[uuid.UUID(int=0), uuid.UUID(int=1)])
     result = _run(_dispatcher(graph, backend))
@@ -120,7 +120,7 @@ def test_what_two_failures_block_is_blocked_once() -> None:
     assert sorted(q.int for q in backend.ran) == [0, 1]
 
 
-def test_longest_path_goes_first() -> None:
+def test_longest_path_is_dispatched_first() -> None:
     # Quantum 3 has the longest way to go.
     graph = _graph("aaaabc", [(3, 4), (4, 5)])
     backend = _Backend(slots=1)
@@ -129,7 +129,7 @@ def test_longest_path_goes_first() -> None:
     assert sorted(q.int for q in backend.ran) == list(range(6))
 
 
-def test_watcher_hears_of_every_quantum() -> None:
+def test_observer_receives_every_outcome() -> None:
     graph = _graph("aabbc", [(0, 2), (1, 3), (2, 4), (3, 4)])
     progress = Progress(slots=4)
     dispatcher = _dispatcher(graph, _Backend(bad=[uuid.UUID(int=1)]), watcher=progress)
@@ -161,7 +161,7 @@ class _Timed(_Backend):
 @pytest.mark.parametrize(
     ("seconds", "times", "longest"), [(0.01, None, 32), (0.5, {"a": 0.5}, 4), (5.0, None, 1)]
 )
-def test_worker_gets_quanta_for_two_seconds_at_most(
+def test_bundle_lasts_at_most_two_seconds(
     seconds: float, times: dict[str, float] | None, longest: int
 ) -> None:
     backend = _Timed(seconds)
@@ -181,8 +181,8 @@ def test_bundle_has_quanta_of_one_kind() -> None:
     assert max(map(len, backend.bundles)) > 10
 
 
-class _Deaf(_Backend):
-    """Doesn't hear that it is to stop before its job has got under way; one job fails."""
+class _LateCancelBackend(_Backend):
+    """Backend that ignores a cancel until its job runs; one job fails."""
 
     def __init__(self) -> None:
         super().__init__(slots=8)
@@ -204,10 +204,10 @@ class _Deaf(_Backend):
             self._condition.notify_all()
 
 
-def test_job_that_was_on_its_way_is_stopped_too() -> None:
+def test_job_submitted_during_cancel_is_cancelled() -> None:
     graph = _graph("a" * 40, [])
     results: list[RunResult] = []
-    dispatcher = _dispatcher(graph, _Deaf(), budget=FailureBudget(fail_fast=True))
+    dispatcher = _dispatcher(graph, _LateCancelBackend(), budget=FailureBudget(fail_fast=True))
     thread = threading.Thread(target=lambda: results.append(_run(dispatcher)), daemon=True)
     thread.start()
     thread.join(timeout=20)

@@ -30,7 +30,7 @@ def _run(workload: Workload, slots: int, costs: Costs = _FREE, *, known: bool = 
     return simulate(workload, plan, slots, costs)
 
 
-def test_longest_path_first_makes_the_schedule_made_by_hand() -> None:
+def test_longest_path_first_equals_schedule_made_by_hand() -> None:
     # Quanta 3 and 0 have the longest way to go. When 0 ends, 1 starts and 2 is queued, since one group
     # more than slots is given out; 4 is ready when 1 ends.
     workload = _workload("aaabc", [(0, 4), (1, 4)], [1, 1, 1, 6, 3])
@@ -71,7 +71,7 @@ def test_costs_add_up_on_one_slot() -> None:
     assert sum(value for _, value in schedule.terms) == pytest.approx(expected)
 
 
-def test_busy_store_holds_up_all() -> None:
+def test_busy_store_delays_all_slots() -> None:
     workload = _workload("aaaa", [], [0, 0, 0, 0])
     schedule = _run(workload, 4, _FREE.model_copy(update={"store_rate": 2.0}))
     # Four quanta of four requests, two a second.
@@ -115,7 +115,7 @@ def test_more_slots_are_never_slower_and_ideal_is_never_beaten() -> None:
         before = schedule.wall
 
 
-def test_times_that_are_missing_are_named() -> None:
+def test_missing_times_are_named() -> None:
     rng = np.random.default_rng(1)
     assert set(draw_times("aab", {"a": [1.0, 2.0], "b": 3.0}, rng)) <= {1.0, 2.0, 3.0}
     with pytest.raises(ValueError, match="these tasks: b, c"):

@@ -254,9 +254,7 @@ def _check(case: Case, expected: Observed, observed: Observed, temporary: set[st
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_engine_does_what_pipe_base_does(
-    name: str, backend: Backend, make_repo: Callable[[str], Repo]
-) -> None:
+def test_engine_equals_pipe_base(name: str, backend: Backend, make_repo: Callable[[str], Repo]) -> None:
     case = CASES[name]
     if case.unhurt is not None and isinstance(backend, SerialBackend):
         pytest.skip("the serial backend has no isolation: a signal would kill this process")
@@ -276,7 +274,7 @@ def _has_temporaries(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("name", ["failure-before-gather", "temporary-and-no-work"])
-def test_engine_does_the_same_on_an_object_store(
+def test_engine_equals_pipe_base_on_an_object_store(
     name: str,
     backend: Backend,
     make_repo: Callable[[str], Repo],
@@ -293,7 +291,7 @@ def test_engine_does_the_same_on_an_object_store(
     _check(case, expected, observed, temporary)
 
 
-def test_comparison_would_see_a_difference(make_repo: Callable[[str], Repo]) -> None:
+def test_comparison_detects_a_difference(make_repo: Callable[[str], Repo]) -> None:
     one, other = CASES["chain"], CASES["no-work-in-chain"]
     expected = _reference("chain", make_repo)
     with make_repo("other").open() as helper:
@@ -307,7 +305,7 @@ def test_comparison_would_see_a_difference(make_repo: Callable[[str], Repo]) -> 
         _check(one, expected, dataclasses.replace(expected, datasets=changed), set())
 
 
-def test_spark_shows_what_a_stage_does(
+def test_spark_stages_are_named(
     spark_backend: Backend, spark: object, make_repo: Callable[[str], Repo]
 ) -> None:
     # Through a shuffle, so that one job has two stages.

@@ -70,7 +70,7 @@ def overrides(directory: Path, **texts: str) -> list[str]:
     return options
 
 
-def test_spark_submit_is_as_pipetask(job_repo: JobRepo, tmp_path: Path) -> None:
+def test_spark_submit_equals_pipetask(job_repo: JobRepo, tmp_path: Path) -> None:
     given = [
         *job_repo.arguments,
         *overrides(tmp_path, first=_NO_WORK, scatter=_FAILURE),
@@ -161,9 +161,7 @@ def test_failure_before_a_gather_and_resume(
         assert run(*mending, "-o", f"gather/{name}").exit_code != 0
 
 
-def test_skipping_and_clobbering_are_as_in_pipetask(
-    job_repo: JobRepo, run_job: RunJob, tmp_path: Path
-) -> None:
+def test_skipping_and_clobbering_equal_pipetask(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
     given = [*job_repo.arguments, "--no-versions"]
     ways: dict[str, Callable[..., Result]] = {
         "stock": pipetask_run,
@@ -186,7 +184,7 @@ def test_skipping_and_clobbering_are_as_in_pipetask(
         assert found["ours"] == found["stock"], number
 
 
-def test_temporaries_leave_no_trace_and_are_made_again(
+def test_temporaries_leave_no_files_and_are_made_again(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, spark: object
 ) -> None:
     broken, mended = tmp_path / "broken", tmp_path / "mended"

@@ -14,7 +14,7 @@ from spark_butler.driver.engine import execute_graph, plan_graph
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
 from spark_butler.model.work import UnitWork, WorkerContext
-from tests.support.engine_harness import BackendAround, Case, Repo, make_graph
+from tests.support.engine_harness import Case, Repo, WrappedBackend, make_graph
 from tests.support.mock_night import insert_visits
 
 _CCD = ("visit", "detector")
@@ -46,7 +46,7 @@ def _counting_statements() -> Iterator[list[str]]:
         sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
 
 
-class _WeighingBackend(BackendAround):
+class _WeighingBackend(WrappedBackend):
     """Weighs what goes to workers."""
 
     nbytes = 0
@@ -56,7 +56,7 @@ class _WeighingBackend(BackendAround):
         super().run(context, batch, report)
 
 
-def test_statements_to_the_registry_do_not_grow_with_the_graph(make_repo: MakeRepo) -> None:
+def test_number_of_registry_statements_is_constant(make_repo: MakeRepo) -> None:
     counts = []
     for n_visits in (2, 10):
         with make_repo(f"repo{n_visits}").open() as helper:
@@ -70,7 +70,7 @@ def test_statements_to_the_registry_do_not_grow_with_the_graph(make_repo: MakeRe
     assert 0 < counts[0] <= counts[1] <= counts[0] + 5
 
 
-def test_what_travels_for_a_quantum_is_small(make_repo: MakeRepo) -> None:
+def test_work_item_of_a_quantum_is_small(make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         insert_visits(helper.butler, range(3, 11), (1, 2))
         graph = make_graph(helper, Case(_build))
@@ -80,7 +80,7 @@ def test_what_travels_for_a_quantum_is_small(make_repo: MakeRepo) -> None:
     assert 0 < backend.nbytes < _PICKLED_BYTES * len(graph)
 
 
-def test_a_group_costs_one_process(spark_backend: Backend, make_repo: MakeRepo) -> None:
+def test_group_uses_one_process(spark_backend: Backend, make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_build))
         options = RunOptions(group_by=("visit",))

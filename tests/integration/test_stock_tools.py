@@ -46,7 +46,7 @@ def _datasets(repo: JobRepo, run: str) -> dict[Any, str]:
 
 @pytest.mark.parametrize("temporary", [False, True], ids=["stored", "temporary"])
 @pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
-def test_stock_tools_take_what_a_run_leaves_behind(
+def test_stock_tools_read_outputs_of_a_run(
     fails: bool, temporary: bool, job_repo: JobRepo, run_job: RunJob, tmp_path: Path
 ) -> None:
     run = f"provenance/{fails}/{temporary}"
@@ -114,7 +114,7 @@ def test_resumed_run_has_whole_provenance(job_repo: JobRepo, run_job: RunJob, tm
     assert ours.read_bytes() != before
 
 
-def test_graph_that_can_not_be_written_is_told_after_the_summary(
+def test_provenance_write_error_follows_the_summary(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: object) -> None:
@@ -135,7 +135,7 @@ def test_graph_that_can_not_be_written_is_told_after_the_summary(
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "file/provenance.qg"])
-def test_impossible_place_is_refused_before_anything_is_done(
+def test_impossible_provenance_path_is_refused_first(
     name: str, job_repo: JobRepo, run_job: RunJob, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

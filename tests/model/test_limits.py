@@ -73,7 +73,7 @@ def test_kind_of_an_exception(error: BaseException, kind: FailureKind) -> None:
     assert kind.may_pass == (kind in (FailureKind.IO, FailureKind.MEMORY))
 
 
-def test_requests_of_a_task_go_before_those_of_all(tmp_path: Path) -> None:
+def test_task_request_overrides_default_request(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(
         "requestMemory: 2048\nmemoryMultiplier: 3\nmemoryLimit: 9000\nnumberOfRetries: 5\ntimeout: 60\n"
@@ -86,7 +86,7 @@ def test_requests_of_a_task_go_before_those_of_all(tmp_path: Path) -> None:
     assert limits["calibrate"].grow(9000 * MIB) == 9000 * MIB
 
 
-def test_options_go_before_the_file_but_not_before_its_tasks() -> None:
+def test_options_override_file_defaults_but_not_its_tasks() -> None:
     given = ResourceRequests.model_validate({"timeout": 60, "pipetask": {"isr": {"timeout": 5}}})
     limits = given.with_options(timeout=90.0, number_of_retries=None).limits(["isr", "calibrate"])
     assert (limits["isr"].timeout, limits["calibrate"].timeout) == (5.0, 90.0)
@@ -103,7 +103,7 @@ def test_options_go_before_the_file_but_not_before_its_tasks() -> None:
         ("a: [", "can't be read"),
     ],
 )
-def test_file_that_makes_no_sense_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_request_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(text)
     with pytest.raises(OptionsError, match="--resources file") as caught:
@@ -111,7 +111,7 @@ def test_file_that_makes_no_sense_is_refused(text: str, message: str, tmp_path: 
     assert message in str(caught.value)
 
 
-def test_requests_that_fit_no_pipeline_are_refused() -> None:
+def test_requests_for_unknown_tasks_are_refused() -> None:
     unknown = ResourceRequests.model_validate({"pipetask": {"irs": {"requestMemory": 5}}})
     with pytest.raises(OptionsError, match="requests for irs; the tasks of the pipeline are isr"):
         unknown.limits(["isr"])
@@ -123,12 +123,12 @@ def test_requests_that_fit_no_pipeline_are_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "x", "5.5%", "%"])
-def test_failure_budget_that_makes_no_sense_is_refused(text: str) -> None:
+def test_invalid_failure_budget_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a number such as 10 or a percentage such as 5%"):
         RunOptions(max_failures=text)
 
 
-def test_options_are_read_and_refused_as_on_the_command_line() -> None:
+def test_request_options_are_parsed_as_on_the_command_line() -> None:
     assert RunOptions(group_by="visit").group_by == ("visit",)
     assert RunOptions(group_by="visit, detector").group_by == ("visit", "detector")
     assert RunOptions(group_by="fused").group_by == "fused"
@@ -140,7 +140,7 @@ def test_options_are_read_and_refused_as_on_the_command_line() -> None:
         RunOptions(tempory=("a",))
 
 
-def test_only_what_may_pass_is_tried_again_and_later_each_time() -> None:
+def test_transient_errors_are_retried_with_growing_delay() -> None:
     limits = Limits(memory=100, memory_cap=400, retries=3)
     assert not limits.may_retry(FailureKind.TASK, 1, None)
     assert limits.may_retry(FailureKind.IO, 3, None)
@@ -155,7 +155,7 @@ def test_only_what_may_pass_is_tried_again_and_later_each_time() -> None:
     assert Limits.pause(FailureKind.MEMORY, 5) == 0.0
 
 
-def test_error_of_a_worker_is_found_in_the_report_of_spark() -> None:
+def test_worker_error_is_extracted_from_spark_error() -> None:
     text = (
         "An exception was thrown from the Python worker:\nTraceback (most recent call last):\n"
         '  File "worker.py", line 1, in main\n    process()\nValueError: first\n\nDuring handling:\n'
@@ -167,7 +167,7 @@ def test_error_of_a_worker_is_found_in_the_report_of_spark() -> None:
     assert brief(RuntimeError("plain")) == "plain"
 
 
-def test_log_of_a_process_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_of_killed_process_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     script = """
 import ctypes, logging, os, sys
 from spark_butler.worker.log_tail import LogTail
@@ -221,7 +221,7 @@ def _is_closed(folder: Path) -> bool:
         return False
 
 
-def test_memory_lock_keeps_one_apart_from_many(tmp_path: Path) -> None:
+def test_memory_lock_is_shared_or_exclusive(tmp_path: Path) -> None:
     log, leave = tmp_path / "log", tmp_path / "leave"
     processes = [_start(tmp_path, False, leave), _start(tmp_path, False, leave)]
     _wait_until(lambda: log.exists() and log.read_text().count("in") == 2)
@@ -238,7 +238,7 @@ def test_memory_lock_keeps_one_apart_from_many(tmp_path: Path) -> None:
     assert lines[2:] == ["out False"] * 2 + ["in True", "out True", "in False", "out False"]
 
 
-def test_memory_lock_forgets_the_dead(tmp_path: Path) -> None:
+def test_memory_lock_of_killed_process_is_released(tmp_path: Path) -> None:
     process = _start(tmp_path, True, tmp_path / "never")
     _wait_until((tmp_path / "log").exists)
     os.kill(process.pid or 0, signal.SIGKILL)
@@ -260,7 +260,9 @@ def _wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_temporary_files_of_the_dead_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_of_killed_processes_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("LSST_RESOURCES_TMPDIR", "TMPDIR"):
         monkeypatch.setenv(name, str(tmp_path))
@@ -295,15 +297,13 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_memory_lock_does_nothing_without_file_locks(tmp_path: Path) -> None:
+def test_memory_lock_is_a_no_op_without_file_locks(tmp_path: Path) -> None:
     with MemoryLock(tmp_path).acquire(exclusive=True), MemoryLock(tmp_path).acquire(exclusive=False):
         pass
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_temporary_folder_without_file_locks_is_never_taken_for_abandoned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_temporary_folder_without_file_locks_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSST_RESOURCES_TMPDIR", str(tmp_path))
     get_tempdir.cache_clear()
     with TemporaryFolder():

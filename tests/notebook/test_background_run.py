@@ -121,7 +121,7 @@ def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     assert repr(run).startswith(f"Run {name}: cancelled after ")
 
 
-def test_a_run_whose_engine_breaks_down_has_a_report(
+def test_background_run_with_engine_error_has_a_report(
     job_repo: JobRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -138,7 +138,7 @@ def test_a_run_whose_engine_breaks_down_has_a_report(
     assert "the database is gone" in _call("report", job_repo.root, "back/broken")
 
 
-def test_a_store_that_takes_no_report_does_not_spoil_the_run(
+def test_failure_to_write_report_does_not_fail_the_run(
     job_repo: JobRepo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -153,7 +153,7 @@ def test_a_store_that_takes_no_report_does_not_spoil_the_run(
     assert "No report could be made of the run: not here" in caplog.text
 
 
-def test_a_watch_that_does_not_begin_is_told(job_repo: JobRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observer_that_fails_to_start_is_reported(job_repo: JobRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: RunWatch) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -163,7 +163,7 @@ def test_a_watch_that_does_not_begin_is_told(job_repo: JobRepo, monkeypatch: pyt
         run.wait()
 
 
-def test_what_earlier_runs_took_tells_the_time_left_at_once(
+def test_times_of_earlier_runs_give_time_left_at_once(
     job_repo: JobRepo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Butler.from_config(job_repo.root, writeable=False) as butler:
@@ -181,7 +181,7 @@ def test_what_earlier_runs_took_tells_the_time_left_at_once(
     assert "remain out of total 13 quanta" in caplog.text
 
 
-def test_only_what_is_for_people_is_offered() -> None:
+def test_public_names_of_run_are_listed() -> None:
     assert {name for name in dir(Run) if not name.startswith("_")} == {
         *("cancel", "error", "failures", "graph", "outcomes", "output_run", "plan", "report", "report_uri"),
         *("retry", "status", "wait", "watch"),

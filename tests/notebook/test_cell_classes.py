@@ -63,7 +63,7 @@ def _forget(cell: dict[str, Any]) -> dict[str, type]:
     return {name: cell.pop(name) for name in ("CellConnections", "CellConfig", "CellTask")}
 
 
-def test_a_task_of_a_cell_works_where_its_classes_were_not(cell: dict[str, Any], node: TaskNode) -> None:
+def test_task_of_a_cell_runs_in_another_process(cell: dict[str, Any], node: TaskNode) -> None:
     data = dump_with_classes({"cell": node})
     old = _forget(cell)
     there = pickle.loads(data)[1]["cell"]
@@ -89,7 +89,7 @@ def test_base_classes_get_no_fields_of_a_cell(cell: dict[str, Any], node: TaskNo
     assert set(PipelineTaskConfig._fields) == before
 
 
-def test_what_follows_names_the_classes_that_were_sent(cell: dict[str, Any], node: TaskNode) -> None:
+def test_later_pickles_refer_to_classes_sent_before(cell: dict[str, Any], node: TaskNode) -> None:
     first, then = dump_with_classes(node), dump_by_name(node.task_class)
     assert len(then) < 100
     _forget(cell)
@@ -97,9 +97,7 @@ def test_what_follows_names_the_classes_that_were_sent(cell: dict[str, Any], nod
     assert pickle.loads(then) is there.task_class
 
 
-def test_a_class_that_is_not_needed_and_cannot_travel_stays_here(
-    cell: dict[str, Any], node: TaskNode
-) -> None:
+def test_unpicklable_class_that_is_not_needed_is_skipped(cell: dict[str, Any], node: TaskNode) -> None:
     cell["generator"] = (n for n in range(3))
     exec("class Other(pb.PipelineTask):\n    def run(self):\n        return next(generator)", cell)
     data = dump_with_classes(node)
@@ -110,7 +108,7 @@ def test_a_class_that_is_not_needed_and_cannot_travel_stays_here(
     assert "Other" not in cell
 
 
-def test_a_task_that_cannot_travel_is_refused(cell: dict[str, Any]) -> None:
+def test_unpicklable_task_is_refused(cell: dict[str, Any]) -> None:
     cell["generator"] = (n for n in range(3))
     exec(CELL.replace('{"twice": 2', '{"twice": next(generator)'), cell)
     pipeline = Pipeline("a cell")

@@ -68,7 +68,7 @@ def test_text_has_a_row_for_each_task_and_one_for_all(snapshot: ProgressSnapshot
     ]
 
 
-def test_a_run_that_has_ended_says_how_long_it_took(snapshot: ProgressSnapshot) -> None:
+def test_finished_run_shows_its_duration(snapshot: ProgressSnapshot) -> None:
     assert make_text("u/me/run", "failed", snapshot).splitlines()[0] == "Run u/me/run: failed after 10 s."
     assert "<b>u/me/run</b>: failed after 10 s.</div>" in make_html("u/me/run", "failed", snapshot)
 
@@ -95,7 +95,7 @@ def test_html_escapes_names_and_needs_nothing_else(snapshot: ProgressSnapshot) -
     assert html.count("<tr>") == 4
 
 
-def test_times_are_told_in_the_units_of_people() -> None:
+def test_durations_have_readable_units() -> None:
     assert [tell_seconds(s) for s in (0.4, 59.4, 61, 3 * 3600 + 125)] == [
         "0 s",
         "59 s",

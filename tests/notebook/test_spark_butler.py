@@ -163,7 +163,7 @@ def test_examples_in_docstrings_run(
         assert runner.run(test).failed == 0
 
 
-def test_a_worker_reads_what_the_driver_would(butler: SparkButler, raws: DataIds) -> None:
+def test_worker_reads_the_same_dataset_as_the_driver(butler: SparkButler, raws: DataIds) -> None:
     def read(b: Any, data_id: Any) -> Any:
         bias = float(b.get("bias", data_id).array.sum())
         by_own = float(b.get("bias", {"instrument": "SimCam", "detector": data_id["detector"]}).array.sum())
@@ -181,7 +181,7 @@ def test_a_worker_reads_what_the_driver_would(butler: SparkButler, raws: DataIds
         assert all(shards)
 
 
-def test_a_function_that_raises_is_told_with_its_line_and_data_id(raws: DataIds) -> None:
+def test_error_of_function_names_its_line_and_data_id(raws: DataIds) -> None:
     def asks_for_more(b: Any, data_id: Any) -> Any:
         return b.get("dark", data_id)
 
@@ -373,7 +373,7 @@ def test_outputs_are_refused_where_the_registry_is_read_only(butler: SparkButler
     assert butler.data_ids("sealed", collections="u/sealed").count() == 4
 
 
-def test_what_is_put_twice_is_there_once(butler: SparkButler, simulated: Night) -> None:
+def test_dataset_put_twice_is_stored_once(butler: SparkButler, simulated: Night) -> None:
     query = {"where": SCIENCE, "outputs": {"level": "StructuredDataDict"}, "output_run": "u/levels"}
     ids = butler.data_ids("raw", **query)
     levels = ids.map(lambda b, d: b.put({"time": time.time_ns()}, "level", d).id)
@@ -394,7 +394,7 @@ def test_what_is_put_twice_is_there_once(butler: SparkButler, simulated: Night) 
         }
 
 
-def test_a_stopped_cell_leaves_no_job_and_no_other_cell_disturbed(raws: DataIds, spark: SparkSession) -> None:
+def test_interrupted_cell_cancels_only_its_jobs(raws: DataIds, spark: SparkSession) -> None:
     before = signal.getsignal(signal.SIGINT)
     with _interrupted(spark):
         raws.map(lambda b, d: time.sleep(60)).collect()
@@ -403,7 +403,7 @@ def test_a_stopped_cell_leaves_no_job_and_no_other_cell_disturbed(raws: DataIds,
     assert raws.map(lambda b, d: 1).count() == 4
 
 
-def test_a_task_of_a_cell_fails_is_mended_and_run_again(butler: SparkButler) -> None:
+def test_failed_task_of_a_cell_is_redefined_and_rerun(butler: SparkButler) -> None:
     task = run_cell("raise ValueError('not <yet>') if raw.array.max() > 0 else None")
     run = butler.run(task, output="u/cell", where=SCIENCE, config={"cell:factor": 0.0})
     assert run.wait().status is RunStatus.FAILED
@@ -451,7 +451,7 @@ def test_a_run_is_cancelled_by_hand_and_by_a_stopped_cell(butler: SparkButler, s
     assert _n_jobs(spark) == 0
 
 
-def test_a_run_that_makes_no_sense_is_refused_in_the_cell(butler: SparkButler, simulated: Night) -> None:
+def test_invalid_run_is_refused_in_the_cell(butler: SparkButler, simulated: Night) -> None:
     def collections() -> set[str]:
         with Butler.from_config(simulated.repo) as plain:
             return set(plain.collections.query("*"))

@@ -84,7 +84,7 @@ def test_plan_keeps_the_order_of_the_graph(sketch: GraphSketch, grain: GroupBy, 
 
 @given(sketch=_sketches(), most=st.integers(1, 5))
 @settings(max_examples=200, deadline=None)
-def test_parts_of_large_groups_keep_the_order_and_what_is_fused(sketch: GraphSketch, most: int) -> None:
+def test_split_groups_keep_order_and_fused_chains(sketch: GraphSketch, most: int) -> None:
     fused = cut_graph(sketch, group_by="fused")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spark_butler.planning.plan._MANY_QUANTA", most)
@@ -102,9 +102,7 @@ def test_parts_of_large_groups_keep_the_order_and_what_is_fused(sketch: GraphSke
 
 @_any_plan
 @settings(max_examples=200, deadline=None)
-def test_groups_form_a_graph_of_their_own_without_cycles(
-    sketch: GraphSketch, grain: GroupBy, slots: int
-) -> None:
+def test_group_graph_has_no_cycle(sketch: GraphSketch, grain: GroupBy, slots: int) -> None:
     plan = _cut(sketch, grain, slots)
     assert [group.index for group in plan.groups] == list(range(len(plan.groups)))
     home = {quantum: group.index for group in plan.groups for quantum in group.quanta}
@@ -165,7 +163,7 @@ def test_every_temporary_is_delivered_to_each_reader_once(
 
 @_any_plan
 @settings(max_examples=100, deadline=None)
-def test_remaining_path_is_the_longest_way_to_the_end(
+def test_remaining_path_is_the_longest_path_to_a_sink(
     sketch: GraphSketch, grain: GroupBy, slots: int
 ) -> None:
     plan = _cut(sketch, grain, slots)
@@ -225,7 +223,7 @@ def test_empty_graph_has_an_empty_plan() -> None:
     assert "0 quanta" in plan.explain()
 
 
-def test_plan_is_described_for_programs() -> None:
+def test_plan_is_serialized_as_json() -> None:
     sketch = dataclasses.replace(_chains(3), temporary_types={"t": "a test"}, sizes={"t": 1e6})
     sketch = dataclasses.replace(
         sketch, handovers=[Handover(_quantum(77_777), "t", _quantum(3), (_quantum(10**9),))]
@@ -280,7 +278,7 @@ def test_hundred_thousand_quanta_take_seconds(grain: GroupBy) -> None:
 @pytest.mark.parametrize(
     ("n_detectors", "slots", "n_groups"), [(16, 2, 16), (9, 2, 36), (7, 2, 28), (40, 2, 40)]
 )
-def test_slots_get_as_many_groups_each(n_detectors: int, slots: int, n_groups: int) -> None:
+def test_groups_are_a_multiple_of_slots(n_detectors: int, slots: int, n_groups: int) -> None:
     labels, data_ids, edges = {}, {}, []
     for visit in range(4):
         for detector in range(n_detectors):
@@ -333,19 +331,19 @@ def _night(n_visits: int, n_detectors: int) -> GraphSketch:
         pytest.param(7, 9, [], id="fused"),
     ],
 )
-def test_groups_come_out_even_in_each_stage(n_visits: int, n_detectors: int, joined: list[int]) -> None:
+def test_groups_of_a_stage_are_balanced(n_visits: int, n_detectors: int, joined: list[int]) -> None:
     plan = cut_graph(_night(n_visits, n_detectors), group_by="auto", slots=2)
     assert [len(group.quanta) for group in plan.groups if len(group.quanta) > 2] == joined
 
 
-def test_even_means_seconds_where_they_are_known() -> None:
+def test_groups_are_balanced_by_known_times() -> None:
     sketch = _night(12, 16)
     slow = {q: 40.0 for q, data_id in sketch.data_ids.items() if data_id.get("detector") == 3}
     plan = cut_graph(dataclasses.replace(sketch, costs=slow), group_by="auto", slots=2)
     assert plan.grain.startswith("grouped by visit,")
 
 
-def test_groups_are_large_only_if_temporaries_then_stay_in_memory() -> None:
+def test_groups_grow_only_to_keep_temporaries_in_memory() -> None:
     sketch = _night(12, 60)
     plan = cut_graph(sketch, group_by="auto", slots=1)
     # By detector, of 24 quanta; by instrument or visit they would be larger, or fewer.

@@ -126,7 +126,7 @@ def test_units_list_their_groups_by_level(sketch: GraphSketch, grain: object) ->
 
 @_some
 @given(_sketches())
-def test_coarser_grains_never_have_more_groups(sketch: GraphSketch) -> None:
+def test_coarser_grouping_never_has_more_groups(sketch: GraphSketch) -> None:
     sizes = {grain: len(_cut(sketch, grain).groups) for grain in ("quantum", "fused", "auto")}
     assert sizes["quantum"] == len(sketch.task_labels)
     assert sizes["auto"] <= sizes["fused"] <= sizes["quantum"]

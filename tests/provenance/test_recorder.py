@@ -41,7 +41,7 @@ from spark_butler.provenance.graph_files import check_destination
 from spark_butler.provenance.recorder import ProvenanceRecorder
 from spark_butler.provenance.scan import QuantumScan, join_scans
 from tests.provenance.provenance_harness import Seen, look, look_at
-from tests.support.engine_harness import RUN, Case, Meddler, Repo, make_graph
+from tests.support.engine_harness import RUN, Case, FaultInjector, Repo, make_graph
 from tests.support.engine_tasks import (
     CallConfig,
     ExitTask,
@@ -166,7 +166,7 @@ def test_graph_is_written_before_the_error_that_callers_rely_on(
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["given", "made"])
-def test_dead_quantum_is_an_aborted_one(
+def test_killed_quantum_is_recorded_as_aborted(
     made: bool, make_repo: MakeRepo, session: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "provenance.qg"
@@ -184,9 +184,7 @@ def test_dead_quantum_is_an_aborted_one(
     assert sum(each.status == "SUCCESSFUL" for each in look(path).values()) == 6
 
 
-def test_quantum_that_took_too_long_is_an_aborted_one(
-    make_repo: MakeRepo, session: Any, tmp_path: Path
-) -> None:
+def test_timed_out_quantum_is_recorded_as_aborted(make_repo: MakeRepo, session: Any, tmp_path: Path) -> None:
     path = tmp_path / "provenance.qg"
     config = CallConfig(fail_condition=_FAIL, folder=str(tmp_path), number=60)
     with make_repo("repo").open() as helper:
@@ -203,7 +201,7 @@ def test_quantum_found_complete_is_read_in_the_repository(make_repo: MakeRepo, t
         yield dataclasses.replace(outcome, scan=None, recovered=True)
 
     seen = []
-    for name, backend in (("plain", SerialBackend()), ("recovered", Meddler(recover))):
+    for name, backend in (("plain", SerialBackend()), ("recovered", FaultInjector(recover))):
         with make_repo(name).open() as helper:
             graph = make_graph(helper, Case(_chain()))
             _run(helper, graph, tmp_path / f"{name}.qg", backend)
@@ -221,7 +219,7 @@ def test_quantum_whose_input_was_lost_has_no_log(make_repo: MakeRepo, tmp_path: 
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        _run(helper, graph, tmp_path / "provenance.qg", Meddler(strand))
+        _run(helper, graph, tmp_path / "provenance.qg", FaultInjector(strand))
     error = "lsst.pipe.base.mp_graph_executor.MPGraphExecutorError"
     seen = look(tmp_path / "provenance.qg")
     assert {each.attempts for key, each in seen.items() if key[0] == "b"} == {
@@ -229,7 +227,7 @@ def test_quantum_whose_input_was_lost_has_no_log(make_repo: MakeRepo, tmp_path: 
     }
 
 
-def test_quantum_does_not_fail_for_what_is_said_about_it(
+def test_scan_error_does_not_fail_the_quantum(
     make_repo: MakeRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import spark_butler.provenance.scan
@@ -263,7 +261,7 @@ def test_long_logs_are_read_in_the_repository(
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain(fail_condition=_FAIL)))
-        _run(helper, graph, tmp_path / "provenance.qg", Meddler(watch))
+        _run(helper, graph, tmp_path / "provenance.qg", FaultInjector(watch))
     assert sent == [None] * 7
     seen = look(tmp_path / "provenance.qg")
     assert seen["a", "Cam1", 2, 1].attempts == (("FAILED", "ValueError", True, True),)
@@ -319,7 +317,7 @@ def test_what_the_callers_executor_skips_is_read_with_its_butler(
     assert look(tmp_path / "second.qg") == look(tmp_path / "first.qg")
 
 
-def test_first_success_stands_when_a_quantum_comes_twice(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_first_success_of_repeated_quantum_is_kept(make_repo: MakeRepo, tmp_path: Path) -> None:
     """A maker of a lost temporary runs again, and may fail then."""
     failures: dict[uuid.UUID, QuantumOutcome] = {}
 
@@ -335,10 +333,10 @@ def test_first_success_stands_when_a_quantum_comes_twice(make_repo: MakeRepo, tm
 
     with make_repo("other").open() as helper:
         graph = make_graph(helper, Case(_chain(fail_condition="visit>0")))
-        _run(helper, graph, tmp_path / "failed.qg", Meddler(keep))
+        _run(helper, graph, tmp_path / "failed.qg", FaultInjector(keep))
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        result = _run(helper, graph, tmp_path / "provenance.qg", Meddler(repeat))
+        result = _run(helper, graph, tmp_path / "provenance.qg", FaultInjector(repeat))
         assert not result.failed
     assert {each.attempts for each in look(tmp_path / "provenance.qg").values()} == {
         (("SUCCESSFUL", None, True, True),)
@@ -368,7 +366,7 @@ def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path
                 helper,
                 graph,
                 tmp_path / "provenance.qg",
-                Meddler(keep),
+                FaultInjector(keep),
                 skip_existing=True,
                 clobber_outputs=True,
             )
@@ -417,7 +415,7 @@ def test_attempts_of_one_run_are_all_there(
 # Runs that end before their time.
 
 
-def test_what_was_never_reached_is_not_said_to_be_blocked(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_unreached_quantum_is_not_recorded_as_blocked(make_repo: MakeRepo, tmp_path: Path) -> None:
     def build(helper: DirectButlerRepo) -> None:
         config = DynamicTestPipelineTaskConfig(fail_condition="visit=1 AND detector=1")
         helper.add_task("a", config=config, dimensions=_CCD)
@@ -437,7 +435,7 @@ def test_what_was_never_reached_is_not_said_to_be_blocked(make_repo: MakeRepo, t
     assert "UNKNOWN" in {each.status for each in seen.values()}
 
 
-def test_no_graph_is_left_by_a_run_that_breaks_down(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_run_with_engine_error_leaves_no_graph(make_repo: MakeRepo, tmp_path: Path) -> None:
     def lose(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         raise RuntimeError("lost")
         yield outcome
@@ -445,7 +443,7 @@ def test_no_graph_is_left_by_a_run_that_breaks_down(make_repo: MakeRepo, tmp_pat
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
         with pytest.raises(EngineError):
-            _run(helper, graph, tmp_path / "folder" / "provenance.qg", Meddler(lose))
+            _run(helper, graph, tmp_path / "folder" / "provenance.qg", FaultInjector(lose))
     assert not (tmp_path / "folder").exists()
 
 
@@ -453,13 +451,13 @@ def test_no_graph_is_left_by_a_run_that_breaks_down(make_repo: MakeRepo, tmp_pat
 
 
 @pytest.mark.parametrize("recovered", [False, True], ids=["sent", "read"])
-def test_temporaries_were_produced(recovered: bool, make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_temporaries_are_recorded_as_produced(recovered: bool, make_repo: MakeRepo, tmp_path: Path) -> None:
     def forget(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         yield dataclasses.replace(outcome, scan=None, recovered=True) if recovered else outcome
 
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        _run(helper, graph, tmp_path / "provenance.qg", Meddler(forget), temporary=("auto",))
+        _run(helper, graph, tmp_path / "provenance.qg", FaultInjector(forget), temporary=("auto",))
     seen = look(tmp_path / "provenance.qg")
     assert {each.status for each in seen.values()} == {"SUCCESSFUL"}
     assert all("dataset_auto1" in each.produced for key, each in seen.items() if key[0] == "a")
@@ -468,7 +466,7 @@ def test_temporaries_were_produced(recovered: bool, make_repo: MakeRepo, tmp_pat
 # Cost.
 
 
-def test_nothing_is_sent_unless_it_is_wanted(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_provenance_is_sent_only_on_request(make_repo: MakeRepo, tmp_path: Path) -> None:
     sent: list[bytes | None] = []
 
     def watch(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
@@ -477,12 +475,12 @@ def test_nothing_is_sent_unless_it_is_wanted(make_repo: MakeRepo, tmp_path: Path
 
     with make_repo("without").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        execute_graph(graph, helper.butler, Meddler(watch), RunOptions())
+        execute_graph(graph, helper.butler, FaultInjector(watch), RunOptions())
     assert sent == [None] * 8
     sent.clear()
     with make_repo("with").open() as helper:
         graph = make_graph(helper, Case(_chain()))
-        result = _run(helper, graph, tmp_path / "provenance.qg", Meddler(watch))
+        result = _run(helper, graph, tmp_path / "provenance.qg", FaultInjector(watch))
     assert all(sent)
     assert {outcome.scan for outcome in result.outcomes.values()} == {None}, "the driver must not keep them"
 
@@ -490,7 +488,7 @@ def test_nothing_is_sent_unless_it_is_wanted(make_repo: MakeRepo, tmp_path: Path
 # The file.
 
 
-def test_full_disk_of_the_driver_costs_only_time(
+def test_full_disk_of_driver_falls_back_to_repository(
     make_repo: MakeRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
@@ -519,7 +517,7 @@ def test_full_disk_of_the_driver_costs_only_time(
     assert sum(each.attempts == (("SUCCESSFUL", None, True, True),) for each in seen.values()) == 6
 
 
-def test_graph_that_can_not_be_written_is_an_error_after_the_run(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_graph_write_error_is_raised_after_the_run(make_repo: MakeRepo, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain()))
@@ -546,7 +544,7 @@ def _write_half(target: Path | str) -> None:
         raise ZeroDivisionError
 
 
-def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
+def test_graph_file_is_written_atomically(tmp_path: Path) -> None:
     target = tmp_path / "folder" / "x.qg"
     with pytest.raises(ZeroDivisionError):
         _write_half(target)

@@ -75,7 +75,7 @@ def test_failure_is_scanned_with_what_it_had_written(make_repo: MakeRepo) -> Non
     assert scan.produced == {outputs["dataset_auto1"], outputs["a_log"]}
 
 
-def test_task_that_can_not_be_made_is_scanned(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_failure_of_task_constructor_is_scanned(make_repo: MakeRepo, tmp_path: Path) -> None:
     config = CallConfig(folder=str(tmp_path / "sign"))
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_one_task(config, BadConstructorTask)))

@@ -132,7 +132,7 @@ def test_cancelled_run_ends_in_order(
     assert content["totals"]["done"] < 4
 
 
-def test_run_that_was_not_heard_of_is_told_of(job_repo: JobRepo) -> None:
+def test_run_without_heartbeat_is_reported(job_repo: JobRepo) -> None:
     with Butler.from_config(job_repo.root, writeable=False) as butler:
         (root,) = store_roots(butler)
     folder = root.join("spark-butler-reports/u/silent/20260101T000000000Z/", forceDirectory=True)
@@ -154,7 +154,7 @@ def test_run_that_was_not_heard_of_is_told_of(job_repo: JobRepo) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "report", "cancel"])
-def test_run_that_nobody_knows_is_one_line(job_repo: JobRepo, command: str) -> None:
+def test_unknown_run_is_refused_in_one_line(job_repo: JobRepo, command: str) -> None:
     result = _call(command, job_repo.root, "u/nobody")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
@@ -163,7 +163,7 @@ def test_run_that_nobody_knows_is_one_line(job_repo: JobRepo, command: str) -> N
     )
 
 
-def test_file_that_is_no_report_is_one_line(job_repo: JobRepo, tmp_path: Path) -> None:
+def test_invalid_report_file_is_refused_in_one_line(job_repo: JobRepo, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
     assert _call("report", file).stderr == f"Error: There is no file {str(file)!r}.\n"
     for text in ("[1]", "{}", "{"):

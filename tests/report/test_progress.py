@@ -49,7 +49,7 @@ def _running(progress: Progress) -> dict[str, int]:
     return {task.label: task.running for task in progress.snapshot().tasks}
 
 
-def test_a_quantum_is_in_one_place_at_a_time() -> None:
+def test_quantum_has_one_state_at_a_time() -> None:
     progress = Progress(slots=2)
     progress.planned(_plan())
     assert progress.snapshot().tasks == (
@@ -79,7 +79,7 @@ def test_a_quantum_is_in_one_place_at_a_time() -> None:
     assert [outcome.quantum_id for outcome in snapshot.failures] == [_id(1)]
 
 
-def test_no_more_is_running_than_there_are_slots_and_first_what_has_begun() -> None:
+def test_running_quanta_are_limited_by_slots() -> None:
     labels = {_id(n): label for n, label in enumerate("aaabbb")}
     progress = Progress(slots=2)
     progress.planned(cut_graph(GraphSketch(labels, [(_id(n), _id(n + 3)) for n in range(3)])))
@@ -94,7 +94,7 @@ def test_no_more_is_running_than_there_are_slots_and_first_what_has_begun() -> N
     assert (ended.busy, ended.total) == (0, TaskProgress("total", 4, 0, 2, 0, 0))
 
 
-def test_what_gathers_is_not_running_before_its_inputs_are_there() -> None:
+def test_gather_is_not_running_before_its_inputs_exist() -> None:
     labels = {_id(n): label for n, label in enumerate("aac")}
     handover = Handover(uuid.uuid4(), "t", _id(0), (_id(2),)), Handover(uuid.uuid4(), "t", _id(1), (_id(2),))
     edges = [(_id(0), _id(2)), (_id(1), _id(2))]
@@ -113,7 +113,7 @@ def test_what_gathers_is_not_running_before_its_inputs_are_there() -> None:
     assert _running(progress) == {"a": 0, "c": 1}
 
 
-def test_what_runs_again_is_not_counted_twice() -> None:
+def test_repeated_quantum_is_counted_once() -> None:
     progress = Progress(slots=2)
     progress.planned(_plan())
     progress.dispatched([_id(0), _id(2)])
@@ -124,7 +124,7 @@ def test_what_runs_again_is_not_counted_twice() -> None:
     assert progress.snapshot().total == TaskProgress("total", 3, 0, 2, 0, 0)
 
 
-def test_time_left_follows_mean_times_and_the_slots_that_were_kept_at_work() -> None:
+def test_time_left_follows_mean_times_and_busy_slots() -> None:
     clock = _Clock()
     progress = Progress(slots=4, clock=clock)
     progress.planned(_singles("a" * 100))
@@ -146,7 +146,7 @@ def test_times_of_earlier_runs_give_an_estimate_at_once() -> None:
     assert progress.snapshot().seconds_left == pytest.approx(20 * 3 / 5)
 
 
-def test_watcher_that_raises_is_left_alone_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_observer_is_dropped_and_others_continue(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Progress):
         n_told = 0
 

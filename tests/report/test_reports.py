@@ -82,7 +82,7 @@ def test_idle_is_the_rest_of_slots_and_time() -> None:
     }
 
 
-def test_more_than_slots_and_time_is_said_and_not_negative() -> None:
+def test_overfull_slot_time_is_reported_and_never_negative() -> None:
     # These quanta have not really taken their time.
     content = make_content(make_run(), make_record(20), state="succeeded")
     slots = content["time"]["slots"]
@@ -149,7 +149,7 @@ class _Parser(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_page_is_whole_and_refers_to_nothing_outside(content: dict[str, Any]) -> None:
+def test_page_is_complete_and_has_no_external_references(content: dict[str, Any]) -> None:
     page = make_page(content)
     parser = _Parser()
     parser.feed(page)
@@ -191,7 +191,7 @@ def test_secrets_are_not_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("n_hosts", "slots"), [(1, 8), (25, 8)])
-def test_large_run_makes_a_small_report_soon(n_hosts: int, slots: int) -> None:
+def test_large_run_makes_a_small_report_quickly(n_hosts: int, slots: int) -> None:
     record = make_record(1_000, n_hosts=n_hosts, slots=slots, n_failed=900)
     start = time.process_time()
     content = make_content(make_run(n_hosts * slots), record, state="failed")
@@ -202,7 +202,7 @@ def test_large_run_makes_a_small_report_soon(n_hosts: int, slots: int) -> None:
     assert content["totals"]["failed"] == 900
 
 
-def test_command_to_run_again_is_narrow_and_goes_on_with_the_run() -> None:
+def test_rerun_command_selects_failures_and_extends_the_run() -> None:
     data_id = {"instrument": "SimCam", "visit": 42}
     assert rerun_command(COMMAND, "isr", data_id) == (
         "spark-butler run -b s3-repo -p drp.yaml -o u/me/first --extend-run --skip-existing "

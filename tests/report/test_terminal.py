@@ -133,7 +133,7 @@ with bars:
     assert terminal.process.returncode in (-signal.SIGINT, 130)
 
 
-def test_crash_is_seen_and_leaves_the_cursor(tmp_path: Path) -> None:
+def test_crash_is_shown_and_restores_the_cursor(tmp_path: Path) -> None:
     terminal = _Terminal(
         tmp_path,
         "import faulthandler\nfaulthandler.enable()\nwith bars:\n    time.sleep(0.5)\n    os.abort()\n",

@@ -31,7 +31,7 @@ _SNAPSHOT = ProgressSnapshot(
 )
 
 
-def test_what_is_logged_goes_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_appear_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     handler = logging.StreamHandler()
@@ -53,7 +53,7 @@ def test_what_is_logged_goes_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> 
     assert "about 6 min 52 s left" in last
 
 
-def test_line_in_the_log_has_the_words_of_pipetask_and_the_time_left() -> None:
+def test_progress_line_is_that_of_pipetask_and_the_time_left() -> None:
     line = progress_line(_SNAPSHOT)
     assert line.startswith(
         "Executed 514 quanta successfully, 4 failed and 82 remain out of total 600 quanta; "
@@ -92,7 +92,7 @@ def test_report_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyte
     assert "The status of the run failed" in caplog.text
 
 
-def test_run_that_breaks_down_has_a_report(tmp_path: Path) -> None:
+def test_run_with_engine_error_has_a_report(tmp_path: Path) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
 
     def break_down() -> None:
@@ -109,7 +109,7 @@ def test_run_that_breaks_down_has_a_report(tmp_path: Path) -> None:
     assert content["totals"]["not_run"] == 3
 
 
-def test_report_that_cannot_be_made_is_a_warning(
+def test_failure_to_build_report_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

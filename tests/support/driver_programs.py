@@ -22,7 +22,7 @@ import psutil
 from tests.support.clusters import stop_tree
 
 if TYPE_CHECKING:
-    from tests.support.scenarios import Scene
+    from tests.support.scenarios import ScenarioRepo
 
 _HERE = Path(__file__).resolve().parent
 
@@ -48,7 +48,7 @@ class Driver:
     @contextlib.contextmanager
     def start(
         cls,
-        scene: str,
+        scenario: str,
         folder: Path,
         master: str,
         *,
@@ -56,12 +56,12 @@ class Driver:
         options: Mapping[str, Any] | None = None,
         conf: Mapping[str, str] | None = None,
     ) -> Iterator[Driver]:
-        """Start a driver program for a scene of this module; its end is certain."""
+        """Start a driver program for a scenario of this module; its end is certain."""
         command = [
             sys.executable,
             "-m",
             "tests.support.driver_programs",
-            scene,
+            scenario,
             folder,
             master,
             "--options",
@@ -147,18 +147,18 @@ def _gathered(name: str, **more: Any) -> dict[str, Any]:
     return {"dataset_type_name": name, "dimensions": ["detector"], "multiple": True, **more}
 
 
-def three_stages(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list[str]:
+def three_stages(scenario: ScenarioRepo, folder: Path, options: Mapping[str, Any]) -> list[str]:
     """Two tasks for each detector, a gather, and a task that reads of both."""
-    scene.n_detectors = 4
+    scenario.n_detectors = 4
     record = str(folder / "record")
     hold = {label: str(folder / "hold") if label == options["held"] else "" for label in "bc"}
     array = {"storage_class": "NumpyArray"}
-    scene.real(
+    scenario.real(
         "a", "make_array", {"i": _START}, {"o": ("a_out", "NumpyArray")}, deferred=["i"], record=record
     )
-    scene.real("side", "describe", {"i": ("a_out", "NumpyArray")}, {"o": "side_end"}, record=record)
+    scenario.real("side", "describe", {"i": ("a_out", "NumpyArray")}, {"o": "side_end"}, record=record)
     sums = {"dataset_type_name": "b_out", "dimensions": ["instrument"]}
-    scene.real(
+    scenario.real(
         "b",
         "describe",
         {"i": _gathered("a_out", **array)},
@@ -167,7 +167,7 @@ def three_stages(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list
         record=record,
         hold=hold["b"],
     )
-    scene.real(
+    scenario.real(
         "c",
         "describe",
         {"i": sums, "j": ("a_out", "NumpyArray")},
@@ -178,11 +178,11 @@ def three_stages(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list
     return ["a_out", "b_out"]
 
 
-def one_large(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list[str]:
+def one_large(scenario: ScenarioRepo, folder: Path, options: Mapping[str, Any]) -> list[str]:
     """One large array from one worker to another."""
-    scene.n_detectors = 1
+    scenario.n_detectors = 1
     array = ("large", "NumpyArray")
-    scene.real(
+    scenario.real(
         "make",
         "make_large",
         {"i": _START},
@@ -190,21 +190,21 @@ def one_large(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list[st
         deferred=["i"],
         options={"size": options["bytes"] / 8},
     )
-    scene.real("probe", "probe_ends", {"i": array}, {"o": "probe_end"})
+    scenario.real("probe", "probe_ends", {"i": array}, {"o": "probe_end"})
     return ["large"]
 
 
-def many_large(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list[str]:
+def many_large(scenario: ScenarioRepo, folder: Path, options: Mapping[str, Any]) -> list[str]:
     """Many arrays from many groups to one."""
     from lsst.daf.butler import Butler
 
-    butler: Butler = scene.butler
+    butler: Butler = scenario.butler
     records = butler.query_dimension_records("detector", instrument="Cam1", limit=1)
     for n in range(5, options["count"] + 1):
         fields = {**records[0].toDict(), "id": n, "full_name": f"X{n}", "name_in_raft": f"X{n}"}
         butler.registry.insertDimensionData("detector", fields)
-    scene.n_detectors = options["count"]
-    scene.real(
+    scenario.n_detectors = options["count"]
+    scenario.real(
         "make",
         "make_large",
         {"i": _START},
@@ -212,7 +212,7 @@ def many_large(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list[s
         deferred=["i"],
         options={"size": options["bytes"] / 8},
     )
-    scene.real(
+    scenario.real(
         "gather",
         "gather",
         {"i": _gathered("large", storage_class="NumpyArray")},
@@ -222,13 +222,13 @@ def many_large(scene: Scene, folder: Path, options: Mapping[str, Any]) -> list[s
     return ["large"]
 
 
-_SCENES = {each.__name__: each for each in (three_stages, one_large, many_large)}
+_SCENARIOS = {each.__name__: each for each in (three_stages, one_large, many_large)}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a scene on Spark, and write down what came of it."""
+    """Run a scenario on Spark, and write down what came of it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("scene")
+    parser.add_argument("scenario")
     parser.add_argument("folder", type=Path)
     parser.add_argument("master")
     parser.add_argument("--options", type=json.loads)
@@ -241,16 +241,16 @@ def main(arguments: Sequence[str]) -> None:
 
     from spark_butler.spark.backend import SparkBackend
     from spark_butler.spark.session import make_session
-    from tests.support.scenarios import Scene, read_outputs
+    from tests.support.scenarios import ScenarioRepo, read_outputs
 
     folder: Path = given.folder
     config = Butler.makeRepo(folder / "repo")
     with Butler.from_config(config, writeable=True) as butler:
-        scene = Scene(DirectButlerRepo(butler, "base.yaml"))
-        temporary = _SCENES[given.scene](scene, folder, given.options)
+        scenario = ScenarioRepo(DirectButlerRepo(butler, "base.yaml"))
+        temporary = _SCENARIOS[given.scenario](scenario, folder, given.options)
         expected = None
         if given.hold or given.options.get("compare"):
-            expected = scene.run_reference()
+            expected = scenario.run_reference()
             (folder / "record").unlink(missing_ok=True)
         session = make_session(
             given.master,
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str]) -> None:
         if given.hold:
             (folder / "hold").touch()
         began = time.monotonic()
-        graph, result = scene.run(
+        graph, result = scenario.run(
             backend, temporary=tuple(temporary), group_by=given.options.get("grain", "fused")
         )
         wall = time.monotonic() - began

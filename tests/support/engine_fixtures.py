@@ -15,7 +15,7 @@ from spark_butler.driver.serial import SerialBackend
 from tests.support.clusters import Cluster
 from tests.support.engine_harness import Repo
 from tests.support.mock_night import insert_dimensions
-from tests.support.scenarios import Scene
+from tests.support.scenarios import ScenarioRepo
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -69,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def scenario() -> Iterator[ScenarioRepo]:
     """An empty repository for a pipeline."""
-    with Scene.make() as scene:
-        yield scene
+    with ScenarioRepo.make() as scenario:
+        yield scenario

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "RUN",
-    "BackendAround",
+    "WrappedBackend",
     "Case",
-    "Meddler",
+    "FaultInjector",
     "Observed",
     "Repo",
     "make_graph",
@@ -109,8 +109,8 @@ class Repo:
             yield DirectButlerRepo(butler)
 
 
-class BackendAround:
-    """A backend around another, to be changed by a subclass.
+class WrappedBackend:
+    """Backend that forwards to another, to be changed by a subclass.
 
     Parameters
     ----------
@@ -135,27 +135,27 @@ class BackendAround:
         self._inner.cancel()
 
 
-class Meddler(SerialBackend):
-    """Changes the outcomes on their way.
+class FaultInjector(SerialBackend):
+    """Backend that replaces outcomes on their way to the driver.
 
     Parameters
     ----------
-    meddle
-        Gives what is to arrive instead of an outcome.
+    inject
+        Return the outcomes that arrive instead of one.
     """
 
-    def __init__(self, meddle: Callable[[QuantumOutcome], Iterator[QuantumOutcome]]):
+    def __init__(self, inject: Callable[[QuantumOutcome], Iterator[QuantumOutcome]]):
         super().__init__()
-        self._meddle = meddle
+        self._inject = inject
 
     def run(self, context: Any, batch: Any, report: Any) -> None:
         # Docstring inherited.
 
-        def meddled(outcome: QuantumOutcome) -> None:
-            for each in self._meddle(outcome):
+        def injected(outcome: QuantumOutcome) -> None:
+            for each in self._inject(outcome):
                 report(each)
 
-        super().run(context, batch, meddled)
+        super().run(context, batch, injected)
 
 
 def make_graph(

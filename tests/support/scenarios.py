@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Scene", "read_outputs"]
+__all__ = ["ScenarioRepo", "read_outputs"]
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ type Outputs = dict[tuple[str, tuple[int | str, ...]], Any]
 
 
 @dataclasses.dataclass
-class Scene:
+class ScenarioRepo:
     """A repository with a pipeline to be built up."""
 
     repo: DirectButlerRepo
@@ -41,7 +41,7 @@ class Scene:
 
     @classmethod
     @contextlib.contextmanager
-    def make(cls) -> Iterator[Scene]:
+    def make(cls) -> Iterator[ScenarioRepo]:
         """Make an empty repository."""
         with DirectButlerRepo.make_temporary("base.yaml") as (repo, _):
             yield cls(repo)

@@ -36,7 +36,7 @@ def make_proxy(s3_server: EmbeddedS3, tmp_path: Path) -> Iterator[Callable[..., 
         proxy.__exit__(None, None, None)
 
 
-def test_passes_on_what_it_does_not_spoil(make_proxy: Callable[..., Any], s3_bucket: str) -> None:
+def test_proxy_forwards_requests_without_fault(make_proxy: Callable[..., Any], s3_bucket: str) -> None:
     proxy, client = make_proxy(FaultPlan())
     client.put_object(Bucket=s3_bucket, Key="a b/ü+1", Body=_BODY)
     assert client.get_object(Bucket=s3_bucket, Key="a b/ü+1")["Body"].read() == _BODY
@@ -52,7 +52,7 @@ def test_passes_on_what_it_does_not_spoil(make_proxy: Callable[..., Any], s3_buc
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_as_it_says_and_ends(
+def test_each_fault_has_its_effect_and_ends(
     make_proxy: Callable[..., Any], s3_bucket: str, s3_server: EmbeddedS3, fault: str
 ) -> None:
     plan = FaultPlan(rates={fault: 1.0}, budget=1, slow_seconds=0.2, hang_seconds=0.2)
@@ -85,7 +85,7 @@ def test_each_fault_is_as_it_says_and_ends(
     assert sum(proxy.count_faults().values()) == 2
 
 
-def test_states_come_and_go(make_proxy: Callable[..., Any], s3_bucket: str) -> None:
+def test_fault_states_start_and_end(make_proxy: Callable[..., Any], s3_bucket: str) -> None:
     proxy, client = make_proxy(FaultPlan())
     for state, text in (("expired", "ExpiredToken"), ("overload", "SlowDown"), ("outage", "Connection")):
         proxy.suffer(state, 600)
@@ -95,7 +95,7 @@ def test_states_come_and_go(make_proxy: Callable[..., Any], s3_bucket: str) -> N
         client.put_object(Bucket=s3_bucket, Key="key", Body=b"")
 
 
-def test_the_same_seed_spoils_the_same_requests() -> None:
+def test_same_seed_faults_the_same_requests() -> None:
     plan = FaultPlan(seed=3, rates={"500": 0.2, "slow": 0.1})
     drawn = [plan.choose("PUT", f"/bucket/{n}", 0) for n in range(500)]
     assert drawn == [plan.choose("PUT", f"/bucket/{n}", 0) for n in range(500)]

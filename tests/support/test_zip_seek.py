@@ -14,7 +14,7 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from tests.support.zip_seek import has_bug, seek_by_reading
 
 
-def test_help_is_enough() -> None:
+def test_patch_reads_members_correctly() -> None:
     with seek_by_reading():
         assert not has_bug()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from spark_butler.driver.backend import Backend
     from spark_butler.driver.scheduler import RunResult
-    from tests.support.scenarios import Scene
+    from tests.support.scenarios import ScenarioRepo
 
 
 _INSTRUMENT: dict[str, Any] = {"dimensions": ["instrument"]}
@@ -53,90 +53,92 @@ def _succeeded(graph: PredictedQuantumGraph, result: RunResult) -> set[tuple[str
     return _names(graph, (q for q, outcome in result.outcomes.items() if outcome.succeeded))
 
 
-def _diamond(scene: Scene, **fail: Any) -> None:
+def _diamond(scenario: ScenarioRepo, **fail: Any) -> None:
     """Three levels, with a short cut from the first to the last."""
-    scene.mock("a", {"i": "input"}, {"o": "a_out"}, **fail)
-    scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
-    scene.mock("c", {"i": _of_instrument("b_out"), "j": "a_out"}, {"o": "c_end"})
-    scene.mock("d", {"i": "a_out"}, {"o": "d_end"})
+    scenario.mock("a", {"i": "input"}, {"o": "a_out"}, **fail)
+    scenario.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
+    scenario.mock("c", {"i": _of_instrument("b_out"), "j": "a_out"}, {"o": "c_end"})
+    scenario.mock("d", {"i": "a_out"}, {"o": "d_end"})
 
 
 _TEMPORARY = ("a_out", "b_out")
 
 
 @pytest.mark.parametrize("group_by", ["fused", pytest.param("quantum", marks=pytest.mark.slow)])
-def test_failure_blocks_what_needs_it_in_other_groups(
-    scene: Scene, backend: Backend, group_by: Any, caplog: pytest.LogCaptureFixture
+def test_failure_blocks_consumers_in_other_groups(
+    scenario: ScenarioRepo, backend: Backend, group_by: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _diamond(scene, fail_condition="detector = 2")
+    _diamond(scenario, fail_condition="detector = 2")
     with caplog.at_level(logging.ERROR, "spark_butler"):
-        graph, result = scene.run(backend, temporary=_TEMPORARY, group_by=group_by)
+        graph, result = scenario.run(backend, temporary=_TEMPORARY, group_by=group_by)
     assert _names(graph, (outcome.quantum_id for outcome in result.failed)) == {("a", 2)}
     assert _names(graph, result.blocked) == {("b", "Cam1"), ("c", 1), ("c", 2), ("d", 2)}
     assert len(result.blocked) == len(set(result.blocked))
     assert _succeeded(graph, result) == {("a", 1), ("d", 1)}
     assert "task <c dataId={instrument: 'Cam1', detector: 1}>, skipping" in caplog.text
-    assert not scene.butler.query_datasets("c_end", collections=graph.header.output_run, explain=False)
-    assert len(scene.butler.query_datasets("d_end", collections=graph.header.output_run)) == 1
+    assert not scenario.butler.query_datasets("c_end", collections=graph.header.output_run, explain=False)
+    assert len(scenario.butler.query_datasets("d_end", collections=graph.header.output_run)) == 1
 
 
 @_more
-def test_failure_at_a_middle_level_leaves_the_rest_alone(scene: Scene, backend: Backend) -> None:
-    scene.mock("a", {"i": "input"}, {"o": "a_out"})
-    scene.mock("b", {"i": "a_out"}, {"o": "b_out"}, fail_condition="detector = 1")
-    scene.mock("c", {"i": "b_out", "j": "a_out"}, {"o": "c_end"})
-    graph, result = scene.run(backend, temporary=_TEMPORARY, group_by="quantum")
+def test_failure_at_a_middle_level_spares_independent_quanta(
+    scenario: ScenarioRepo, backend: Backend
+) -> None:
+    scenario.mock("a", {"i": "input"}, {"o": "a_out"})
+    scenario.mock("b", {"i": "a_out"}, {"o": "b_out"}, fail_condition="detector = 1")
+    scenario.mock("c", {"i": "b_out", "j": "a_out"}, {"o": "c_end"})
+    graph, result = scenario.run(backend, temporary=_TEMPORARY, group_by="quantum")
     assert _succeeded(graph, result) == {("a", 1), ("a", 2), ("b", 2), ("c", 2)}
     assert _names(graph, result.blocked) == {("c", 1)}
 
 
-def test_relays_pass_over_levels(scene: Scene, backend: Backend) -> None:
-    scene.mock("a", {"i": "input"}, {"o": "a_out"})
-    scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
-    scene.mock("c", {"i": _of_instrument("b_out"), "j": "a_out"}, {"o": "c_out"})
-    scene.mock(
+def test_temporaries_are_relayed_across_levels(scenario: ScenarioRepo, backend: Backend) -> None:
+    scenario.mock("a", {"i": "input"}, {"o": "a_out"})
+    scenario.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
+    scenario.mock("c", {"i": _of_instrument("b_out"), "j": "a_out"}, {"o": "c_out"})
+    scenario.mock(
         "d", {"i": _gathered("c_out"), "j": _gathered("a_out")}, {"o": "d_out"}, dimensions=["instrument"]
     )
-    scene.mock("e", {"i": "a_out", "j": _of_instrument("d_out"), "k": "c_out"}, {"o": "e_end"})
-    found = scene.compare(backend, ["e_end"], "quantum")
+    scenario.mock("e", {"i": "a_out", "j": _of_instrument("d_out"), "k": "c_out"}, {"o": "e_end"})
+    found = scenario.compare(backend, ["e_end"], "quantum")
     assert len(found["e_end", ("Cam1", 2)]["quantum"]["inputs"]) == 3
     options = RunOptions(temporary=("[abcd]_out",), group_by="quantum")
-    (unit,) = plan_graph(scene.make_graph(), options).units
+    (unit,) = plan_graph(scenario.make_graph(), options).units
     assert [len(level) for level in unit.levels] == [2, 1, 2, 1, 2]
 
 
 @_more
-def test_stored_datasets_go_in_out_and_along_a_unit(scene: Scene, backend: Backend) -> None:
+def test_stored_datasets_enter_leave_and_cross_a_unit(scenario: ScenarioRepo, backend: Backend) -> None:
     # Inside one unit c reads of a both a stored dataset and, by way of b, a temporary.
-    scene.mock("first", {"i": "input"}, {"o": "first_end"})
-    scene.mock("a", {"i": "first_end"}, {"o": "a_out", "p": "a_end"})
-    scene.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
-    scene.mock("c", {"i": _of_instrument("b_out"), "j": "a_end", "k": "first_end"}, {"o": "c_end"})
-    scene.mock("last", {"i": "c_end", "j": "a_end"}, {"o": "last_end"})
+    scenario.mock("first", {"i": "input"}, {"o": "first_end"})
+    scenario.mock("a", {"i": "first_end"}, {"o": "a_out", "p": "a_end"})
+    scenario.mock("b", {"i": _gathered("a_out")}, {"o": "b_out"}, **_INSTRUMENT)
+    scenario.mock("c", {"i": _of_instrument("b_out"), "j": "a_end", "k": "first_end"}, {"o": "c_end"})
+    scenario.mock("last", {"i": "c_end", "j": "a_end"}, {"o": "last_end"})
     for group_by in ("fused", "quantum"):
-        scene.compare(backend, ["first_end", "a_end", "c_end", "last_end"], group_by)
+        scenario.compare(backend, ["first_end", "a_end", "c_end", "last_end"], group_by)
 
 
 @_more
-def test_stored_dataset_of_the_same_unit_that_was_not_made(scene: Scene, backend: Backend) -> None:
-    scene.mock("a", {"i": "input"}, {"o": "a_end"}, **_NO_WORK)
-    scene.mock("b", {"i": "input", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "b_out"})
-    scene.mock("c", {"i": "b_out", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "c_end"})
+def test_missing_stored_dataset_of_the_same_unit(scenario: ScenarioRepo, backend: Backend) -> None:
+    scenario.mock("a", {"i": "input"}, {"o": "a_end"}, **_NO_WORK)
+    scenario.mock("b", {"i": "input", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "b_out"})
+    scenario.mock("c", {"i": "b_out", "j": {"dataset_type_name": "a_end", "minimum": 0}}, {"o": "c_end"})
     for group_by in ("fused", "quantum"):
-        found = scene.compare(backend, ["a_end", "c_end"], group_by)
+        found = scenario.compare(backend, ["a_end", "c_end"], group_by)
         assert not found["c_end", ("Cam1", 1)]["quantum"]["inputs"].get("j")
         assert found["c_end", ("Cam1", 2)]["quantum"]["inputs"]["j"]
 
 
 @_more
-def test_path_that_leaves_a_unit_and_comes_back(scene: Scene, backend: Backend) -> None:
+def test_path_that_leaves_a_unit_and_comes_back(scenario: ScenarioRepo, backend: Backend) -> None:
     # a hands a temporary to d, which also needs c, which needs a, all that stored.
-    scene.mock("a", {"i": "input"}, {"o": "a_out", "p": "a_end"})
-    scene.mock("b", {"i": _gathered("a_end")}, {"o": "b_end"}, **_INSTRUMENT)
-    scene.mock("c", {"i": _of_instrument("b_end")}, {"o": "c_end"}, fail_condition="")
-    scene.mock("d", {"i": "a_out", "j": "c_end"}, {"o": "d_end"})
-    scene.compare(backend, ["a_end", "b_end", "c_end", "d_end"], "quantum")
-    plan = plan_graph(scene.make_graph(), RunOptions(temporary=("a_out",), group_by="quantum"))
+    scenario.mock("a", {"i": "input"}, {"o": "a_out", "p": "a_end"})
+    scenario.mock("b", {"i": _gathered("a_end")}, {"o": "b_end"}, **_INSTRUMENT)
+    scenario.mock("c", {"i": _of_instrument("b_end")}, {"o": "c_end"}, fail_condition="")
+    scenario.mock("d", {"i": "a_out", "j": "c_end"}, {"o": "d_end"})
+    scenario.compare(backend, ["a_end", "b_end", "c_end", "d_end"], "quantum")
+    plan = plan_graph(scenario.make_graph(), RunOptions(temporary=("a_out",), group_by="quantum"))
     assert len(plan.units) == 1
 
 
@@ -169,42 +171,46 @@ def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., 
         (Kind.WORK, "whose work has not"),
     ],
 )
-def test_lost_record_is_an_error_and_no_absence(
-    scene: Scene, kind: Kind, message: str, monkeypatch: pytest.MonkeyPatch
+def test_lost_record_raises_error(
+    scenario: ScenarioRepo, kind: Kind, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spark_butler.driver import serial
 
-    scene.mock("a", {"i": "input"}, {"o": "a_out"})
-    scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
+    scenario.mock("a", {"i": "input"}, {"o": "a_out"})
+    scenario.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
     monkeypatch.setattr(serial, "receive", _drop(kind)(serial.receive))
     with pytest.raises(EngineError, match=message):
-        scene.run(SerialBackend(), temporary=("a_out",), group_by="quantum")
-    assert not scene.butler.query_datasets("b_metadata", collections="run1", explain=False)
+        scenario.run(SerialBackend(), temporary=("a_out",), group_by="quantum")
+    assert not scenario.butler.query_datasets("b_metadata", collections="run1", explain=False)
 
 
-def test_spark_tells_of_a_lost_record(
-    scene: Scene, spark_backend: Backend, monkeypatch: pytest.MonkeyPatch
+def test_spark_reports_a_lost_record(
+    scenario: ScenarioRepo, spark_backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spark_butler.spark import backend as spark
     from tests.support import temporaries_tasks
 
-    scene.mock("a", {"i": "input"}, {"o": "a_out"})
-    scene.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
+    scenario.mock("a", {"i": "input"}, {"o": "a_out"})
+    scenario.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
     monkeypatch.setattr(spark, "_run_next_level", temporaries_tasks.lose_chunks)
-    graph, result = scene.run(spark_backend, temporary=("a_out",), group_by="quantum")
+    graph, result = scenario.run(spark_backend, temporary=("a_out",), group_by="quantum")
     assert {label for label, _ in _names(graph, (o.quantum_id for o in result.failed))} == {"b"}
     for outcome in result.failed:
         assert outcome.kind is FailureKind.LOST
         assert "its worker was lost 3 times" in outcome.reason
         assert "were sent but have not arrived" in outcome.reason
-    assert not scene.butler.query_datasets("b_metadata", collections="run1", explain=False)
+    assert not scenario.butler.query_datasets("b_metadata", collections="run1", explain=False)
 
 
-def test_temporary_that_cannot_be_serialized_fails_its_quantum(scene: Scene, backend: Backend) -> None:
+def test_temporary_that_cannot_be_serialized_fails_its_quantum(
+    scenario: ScenarioRepo, backend: Backend
+) -> None:
     start = {"dataset_type_name": "start", "mock_storage_class": True}
-    scene.real("a", "make_unsendable", {"i": start}, {"o": ("a_out", "StructuredDataDict")}, deferred=["i"])
-    scene.real("b", "describe", {"i": ("a_out", "StructuredDataDict")}, {"o": "b_end"})
-    graph, result = scene.run(backend, temporary=("a_out",), group_by="quantum")
+    scenario.real(
+        "a", "make_unsendable", {"i": start}, {"o": ("a_out", "StructuredDataDict")}, deferred=["i"]
+    )
+    scenario.real("b", "describe", {"i": ("a_out", "StructuredDataDict")}, {"o": "b_end"})
+    graph, result = scenario.run(backend, temporary=("a_out",), group_by="quantum")
     assert {label for label, _ in _names(graph, (o.quantum_id for o in result.failed))} == {"a"}
     assert {label for label, _ in _names(graph, result.blocked)} == {"b"}
     for outcome in result.failed:

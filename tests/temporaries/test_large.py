@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow
 _CLUSTER_CONF = {"spark.cores.max": "2", "spark.executor.memory": "1g"}
 
 
-def _run(scene: str, folder: Path, master: str, options: dict[str, Any]) -> dict[str, Any]:
+def _run(scenario: str, folder: Path, master: str, options: dict[str, Any]) -> dict[str, Any]:
     conf = {} if master.startswith("local") else _CLUSTER_CONF
-    with Driver.start(scene, folder, master, options=options, conf=conf) as driver:
+    with Driver.start(scenario, folder, master, options=options, conf=conf) as driver:
         result = driver.wait_for_result(900)
     assert not result["n_failed"], result["failed"]
     assert result["quanta"] == result["outcomes"]
@@ -43,7 +43,7 @@ def test_object_of_two_and_a_half_gigabytes_passes_a_shuffle(
     assert max(end["memory"]) < 1.25 * nbytes
 
 
-def test_gather_takes_its_live_set_of_memory(
+def test_gather_needs_memory_of_its_live_set(
     master: str, tmp_path: Path, record_testsuite_property: Any
 ) -> None:
     count, nbytes = 100, 16_000_000

@@ -71,7 +71,7 @@ def test_killed_executor_in_the_second_stage(cluster: Cluster, tmp_path: Path) -
         assert driver.count("a") == {f"Cam1,{n}": 1 + (f"Cam1,{n}" in lost) for n in (1, 2, 3, 4)}
 
 
-def test_killed_executor_whose_temporaries_nobody_needs_any_more(cluster: Cluster, tmp_path: Path) -> None:
+def test_killed_executor_with_consumed_temporaries_reruns_nothing(cluster: Cluster, tmp_path: Path) -> None:
     with _start(tmp_path, cluster, "b") as driver:
         busy = executor_of(driver.wait_for("b").worker)
         (idle,) = (each for each in cluster.executors if each.pid != busy.pid)

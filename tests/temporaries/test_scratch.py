@@ -25,76 +25,76 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spark_butler.driver.backend import Backend
-    from tests.support.scenarios import Scene
+    from tests.support.scenarios import ScenarioRepo
 
 _START = {"dataset_type_name": "start", "mock_storage_class": True}
 _ARRAY = ("array", "NumpyArray")
 
 
 @pytest.fixture
-def s3_scene(s3_repo: Callable[[str], Path]) -> Any:
+def s3_scenario(s3_repo: Callable[[str], Path]) -> Any:
     """An empty repository with its datasets in an object store."""
-    from tests.support.scenarios import Scene
+    from tests.support.scenarios import ScenarioRepo
 
     with Butler.from_config(s3_repo("repo"), writeable=True) as butler:
-        yield Scene(DirectButlerRepo(butler, "base.yaml"))
+        yield ScenarioRepo(DirectButlerRepo(butler, "base.yaml"))
 
 
-def _root(scene: Scene) -> ResourcePath:
-    (root,) = scene.butler.get_datastore_roots().values()
+def _root(scenario: ScenarioRepo) -> ResourcePath:
+    (root,) = scenario.butler.get_datastore_roots().values()
     assert root is not None
     return scratch.scratch_root(root)
 
 
-def _two_steps(scene: Scene, **config: Any) -> None:
-    scene.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
-    scene.real("read", "describe", {"i": _ARRAY}, {"o": "read_end"}, **config)
-    scene.real("again", "describe", {"i": _ARRAY, "j": "read_end"}, {"o": "again_end"})
+def _two_steps(scenario: ScenarioRepo, **config: Any) -> None:
+    scenario.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
+    scenario.real("read", "describe", {"i": _ARRAY}, {"o": "read_end"}, **config)
+    scenario.real("again", "describe", {"i": _ARRAY, "j": "read_end"}, {"o": "again_end"})
 
 
-def _watch_scratch(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> list[int]:
+def _watch_scratch(monkeypatch: pytest.MonkeyPatch, scenario: ScenarioRepo) -> list[int]:
     """Count the files that there are when a run removes them."""
     from spark_butler.driver import engine
 
     counts: list[int] = []
 
     def remove(folder: ResourcePath) -> int:
-        counts.append(len(scratch.find_scratch(_root(scene))))
+        counts.append(len(scratch.find_scratch(_root(scenario))))
         return scratch.remove_scratch(folder)
 
     monkeypatch.setattr(engine, "remove_scratch", remove)
     return counts
 
 
-def test_large_temporaries_go_by_the_object_store(
-    s3_scene: Scene, backend: Backend, monkeypatch: pytest.MonkeyPatch
+def test_large_temporaries_use_the_object_store(
+    s3_scenario: ScenarioRepo, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = _watch_scratch(monkeypatch, s3_scene)
-    s3_scene.n_detectors = 1
-    _two_steps(s3_scene)
-    reference = s3_scene.run_reference()
+    counts = _watch_scratch(monkeypatch, s3_scenario)
+    s3_scenario.n_detectors = 1
+    _two_steps(s3_scenario)
+    reference = s3_scenario.run_reference()
     for limit, n_files in ((1000, 1), (10**9, 0)):
-        found = s3_scene.run_temporary(backend, ["array"], "quantum", max_shuffle_bytes=limit)
+        found = s3_scenario.run_temporary(backend, ["array"], "quantum", max_shuffle_bytes=limit)
         assert found == {key: value for key, value in reference.items() if key[0] != "array"}
         assert counts.pop() == n_files
-        assert not scratch.find_scratch(_root(s3_scene))
+        assert not scratch.find_scratch(_root(s3_scenario))
 
 
 def test_files_are_removed_after_a_failure(
-    s3_scene: Scene, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    s3_scenario: ScenarioRepo, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = _watch_scratch(monkeypatch, s3_scene)
-    scene = s3_scene
-    scene.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
-    scene.real("fail", "no such function", {"i": _ARRAY}, {"o": "fail_end"})
-    _, result = scene.run(backend, temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
+    counts = _watch_scratch(monkeypatch, s3_scenario)
+    scenario = s3_scenario
+    scenario.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
+    scenario.real("fail", "no such function", {"i": _ARRAY}, {"o": "fail_end"})
+    _, result = scenario.run(backend, temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
     assert len(result.failed) == 2
     assert counts == [2]
-    assert not scratch.find_scratch(_root(scene))
+    assert not scratch.find_scratch(_root(scenario))
 
 
-def test_store_that_refuses_at_the_end_does_not_spoil_a_run(
-    s3_scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_failure_to_remove_scratch_does_not_fail_the_run(
+    s3_scenario: ScenarioRepo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from spark_butler.driver import engine
 
@@ -102,15 +102,15 @@ def test_store_that_refuses_at_the_end_does_not_spoil_a_run(
         raise ClientError({"Error": {"Code": "ExpiredToken", "Message": "no more"}}, "ListObjectsV2")
 
     monkeypatch.setattr(engine, "remove_scratch", refuse)
-    s3_scene.n_detectors = 1
-    _two_steps(s3_scene)
+    s3_scenario.n_detectors = 1
+    _two_steps(s3_scenario)
     options = {"group_by": "quantum", "max_shuffle_bytes": 1000}
-    _, result = s3_scene.run(SerialBackend(), temporary=("array",), **options)
+    _, result = s3_scenario.run(SerialBackend(), temporary=("array",), **options)
     assert not result.failed
     assert result.n_ingested
     assert "ExpiredToken" in caplog.text
     assert "spark-butler cleanup" in caplog.text
-    assert scratch.find_scratch(_root(s3_scene))
+    assert scratch.find_scratch(_root(s3_scenario))
 
 
 def test_objects_are_written_in_parts_and_read_as_one(tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ def test_empty_object_is_one_empty_part(tmp_path: Path) -> None:
     assert scratch.fetch_scratch(parts) == b""
 
 
-def test_shuffle_short_of_disk_goes_by_the_object_store(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+def test_shuffle_short_of_disk_uses_the_object_store(
+    scenario: ScenarioRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = _watch_scratch(monkeypatch, scene)
-    _two_steps(scene)
+    counts = _watch_scratch(monkeypatch, scenario)
+    _two_steps(scenario)
     asked: list[str] = []
 
     def little(folder: str) -> Any:
@@ -144,15 +144,15 @@ def test_shuffle_short_of_disk_goes_by_the_object_store(
     monkeypatch.setattr(delivery.shutil, "disk_usage", little)
     for folders, n_files in (("/full/a,/full/b", 2), ("/full/a,/roomy", 0)):
         monkeypatch.setenv("SPARK_LOCAL_DIRS", folders)
-        scene.run_temporary(SerialBackend(), ["array"], "quantum")
+        scenario.run_temporary(SerialBackend(), ["array"], "quantum")
         assert counts.pop() == n_files
     assert set(asked) == {"/full/a", "/full/b", "/roomy"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_small_disk_goes_by_the_object_store(
-    scene: Scene, spark_backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_small_disk_uses_the_object_store(
+    scenario: ScenarioRepo, spark_backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -160,10 +160,10 @@ def test_small_disk_goes_by_the_object_store(
     if mounted.returncode:
         pytest.skip(f"can't mount: {mounted.stderr.decode()}")
     try:
-        counts = _watch_scratch(monkeypatch, scene)
-        _two_steps(scene)
+        counts = _watch_scratch(monkeypatch, scenario)
+        _two_steps(scenario)
         monkeypatch.setenv("SPARK_LOCAL_DIRS", str(disk))
-        scene.run_temporary(SerialBackend(), ["array"], "quantum")
+        scenario.run_temporary(SerialBackend(), ["array"], "quantum")
         assert counts == [2]
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -173,19 +173,17 @@ _DRIVER = """
 import sys
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
-from tests.support.scenarios import Scene
+from tests.support.scenarios import ScenarioRepo
 from spark_butler.driver.serial import SerialBackend
 from tests.temporaries import test_scratch
 with Butler.from_config(sys.argv[1], writeable=True) as butler:
-    scene = Scene(DirectButlerRepo(butler, "base.yaml"))
-    test_scratch._two_steps(scene, hold=sys.argv[2], record=sys.argv[3])
-    scene.run(SerialBackend(), temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
+    scenario = ScenarioRepo(DirectButlerRepo(butler, "base.yaml"))
+    test_scratch._two_steps(scenario, hold=sys.argv[2], record=sys.argv[3])
+    scenario.run(SerialBackend(), temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
 """
 
 
-def test_crashed_run_leaves_files_that_can_be_found_and_removed(
-    s3_repo: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_scratch_files_of_crashed_run_can_be_removed(s3_repo: Callable[[str], Path], tmp_path: Path) -> None:
     repo, hold, record = s3_repo("repo"), tmp_path / "hold", tmp_path / "record"
     hold.touch()
     command = [sys.executable, "-c", _DRIVER, repo, hold, record]

@@ -49,7 +49,7 @@ def _outcome(started: float) -> QuantumOutcome:
     return QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report, started=started)
 
 
-def test_no_moment_counts_twice(clock: _Clock) -> None:
+def test_no_time_is_counted_twice(clock: _Clock) -> None:
     slot = SlotClock()
     clock.now = 103.0
     slot.note_shuffle(101.0)
@@ -60,7 +60,7 @@ def test_no_moment_counts_twice(clock: _Clock) -> None:
     assert slot.stamp(_outcome(105.0)).shuffle_seconds == 0.0
 
 
-def test_what_a_quantum_ran_through_is_no_shuffle(clock: _Clock) -> None:
+def test_time_inside_a_quantum_is_not_shuffle_time(clock: _Clock) -> None:
     slot = SlotClock()
     clock.now = 104.0
     slot.note_shuffle(101.0)
@@ -72,12 +72,12 @@ def test_what_a_quantum_ran_through_is_no_shuffle(clock: _Clock) -> None:
     assert slot.stamp(_outcome(104.5)).shuffle_seconds == pytest.approx(5.0 - 2.0)
 
 
-def test_outcome_with_nothing_to_tell_stays_as_it_is() -> None:
+def test_outcome_without_times_is_unchanged() -> None:
     outcome = _outcome(1.0)
     assert SlotClock().stamp(outcome) is outcome
 
 
-def test_imports_are_told_once_and_inner_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outer_imports_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.time()
     note_imports(began - 0.5)
     note_imports(began - 1.0)
@@ -90,7 +90,7 @@ def test_imports_are_told_once_and_inner_ones_not_at_all(monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_workers_tell_what_the_parent_has_imported() -> None:
+def test_workers_report_imports_of_their_parent() -> None:
     note_imports(time.time() - 2.0)
     reader, writer = os.pipe()
     # The child does nothing that could wait for a thread.
@@ -106,13 +106,13 @@ def test_workers_tell_what_the_parent_has_imported() -> None:
     assert [each.rpartition(":")[2] for each in told] == [str(os.getpid()), str(child)]
 
 
-def test_worker_without_our_parent_tells_its_processor_time() -> None:
+def test_worker_of_another_daemon_reports_its_cpu_time() -> None:
     assert time.time() - start_of_imports() == pytest.approx(time.process_time(), abs=0.1)
     note_imports(start_of_imports())
     assert time.time() - start_of_imports() == pytest.approx(0.0, abs=0.1)
 
 
-def test_parent_of_workers_counts_from_its_start() -> None:
+def test_cpu_time_of_daemon_counts_from_its_start() -> None:
     code = (
         "import time; time.sleep(0.5); from spark_butler.spark import daemon; import pyspark.daemon; "
         "from spark_butler.worker.clock import take_import_times; "
@@ -125,7 +125,7 @@ def test_parent_of_workers_counts_from_its_start() -> None:
     assert 1.0 < seconds < time.monotonic() - began + 0.1
 
 
-def test_what_is_imported_for_children_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_for_children_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     import_for_children(["os"])
     assert take_import_times() == ()
     monkeypatch.delitem(sys.modules, "pydoc_data.topics", raising=False)

@@ -23,7 +23,7 @@ from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
 from spark_butler.model.work import UnitWork, WorkerContext
 from tests.support import engine_tasks
-from tests.support.engine_harness import BackendAround, Case, Repo, make_graph, run_reference, snapshot
+from tests.support.engine_harness import Case, Repo, WrappedBackend, make_graph, run_reference, snapshot
 from tests.support.engine_tasks import CallConfig, ImportTask, SpyTask
 from tests.support.mock_night import insert_dimensions
 
@@ -43,7 +43,7 @@ def _spied(folder: Path) -> Case:
     return Case(build)
 
 
-class _HidingBackend(BackendAround):
+class _HidingBackend(WrappedBackend):
     """Takes the registry away while groups run; what still needs it fails."""
 
     def __init__(self, inner: Backend, registry: Path):
@@ -211,7 +211,7 @@ def test_configuration_of_workers_has_no_registry(template: Path) -> None:
         assert "open-sesame" in str(butler._config["registry", "db"])
 
 
-def test_what_a_child_imports_is_there_for_the_next(
+def test_import_of_a_child_is_inherited_by_the_next(
     spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
     folder = tmp_path / "notes"

@@ -79,7 +79,7 @@ def _attempts(outcome: QuantumOutcome) -> list[FailureKind]:
     return [attempt.kind for attempt in outcome.attempts]
 
 
-def test_each_trouble_fails_its_quantum_alone_and_is_named(
+def test_each_failure_kind_fails_only_its_quantum_and_is_named(
     spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
     """A graph with segmentation faults, memory hogs, hangs and errors ends in time, with each cause told."""
@@ -136,7 +136,7 @@ def test_each_trouble_fails_its_quantum_alone_and_is_named(
 
 @pytest.mark.parametrize("isolation", ["group", "quantum", "none"])
 @pytest.mark.parametrize("temporary", [(), ("x",)], ids=["stored", "temporary"])
-def test_what_may_pass_is_tried_again(
+def test_transient_failures_are_retried(
     isolation: str, temporary: tuple[str, ...], spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
     with make_repo("repo").open() as helper:
@@ -161,7 +161,7 @@ def test_what_may_pass_is_tried_again(
     assert "the store is away" in str(before)
 
 
-def test_serial_backend_tries_again_too(make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_serial_backend_retries(make_repo: MakeRepo, tmp_path: Path) -> None:
     with make_repo("repo").open() as helper:
         result, outcomes, blocked = _run(
             helper, SerialBackend(), {1: "store", 2: "store for ever"}, tmp_path, retries=1, temporary=("x",)
@@ -174,7 +174,7 @@ def test_serial_backend_tries_again_too(make_repo: MakeRepo, tmp_path: Path) -> 
         assert stored_files(helper.butler) == registered_files(helper.butler)
 
 
-def test_lost_process_is_tried_again(spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path) -> None:
+def test_killed_process_is_retried(spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path) -> None:
     with make_repo("repo").open() as helper:
         result, outcomes, _ = _run(helper, spark_backend, {1: "lost"}, tmp_path, temporary=("x", "y"))
         assert result.failed == []
@@ -208,7 +208,7 @@ def test_memory_grows_up_to_the_cap_and_is_remembered(
     assert outcomes["b", 1].memory_limit == learned
 
 
-def test_more_memory_than_a_share_is_used_alone(
+def test_quantum_above_memory_share_runs_alone(
     spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
     """What asks for more than the machine has for two runs to its end, too."""

@@ -139,7 +139,7 @@ def _is_quantum(process: psutil.Process) -> bool:
 @pytest.mark.parametrize(
     ("way", "status"), [("os._exit", 0), ("os._exit", 7), ("sys.exit", 0), ("sys.exit", 3), ("abandon", 0)]
 )
-def test_task_that_leaves_has_failed(
+def test_sys_exit_in_task_is_a_failure(
     way: str, status: int, spark_backend: Backend, make_repo: MakeRepo, no_child_left: None
 ) -> None:
     with make_repo("repo").open() as helper:
@@ -167,9 +167,7 @@ def test_exit_of_a_task_does_not_end_a_serial_run(make_repo: MakeRepo) -> None:
         assert [outcome.report.exitCode for outcome in result.failed] == [3]
 
 
-def test_task_that_can_not_be_made_is_reported_with_its_own_error(
-    backend: Backend, make_repo: MakeRepo, tmp_path: Path
-) -> None:
+def test_error_of_task_constructor_is_reported(backend: Backend, make_repo: MakeRepo, tmp_path: Path) -> None:
     armed = tmp_path / "armed"
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(lambda h: _chain(h, BadConstructorTask, _config(folder=str(armed)))))
@@ -197,7 +195,7 @@ def test_outputs_written_before_a_crash_are_in_the_registry(
         assert ("b_metadata", ("Cam1", 2, 1)) not in contents
 
 
-def test_quantum_without_a_log_is_not_taken_for_done(backend: Backend, make_repo: MakeRepo) -> None:
+def test_resume_reruns_quantum_without_log(backend: Backend, make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(lambda h: _chain(h, NoLogTask, _config())))
         result = _run(helper, graph, backend)
@@ -239,7 +237,7 @@ def test_killed_quantum_leaves_the_others_of_its_group_alone(
         }
 
 
-def test_temporary_that_can_not_be_made_again_fails_its_readers(
+def test_consumers_fail_when_lost_temporary_cannot_be_rebuilt(
     spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
     counts = tmp_path / "counts"
@@ -313,7 +311,7 @@ def test_serial_backend_can_be_used_again_after_fail_fast(make_repo: MakeRepo) -
 
 @pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["stored", "temporary"])
 @pytest.mark.parametrize("clobber", [False, True], ids=["skip", "clobber"])
-def test_run_is_resumed_after_failures(
+def test_resume_after_failures(
     temporary: tuple[str, ...], clobber: bool, backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
     """The second attempt ends as a run without failures would have, and does only what is left."""
@@ -399,7 +397,9 @@ class _LosingBackend(SerialBackend):
 
 
 @pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["stored", "temporary"])
-def test_lost_attempt_is_not_in_the_way_of_the_next(temporary: tuple[str, ...], make_repo: MakeRepo) -> None:
+def test_next_attempt_overwrites_files_of_lost_attempt(
+    temporary: tuple[str, ...], make_repo: MakeRepo
+) -> None:
     case = Case(lambda h: _chain(h, ExitTask, _config("visit=9")))
     with make_repo("reference").open() as helper:
         expected = run_reference(helper, case)
@@ -419,7 +419,7 @@ class _SilentBackend(SerialBackend):
         super().run(context, batch, lambda outcome: None)
 
 
-def test_outcome_that_never_comes_is_an_error(make_repo: MakeRepo) -> None:
+def test_missing_outcome_raises_engine_error(make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(lambda h: _chain(h, ExitTask, _config("visit=9"))))
         with pytest.raises(EngineError, match="No outcome came back for 3 quanta|No outcome came back"):
@@ -461,7 +461,7 @@ def test_small_batches_give_the_same_registry(make_repo: MakeRepo, monkeypatch: 
         assert _assert_consistent(helper.butler, graph) == expected.datasets
 
 
-def test_engine_error_keeps_what_had_come_back(make_repo: MakeRepo) -> None:
+def test_engine_error_keeps_outcomes_received_so_far(make_repo: MakeRepo) -> None:
     class Broken(SerialBackend):
         calls = 0
 

@@ -14,38 +14,40 @@ from spark_butler.report import Run, RunRecord, make_content
 
 if TYPE_CHECKING:
     from spark_butler.driver.backend import Backend
-    from tests.support.scenarios import Scene
+    from tests.support.scenarios import ScenarioRepo
 
 _START = {"dataset_type_name": "start", "mock_storage_class": True}
 _MEGABYTES = 64
 
 
-def _run(scene: Scene, backend: Backend, **options: Any) -> dict[str, Any]:
+def _run(scenario: ScenarioRepo, backend: Backend, **options: Any) -> dict[str, Any]:
     """Run a graph and return the part of its report that is about time."""
-    graph, record = scene.make_graph(), RunRecord()
+    graph, record = scenario.make_graph(), RunRecord()
     started = datetime.datetime.now(datetime.UTC)
-    result = execute_graph(graph, scene.butler, backend, RunOptions(**options), watcher=record)
+    result = execute_graph(graph, scenario.butler, backend, RunOptions(**options), watcher=record)
     assert not result.failed
     run = Run("run", "repo", slots=backend.slots, started=started)
     time_: dict[str, Any] = make_content(run, record, state="succeeded")["time"]
     return time_
 
 
-def _add_gather(scene: Scene) -> None:
+def _add_gather(scenario: ScenarioRepo) -> None:
     """Large arrays from several groups to one, small ones from there to several."""
     size = {"size": _MEGABYTES * 2**20 // 8}
     large = ("large", "NumpyArray")
-    scene.real("make", "make_large", {"i": _START}, {"o": large}, deferred=["i"], options=size)
+    scenario.real("make", "make_large", {"i": _START}, {"o": large}, deferred=["i"], options=size)
     many = {"dataset_type_name": "large", "storage_class": "NumpyArray", "dimensions": ["detector"]}
     sums = {"dataset_type_name": "sums", "dimensions": ["instrument"]}
-    scene.real("gather", "gather", {"i": {**many, "multiple": True}}, {"o": sums}, dimensions=["instrument"])
-    scene.real("end", "describe", {"i": sums}, {"o": "end"})
+    scenario.real(
+        "gather", "gather", {"i": {**many, "multiple": True}}, {"o": sums}, dimensions=["instrument"]
+    )
+    scenario.real("end", "describe", {"i": sums}, {"o": "end"})
 
 
-def test_time_of_temporaries_that_cross_stages_is_shuffle(scene: Scene, backend: Backend) -> None:
-    _add_gather(scene)
+def test_time_of_temporaries_that_cross_stages_is_shuffle(scenario: ScenarioRepo, backend: Backend) -> None:
+    _add_gather(scenario)
     began = time.time()
-    spent = _run(scene, backend, temporary=("large", "sums"), group_by="quantum")
+    spent = _run(scenario, backend, temporary=("large", "sums"), group_by="quantum")
     seconds = time.time() - began
     slots = spent["slots"]
     # Memory is copied at no more than 20 GB/s here, once to send and once to receive.
@@ -56,9 +58,9 @@ def test_time_of_temporaries_that_cross_stages_is_shuffle(scene: Scene, backend:
     assert sum(spent["shares"].values()) == pytest.approx(1.0, abs=0.001)
 
 
-def test_run_without_temporaries_has_no_shuffle(scene: Scene, backend: Backend) -> None:
-    _add_gather(scene)
-    slots = _run(scene, backend)["slots"]
+def test_run_without_temporaries_has_no_shuffle(scenario: ScenarioRepo, backend: Backend) -> None:
+    _add_gather(scenario)
+    slots = _run(scenario, backend)["slots"]
     assert slots["shuffle"] == 0.0
     assert slots["compute"] > 0.0
     assert slots["idle"] == pytest.approx(slots["between_quanta"] - slots["import"], abs=0.002)

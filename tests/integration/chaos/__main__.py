@@ -29,7 +29,7 @@ os.environ.update(
 from tests.integration.chaos.chaos_events import KINDS, write_script  # noqa: E402
 from tests.integration.chaos.chaos_report import describe, read_results, write_table  # noqa: E402
 from tests.integration.chaos.chaos_run import Result, perform  # noqa: E402
-from tests.integration.chaos.chaos_scenarios import ROOT, SCENES  # noqa: E402
+from tests.integration.chaos.chaos_scenarios import ROOT, SCENARIOS  # noqa: E402
 from tests.integration.chaos.chaos_stage import Stage  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "chaos-benchmark.md"
@@ -39,7 +39,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=50, help="how many runs (default: 50)")
     parser.add_argument("--first-seed", type=int, default=1, help="seed of the first run (default: 1)")
-    parser.add_argument("--scene", choices=list(SCENES), default="", help="run only this")
+    parser.add_argument("--scenario", choices=list(SCENARIOS), default="", help="run only this")
     parser.add_argument("--variant", default="", help="run it only in this way")
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of events to choose from")
     parser.add_argument("--events", type=int, help="number of events of each run")
@@ -56,16 +56,16 @@ def _run(options: argparse.Namespace, folder: Path) -> list[Result]:
     kinds = [kind for kind in options.kinds.split(",") if kind]
     results = []
     with Stage.open(folder) as stage:
-        for scene in SCENES.values():
-            if options.scene in ("", scene.name):
-                scene.prepare(folder, stage.server)
+        for scenario in SCENARIOS.values():
+            if options.scenario in ("", scenario.name):
+                scenario.prepare(folder, stage.server)
         if not all(disk.is_small for disk in stage.disks):
             sys.stdout.write("No file systems can be mounted here: no disk will be full.\n")
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             script = write_script(
                 seed,
                 kinds=kinds,
-                scene=options.scene,
+                scenario=options.scenario,
                 variant=options.variant,
                 n_events=options.events,
                 faults=not options.no_faults,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import psutil
 
-from tests.integration.chaos.chaos_scenarios import SCENES
+from tests.integration.chaos.chaos_scenarios import SCENARIOS
 from tests.support.clusters import Cluster
 from tests.support.fault_proxy import FaultPlan
 
@@ -74,11 +74,11 @@ class Script:
     seed: int
     """The seed."""
 
-    scene: str
-    """Name of the scene."""
+    scenario: str
+    """Name of the scenario."""
 
     variant: str
-    """Name of the scene's variant."""
+    """Name of the scenario's variant."""
 
     events: tuple[Event, ...]
     """What befalls the run."""
@@ -94,7 +94,7 @@ def write_script(
     seed: int,
     *,
     kinds: Collection[str] = tuple(KINDS),
-    scene: str = "",
+    scenario: str = "",
     variant: str = "",
     n_events: int | None = None,
     faults: bool = True,
@@ -107,7 +107,7 @@ def write_script(
         The seed.
     kinds
         Kinds of events to choose from.
-    scene, variant
+    scenario, variant
         What to run, unless it is to be drawn.
     n_events
         How many events, unless that is to be drawn.
@@ -115,16 +115,16 @@ def write_script(
         Whether single requests are spoilt.
     """
     lots = random.Random(seed)
-    drawn_scene = "process_ccd" if lots.random() < 0.2 else "mock"
-    scene = scene or drawn_scene
-    variants = SCENES[scene].variants
+    drawn_scenario = "process_ccd" if lots.random() < 0.2 else "mock"
+    scenario = scenario or drawn_scenario
+    variants = SCENARIOS[scenario].variants
     drawn_variant = lots.choices(variants, [each.weight for each in variants])[0].name
     number = lots.choice((1, 2, 2, 3, 3, 4))
     weights = [KINDS[kind] for kind in kinds]
     drawn = lots.choices(list(kinds), weights, k=number if n_events is None else n_events) if kinds else []
     return Script(
         seed,
-        scene,
+        scenario,
         variant or drawn_variant,
         tuple(_draw_event(kind, lots) for kind in drawn),
         _draw_faults(seed, lots) if faults else FaultPlan(seed),

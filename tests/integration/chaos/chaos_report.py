@@ -31,7 +31,7 @@ def describe(result: Result) -> str:
         What came of it.
     """
     lines = [
-        f"seed {result.seed}: {result.scene}, {result.variant}: "
+        f"seed {result.seed}: {result.scenario}, {result.variant}: "
         + ("equal" if result.is_equal else "NOT EQUAL")
         + f", {result.attempts} attempts, {result.wall:.0f} s, {result.cpu:.0f} CPU-s, "
         + f"{result.repeated} of {result.quanta} quanta more than once (at most {result.most} times)",
@@ -87,7 +87,7 @@ def make_table(results: Sequence[Result]) -> str:
         again = f"{each.repeated} (≤ {each.most}×)" if each.repeated else "0"
         submitted = f"{each.attempts}" + (f" ({len(each.broken)} broke off)" if each.broken else "")
         lines.append(
-            f"| {each.seed} | {each.scene}, {each.variant} | {'; '.join(each.events) or '–'} | "
+            f"| {each.seed} | {each.scenario}, {each.variant} | {'; '.join(each.events) or '–'} | "
             f"{sum(each.faults.values())} | {submitted} | {each.wall:.0f} | {each.cpu:.0f} | {again} | "
             f"{'yes' if each.is_equal else 'NO'} |"
         )

@@ -20,7 +20,7 @@ import psutil
 
 from tests.integration.chaos.chaos_checks import check_contents, check_objects, check_reports
 from tests.integration.chaos.chaos_events import Event, Script, find_victims
-from tests.integration.chaos.chaos_scenarios import RUN, SCENES, Copy, Scene, Variant, list_keys
+from tests.integration.chaos.chaos_scenarios import RUN, SCENARIOS, Copy, Scenario, Variant, list_keys
 from tests.integration.chaos.chaos_stage import Stage, java_options
 from tests.support.fault_proxy import FaultProxy
 
@@ -37,7 +37,7 @@ class Result:
     """What came of a run."""
 
     seed: int
-    scene: str
+    scenario: str
     variant: str
     events: list[str] = dataclasses.field(default_factory=list)
     """What has befallen it."""
@@ -84,7 +84,7 @@ class Driver:
 
     stage: Stage
     folder: Path
-    scene: Scene
+    scenario: Scenario
     variant: Variant
     copy: Copy
     endpoint_url: str = ""
@@ -132,11 +132,11 @@ class Driver:
     def submit(self, *more: str) -> None:
         """Start an attempt."""
         self.n_attempts += 1
-        program, *first = self.scene.program
+        program, *first = self.scenario.program
         arguments = [
             str(Path(sys.executable).with_name(program)),
             *first,
-            *("-b", str(self.copy.repo), "-g", str(self.scene.graph(self.stage.folder))),
+            *("-b", str(self.copy.repo), "-g", str(self.scenario.graph(self.stage.folder))),
             *("--output-run", RUN, "--register-dataset-types"),
             *("--summary", str(self.summary(self.n_attempts))),
             *self.variant.arguments,
@@ -378,14 +378,14 @@ def perform(stage: Stage, script: Script) -> Result:
         What came of it.  What is needed to look into a run that is not equal
         is kept in the stage's folder, under ``failures``.
     """
-    scene = SCENES[script.scene]
-    (variant,) = (each for each in scene.variants if each.name == script.variant)
-    result = Result(script.seed, scene.name, variant.name)
-    quanta = scene.quanta(stage.folder)
+    scenario = SCENARIOS[script.scenario]
+    (variant,) = (each for each in scenario.variants if each.name == script.variant)
+    result = Result(script.seed, scenario.name, variant.name)
+    quanta = scenario.quanta(stage.folder)
     result.quanta = len(quanta)
     folder = stage.folder / "run"
-    copy = scene.copy(stage.folder, f"seed{script.seed}", stage.server)
-    driver = Driver(stage, folder, scene, variant, copy)
+    copy = scenario.copy(stage.folder, f"seed{script.seed}", stage.server)
+    driver = Driver(stage, folder, scenario, variant, copy)
     with FaultProxy(stage.server.endpoint_url, script.faults, folder / "requests") as proxy:
         driver.endpoint_url = proxy.endpoint_url
         play = _Play(stage, script, driver, proxy, result)
@@ -399,7 +399,7 @@ def perform(stage: Stage, script: Script) -> Result:
     counts = _count_executions(driver, requests)
     result.repeated = sum(count > 1 for count in counts.values())
     result.most = max(counts.values(), default=0)
-    result.findings += check_contents(copy, scene.expected(stage.folder, variant))
+    result.findings += check_contents(copy, scenario.expected(stage.folder, variant))
     result.findings += check_objects(copy, stage.server)
     registered = copy.registered()
     done_before = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUCKET", "RUN", "SCENES", "Copy", "Scene", "Variant", "read_contents"]
+__all__ = ["BUCKET", "RUN", "SCENARIOS", "Copy", "Scenario", "Variant", "read_contents"]
 
 import contextlib
 import dataclasses
@@ -83,7 +83,7 @@ MOCK_PIPELINE = (
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way to execute the graph of a scene."""
+    """A way to execute the graph of a scenario."""
 
     name: str
     """Name of the variant."""
@@ -99,11 +99,11 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class Scenario:
     """A repository with inputs and a graph."""
 
     name: str
-    """Name of the scene."""
+    """Name of the scenario."""
 
     fill: Callable[[Path, Path], Path]
     """Makes dimensions and inputs of a repository; returns the pipeline.  It is given a folder to work in."""
@@ -126,7 +126,7 @@ class Scene:
         Parameters
         ----------
         folder
-            Where all scenes are kept.
+            Where all scenarios are kept.
         server
             The object store, to which the environment points.
         """
@@ -193,7 +193,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """A copy of a scene's repository, for one run."""
+    """A copy of a scenario's repository, for one run."""
 
     repo: Path
     """Its root."""
@@ -317,10 +317,10 @@ def _variant(name: str, *arguments: str, temporary: tuple[str, ...] = (), weight
 _MOCK = ("cleaned", "calibrated", "sources", "visit_out", "coadd_out")
 _IMAGES = ("post_isr_image", "preliminary_visit_image", "preliminary_source", "detector_summary")
 
-SCENES: Mapping[str, Scene] = {
-    scene.name: scene
-    for scene in (
-        Scene(
+SCENARIOS: Mapping[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
             "mock",
             _fill_mock,
             "inputs",
@@ -337,7 +337,7 @@ SCENES: Mapping[str, Scene] = {
                 _variant("stored", "--group-by", "visit"),
             ),
         ),
-        Scene(
+        Scenario(
             "process_ccd",
             _fill_process_ccd,
             "SimCam/defaults",

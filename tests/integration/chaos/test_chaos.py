@@ -17,7 +17,7 @@ def test_runs_end_equal_to_the_serial_run(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stdout
 
 
-def test_a_run_that_is_not_equal_is_told(tmp_path: Path) -> None:
+def test_unequal_run_is_reported(tmp_path: Path) -> None:
     from tests.integration.chaos.chaos_checks import check_reports
 
     assert check_reports([tmp_path / "summary1.json"], [], []) == ["the last attempt has left no summary"]

@@ -28,7 +28,7 @@ def _children(site: Site, chain: str) -> list[str]:
         return [name for name in butler.collections.get_info(chain).children if name.startswith(chain)]
 
 
-def test_driver_dies_while_it_prepares_works_and_ingests(site: Site) -> None:
+def test_driver_killed_at_each_step_resumes(site: Site) -> None:
     run = ("--output-run", "killed/run")
     dice = random.Random(4)
     # With the file of an init-output written, and not committed.
@@ -51,7 +51,7 @@ def test_driver_dies_while_it_prepares_works_and_ingests(site: Site) -> None:
     assert sum(counts.values()) <= site.n_quanta + 1
 
 
-def test_choices_change_after_a_kill(site: Site) -> None:
+def test_options_change_after_a_kill(site: Site) -> None:
     temporary = ("--temporary", "mock_a", "--group-by", "visit")
     assert site.submit("-o", "changed", *temporary, kill_after=(6, 0.05)) == -9, site.log
     (run,) = _children(site, "changed")
@@ -67,7 +67,7 @@ def test_choices_change_after_a_kill(site: Site) -> None:
     assert max(count for each, count in counts.items() if each[0] not in "a") <= 2
 
 
-def test_graph_file_goes_on_after_a_kill(site: Site, tmp_path: Path) -> None:
+def test_run_of_graph_file_resumes_after_a_kill(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "graph.qg"
     CliLog.resetLog()
     given = ["qgraph", "-b", site.root, "-i", "in", "-p", site.pipeline, "-o", "file", "--save-qgraph", file]
