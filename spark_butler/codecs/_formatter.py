@@ -28,6 +28,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 
+from .._daf_butler import datastore_of
 from ._errors import CodecError
 
 
@@ -70,8 +71,7 @@ class FormatterFallback:
         formatter
             The fallback; `None` if the datastore writes no files of this type.
         """
-        # A butler has no public access to the formatters of its datastore.
-        for factory in _factories(butler._datastore):
+        for factory in _factories(datastore_of(butler)):
             with contextlib.suppress(KeyError):
                 factory.getFormatterClass(ref)
                 return cls(factory, ref)

@@ -27,6 +27,8 @@ from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.resources import ResourcePath
 
+from .._daf_butler import datastore_of, export_records, record_table
+from .._lsst_resources import bucket_of
 from ..run_folders import run_folder
 
 _THREADS = 16
@@ -177,7 +179,7 @@ class FileFinder:
             Places and records; none for a dataset that has no file.
         """
         refs = list(refs)
-        records = self._butler._datastore.export_records(refs)
+        records = export_records(self._butler, refs)
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def make_records(self, files: Files) -> dict[str, DatastoreRecordData]:
@@ -197,7 +199,7 @@ class FileFinder:
         for dataset_id, parts in files.items():
             for place, info in parts:
                 data = records.setdefault(place[0], DatastoreRecordData())
-                table = self._stores[place[0]]._table.name
+                table = record_table(self._stores[place[0]]).name
                 tables = data.records.setdefault(dataset_id, {})
                 tables.setdefault(table, []).append(info.update(file_size=self._sizes[place]))
         return records
@@ -272,7 +274,7 @@ def file_datastores(butler: Butler) -> list[FileDatastore]:
     butler
         Butler of the repository.
     """
-    return list(_file_datastores(butler._datastore))
+    return list(_file_datastores(datastore_of(butler)))
 
 
 def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:
@@ -318,7 +320,7 @@ def _list_local(folder: str) -> Iterator[tuple[str, int]]:
 
 def _list_keys(folder: Any, page_size: int) -> dict[str, int]:
     """List the keys below a folder of an S3 store, which `lsst.resources` would do folder by folder."""
-    client, bucket, prefix = folder.client, folder._bucket, folder.relativeToPathRoot
+    client, bucket, prefix = folder.client, bucket_of(folder), folder.relativeToPathRoot
 
     def take(page: Mapping[str, Any]) -> dict[str, int]:
         # Some stores show a folder as a key.

@@ -32,6 +32,7 @@ from lsst.pipe.base import PipelineTask
 from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_class_of
 
+from .._lsst_resources import bucket_of
 from ..model.quanta import all_outputs
 from ..model.work import GroupContent, QuantumWork, WorkerContext
 from .files import Files, collect_files
@@ -293,7 +294,7 @@ class Prefetcher:
                 uri: Any = info.file_location(self._root).uri
                 client = find_client(uri)
                 if client is not None and not uri.fragment:
-                    key = uri.netloc.rpartition("@")[2], uri.relativeToPathRoot
+                    key = bucket_of(uri), uri.relativeToPathRoot
                     yield _Input(key, dataset_type.name, info.file_size, client)
 
     def _find_files(self, ref: DatasetRef) -> list[tuple[Any, StoredFileInfo]]:

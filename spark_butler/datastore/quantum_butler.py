@@ -1,11 +1,17 @@
-"""Quantum-backed butlers of one datastore, which is set up once for a worker and its children."""
+"""Quantum-backed butlers whose datastore records are in memory.
+
+Workers and their children make them.  The records that daf_butler would keep
+in tables of an SQLite database in memory, made anew for each butler, are in
+dictionaries here; to fill and ask the tables takes milliseconds a quantum.
+"""
 
 from __future__ import annotations
 
-__all__ = ["make_quantum_butler", "open_datastore"]
+__all__ = ["MemoryBridges", "MemoryTables", "make_quantum_butler", "open_datastore"]
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lsst.daf.butler import (
     ButlerConfig,
@@ -14,13 +20,30 @@ from lsst.daf.butler import (
     DimensionUniverse,
     QuantumBackedButler,
     StorageClassFactory,
+    ddl,
 )
-from lsst.daf.butler.datastore import Datastore
+from lsst.daf.butler.datastore import Datastore, DatastoreTransaction
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
+from lsst.daf.butler.registry import ConflictingDefinitionError
+from lsst.daf.butler.registry.interfaces import (
+    Database,
+    DatasetIdRef,
+    DatasetRecordStorageManager,
+    DatastoreRegistryBridge,
+    DatastoreRegistryBridgeManager,
+    OpaqueTableStorage,
+    OpaqueTableStorageManager,
+    StaticTablesContext,
+    VersionTuple,
+)
 
-from .records_in_memory import MemoryBridges, MemoryTables
+from .._daf_butler import MemoryBridge, trust_files_without_records
+
+_ID = "dataset_id"
+
+type _Row = Mapping[str, Any]
 
 _opened: tuple[Config, DimensionUniverse, Datastore] | None = None
 
@@ -90,8 +113,7 @@ def make_quantum_butler(
     else:
         # Clones of one in memory would share what is in it.
         datastore = _read_datastore(ButlerConfig(config), universe)
-    # As daf_butler has it for such butlers: what has no record may be there nevertheless.
-    datastore._set_trust_mode(True)
+    trust_files_without_records(datastore)
     datastore.import_records(records)
     return QuantumBackedButler(
         inputs,
@@ -117,3 +139,174 @@ def _is_in_files(datastore: Datastore) -> bool:
 
 def _make_bridges(universe: DimensionUniverse) -> MemoryBridges:
     return MemoryBridges(opaque=MemoryTables(), universe=universe)
+
+
+class _MemoryTable(OpaqueTableStorage):
+    """A table, by ID of the dataset and the rest of the primary key.
+
+    Parameters
+    ----------
+    name
+        Name of the table.
+    spec
+        Its columns; one of the primary key is the ID of the dataset.
+    """
+
+    def __init__(self, name: str, spec: ddl.TableSpec):
+        super().__init__(name)
+        self._others = tuple(field.name for field in spec.fields if field.primaryKey and field.name != _ID)
+        self._rows: dict[Any, dict[tuple[Any, ...], _Row]] = {}
+
+    def insert(self, *data: dict[str, Any], transaction: DatastoreTransaction | None = None) -> None:
+        # Docstring inherited.
+        for row in data:
+            if self._place(row) in self._rows.get(row[_ID], ()):
+                raise ConflictingDefinitionError(
+                    f"There is a datastore record of dataset {row[_ID]} in table {self.name!r} already."
+                )
+            self._add(row, transaction)
+
+    def ensure(self, *data: dict[str, Any], transaction: DatastoreTransaction | None = None) -> None:
+        # Docstring inherited.
+        for row in data:
+            if self._place(row) not in self._rows.get(row[_ID], ()):
+                self._add(row, transaction)
+
+    def replace(self, *data: dict[str, Any], transaction: DatastoreTransaction | None = None) -> None:
+        # Docstring inherited.
+        for row in data:
+            self._add(row, transaction)
+
+    def fetch(self, **where: Any) -> Iterator[_Row]:
+        # Docstring inherited.
+        for batch in self.fetch_batches(**where):
+            yield from batch
+
+    def fetch_batches(self, **where: Any) -> Iterator[Sequence[_Row]]:
+        # Docstring inherited.
+        if _ID in where:
+            wanted = where.pop(_ID)
+            ids = set(wanted) if isinstance(wanted, list | tuple | set) else (wanted,)
+            rows = [row for each in ids for row in self._rows.get(each, {}).values()]
+        else:
+            rows = [row for by_place in list(self._rows.values()) for row in by_place.values()]
+        if where:
+            rows = [row for row in rows if all(_matches(row[name], value) for name, value in where.items())]
+        yield rows
+
+    def delete(self, columns: Iterable[str], *rows: dict[str, Any]) -> None:
+        # Docstring inherited.
+        for where in rows:
+            for found in list(self.fetch(**where)):
+                self._remove(found)
+
+    def _place(self, row: _Row) -> tuple[Any, ...]:
+        """Find where a row belongs among those of its dataset."""
+        return tuple(row[name] for name in self._others)
+
+    def _add(self, row: _Row, transaction: DatastoreTransaction | None) -> None:
+        place = self._place(row)
+        by_place = self._rows.setdefault(row[_ID], {})
+        before = by_place.get(place)
+        by_place[place] = row
+        if transaction is not None:
+            undo, what = (self._remove, row) if before is None else (by_place.update, {place: before})
+            transaction.registerUndo("insert", undo, what)
+
+    def _remove(self, row: _Row) -> None:
+        by_place = self._rows.get(row[_ID], {})
+        by_place.pop(self._place(row), None)
+        if not by_place:
+            self._rows.pop(row[_ID], None)
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    """Compare as the tables of daf_butler do."""
+    if isinstance(wanted, list | tuple | set):
+        return value in wanted
+    if isinstance(wanted, str) and wanted.endswith("%"):
+        return isinstance(value, str) and value.startswith(wanted[:-1])
+    return bool(value == wanted)
+
+
+class MemoryTables(OpaqueTableStorageManager):
+    """Tables for datastore records, in memory."""
+
+    def __init__(self, *, registry_schema_version: VersionTuple | None = None):
+        super().__init__(registry_schema_version=registry_schema_version)
+        self._tables: dict[str, _MemoryTable] = {}
+
+    @classmethod
+    def initialize(
+        cls, db: Database, context: StaticTablesContext, registry_schema_version: VersionTuple | None = None
+    ) -> OpaqueTableStorageManager:
+        # Docstring inherited.
+        return cls(registry_schema_version=registry_schema_version)
+
+    def clone(self, db: Database) -> OpaqueTableStorageManager:
+        # Docstring inherited.
+        return self
+
+    def get(self, name: str) -> OpaqueTableStorage | None:
+        # Docstring inherited.
+        return self._tables.get(name)
+
+    def register(self, name: str, spec: ddl.TableSpec) -> OpaqueTableStorage:
+        # Docstring inherited.
+        if name not in self._tables:
+            self._tables[name] = _MemoryTable(name, spec)
+        return self._tables[name]
+
+    @classmethod
+    def currentVersions(cls) -> list[VersionTuple]:
+        # Docstring inherited.
+        return []
+
+
+class MemoryBridges(DatastoreRegistryBridgeManager):
+    """What datastores have, in memory."""
+
+    def __init__(
+        self,
+        *,
+        opaque: OpaqueTableStorageManager,
+        universe: DimensionUniverse,
+        registry_schema_version: VersionTuple | None = None,
+    ):
+        super().__init__(opaque=opaque, universe=universe, registry_schema_version=registry_schema_version)
+        self._bridges: dict[str, MemoryBridge] = {}
+
+    @classmethod
+    def initialize(
+        cls,
+        db: Database,
+        context: StaticTablesContext,
+        *,
+        opaque: OpaqueTableStorageManager,
+        datasets: type[DatasetRecordStorageManager],
+        universe: DimensionUniverse,
+        registry_schema_version: VersionTuple | None = None,
+    ) -> DatastoreRegistryBridgeManager:
+        # Docstring inherited.
+        return cls(opaque=opaque, universe=universe, registry_schema_version=registry_schema_version)
+
+    def clone(self, *, db: Database, opaque: OpaqueTableStorageManager) -> DatastoreRegistryBridgeManager:
+        # Docstring inherited.
+        return self
+
+    def refresh(self) -> None:
+        # Docstring inherited.
+        return None
+
+    def register(self, name: str, *, ephemeral: bool = False) -> DatastoreRegistryBridge:
+        # Docstring inherited.
+        return self._bridges.setdefault(name, MemoryBridge(name))
+
+    def findDatastores(self, ref: DatasetIdRef) -> Iterable[str]:
+        # Docstring inherited.
+        return [name for name, bridge in self._bridges.items() if ref in bridge]
+
+    @classmethod
+    def currentVersions(cls) -> list[VersionTuple]:
+        # Docstring inherited.
+        return []

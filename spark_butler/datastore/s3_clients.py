@@ -19,25 +19,24 @@ __all__ = [
 ]
 
 import contextlib
-import functools
 import logging
 import os
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from botocore.awsrequest import AWSPreparedRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.utils import determine_content_length
 from lsst.daf.butler import LocationFactory
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
-from lsst.resources.s3utils import _get_s3_client
 
+from .._lsst_resources import forget_s3_clients
 from ..model.traffic import Traffic, TrafficCounter
 from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import PrefetchQueue
@@ -81,26 +80,11 @@ class _Watch:
         events.register("before-send.s3", self._count)
         events.register("before-call.s3", self._begin)
         events.register("after-call.s3", self._end)
-        # On the way to these listeners botocore spends half a millisecond.
-        client.head_object = functools.partial(self._head, client.head_object)
 
     def after_fork(self) -> None:
         """Do without the threads of the process that this one was forked from."""
         self.counter = TrafficCounter(self.counter.traffic)
         self.ahead = None
-
-    def _head(self, ask: Callable[..., Mapping[str, Any]], /, **params: Any) -> Mapping[str, Any]:
-        """Ask how large an object is, unless that is known.
-
-        That is so for an object that was written a moment ago, of which
-        daf_butler asks it after each write.  Only where nothing else was done
-        since is the answer known; the store has confirmed the write.
-        """
-        if self.thread.apart is None:
-            written, self._written = self._written, None
-            if written is not None and params == dict(zip(("Bucket", "Key"), written[0], strict=True)):
-                return {"ContentLength": written[1], "ResponseMetadata": {}}
-        return ask(**params)
 
     def _name(self, params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
         context["spark_butler_key"] = params.get("Bucket", ""), params.get("Key", "")
@@ -112,14 +96,19 @@ class _Watch:
     def _begin(
         self, model: Any, params: Mapping[str, Any], context: dict[str, Any], **_: Any
     ) -> Answer | None:
-        """Answer what need not be asked: all about files that are held, or were read ahead."""
+        """Answer what need not be asked: all about files that are held or were read ahead, and the length
+        of the object that was written last, for which daf_butler asks after each write.
+        """
         url, _, query = params["url"].partition("?")
         context["spark_butler_url"] = self.thread.last_url = url
         if self.thread.apart is not None:
             # Nobody's next question.
             return None
-        self._written = None
+        written, self._written = self._written, None
         if model.name in ("HeadObject", "GetObject"):
+            if model.name == "HeadObject" and written and written[0] == context["spark_butler_key"]:
+                known = {"ContentLength": written[1], "ResponseMetadata": {"HTTPStatusCode": 200}}
+                return AWSResponse(url, 200, {}, None), known
             data = None if query or self.thread.asks_always else self._recall(url, context)
             if data is not None and (answer := answer_from_memory(model.name, url, params["headers"], data)):
                 context["spark_butler_held"] = True
@@ -308,7 +297,7 @@ def forget_clients() -> None:
     """Let clients be made anew, as after an error that may lie in what they keep."""
     global _opened
     _opened = None
-    _get_s3_client.cache_clear()
+    forget_s3_clients()
 
 
 def hold_files(store: str, files: Mapping[uuid.UUID, StoredFileInfo], most_bytes: int) -> None:

@@ -13,6 +13,7 @@ from lsst.daf.butler.direct_butler import DirectButler
 from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
+from .._daf_butler import butler_config
 from ..errors import RepositoryError
 from ..model.limits import Limits
 from ..model.options import RunOptions
@@ -126,9 +127,9 @@ def worker_config(butler: Butler) -> Config:
             f"The repository is served by a {type(butler).__name__}; the engine needs direct access to it."
         )
     # With all defaults, so that workers need not read those for each group.
-    config = ButlerConfig(butler._config)
+    config = ButlerConfig(butler_config(butler))
     if "root" not in config:
-        config["root"] = str(butler._config.configDir)
+        config["root"] = str(butler_config(butler).configDir)
     for section in ("registry", "db"):
         if section in config:
             del config[section]

@@ -25,10 +25,10 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from .._daf_butler import fetch_run_ids
 from ..datastore.files import FileFinder, Place, find_changed_files, find_complete_files
 from ..model.quanta import all_outputs
 from ..provenance.graph_files import automatic_outputs, find_packs, open_pack
-from ..repository.ingest import fetch_ids
 from ..temporaries.dataset_types import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
         Whether some quantum has outputs in the registry, its log at least,
         but has not succeeded.
     """
-    existing = fetch_ids(butler, graph.header.output_run)
+    existing = fetch_run_ids(butler, graph.header.output_run)
     return any(
         not existing.isdisjoint(graph.bipartite_xgraph.successors(quantum_id))
         and not _is_registered(graph, quantum_id, existing)

@@ -18,12 +18,13 @@ from lsst.daf.butler import Butler, DatasetType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from .._daf_butler import fetch_run_ids
 from ..errors import EngineError, UserError
 from ..model.options import RunOptions
 from ..provenance.graph_files import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
-from ..repository.ingest import Ingester, fetch_ids
+from ..repository.ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import brief
 from .existing_outputs import choose_quanta, take_stock
@@ -93,7 +94,7 @@ def take_inventory(
         Raised if the registry or the datastore does not answer.
     """
     run = graph.header.output_run
-    existing = fetch_ids(butler, run)
+    existing = fetch_run_ids(butler, run)
     # The name of the run is checked before anything is written.
     folders = scratch_folders(butler, run)
     register_run(butler, run)

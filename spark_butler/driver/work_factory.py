@@ -15,6 +15,7 @@ from lsst.daf.butler import Butler, DatasetRef, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
+from .._daf_butler import export_records
 from ..model.limits import Limits
 from ..model.quanta import all_inputs, all_outputs
 from ..model.work import GroupContent, GroupWork, QuantumWork, Route, UnitWork
@@ -376,7 +377,7 @@ def export_input_records(
     made = {ref.id for quantum in quanta.values() for ref in all_outputs(quantum)}
     refs = {ref.id: ref for quantum in quanta.values() for ref in all_inputs(quantum) if ref.id not in made}
     whole = [ref.makeCompositeRef() if ref.isComponent() else ref for ref in refs.values()]
-    return dict(butler._datastore.export_records(whole))
+    return export_records(butler, whole)
 
 
 def _find_shared(

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType
 
+from .._daf_butler import fetch_run_ids
 from ..driver.context import make_worker_context
 from ..errors import EmptyGraphError, EngineError, OptionsError, StaysHereError
 from ..repository.checks import check_writeable, refuse_read_only, store_roots
-from ..repository.ingest import Ingester, fetch_ids
+from ..repository.ingest import Ingester
 from ..repository.query import Resolved, find_output_types
 from ..text import brief
 from ..worker.butler import DataIdBatch, DataIdContext, PutReport, WorkerButler
@@ -97,7 +98,7 @@ class _Puts:
     def _write(self, reports: Sequence[PutReport]) -> int:
         """Put datasets into the registry."""
         with Butler.from_config(self._repo, writeable=True) as butler:
-            ingester = Ingester(butler, self._outputs, existing=fetch_ids(butler, self._run))
+            ingester = Ingester(butler, self._outputs, existing=fetch_run_ids(butler, self._run))
             for report in reports:
                 ingester.add([report.ref], [report.ref.id], report.records)
             ingester.flush()

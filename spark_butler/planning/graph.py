@@ -30,10 +30,10 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
 
+from .._daf_butler import fetch_run_ids
 from ..errors import EmptyGraphError, OptionsError, UserError
 from ..model.options import RunOptions
 from ..repository.collection_notes import read_temporaries
-from ..repository.ingest import fetch_ids
 from ..temporaries.dataset_types import find_temporary_types
 from ..text import brief
 from .dataset_ids import check_outputs_in_the_way, read_retained, retained_types, settle_dataset_ids
@@ -278,7 +278,7 @@ def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
             skip_existing_in += (run,)
         existing: frozenset[uuid.UUID] = frozenset()
         if run is not None and arguments["extend_run"]:
-            existing = fetch_ids(butler, run)
+            existing = fetch_run_ids(butler, run)
             if read_temporaries(butler, [run]) - temporary.keys():
                 # Only the engine can see which quanta have to make again what is to be kept now.
                 skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)

@@ -35,6 +35,7 @@ from lsst.pipe.base.quantum_graph._provenance import (
 from lsst.pipe.base.quantum_graph.formatter import ProvenanceFormatter
 from lsst.resources import ResourcePath, ResourcePathExpression
 
+from .._daf_butler import record_table
 from ..datastore.files import file_datastores
 from ..errors import OptionsError
 from .scan import QuantumScan
@@ -115,7 +116,7 @@ def find_packs(butler: Butler, dataset_ids: Iterable[uuid.UUID]) -> dict[Resourc
     stores = file_datastores(butler)
     for batch in itertools.batched(dataset_ids, _IDS_PER_QUERY):
         for store in stores:
-            for row in store._table.fetch(dataset_id=batch):
+            for row in record_table(store).fetch(dataset_id=batch):
                 if row["formatter"] != formatter:
                     continue
                 place = store.name, row["path"]

@@ -17,7 +17,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
-from ..repository.ingest import fetch_ids
+from .._daf_butler import fetch_run_ids
 from .graph_files import automatic_outputs, find_packs, open_pack
 from .scan import QuantumScan, scan_attempt
 
@@ -49,7 +49,7 @@ class Readback:
         self._owner: LimitedButler | QuantumExecutor | None = butler or quantum_executor
         self._present: frozenset[uuid.UUID] | None = None
         if butler is not None:
-            self._present = fetch_ids(butler, graph.header.output_run)
+            self._present = fetch_run_ids(butler, graph.header.output_run)
         self._own = threading.local()
 
     @property

@@ -23,8 +23,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lsst.daf.butler import Butler
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.resources import ResourcePath
-from lsst.resources.s3utils import _get_s3_connection_parameters
+from lsst.resources.s3 import S3ResourcePath
 
+from .._lsst_resources import bucket_of, connection_parameters
 from ..errors import RepositoryError
 from ..text import brief, hide_secrets
 
@@ -115,8 +116,8 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
     """
     if root.scheme != "s3":
         return
-    profile, _, bucket = root.netloc.rpartition("@")
-    parameters = _get_s3_connection_parameters(profile or None)
+    assert isinstance(root, S3ResourcePath)
+    bucket, parameters = bucket_of(root), connection_parameters(root)
     prefix = root.unquoted_path.lstrip("/")
     try:
         client = _make_client(parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["IngestStream", "Ingester", "fetch_ids"]
+__all__ = ["IngestStream", "Ingester"]
 
 import logging
 import queue
@@ -15,11 +15,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Self
 
 import sqlalchemy.exc
-from astropy.time import Time
-from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, MissingCollectionError
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.daf.butler.time_utils import TimeConverter
 
+from .._daf_butler import datastore_of, import_datasets, remember_last_time
 from ..errors import EngineError
 from ..model.failures import FailureKind, classify
 from ..text import brief
@@ -65,7 +64,7 @@ class Ingester:
         batch_size: int = _BATCH_SIZE,
         patience: float = _PATIENCE_SECONDS,
     ):
-        _remember_last_time()
+        remember_last_time()
         self._butler = butler
         self._dataset_types = dataset_types
         self._existing = set(existing)
@@ -175,14 +174,15 @@ class Ingester:
                 new[ref.datasetType.dimensions, ref.run].append(ref)
         gone = [self._repository_ref(ref) for ref in self._stale.values() if ref.id not in self._refs]
         forgotten = {**self._stale, **self._refs} if again else self._stale
+        datastore = datastore_of(self._butler)
         with self._butler.transaction():
             if forgotten:
-                self._butler._datastore.forget(forgotten.values())
+                datastore.forget(forgotten.values())
             if gone:
                 self._butler.registry.removeDatasets(gone)
             for refs in new.values():
-                self._butler.registry._importDatasets(refs, expand=False, assume_new=not again)
-            self._butler._datastore.import_records(self._records)
+                import_datasets(self._butler, refs, assume_new=not again)
+            datastore.import_records(self._records)
         self._ingested.update(self._refs)
         logger.debug("Ingested %d datasets.", len(self._refs))
         self._existing.update(self._refs)
@@ -190,30 +190,6 @@ class Ingester:
         self._refs = {}
         self._records = {}
         self._stale = {}
-
-
-def _remember_last_time() -> None:
-    """Let daf_butler's converter of times remember the last one.
-
-    A batch has one ingest date, which is converted for each of its datasets:
-    three quarters of the time that a batch takes.
-    """
-    converter = TimeConverter()
-    convert = converter.astropy_to_nsec
-    if getattr(convert, "__name__", "") == "remembering":
-        return
-    last: tuple[Time | None, int] = (None, 0)
-
-    def remembering(astropy_time: Time) -> int:
-        nonlocal last
-        # Read at once, since another thread may convert another time meanwhile.
-        time, nsec = last
-        if astropy_time is not time:
-            nsec = convert(astropy_time)
-            last = astropy_time, nsec
-        return nsec
-
-    converter.astropy_to_nsec = remembering  # type: ignore[method-assign]
 
 
 def _may_pass(exc: Exception) -> bool:
@@ -338,27 +314,6 @@ class IngestStream:
             self._ingester.flush()
         except Exception as exc:  # noqa: BLE001  (the thread that waits raises it)
             self._error = exc
-
-
-def fetch_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
-    """Find out which datasets are in a run.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    run
-        Name of the run, which need not exist.
-
-    Returns
-    -------
-    ids
-        Their IDs.
-    """
-    try:
-        return frozenset(butler.registry._fetch_run_dataset_ids(run))
-    except MissingCollectionError:
-        return frozenset()
 
 
 type _Item = tuple[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Resolved", "export_records", "find_data_ids", "find_output_types"]
+__all__ = ["Resolved", "find_data_ids", "find_output_types"]
 
 import dataclasses
 import itertools
@@ -27,6 +27,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.utils import has_globs
 
+from .._daf_butler import export_records
 from ..errors import EmptyGraphError, OptionsError, RepositoryError
 from ..text import brief
 
@@ -163,24 +164,6 @@ def find_data_ids(
     return Resolved(
         main, tuple(refs), found, tuple(others.values()), export_records(butler, everything.values())
     )
-
-
-def export_records(butler: Butler, refs: Iterable[DatasetRef]) -> dict[str, DatastoreRecordData]:
-    """Ask the datastore where datasets are.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    refs
-        The datasets.
-
-    Returns
-    -------
-    records
-        Their records, by name of the datastore.
-    """
-    return dict(butler._datastore.export_records(list(refs)))
 
 
 def find_output_types(

@@ -21,10 +21,11 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StructType
 
+from .._daf_butler import export_records
 from ..driver.context import make_worker_context
 from ..errors import EmptyGraphError, OptionsError
 from ..repository.checks import check_repository
-from ..repository.query import export_records, find_data_ids
+from ..repository.query import find_data_ids
 from ..worker.butler import DataIdBatch, DataIdContext, WorkerButler
 from ..worker.pickling import dump_with_classes
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 __all__ = ["GroupButler"]
 
+import contextlib
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from lsst.daf.butler import (
     ButlerLogRecords,
@@ -25,6 +26,7 @@ from lsst.daf.butler import (
 )
 from lsst.pipe.base import TaskMetadata
 
+from .._daf_butler import datastore_of
 from ..codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
 from ..model.quanta import all_outputs
 from .components import read_part
@@ -76,6 +78,8 @@ class GroupButler(LimitedButler):
     ):
         self._wrapped = wrapped
         self.storageClasses = wrapped.storageClasses
+        self._datastore = datastore_of(wrapped)
+        self._metrics = ButlerMetrics()
         self._dataset_types = dataset_types
         self._temporary_types = frozenset(temporary_types)
         self._consumers = Counter(consumers)
@@ -278,8 +282,9 @@ class GroupButler(LimitedButler):
     ) -> DeferredDatasetHandle:
         # Docstring inherited.
         if self._is_temporary(ref):
+            reader = cast("LimitedButler", _DeferredReader(self))
             return DeferredDatasetHandle(
-                butler=_DeferredReader(self), ref=ref, parameters=parameters, storageClass=storageClass
+                butler=reader, ref=ref, parameters=parameters, storageClass=storageClass
             )
         return self._wrapped.getDeferred(ref, parameters=parameters, storageClass=storageClass)
 
@@ -343,21 +348,11 @@ class GroupButler(LimitedButler):
         # Docstring inherited.
         return self._wrapped.dimensions
 
-    @property
-    def _metrics(self) -> ButlerMetrics:
-        return self._wrapped._metrics
-
-    @_metrics.setter
-    def _metrics(self, metrics: ButlerMetrics) -> None:
-        self._wrapped._metrics = metrics
-
-    @property
-    def _datastore(self) -> Any:
-        return self._wrapped._datastore
-
-    @_datastore.setter
-    def _datastore(self, value: Any) -> None:
-        self._wrapped._datastore = value
+    @contextlib.contextmanager
+    def record_metrics(self, metrics: ButlerMetrics | None = None) -> Iterator[ButlerMetrics]:
+        # Docstring inherited.
+        with super().record_metrics(metrics) as recorded, self._wrapped.record_metrics(recorded):
+            yield recorded
 
 
 def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
@@ -378,19 +373,15 @@ def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
         obj["quantum"][TEMPORARIES_KEY] = [each for each in outputs if each in names]
 
 
-class _DeferredReader(GroupButler):
-    """View of a `GroupButler` for deferred handles, which may read often and so never by reference."""
+class _DeferredReader:
+    """The butler of deferred handles, which may read often and so never by reference."""
 
-    def __init__(self, parent: GroupButler):
-        self.__dict__ = parent.__dict__
+    def __init__(self, butler: GroupButler):
+        self._butler = butler
 
-    def get(
-        self,
-        ref: DatasetRef,
-        /,
-        *,
-        parameters: dict[str, Any] | None = None,
-        storageClass: StorageClass | str | None = None,
-    ) -> Any:
-        # Docstring inherited.
-        return self._get(ref, parameters, storageClass, may_lend=False)
+    def get(self, ref: DatasetRef, /, *, parameters: Any = None, storageClass: Any = None) -> Any:
+        """Read as `GroupButler.get` does, but always a copy."""
+        return self._butler._get(ref, parameters, storageClass, may_lend=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._butler, name)

@@ -11,6 +11,7 @@ from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeEr
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
+from .._daf_butler import export_records
 from ..codecs import check_storage_class
 from ..errors import OptionsError
 from ..model.options import RunOptions
@@ -113,7 +114,7 @@ def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> 
             refs = butler.query_datasets(name, collections="*", find_first=False, limit=sample, explain=False)
         except (MissingDatasetTypeError, MissingCollectionError):
             continue
-        records = butler._datastore.export_records(refs)
+        records = export_records(butler, refs)
         found = [
             sum(
                 info.file_size

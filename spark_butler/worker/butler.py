@@ -20,6 +20,7 @@ from lsst.daf.butler import (
 )
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
+from .._daf_butler import export_records
 from ..datastore.quantum_butler import make_quantum_butler
 from ..datastore.s3_clients import open_clients
 from ..errors import NotSentError, OptionsError
@@ -233,7 +234,7 @@ class WorkerButler:
                 f"{dataset_type!r} can't be put for {data_id}: it is no data ID of this batch."
             )
         self._butler.put(obj, ref)
-        self._report(PutReport(ref, dict(self._butler._datastore.export_records([ref]))))
+        self._report(PutReport(ref, export_records(self._butler, [ref])))
         return ref
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
+from .._daf_butler import export_records
 from ..datastore.prefetch import Prefetcher
 from ..datastore.quantum_butler import make_quantum_butler
 from ..datastore.s3_clients import traffic_so_far
@@ -300,7 +301,7 @@ def _run_quantum(
         outputs = tuple(ref.id for ref in put_refs)
         removed = tuple(butler.pruned)
         if put_refs:
-            records = dict(butler._datastore.export_records(put_refs))
+            records = export_records(butler, put_refs)
     outcome = dataclasses.replace(
         outcome,
         outputs=outputs,

@@ -58,9 +58,9 @@ class TemporaryFolder:
 
     def use(self) -> None:
         """Make all later temporary files of this process in the directory."""
-        tempfile.tempdir = str(self._path)
-        # lsst.resources looks there first, and so do programs that a task may start.
         os.environ.update(dict.fromkeys(("LSST_RESOURCES_TMPDIR", "TMPDIR"), str(self._path)))
+        # Both have read the variables before the fork.
+        tempfile.tempdir = None
         get_tempdir.cache_clear()
 
     @staticmethod

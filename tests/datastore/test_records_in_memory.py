@@ -16,7 +16,7 @@ from lsst.daf.butler.registry.interfaces import DatasetIdRef, FakeDatasetRef, Op
 from lsst.daf.butler.registry.opaque import ByNameOpaqueTableStorageManager
 from sqlalchemy.exc import IntegrityError
 
-from spark_butler.datastore.records_in_memory import MemoryBridges, MemoryTables
+from spark_butler.datastore.quantum_butler import MemoryBridges, MemoryTables
 
 # As daf_butler writes that there is no component.
 _WHOLE = "__NULL_STRING__"

@@ -1,0 +1,111 @@
+"""The only module that uses private API of daf_butler.
+
+The driver and the workers call it.  Tested with lsst-daf-butler 30.2026.4300;
+``tests/test_seams.py`` has a test for each use.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "MemoryBridge",
+    "butler_config",
+    "datastore_of",
+    "export_records",
+    "fetch_run_ids",
+    "import_datasets",
+    "record_table",
+    "remember_last_time",
+    "trust_files_without_records",
+]
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from astropy.time import Time
+from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, MissingCollectionError
+from lsst.daf.butler.datastore import Datastore, DatastoreTransaction
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.datastores.fileDatastore import FileDatastore
+from lsst.daf.butler.direct_butler import DirectButler
+from lsst.daf.butler.registry.bridge.ephemeral import EphemeralDatastoreRegistryBridge
+from lsst.daf.butler.registry.interfaces import DatasetIdRef, OpaqueTableStorage
+from lsst.daf.butler.time_utils import TimeConverter
+
+
+def datastore_of(butler: LimitedButler) -> Datastore:
+    """Return the datastore of a butler."""
+    return butler._datastore
+
+
+def export_records(butler: LimitedButler, refs: Iterable[DatasetRef]) -> dict[str, DatastoreRecordData]:
+    """Return the datastore records of datasets, by name of the datastore."""
+    return dict(butler._datastore.export_records(refs))
+
+
+def butler_config(butler: DirectButler) -> ButlerConfig:
+    """Return the configuration of a butler, which names its registry, too."""
+    return butler._config
+
+
+def fetch_run_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
+    """Return the IDs of all datasets of a RUN collection, which need not exist."""
+    try:
+        return frozenset(butler.registry._fetch_run_dataset_ids(run))
+    except MissingCollectionError:
+        return frozenset()
+
+
+def import_datasets(butler: Butler, refs: Iterable[DatasetRef], *, assume_new: bool) -> None:
+    """Register datasets of one RUN and the same dimensions, with the IDs that they have."""
+    butler.registry._importDatasets(refs, expand=False, assume_new=assume_new)
+
+
+def record_table(datastore: FileDatastore) -> OpaqueTableStorage:
+    """Return the table of a datastore's records."""
+    return datastore._table
+
+
+def trust_files_without_records(datastore: Datastore) -> None:
+    """Make a datastore look for the file of a dataset that has no record, as quantum-backed butlers do."""
+    datastore._set_trust_mode(True)
+
+
+def remember_last_time() -> None:
+    """Make daf_butler's converter of times remember the last one.
+
+    A batch of datasets has one ingest date, which is converted for each of
+    them: three quarters of the time that the batch takes.
+    """
+    converter = TimeConverter()
+    convert = converter.astropy_to_nsec
+    if getattr(convert, "__name__", "") == "remembering":
+        return
+    last: tuple[Time | None, int] = (None, 0)
+
+    def remembering(astropy_time: Time) -> int:
+        nonlocal last
+        # Read at once, since another thread may convert another time meanwhile.
+        time, nsec = last
+        if astropy_time is not time:
+            nsec = convert(astropy_time)
+            last = astropy_time, nsec
+        return nsec
+
+    converter.astropy_to_nsec = remembering  # type: ignore[method-assign]
+
+
+class MemoryBridge(EphemeralDatastoreRegistryBridge):
+    """The dataset IDs of a datastore, which can also be moved to trash outside of transactions."""
+
+    def moveToTrash(self, refs: Iterable[DatasetIdRef], transaction: DatastoreTransaction | None) -> None:
+        # Docstring inherited.
+        known = [ref for ref in refs if ref in self]
+        if transaction is not None:
+            super().moveToTrash(known, transaction)
+        else:
+            self._trashedIds.update(ref.id for ref in known)
+
+    def check(self, datasets: Iterable[Any]) -> set[Any]:
+        # Docstring inherited.
+        return (self._datasetIds - self._trashedIds).intersection(datasets)
