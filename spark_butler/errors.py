@@ -7,6 +7,7 @@ __all__ = [
     "EngineError",
     "FunctionError",
     "NotSentError",
+    "NothingToDo",
     "OptionsError",
     "PlanError",
     "RepositoryError",
@@ -44,6 +45,10 @@ class RepositoryError(UserError, LookupError):
 
 class EmptyGraphError(UserError, LookupError):
     """A data query selects nothing, or nothing is left to be done for it."""
+
+
+class NothingToDo(EmptyGraphError):  # noqa: N818  (it is no failure)
+    """All selected quanta have been done before."""
 
 
 class PlanError(UserError, ValueError):

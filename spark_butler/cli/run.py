@@ -8,55 +8,44 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 import lsst.utils.timer
-import networkx
 from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand, coverage_context
 from lsst.ctrl.mpexec.cli.opt import run_options
-from lsst.daf.butler import Butler, Config
+from lsst.daf.butler import Config
 from lsst.daf.butler.cli.utils import yaml_presets
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
-from ..driver.backend import Backend
-from ..driver.engine import execute_graph, plan_graph
-from ..driver.existing_outputs import needs_clobber
-from ..driver.scheduler import RunResult
-from ..errors import EngineError, OptionsError, UserError
-from ..planning.graph import (
-    RunRequest,
-    apply_fixup,
-    build_graph,
-    read_task_modules,
-    show_pipeline,
-    task_modules,
-)
-from ..planning.plan import Plan
-from ..provenance.recorder import ProvenanceRecorder
-from ..report import RunWatch
+from ..errors import EngineError, NothingToDo, OptionsError, UserError
+from ..planning.request import RunRequest
+from ..report import RunWatch, clean_command
 from ..report.summary import make_report, summarize
-from ..repository.checks import check_repository
-from ..repository.output_run import OutputRequest, check_output, find_packages, prepare_output
-from ..request_watch import describe_end
-from ..spark.session import check_platform, say_on_stderr
+from ..run import ActiveRun, OnlyShown, open_run, prepare
+from ..spark.session import check_platform
+from ..spark.session import say_on_stderr as print_stderr
 from ..spark.startup import SparkStart
-from ..temporaries.dataset_types import find_temporary_types
 from ..text import brief
-from .command import CONTEXT, format_option, kept_logging_arguments, say_json
+from .command import CONTEXT, format_option, kept_logging_arguments
+from .command import say_json as print_json
 from .ending import describe_run
 from .logging_options import logging_options, start_logging
-from .request import make_request
-from .run_options import engine_options
-from .watch import COMMAND_KEY, Watching, watch_run
+from .run_options import engine_options, make_request
+
+if TYPE_CHECKING:
+    from ..driver.backend import Backend
+    from ..spark.backend import SparkBackend
 
 logger = logging.getLogger(__name__)
+
+_COMMAND_KEY = "spark_butler.command"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EPILOG = """{examples}
 
@@ -91,7 +80,7 @@ class _Refusal(click.ClickException):
     exit_code = 2
 
     def show(self, file: IO[Any] | None = None) -> None:
-        _say(f"Error: {self.format_message()}")
+        _print(f"Error: {self.format_message()}")
 
 
 class _Breakdown(_Refusal):
@@ -109,7 +98,7 @@ class _RunCommand(PipetaskCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Logging options may stand before the name of the command, too.
         args = [*kept_logging_arguments(ctx), *args]
-        ctx.meta[COMMAND_KEY] = list(args)
+        ctx.meta[_COMMAND_KEY] = list(args)
         try:
             parsed: list[str] = super().parse_args(ctx, args)
         except click.UsageError:
@@ -133,14 +122,6 @@ def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | 
         yaml_presets(ctx, "options_file", value)
     finally:
         ctx.info_name = name
-
-
-class _Stopped(BaseException):
-    """A signal asks the run to end."""
-
-    def __init__(self, number: signal.Signals):
-        super().__init__(number.name)
-        self.number = number
 
 
 def make_run_command(
@@ -194,7 +175,7 @@ def make_run_command(
             logger.debug("The engine failed.", exc_info=True)
             raise _Breakdown(f"The engine failed: {brief(exc)}") from exc
         except KeyboardInterrupt:
-            _say("Stopped by SIGINT before any quantum ran.")
+            _print("Stopped by SIGINT before any quantum ran.")
             status = 128 + signal.SIGINT
         ctx.exit(status)
 
@@ -211,188 +192,160 @@ def make_run_command(
 
 
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
-    """Do what the command was asked for and return the exit status."""
-    watching = Watching.from_options(ctx, kwargs)
+    """Carry out the command and return its exit status."""
+    started = time.time()
     start_logging(kwargs)
     dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
-    as_json = kwargs.pop("form") == "json"
+    bars, as_json = kwargs.pop("progress"), kwargs.pop("form") == "json"
     if as_json and kwargs["show"]:
         raise OptionsError("--show prints for people; it can't be combined with --format json.")
-    request = make_request(ctx, kwargs, default_pipeline=default_pipeline, on_spark=backend_name == "spark")
-    show = request.show
-    if not request.arguments["enable_implicit_threading"]:
+    on_spark = backend_name == "spark"
+    request = make_request(
+        ctx, kwargs, default_pipeline=default_pipeline, on_spark=on_spark, command=_command_line(ctx)
+    )
+    further = request.graph_builder
+    if not further["enable_implicit_threading"]:
         disable_implicit_threading()
-    with coverage_context(dict(request.arguments)):
-        if backend_name == "spark":
-            check_platform()
-        stores = [str(root) for root in check_repository(request.arguments["butler_config"])]
-        factory = show_pipeline(request)
-        if show.handled and not show.unhandled:
-            _say_shown("No quantum graph generated or pipeline executed.")
-            return 0
-        with contextlib.ExitStack() as stack:
-
-            def start_spark(modules: Sequence[str]) -> SparkStart:
-                return stack.enter_context(SparkStart(modules, stores))
-
-            needs_spark = backend_name == "spark" and not dry_run and not request.arguments["init_only"]
-            return _run_graph(
-                *(request, factory, watching, start_spark if needs_spark else None),
-                dry_run=dry_run,
-                as_json=as_json,
-            )
-
-
-def _run_graph(
-    request: RunRequest,
-    factory: Any,
-    watching: Watching,
-    start_spark: Callable[[Sequence[str]], SparkStart] | None,
-    *,
-    dry_run: bool,
-    as_json: bool,
-) -> int:
-    """Build or read the graph, explain it, check and run it."""
-    arguments, show = request.arguments, request.show
-    spark: SparkStart | None = None
-    if start_spark is not None and not (show.handled or show.unhandled):
-        # Workers import what tasks need while the graph is built or read.
-        if modules := _find_modules(request, factory):
-            spark = start_spark(modules)
-    with watching.timing("quantum graph"):
-        graph = build_graph(request, factory)
-    if show.unhandled:
-        click.echo(
-            "The following '--show' options were not known to the run command: "
-            f"{', '.join(sorted(show.unhandled))}",
-            err=True,
-        )
-    if show.handled:
-        _say_shown("No pipeline executed.")
-        return 0
-    if start_spark is not None and spark is None:
-        spark = start_spark(task_modules(graph.pipeline_graph))
-    xgraph = apply_fixup(graph, arguments["graph_fixup"])
-    output = OutputRequest.from_arguments(graph, arguments)
-    check_output(graph, output, probe_datastore=not dry_run)
-    plan = _make_plan(graph, xgraph, request)
-    if dry_run:
-        if as_json:
-            say_json(plan.describe())
-        else:
-            click.echo(plan.explain())
-        return 0
-    logger.info("%s", plan.explain())
-    run = graph.header.output_run
-    stopped: _Stopped | None = None
-    # While Spark starts.
-    packages = None if spark is not None and spark.has_failed else find_packages(output)
     with contextlib.ExitStack() as stack:
-        with watching.timing("Spark session"):
-            backend = stack.enter_context(_open_backend(spark))
+        stack.enter_context(coverage_context(dict(further)))
+        if on_spark:
+            check_platform()
+        needs_spark = on_spark and not dry_run and not request.init_only
+        workers = _Workers(stack, needs_spark=needs_spark, slots=request.options.processes)
+        try:
+            prepared = prepare(
+                request,
+                slots=workers.slots,
+                start_workers=workers.start if needs_spark else None,
+                dry_run=dry_run,
+            )
+        except OnlyShown as exc:
+            _print_unhandled(request)
+            _print(f"{exc} The --show option was given and all options were processed.")
+            return 0
+        except NothingToDo as exc:
+            if as_json:
+                print_json(
+                    {"run": request.output_run, "state": "succeeded", "reason": str(exc), "exit_status": 0}
+                )
+            else:
+                _print(str(exc))
+            return 0
+        _print_unhandled(request)
+        if dry_run:
+            print_json(prepared.plan.describe()) if as_json else click.echo(prepared.plan.explain())
+            return 0
+        logger.info("%s", prepared.plan.explain())
         if request.options.debug:
             _import_debug()
-        with watching.timing("output run"):
-            butler = stack.enter_context(prepare_output(graph, output, packages))
-        if arguments["init_only"]:
+        bars = sys.stderr.isatty() if bars is None else bars
+        active = stack.enter_context(
+            open_run(prepared, workers.backend(), on_cancel=_end_in_order, bars=bars)
+        )
+        if request.init_only:
             if as_json:
-                say_json({"run": run, "state": "initialized", "exit_status": 0})
+                print_json({"run": active.name, "state": "initialized", "exit_status": 0})
             return 0
-        recorder: ProvenanceRecorder | None = None
-        if request.provenance_graph is not None:
-            recorder = ProvenanceRecorder(graph, request.provenance_graph, butler=butler, xgraph=xgraph)
-            stack.enter_context(recorder)
-        stack.enter_context(lsst.utils.timer.profile(arguments["profile"], logger))
-        start = time.time()
-        watch = watch_run(watching, run, request, butler, backend)
-        try:
-            with _ending_on_signals(), watch:
-                result = execute_graph(
-                    *(graph, butler, backend, request.options),
-                    xgraph=xgraph,
-                    recorder=recorder,
-                    watcher=watch.watcher,
-                )
-                unwritten = _write_provenance(recorder, result)
-        except _Stopped as exc:
-            stopped = exc
-            how_to_resume = _tell_how_to_resume(butler, graph, output)
-        except EngineError:
-            _say(_tell_how_to_resume(butler, graph, output))
-            _say_places(watch)
-            if as_json:
-                say_json(describe_run(watch, run, "broken", 1))
-            raise
-    if stopped is not None:
-        by = "`spark-butler cancel`" if watch.cancelled else stopped.number.name
-        watch.finish("stopped", f"Stopped by {by}.")
-        _say_places(watch)
-        status = _say_stopped(stopped, by, how_to_resume)
+        stack.enter_context(lsst.utils.timer.profile(further["profile"], logger))
+        return _drive(active, started, summary=further["summary"], as_json=as_json)
+
+
+def _drive(active: ActiveRun, started: float, *, summary: str | None, as_json: bool) -> int:
+    """Run all quanta, print the summary, and return the exit status."""
+    reporter = active.reporter
+    try:
+        end = active.drive(guard=_ending_on_signals())
+    except _Stopped as exc:
+        by = "`spark-butler cancel`" if reporter.cancelled else exc.number.name
+        how_to_resume = active.explain_resume()
+        active.finish("stopped", f"Stopped by {by}.")
+        status = 128 + exc.number
         if as_json:
-            say_json(describe_run(watch, run, "stopped", status))
+            print_json(describe_run(reporter, active.name, "stopped", status))
+        _print_report_location(reporter)
+        _print(f"Stopped by {by}. {how_to_resume}")
         return status
+    except EngineError:
+        _print(active.explain_resume())
+        _print_report_location(reporter)
+        if as_json:
+            print_json(describe_run(reporter, active.name, "broken", 1))
+        raise
+    result, graph = end.result, active.prepared.graph
     if not as_json:
-        click.echo(summarize(graph, result, wall_seconds=time.time() - start, n_ingested=result.n_ingested))
-    if summary := arguments["summary"]:
+        seconds = time.time() - started
+        click.echo(summarize(graph, result, wall_seconds=seconds, n_ingested=result.n_ingested))
+    if summary:
         with ResourcePath(summary).open("w") as stream:
             stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
-    state, reason = describe_end(result)
-    watch.finish(state, reason, n_ingested=result.n_ingested)
-    status = 1 if result.failed or unwritten is not None else 0
+    active.finish(end.state, end.reason, n_ingested=result.n_ingested)
+    status = 1 if result.failed or end.unwritten is not None else 0
     if as_json:
-        say_json(describe_run(watch, run, state, status))
-    elif watch.places:
-        click.echo(f"The report is in {watch.places[0]}.")
-    if unwritten is not None:
-        raise unwritten
+        print_json(describe_run(reporter, active.name, end.state, status))
+    elif reporter.places:
+        click.echo(f"The report is in {reporter.places[0]}.")
+    if end.unwritten is not None:
+        raise end.unwritten
     return status
 
 
-def _find_modules(request: RunRequest, factory: Any) -> list[str]:
-    """List the modules that tasks are in, as far as that is known before there is a graph."""
-    if request.graph_file is None:
-        return task_modules(factory(resolve=False))
-    return read_task_modules(request.graph_file)
+class _Workers:
+    """Workers of a run: Spark, started in the background, or this process.
+
+    Parameters
+    ----------
+    stack
+        Stops Spark in the end.
+    needs_spark
+        Whether quanta run on Spark.
+    slots
+        Number of groups to run at once, if it was given.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, *, needs_spark: bool, slots: int | None):
+        self._stack = stack
+        self._needs_spark = needs_spark
+        self._slots = slots
+        self._start: SparkStart | None = None
+        self._backend: Backend | None = None
+
+    def start(self, modules: Sequence[str], stores: Sequence[str]) -> None:
+        """Start Spark in the background."""
+        self._start = self._stack.enter_context(SparkStart(modules, stores))
+
+    def backend(self) -> Backend:
+        """Wait for Spark and return the backend."""
+        if self._backend is None and self._start is not None:
+            from ..spark.backend import SparkBackend
+
+            backend = SparkBackend(self._start.wait())
+            self._stack.callback(_close, backend)
+            self._backend = backend
+        elif self._backend is None:
+            from ..driver.serial import SerialBackend
+
+            self._backend = SerialBackend()
+        return self._backend
+
+    def slots(self) -> int:
+        """Wait for Spark and return how many groups can run at once; without Spark, the number of cores."""
+        if self._needs_spark:
+            return self.backend().slots
+        return self._slots or os.cpu_count() or 1
 
 
-def _write_provenance(recorder: ProvenanceRecorder | None, result: RunResult) -> EngineError | None:
-    """Write the provenance graph, and return what stood against it until the summary is printed."""
-    try:
-        if recorder is not None:
-            recorder.finish(result)
-    except EngineError as exc:
-        return exc
-    return None
+def _close(backend: SparkBackend) -> None:
+    """Close a backend, unless what ended the run has ended the JVM, too."""
+    with contextlib.suppress(Exception):
+        backend.close()
 
 
-def _make_plan(
-    graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID], request: RunRequest
-) -> Plan:
-    """Cut the graph as the engine will, as far as that can be known before Spark is there."""
-    slots = request.options.processes or os.cpu_count() or 1
-    if not find_temporary_types(graph.pipeline_graph, request.options):
-        return plan_graph(graph, request.options, xgraph=xgraph, slots=slots)
-    with Butler.from_config(request.arguments["butler_config"], writeable=False) as butler:
-        return plan_graph(graph, request.options, xgraph=xgraph, slots=slots, butler=butler)
-
-
-@contextlib.contextmanager
-def _open_backend(spark: SparkStart | None) -> Iterator[Backend]:
-    """Make the backend of a Spark that has been started, or one without Spark."""
-    if spark is None:
-        from ..driver.serial import SerialBackend
-
-        yield SerialBackend()
-        return
-    from ..spark.backend import SparkBackend
-
-    backend = SparkBackend(spark.wait())
-    try:
-        yield backend
-    finally:
-        with contextlib.suppress(Exception):
-            # What ended the run may have ended the JVM, too.
-            backend.close()
+def _command_line(ctx: click.Context) -> list[str]:
+    """Return the command as it was given, without secrets."""
+    program = ctx.command_path.split()
+    if program[0] != "spark-butler":
+        program = ["spark-submit" if "PYSPARK_GATEWAY_PORT" in os.environ else "python", sys.argv[0]]
+    return clean_command([*program, *ctx.meta.get(_COMMAND_KEY, ())])
 
 
 def _import_debug() -> None:
@@ -403,9 +356,17 @@ def _import_debug() -> None:
         logger.warning("No 'debug' module found.")
 
 
+class _Stopped(BaseException):
+    """A signal asks the run to end."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.number = number
+
+
 @contextlib.contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into an exception that ends the run in order; the second kills."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception that ends the run; the second kills."""
 
     def stop(number: int, frame: object) -> NoReturn:
         for each in before:
@@ -413,7 +374,9 @@ def _ending_on_signals() -> Iterator[None]:
         raise _Stopped(signal.Signals(number))
 
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # nohup ignores SIGHUP, and so does the run.
+        numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in numbers}
     except ValueError:
         # Not the main thread, where signals arrive.
         yield
@@ -425,38 +388,30 @@ def _ending_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say(line: str) -> None:
-    """Write a line to standard error."""
-    if not say_on_stderr(line):
-        with contextlib.suppress(BrokenPipeError):
-            # After Ctrl-C, spark-submit is gone before this process.
+def _end_in_order() -> None:
+    """End the run of this process by the signal on which it ends in order."""
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
+        logger.warning("This process does not listen to signals; the run goes on.")
+        return
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _print(line: str) -> None:
+    """Print a line on standard error."""
+    if not print_stderr(line):
+        with contextlib.suppress(BrokenPipeError, OSError):
+            # After Ctrl-C, spark-submit is gone before this process; after SIGHUP, the terminal.
             click.echo(line, err=True)
 
 
-def _say_shown(what: str) -> None:
-    click.echo(f"{what} The --show option was given and all options were processed.", err=True)
+def _print_unhandled(request: RunRequest) -> None:
+    """Print the values of ``--show`` that are not known."""
+    if request.show.unhandled:
+        names = ", ".join(sorted(request.show.unhandled))
+        click.echo(f"The following '--show' options were not known to the run command: {names}", err=True)
 
 
-def _tell_how_to_resume(butler: Butler, graph: PredictedQuantumGraph, output: OutputRequest) -> str:
-    """Say which options make the same command go on where it stopped."""
-    options = "--extend-run --skip-existing"
-    with contextlib.suppress(Exception):
-        # The registry may be what failed.
-        if needs_clobber(butler, graph):
-            options += " --clobber-outputs"
-    replacing = [name for name in ("replace_run", "prune_replaced") if output.collections[name]]
-    instead = f" instead of --{' and --'.join(replacing)}".replace("_", "-") if replacing else ""
-    run = output.collections["output_run"]
-    return f"What was finished is in run {run!r}; to resume, repeat the command with {options}{instead}."
-
-
-def _say_places(watch: RunWatch) -> None:
-    """Say where the report of a run is that has come to no good end."""
-    if watch.places:
-        _say(f"The report is in {watch.places[0]}.")
-
-
-def _say_stopped(stopped: _Stopped, by: str, how_to_resume: str) -> int:
-    """Say how to go on after a signal, and return the exit status that shells give it."""
-    _say(f"Stopped by {by}. {how_to_resume}")
-    return 128 + stopped.number
+def _print_report_location(reporter: RunWatch) -> None:
+    """Print where the report of a run is that was broken off."""
+    if reporter.places:
+        _print(f"The report is in {reporter.places[0]}.")

@@ -1,13 +1,24 @@
-"""The options of the run command that ``pipetask run`` does not have."""
+"""Options of ``spark-butler run``: those that ``pipetask run`` does not have, and the request they make.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
-__all__ = ["engine_options"]
+__all__ = ["engine_options", "make_request"]
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
+from lsst.ctrl.mpexec.showInfo import ShowInfo
+
+from ..errors import OptionsError
+from ..planning.request import RunRequest, build_request
+from ..text import brief
 
 _OPTIONS = (
     click.option(
@@ -102,3 +113,61 @@ def engine_options[C: Callable[..., Any]](command: C) -> C:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def make_request(
+    ctx: click.Context,
+    kwargs: dict[str, Any],
+    *,
+    default_pipeline: Path | None = None,
+    on_spark: bool = True,
+    command: Sequence[str] = (),
+) -> RunRequest:
+    """Build a request from the options of the command.
+
+    Parameters
+    ----------
+    ctx
+        Context of the command, which knows the order of pipeline options.
+    kwargs
+        Values of the options, by parameter name.
+    default_pipeline
+        Pipeline to run when none is given.
+    on_spark
+        Whether quanta are to run on Spark.
+    command
+        The command line, without secrets.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if an option, or a combination of options, can't be used.
+    """
+    try:
+        kwargs = collect_pipeline_actions(ctx, **kwargs)
+        show = ShowInfo(kwargs.pop("show") or [])
+    except (TypeError, ValueError) as exc:
+        raise OptionsError(brief(exc)) from exc
+    _check_meaning(kwargs, on_spark=on_spark)
+    return build_request(kwargs, show=show, command=command, default_pipeline=default_pipeline)
+
+
+def _check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
+    """Refuse options of ``pipetask run`` that have no meaning on Spark."""
+    if kwargs["pdb"]:
+        raise OptionsError("--pdb needs quanta in the process of a terminal; use `pipetask run --pdb -j 1`.")
+    if kwargs["start_method"]:
+        raise OptionsError(
+            f"--start-method {kwargs['start_method']} has no meaning: quanta run in processes forked from "
+            "workers of Spark."
+        )
+    if kwargs["coverage"] and importlib.util.find_spec("coverage") is None:
+        raise OptionsError("--coverage needs the package `coverage`, which is not installed.")
+    if not on_spark:
+        return
+    for name in ("profile", "coverage"):
+        if kwargs[name]:
+            raise OptionsError(
+                f"--{name} sees this process only, and quanta run in workers of Spark; "
+                "give --backend serial with it."
+            )

@@ -17,11 +17,12 @@ from ..errors import OptionsError, StaysHereError, UserError
 from ..planning.plan import Plan
 from ..repository.checks import check_repository, store_roots
 from ..repository.query import find_data_ids
+from ..run import PreparedRun, prepare
 from ..spark.preflight import check_workers
 from ..spark.session import check_session, make_session
 from .data_ids import DataIds
 from .options import PipelineLike, in_words_of_python, make_notebook_request
-from .run import PreparedRun, Run
+from .run import Run
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -250,17 +251,17 @@ class SparkButler:
         Plan: 2 quanta in 2 groups and 1 stage.
         ...
         """
-        return self._prepare(pipeline, options, probe_datastore=False).plan
+        return self._prepare(pipeline, options, dry_run=True).plan
 
     def _prepare(
-        self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, probe_datastore: bool = True
+        self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, dry_run: bool = False
     ) -> PreparedRun:
         """Look for all that stands against a run."""
         given = {"input": self._collections or None, **options}
         slots = int(self._session.sparkContext.defaultParallelism)
         try:
             request = make_notebook_request(self._repo, pipeline, given)
-            return PreparedRun.prepare(request, slots=slots, probe_datastore=probe_datastore)
+            return prepare(request, slots=lambda: slots, dry_run=dry_run)
         except UserError as exc:
             exc.args = (in_words_of_python(str(exc)),)
             raise

@@ -1,28 +1,28 @@
-"""What a call of ``SparkButler.run`` asks for, read as the options of the command are."""
+"""Arguments of `SparkButler.run` as a request, with the meaning of the options of the command.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
 __all__ = ["in_words_of_python", "make_notebook_request"]
 
-import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import astropy.units as u
-import click
 import pydantic
+from lsst.ctrl.mpexec.cli.utils import make_pipeline_actions
 from lsst.pipe.base import ExecutionResources, Pipeline, PipelineTask
 from lsst.utils.introspection import get_full_type_name
 
-from ..cli.request import make_request
-from ..cli.run import make_run_command
 from ..errors import OptionsError
 from ..model.limits import MIB, ResourceRequests
-from ..planning.graph import RunRequest
+from ..model.options import RunOptions
+from ..planning.request import RunRequest, build_request
 from ..report import clean_command
 from ..repository.checks import check_repository
 from ..text import brief, explain_invalid
@@ -39,14 +39,19 @@ _ELSEWHERE = {
     "debug": "use the command",
     "pdb": "use `pipetask run --pdb`",
     "progress": "a run shows its own table",
+    "start_method": "quanta run in processes forked from workers of Spark",
     "profile": "use the command with --backend serial",
     "coverage": "use the command with --backend serial",
     **dict.fromkeys(
         ["log_level", "long_log", "log_file", "log_tty", "log_label"], "use the logging of the notebook"
     ),
 }
-_OF_THE_COMMAND = ("backend", "dry_run", "form", "log_level", "long_log", "log_file", "log_tty", "log_label")
-_IN_MEMORY = Path("(the pipeline in this notebook)")
+_ACTIONS = ("task", "delete", "config", "config_file", "instrument")
+_WITH_COMMAS = ("input", "skip_existing_in", "unmocked_dataset_types", "qgraph_node_id", "task", "delete")
+_REPEATED = (*_WITH_COMMAS[:4], "data_id_table", "temporary", "store")
+_KNOWN = frozenset(
+    {*RunOptions.model_fields, *RunRequest.pipetask_names(), *_ACTIONS, "memory", "provenance_graph"}
+) - {"pipeline_actions"}
 _PIPELINES = "the address of a pipeline file, a Pipeline or the class of a PipelineTask"
 _OTHER_NAMES_BACK = {option: name for name, option in _OTHER_NAMES.items()}
 # What is written as a command is left as it is.
@@ -56,7 +61,7 @@ type PipelineLike = str | os.PathLike[str] | Pipeline | type[PipelineTask]
 
 
 def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Mapping[str, Any]) -> RunRequest:
-    """Read the arguments of a run.
+    """Build a request from the arguments of `SparkButler.run`.
 
     Parameters
     ----------
@@ -66,7 +71,7 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
         Address of a pipeline file, a pipeline, or the class of a task; `None`
         where the options name tasks or a quantum graph.
     options
-        Values of the options of the command ``run``, by their names with
+        Values of the options of ``spark-butler run``, by their names with
         underscores; ``where`` stands for ``data_query``, ``memory`` for the
         memory that each task may have.  Flags are booleans, options that may
         be repeated take lists, ``config`` takes a mapping.
@@ -74,40 +79,38 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
     Returns
     -------
     request
-        The request, with all defaults of the command, but that dataset types
-        are registered.
+        The request; dataset types are registered by default.
 
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if there is no such option, or a value makes no sense.
+        Raised if an option is not known, or if its value can't be used.
     """
     given = {_OTHER_NAMES.get(name, name): value for name, value in options.items() if value is not None}
-    only_here = "memory" in given or isinstance(given.get("resources"), Mapping)
-    memory, requests = given.pop("memory", None), given.get("resources")
-    if isinstance(requests, Mapping):
-        del given["resources"]
+    for name in given:
+        _check_name(name)
+    memory, requests = given.pop("memory", None), given.pop("resources", None)
     given.setdefault("register_dataset_types", True)
-    command = make_run_command()
-    arguments = ["--butler-config", repo]
-    default = _IN_MEMORY if isinstance(pipeline, Pipeline) else None
     is_of_cell = isinstance(pipeline, type) and pipeline.__module__ == "__main__"
-    only_here = only_here or default is not None or is_of_cell
-    arguments += _name_pipeline(pipeline, given)
-    arguments += _write_arguments(command, given)
-    try:
-        context = command.make_context("run", list(arguments))
-    except click.ClickException as exc:
-        raise OptionsError(exc.format_message()) from exc
-    check_repository(repo)
-    values = {name: value for name, value in context.params.items() if name not in _OF_THE_COMMAND}
-    request = make_request(context, values, default_pipeline=default)
+    in_memory = isinstance(pipeline, Pipeline) or is_of_cell or isinstance(requests, Mapping)
+    values: dict[str, Any] = {}
     if isinstance(pipeline, Pipeline):
         # Options may change it.
-        copied = Pipeline.fromPipeline(pipeline)
-        request = dataclasses.replace(request, arguments={**request.arguments, "pipeline": copied})
-    if not only_here:
-        request = dataclasses.replace(request, command=clean_command(["spark-butler", "run", *arguments]))
+        values["pipeline"] = Pipeline.fromPipeline(pipeline)
+    else:
+        given |= _name_pipeline(pipeline, given)
+    if requests is not None and not isinstance(requests, Mapping):
+        given["resources"] = str(requests)
+    arguments = ["--butler-config", repo, *_write_arguments(given)]
+    actions = [each for argument in arguments for each in argument.split("=", 1)]
+    try:
+        values["pipeline_actions"] = make_pipeline_actions(actions)
+    except TypeError as exc:
+        raise OptionsError(brief(exc)) from exc
+    values |= {name: _convert(name, value) for name, value in given.items() if name not in _ACTIONS}
+    check_repository(repo)
+    command = clean_command(["spark-butler", "run", *arguments]) if not (in_memory or memory) else ()
+    request = build_request({"butler_config": repo, **values}, command=command)
     return _with_resources(request, requests if isinstance(requests, Mapping) else None, memory)
 
 
@@ -129,49 +132,63 @@ def in_words_of_python(text: str) -> str:
     return _FLAG.sub(name, text)
 
 
-def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> Iterator[str]:
-    """Write the pipeline as arguments of a command line."""
+def _check_name(name: str) -> None:
+    """Check that an option is known and has a meaning in a notebook."""
+    if name in _ELSEWHERE:
+        raise OptionsError(f"{name} has no meaning in a notebook: {_ELSEWHERE[name]}.")
+    if name not in _KNOWN:
+        near = difflib.get_close_matches(name, sorted({*_KNOWN, *_OTHER_NAMES}), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
+        raise OptionsError(f"{name!r} is not a known option{hint}")
+
+
+def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pipeline as the options that name it."""
     if pipeline is None:
         if not any(given.get(name) for name in ("pipeline", "task", "qgraph")):
-            raise OptionsError(f"There is no pipeline; expected {_PIPELINES}, or task= or qgraph=.")
-    elif isinstance(pipeline, type) and issubclass(pipeline, PipelineTask):
-        yield from ("--task", f"{get_full_type_name(pipeline)}:{pipeline._DefaultName}")
-    elif isinstance(pipeline, str | os.PathLike):
-        yield from ("--pipeline", os.fspath(pipeline))
-    elif not isinstance(pipeline, Pipeline):
-        raise OptionsError(f"pipeline is {pipeline!r}; expected {_PIPELINES}.")
+            raise OptionsError(f"No pipeline was given; expected {_PIPELINES}, or task= or qgraph=.")
+        return {}
+    if isinstance(pipeline, type) and issubclass(pipeline, PipelineTask):
+        return {"task": f"{get_full_type_name(pipeline)}:{pipeline._DefaultName}"}
+    if isinstance(pipeline, str | os.PathLike):
+        return {"pipeline": os.fspath(pipeline)}
+    raise OptionsError(f"pipeline is {pipeline!r}; expected {_PIPELINES}.")
 
 
-def _write_arguments(command: click.Command, given: Mapping[str, Any]) -> Iterator[str]:
-    """Write options as arguments of a command line."""
-    known = {param.name: param for param in command.params if isinstance(param, click.Option)}
-    for name, value in given.items():
-        if name in _ELSEWHERE:
-            raise OptionsError(f"{name} has no meaning in a notebook: {_ELSEWHERE[name]}.")
-        if (option := known.get(name)) is None:
-            near = difflib.get_close_matches(name, [*known, *_OTHER_NAMES, "memory"], n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "."
-            raise OptionsError(f"There is no option {name!r}{hint}")
-        yield from _write_option(option, value)
+def _convert(name: str, value: Any) -> Any:
+    """Return the value of an option as the command line gives it to a request."""
+    if name in _REPEATED:
+        return tuple(_split(name, value))
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
-def _write_option(option: click.Option, value: Any) -> Iterator[str]:
-    """Write an option and its values."""
-    flag = max(option.opts, key=len)
-    if option.is_flag:
-        if not isinstance(value, bool):
-            raise OptionsError(f"{option.name} is {value!r}; expected True or False.")
-        off = max(option.secondary_opts, key=len, default="")
-        if value or off:
-            yield flag if value else off
-        return
+def _split(name: str, value: Any) -> Iterator[str]:
+    """Yield the single values of an option that may be repeated."""
     if isinstance(value, Mapping):
-        value = [f"{key}={item}" for key, item in value.items()]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = list(map(str, value)) if option.multiple else [",".join(map(str, value))]
+        yield from (f"{key}={item}" for key, item in value.items())
+    elif isinstance(value, str) and name in _WITH_COMMAS:
+        yield from (item.strip() for item in value.split(","))
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        yield from map(str, value)
     else:
-        value = [str(value)]
-    yield from (f"{flag}={item}" for item in value)
+        yield str(value)
+
+
+def _write_arguments(given: Mapping[str, Any]) -> Iterator[str]:
+    """Write options as arguments of a command line."""
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            if value:
+                yield flag
+            elif name == "raise_on_partial_outputs":
+                yield "--no-raise-on-partial-outputs"
+        elif name in _REPEATED or name in _ACTIONS:
+            yield from (f"{flag}={item}" for item in _split(name, value))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            yield f"{flag}={','.join(map(str, value))}"
+        else:
+            yield f"{flag}={value}"
 
 
 def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, memory: Any) -> RunRequest:
@@ -188,7 +205,7 @@ def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, mem
         text = explain_invalid(exc, unknown="there is no request {name!r}.")
         raise OptionsError(f"resources: {text}") from exc
     options = request.options.model_copy(update={"resources": resources})
-    return dataclasses.replace(request, options=options)
+    return request.model_copy(update={"options": options})
 
 
 def _with_memory(resources: ResourceRequests, megabytes: float) -> ResourceRequests:

@@ -1,8 +1,11 @@
-"""A run in the background, and the handle by which it is watched, stopped and tried again."""
+"""Handle of a run in the background: its state, its failures, cancel and retry.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
-__all__ = ["PreparedRun", "Run", "RunStatus"]
+__all__ = ["Run", "RunStatus"]
 
 import contextlib
 import dataclasses
@@ -10,35 +13,27 @@ import datetime
 import enum
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import networkx
-from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import Report
-from lsst.resources import ResourcePath
 
 from ..driver.backend import Backend, ReportOutcome
-from ..driver.engine import execute_graph, plan_graph
-from ..driver.events import ProgressSnapshot, Watchers
+from ..driver.events import ProgressSnapshot
 from ..driver.scheduler import RunResult
 from ..errors import EngineError, UserError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import UnitWork, WorkerContext
-from ..planning.graph import RunRequest, apply_fixup, build_graph, show_pipeline
 from ..planning.plan import Plan
-from ..provenance.recorder import ProvenanceRecorder
+from ..report import RunWatch
 from ..report.failures import Failures, describe_failure
 from ..report.live_display import LiveDisplay
 from ..report.run_table import make_html, make_text
 from ..report.summary import make_report
-from ..repository.output_run import OutputRequest, check_output, prepare_output
-from ..request_watch import describe_end, watch_request
+from ..run import PreparedRun, RunEnd, open_run
 from ..text import brief
-from ..worker.pickling import check_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -47,26 +42,26 @@ _REFRESH_SECONDS = 1.0
 
 
 class RunStatus(enum.StrEnum):
-    """How it stands with a run."""
+    """State of a background run."""
 
     RUNNING = "running"
-    """Quanta are at work, or will be."""
+    """Quanta run, or will run."""
 
     SUCCEEDED = "succeeded"
     """All quanta have succeeded."""
 
     FAILED = "failed"
-    """All has ended, and some quanta failed or were blocked."""
+    """The run has ended, and some quanta failed or were blocked."""
 
     CANCELLED = "cancelled"
-    """It was stopped by `Run.cancel`."""
+    """`Run.cancel` or ``spark-butler cancel`` stopped the run."""
 
     BROKEN = "broken"
-    """The engine failed; `Run.error` says why."""
+    """The engine failed; `Run.error` holds the exception."""
 
 
 class _StoppableBackend:
-    """A backend that can be told from another thread to take no more."""
+    """A backend that another thread can stop."""
 
     def __init__(self, backend: Backend):
         self._backend = backend
@@ -92,70 +87,13 @@ class _StoppableBackend:
         self._backend.cancel()
 
     def stop(self) -> None:
-        """Take no more, and end what is under way; jobs that were on their way need another call."""
+        """Refuse further work and cancel running jobs; a job that was being submitted needs another call."""
         self._stopped.set()
         self._backend.cancel()
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedRun:
-    """A run with nothing against it, of which nothing is written yet."""
-
-    request: RunRequest
-    """What was asked for."""
-
-    graph: PredictedQuantumGraph
-    """Its quantum graph."""
-
-    xgraph: networkx.DiGraph[uuid.UUID]
-    """The quanta with the edges to respect."""
-
-    output: OutputRequest
-    """Where its outputs go."""
-
-    plan: Plan
-    """How it would run from its beginning."""
-
-    started: datetime.datetime
-    """When it was asked for."""
-
-    phases: dict[str, float]
-    """Seconds that each step took, by its name."""
-
-    @classmethod
-    def prepare(cls, request: RunRequest, *, slots: int, probe_datastore: bool = True) -> PreparedRun:
-        """Build the graph, and look for all that stands against running it.
-
-        Parameters
-        ----------
-        request
-            What is asked for.
-        slots
-            How many groups can run at the same time.
-        probe_datastore
-            Whether to write an object to the datastore and remove it again.
-
-        Raises
-        ------
-        spark_butler.errors.UserError
-            Raised if something stands against it.
-        """
-        started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        arguments, options = request.arguments, request.options
-        graph = build_graph(request, show_pipeline(request))
-        phases = {"quantum graph": time.monotonic() - clock}
-        check_tasks(graph.pipeline_graph.tasks)
-        xgraph = apply_fixup(graph, arguments["graph_fixup"])
-        output = OutputRequest.from_arguments(graph, arguments)
-        check_output(graph, output, probe_datastore=probe_datastore)
-        options.resources.limits(graph.pipeline_graph.tasks)
-        with Butler.from_config(arguments["butler_config"], writeable=False) as butler:
-            plan = plan_graph(graph, options, xgraph=xgraph, slots=slots, butler=butler)
-        return cls(request, graph, xgraph, output, plan, started, phases)
-
-
-class _Heard:
-    """What a run has heard of from the engine.  It is a `spark_butler.driver.events.Watcher`."""
+class _OutcomeLog:
+    """Outcomes of a run so far; a `spark_butler.driver.events.Watcher`."""
 
     def __init__(self) -> None:
         self.outcomes: dict[uuid.UUID, QuantumOutcome] = {}
@@ -215,80 +153,52 @@ class Run:
         again: Callable[[Mapping[str, Any]], Run],
         finish: Callable[[], None] = lambda: None,
     ):
-        graph = self._graph = prepared.graph
+        self._graph = prepared.graph
         self._prepared = prepared
         self._again = again
         self._finish = finish
         self._backend = _StoppableBackend(backend)
-        self._heard = _Heard()
+        self._log = _OutcomeLog()
         self._result: RunResult | None = None
         self._error: Exception | None = None
         self._ended = threading.Event()
         self._last: ProgressSnapshot | None = None
         self._display = LiveDisplay(self._repr_html_, interval=_REFRESH_SECONDS)
-        request = prepared.request
-        report = request.arguments.get("report")
-        copy_to = None if report is None else ResourcePath(report, forceDirectory=True, forceAbsolute=True)
-        clock = time.monotonic()
-        butler = prepare_output(graph, prepared.output)
-        self._roots = {name: root for name, root in butler.get_datastore_roots().items() if root is not None}
-        self._watch = watch_request(
-            request,
-            self.output_run,
-            butler,
-            backend,
-            on_cancel=self._cancel_later,
-            command=request.command,
-            started=prepared.started,
-            phases={**prepared.phases, "output run": time.monotonic() - clock},
-            copy_to=copy_to,
-        )
-        self._watch.progress.planned(prepared.plan)
-        self._thread = threading.Thread(
-            target=self._drive, args=(butler,), name="spark-butler-run", daemon=True
-        )
+        self._active = open_run(prepared, self._backend, on_cancel=self._cancel_later)
+        roots = self._active.butler.get_datastore_roots()
+        self._roots = {name: root for name, root in roots.items() if root is not None}
+        self._reporter.progress.planned(prepared.plan)
+        self._thread = threading.Thread(target=self._drive, name="spark-butler-run", daemon=True)
         self._thread.start()
 
-    def _drive(self, butler: Butler) -> None:
-        """Run the graph and leave a report, in the thread of the run."""
+    @property
+    def _reporter(self) -> RunWatch:
+        return self._active.reporter
+
+    def _drive(self) -> None:
+        """Run the graph and write its report, in the thread of the run."""
         try:
-            with self._watch:
-                self._execute(butler)
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._close)
+                stack.enter_context(self._active)
+                self._execute()
             self._last = self._snapshot().at_end()
             n_ingested = None if self._result is None else self._result.n_ingested
-            self._watch.finish(*self._describe_end(), n_ingested=n_ingested)
-        except Exception as exc:  # noqa: BLE001  (what has been done is well)
-            logger.warning("Run %s can't be watched: %s", self.output_run, brief(exc), exc_info=True)
+            self._active.finish(*self._describe_end(), n_ingested=n_ingested)
+        except Exception as exc:  # noqa: BLE001  (a report that fails must not lose the result)
+            logger.warning("Run %s has no report: %s", self.output_run, brief(exc), exc_info=True)
             if self._result is None:
                 self._error = self._error or exc
         finally:
             self._ended.set()
             self._display.finish()
 
-    def _execute(self, butler: Butler) -> None:
-        """Run the graph, and keep what came of it or what was raised."""
-        request = self._prepared.request
-        recorder: ProvenanceRecorder | None = None
+    def _execute(self) -> None:
+        """Run the graph, and keep its result or its error."""
         try:
-            with contextlib.ExitStack() as stack:
-                stack.callback(self._close)
-                stack.enter_context(butler)
-                if request.provenance_graph is not None:
-                    recorder = ProvenanceRecorder(
-                        self._graph, request.provenance_graph, butler=butler, xgraph=self._prepared.xgraph
-                    )
-                    stack.enter_context(recorder)
-                self._result = execute_graph(
-                    self._graph,
-                    butler,
-                    self._backend,
-                    request.options,
-                    xgraph=self._prepared.xgraph,
-                    recorder=recorder,
-                    watcher=Watchers(self._heard, self._watch.watcher),
-                )
-                if recorder is not None:
-                    recorder.finish(self._result)
+            end = self._active.drive(self._log)
+            self._result = end.result
+            self._error = end.unwritten
         except Exception as exc:  # noqa: BLE001  (`wait` raises it)
             self._error = exc
             if not self._backend.is_stopped:
@@ -296,15 +206,16 @@ class Run:
             logger.debug("The run broke off.", exc_info=True)
 
     def _describe_end(self) -> tuple[str, str]:
-        """Say how the run ended, as the report takes it."""
+        """Return the state and the reason for the report."""
         match self._end_status():
             case RunStatus.CANCELLED:
-                by = "by `spark-butler cancel`" if self._watch.cancelled else "from the notebook"
+                by = "by `spark-butler cancel`" if self._reporter.cancelled else "from the notebook"
                 return "stopped", f"Stopped {by}."
             case RunStatus.BROKEN:
                 return "broken", brief(self._error) if self._error is not None else ""
         assert self._result is not None
-        return describe_end(self._result)
+        end = RunEnd(self._result, None)
+        return end.state, end.reason
 
     def _close(self) -> None:
         """Free what the backend holds, unless what ended the run has ended that, too."""
@@ -345,7 +256,7 @@ class Run:
     @property
     def outcomes(self) -> dict[uuid.UUID, QuantumOutcome]:
         """Outcomes so far, by ID of the quantum."""
-        return dict(self._heard.outcomes)
+        return dict(self._log.outcomes)
 
     @property
     def failures(self) -> Failures:
@@ -367,12 +278,12 @@ class Run:
     @property
     def report_uri(self) -> str | None:
         """Address of the page ``report.html`` about the run; `None` before its end, and if there is none."""
-        places = self._watch.places if self._ended.is_set() else []
+        places = self._reporter.places if self._ended.is_set() else []
         return str(places[0]) if places else None
 
     def report(self) -> Report:
         """Make pipe_base's report of the run so far, that of ``pipetask run --summary``."""
-        result = RunResult(outcomes=self.outcomes, blocked=list(self._heard.blocked_ids))
+        result = RunResult(outcomes=self.outcomes, blocked=list(self._log.blocked_ids))
         return make_report(self._graph, self._result or result)
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -491,7 +402,7 @@ class Run:
         if self._last is not None:
             return self._last
         elapsed = (datetime.datetime.now(datetime.UTC) - self._prepared.started).total_seconds()
-        return dataclasses.replace(self._watch.progress.snapshot(), elapsed=elapsed)
+        return dataclasses.replace(self._reporter.progress.snapshot(), elapsed=elapsed)
 
     def _repr_html_(self) -> str:
         error = "" if self.error is None else brief(self.error)

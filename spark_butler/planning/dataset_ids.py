@@ -1,32 +1,23 @@
-"""What is done with a graph between pipe_base's builder and its use, so that it can be built again."""
+"""Deterministic dataset IDs of a predicted quantum graph, so that it can be built again.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
 __all__ = [
     "check_outputs_in_the_way",
-    "read_patterns",
-    "read_retained",
-    "retained_types",
     "settle_dataset_ids",
 ]
 
 import itertools
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from types import EllipsisType
-from typing import Any
+from collections.abc import Collection, Sequence
 
-import yaml
 from lsst.daf.butler import DatasetIdFactory, DatasetType
-from lsst.daf.butler.utils import globToRegex
 from lsst.pipe.base import automatic_connection_constants as acc
-from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
-
-from ..errors import OptionsError
-from ..text import brief
 
 
 def check_outputs_in_the_way(
@@ -98,95 +89,6 @@ def settle_dataset_ids(
     for quantum in quanta:
         for dataset in itertools.chain.from_iterable(quantum.inputs.values()):
             dataset.dataset_id = new_ids.get(dataset.dataset_id, dataset.dataset_id)
-
-
-def read_patterns(option: str, file: str) -> list[str]:
-    """Read a YAML file with a list of patterns.
-
-    Parameters
-    ----------
-    option
-        The option that names the file.
-    file
-        The file.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the file can't be read, or holds anything else.
-    """
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise OptionsError(f"{option} file {file!r} can't be read: {brief(exc)}") from exc
-    if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
-        raise OptionsError(f"{option} file {file!r} must contain a non-empty YAML sequence of strings.")
-    return content
-
-
-def read_retained(arguments: Mapping[str, Any]) -> list[str] | None:
-    """Read the file of ``--retained-dataset-types``.
-
-    Parameters
-    ----------
-    arguments
-        Values of the options of ``pipetask run``, by parameter name.
-
-    Returns
-    -------
-    patterns
-        Patterns of the dataset types that exist where a quantum that is
-        skipped has run; `None` without the option.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if nothing is skipped, or if the file can't be used.
-    """
-    if (file := arguments["retained_dataset_types"]) is None:
-        return None
-    if not (arguments["skip_existing_in"] or arguments["skip_existing"]):
-        raise OptionsError(
-            f"--retained-dataset-types {file!r} has no effect without --skip-existing-in; give both or "
-            "neither (--store chooses the outputs to store)."
-        )
-    return read_patterns("--retained-dataset-types", file)
-
-
-def retained_types(
-    pipeline_graph: PipelineGraph, retained: list[str] | None, absent: Collection[str]
-) -> list[str] | None:
-    """Return the dataset types that exist where a quantum that is skipped has run.
-
-    Parameters
-    ----------
-    pipeline_graph
-        The pipeline, resolved.
-    retained
-        What `read_retained` has returned.
-    absent
-        Names of the dataset types that are temporary, or were in the runs
-        whose quanta are skipped.
-
-    Returns
-    -------
-    patterns
-        Patterns for pipe_base's builder, which makes quanta run again for all
-        others; `None` for all dataset types.
-    """
-    if not absent:
-        return retained
-    expressions = globToRegex(retained)
-    names = set(pipeline_graph.dataset_types) - set(absent)
-    if not isinstance(expressions, EllipsisType):
-        names = {
-            name
-            for name in names
-            if any(name == each if isinstance(each, str) else each.search(name) for each in expressions)
-        }
-    # The builder would take an empty list for one of all; what no task makes is always there.
-    names.update(name for name in pipeline_graph.dataset_types if pipeline_graph.producer_of(name) is None)
-    return sorted(names)
 
 
 class _IdMaker:

@@ -1,14 +1,22 @@
-"""Build or open the predicted quantum graph of a run.  Nothing here writes to the repository."""
+"""Predicted quantum graph of a run, built or read from a file.
+
+Runs in the driver; nothing here writes to the repository.
+"""
 
 from __future__ import annotations
 
-__all__ = ["RunRequest", "apply_fixup", "build_graph", "read_task_modules", "show_pipeline", "task_modules"]
+__all__ = [
+    "apply_fixup",
+    "build_graph",
+    "read_task_modules",
+    "show_pipeline",
+    "task_modules",
+]
 
 import contextlib
-import dataclasses
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import networkx
@@ -17,7 +25,6 @@ from lsst.ctrl.mpexec.cli import script
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
 from lsst.ctrl.mpexec.cli.script.run import _import_graph_fixup
 from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
-from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
     AllDimensionsQuantumGraphBuilder,
@@ -31,18 +38,21 @@ from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
-from ..errors import EmptyGraphError, OptionsError, UserError
-from ..model.options import RunOptions
+from ..errors import EmptyGraphError, NothingToDo, OptionsError, UserError
 from ..repository.collection_notes import read_temporaries
+from ..repository.output_run import check_configs
 from ..temporaries.dataset_types import find_temporary_types
 from ..text import brief
-from .dataset_ids import check_outputs_in_the_way, read_retained, retained_types, settle_dataset_ids
+from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
+from .patterns import retained_types
+from .request import RunRequest
 
 logger = logging.getLogger(__name__)
 
 # With it the graph builder begins some lines of Python.
 _RECIPE = "To reproduce this query"
 
+# A graph from a file knows its collections; see `spark_butler.repository.output_run.OutputRequest`.
 _NO_OUTPUT: dict[str, Any] = {
     "input": (),
     "output": None,
@@ -52,32 +62,6 @@ _NO_OUTPUT: dict[str, Any] = {
     "replace_run": False,
     "prune_replaced": None,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RunRequest:
-    """What a user asks for, in the terms of ``pipetask run``."""
-
-    arguments: Mapping[str, Any]
-    """Values of the options of ``pipetask run``, by parameter name, as its script functions take them."""
-
-    options: RunOptions
-    """How the graph is to be executed."""
-
-    show: ShowInfo = dataclasses.field(default_factory=lambda: ShowInfo([]))
-    """What to print about pipeline and graph."""
-
-    provenance_graph: str | None = None
-    """Where to write the provenance quantum graph."""
-
-    command: Sequence[str] = ()
-    """The same as a command line; empty where none can say it, as for a pipeline in a notebook."""
-
-    @property
-    def graph_file(self) -> str | None:
-        """File to read the graph from."""
-        file: str | None = self.arguments.get("qgraph")
-        return file
 
 
 def show_pipeline(request: RunRequest) -> Any:
@@ -101,16 +85,16 @@ def show_pipeline(request: RunRequest) -> Any:
     """
     if request.graph_file is not None:
         return None
-    arguments = dict(request.arguments)
+    arguments = request.pipetask_arguments()
     shows_graph = not {"pipeline-graph", "task-graph", "inputs"}.isdisjoint(request.show.commands)
-    if not (shows_graph or arguments["pipeline_dot"] or arguments["pipeline_mermaid"]):
+    if not (shows_graph or request.pipeline_dot or request.pipeline_mermaid):
         # Opened for nothing, otherwise.
         del arguments["butler_config"]
     with _refusing("The pipeline can't be built"):
         try:
             factory = script.build(**arguments, show=request.show)
         except KeyError as exc:
-            deleted = {action.label for action in arguments["pipeline_actions"]}
+            deleted = {action.label for action in request.pipeline_actions}
             if exc.args and exc.args[0] in deleted:
                 raise OptionsError(f"--delete {exc.args[0]}: the pipeline has no such task.") from exc
             raise
@@ -182,46 +166,43 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
         Raised if the collections, pipeline, tasks, query or file can't be
         used, or if the graph is empty.
     """
-    arguments = dict(request.arguments)
     what = "The quantum graph can't be built"
     if (file := request.graph_file) is not None:
         _check_graph_file(file)
-        # The graph knows its collections; see `OutputRequest.from_arguments`.
-        arguments.update(_NO_OUTPUT)
         what = f"The quantum graph can't be read from {file!r}"
     with contextlib.ExitStack() as stack:
         messages = stack.enter_context(_keep_messages())
         stack.enter_context(_refusing(what))
         try:
             if request.graph_file is not None:
+                arguments = {**request.pipetask_arguments(), **_NO_OUTPUT, "retained_dataset_types": None}
                 graph = script.qgraph(None, **arguments, show=request.show, for_execution=True)
             else:
                 graph = _build(request, factory)
         except InvalidQueryError as exc:
-            query = arguments["data_query"]
-            raise OptionsError(f"The data query {query!r} can't be used: {brief(exc)}") from exc
+            raise OptionsError(f"The data query {request.where!r} can't be used: {brief(exc)}") from exc
         except OutputExistsError as exc:
             raise OptionsError(
                 "Outputs of earlier attempts are in the way; give --clobber-outputs to replace them: "
                 f"{brief(exc)}"
             ) from exc
     if graph is None:
-        raise EmptyGraphError(_empty_text(request, messages))
+        raise _empty_graph(request, messages)
     return graph
 
 
-def _empty_text(request: RunRequest, messages: list[str]) -> str:
-    """Say why a graph is empty."""
+def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
+    """Return the error for an empty graph, with the reasons that the builder logged."""
     if request.graph_file is not None:
-        return f"The quantum graph in {request.graph_file!r} is empty."
+        return EmptyGraphError(f"The quantum graph in {request.graph_file!r} is empty.")
     # The recipe was logged, and is nothing for one line.
     reasons = [message.partition(_RECIPE)[0] for message in messages]
     reason = " ".join(line.strip() for reason in reasons for line in reason.splitlines())
-    if not reason:
-        done = request.arguments["skip_existing"] or request.arguments["skip_existing_in"]
-        reason = "all quanta that it selects " + ("have been done." if done else "lack inputs.")
-    query = request.arguments.get("data_query")
-    return f"The quantum graph is empty (data query {query!r}): {reason}"
+    query = f" (data query {request.where!r})" if request.where else ""
+    if not reason and (request.skip_existing or request.skip_existing_in):
+        return NothingToDo(f"Nothing left to do: all selected quanta have been done before{query}.")
+    reason = reason or "all quanta that it selects lack inputs."
+    return EmptyGraphError(f"The quantum graph is empty{query}: {reason}")
 
 
 def _check_graph_file(file: str) -> None:
@@ -261,23 +242,28 @@ def _reason(exc: Exception) -> str:
 
 def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
     """Build a graph as ``pipetask qgraph`` does, but one that can be built again."""
-    arguments = request.arguments
     pipeline_graph = _resolve(request, factory)
     temporary = find_temporary_types(pipeline_graph, request.options)
-    retained = read_retained(arguments)
+    retained = request.read_retained()
     butler, collections, run = ButlerFactory.make_butler_and_collections(
-        arguments["butler_config"],
-        output=arguments["output"],
-        output_run=arguments["output_run"],
-        inputs=list(arguments["input"] or ()),
-        **{name: arguments[name] for name in ("extend_run", "rebase", "replace_run", "prune_replaced")},
+        request.repo,
+        output=request.output,
+        output_run=request.output_run,
+        inputs=list(request.inputs),
+        extend_run=request.extend_run,
+        rebase=request.rebase,
+        replace_run=request.replace_run,
+        prune_replaced=request.prune_replaced,
     )
     with butler:
-        skip_existing_in = tuple(arguments["skip_existing_in"] or ())
-        if arguments["skip_existing"] and run is not None:
+        skip_existing_in = request.skip_existing_in
+        if request.skip_existing and run is not None:
             skip_existing_in += (run,)
         existing: frozenset[uuid.UUID] = frozenset()
-        if run is not None and arguments["extend_run"]:
+        if run is not None and request.extend_run:
+            if not request.skip_init_writes:
+                # Before it turns out that all quanta have been done, with another configuration.
+                check_configs(butler, pipeline_graph, run)
             existing = fetch_run_ids(butler, run)
             if read_temporaries(butler, [run]) - temporary.keys():
                 # Only the engine can see which quanta have to make again what is to be kept now.
@@ -286,48 +272,48 @@ def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
         builder = AllDimensionsQuantumGraphBuilder(
             pipeline_graph,
             butler,
-            where=arguments["data_query"] or "",
+            where=request.where or "",
             skip_existing_in=skip_existing_in,
             # The builder refuses them where nothing is skipped.
             retained_dataset_types=(
                 retained_types(pipeline_graph, retained, absent) if skip_existing_in else None
             ),
-            prune_unanchored_quanta=arguments["prune_unanchored_quanta"],
+            prune_unanchored_quanta=request.prune_unanchored_quanta,
             # What is in the way of quanta that succeeded, and run for a temporary only, is no reason to stop.
             clobber=True,
             dataset_query_constraint=DatasetQueryConstraintVariant.fromExpression(
-                arguments["dataset_query_constraint"]
+                request.dataset_query_constraint
             ),
             input_collections=collections,
             output_run=run,
-            data_id_tables=[_read_table(file) for file in arguments["data_id_table"]],
+            data_id_tables=[_read_table(file) for file in request.data_id_table],
         )
         metadata = {
-            "butler_argument": str(arguments["butler_config"]),
-            "extend_run": arguments["extend_run"],
+            "butler_argument": request.repo,
+            "extend_run": request.extend_run,
             "skip_existing_in": skip_existing_in,
-            "skip_existing": arguments["skip_existing"],
-            "retained_dataset_types": arguments["retained_dataset_types"],
-            "data_query": arguments["data_query"],
+            "skip_existing": request.skip_existing,
+            "retained_dataset_types": request.retained_dataset_types,
+            "data_query": request.where,
         }
         components = builder.finish(
-            arguments["output"],
+            request.output,
             metadata=metadata,
-            attach_datastore_records=arguments["qgraph_datastore_records"],
+            attach_datastore_records=request.qgraph_datastore_records,
         )
-    if existing and not arguments["clobber_outputs"]:
+    if existing and not request.clobber_outputs:
         check_outputs_in_the_way(components, existing)
     settle_dataset_ids(components, keep=existing)
-    if file := arguments["save_qgraph"]:
+    if file := request.save_qgraph:
         components.write(file)
     graph = components.assemble()
     if not summarize_quantum_graph(graph):
         return None
-    if file := arguments["qgraph_dot"]:
+    if file := request.qgraph_dot:
         graph2dot(graph, file)
-    if file := arguments["qgraph_mermaid"]:
+    if file := request.qgraph_mermaid:
         graph2mermaid(graph, file)
-    request.show.show_graph_info(graph, arguments["butler_config"])
+    request.show.show_graph_info(graph, request.repo)
     return graph
 
 
@@ -348,18 +334,17 @@ def _read_table(file: str) -> Table:
 
 
 def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
-    """Make the pipeline graph, with its dataset types."""
-    arguments = request.arguments
+    """Build the pipeline graph, with its dataset types."""
     pipeline_graph: PipelineGraph = factory(resolve=False).copy()
-    if arguments["mock"]:
+    if request.mock:
         from lsst.pipe.base.tests.mocks import mock_pipeline_graph
 
         pipeline_graph = mock_pipeline_graph(
             pipeline_graph,
-            unmocked_dataset_types=arguments["unmocked_dataset_types"] or (),
-            force_failures=arguments["mock_failure"],
+            unmocked_dataset_types=request.unmocked_dataset_types,
+            force_failures=request.mock_failure,
         )
-    with Butler.from_config(arguments["butler_config"], writeable=False) as butler:
+    with Butler.from_config(request.repo, writeable=False) as butler:
         pipeline_graph.resolve(butler.registry)
     return pipeline_graph
 

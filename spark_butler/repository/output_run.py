@@ -5,16 +5,23 @@ The checks only read; `prepare_output` is the first to write.
 
 from __future__ import annotations
 
-__all__ = ["OutputRequest", "check_output", "find_packages", "prepare_output"]
+__all__ = [
+    "OutputRequest",
+    "check_configs",
+    "check_output",
+    "find_packages",
+    "prepare_output",
+    "resolve_output",
+]
 
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
 from lsst.daf.butler import Butler, CollectionType, MissingCollectionError, MissingDatasetTypeError
-from lsst.pipe.base import automatic_connection_constants as acc
+from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.utils.packages import Packages
 
@@ -54,64 +61,80 @@ class OutputRequest:
     write_packages: bool
     """Whether to write package versions."""
 
-    @classmethod
-    def from_arguments(cls, graph: PredictedQuantumGraph, arguments: Mapping[str, Any]) -> Self:
-        """Read the request from the options of ``pipetask run``.
-
-        Parameters
-        ----------
-        graph
-            The graph.  One that was read from a file names the collections
-            that the options don't.
-        arguments
-            Values of the options, by parameter name.
-
-        Raises
-        ------
-        spark_butler.errors.OptionsError
-            Raised if the options name another output run than the graph.
-        """
-        header = graph.header
-        output_run = arguments.get("output_run") or header.output_run
-        if output_run != header.output_run:
-            raise OptionsError(
-                f"--output-run is {output_run!r}, but the quantum graph was made for "
-                f"{header.output_run!r}; see `pipetask update-graph-run`."
-            )
-        from_file = arguments.get("qgraph") is not None
-        output, inputs = arguments.get("output"), tuple(arguments.get("input") or ())
-        update_chain = False
-        if from_file and output is None and header.output is not None:
-            update_chain = True
-            output = header.output
-            with Butler.from_config(arguments["butler_config"], writeable=False) as butler:
-                exists = _has(butler, output)
-            if not inputs and not exists:
-                inputs = tuple(name for name in header.inputs if name != output)
-        extend = bool(arguments["extend_run"])
-        return cls(
-            butler_config=arguments["butler_config"],
-            collections={
-                "output": output,
-                "output_run": output_run,
-                "inputs": list(inputs),
-                "extend_run": extend,
-                "rebase": arguments["rebase"],
-                "replace_run": arguments["replace_run"],
-                "prune_replaced": arguments["prune_replaced"],
-            },
-            from_file=from_file,
-            update_chain=update_chain,
-            register_dataset_types=bool(arguments["register_dataset_types"]),
-            write_init_outputs=not arguments["skip_init_writes"],
-            skip_existing=extend or bool(arguments["skip_existing"]),
-            write_packages=not arguments["no_versions"],
-        )
-
     @property
     def extend(self) -> bool:
         """Whether the output run is there already."""
         return bool(self.collections["extend_run"])
+
+
+def resolve_output(
+    graph: PredictedQuantumGraph,
+    *,
+    repo: str,
+    from_file: bool,
+    output: str | None,
+    output_run: str | None,
+    inputs: Sequence[str],
+    extend_run: bool,
+    skip_existing: bool,
+    register_dataset_types: bool,
+    write_init_outputs: bool,
+    write_packages: bool,
+    **collections: Any,
+) -> OutputRequest:
+    """Return where outputs go: a graph from a file names the collections that the options don't.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    repo
+        Address or alias of the repository.
+    from_file
+        Whether the graph was read from a file.
+    output, output_run, inputs, extend_run, **collections
+        Collections, and what is to become of them, as `ButlerFactory` takes
+        them.
+    skip_existing
+        Whether init-outputs that exist are left alone.
+    register_dataset_types, write_init_outputs, write_packages
+        As in `OutputRequest`.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if the options name another output run than the graph.
+    """
+    header = graph.header
+    if output_run not in (None, header.output_run):
+        raise OptionsError(
+            f"--output-run is {output_run!r}, but the quantum graph was made for "
+            f"{header.output_run!r}; see `pipetask update-graph-run`."
+        )
+    update_chain = from_file and output is None and header.output is not None
+    if update_chain:
+        output = header.output
+        assert output is not None
+        with Butler.from_config(repo, writeable=False) as butler:
+            exists = _has(butler, output)
+        if not inputs and not exists:
+            inputs = tuple(name for name in header.inputs if name != output)
+    return OutputRequest(
+        butler_config=repo,
+        collections={
+            "output": output,
+            "output_run": header.output_run,
+            "inputs": list(inputs),
+            "extend_run": extend_run,
+            **collections,
+        },
+        from_file=from_file,
+        update_chain=update_chain,
+        register_dataset_types=register_dataset_types,
+        write_init_outputs=write_init_outputs,
+        skip_existing=extend_run or skip_existing,
+        write_packages=write_packages,
+    )
 
 
 def check_output(
@@ -145,8 +168,8 @@ def check_output(
             run_folder(root, graph.header.output_run)
         _check_dataset_types(butler, graph, register=request.register_dataset_types)
         if request.write_init_outputs:
-            if request.extend:
-                _check_configs(butler, graph)
+            if request.extend and request.from_file:
+                check_configs(butler, graph.pipeline_graph, graph.header.output_run)
             _check_tasks(butler, graph)
         if probe_datastore:
             check_writeable(store_roots(butler))
@@ -297,15 +320,27 @@ def _check_dataset_types(butler: Butler, graph: PredictedQuantumGraph, *, regist
         )
 
 
-def _check_configs(butler: Butler, graph: PredictedQuantumGraph) -> None:
-    """Look whether the run to be extended was made with the same configurations."""
-    for label, task_node in graph.pipeline_graph.tasks.items():
-        if label not in graph._init_quanta:
-            continue
-        ref = graph.get_init_outputs(label)[acc.CONFIG_INIT_OUTPUT_CONNECTION_NAME]
+def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> None:
+    """Check that a run to be extended was made with the same configurations.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    pipeline_graph
+        The pipeline.
+    run
+        The output RUN collection.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if the configuration of a task differs.
+    """
+    for label, task_node in pipeline_graph.tasks.items():
         try:
-            existing = butler.get(ref)
-        except (LookupError, FileNotFoundError):
+            existing = butler.get(task_node.init.config_output.dataset_type_name, collections=run)
+        except (LookupError, FileNotFoundError, MissingDatasetTypeError, MissingCollectionError):
             continue
         differences: list[str] = []
         same = task_node.config.compare(  # type: ignore[no-untyped-call]
@@ -313,7 +348,7 @@ def _check_configs(butler: Butler, graph: PredictedQuantumGraph) -> None:
         )
         if not same:
             raise OptionsError(
-                f"The configuration of task {label!r} is not the one that run {ref.run!r} was made with "
+                f"The configuration of task {label!r} is not the one that run {run!r} was made with "
                 f"({'; '.join(differences[:3])}); write to another run, or mix them by --skip-init-writes."
             )
 

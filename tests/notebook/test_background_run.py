@@ -16,16 +16,16 @@ from lsst.daf.butler import Butler
 from lsst.pipe.base import Pipeline
 from lsst.resources import ResourcePath
 
-from spark_butler import request_watch
+from spark_butler import run as one_run
 from spark_butler.cli.main import main
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
-from spark_butler.notebook import run as runs
 from spark_butler.notebook.options import make_notebook_request
-from spark_butler.notebook.run import PreparedRun, Run, RunStatus
+from spark_butler.notebook.run import Run, RunStatus
 from spark_butler.report import AttemptFolder, RunWatch, find_attempts, read_json
 from spark_butler.repository.checks import store_roots
 from spark_butler.repository.task_history import save_times
+from spark_butler.run import prepare
 from tests.support.job_harness import JobRepo
 
 _BAD = {"second:fail_condition": "detector IN (2)"}
@@ -39,7 +39,7 @@ def _start(repo: JobRepo, pipeline: Any = None, **options: Any) -> Run:
     def again(changes: Mapping[str, Any]) -> Run:
         return _start(repo, pipeline, **{**options, **changes})
 
-    return Run(PreparedRun.prepare(request, slots=1), SerialBackend(), again=again)
+    return Run(prepare(request, slots=lambda: 1), SerialBackend(), again=again)
 
 
 def _call(*arguments: object) -> str:
@@ -59,7 +59,7 @@ def _report(run: Run) -> dict[str, Any]:
     return content
 
 
-def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobRepo, tmp_path: Path) -> None:
+def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobRepo) -> None:
     run = _start(job_repo, output="back/failed", config=_BAD, where="detector IN (1..3)").wait()
     assert run.status is RunStatus.FAILED
     assert run.report_uri is not None
@@ -78,10 +78,8 @@ def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobR
         "--extend-run --skip-existing --clobber-outputs --select-tasks '<=second' "
         "-d \"(detector IN (1..3)) AND (instrument = 'Cam1' AND detector = 2)\""
     )
-    again = run.retry(report=str(tmp_path / "copy")).wait()
+    again = run.retry().wait()
     assert again.status is RunStatus.FAILED
-    assert (tmp_path / "copy" / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert again.report_uri == f"file://{tmp_path}/copy/report.html"
     assert (_report(again)["totals"]["quanta"], len(_attempts(job_repo, "back/failed"))) == (5, 2)
 
 
@@ -97,9 +95,9 @@ def test_a_pipeline_that_is_only_in_the_notebook_has_no_command(job_repo: JobRep
 def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     job_repo: JobRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_elsewhere: bool
 ) -> None:
-    monkeypatch.setattr(request_watch, "RunWatch", functools.partial(RunWatch, seconds_between=0.1))
+    monkeypatch.setattr(one_run, "RunWatch", functools.partial(RunWatch, seconds_between=0.1))
     slow = tmp_path / "slow.py"
-    slow.write_text("config.sleep = 0.5\n")
+    slow.write_text("config.sleep = 2.0\n")
     name = f"back/cancelled{from_elsewhere:d}"
     run = _start(job_repo, output_run=name, config_file=[f"first:{slow}"], select_tasks="first")
     assert run.report_uri is None
@@ -127,7 +125,7 @@ def test_background_run_with_engine_error_has_a_report(
     def fail(*_: object, **__: object) -> None:
         raise EngineError("the database is gone")
 
-    monkeypatch.setattr(runs, "execute_graph", fail)
+    monkeypatch.setattr(one_run, "execute_graph", fail)
     run = _start(job_repo, output_run="back/broken")
     with pytest.raises(EngineError, match="the database is gone"):
         run.wait()
@@ -171,8 +169,13 @@ def test_times_of_earlier_runs_give_time_left_at_once(
     labels = ("first", "second", "gather", "scatter")
     save_times(root, {(label, "SimCam,1"): 60.0 for label in labels})
     try:
-        monkeypatch.setattr(Run, "_execute", lambda run, butler: shown.append(repr(run)))
         shown: list[str] = []
+
+        def show_only(run: Run) -> None:
+            with run._active.reporter:
+                shown.append(repr(run))
+
+        monkeypatch.setattr(Run, "_execute", show_only)
         with caplog.at_level(logging.INFO, logger="spark_butler.report"):
             _start(job_repo, output_run="back/learned")._thread.join()
     finally:

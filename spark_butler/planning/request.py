@@ -1,0 +1,286 @@
+"""Typed request for a run, which the command line and the notebook build.
+
+Runs in the driver.
+"""
+
+from __future__ import annotations
+
+__all__ = ["RunRequest", "build_request"]
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import astropy.units as u
+import pydantic
+from lsst.ctrl.mpexec.showInfo import ShowInfo
+from lsst.pipe.base import ExecutionResources, Pipeline
+
+from ..errors import OptionsError
+from ..model.limits import ResourceRequests, read_requests
+from ..model.options import RunOptions
+from ..text import brief, explain_invalid
+from .patterns import read_patterns
+
+logger = logging.getLogger(__name__)
+
+# Fields whose names differ from the parameters of pipetask.
+_PIPETASK_NAMES = {"repo": "butler_config", "graph_file": "qgraph", "where": "data_query", "inputs": "input"}
+_OWN = {"options", "show", "provenance_graph", "command", "graph_builder"}
+
+
+class RunRequest(pydantic.BaseModel):
+    """A pipeline or a quantum graph to run, its collections, and how to run it.
+
+    The fields have the names and meanings of the options of ``pipetask run``,
+    but for ``repo`` (``--butler-config``), ``graph_file`` (``--qgraph``),
+    ``where`` (``--data-query``) and ``inputs`` (``--input``).
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    repo: str
+    """Address or alias of the repository."""
+
+    pipeline: str | Pipeline | None = None
+    """Address of the pipeline, or a pipeline in memory."""
+
+    pipeline_actions: tuple[Any, ...] = ()
+    """Changes to the pipeline, in the order in which they were given."""
+
+    graph_file: str | None = None
+    """File to read the quantum graph from."""
+
+    where: str | None = None
+    """Data query."""
+
+    inputs: tuple[str, ...] = ()
+    output: str | None = None
+    output_run: str | None = None
+    extend_run: bool = False
+    rebase: bool = False
+    replace_run: bool = False
+    prune_replaced: str | None = None
+
+    skip_existing: bool = False
+    skip_existing_in: tuple[str, ...] = ()
+    retained_dataset_types: str | None = None
+    clobber_outputs: bool = False
+
+    register_dataset_types: bool = False
+    skip_init_writes: bool = False
+    no_versions: bool = False
+    init_only: bool = False
+
+    graph_fixup: str | None = None
+    dataset_query_constraint: str = "all"
+    data_id_table: tuple[str, ...] = ()
+    prune_unanchored_quanta: Any = None
+    qgraph_datastore_records: bool = False
+    mock: bool = False
+    mock_failure: Mapping[str, Any] = pydantic.Field(default_factory=dict)
+    unmocked_dataset_types: tuple[str, ...] = ()
+
+    qgraph_id: str | None = None
+    qgraph_node_id: tuple[Any, ...] = ()
+    save_pipeline: str | None = None
+    select_tasks: str = ""
+    save_qgraph: str | None = None
+    qgraph_dot: str | None = None
+    qgraph_mermaid: str | None = None
+    pipeline_dot: str | None = None
+    pipeline_mermaid: str | None = None
+
+    graph_builder: Mapping[str, Any] = pydantic.Field(default_factory=dict)
+    """Further options of ``pipetask run`` that only pipe_base and ctrl_mpexec read."""
+
+    options: RunOptions = pydantic.Field(default_factory=RunOptions)
+    """How the graph is executed."""
+
+    show: ShowInfo = pydantic.Field(default_factory=lambda: ShowInfo([]))
+    """What to print about the pipeline and the graph."""
+
+    provenance_graph: str | None = None
+    """Where to write the provenance quantum graph."""
+
+    command: Sequence[str] = ()
+    """The request as a command line; empty where none can express it, as for a pipeline in a notebook."""
+
+    @classmethod
+    def from_pipetask(cls, values: Mapping[str, Any], **own: Any) -> RunRequest:
+        """Build a request from values of the options of ``pipetask run``.
+
+        Parameters
+        ----------
+        values
+            Values by parameter name, as the script functions of ctrl_mpexec
+            take them.
+        **own
+            Fields that ``pipetask run`` does not have.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            Raised if a value has the wrong type.
+        """
+        names = {pipetask: field for field, pipetask in _PIPETASK_NAMES.items()}
+        fields: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for name, value in values.items():
+            field = names.get(name, name)
+            if field not in cls.model_fields:
+                rest[name] = value
+            elif value is not None:
+                fields[field] = value
+        return cls(**fields, graph_builder=rest, **own)
+
+    @classmethod
+    def pipetask_names(cls) -> set[str]:
+        """Return the parameter names of the options of ``pipetask run`` that are fields of a request."""
+        return {_PIPETASK_NAMES.get(name, name) for name in cls.model_fields if name not in _OWN}
+
+    def read_retained(self) -> list[str] | None:
+        """Read the file of ``--retained-dataset-types``.
+
+        Returns
+        -------
+        patterns
+            Patterns of the dataset types that exist where a quantum that is
+            skipped has run; `None` without the option.
+
+        Raises
+        ------
+        spark_butler.errors.OptionsError
+            Raised if nothing is skipped, or if the file can't be used.
+        """
+        if (file := self.retained_dataset_types) is None:
+            return None
+        if not (self.skip_existing_in or self.skip_existing):
+            raise OptionsError(
+                f"--retained-dataset-types {file!r} has no effect without --skip-existing-in; give both or "
+                "neither (--store chooses the outputs to store)."
+            )
+        return read_patterns("--retained-dataset-types", file)
+
+    def pipetask_arguments(self) -> dict[str, Any]:
+        """Return the arguments for the script functions of ctrl_mpexec."""
+        fields = {
+            _PIPETASK_NAMES.get(name, name): getattr(self, name)
+            for name in type(self).model_fields
+            if name not in _OWN
+        }
+        return {**self.graph_builder, **fields}
+
+
+# Options of the run command that are not fields of RunOptions, or that need more than to be passed on.
+_ENGINE = frozenset(RunOptions.model_fields) - {"skip_existing", "clobber_outputs"}
+_IGNORED_WITH_GRAPH = ("data_query", "data_id_table", "qgraph_datastore_records", "prune_unanchored_quanta")
+
+
+def build_request(
+    values: Mapping[str, Any],
+    *,
+    show: ShowInfo | None = None,
+    command: Sequence[str] = (),
+    default_pipeline: Path | None = None,
+) -> RunRequest:
+    """Build a request from the options of ``spark-butler run``, and check their combination.
+
+    Parameters
+    ----------
+    values
+        Values by parameter name of the command; absent ones have their
+        defaults.  ``pipeline_actions`` holds the changes to the pipeline.
+    show
+        What to print.
+    command
+        The same as a command line, without secrets.
+    default_pipeline
+        Pipeline to run when none is given.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if an option, or a combination of options, can't be used.
+    """
+    values = dict(values)
+    _check_sources(values, default_pipeline, shows=bool(show and show.commands))
+    provenance_graph = values.pop("provenance_graph", None)
+    if values.get("extend_run"):
+        values["skip_existing"] = True
+    options = _read_options(values)
+    own = {} if show is None else {"show": show}
+    try:
+        request = RunRequest.from_pipetask(
+            values, options=options, provenance_graph=provenance_graph, command=command, **own
+        )
+    except pydantic.ValidationError as exc:
+        text = explain_invalid(exc, unknown="{name!r} is not a known option.", depth=1)
+        raise OptionsError(_as_option(text)) from exc
+    if request.graph_file is None:
+        # It is read again where the graph is built; a file that can't be used is refused here.
+        request.read_retained()
+    return request
+
+
+def _as_option(text: str) -> str:
+    """Return an error that begins with the name of a field as one that begins with the option."""
+    name, _, rest = text.partition(" ")
+    return f"--{name.replace('_', '-')} {rest}"
+
+
+def _check_sources(values: dict[str, Any], default_pipeline: Path | None, *, shows: bool) -> None:
+    """Check where the graph comes from, and fill in the default pipeline."""
+    actions = sorted({action.action for action in values.get("pipeline_actions") or ()})
+    pipeline = values.get("pipeline")
+    if (file := values.get("qgraph")) is not None:
+        if pipeline is not None or actions:
+            given = ", ".join([*(["--pipeline"] if pipeline else []), *actions])
+            raise OptionsError(
+                f"--qgraph {file!r} holds a pipeline and can't be combined with one ({given}); "
+                "give either --qgraph or pipeline options."
+            )
+        for name in _IGNORED_WITH_GRAPH:
+            if values.get(name):
+                logger.warning("--%s has no effect on a graph from a file.", name.replace("_", "-"))
+        return
+    if pipeline is None and "new_task" not in actions:
+        if default_pipeline is None:
+            raise OptionsError("None of --pipeline, --task and --qgraph was given.")
+        values["pipeline"] = str(default_pipeline)
+    if not (values.get("output") or values.get("output_run") or shows):
+        raise OptionsError("Neither --output nor --output-run was given; outputs need a collection.")
+
+
+def _read_options(values: dict[str, Any]) -> RunOptions:
+    """Remove the options of the engine from those of the command, and validate them."""
+    options = {name: values.pop(name) for name in _ENGINE if name in values}
+    if (file := options.get("resources")) is not None and not isinstance(file, ResourceRequests):
+        options["resources"] = read_requests(file)
+    options["store"] = _read_stored(options.get("store") or ())
+    options["memory_per_quantum"] = options.get("memory_per_quantum") or ""
+    options = {name: value for name, value in options.items() if value is not None}
+    memory = options["memory_per_quantum"]
+    try:
+        cores = options.get("cores_per_quantum", 1)
+        ExecutionResources(num_cores=cores, max_mem=memory, default_mem_units=u.MB)
+    except (ValueError, TypeError) as exc:
+        raise OptionsError(f"--memory-per-quantum {memory!r}: {brief(exc)}") from exc
+    try:
+        return RunOptions(
+            **options,
+            skip_existing=bool(values.get("skip_existing")),
+            # As in pipetask, there is nothing to clobber in a new run.
+            clobber_outputs=bool(values.get("clobber_outputs") and values.get("extend_run")),
+        )
+    except OptionsError as exc:
+        raise OptionsError(_as_option(str(exc))) from exc
+
+
+def _read_stored(values: Sequence[str]) -> tuple[str, ...] | None:
+    """Read the patterns of ``--store``: patterns, or YAML files with lists of patterns."""
+    patterns: list[str] = []
+    for value in values:
+        patterns.extend(read_patterns("--store", value) if Path(value).is_file() else [value])
+    return tuple(patterns) or None

@@ -1,0 +1,386 @@
+"""One run from request to report: prepared, started and finished for the command line and the notebook.
+
+Runs in the driver.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ActiveRun", "OnlyShown", "PreparedRun", "RunEnd", "open_run", "prepare"]
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import networkx
+from lsst.daf.butler import Butler
+from lsst.pipe.base import Pipeline
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.utils.packages import Packages
+
+from .driver.backend import Backend
+from .driver.engine import execute_graph, plan_graph
+from .driver.events import Progress, Watcher, Watchers
+from .driver.existing_outputs import needs_clobber
+from .driver.scheduler import RunResult
+from .errors import EngineError
+from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
+from .planning.plan import Plan
+from .planning.request import RunRequest
+from .provenance.graph_files import check_destination
+from .provenance.recorder import ProvenanceRecorder
+from .report import Run, RunWatch
+from .repository.checks import check_repository, store_roots
+from .repository.output_run import (
+    OutputRequest,
+    check_output,
+    find_packages,
+    prepare_output,
+    resolve_output,
+)
+from .repository.task_history import find_task_means, load_times
+from .text import hide_secrets
+from .worker.pickling import check_tasks
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("pipeline", "graph_file", "inputs", "output", "output_run", "where")
+
+
+class OnlyShown(Exception):
+    """The request only asks to print something (``--show``), and that is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRun:
+    """A checked run; nothing has been written yet."""
+
+    request: RunRequest
+    """The request."""
+
+    graph: PredictedQuantumGraph
+    """The quantum graph."""
+
+    xgraph: networkx.DiGraph[uuid.UUID]
+    """The quanta with the edges to respect."""
+
+    output: OutputRequest
+    """The output collections, and what is written besides the outputs of quanta."""
+
+    packages: Packages | None
+    """Versions of all packages, if they are to be written."""
+
+    plan: Plan
+    """The plan: the one that runs, unless earlier attempts have done a part of it."""
+
+    started: datetime.datetime
+    """Time of the request."""
+
+    phases: dict[str, float]
+    """Seconds that each step took, by its name."""
+
+    @contextlib.contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Measure a step.
+
+        Parameters
+        ----------
+        phase
+            Name of the step.
+        """
+        start = time.monotonic()
+        yield
+        self.phases[phase] = time.monotonic() - start
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEnd:
+    """The end of a run that was not broken off."""
+
+    result: RunResult
+    """Outcomes and blocked quanta."""
+
+    unwritten: EngineError | None
+    """The error, if the provenance graph could not be written."""
+
+    @property
+    def state(self) -> str:
+        """The word for it in status and report."""
+        if self.result.stopped_by is not None:
+            return "stopped"
+        return "failed" if self.result.failed else "succeeded"
+
+    @property
+    def reason(self) -> str:
+        """The rule that stopped the run, if one did."""
+        stopped = self.result.stopped_by is not None
+        return f"Stopped because {self.result.stop_reason}." if stopped else ""
+
+
+def prepare(
+    request: RunRequest,
+    *,
+    slots: Callable[[], int],
+    start_workers: Callable[[Sequence[str], Sequence[str]], None] | None = None,
+    dry_run: bool = False,
+) -> PreparedRun:
+    """Build the quantum graph, check everything that can be refused, and plan the run.
+
+    Nothing is written to the repository.
+
+    Parameters
+    ----------
+    request
+        The request.
+    slots
+        Returns how many groups can run at the same time.  Called last.
+    start_workers
+        Starts workers in the background.  Called with the modules of the
+        tasks and the roots of the datastores, as soon as they are known.
+    dry_run
+        Whether the run is only planned.  Then the datastore is not probed.
+
+    Raises
+    ------
+    OnlyShown
+        Raised if ``--show`` asks for nothing else than to print.
+    spark_butler.errors.NothingToDo
+        Raised if all quanta have been done before.
+    spark_butler.errors.UserError
+        Raised if the request can't be carried out.
+    """
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    if request.provenance_graph is not None:
+        check_destination(request.provenance_graph)
+    stores = [str(root) for root in check_repository(request.repo)]
+    factory = show_pipeline(request)
+    show = request.show
+    if show.handled and not show.unhandled:
+        raise OnlyShown("No quantum graph generated or pipeline executed.")
+    modules: list[str] = []
+    if start_workers is not None and not (show.handled or show.unhandled):
+        # Workers import what tasks need while the graph is built or read.
+        file = request.graph_file
+        modules = task_modules(factory(resolve=False)) if file is None else read_task_modules(file)
+        if modules:
+            start_workers(modules, stores)
+    graph = build_graph(request, factory)
+    phases = {"quantum graph": time.monotonic() - clock}
+    if show.handled:
+        raise OnlyShown("No pipeline executed.")
+    if start_workers is not None and not modules:
+        start_workers(task_modules(graph.pipeline_graph), stores)
+    check_tasks(graph.pipeline_graph.tasks)
+    xgraph = apply_fixup(graph, request.graph_fixup)
+    output = _resolve_output(graph, request)
+    check_output(graph, output, probe_datastore=not dry_run)
+    request.options.resources.limits(graph.pipeline_graph.tasks)
+    packages = None if dry_run else find_packages(output)
+    clock = time.monotonic()
+    n_slots = slots()
+    if start_workers is not None:
+        phases["Spark session"] = time.monotonic() - clock
+    with Butler.from_config(request.repo, writeable=False) as butler:
+        plan = plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
+    return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases)
+
+
+def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> OutputRequest:
+    """Return the output collections of a request and its graph."""
+    return resolve_output(
+        graph,
+        repo=request.repo,
+        from_file=request.graph_file is not None,
+        output=request.output,
+        output_run=request.output_run,
+        inputs=request.inputs,
+        extend_run=request.extend_run,
+        rebase=request.rebase,
+        replace_run=request.replace_run,
+        prune_replaced=request.prune_replaced,
+        register_dataset_types=request.register_dataset_types,
+        write_init_outputs=not request.skip_init_writes,
+        skip_existing=request.skip_existing,
+        write_packages=not request.no_versions,
+    )
+
+
+class ActiveRun:
+    """A run whose output collections exist.  Built by `open_run`; a context manager.
+
+    Parameters
+    ----------
+    prepared
+        The run.
+    butler
+        Writeable butler of the repository.
+    backend
+        Where quanta run.
+    reporter
+        Keeps status and report.
+    """
+
+    def __init__(self, prepared: PreparedRun, butler: Butler, backend: Backend, reporter: RunWatch):
+        self.prepared = prepared
+        self.butler = butler
+        self.backend = backend
+        self.reporter = reporter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.butler.close()
+
+    @property
+    def name(self) -> str:
+        """The output RUN collection."""
+        return self.prepared.graph.header.output_run
+
+    def drive(
+        self, *observers: Watcher, guard: contextlib.AbstractContextManager[None] | None = None
+    ) -> RunEnd:
+        """Run all quanta, register their outputs, and write the provenance graph.
+
+        Parameters
+        ----------
+        *observers
+            Observers of the run beside its reporter.
+        guard
+            Context in which quanta run, which may end it by an exception.
+
+        Returns
+        -------
+        end
+            The end of the run.  `finish` writes its report.
+
+        Raises
+        ------
+        spark_butler.errors.EngineError
+            Raised if the engine fails.
+        """
+        request, graph, xgraph = self.prepared.request, self.prepared.graph, self.prepared.xgraph
+        with contextlib.ExitStack() as stack:
+            recorder: ProvenanceRecorder | None = None
+            if request.provenance_graph is not None:
+                recorder = stack.enter_context(
+                    ProvenanceRecorder(graph, request.provenance_graph, butler=self.butler, xgraph=xgraph)
+                )
+            stack.enter_context(guard or contextlib.nullcontext())
+            stack.enter_context(self.reporter)
+            result = execute_graph(
+                graph,
+                self.butler,
+                self.backend,
+                request.options,
+                xgraph=xgraph,
+                plan=self.prepared.plan,
+                recorder=recorder,
+                watcher=Watchers(*observers, self.reporter.watcher),
+            )
+            unwritten: EngineError | None = None
+            try:
+                if recorder is not None:
+                    recorder.finish(result)
+            except EngineError as exc:
+                unwritten = exc
+            return RunEnd(result, unwritten)
+
+    def finish(self, state: str, reason: str = "", *, n_ingested: int | None = None) -> None:
+        """Write the last status and the report.
+
+        Parameters
+        ----------
+        state
+            The word for the end, as in `RunEnd.state`.
+        reason
+            The cause, if the run ended before its time.
+        n_ingested
+            Number of datasets that were registered, if known.
+        """
+        self.reporter.finish(state, reason, n_ingested=n_ingested)
+
+    def explain_resume(self) -> str:
+        """Return the sentence that says which options resume the run."""
+        options = "--extend-run --skip-existing"
+        with contextlib.suppress(Exception):
+            # The registry may be what failed.
+            if needs_clobber(self.butler, self.prepared.graph):
+                options += " --clobber-outputs"
+        collections = self.prepared.output.collections
+        replacing = [name for name in ("replace_run", "prune_replaced") if collections[name]]
+        instead = f" instead of --{' and --'.join(replacing)}".replace("_", "-") if replacing else ""
+        how = f"to resume, repeat the command with {options}{instead}."
+        return f"Finished outputs are in run {self.name!r}; {how}"
+
+
+def open_run(
+    prepared: PreparedRun, backend: Backend, *, on_cancel: Callable[[], None], bars: bool = False
+) -> ActiveRun:
+    """Register the output collections, write init-outputs, and start to report.
+
+    Parameters
+    ----------
+    prepared
+        The run.
+    backend
+        Where quanta run.
+    on_cancel
+        Called, in another thread, after ``spark-butler cancel``.
+    bars
+        Whether to draw progress bars.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the repository refuses.
+    """
+    with prepared.timing("output run"):
+        butler = prepare_output(prepared.graph, prepared.output, prepared.packages)
+    try:
+        reporter = _make_reporter(prepared, butler, backend, on_cancel=on_cancel, bars=bars)
+    except BaseException:
+        butler.close()
+        raise
+    return ActiveRun(prepared, butler, backend, reporter)
+
+
+def _make_reporter(
+    prepared: PreparedRun, butler: Butler, backend: Backend, *, on_cancel: Callable[[], None], bars: bool
+) -> RunWatch:
+    """Build the reporter of a run."""
+    request = prepared.request
+    options = {name: value for name in _SHOWN if (value := getattr(request, name))}
+    if isinstance(pipeline := options.get("pipeline"), Pipeline):
+        # As text, it is a whole file.
+        options["pipeline"] = f"in memory, of {', '.join(pipeline.task_labels)}"
+    options.update(request.options.model_dump(mode="json"))
+    roots = store_roots(butler)
+    slots = min(request.options.processes or backend.slots, backend.slots)
+    return RunWatch(
+        Run(
+            prepared.graph.header.output_run,
+            hide_secrets(request.repo),
+            slots=slots,
+            command=request.command,
+            options=json.loads(hide_secrets(json.dumps(options, default=str))),
+            platform={
+                "driver": socket.gethostname(),
+                "system": platform.platform(),
+                **getattr(backend, "platform", {}),
+            },
+            phases=prepared.phases,
+            started=prepared.started,
+        ),
+        roots[0] if roots else None,
+        bars=bars,
+        progress=Progress(slots=slots, task_seconds=find_task_means(load_times(roots[0])) if roots else {}),
+        on_cancel=on_cancel,
+    )
