@@ -27,7 +27,7 @@ from lsst.utils.packages import Packages
 
 from .driver.backend import Backend
 from .driver.engine import execute_graph, plan_graph
-from .driver.events import Progress, Watcher, Watchers
+from .driver.events import ObserverGroup, RunObserver
 from .driver.existing_outputs import needs_clobber
 from .driver.scheduler import RunResult
 from .errors import EngineError
@@ -36,7 +36,8 @@ from .planning.plan import Plan
 from .planning.request import RunRequest
 from .provenance.graph_files import check_destination
 from .provenance.recorder import ProvenanceRecorder
-from .report import Run, RunWatch
+from .report import RunInfo, RunReporter
+from .report.progress import Progress
 from .repository.checks import check_repository, store_roots
 from .repository.output_run import (
     OutputRequest,
@@ -227,7 +228,7 @@ class ActiveRun:
         Keeps status and report.
     """
 
-    def __init__(self, prepared: PreparedRun, butler: Butler, backend: Backend, reporter: RunWatch):
+    def __init__(self, prepared: PreparedRun, butler: Butler, backend: Backend, reporter: RunReporter):
         self.prepared = prepared
         self.butler = butler
         self.backend = backend
@@ -245,7 +246,7 @@ class ActiveRun:
         return self.prepared.graph.header.output_run
 
     def drive(
-        self, *observers: Watcher, guard: contextlib.AbstractContextManager[None] | None = None
+        self, *observers: RunObserver, guard: contextlib.AbstractContextManager[None] | None = None
     ) -> RunEnd:
         """Run all quanta, register their outputs, and write the provenance graph.
 
@@ -283,7 +284,7 @@ class ActiveRun:
                 xgraph=xgraph,
                 plan=self.prepared.plan,
                 recorder=recorder,
-                watcher=Watchers(*observers, self.reporter.watcher),
+                observer=ObserverGroup(*observers, self.reporter.observer),
             )
             unwritten: EngineError | None = None
             try:
@@ -354,7 +355,7 @@ def open_run(
 
 def _make_reporter(
     prepared: PreparedRun, butler: Butler, backend: Backend, *, on_cancel: Callable[[], None], bars: bool
-) -> RunWatch:
+) -> RunReporter:
     """Build the reporter of a run."""
     request = prepared.request
     options = {name: value for name in _SHOWN if (value := getattr(request, name))}
@@ -364,8 +365,8 @@ def _make_reporter(
     options.update(request.options.model_dump(mode="json"))
     roots = store_roots(butler)
     slots = min(request.options.processes or backend.slots, backend.slots)
-    return RunWatch(
-        Run(
+    return RunReporter(
+        RunInfo(
             prepared.graph.header.output_run,
             hide_secrets(request.repo),
             slots=slots,

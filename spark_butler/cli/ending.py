@@ -7,18 +7,18 @@ __all__ = ["describe_run"]
 from collections.abc import Mapping
 from typing import Any
 
-from ..report import RunWatch
+from ..report import RunReporter
 
 _COUNTS = ("quanta", "done", "no_work", "failed", "blocked", "not_run", "retried")
 _OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
 
 
-def describe_run(watch: RunWatch, run: str, state: str, status: int) -> dict[str, Any]:
+def describe_run(reporter: RunReporter, run: str, state: str, status: int) -> dict[str, Any]:
     """Describe a run that has ended, in the words of its report.
 
     Parameters
     ----------
-    watch
+    reporter
         Who has watched the run, and has made its report.
     run
         The output RUN collection.
@@ -33,7 +33,7 @@ def describe_run(watch: RunWatch, run: str, state: str, status: int) -> dict[str
         What `json.dumps` takes.
     """
     description: dict[str, Any] = {"run": run, "state": state, "exit_status": status}
-    if (content := watch.content) is not None:
+    if (content := reporter.content) is not None:
         description |= {
             "state": content["state"],
             "reason": content["reason"],
@@ -44,7 +44,7 @@ def describe_run(watch: RunWatch, run: str, state: str, status: int) -> dict[str
             "failures": [{name: each[name] for name in _OF_FAILURE} for each in content["failures"]],
             "resume": content["resume"],
         }
-    return description | {"reports": [str(uri) for uri in watch.places]}
+    return description | {"reports": [str(uri) for uri in reporter.places]}
 
 
 def _count(content: Mapping[str, Any]) -> dict[str, int]:

@@ -25,7 +25,7 @@ from lsst.utils.threads import disable_implicit_threading
 
 from ..errors import EngineError, NothingToDo, OptionsError, UserError
 from ..planning.request import RunRequest
-from ..report import RunWatch, clean_command
+from ..report import RunReporter, clean_command
 from ..report.summary import make_report, summarize
 from ..run import ActiveRun, OnlyShown, open_run, prepare
 from ..spark.session import check_platform
@@ -411,7 +411,7 @@ def _print_unhandled(request: RunRequest) -> None:
         click.echo(f"The following '--show' options were not known to the run command: {names}", err=True)
 
 
-def _print_report_location(reporter: RunWatch) -> None:
+def _print_report_location(reporter: RunReporter) -> None:
     """Print where the report of a run is that was broken off."""
     if reporter.places:
         _print(f"The report is in {reporter.places[0]}.")

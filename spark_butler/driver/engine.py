@@ -37,7 +37,7 @@ from ..temporaries.dataset_types import find_temporary_types, measure_sizes
 from .backend import Backend
 from .collector import Collector
 from .context import make_context
-from .events import Watcher, Watchers
+from .events import ObserverGroup, RunObserver
 from .inventory import scratch_folders, take_inventory
 from .scheduler import Dispatcher, FailureBudget, RunResult
 from .work_factory import ContentMaker, export_input_records, sketch_graph
@@ -55,7 +55,7 @@ def execute_graph(
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     plan: Plan | None = None,
     recorder: ProvenanceRecorder | None = None,
-    watcher: Watcher | None = None,
+    observer: RunObserver | None = None,
 ) -> RunResult:
     """Execute a quantum graph and register its outputs.
 
@@ -77,7 +77,7 @@ def execute_graph(
     recorder
         Keeps what a provenance graph needs.  The caller writes the graph when
         the run has ended.
-    watcher
+    observer
         Observer of the run, called in this thread.  Its exceptions are logged
         and do not disturb the run.
 
@@ -102,7 +102,7 @@ def execute_graph(
     inventory = take_inventory(butler, graph, xgraph, dataset_types, temporary_types, options)
     if plan is None or plan.task_labels.keys() != set(xgraph):
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
-    Watchers(watcher).planned(plan)
+    ObserverGroup(observer).on_plan(plan)
     if temporary_types:
         # Before any quantum is done that lacks them.
         record_temporaries(butler, run, temporary_types)
@@ -144,7 +144,7 @@ def execute_graph(
             on_outcome=collector.collect,
             limit=options.processes,
             budget=_failure_budget(options, len(plan)),
-            watcher=watcher,
+            observer=observer,
             times=find_task_means(_load_times(butler, len(plan))),
         ).run(context)
     result.n_ingested = collector.n_ingested

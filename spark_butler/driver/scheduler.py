@@ -29,7 +29,7 @@ from ..planning.plan import Plan, Unit
 from ..text import brief
 from .backend import Backend
 from .batching import Pace
-from .events import Watcher, Watchers
+from .events import ObserverGroup, RunObserver
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Dispatcher:
         backend.
     budget
         How many failures the run bears.
-    watcher
+    observer
         Told of what happens, in the thread of `run`.
     times
         Mean times of the quanta of tasks in earlier runs, in seconds, by
@@ -137,7 +137,7 @@ class Dispatcher:
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
         budget: FailureBudget = _NO_BUDGET,
-        watcher: Watcher | None = None,
+        observer: RunObserver | None = None,
         times: Mapping[str, float] | None = None,
     ):
         self._plan = plan
@@ -148,8 +148,8 @@ class Dispatcher:
         self._limit = limit
         self._budget = budget
         self._pace = Pace(len(plan) / max(1, len(plan.groups)), times)
-        self._watcher = Watchers(watcher)
-        self._is_watched = watcher is not None
+        self._observer = ObserverGroup(observer)
+        self._is_observed = observer is not None
         self._blocked: set[uuid.UUID] = set()
         self._unit_of = {q: group.unit for group in plan.groups for q in group.quanta}
         self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
@@ -244,7 +244,7 @@ class Dispatcher:
             future = pool.submit(self._backend.run, context, works, self._words.put)
             jobs[future] = units
             future.add_done_callback(self._words.put)
-            self._watcher.dispatched([q for unit in units for q in self._open[unit.index]])
+            self._observer.on_dispatch([q for unit in units for q in self._open[unit.index]])
 
     def _pick(self, room: float) -> list[list[Unit]]:
         """Take the most urgent units that may run now: bundles of one level, or one unit of several levels.
@@ -375,7 +375,7 @@ class Dispatcher:
         first = self._result.outcomes.get(outcome.quantum_id)
         if first is not None and outcome.recovered:
             return False
-        self._watcher.took(outcome)
+        self._observer.on_outcome(outcome)
         if first is not None:
             # A lost temporary was made again: what that wrote on the way has replaced the first.
             outcome = _merge(first, outcome)
@@ -415,7 +415,7 @@ class Dispatcher:
                 node["data_id"],
             )
         self._result.blocked.extend(blocked)
-        self._watcher.blocked(blocked)
+        self._observer.on_blocked(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
 
@@ -480,7 +480,7 @@ class Dispatcher:
                 self._record(word)
 
     def _log_progress(self) -> None:
-        if self._is_watched and len(self._plan) > _FEW_QUANTA:
+        if self._is_observed and len(self._plan) > _FEW_QUANTA:
             # Whoever watches says it now and then, in one line for many quanta.
             return
         failed = self._n_failed + len(self._result.blocked)

@@ -21,15 +21,15 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import Report
 
 from ..driver.backend import Backend, ReportOutcome
-from ..driver.events import ProgressSnapshot
 from ..driver.scheduler import RunResult
 from ..errors import EngineError, UserError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan
-from ..report import RunWatch
+from ..report import RunReporter
 from ..report.failures import Failures, describe_failure
 from ..report.live_display import LiveDisplay
+from ..report.progress import ProgressSnapshot
 from ..report.run_table import make_html, make_text
 from ..report.summary import make_report
 from ..run import PreparedRun, RunEnd, open_run
@@ -93,22 +93,22 @@ class _StoppableBackend:
 
 
 class _OutcomeLog:
-    """Outcomes of a run so far; a `spark_butler.driver.events.Watcher`."""
+    """Outcomes of a run so far; a `spark_butler.driver.events.RunObserver`."""
 
     def __init__(self) -> None:
         self.outcomes: dict[uuid.UUID, QuantumOutcome] = {}
         self.blocked_ids: list[uuid.UUID] = []
 
-    def planned(self, plan: Plan) -> None:
+    def on_plan(self, plan: Plan) -> None:
         pass
 
-    def dispatched(self, quantum_ids: Collection[uuid.UUID]) -> None:
+    def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
         pass
 
-    def took(self, outcome: QuantumOutcome) -> None:
+    def on_outcome(self, outcome: QuantumOutcome) -> None:
         self.outcomes[outcome.quantum_id] = outcome.without_scans()
 
-    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+    def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
         self.blocked_ids.extend(quantum_ids)
 
 
@@ -167,12 +167,12 @@ class Run:
         self._active = open_run(prepared, self._backend, on_cancel=self._cancel_later)
         roots = self._active.butler.get_datastore_roots()
         self._roots = {name: root for name, root in roots.items() if root is not None}
-        self._reporter.progress.planned(prepared.plan)
+        self._reporter.progress.on_plan(prepared.plan)
         self._thread = threading.Thread(target=self._drive, name="spark-butler-run", daemon=True)
         self._thread.start()
 
     @property
-    def _reporter(self) -> RunWatch:
+    def _reporter(self) -> RunReporter:
         return self._active.reporter
 
     def _drive(self) -> None:

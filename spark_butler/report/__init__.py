@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = [
     "AttemptFolder",
-    "Run",
+    "Progress",
+    "RunInfo",
     "RunRecord",
-    "RunWatch",
+    "RunReporter",
     "clean_command",
     "find_attempts",
     "format_data_id",
@@ -21,7 +22,8 @@ from .content import make_content
 from .folder import AttemptFolder, find_attempts, read_json
 from .format import format_data_id, format_seconds
 from .html import make_page
-from .record import Run, RunRecord
+from .progress import Progress
+from .record import RunInfo, RunRecord
 from .rerun import clean_command
 from .status import is_silent
-from .watch import RunWatch
+from .watch import RunReporter

@@ -20,7 +20,7 @@ from lsst.pipe.base import QuantumSuccessCaveats
 from ..model.failures import FailureKind
 from ..model.outcomes import QuantumOutcome
 from ..text import hide_secrets
-from .record import Run, RunRecord, Span
+from .record import RunInfo, RunRecord, Span
 from .rerun import rerun_command
 from .time_split import split_time
 from .timeline import busy_slots, make_lanes
@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 def make_content(
-    run: Run, record: RunRecord, *, state: str, reason: str = "", n_ingested: int | None = None
+    run: RunInfo, record: RunRecord, *, state: str, reason: str = "", n_ingested: int | None = None
 ) -> dict[str, Any]:
     """Put a report together.
 
@@ -182,7 +182,7 @@ def _total(
     return totals
 
 
-def _describe_failures(run: Run, outcomes: Iterable[QuantumOutcome], *, narrow: bool) -> dict[str, Any]:
+def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narrow: bool) -> dict[str, Any]:
     """List the failures, with the command to run each again, and count those that are alike."""
     failures: list[dict[str, Any]] = []
     alike: Counter[tuple[str, str]] = Counter()

@@ -1,8 +1,11 @@
-"""What a report is made of, collected while a run goes on."""
+"""Facts of a run that its report shows: what is known before, and each outcome.
+
+The driver collects them while the run goes on.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Run", "RunRecord", "Span"]
+__all__ = ["RunInfo", "RunRecord", "Span"]
 
 import dataclasses
 import datetime
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What is known of a run before its first quantum."""
+class RunInfo:
+    """Facts of a run that are known before its first quantum."""
 
     run: str
     """The output RUN collection."""
@@ -72,7 +75,7 @@ class Span:
 
 
 class RunRecord:
-    """Keeps what became of the quanta of a run.  It is a `spark_butler.driver.events.Watcher`."""
+    """Outcomes of a run, for its report; a `~spark_butler.driver.RunObserver`."""
 
     def __init__(self) -> None:
         self.outcomes: dict[uuid.UUID, QuantumOutcome] = {}
@@ -102,8 +105,8 @@ class RunRecord:
         self._labels: Mapping[uuid.UUID, str] = {}
         self._given: set[uuid.UUID] = set()
 
-    def planned(self, plan: Plan) -> None:
-        """Hear what is to run.  See `spark_butler.driver.events.Watcher.planned`."""
+    def on_plan(self, plan: Plan) -> None:
+        """Keep the plan in words, and its counts."""
         self._labels = plan.task_labels
         self.explanation = plan.explain()
         self.has_temporaries = bool(plan.temporary_types)
@@ -113,21 +116,21 @@ class RunRecord:
                 label = plan.task_labels[quantum_id]
                 self.totals[label] = self.totals.get(label, 0) + 1
 
-    def dispatched(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Hear which quanta were given out.  See `spark_butler.driver.events.Watcher.dispatched`."""
+    def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Count quanta that are submitted again."""
         self.n_given_again += len(self._given.intersection(quantum_ids))
         self._given.update(quantum_ids)
 
-    def took(self, outcome: QuantumOutcome) -> None:
-        """Hear of an outcome.  See `spark_butler.driver.events.Watcher.took`."""
+    def on_outcome(self, outcome: QuantumOutcome) -> None:
+        """Keep an outcome without datastore records."""
         outcome = dataclasses.replace(outcome.without_scans(), records={}, outputs=(), removed=())
         if outcome.quantum_id in self.outcomes:
             self.repeated.append(outcome)
         else:
             self.outcomes[outcome.quantum_id] = outcome
 
-    def blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Hear which quanta can't run any more.  See `spark_butler.driver.events.Watcher.blocked`."""
+    def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Count quanta that can't run."""
         for quantum_id in quantum_ids:
             label = self._labels[quantum_id]
             self.n_blocked[label] = self.n_blocked.get(label, 0) + 1

@@ -6,8 +6,8 @@ __all__ = ["make_html", "make_text", "tell_seconds"]
 
 import html
 
-from ..driver.events import ProgressSnapshot, TaskProgress
 from ..text_tables import align_rows
+from .progress import ProgressSnapshot, TaskProgress
 
 _COLUMNS = ("pending", "running", "done", "failed", "blocked")
 _COLORS = {"running": "#2b7bba", "done": "#2e8540", "failed": "#c0392b", "blocked": "#8e6c1f"}

@@ -9,10 +9,10 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from ..driver.events import ProgressSnapshot
 from ..model.outcomes import job_text
 from ..text import hide_secrets
 from .format import format_seconds
+from .progress import ProgressSnapshot
 
 SECONDS_BETWEEN = 10.0
 """Time between two writings, in seconds."""

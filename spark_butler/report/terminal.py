@@ -19,8 +19,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..driver.events import ProgressSnapshot, TaskProgress
 from .format import format_seconds
+from .progress import ProgressSnapshot, TaskProgress
 from .ticker import Ticker
 
 _SECONDS_BETWEEN = 0.25

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..model.outcomes import QuantumOutcome
-from .record import Run, RunRecord, Span
+from .record import RunInfo, RunRecord, Span
 
 # In which the driver waits for Spark.
 _SESSION_PHASE = "Spark session"
 
 
-def split_time(run: Run, record: RunRecord, spans: Sequence[Span], end: float) -> dict[str, Any]:
+def split_time(run: RunInfo, record: RunRecord, spans: Sequence[Span], end: float) -> dict[str, Any]:
     """Say where the time of the driver and of the slots went.
 
     Parameters

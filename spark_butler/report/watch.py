@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunWatch"]
+__all__ = ["RunReporter"]
 
 import contextlib
 import json
@@ -15,12 +15,13 @@ from typing import Any, Self
 
 from lsst.resources import ResourcePath
 
-from ..driver.events import Progress, Watcher, Watchers
+from ..driver.events import ObserverGroup, RunObserver
 from ..text import brief
 from .content import make_content
 from .folder import AttemptFolder, new_attempt
 from .html import make_page
-from .record import Run, RunRecord
+from .progress import Progress
+from .record import RunInfo, RunRecord
 from .status import SECONDS_BETWEEN, describe_progress, progress_line
 from .ticker import Ticker
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 _LOG_SECONDS = 60.0
 
 
-class RunWatch:
+class RunReporter:
     """Watches a run for as long as the context lasts; one that ends with an error has its report then.
 
     Parameters
@@ -59,7 +60,7 @@ class RunWatch:
 
     def __init__(
         self,
-        run: Run,
+        run: RunInfo,
         root: ResourcePath | None = None,
         *,
         copy_to: ResourcePath | None = None,
@@ -88,9 +89,9 @@ class RunWatch:
         self._is_over = False
 
     @property
-    def watcher(self) -> Watcher:
+    def observer(self) -> RunObserver:
         """What the engine is to tell of the run."""
-        return Watchers(self.progress, self.record)
+        return ObserverGroup(self.progress, self.record)
 
     def __enter__(self) -> Self:
         if self._folder is not None:

@@ -15,12 +15,12 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.driver.events import Progress
 from spark_butler.driver.scheduler import Dispatcher, FailureBudget, RunResult
 from spark_butler.errors import EngineError
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.model.work import UnitWork
 from spark_butler.planning.plan import GraphSketch, Plan, Unit, cut_graph
+from spark_butler.report.progress import Progress
 
 _REPORT = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=0)
 _FAILURE = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=1)
@@ -132,8 +132,8 @@ def test_longest_path_is_dispatched_first() -> None:
 def test_observer_receives_every_outcome() -> None:
     graph = _graph("aabbc", [(0, 2), (1, 3), (2, 4), (3, 4)])
     progress = Progress(slots=4)
-    dispatcher = _dispatcher(graph, _Backend(bad=[uuid.UUID(int=1)]), watcher=progress)
-    progress.planned(dispatcher._plan)
+    dispatcher = _dispatcher(graph, _Backend(bad=[uuid.UUID(int=1)]), observer=progress)
+    progress.on_plan(dispatcher._plan)
     result = _run(dispatcher)
     snapshot = progress.snapshot()
     # All outcomes of the fake backend are of task a.

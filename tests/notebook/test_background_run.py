@@ -22,7 +22,7 @@ from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.notebook.options import make_notebook_request
 from spark_butler.notebook.run import Run, RunStatus
-from spark_butler.report import AttemptFolder, RunWatch, find_attempts, read_json
+from spark_butler.report import AttemptFolder, RunReporter, find_attempts, read_json
 from spark_butler.repository.checks import store_roots
 from spark_butler.repository.task_history import save_times
 from spark_butler.run import prepare
@@ -95,7 +95,7 @@ def test_a_pipeline_that_is_only_in_the_notebook_has_no_command(job_repo: JobRep
 def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     job_repo: JobRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_elsewhere: bool
 ) -> None:
-    monkeypatch.setattr(one_run, "RunWatch", functools.partial(RunWatch, seconds_between=0.1))
+    monkeypatch.setattr(one_run, "RunReporter", functools.partial(RunReporter, seconds_between=0.1))
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 2.0\n")
     name = f"back/cancelled{from_elsewhere:d}"
@@ -142,7 +142,7 @@ def test_failure_to_write_report_does_not_fail_the_run(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("not here")
 
-    monkeypatch.setattr(RunWatch, "_write_status", refuse)
+    monkeypatch.setattr(RunReporter, "_write_status", refuse)
     monkeypatch.setattr("spark_butler.report.watch.make_page", refuse)
     run = _start(job_repo, output_run="back/refused", select_tasks="first").wait()
     assert run.status is RunStatus.SUCCEEDED
@@ -152,10 +152,10 @@ def test_failure_to_write_report_does_not_fail_the_run(
 
 
 def test_observer_that_fails_to_start_is_reported(job_repo: JobRepo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: RunWatch) -> None:
+    def refuse(_: RunReporter) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(RunWatch, "__enter__", refuse)
+    monkeypatch.setattr(RunReporter, "__enter__", refuse)
     run = _start(job_repo, output_run="back/unwatched", select_tasks="first")
     with pytest.raises(EngineError, match="can't start new thread"):
         run.wait()

@@ -13,12 +13,12 @@ import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, QuantumReport
 
-from spark_butler.driver.events import Progress, ProgressSnapshot
 from spark_butler.model.failures import FailureKind
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.planning.plan import GraphSketch, cut_graph
 from spark_butler.report.failures import Failures, describe_failure
 from spark_butler.report.live_display import LiveDisplay
+from spark_butler.report.progress import Progress, ProgressSnapshot
 from spark_butler.report.run_table import make_html, make_text, tell_seconds
 from spark_butler.spark.rdd import _worker_traceback
 from spark_butler.tasks.isr import IsrTask
@@ -49,11 +49,11 @@ def snapshot() -> ProgressSnapshot:
     now = 0.0
     ids = [uuid.UUID(int=number) for number in range(11)]
     progress = Progress(slots=4, clock=lambda: now)
-    progress.planned(cut_graph(GraphSketch(dict.fromkeys(ids, "isr") | {ids[10]: "<coadd>"}, [])))
-    progress.dispatched(ids[:6])
+    progress.on_plan(cut_graph(GraphSketch(dict.fromkeys(ids, "isr") | {ids[10]: "<coadd>"}, [])))
+    progress.on_dispatch(ids[:6])
     now = 10.0
-    progress.took(_outcome())
-    progress.blocked(ids[10:])
+    progress.on_outcome(_outcome())
+    progress.on_blocked(ids[10:])
     return progress.snapshot()
 
 

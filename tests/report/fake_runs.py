@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.driver.events import Watchers
+from spark_butler.driver.events import ObserverGroup
 from spark_butler.model.failures import FailureKind
 from spark_butler.model.outcomes import Attempt, ImportTime, QuantumOutcome
 from spark_butler.model.traffic import Traffic
 from spark_butler.planning.plan import GraphSketch, cut_graph
-from spark_butler.report import Run, RunRecord
+from spark_butler.report import RunInfo, RunRecord
 
 COMMAND = ("spark-butler", "run", "-b", "s3-repo", "-p", "drp.yaml", "-o", "u/me/first", "-d", "visit > 40")
 
@@ -28,9 +28,9 @@ ValueError: only 3 matches within 2 arcsec & <1 mag; at least 10 are needed
 """
 
 
-def make_run(slots: int = 8, started: datetime.datetime | None = None) -> Run:
+def make_run(slots: int = 8, started: datetime.datetime | None = None) -> RunInfo:
     """Describe a run."""
-    return Run(
+    return RunInfo(
         "u/me/first/20260101T000000Z",
         "s3://survey/repo",
         slots=slots,
@@ -65,15 +65,15 @@ def make_record(
         (ids[n, a], ids[n, b]) for n in range(n_visits) for a, b in zip(labels, labels[1:], strict=False)
     ]
     record = RunRecord()
-    watcher = Watchers(record)
-    watcher.planned(cut_graph(GraphSketch(names, edges), group_by="fused", slots=slots))
+    observer = ObserverGroup(record)
+    observer.on_plan(cut_graph(GraphSketch(names, edges), group_by="fused", slots=slots))
     record.began -= ago
     free = [[record.began] * slots for _ in range(n_hosts)]
     for n in range(n_visits):
         host = min(range(n_hosts), key=lambda host: min(free[host]))
         slot = min(range(slots), key=lambda slot: free[host][slot])
         now = free[host][slot] + draw.uniform(0.01, 0.2)
-        watcher.dispatched([ids[n, label] for label in labels])
+        observer.on_dispatch([ids[n, label] for label in labels])
         for position, label in enumerate(labels):
             seconds = draw.lognormvariate(0.4 * position, 0.5)
             worker = f"node{host + 1}:{1000 + n}"
@@ -92,7 +92,7 @@ def make_record(
                 )
                 now += seconds / 2
             is_bad = n < n_failed and position == len(labels) - 1
-            watcher.took(
+            observer.on_outcome(
                 QuantumOutcome(
                     ids[n, label],
                     QuantumAttemptStatus.FAILED if is_bad else QuantumAttemptStatus.SUCCESSFUL,

@@ -9,9 +9,10 @@ import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.driver.events import Progress, TaskProgress, Watchers
+from spark_butler.driver.events import ObserverGroup
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.planning.plan import GraphSketch, Handover, Plan, cut_graph
+from spark_butler.report.progress import Progress, TaskProgress
 
 
 class _Clock:
@@ -51,23 +52,23 @@ def _running(progress: Progress) -> dict[str, int]:
 
 def test_quantum_has_one_state_at_a_time() -> None:
     progress = Progress(slots=2)
-    progress.planned(_plan())
+    progress.on_plan(_plan())
     assert progress.snapshot().tasks == (
         TaskProgress("a", 2, 0, 0, 0, 0),
         TaskProgress("b", 2, 0, 0, 0, 0),
         TaskProgress("c", 1, 0, 0, 0, 0),
     )
-    progress.dispatched([_id(0), _id(2)])
-    progress.dispatched([_id(1), _id(3)])
+    progress.on_dispatch([_id(0), _id(2)])
+    progress.on_dispatch([_id(1), _id(3)])
     snapshot = progress.snapshot()
     # Four quanta, but two groups, which begin with a.
     assert _running(progress) == {"a": 2, "b": 0, "c": 0}
     assert snapshot.total == TaskProgress("total", 3, 2, 0, 0, 0)
     assert (snapshot.busy, snapshot.slots) == (2, 2)
-    progress.took(_outcome(0, "a"))
-    progress.took(_outcome(2, "b"))
-    progress.took(_outcome(1, "a", good=False))
-    progress.blocked([_id(3), _id(4)])
+    progress.on_outcome(_outcome(0, "a"))
+    progress.on_outcome(_outcome(2, "b"))
+    progress.on_outcome(_outcome(1, "a", good=False))
+    progress.on_blocked([_id(3), _id(4)])
     snapshot = progress.snapshot()
     assert snapshot.tasks == (
         TaskProgress("a", 0, 0, 1, 1, 0),
@@ -82,12 +83,12 @@ def test_quantum_has_one_state_at_a_time() -> None:
 def test_running_quanta_are_limited_by_slots() -> None:
     labels = {_id(n): label for n, label in enumerate("aaabbb")}
     progress = Progress(slots=2)
-    progress.planned(cut_graph(GraphSketch(labels, [(_id(n), _id(n + 3)) for n in range(3)])))
-    progress.dispatched([_id(n) for n in range(6)])
+    progress.on_plan(cut_graph(GraphSketch(labels, [(_id(n), _id(n + 3)) for n in range(3)])))
+    progress.on_dispatch([_id(n) for n in range(6)])
     assert _running(progress) == {"a": 2, "b": 0}
-    progress.took(_outcome(2, "a"))
+    progress.on_outcome(_outcome(2, "a"))
     assert _running(progress) == {"a": 1, "b": 1}
-    progress.took(_outcome(1, "a"))
+    progress.on_outcome(_outcome(1, "a"))
     assert _running(progress) == {"a": 0, "b": 2}
     assert progress.snapshot().busy == 2
     ended = progress.snapshot().at_end()
@@ -104,35 +105,35 @@ def test_gather_is_not_running_before_its_inputs_exist() -> None:
     # One Spark job: all is given out at once.
     assert [unit.levels for unit in plan.units] == [((0, 1), (2,))]
     progress = Progress(slots=4)
-    progress.planned(plan)
-    progress.dispatched(labels)
+    progress.on_plan(plan)
+    progress.on_dispatch(labels)
     assert _running(progress) == {"a": 2, "c": 0}
-    progress.took(_outcome(0, "a"))
+    progress.on_outcome(_outcome(0, "a"))
     assert _running(progress) == {"a": 1, "c": 0}
-    progress.took(_outcome(1, "a"))
+    progress.on_outcome(_outcome(1, "a"))
     assert _running(progress) == {"a": 0, "c": 1}
 
 
 def test_repeated_quantum_is_counted_once() -> None:
     progress = Progress(slots=2)
-    progress.planned(_plan())
-    progress.dispatched([_id(0), _id(2)])
-    progress.took(_outcome(0, "a"))
-    progress.dispatched([_id(0), _id(2)])
-    progress.took(_outcome(0, "a"))
-    progress.took(_outcome(2, "b"))
+    progress.on_plan(_plan())
+    progress.on_dispatch([_id(0), _id(2)])
+    progress.on_outcome(_outcome(0, "a"))
+    progress.on_dispatch([_id(0), _id(2)])
+    progress.on_outcome(_outcome(0, "a"))
+    progress.on_outcome(_outcome(2, "b"))
     assert progress.snapshot().total == TaskProgress("total", 3, 0, 2, 0, 0)
 
 
 def test_time_left_follows_mean_times_and_busy_slots() -> None:
     clock = _Clock()
     progress = Progress(slots=4, clock=clock)
-    progress.planned(_singles("a" * 100))
+    progress.on_plan(_singles("a" * 100))
     assert progress.snapshot().seconds_left is None
-    progress.dispatched([_id(number) for number in range(20)])
+    progress.on_dispatch([_id(number) for number in range(20)])
     for number in range(20):
         clock.now += 0.5
-        progress.took(_outcome(number, "a", wall_seconds=1.0))
+        progress.on_outcome(_outcome(number, "a", wall_seconds=1.0))
     # 20 s of work in 10 s: two slots; 80 s are left.
     snapshot = progress.snapshot()
     assert snapshot.seconds_left == pytest.approx(40)
@@ -150,16 +151,16 @@ def test_failing_observer_is_dropped_and_others_continue(caplog: pytest.LogCaptu
     class Broken(Progress):
         n_told = 0
 
-        def took(self, outcome: QuantumOutcome) -> None:
+        def on_outcome(self, outcome: QuantumOutcome) -> None:
             self.n_told += 1
             raise RuntimeError("no terminal")
 
     broken, good = Broken(), Progress()
-    both = Watchers(broken, None, good)
-    both.planned(_plan())
-    both.dispatched([_id(0), _id(1)])
-    both.took(_outcome(0, "a"))
-    both.took(_outcome(1, "a"))
+    both = ObserverGroup(broken, None, good)
+    both.on_plan(_plan())
+    both.on_dispatch([_id(0), _id(1)])
+    both.on_outcome(_outcome(0, "a"))
+    both.on_outcome(_outcome(1, "a"))
     assert good.snapshot().tasks[0].done == 2
     assert broken.n_told == 1
-    assert "Broken is not told of the run any more" in caplog.text
+    assert "Broken no longer observes the run: no terminal" in caplog.text

@@ -21,7 +21,7 @@ _WIDTH = 80
 
 _START = """
 import logging, os, signal, subprocess, sys, threading, time
-from spark_butler.driver.events import Progress
+from spark_butler.report.progress import Progress
 from spark_butler.report.terminal import Bars
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")

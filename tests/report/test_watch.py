@@ -12,10 +12,10 @@ import pytest
 from lsst.resources import ResourcePath
 from rich.console import Console
 
-from spark_butler.driver.events import ProgressSnapshot, TaskProgress
 from spark_butler.errors import EngineError
-from spark_butler.report import RunWatch, find_attempts, read_json
+from spark_butler.report import RunReporter, find_attempts, read_json
 from spark_butler.report import watch as watch_module
+from spark_butler.report.progress import ProgressSnapshot, TaskProgress
 from spark_butler.report.status import progress_line
 from spark_butler.report.terminal import Bars
 from tests.report.fake_runs import make_run
@@ -66,7 +66,7 @@ def test_each_attempt_has_a_report_of_its_own(tmp_path: Path) -> None:
     for state in ("stopped", "succeeded"):
         run = make_run()
         object.__setattr__(run, "started", run.started.replace(year=2026 + (state == "succeeded")))
-        with RunWatch(run, root, bars=False) as watch:
+        with RunReporter(run, root, bars=False) as watch:
             pass
         watch.finish(state)
         assert [place.basename() for place in watch.places] == ["report.html"]
@@ -84,7 +84,7 @@ def test_each_attempt_has_a_report_of_its_own(tmp_path: Path) -> None:
 def test_report_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     root = ResourcePath(tmp_path / "file", forceDirectory=True)
-    with RunWatch(make_run(), root, bars=False, seconds_between=0.01) as watch:
+    with RunReporter(make_run(), root, bars=False, seconds_between=0.01) as watch:
         pass
     watch.finish("succeeded")
     assert watch.places == []
@@ -96,7 +96,7 @@ def test_run_with_engine_error_has_a_report(tmp_path: Path) -> None:
     root = ResourcePath(tmp_path, forceDirectory=True)
 
     def break_down() -> None:
-        with RunWatch(make_run(), root, bars=False) as watch:
+        with RunReporter(make_run(), root, bars=False) as watch:
             watch.record.totals["isr"] = 3
             raise EngineError("the cluster is gone")
 
@@ -116,6 +116,6 @@ def test_failure_to_build_report_is_a_warning(
         raise ValueError("no such number")
 
     monkeypatch.setattr(watch_module, "make_content", fail)
-    watch = RunWatch(make_run(), ResourcePath(tmp_path, forceDirectory=True), bars=False)
+    watch = RunReporter(make_run(), ResourcePath(tmp_path, forceDirectory=True), bars=False)
     watch.finish("succeeded")
     assert "No report could be made of the run: no such number" in caplog.text

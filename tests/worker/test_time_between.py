@@ -10,7 +10,7 @@ import pytest
 
 from spark_butler.driver.engine import execute_graph
 from spark_butler.model.options import RunOptions
-from spark_butler.report import Run, RunRecord, make_content
+from spark_butler.report import RunInfo, RunRecord, make_content
 
 if TYPE_CHECKING:
     from spark_butler.driver.backend import Backend
@@ -24,9 +24,9 @@ def _run(scenario: ScenarioRepo, backend: Backend, **options: Any) -> dict[str, 
     """Run a graph and return the part of its report that is about time."""
     graph, record = scenario.make_graph(), RunRecord()
     started = datetime.datetime.now(datetime.UTC)
-    result = execute_graph(graph, scenario.butler, backend, RunOptions(**options), watcher=record)
+    result = execute_graph(graph, scenario.butler, backend, RunOptions(**options), observer=record)
     assert not result.failed
-    run = Run("run", "repo", slots=backend.slots, started=started)
+    run = RunInfo("run", "repo", slots=backend.slots, started=started)
     time_: dict[str, Any] = make_content(run, record, state="succeeded")["time"]
     return time_
 

@@ -1,0 +1,260 @@
+"""Counts of a run's quanta while it goes on, for bars, status and tables.
+
+The driver counts; any of its threads may take a snapshot.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Progress", "ProgressSnapshot", "TaskProgress"]
+
+import dataclasses
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..model.outcomes import QuantumOutcome
+
+if TYPE_CHECKING:
+    from ..planning.plan import Group, Plan
+
+_RECENT_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """How many quanta of a task are where."""
+
+    label: str
+    """Label of the task."""
+
+    pending: int
+    """Quanta that have not begun."""
+
+    running: int
+    """Quanta at work: the next of each group that was given out, and no more than there are slots."""
+
+    done: int
+    """Quanta that succeeded."""
+
+    failed: int
+    """Quanta that failed."""
+
+    blocked: int
+    """Quanta that can't run because one that they need failed."""
+
+    @property
+    def total(self) -> int:
+        """Number of all quanta of the task."""
+        return self.pending + self.running + self.done + self.failed + self.blocked
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProgressSnapshot:
+    """How a run stood at one moment."""
+
+    tasks: tuple[TaskProgress, ...]
+    """Counts by task, in the order in which tasks begin."""
+
+    rate: float
+    """Quanta that ended per second, over the last minute."""
+
+    seconds_left: float | None
+    """Estimated time to the end, in seconds; `None` while nothing is known."""
+
+    elapsed: float
+    """Time since the first quantum was given out, in seconds."""
+
+    slots: int
+    """How many groups can run at the same time."""
+
+    busy: int
+    """How many of the slots have something to do; as many as quanta are running."""
+
+    failures: tuple[QuantumOutcome, ...]
+    """Outcomes of the quanta that failed, in the order in which they came."""
+
+    @property
+    def total(self) -> TaskProgress:
+        """The sums over all tasks."""
+        return TaskProgress(
+            "total",
+            *(
+                sum(getattr(task, name) for task in self.tasks)
+                for name in ("pending", "running", "done", "failed", "blocked")
+            ),
+        )
+
+    def at_end(self) -> ProgressSnapshot:
+        """Tell how the run stands when nothing of it runs any more."""
+        tasks = (
+            dataclasses.replace(task, pending=task.pending + task.running, running=0) for task in self.tasks
+        )
+        return dataclasses.replace(self, tasks=tuple(tasks), busy=0)
+
+
+class Progress:
+    """Counts of a run's quanta; a `~spark_butler.driver.RunObserver` that any thread may ask.
+
+    Parameters
+    ----------
+    totals
+        Number of quanta by task label, unless `planned` is called.
+    slots
+        How many groups can run at the same time.
+    task_seconds
+        Mean time of a quantum by task label, in seconds, as far as it is
+        known from earlier runs.
+    clock
+        Tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        totals: Mapping[str, int] | None = None,
+        *,
+        slots: int = 1,
+        task_seconds: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._totals: Counter[str] = Counter(totals or {})
+        self._slots = slots
+        self._known_seconds = dict(task_seconds or {})
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._done: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._blocked: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._timed: Counter[str] = Counter()
+        self._recent: deque[tuple[int, int]] = deque()
+        self._failures: list[QuantumOutcome] = []
+        self._started: float | None = None
+        self._labels: Mapping[uuid.UUID, str] = {}
+        self._groups: Sequence[Group] = ()
+        self._group_of: dict[uuid.UUID, int] = {}
+        self._out: set[uuid.UUID] = set()
+        self._open_groups: Counter[int] = Counter()
+        self._ended: set[uuid.UUID] = set()
+
+    def on_plan(self, plan: Plan) -> None:
+        """Count the quanta of the plan."""
+        group_of = {quantum_id: group.index for group in plan.groups for quantum_id in group.quanta}
+        totals = Counter(plan.task_labels[quantum_id] for quantum_id in group_of)
+        with self._lock:
+            self._labels, self._group_of, self._totals = plan.task_labels, group_of, totals
+            self._groups = plan.groups
+
+    def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Count submitted quanta as running."""
+        with self._lock:
+            if self._started is None:
+                self._started = self._clock()
+            for quantum_id in quantum_ids:
+                if quantum_id not in self._out and quantum_id not in self._ended:
+                    self._out.add(quantum_id)
+                    self._open_groups[self._group_of[quantum_id]] += 1
+
+    def on_outcome(self, outcome: QuantumOutcome) -> None:
+        """Count an outcome; only the first of a quantum counts."""
+        label = outcome.report.taskLabel or ""
+        with self._lock:
+            if outcome.quantum_id in self._ended:
+                return
+            self._close(outcome.quantum_id)
+            if outcome.succeeded:
+                self._done[label] += 1
+            else:
+                self._failed[label] += 1
+                self._failures.append(outcome.without_scans())
+            if outcome.wall_seconds and not outcome.skipped_existing:
+                self._seconds[label] += outcome.wall_seconds
+                self._timed[label] += 1
+            now = int(self._clock())
+            if self._recent and self._recent[-1][0] == now:
+                self._recent[-1] = now, self._recent[-1][1] + 1
+            else:
+                self._recent.append((now, 1))
+                self._forget_old(now)
+
+    def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Count quanta that can't run."""
+        with self._lock:
+            for quantum_id in quantum_ids:
+                self._close(quantum_id)
+                self._blocked[self._labels[quantum_id]] += 1
+
+    def snapshot(self) -> ProgressSnapshot:
+        """Tell how the run stands now."""
+        with self._lock:
+            now = self._clock()
+            self._forget_old(int(now))
+            running = self._count_running()
+            tasks = tuple(self._count(label, running[label]) for label in self._totals)
+            elapsed = now - self._started if self._started is not None else 0.0
+            n_recent = sum(n for _, n in self._recent)
+            span = min(elapsed, _RECENT_SECONDS)
+            return ProgressSnapshot(
+                tasks,
+                rate=n_recent / max(1.0, span),
+                seconds_left=self._estimate(tasks, elapsed),
+                elapsed=elapsed,
+                slots=self._slots,
+                busy=running.total(),
+                failures=tuple(self._failures),
+            )
+
+    def _close(self, quantum_id: uuid.UUID) -> None:
+        """Note that a quantum has ended."""
+        self._ended.add(quantum_id)
+        if quantum_id not in self._out:
+            return
+        self._out.discard(quantum_id)
+        group = self._group_of[quantum_id]
+        self._open_groups[group] -= 1
+        if not self._open_groups[group]:
+            del self._open_groups[group]
+
+    def _count_running(self) -> Counter[str]:
+        """Count by task the quanta that are at work, as far as that can be known here."""
+        level_of: dict[int, int] = {}
+        for group in map(self._groups.__getitem__, self._open_groups):
+            level_of[group.unit] = min(group.level, level_of.get(group.unit, group.level))
+        at_work = []
+        for group in map(self._groups.__getitem__, self._open_groups):
+            # A later level of a unit waits for the earlier ones.
+            if group.level == level_of[group.unit]:
+                is_new = self._open_groups[group.index] == len(group.quanta)
+                at_work.append((is_new, next(q for q in group.quanta if q in self._out)))
+        # More groups are given out than can run; those that have outcomes run for sure.
+        at_work.sort(key=lambda each: each[0])
+        return Counter(self._labels[quantum_id] for _, quantum_id in at_work[: self._slots])
+
+    def _forget_old(self, now: int) -> None:
+        """Keep the ends of the last minute only."""
+        while self._recent and self._recent[0][0] <= now - _RECENT_SECONDS:
+            self._recent.popleft()
+
+    def _count(self, label: str, running: int) -> TaskProgress:
+        ended = self._done[label] + self._failed[label] + self._blocked[label]
+        pending = max(0, self._totals[label] - ended - running)
+        return TaskProgress(
+            label, pending, running, self._done[label], self._failed[label], self._blocked[label]
+        )
+
+    def _estimate(self, tasks: Iterable[TaskProgress], elapsed: float) -> float | None:
+        """Estimate the time to the end from mean times and from how many slots were kept at work so far."""
+        means = dict(self._known_seconds)
+        means.update((label, self._seconds[label] / n) for label, n in self._timed.items())
+        todo = [(task.label, task.pending + 0.5 * task.running) for task in tasks]
+        if not any(n for _, n in todo):
+            return 0.0
+        if not means:
+            return None
+        typical = sum(means.values()) / len(means)
+        work = sum(n * means.get(label, typical) for label, n in todo)
+        done = sum(self._seconds.values())
+        at_work = min(done / elapsed, self._slots) if done and elapsed else self._slots
+        return work / max(at_work, 1e-3)
