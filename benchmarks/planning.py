@@ -28,7 +28,7 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 from workloads import make_frames
 
 from spark_butler.driver.backend import ReportOutcome
-from spark_butler.driver.scheduler import Dispatcher
+from spark_butler.driver.scheduler import Scheduler
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.planning.plan import Unit
 
@@ -78,7 +78,7 @@ def _measure(visits: int) -> dict[str, float]:
         return [q for unit in units for level in unit.levels for g in level for q in plan.groups[g].quanta]
 
     backend = _Nowhere(dict(plan.task_labels))
-    dispatcher = Dispatcher(plan, cast(Any, xgraph), backend, make_work, on_outcome=count)
+    dispatcher = Scheduler(plan, cast(Any, xgraph), backend, make_work, on_outcome=count)
     dispatcher.run(cast(Any, None))
     ended = time.process_time()
     if n_done != len(workload):

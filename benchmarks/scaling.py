@@ -155,7 +155,7 @@ def _built_in(seed: int) -> list[_Case]:
 
 def _from_files(graph_file: Path, times_file: Path, seed: int) -> list[_Case]:
     """Read a graph and the times of its tasks."""
-    from spark_butler.driver.work_factory import sketch_graph
+    from spark_butler.planning.sketch import sketch_graph
     from tests.support.stock import read_graph
 
     graph = read_graph(graph_file)

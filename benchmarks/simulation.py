@@ -461,7 +461,7 @@ def simulate(workload: Workload, plan: Plan, slots: int, costs: Costs) -> Schedu
         # All that the pool above wants of groups are their numbers.
         return UnitWork(units[0].index, tuple(groups), tuple(map(len, units[0].levels)))  # type: ignore[arg-type]
 
-    dispatcher = dispatch.Dispatcher(
+    dispatcher = dispatch.Scheduler(
         plan,
         workload.xgraph,
         pool,

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from spark_butler.planning.plan import GraphSketch, GroupBy, Handover, Plan, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch, GroupBy, Handover, Plan
 
 type Edge = tuple[int, int]
 

@@ -23,14 +23,15 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .driver.backend import Backend
 from .driver.engine import execute_graph
-from .driver.scheduler import Dispatcher, FailureBudget, RunResult
-from .driver.work_factory import ContentMaker, sketch_graph
+from .driver.scheduler import Scheduler
+from .driver.work_factory import WorkFactory
 from .errors import OptionsError
-from .model.limits import Limits
+from .model.limits import Limits, StopRule
 from .model.options import RunOptions
-from .model.outcomes import exit_text, job_text
+from .model.outcomes import RunResult, exit_text, job_text
 from .model.work import WorkerContext
-from .planning.plan import cut_graph
+from .planning.partition import cut_graph
+from .planning.sketch import sketch_graph
 from .provenance.recorder import ProvenanceRecorder, RecordingExecutor
 from .report.summary import fill_report
 from .spark.session import make_session
@@ -233,15 +234,15 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             environment=worker_environment(),
         )
         plan = cut_graph(sketch_graph(graph, xgraph), group_by="quantum")
-        maker = ContentMaker(plan, graph, xgraph)
-        dispatcher = Dispatcher(
+        maker = WorkFactory(plan, graph, xgraph)
+        dispatcher = Scheduler(
             plan,
             xgraph,
             backend,
             maker.make_work,
             on_outcome=recorder.add if recorder is not None else lambda outcome: None,
             limit=self._num_proc,
-            budget=FailureBudget(fail_fast=self._fail_fast),
+            budget=StopRule(fail_fast=self._fail_fast),
         )
         return dispatcher.run(context)
 

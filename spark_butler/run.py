@@ -29,8 +29,8 @@ from .driver.backend import Backend
 from .driver.engine import execute_graph, plan_graph
 from .driver.events import ObserverGroup, RunObserver
 from .driver.existing_outputs import needs_clobber
-from .driver.scheduler import RunResult
 from .errors import EngineError
+from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
 from .planning.plan import Plan
 from .planning.request import RunRequest

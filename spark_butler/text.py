@@ -5,7 +5,16 @@ Every process uses this module.
 
 from __future__ import annotations
 
-__all__ = ["as_engine_error", "best_effort", "brief", "explain_invalid", "hide_secrets", "translate_errors"]
+__all__ = [
+    "as_engine_error",
+    "best_effort",
+    "brief",
+    "count",
+    "explain_invalid",
+    "hide_secrets",
+    "human_bytes",
+    "translate_errors",
+]
 
 import contextlib
 import logging
@@ -151,3 +160,33 @@ def hide_secrets(text: str) -> str:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
     return _PASSWORD.sub(r"\1:***@", text)
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun, in the singular or in the plural.
+
+    Parameters
+    ----------
+    number
+        The number.
+    one
+        The noun in the singular.
+    many
+        The noun in the plural; by default with an ``s``.
+    """
+    return f"{number:d} {one if number == 1 else many or one + 's'}"
+
+
+def human_bytes(size: float) -> str:
+    """Return a size with a decimal unit.
+
+    Parameters
+    ----------
+    size
+        The size in bytes.
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

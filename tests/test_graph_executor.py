@@ -236,13 +236,13 @@ def test_number_of_processes_is_a_limit(
     notes = tmp_path / "notes"
     notes.mkdir()
     submitted: list[int] = []
-    submit = dispatch.Dispatcher._dispatch
+    submit = dispatch.Scheduler._dispatch
 
     def watched(self: Any, *args: Any) -> None:
         submit(self, *args)
         submitted.append(sum(self._running.values()))
 
-    monkeypatch.setattr(dispatch.Dispatcher, "_dispatch", watched)
+    monkeypatch.setattr(dispatch.Scheduler, "_dispatch", watched)
     monkeypatch.setattr("spark_butler.spark.backend.SparkBackend.slots", 16)
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_overlapping(notes)))

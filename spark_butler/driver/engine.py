@@ -16,9 +16,12 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from ..errors import OptionsError
-from ..model.limits import Limits
+from ..model.limits import Limits, StopRule
 from ..model.options import RunOptions
-from ..planning.plan import GroupBy, Plan, cut_graph
+from ..model.outcomes import RunResult
+from ..planning.partition import cut_graph
+from ..planning.plan import GroupBy, Plan
+from ..planning.sketch import sketch_graph
 from ..provenance.recorder import ProvenanceRecorder
 from ..repository.checks import store_roots
 from ..repository.collection_notes import record_temporaries
@@ -39,8 +42,8 @@ from .collector import Collector
 from .context import make_context
 from .events import ObserverGroup, RunObserver
 from .inventory import scratch_folders, take_inventory
-from .scheduler import Dispatcher, FailureBudget, RunResult
-from .work_factory import ContentMaker, export_input_records, sketch_graph
+from .scheduler import Scheduler
+from .work_factory import WorkFactory, export_input_records
 
 # In which order fewer quanta begin is not worth a request.
 _WORTH_ORDERING = 100
@@ -106,7 +109,7 @@ def execute_graph(
     if temporary_types:
         # Before any quantum is done that lacks them.
         record_temporaries(butler, run, temporary_types)
-    factory = ContentMaker(
+    factory = WorkFactory(
         plan,
         graph,
         xgraph,
@@ -136,7 +139,7 @@ def execute_graph(
         recorder=recorder,
         scratch=scratch if plan.crossings else None,
     ) as collector:
-        result = Dispatcher(
+        result = Scheduler(
             plan,
             xgraph,
             backend,
@@ -184,12 +187,12 @@ def _find_limits(graph: PredictedQuantumGraph, butler: Butler, options: RunOptio
     return requests.limits(labels, learned)
 
 
-def _failure_budget(options: RunOptions, n_quanta: int) -> FailureBudget:
+def _failure_budget(options: RunOptions, n_quanta: int) -> StopRule:
     """Return the rule that stops a run, from its options."""
     most = None
     if (text := options.max_failures) is not None:
         most = int(text) if not text.endswith("%") else -(-int(text[:-1]) * n_quanta // 100)
-    return FailureBudget(options.fail_fast, most, options.max_same_failures)
+    return StopRule(options.fail_fast, most, options.max_same_failures)
 
 
 def plan_graph(

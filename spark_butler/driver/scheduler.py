@@ -1,8 +1,11 @@
-"""Give units to a backend as soon as what they need is there."""
+"""Scheduler: submits units to a backend as soon as their inputs exist.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Dispatcher", "FailureBudget", "RunResult"]
+__all__ = ["Scheduler"]
 
 import dataclasses
 import heapq
@@ -22,8 +25,8 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from ..errors import EngineError
 from ..model.failures import FailureKind
-from ..model.limits import Limits
-from ..model.outcomes import QuantumOutcome, exit_text, job_text
+from ..model.limits import Limits, StopRule
+from ..model.outcomes import QuantumOutcome, RunResult, exit_text, job_text
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan, Unit
 from ..text import brief
@@ -44,49 +47,10 @@ _WHOLE = 1 - 1e-6
 _NUMBER = re.compile(r"\d+")
 
 
-@dataclasses.dataclass
-class RunResult:
-    """What came of driving a plan."""
-
-    outcomes: dict[uuid.UUID, QuantumOutcome] = dataclasses.field(default_factory=dict)
-    """Outcome of each quantum that was tried."""
-
-    blocked: list[uuid.UUID] = dataclasses.field(default_factory=list)
-    """Quanta that were not tried because one that they need failed."""
-
-    stopped_by: QuantumOutcome | None = None
-    """The failure that ended the run before its time, if one did."""
-
-    stop_reason: str = ""
-    """Which rule it was that ended the run before its time."""
-
-    n_ingested: int = 0
-    """Number of datasets that were put into the registry."""
-
-    @property
-    def failed(self) -> list[QuantumOutcome]:
-        """Outcomes of the quanta that failed."""
-        return [outcome for outcome in self.outcomes.values() if not outcome.succeeded]
+_NO_RULE = StopRule()
 
 
-@dataclasses.dataclass(frozen=True)
-class FailureBudget:
-    """How many failures a run bears."""
-
-    fail_fast: bool = False
-    """Whether the first ends it."""
-
-    most: int | None = None
-    """The number that ends it."""
-
-    most_alike: int | None = None
-    """The number in a row of one task, with the same message but for numbers, that ends it."""
-
-
-_NO_BUDGET = FailureBudget()
-
-
-class Dispatcher:
+class Scheduler:
     """Runs the units of a plan as soon as what they need is there.
 
     Parameters
@@ -136,7 +100,7 @@ class Dispatcher:
         *,
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
-        budget: FailureBudget = _NO_BUDGET,
+        budget: StopRule = _NO_RULE,
         observer: RunObserver | None = None,
         times: Mapping[str, float] | None = None,
     ):

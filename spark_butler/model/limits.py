@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Limits", "ResourceRequests", "TaskRequests", "read_requests"]
+__all__ = ["Limits", "ResourceRequests", "StopRule", "TaskRequests", "read_requests"]
 
 import dataclasses
 import random
@@ -223,3 +223,17 @@ def read_requests(file: str) -> ResourceRequests:
         known = ", ".join(field.alias or name for name, field in TaskRequests.model_fields.items())
         unknown = f"there is no request {{name!r}}; known are {known}, and pipetask.LABEL with the same."
         raise OptionsError(f"--resources file {file!r}: {explain_invalid(exc, unknown=unknown)}") from exc
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRule:
+    """How many failures stop a run."""
+
+    fail_fast: bool = False
+    """Whether the first failure stops it."""
+
+    most: int | None = None
+    """Number of failures that stop it."""
+
+    most_alike: int | None = None
+    """Number of consecutive failures of one task, alike but for numbers in the message, that stop it."""

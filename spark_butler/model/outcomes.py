@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Attempt", "ImportTime", "QuantumOutcome", "QuantumStarted", "exit_text", "job_text"]
+__all__ = ["Attempt", "ImportTime", "QuantumOutcome", "QuantumStarted", "RunResult", "exit_text", "job_text"]
 
 import dataclasses
 import signal
@@ -214,3 +214,28 @@ def exit_text(exit_code: int) -> str:
         return f"{text} ({signal.strsignal(-exit_code)})"
     except ValueError:
         return text
+
+
+@dataclasses.dataclass
+class RunResult:
+    """Outcomes of a run."""
+
+    outcomes: dict[uuid.UUID, QuantumOutcome] = dataclasses.field(default_factory=dict)
+    """Outcome of each quantum that ran."""
+
+    blocked: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    """Quanta that did not run because a quantum that they depend on failed."""
+
+    stopped_by: QuantumOutcome | None = None
+    """The failure that stopped the run, if one did."""
+
+    stop_reason: str = ""
+    """The rule that stopped the run."""
+
+    n_ingested: int = 0
+    """Number of datasets that were registered."""
+
+    @property
+    def failed(self) -> list[QuantumOutcome]:
+        """Outcomes of the quanta that failed."""
+        return [outcome for outcome in self.outcomes.values() if not outcome.succeeded]

@@ -21,9 +21,8 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import Report
 
 from ..driver.backend import Backend, ReportOutcome
-from ..driver.scheduler import RunResult
 from ..errors import EngineError, UserError
-from ..model.outcomes import QuantumOutcome
+from ..model.outcomes import QuantumOutcome, RunResult
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan
 from ..report import RunReporter

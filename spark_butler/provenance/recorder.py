@@ -40,10 +40,9 @@ from lsst.resources import ResourcePathExpression
 from lsst.utils.introspection import get_full_type_name
 
 from ..atomic_write import atomic_write
-from ..driver.scheduler import RunResult
 from ..errors import EngineError
 from ..model.failures import FailureKind
-from ..model.outcomes import Attempt, QuantumOutcome
+from ..model.outcomes import Attempt, QuantumOutcome, RunResult
 from ..text import brief, hide_secrets
 from .readback import Readback
 from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success

@@ -14,8 +14,7 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport, Report
 
-from ..driver.scheduler import RunResult
-from ..model.outcomes import QuantumOutcome, exit_text, job_text
+from ..model.outcomes import QuantumOutcome, RunResult, exit_text, job_text
 from ..text_tables import align_rows
 
 

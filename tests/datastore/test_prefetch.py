@@ -38,9 +38,9 @@ from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.driver import serial
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
-from spark_butler.driver.scheduler import RunResult
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import RunResult
 from spark_butler.model.traffic import NO_TRAFFIC, Traffic, TrafficCounter
 from spark_butler.worker.child_process import ChildRunner
 from tests.support.engine_harness import Case, make_graph

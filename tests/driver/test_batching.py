@@ -9,8 +9,9 @@ import networkx
 import pytest
 
 from spark_butler.driver.batching import Pace
-from spark_butler.driver.scheduler import Dispatcher
-from spark_butler.planning.plan import GraphSketch, Handover, cut_graph
+from spark_butler.driver.scheduler import Scheduler
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch, Handover
 
 
 def _pace(seconds: float, n: int = 200) -> Pace:
@@ -62,7 +63,7 @@ def test_unit_counts_its_remaining_groups() -> None:
     assert len(plan.units) == 1
     graph: networkx.DiGraph[uuid.UUID] = networkx.DiGraph(list(sketch.edges))
     backend = SimpleNamespace(slots=1)
-    dispatcher = Dispatcher(plan, graph, backend, lambda *_: None, on_outcome=lambda _: None)  # type: ignore[arg-type, return-value]
+    dispatcher = Scheduler(plan, graph, backend, lambda *_: None, on_outcome=lambda _: None)  # type: ignore[arg-type, return-value]
     assert dispatcher._pick(1) == [list(plan.units)]
     counts = [dispatcher._running[0]]
     for quantum_id in (*makers, *makers, reader):

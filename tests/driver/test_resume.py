@@ -32,10 +32,10 @@ from spark_butler.datastore import files as files_module
 from spark_butler.datastore.files import list_files
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.existing_outputs import needs_clobber
-from spark_butler.driver.scheduler import RunResult
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, PlanError, RepositoryError
 from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import RunResult
 from spark_butler.planning.dataset_ids import settle_dataset_ids
 from spark_butler.repository import ingest as registry
 from spark_butler.repository.collection_notes import read_temporaries, record_temporaries

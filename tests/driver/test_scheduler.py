@@ -15,11 +15,13 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
-from spark_butler.driver.scheduler import Dispatcher, FailureBudget, RunResult
+from spark_butler.driver.scheduler import Scheduler
 from spark_butler.errors import EngineError
-from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.limits import StopRule
+from spark_butler.model.outcomes import QuantumOutcome, RunResult
 from spark_butler.model.work import UnitWork
-from spark_butler.planning.plan import GraphSketch, Plan, Unit, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch, Plan, Unit
 from spark_butler.report.progress import Progress
 
 _REPORT = QuantumReport(dataId={"detector": 1}, taskLabel="a", exitCode=0)
@@ -65,11 +67,11 @@ def _dispatcher(
     backend: Any,
     on_outcome: Callable[[QuantumOutcome], None] = lambda outcome: None,
     **options: Any,
-) -> Dispatcher:
+) -> Scheduler:
     labels = {quantum_id: graph.nodes[quantum_id]["task_label"] for quantum_id in graph}
     plan = cut_graph(GraphSketch(labels, list(graph.edges())), group_by="quantum")
     make_work = _work_maker(plan)
-    return Dispatcher(plan, graph, backend, make_work, on_outcome=on_outcome, **options)
+    return Scheduler(plan, graph, backend, make_work, on_outcome=on_outcome, **options)
 
 
 def _work_maker(
@@ -88,7 +90,7 @@ def _work_maker(
     return make_work
 
 
-def _run(dispatcher: Dispatcher) -> RunResult:
+def _run(dispatcher: Scheduler) -> RunResult:
     return dispatcher.run(None)  # type: ignore[arg-type]
 
 
@@ -207,7 +209,7 @@ class _LateCancelBackend(_Backend):
 def test_job_submitted_during_cancel_is_cancelled() -> None:
     graph = _graph("a" * 40, [])
     results: list[RunResult] = []
-    dispatcher = _dispatcher(graph, _LateCancelBackend(), budget=FailureBudget(fail_fast=True))
+    dispatcher = _dispatcher(graph, _LateCancelBackend(), budget=StopRule(fail_fast=True))
     thread = threading.Thread(target=lambda: results.append(_run(dispatcher)), daemon=True)
     thread.start()
     thread.join(timeout=20)

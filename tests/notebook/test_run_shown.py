@@ -15,7 +15,8 @@ from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, Quant
 
 from spark_butler.model.failures import FailureKind
 from spark_butler.model.outcomes import QuantumOutcome
-from spark_butler.planning.plan import GraphSketch, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch
 from spark_butler.report.failures import Failures, describe_failure
 from spark_butler.report.live_display import LiveDisplay
 from spark_butler.report.progress import Progress, ProgressSnapshot

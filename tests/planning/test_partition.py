@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_butler.errors import PlanError, UserError
-from spark_butler.planning.plan import GraphSketch, GroupBy, Handover, Plan, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch, GroupBy, Handover, Plan
 
 _DIMENSIONS = ("instrument", "visit", "detector")
 _GRAINS: list[GroupBy] = ["fused", "quantum", "auto", ("visit",), ("detector",), ("instrument", "visit")]
@@ -87,9 +88,9 @@ def test_plan_keeps_the_order_of_the_graph(sketch: GraphSketch, grain: GroupBy, 
 def test_split_groups_keep_order_and_fused_chains(sketch: GraphSketch, most: int) -> None:
     fused = cut_graph(sketch, group_by="fused")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spark_butler.planning.plan._MANY_QUANTA", most)
-        patch.setattr("spark_butler.planning.plan._GROUPS_PER_SLOT", 1)
-        patch.setattr("spark_butler.planning.plan._UNEVEN", 100.0)
+        patch.setattr("spark_butler.planning.partition._MANY_QUANTA", most)
+        patch.setattr("spark_butler.planning.partition._GROUPS_PER_SLOT", 1)
+        patch.setattr("spark_butler.planning.partition._UNEVEN", 100.0)
         plan = cut_graph(dataclasses.replace(sketch, handovers=()), group_by="auto", slots=1)
     home = {quantum: group.index for group in plan.groups for quantum in group.quanta}
     assert sorted(home) == sorted(sketch.task_labels)
@@ -240,7 +241,7 @@ def test_plan_is_serialized_as_json() -> None:
     assert described["crossings"] == [
         {
             **{"dataset_type": "t", "from_stage": 0, "to_stage": 1},
-            **{"datasets": 1, "deliveries": 1, "bytes": 1_000_000},
+            **{"datasets": 1, "to_groups": 1, "deliveries": 1, "bytes": 1_000_000},
         }
     ]
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spark_butler.planning.plan import GraphSketch, Handover, Plan, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch, Handover, Plan
 
 _DIMENSIONS = ("visit", "detector")
 
@@ -145,7 +146,8 @@ def test_groups_without_temporaries_between_them_are_units_of_their_own(
 _MILLION = """
 import resource, time, uuid
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-from spark_butler.planning.plan import GraphSketch, Handover, cut_graph
+from spark_butler.planning.plan import GraphSketch, Handover
+from spark_butler.planning.partition import cut_graph
 # 333 visits of 1000 detectors: three steps each, and what gathers visits and detectors.
 n_visits, n_detectors = 333, 1000
 labels, data_ids, edges, handovers, n = {}, {}, [], [], 0

@@ -16,7 +16,8 @@ from spark_butler.driver.events import ObserverGroup
 from spark_butler.model.failures import FailureKind
 from spark_butler.model.outcomes import Attempt, ImportTime, QuantumOutcome
 from spark_butler.model.traffic import Traffic
-from spark_butler.planning.plan import GraphSketch, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch
 from spark_butler.report import RunInfo, RunRecord
 
 COMMAND = ("spark-butler", "run", "-b", "s3-repo", "-p", "drp.yaml", "-o", "u/me/first", "-d", "visit > 40")

@@ -11,7 +11,8 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.driver.events import ObserverGroup
 from spark_butler.model.outcomes import QuantumOutcome
-from spark_butler.planning.plan import GraphSketch, Handover, Plan, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch, Handover, Plan
 from spark_butler.report.progress import Progress, TaskProgress
 
 

@@ -17,10 +17,11 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 from lsst.resources import ResourcePath
 
 from spark_butler.driver import engine
-from spark_butler.driver.scheduler import Dispatcher
+from spark_butler.driver.scheduler import Scheduler
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.outcomes import QuantumOutcome
-from spark_butler.planning.plan import GraphSketch, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import GraphSketch
 from spark_butler.repository import task_history as learned
 from spark_butler.repository.checks import store_roots
 from spark_butler.repository.task_history import (
@@ -151,12 +152,12 @@ def test_next_run_uses_times_of_previous_run(
     monkeypatch.setattr(engine, "_WORTH_ORDERING", 1)
     seen: list[Mapping[str, float]] = []
 
-    class Observer(Dispatcher):
+    class Observer(Scheduler):
         def __init__(self, *args: Any, **kwargs: Any):
             seen.append(kwargs["times"])
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "Dispatcher", Observer)
+    monkeypatch.setattr(engine, "Scheduler", Observer)
     kept = b"{}"
     for name in ("first", "second"):
         with make_repo(name).open() as helper:

@@ -36,10 +36,9 @@ from lsst.resources import ResourcePath
 
 from spark_butler.driver.backend import Backend, ReportOutcome
 from spark_butler.driver.engine import execute_graph
-from spark_butler.driver.scheduler import RunResult
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
-from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.outcomes import QuantumOutcome, RunResult
 from spark_butler.model.work import UnitWork, WorkerContext
 
 RUN = "out/run"

@@ -22,8 +22,8 @@ from lsst.pipe.base.tests.mocks import (
 
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
-from spark_butler.driver.scheduler import RunResult
 from spark_butler.model.options import RunOptions
+from spark_butler.model.outcomes import RunResult
 from spark_butler.temporaries.dataset_types import TEMPORARIES_KEY
 from tests.support.temporaries_tasks import FunctionTask, ProbeConfig, ProbeMockTask
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
     from spark_butler.driver.backend import Backend
-    from spark_butler.driver.scheduler import RunResult
+    from spark_butler.model.outcomes import RunResult
     from tests.support.scenarios import ScenarioRepo
 
 

@@ -24,11 +24,10 @@ from lsst.pipe.base.tests.mocks import (
 
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
-from spark_butler.driver.scheduler import RunResult
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError
 from spark_butler.model.options import RunOptions
-from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.outcomes import QuantumOutcome, RunResult
 from spark_butler.repository.ingest import Ingester
 from tests.support.engine_harness import (
     RUN,

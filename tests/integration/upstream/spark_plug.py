@@ -19,12 +19,14 @@ from lsst.daf.butler import QuantumBackedButler
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
-from spark_butler.driver.scheduler import Dispatcher
-from spark_butler.driver.work_factory import ContentMaker, sketch_graph
+from spark_butler.driver.scheduler import Scheduler
+from spark_butler.driver.work_factory import WorkFactory
 from spark_butler.graph_executor import SparkGraphExecutor
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.model.work import WorkerContext
-from spark_butler.planning.plan import Plan, cut_graph
+from spark_butler.planning.partition import cut_graph
+from spark_butler.planning.plan import Plan
+from spark_butler.planning.sketch import sketch_graph
 from spark_butler.spark.backend import SparkBackend
 from spark_butler.spark.session import make_session
 
@@ -73,8 +75,8 @@ def _iter_graph_execution(
     outcomes: list[QuantumOutcome] = []
     backend = SparkBackend(make_session())
     plan = _as_one_group(cut_graph(sketch_graph(qg, xgraph), group_by="quantum"))
-    maker = ContentMaker(plan, qg, xgraph)
-    dispatcher = Dispatcher(plan, xgraph, backend, maker.make_work, on_outcome=outcomes.append)
+    maker = WorkFactory(plan, qg, xgraph)
+    dispatcher = Scheduler(plan, xgraph, backend, maker.make_work, on_outcome=outcomes.append)
     dispatcher.run(
         WorkerContext(
             task_nodes=dict(qg.pipeline_graph.tasks),

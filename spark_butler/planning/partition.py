@@ -1,0 +1,430 @@
+"""Partition of a quantum graph into groups that workers run, and units that Spark runs as one job.
+
+Runs in the driver.  All algorithms are linear in the number of quanta and
+edges.
+"""
+
+from __future__ import annotations
+
+__all__ = ["cut_graph"]
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import networkx
+
+from ..errors import PlanError
+from ..text import count
+from .plan import Crossing, GraphSketch, Group, GroupBy, Plan, Unit
+
+_GROUPS_PER_SLOT = 4
+# In larger groups quanta get slower: the log of each names all that have run before it in its process.
+_MANY_QUANTA = 100
+# The busiest slot may be busy that much longer than the mean.
+_UNEVEN = 1.02
+
+
+def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 1) -> Plan:
+    """Cut a quantum graph into groups and units.
+
+    With the grain ``fused``, a quantum joins the group of the quanta that it
+    needs when all of those are in one group and none of them feeds another
+    quantum of the same task; where quanta gather or fan out, a new group
+    begins.  Coarser grains join such groups when their data IDs agree in the
+    given dimensions, unless a path between them leaves and comes back.
+
+    Parameters
+    ----------
+    sketch
+        The graph.
+    group_by
+        ``fused``, or ``quantum`` to make every quantum a group of its own, or
+        the names of dimensions, or ``auto`` for the coarsest grain that gives
+        each slot several groups.
+    slots
+        How many groups can run at the same time; only ``auto`` heeds it.
+
+    Returns
+    -------
+    plan
+        Groups and units, in an order in which they could run one after
+        another.
+
+    Raises
+    ------
+    PlanError
+        Raised if the graph has a cycle, or no quantum has the dimensions to
+        group by.
+    """
+    partitioner = _Partitioner(sketch)
+    if group_by == "quantum":
+        home, grain = list(range(len(partitioner.ids))), "every quantum is a group of its own"
+    elif group_by == "fused":
+        home, grain = partitioner.fuse(), "quanta joined by narrow edges share a group (fused)"
+    elif group_by == "auto":
+        home, grain = partitioner.choose(slots)
+    else:
+        kinds = {frozenset(data_id) for data_id in sketch.data_ids.values()}.union(sketch.dimensions)
+        if not any(names >= set(group_by) for names in kinds):
+            known = sorted(frozenset[str]().union(*kinds))
+            raise PlanError(
+                f"Can't group by {', '.join(group_by)}: no quanta have all of these dimensions; the graph's "
+                f"dimensions are {', '.join(known)}."
+            )
+        home, _ = partitioner.join(partitioner.fuse(), group_by)
+        grain = f"grouped by {', '.join(group_by)}, as asked"
+    return partitioner.make_plan(home, grain)
+
+
+class _Partitioner:
+    """The graph with quanta as numbers, in topological order.
+
+    A *home* is a list that gives each quantum the number of the first quantum
+    of its group.
+    """
+
+    def __init__(self, sketch: GraphSketch):
+        self.sketch = sketch
+        number = {quantum_id: n for n, quantum_id in enumerate(sketch.task_labels)}
+        given = [(number[before], number[after]) for before, after in dict.fromkeys(sketch.edges)]
+        order = _sort_topologically(len(number), given)
+        position = [0] * len(order)
+        for n, old in enumerate(order):
+            position[old] = n
+        names = list(sketch.task_labels)
+        self.ids = [names[old] for old in order]
+        self.labels = [sketch.task_labels[quantum_id] for quantum_id in self.ids]
+        self.number = {quantum_id: n for n, quantum_id in enumerate(self.ids)}
+        self.needs: list[list[int]] = [[] for _ in order]
+        self.feeds: list[list[int]] = [[] for _ in order]
+        for before, after in given:
+            self.needs[position[after]].append(position[before])
+            self.feeds[position[before]].append(position[after])
+
+    def fuse(self) -> list[int]:
+        """Join quanta along narrow edges."""
+        fan_out: Counter[tuple[int, str]] = Counter()
+        for before, afters in enumerate(self.feeds):
+            for after in afters:
+                fan_out[before, self.labels[after]] += 1
+        home = list(range(len(self.ids)))
+        for quantum, needs in enumerate(self.needs):
+            homes = {home[need] for need in needs}
+            if len(homes) == 1 and all(fan_out[need, self.labels[quantum]] == 1 for need in needs):
+                home[quantum] = homes.pop()
+        return home
+
+    def join(self, fused: Sequence[int], dimensions: Sequence[str]) -> tuple[list[int], int]:
+        """Join groups whose data IDs agree in some dimensions.
+
+        The depth of a group counts how often the key changes on the way to
+        it.  Along an edge between groups of different (key, depth) the depth
+        grows, so that joining those of the same can't make a cycle.
+
+        Returns
+        -------
+        home
+            The joined groups.
+        n_groups
+            How many of them have a key.
+        """
+        key = self._keys(fused, dimensions)
+        depth: dict[int, int] = {}
+        first: dict[tuple[tuple[int | str, ...], int], int] = {}
+        home = list(fused)
+        for quantum, needs in enumerate(self.needs):
+            group = fused[quantum]
+            for need in needs:
+                if fused[need] != group:
+                    changed = key.get(fused[need]) != key.get(group) or group not in key
+                    depth[group] = max(depth.get(group, 0), depth.get(fused[need], 0) + changed)
+        for group in dict.fromkeys(fused):
+            if group in key:
+                home[group] = first.setdefault((key[group], depth.get(group, 0)), group)
+        return [home[group] for group in fused], len(first)
+
+    def _keys(self, fused: Sequence[int], dimensions: Sequence[str]) -> dict[int, tuple[int | str, ...]]:
+        """Values of some dimensions, for the groups that have all of them."""
+        found: defaultdict[int, dict[str, int | str]] = defaultdict(dict)
+        mixed: set[int] = set()
+        wanted = frozenset(dimensions)
+        for quantum, group in enumerate(fused):
+            data_id = self.sketch.data_ids.get(self.ids[quantum], {})
+            for name in wanted & data_id.keys():
+                if found[group].setdefault(name, data_id[name]) != data_id[name]:
+                    mixed.add(group)
+        return {
+            group: tuple(values[name] for name in dimensions)
+            for group, values in found.items()
+            if len(values) == len(wanted) and group not in mixed
+        }
+
+    def choose(self, slots: int) -> tuple[list[int], str]:
+        """Find the coarsest grain that gives each slot several groups, and all slots about as much work."""
+        fused = self.fuse()
+        wanted = _GROUPS_PER_SLOT * slots
+        one_each: dict[str, Sequence[str]] = {}
+        for quantum, label in enumerate(self.labels):
+            if label not in one_each:
+                one_each[label] = tuple(self.sketch.data_ids.get(self.ids[quantum], ()))
+        candidates = sorted({tuple(names) for names in one_each.values() if names}, key=lambda n: (len(n), n))
+        for dimensions in candidates:
+            home, n_groups = self.join(fused, dimensions)
+            if n_groups < wanted or len(set(home)) == len(set(fused)):
+                continue
+            parts = ""
+            if max(Counter(home).values()) > _MANY_QUANTA and not self._saves_handovers(fused, home):
+                home = self._part(fused, home)
+                parts = f", in parts of at most {_MANY_QUANTA} quanta"
+                if len(set(home)) == len(set(fused)):
+                    continue
+            fewest, is_even = self._look_at_stages(fused, home, slots)
+            if fewest >= wanted and is_even:
+                return home, (
+                    f"grouped by {', '.join(dimensions)}{parts}, the coarsest grain that gives each of "
+                    f"{count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({fewest} in all), "
+                    "and as much to do to each (auto)"
+                )
+        return fused, (
+            "quanta joined by narrow edges share a group; anything coarser would give fewer than "
+            f"{_GROUPS_PER_SLOT} groups to each of {count(slots, 'slot')}, "
+            "or not as much to do to each (auto)"
+        )
+
+    def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
+        """Part joined groups that have many quanta; what is fused stays together.
+
+        Parts follow the order of what is fused, so that no two of them need
+        each other.
+        """
+        sizes = Counter(home)
+        parted = list(home)
+        begun: dict[int, tuple[int, int]] = {}
+        for quanta in self._order_groups(fused)[0]:
+            whole = home[quanta[0]]
+            if sizes[whole] <= _MANY_QUANTA:
+                continue
+            part, size = begun.get(whole, (quanta[0], 0))
+            if size and size + len(quanta) > _MANY_QUANTA:
+                part, size = quanta[0], 0
+            begun[whole] = part, size + len(quanta)
+            for quantum in quanta:
+                parted[quantum] = part
+        return parted
+
+    def _saves_handovers(self, fused: Sequence[int], home: Sequence[int]) -> bool:
+        """Whether temporaries that would have to travel don't if groups are joined."""
+        return any(
+            fused[self.number[handover.producer]] != fused[consumer]
+            and home[self.number[handover.producer]] == home[consumer]
+            for handover in self.sketch.handovers
+            for consumer in (self.number[quantum] for quantum in handover.consumers)
+        )
+
+    def _look_at_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:
+        """Look at the stages in which groups have been joined.
+
+        Returns
+        -------
+        fewest
+            The smallest number of joined groups in such a stage.
+        is_even
+            Whether in each of them all slots are busy about as long.
+        """
+        members, needs = self._order_groups(home)
+        stages: defaultdict[int, list[tuple[float, bool]]] = defaultdict(list)
+        for stage, quanta in zip(_find_stages(needs), members, strict=True):
+            cost = sum(self.sketch.costs.get(self.ids[quantum], 1.0) for quantum in quanta)
+            stages[stage].append((cost, len({fused[quantum] for quantum in quanta}) > 1))
+        joined = [groups for groups in stages.values() if any(is_joined for _, is_joined in groups)]
+        return (
+            min(sum(is_joined for _, is_joined in groups) for groups in joined),
+            all(_comes_out_even([cost for cost, _ in groups], slots) for groups in joined),
+        )
+
+    def make_plan(self, home: Sequence[int], grain: str) -> Plan:
+        """Write down groups and units."""
+        quanta, group_needs = self._order_groups(home)
+        index = {home[members[0]]: n for n, members in enumerate(quanta)}
+        crossings = self._find_crossings([index[first] for first in home])
+        unit_of = _find_units(group_needs, crossings)
+        groups = self._make_groups(quanta, group_needs, unit_of)
+        return Plan(
+            groups=groups,
+            units=_make_units(groups, unit_of),
+            crossings=tuple(crossings),
+            task_labels=self.sketch.task_labels,
+            temporary_types=dict(self.sketch.temporary_types),
+            sizes=dict(self.sketch.sizes),
+            grain=grain,
+        )
+
+    def _order_groups(self, home: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """Order the groups so that each follows those it needs.
+
+        Returns
+        -------
+        members
+            The quanta of each group.
+        needs
+            The places of the groups that it needs.
+        """
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for quantum, first in enumerate(home):
+            members[first].append(quantum)
+        upstream: dict[int, set[int]] = {first: set() for first in members}
+        for quantum, needs in enumerate(self.needs):
+            upstream[home[quantum]].update(home[need] for need in needs if home[need] != home[quantum])
+        firsts = list(members)
+        place = {first: n for n, first in enumerate(firsts)}
+        edges = [(place[before], place[after]) for after in firsts for before in upstream[after]]
+        order = _sort_topologically(len(firsts), edges)
+        index = {firsts[old]: n for n, old in enumerate(order)}
+        return (
+            [members[firsts[old]] for old in order],
+            [sorted(index[before] for before in upstream[firsts[old]]) for old in order],
+        )
+
+    def _find_crossings(self, group_of: Sequence[int]) -> list[Crossing]:
+        """Find the temporaries that leave their group."""
+        crossings = []
+        for handover in self.sketch.handovers:
+            producer = group_of[self.number[handover.producer]]
+            consumers = {group_of[self.number[quantum]] for quantum in handover.consumers} - {producer}
+            if consumers:
+                crossings.append(
+                    Crossing(handover.dataset_id, handover.dataset_type, producer, tuple(sorted(consumers)))
+                )
+        return crossings
+
+    def _make_groups(
+        self, quanta: Sequence[Sequence[int]], needs: Sequence[Sequence[int]], unit_of: Sequence[int]
+    ) -> tuple[Group, ...]:
+        """Work out stage, level and remaining path of each group."""
+        costs = self.sketch.costs
+        path = [0.0] * len(self.ids)
+        for quantum in range(len(self.ids) - 1, -1, -1):
+            further = max((path[after] for after in self.feeds[quantum]), default=0.0)
+            path[quantum] = costs.get(self.ids[quantum], 1.0) + further
+        stage = _find_stages(needs)
+        level = [0] * len(quanta)
+        groups: list[Group] = []
+        for n, members in enumerate(quanta):
+            for need in needs[n]:
+                if unit_of[need] == unit_of[n]:
+                    level[n] = max(level[n], level[need] + 1)
+            groups.append(
+                Group(
+                    index=n,
+                    quanta=tuple(self.ids[quantum] for quantum in members),
+                    upstream=frozenset(needs[n]),
+                    stage=stage[n],
+                    remaining=max(path[quantum] for quantum in members),
+                    unit=unit_of[n],
+                    level=level[n],
+                )
+            )
+        return tuple(groups)
+
+
+def _sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Order numbers so that each follows those it needs (Kahn's algorithm)."""
+    feeds: list[list[int]] = [[] for _ in range(n)]
+    missing = [0] * n
+    for before, after in edges:
+        feeds[before].append(after)
+        missing[after] += 1
+    # The last to become ready goes first: what is made is soon used, so that few temporaries live at a time.
+    ready = [node for node in reversed(range(n)) if not missing[node]]
+    order: list[int] = []
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for after in reversed(feeds[node]):
+            missing[after] -= 1
+            if not missing[after]:
+                ready.append(after)
+    if len(order) != n:
+        raise PlanError(
+            f"The quantum graph has a dependency cycle: {n - len(order)} of {n} nodes wait for each other."
+        )
+    return order
+
+
+def _find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
+    """Count the groups on the longest path to each of those that follow what they need."""
+    stages: list[int] = []
+    for before in needs:
+        stages.append(max((stages[need] + 1 for need in before), default=0))
+    return stages
+
+
+def _comes_out_even(costs: Sequence[float], slots: int) -> bool:
+    """Whether all slots are busy about as long, if each that is free takes the costliest group left."""
+    busy = [0.0] * slots
+    for cost in sorted(costs, reverse=True):
+        heapq.heapreplace(busy, busy[0] + cost)
+    return max(busy) <= _UNEVEN * sum(costs) / slots
+
+
+def _find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:
+    """Join groups that pass temporaries to each other, and what lies on a path between them.
+
+    Returns
+    -------
+    unit_of
+        Number of the unit of each group, each after those it needs.
+    """
+    root = list(range(len(needs)))
+
+    def find(n: int) -> int:
+        while root[n] != n:
+            root[n] = root[root[n]]
+            n = root[n]
+        return n
+
+    for crossing in crossings:
+        for consumer in crossing.consumers:
+            root[find(consumer)] = find(crossing.producer)
+    joined = [find(n) for n in range(len(needs))]
+    edges = dict.fromkeys(
+        (joined[need], joined[n]) for n in range(len(needs)) for need in needs[n] if joined[need] != joined[n]
+    )
+    try:
+        order = _sort_topologically(len(needs), list(edges))
+    except PlanError:
+        # A path leaves a unit and comes back: all that lies on it belongs to the unit.
+        graph: networkx.DiGraph[int] = networkx.DiGraph(list(edges))
+        for component in networkx.strongly_connected_components(graph):
+            keeper = min(component)
+            for n in component:
+                root[n] = keeper
+        joined = [find(n) for n in range(len(needs))]
+        edges = dict.fromkeys((joined[a], joined[b]) for a, b in edges if joined[a] != joined[b])
+        order = _sort_topologically(len(needs), list(edges))
+    used = set(joined)
+    number = {joint: n for n, joint in enumerate(joint for joint in order if joint in used)}
+    return [number[joint] for joint in joined]
+
+
+def _make_units(groups: Sequence[Group], unit_of: Sequence[int]) -> tuple[Unit, ...]:
+    """Gather the groups of each unit by level."""
+    members: list[list[Group]] = [[] for _ in range(1 + max(unit_of, default=-1))]
+    for group in groups:
+        members[group.unit].append(group)
+    units = []
+    for n, inside in enumerate(members):
+        levels: list[list[int]] = [[] for _ in range(1 + max(group.level for group in inside))]
+        for group in inside:
+            levels[group.level].append(group.index)
+        own = {group.index for group in inside}
+        units.append(
+            Unit(
+                index=n,
+                levels=tuple(map(tuple, levels)),
+                upstream=frozenset(need for group in inside for need in group.upstream) - own,
+                remaining=max(group.remaining for group in inside),
+            )
+        )
+    return tuple(units)
