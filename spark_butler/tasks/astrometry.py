@@ -1,21 +1,34 @@
-"""Match sources to a reference catalog and refine a projection on the sky."""
+"""Match sources to a reference catalog and fit a projection on the sky.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
-__all__ = ("AstrometrySolution", "project_references", "refine_wcs")
+__all__ = ("AstrometrySolution", "pixel_scale", "project_references", "refine_wcs")
 
 import dataclasses
 import math
+import warnings
 
+import astropy.units as u
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
+from astropy.coordinates import SkyCoord
+from astropy.wcs.utils import fit_wcs_from_points
+
+from .pattern import find_shift, find_similarity, mutual_matches
 
 type FloatArray = npt.NDArray[np.float64]
 type IntArray = npt.NDArray[np.intp]
+type BoolArray = npt.NDArray[np.bool_]
 
 _NOTHING: IntArray = np.zeros(0, dtype=np.intp)
+_LEFT_OUT = 4
+"""Of so many stars, one is left out of the fit."""
+
+_MOST_FITTED = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +46,33 @@ class AstrometrySolution:
     """How far the refinement moved the image's center on the sky, in arcseconds."""
 
     scatter: float
-    """Robust standard deviation of the residuals per axis, in arcseconds."""
+    """Robust standard deviation of the residuals per axis in arcseconds.
+
+    It is that of stars left out of the fit, where there are enough.
+    """
 
     failure: str = ""
     """Why there is no solution; empty if there is one."""
 
+    reserved: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
+    """Which of the matched sources were left out of the fit that ``scatter`` is of."""
+
+    sip_degree: int = 0
+    """Degree of the distortion's polynomials; 0 without them."""
+
+    @property
+    def pixel_scale(self) -> float:
+        """Arcseconds per pixel."""
+        return pixel_scale(self.wcs)
+
+
+def pixel_scale(wcs: astropy.wcs.WCS) -> float:
+    """Return the arcseconds per pixel of a projection."""
+    return math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
+
 
 def project_references(
-    wcs: astropy.wcs.WCS, ra: FloatArray, dec: FloatArray, shape: tuple[int, int], margin: float
+    wcs: astropy.wcs.WCS, ra: FloatArray, dec: FloatArray, shape: tuple[int, ...], margin: float
 ) -> tuple[IntArray, FloatArray, FloatArray]:
     """Return the references that fall on the image, and where.
 
@@ -66,8 +98,11 @@ def project_references(
     cosine = np.sin(dec0) * np.sin(np.radians(dec)) + np.cos(dec0) * np.cos(np.radians(dec)) * np.cos(
         np.radians(ra) - ra0
     )
-    near = np.nonzero(cosine > 0.5)[0]
-    x, y = wcs.world_to_pixel_values(ra[near], dec[near])
+    reach = math.radians((math.hypot(*shape[:2]) + margin) * pixel_scale(wcs) / 3600.0)
+    near = np.nonzero(cosine > math.cos(min(reach, 1.0)))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x, y = wcs.all_world2pix(ra[near], dec[near], 0, quiet=True)
     inside = (x > -margin) & (y > -margin) & (x < shape[1] - 1 + margin) & (y < shape[0] - 1 + margin)
     return near[inside], np.asarray(x)[inside], np.asarray(y)[inside]
 
@@ -80,19 +115,21 @@ def refine_wcs(
     ra: FloatArray,
     dec: FloatArray,
     reference_flux: FloatArray,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     *,
     max_offset: float,
     match_radius: float,
+    errors: FloatArray | None = None,
     min_matches: int = 5,
-    min_linear: int = 10,
+    max_sip_degree: int = 3,
+    blind: bool = True,
     n_brightest: int = 200,
 ) -> AstrometrySolution:
-    """Find the offset between sources and references, match them and fit a linear correction.
+    """Match sources and references and fit a projection to the matches.
 
-    The offset is the most frequent one among all pairs of bright sources and references.  It is believed only
-    if it is well above what chance alignments give: a wrong projection does harm, an unrefined one is only
-    coarse.
+    A shift is looked for first, then, if ``blind``, any rotation and reflection and a scale within a tenth.
+    Either is believed only well above what chance alignments give: a wrong projection does harm, an unrefined
+    one is only coarse.  Distortions are fitted where stars that are left out of the fit ask for them.
 
     Parameters
     ----------
@@ -109,15 +146,20 @@ def refine_wcs(
     shape
         Rows and columns of the image.
     max_offset
-        Largest offset to look for, in pixels.
+        Largest error of the pointing that is looked for, in pixels.
     match_radius
-        Largest distance of a match in pixels, once the offset is known.
+        Largest distance of a match in pixels, once the projection is known.
+    errors
+        Errors of the source positions in pixels; the fit takes as many of the brightest sources as make it
+        best.
     min_matches
         Least number of matches for a solution.
-    min_linear
-        Least number for a fit of scale, rotation and shear; with fewer only the offset is corrected.
+    max_sip_degree
+        Largest degree of the distortion's polynomials; below 2 there are none.
+    blind
+        Whether more than a shift is looked for.
     n_brightest
-        Number of sources that the offset is looked for with.
+        Number of sources that a shift is looked for with.
     """
 
     def fail(reason: str) -> AstrometrySolution:
@@ -127,76 +169,68 @@ def refine_wcs(
     usable = np.nonzero(np.isfinite(brightness) & (brightness > 0.0))[0]
     if on_image.size < min_matches or usable.size < min_matches:
         return fail(f"{on_image.size} references and {usable.size} usable sources; {min_matches} are needed")
-    bright = usable[np.argsort(-brightness[usable], kind="stable")[:n_brightest]]
+    usable = usable[np.argsort(-brightness[usable], kind="stable")]
     order = np.argsort(-np.nan_to_num(reference_flux[on_image]), kind="stable")
-    bright_refs = order[: int(1.5 * n_brightest)]
-    shift = _find_offset(
-        x[bright], y[bright], ref_x[bright_refs], ref_y[bright_refs], max_offset, match_radius
-    )
-    if shift is None:
+    on_image = on_image[order]
+    sources = np.column_stack([x[usable], y[usable]])
+    noise = np.full(usable.size, 0.1) if errors is None else np.asarray(errors, dtype=np.float64)[usable]
+    references = np.column_stack([ref_x[order], ref_y[order]])
+    start = _first_match(sources, references, max_offset, match_radius, n_brightest, blind)
+    if start is None:
         return fail(f"no offset up to {max_offset:.0f} pixels stands out among chance alignments")
-
-    tree_positions = np.column_stack([x[usable], y[usable]])
-    correction = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    correction[2] = -np.asarray(shift)
-    pixels = np.column_stack([ref_x, ref_y])
-    for step in range(4):
-        # The correction maps projected references onto sources.
-        predicted = pixels @ correction[:2] + correction[2]
-        radius = 2.0 * match_radius if step < 2 else match_radius
-        source, reference = _mutual_matches(tree_positions, predicted, radius)
-        kept = _clip(tree_positions[source] - predicted[reference])
+    placed = references @ start[:2] + start[2]
+    radii = (6.0 * match_radius, 3.0 * match_radius, 2.0 * match_radius, match_radius, match_radius)
+    sky = SkyCoord(ra[on_image] * u.deg, dec[on_image] * u.deg)
+    refined, degree = wcs, 0
+    for step, radius in enumerate(radii):
+        source, reference = mutual_matches(sources, placed, radius)
+        kept = _clip(sources[source] - placed[reference])
         source, reference = source[kept], reference[kept]
         if source.size < min_matches:
             return fail(f"{source.size} matches; {min_matches} are needed")
-        correction = _fit(pixels[reference], tree_positions[source], source.size >= min_linear)
-    matched = usable[source]
-    refined = _corrected(wcs, correction)
-    residual = np.column_stack([x[matched], y[matched]]) - np.column_stack(
-        refined.world_to_pixel_values(ra[on_image[reference]], dec[on_image[reference]])
-    )
-    scale = math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
+        best = slice(0, _best_count(noise[source]))
+        fitted, on_sky = sources[source][best], sky[reference][best]
+        if step in (1, len(radii) - 1):
+            degree = _choose_degree(wcs, fitted, on_sky, shape, max_sip_degree)
+        refined = _solve(wcs, fitted, on_sky, shape, degree)
+        placed = _place(refined, sky)
+    reserved, scatter = _validate(wcs, fitted, on_sky, shape, degree)
+    center = 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
+    before, after = (SkyCoord(*w.all_pix2world(*center, 0), unit="deg") for w in (wcs, refined))
     return AstrometrySolution(
         wcs=refined,
-        sources=matched,
+        sources=usable[source],
         references=on_image[reference],
-        offset=scale * float(np.hypot(*_shift_at_center(correction, shape))),
-        scatter=scale * 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0)))),
+        offset=float(before.separation(after).arcsec),
+        scatter=scatter,
+        reserved=usable[source[reserved]],
+        sip_degree=degree,
     )
 
 
-def _find_offset(
-    x: FloatArray, y: FloatArray, ref_x: FloatArray, ref_y: FloatArray, max_offset: float, cell: float
-) -> tuple[float, float] | None:
-    """Most frequent offset of references from sources, or `None` if chance explains it."""
-    sources = scipy.spatial.cKDTree(np.column_stack([x, y]))
-    references = scipy.spatial.cKDTree(np.column_stack([ref_x, ref_y]))
-    pairs = sources.sparse_distance_matrix(references, max_offset, output_type="coo_matrix")
-    if not pairs.nnz:
-        return None
-    dx, dy = ref_x[pairs.col] - x[pairs.row], ref_y[pairs.col] - y[pairs.row]
-    offsets = scipy.spatial.cKDTree(np.column_stack([dx, dy]))
-    counts = offsets.query_ball_point(offsets.data, cell, return_length=True)
-    best = int(np.argmax(counts))
-    by_chance = pairs.nnz * (cell / max_offset) ** 2
-    # Six sigma of the chance number, and a tenth of what could match at all.
-    possible = min(len(x), len(ref_x))
-    if counts[best] < max(by_chance + 6.0 * math.sqrt(by_chance + 1.0) - 3.0, 0.1 * possible, 3.0):
-        return None
-    near = offsets.query_ball_point(offsets.data[best], cell)
-    return float(np.median(dx[near])), float(np.median(dy[near]))
+def _first_match(
+    sources: FloatArray,
+    references: FloatArray,
+    max_offset: float,
+    match_radius: float,
+    n_brightest: int,
+    blind: bool,
+) -> FloatArray | None:
+    """Return the affine map from projected references to sources."""
+    inner, outer = sources[:n_brightest], references[: int(1.5 * n_brightest)]
+    shift = find_shift(inner, outer, max_offset, match_radius)
+    if shift is not None:
+        moved = np.vstack([np.eye(2), shift])
+        found = mutual_matches(sources, references + shift, 2.0 * match_radius)[0].size
+        if not blind or found > 0.5 * min(len(inner), len(outer)):
+            return moved
+    turned = find_similarity(sources, references) if blind else None
+    if turned is not None:
+        return turned
+    return None if shift is None else np.vstack([np.eye(2), shift])
 
 
-def _mutual_matches(sources: FloatArray, references: FloatArray, radius: float) -> tuple[IntArray, IntArray]:
-    """Pairs that are each other's nearest neighbor."""
-    forward_distance, forward = scipy.spatial.cKDTree(references).query(sources, distance_upper_bound=radius)
-    _, backward = scipy.spatial.cKDTree(sources).query(references, distance_upper_bound=radius)
-    source = np.nonzero(np.isfinite(forward_distance))[0]
-    source = source[backward[forward[source]] == source]
-    return source, forward[source].astype(np.intp)
-
-
-def _clip(residual: FloatArray) -> npt.NDArray[np.bool_]:
+def _clip(residual: FloatArray) -> BoolArray:
     if len(residual) < 5:
         return np.ones(len(residual), dtype=bool)
     centered = residual - np.median(residual, axis=0)
@@ -204,35 +238,66 @@ def _clip(residual: FloatArray) -> npt.NDArray[np.bool_]:
     return np.asarray((np.abs(centered) < 4.0 * np.maximum(spread, 0.02)).all(axis=1))
 
 
-def _fit(from_pixels: FloatArray, to_pixels: FloatArray, linear: bool) -> FloatArray:
-    """Least-squares map ``to = from @ A[:2] + A[2]``; with ``linear`` false only the offset."""
-    if not linear:
-        return np.vstack([np.eye(2), np.mean(to_pixels - from_pixels, axis=0)])
-    center = from_pixels.mean(axis=0)
-    design = np.column_stack([from_pixels - center, np.ones(len(from_pixels))])
-    solution = np.linalg.lstsq(design, to_pixels, rcond=None)[0]
-    solution[2] -= center @ solution[:2]
-    return np.asarray(solution)
+def _best_count(noise: FloatArray) -> int:
+    """Return how many of the brightest stars give the least error of an unweighted fit."""
+    count = np.arange(1, len(noise) + 1)
+    error = np.cumsum(np.nan_to_num(noise, nan=1.0) ** 2 + 0.01**2) / count**2
+    start = min(40, len(noise)) - 1
+    return min(start + int(np.argmin(error[start:])) + 1, _MOST_FITTED)
 
 
-def _shift_at_center(correction: FloatArray, shape: tuple[int, int]) -> FloatArray:
-    center = np.array([0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)])
-    return np.asarray(center @ correction[:2] + correction[2] - center)
+def _place(wcs: astropy.wcs.WCS, sky: SkyCoord) -> FloatArray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.column_stack(wcs.all_world2pix(sky.ra.deg, sky.dec.deg, 0, quiet=True))
 
 
-def _corrected(wcs: astropy.wcs.WCS, correction: FloatArray) -> astropy.wcs.WCS:
-    """Return a projection of the same kind that sends sky positions to ``pixels @ A[:2] + A[2]``.
+def _choose_degree(
+    first: astropy.wcs.WCS, pixels: FloatArray, sky: SkyCoord, shape: tuple[int, ...], max_degree: int
+) -> int:
+    """Return the degree of the distortion that stars left out of the fit ask for."""
+    degree, best = 0, math.inf
+    for candidate in (0, *range(2, max_degree + 1)):
+        if candidate and 2 * len(pixels) < 3 * (candidate + 1) * (candidate + 2):
+            break
+        _, scatter = _validate(first, pixels, sky, shape, candidate)
+        if scatter < 0.9 * best:
+            degree, best = candidate, scatter
+    return degree
 
-    ``CD (p - crpix)`` must be what it was at the uncorrected pixel, so ``CD' = CD inv(A)`` and the reference
-    pixel moves with the rest.
-    """
-    forward = correction[:2].T
-    refined = astropy.wcs.WCS(naxis=2)
-    old = wcs.wcs
-    refined.wcs.ctype, refined.wcs.cunit, refined.wcs.crval = list(old.ctype), list(old.cunit), old.crval
-    refined.wcs.radesys = old.radesys or "ICRS"
-    refined.wcs.cd = wcs.pixel_scale_matrix @ np.linalg.inv(forward)
-    refined.wcs.crpix = forward @ (old.crpix - 1.0) + correction[2] + 1.0
-    refined.array_shape = wcs.array_shape
-    refined.wcs.set()
-    return refined
+
+def _validate(
+    first: astropy.wcs.WCS, pixels: FloatArray, sky: SkyCoord, shape: tuple[int, ...], degree: int
+) -> tuple[IntArray, float]:
+    """Return which stars were left out, and their scatter in arcseconds about a fit to the others."""
+    left_out = np.arange(len(pixels)) % _LEFT_OUT == 1
+    if np.count_nonzero(~left_out) < 10:
+        left_out[:] = False
+    tested = left_out if left_out.any() else np.ones(len(pixels), dtype=bool)
+    wcs = _solve(first, pixels[~left_out], sky[~left_out], shape, degree)
+    residual = pixels[tested] - _place(wcs, sky[tested])
+    scatter = pixel_scale(wcs) * 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
+    return np.nonzero(left_out)[0], scatter
+
+
+def _solve(
+    first: astropy.wcs.WCS, pixels: FloatArray, sky: SkyCoord, shape: tuple[int, ...], degree: int
+) -> astropy.wcs.WCS:
+    """Return a gnomonic projection fitted to pairs; with fewer than ten only the first one's shift is."""
+    if len(pixels) < 10:
+        moved = first.deepcopy()
+        moved.wcs.crpix = moved.wcs.crpix + np.median(pixels - _place(first, sky), axis=0)
+        moved.wcs.set()
+        return moved
+    center = first.all_pix2world(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wcs = fit_wcs_from_points(
+            tuple(pixels.T),
+            sky,
+            proj_point=SkyCoord(*center, unit="deg"),
+            sip_degree=degree or None,
+        )
+    wcs.wcs.radesys = "ICRS"
+    wcs.array_shape = first.array_shape
+    return wcs

@@ -13,6 +13,9 @@ import scipy.ndimage
 from lsst.images import Box
 from lsst.images.fields import SplineField
 
+_OWN_SKEW = 0.06
+"""Difference of mean and median that a sky without sources may have, in standard deviations."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BackgroundMesh:
@@ -53,7 +56,7 @@ def estimate_background(
     """Measure the sky in square cells and smooth it.
 
     Each cell's level is SExtractor's estimate (Bertin & Arnouts 1996): the sigma-clipped mean where the
-    clipped distribution is symmetric, else ``2.5 * median - 1.5 * mean``.
+    clipped distribution is symmetric, else about ``2.5 * median - 1.5 * mean``.
 
     Parameters
     ----------
@@ -141,9 +144,8 @@ def _sky_of(values: npt.NDArray[np.floating[Any]], clip: float, iterations: int)
     mean, middle, spread = float(kept.mean()), float(np.median(kept)), float(kept.std())
     if spread > 0.0 and abs(mean - middle) / spread > 0.3:
         return middle, spread
-    if spread > 0.0 and mean > middle:
-        return 2.5 * middle - 1.5 * mean, spread
-    return mean, spread
+    # Poisson noise and digitization skew the distribution by a little without any source.
+    return mean - 2.5 * max(mean - middle - _OWN_SKEW * spread, 0.0), spread
 
 
 def _fill_empty(level: npt.NDArray[np.float64], empty: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -1,38 +1,55 @@
-"""Measure the sources of one image and calibrate it against a reference catalog."""
+"""Measure the sources of one image and calibrate it against a reference catalog.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
-__all__ = ("CalibrateConfig", "CalibrateConnections", "CalibrateTask", "ReferenceColumnError")
+__all__ = (
+    "CalibrateConfig",
+    "CalibrateConnections",
+    "CalibrateTask",
+    "NoSourcesError",
+)
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import astropy.table
-import astropy.units as u
 import astropy.wcs
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
 import numpy as np
 import numpy.typing as npt
 from lsst.daf.butler import DeferredDatasetHandle
-from lsst.images import Image, ObservationSummaryStats, SkyProjection, VisitImage
-from lsst.images.fields import ChebyshevField
-from lsst.pex.config import Field, ListField, RangeField
+from lsst.images import SkyProjection, VisitImage
+from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, refine_wcs
+from .detector_summary import make_summary_table, make_visit_image, summarize
 from .photometry import ZeroPoint, fit_zero_point
+from .quality import Measure, QualityConfig, judge, measure_pixels, measure_psf, names_beyond
+from .references import load_references
 from .sources import SourceMeasurements, make_source_table, measure_sources
 
 _DIMENSIONS = ("instrument", "visit", "detector")
 
+_SPOIL_FLUXES = (
+    "psf_stars",
+    "psf_ellipticity",
+    "psf_trend",
+    "psf_scatter",
+    "psf_residual",
+    "zero_point_scatter",
+    "zero_point_error",
+)
+"""Quality measures beyond whose limits a calibrated flux would be wrong."""
 
-class ReferenceColumnError(UserError, KeyError):
-    """A reference catalog lacks a column."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+class NoSourcesError(UserError, RuntimeError):
+    """An image has no source at all."""
 
 
 class CalibrateConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
@@ -103,8 +120,21 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
     astrometry_max_offset = RangeField(
         dtype=float,
         doc="Largest error of the pointing that is looked for, in arcseconds.",
-        default=20.0,
+        default=120.0,
         min=0.0,
+    )
+    astrometry_blind = Field[bool](
+        doc="Look for any rotation and reflection, and a scale within a tenth, where a shift does not do?",
+        default=True,
+    )
+    astrometry_max_sip_degree = RangeField(
+        dtype=int,
+        doc="Largest degree of the distortion's polynomials (SIP); stars left out of the fit choose it. "
+        "Below 2 there is no distortion.",
+        default=3,
+        min=0,
+        max=5,
+        inclusiveMax=True,
     )
     match_radius = RangeField(
         dtype=float,
@@ -113,6 +143,7 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
         min=0.1,
     )
     astrometry_min_matches = RangeField(dtype=int, doc="Least number of matches.", default=5, min=3)
+    quality = ConfigField[QualityConfig](doc="Limits of the image's quality, and what happens beyond them.")
     reference_flux = Field[str](
         doc="Column of the reference fluxes; {band} stands for the band of the image.", default="{band}_flux"
     )
@@ -152,7 +183,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         preliminary_visit_image
             Sky-subtracted image in electrons.
         preliminary_source
-            Detected peaks: ``id``, ``x``, ``y``, ``psf_star``.
+            Detected peaks: ``id``, ``x``, ``y``, ``psf_star``, ``streak``.
         ref_cat
             Shards of the reference catalog that overlap the image.
 
@@ -163,6 +194,11 @@ class CalibrateTask(pipe_base.PipelineTask):
             (`astropy.table.Table`).
         """
         image = preliminary_visit_image
+        if not len(preliminary_source):
+            raise NoSourcesError(
+                "No source was detected: the image is empty, wrongly calibrated, or masked; look at the "
+                "post_isr_image and its flat, or lower characterize's detection_threshold."
+            )
         measured = measure_sources(
             image,
             np.asarray(preliminary_source["x"], dtype=np.float64),
@@ -171,15 +207,33 @@ class CalibrateTask(pipe_base.PipelineTask):
             correction_radius=self.config.correction_radius,
             correction_min_snr=self.config.correction_min_snr,
         )
-        if not measured.n_aperture_correction and len(preliminary_source):
+        if not measured.n_aperture_correction:
             self.log.warning(
                 "Too few bright, isolated stars for an aperture correction: PSF fluxes stay as they are."
             )
-        references = self._load_references(ref_cat, image.band)
+        references = load_references(
+            ref_cat, self.config.reference_flux.format(band=image.band), image.obs_info.datetime_begin
+        )
         first_wcs = image.fits_wcs
         assert first_wcs is not None, "A visit image has a projection."
         astrometry = self._match(first_wcs, measured, references, image.bbox.shape)
         zero_point, used = self._calibrate_fluxes(measured, references, astrometry)
+        psf_star = np.asarray(preliminary_source["psf_star"], dtype=bool)
+        streak = np.asarray(preliminary_source["streak"], dtype=bool)
+        values = {
+            **measure_pixels(image),
+            "streak_fraction": float(np.mean(streak)),
+            **measure_psf(measured, psf_star, image.summary_stats.skyNoise),
+            "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
+            "zero_point_scatter": zero_point.scatter,
+            "zero_point_error": zero_point.error,
+        }
+        if references is not None:
+            values["matched_references"] = float(astrometry.sources.size)
+        measures = judge(self.config.quality, values)
+        if spoiled := names_beyond(measures, _SPOIL_FLUXES):
+            self.log.warning("Fluxes are not calibrated: %s.", spoiled)
+            zero_point, used = ZeroPoint.unknown(), used[:0]
         projection = SkyProjection.from_fits_wcs(
             astrometry.wcs, image.sky_projection.pixel_frame, x0=image.bbox.x.start, y0=image.bbox.y.start
         )
@@ -198,47 +252,22 @@ class CalibrateTask(pipe_base.PipelineTask):
             radii=list(self.config.aperture_radii),
             extra={
                 "refId": reference_id,
-                "calib_psf_used": np.asarray(preliminary_source["psf_star"]),
+                "calib_psf_used": psf_star,
                 "calib_astrometry_used": _flagged(astrometry.sources, len(preliminary_source)),
+                "calib_astrometry_reserved": _flagged(astrometry.reserved, len(preliminary_source)),
                 "calib_photometry_used": _flagged(used, len(preliminary_source)),
+                "streak_flag": streak,
+                "image_flag": np.full(len(preliminary_source), bool(names_beyond(measures))),
                 "visit": np.int64(image.obs_info.visit_id or 0),
                 "detector": np.int32(image.detector.id),
             },
         )
-        stats = self._summarize(image, measured, projection, astrometry, zero_point)
-        summary = self._make_summary_table(image, measured, stats, astrometry, zero_point, references)
-        self._report(summary)
-        visit_image = self._make_visit_image(image, projection, measured, zero_point, stats)
+        stats = summarize(image, measured, projection, astrometry, zero_point)
+        n_references = 0 if references is None else len(references)
+        summary = make_summary_table(image, measured, stats, astrometry, zero_point, n_references, measures)
+        self._report(summary, measures)
+        visit_image = make_visit_image(image, projection, measured, zero_point, stats)
         return pipe_base.Struct(visit_image=visit_image, source=source, detector_summary=summary)
-
-    def _load_references(
-        self, handles: Sequence[DeferredDatasetHandle | pipe_base.InMemoryDatasetHandle], band: str
-    ) -> astropy.table.Table | None:
-        """Return ``id``, ``ra`` and ``dec`` [deg] and ``flux`` [nJy] of all shards together."""
-        flux = self.config.reference_flux.format(band=band)
-        shards = []
-        for handle in handles:
-            shard = handle.get()
-            if missing := [
-                name for name in ("id", "coord_ra", "coord_dec", flux) if name not in shard.colnames
-            ]:
-                raise ReferenceColumnError(
-                    f"The reference catalog {getattr(handle, 'ref', handle)} has no column "
-                    f"{', '.join(missing)}; it has {', '.join(shard.colnames)}."
-                )
-            shards.append(
-                {
-                    "id": np.asarray(shard["id"]),
-                    "ra": _degrees(shard["coord_ra"]),
-                    "dec": _degrees(shard["coord_dec"]),
-                    "flux": np.asarray(shard[flux], dtype=np.float64),
-                }
-            )
-        if not shards:
-            return None
-        return astropy.table.Table(
-            {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-        )
 
     def _match(
         self,
@@ -264,7 +293,10 @@ class CalibrateTask(pipe_base.PipelineTask):
                 np.asarray(references["flux"]),
                 shape,
                 max_offset=self.config.astrometry_max_offset / scale if self.config.do_astrometry else 3.0,
+                blind=self.config.do_astrometry and self.config.astrometry_blind,
+                max_sip_degree=self.config.astrometry_max_sip_degree,
                 match_radius=self.config.match_radius,
+                errors=measured.psf.x_err,
                 min_matches=self.config.astrometry_min_matches,
             )
         if solution.failure:
@@ -298,84 +330,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             )
         return zero_point, sources[zero_point.used]
 
-    def _summarize(
-        self,
-        image: VisitImage,
-        measured: SourceMeasurements,
-        projection: SkyProjection[Any],
-        astrometry: AstrometrySolution,
-        zero_point: ZeroPoint,
-    ) -> ObservationSummaryStats:
-        bbox = image.bbox
-        x_edges, y_edges = (bbox.x.start - 0.5, bbox.x.stop - 0.5), (bbox.y.start - 0.5, bbox.y.stop - 0.5)
-        corners = projection.pixel_to_sky(
-            x=np.array([x_edges[0], x_edges[1], x_edges[1], x_edges[0]]),
-            y=np.array([y_edges[0], y_edges[0], y_edges[1], y_edges[1]]),
-        )
-        center = projection.pixel_to_sky(x=0.5 * sum(x_edges), y=0.5 * sum(y_edges))
-        # Noise of the PSF flux of a source that is as faint as the sky allows.
-        limit = 5.0 * image.summary_stats.skyNoise * math.sqrt(image.summary_stats.psfArea)
-        return image.summary_stats.model_copy(
-            update={
-                "ra": float(center.ra.deg),
-                "dec": float(center.dec.deg),
-                "raCorners": tuple(float(value) for value in corners.ra.deg),
-                "decCorners": tuple(float(value) for value in corners.dec.deg),
-                "pixelScale": math.sqrt(abs(float(np.linalg.det(astrometry.wcs.pixel_scale_matrix))))
-                * 3600.0,
-                "zeroPoint": zero_point.magnitude,
-                "magLim": zero_point.magnitude - 2.5 * math.log10(limit * measured.aperture_correction),
-                "astromOffsetMean": astrometry.offset,
-                "astromOffsetStd": astrometry.scatter,
-            }
-        )
-
-    def _make_summary_table(
-        self,
-        image: VisitImage,
-        measured: SourceMeasurements,
-        stats: ObservationSummaryStats,
-        astrometry: AstrometrySolution,
-        zero_point: ZeroPoint,
-        references: astropy.table.Table | None,
-    ) -> astropy.table.Table:
-        columns: dict[str, tuple[Any, u.UnitBase | None]] = {
-            "visit": (np.int64(image.obs_info.visit_id or 0), None),
-            "detector": (np.int32(image.detector.id), None),
-            "detector_name": (image.detector.name, None),
-            "band": (image.band, None),
-            "physical_filter": (image.physical_filter, None),
-            "ra": (stats.ra, u.deg),
-            "dec": (stats.dec, u.deg),
-            "raCorners": (list(stats.raCorners), u.deg),
-            "decCorners": (list(stats.decCorners), u.deg),
-            "pixelScale": (stats.pixelScale, u.arcsec / u.pix),
-            "psfSigma": (stats.psfSigma, u.pix),
-            "psfFwhm": (measured.model.fwhm, u.pix),
-            "nPsfStar": (np.int32(stats.nPsfStar), None),
-            "skyBg": (stats.skyBg, u.electron),
-            "skyNoise": (stats.skyNoise, u.electron),
-            "expTime": (stats.expTime, u.s),
-            "apertureCorrection": (measured.aperture_correction, None),
-            "apertureCorrectionErr": (measured.aperture_correction_err, None),
-            "nApertureCorrection": (np.int32(measured.n_aperture_correction), None),
-            "zeroPoint": (stats.zeroPoint, u.mag),
-            "zeroPointErr": (zero_point.error, u.mag),
-            "zeroPointScatter": (zero_point.scatter, u.mag),
-            "nZeroPoint": (np.int32(zero_point.used.size), None),
-            "magLim": (stats.magLim, u.mag),
-            "astromOffset": (astrometry.offset, u.arcsec),
-            "astromScatter": (astrometry.scatter, u.arcsec),
-            "nRefMatched": (np.int32(astrometry.sources.size), None),
-            "nRef": (np.int32(0 if references is None else len(references)), None),
-            "nSource": (np.int32(len(measured.psf.x)), None),
-        }
-        table = astropy.table.Table()
-        for name, (value, unit) in columns.items():
-            table[name] = astropy.table.Column([value], unit=unit)
-        return table
-
-    def _report(self, summary: astropy.table.Table) -> None:
+    def _report(self, summary: astropy.table.Table, measures: Sequence[Measure]) -> None:
         row = summary[0]
         for name in ("nSource", "nRefMatched", "nZeroPoint"):
             self.metadata[name] = int(row[name])
@@ -383,6 +338,13 @@ class CalibrateTask(pipe_base.PipelineTask):
             # Metadata can't hold NaN in JSON; what is absent was not determined.
             if math.isfinite(row[name]):
                 self.metadata[name] = float(row[name])
+        for measure in measures:
+            if math.isfinite(measure.value):
+                self.metadata[f"quality_{measure.name}"] = measure.value
+            if not measure.ok:
+                self.log.warning("The image is flagged: %s.", measure)
+        self.metadata["imageFlag"] = bool(row["image_flag"])
+        self.metadata["imageFlagReasons"] = str(row["image_flag_reasons"])
         self.metadata["calibrated"] = math.isfinite(row["zeroPoint"])
         self.log.info(
             '%d sources, %d matched; zero point %.3f +- %.3f mag (%d stars); astrometric scatter %.3f".',
@@ -394,64 +356,8 @@ class CalibrateTask(pipe_base.PipelineTask):
             row["astromScatter"],
         )
 
-    def _make_visit_image(
-        self,
-        image: VisitImage,
-        projection: SkyProjection[Any],
-        measured: SourceMeasurements,
-        zero_point: ZeroPoint,
-        stats: ObservationSummaryStats,
-    ) -> VisitImage:
-        calibrated = math.isfinite(zero_point.magnitude)
-        factor = zero_point.njy_per_count if calibrated else 1.0
-        unit = u.nJy if calibrated else u.electron
-        scaling = (
-            ChebyshevField(image.bbox, np.array([[factor]]), unit=u.nJy / u.electron) if calibrated else None
-        )
-        return VisitImage(
-            Image((image.image.array * factor).astype(np.float32), bbox=image.bbox, unit=unit),
-            mask=image.mask.copy(),
-            variance=Image(
-                (image.variance.array * factor**2).astype(np.float32), bbox=image.bbox, unit=unit**2
-            ),
-            sky_projection=projection,
-            obs_info=image.obs_info,
-            summary_stats=stats,
-            photometric_scaling=scaling,
-            psf=image.psf,
-            detector=image.detector,
-            aperture_corrections={
-                "psfFlux": _stored_correction(image, measured),
-            },
-            # In electrons, as measured: the scaling takes it to the image's unit.
-            backgrounds=image.backgrounds,
-            band=image.band,
-        )
-
-
-def _stored_correction(image: VisitImage, measured: SourceMeasurements) -> ChebyshevField:
-    """Return the factor from fluxes by the stored PSF, whose stamps sum to one, to the catalog's fluxes."""
-    model = measured.model
-    x, y = model.grid()
-    ix, iy = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
-    radius = image.psf.kernel_bbox.x.size // 2
-    inside = model.stamps(x, y, ix, iy, radius).sum(axis=(1, 2))
-    return ChebyshevField.fit(
-        image.bbox,
-        measured.aperture_correction / inside,
-        x=x + image.bbox.x.start,
-        y=y + image.bbox.y.start,
-        order=min(model.order, 2),
-    )
-
 
 def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:
     flags = np.zeros(count, dtype=bool)
     flags[index] = True
     return flags
-
-
-def _degrees(column: Any) -> npt.NDArray[np.float64]:
-    """Convert an angle to degrees; without a unit it is in radians, as in all Rubin reference catalogs."""
-    unit = getattr(column, "unit", None) or u.rad
-    return np.asarray((np.asarray(column, dtype=np.float64) * unit).to_value(u.deg))

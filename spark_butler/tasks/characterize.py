@@ -22,6 +22,7 @@ from ..obs.assembly import noise_floor
 from ..obs.description import CameraDescription
 from .background import BackgroundMesh, estimate_background
 from .cosmic_rays import find_cosmic_rays, star_contrast
+from .defects import find_defects
 from .detection import Detections, detect_sources, sky_variance
 from .geometry import make_detector
 from .masks import plane_union
@@ -103,6 +104,10 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         default=2.0,
         min=0.0,
     )
+    do_defects = Field[bool](
+        doc="Find and mask dead pixels and hot or dead columns that the camera's description does not name?",
+        default=True,
+    )
     do_cosmic_rays = Field[bool](doc="Find and mask cosmic rays?", default=True)
     cosmic_ray_threshold = RangeField(
         dtype=float,
@@ -149,6 +154,7 @@ class _State:
     psf: PsfModel
     fit: PsfFit | None
     stars: npt.NDArray[np.intp]
+    defects: BoolArray
     rays: BoolArray
 
 
@@ -216,7 +222,8 @@ class CharacterizeTask(pipe_base.PipelineTask):
         -------
         result
             ``preliminary_visit_image`` (`lsst.images.VisitImage`) and ``preliminary_source``
-            (`astropy.table.Table` with ``id`` counting from 1, ``x``, ``y`` [pixel], ``snr``, ``psf_star``).
+            (`astropy.table.Table` with ``id`` counting from 1, ``x``, ``y`` [pixel], ``snr``, ``psf_star``,
+            ``streak``).
         """
         if post_isr_image.sky_projection is None:
             raise ValueError(
@@ -236,6 +243,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 "y": detections.y * u.pix,
                 "snr": detections.significance,
                 "psf_star": psf_star,
+                "streak": detections.streak,
             }
         )
         self.metadata["nDetections"] = len(detections)
@@ -270,10 +278,14 @@ class CharacterizeTask(pipe_base.PipelineTask):
             )
             background = mesh.as_field(image.bbox).render(dtype=np.float32).array
             subtracted = pixels - background
+            sky = sky_variance(pixels, variance, background, floor)
+            if step == 0 and config.do_defects:
+                found = find_defects(subtracted / np.sqrt(sky), defects | saturated)
+                defects, hidden = defects | found, hidden | found
             detections = detect_sources(
                 subtracted,
                 variance,
-                sky_variance(pixels, variance, background, floor),
+                sky,
                 hidden,
                 sigma,
                 threshold=config.detection_threshold,
@@ -300,7 +312,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         chosen = psf.candidates
         fit = fit_psf(
             subtracted,
-            sky_variance(pixels, variance, background, floor),
+            sky,
             hidden | saturated,
             detections.x[chosen],
             detections.y[chosen],
@@ -311,8 +323,8 @@ class CharacterizeTask(pipe_base.PipelineTask):
         if fit is None:
             self._no_psf(len(detections), sigma)
             model = PsfModel.constant(sigma * FWHM_PER_SIGMA, pixels.shape)
-            return _State(sigma, mesh, subtracted, detections, model, None, chosen[:0], rays)
-        return _State(sigma, mesh, subtracted, detections, fit.model, fit, chosen[fit.used], rays)
+            return _State(sigma, mesh, subtracted, detections, model, None, chosen[:0], defects, rays)
+        return _State(sigma, mesh, subtracted, detections, fit.model, fit, chosen[fit.used], defects, rays)
 
     def _find_cosmic_rays(
         self, pixels: Image32, variance: Image32, ignore: BoolArray, sigma: float
@@ -346,6 +358,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
     ) -> VisitImage:
         bbox = image.bbox
         mask = image.mask.copy()
+        mask.set("BAD", state.defects & ~image.mask.get("NO_DATA"))
         mask.set("COSMIC_RAY", state.rays)
         mask.set("DETECTED", state.detections.footprint)
         edge = np.ones(bbox.shape, dtype=bool)

@@ -61,6 +61,9 @@ def find_cosmic_rays(
     if ignore is not None:
         usable &= ~ignore
     clean[~np.isfinite(clean)] = 0.0
+    if 0.0 < (~usable).mean() < 0.2:
+        # Beside a dead pixel, every pixel would be a peak.
+        _fill_with_neighbors(clean, ~usable, ~usable)
     noise_floor = np.broadcast_to(np.asarray(read_noise, dtype=np.float32) ** 2, clean.shape)
     found = np.zeros(clean.shape, dtype=bool)
     for _ in range(iterations):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ("CalibrationMissingError", "CalibrationRangeError", "IsrConfig", "IsrConnections", "IsrTask")
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import astropy.units as u
@@ -21,6 +22,7 @@ from lsst.pex.config import Field, RangeField
 from ..errors import UserError
 from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
 from ..obs.description import CameraDescription, DetectorDescription
+from ..obs.header_wcs import header_wcs
 from .masks import make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
@@ -102,6 +104,11 @@ class IsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=IsrConnections
     do_dark = Field[bool](doc="Subtract the dark frame, scaled by dark time? As for do_bias.", default=True)
     do_flat = Field[bool](doc="Divide by the flat field? As for do_bias.", default=True)
     min_flat = RangeField(dtype=float, doc="Pixels whose flat is below this are bad.", default=0.05, min=0.0)
+    use_header_wcs = Field[bool](
+        doc="Start from the projection in the raw file's header, where there is one that fits the camera's "
+        "description? Else from the pointing.",
+        default=True,
+    )
     grow_saturation = RangeField(
         dtype=int, doc="Pixels by which the saturated areas are grown.", default=1, min=0
     )
@@ -206,7 +213,7 @@ class IsrTask(pipe_base.PipelineTask):
         electrons[bad & ~np.isfinite(electrons)] = 0.0
         variance = np.where(np.isfinite(variance), variance, noise_floor(described))
 
-        projection = self._first_projection(camera, detector, boresight)
+        projection = self._first_projection(camera, detector, boresight, raw.metadata)
         mask = Mask(schema=make_mask_schema(), bbox=described.bbox)
         mask.set("BAD", bad)
         saturated = assembled.saturated
@@ -253,8 +260,19 @@ class IsrTask(pipe_base.PipelineTask):
         return np.asarray(bad)
 
     def _first_projection(
-        self, camera: CameraDescription, detector: int, boresight: tuple[float, float, float] | None
+        self,
+        camera: CameraDescription,
+        detector: int,
+        boresight: tuple[float, float, float] | None,
+        header: Mapping[str, Any],
     ) -> SkyProjection[DetectorFrame] | None:
+        described = camera.get_detector(detector)
+        wcs = header_wcs(header, described) if self.config.use_header_wcs else None
+        if wcs is not None:
+            self.metadata["headerWcs"] = True
+            return SkyProjection.from_fits_wcs(
+                wcs, DetectorFrame(instrument=camera.name, detector=detector, bbox=described.bbox)
+            )
         if boresight is None:
             self.log.warning("No pointing is known: the image gets no projection on the sky.")
             return None

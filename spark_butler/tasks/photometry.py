@@ -6,6 +6,7 @@ __all__ = ("AB_ZERO_NJY", "ZeroPoint", "fit_zero_point")
 
 import dataclasses
 import math
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,11 @@ class ZeroPoint:
 
     used: npt.NDArray[np.intp]
     """Indices of the stars that survived the clipping."""
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """Return a zero point that calibrates nothing."""
+        return cls(math.nan, math.nan, math.nan, np.zeros(0, dtype=np.intp))
 
     @property
     def njy_per_count(self) -> float:

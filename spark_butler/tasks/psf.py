@@ -101,7 +101,9 @@ def _select_candidates(
     bright, x, y = bright[inside], x[inside], y[inside]
     core = math.ceil(2.5 * sigma)
     windows = gather_windows(masked, np.rint(x).astype(np.intp), np.rint(y).astype(np.intp), core, fill=False)
-    bright = bright[~windows.any(axis=(1, 2))]
+    center = windows[:, core - 1 : core + 2, core - 1 : core + 2]
+    # A few bad pixels in the outskirts do no harm: the fit leaves them out.
+    bright = bright[~center.any(axis=(1, 2)) & (windows.mean(axis=(1, 2)) < 0.1)]
     if not bright.size:
         return np.asarray(bright)
     tree = scipy.spatial.cKDTree(np.column_stack([detections.x, detections.y]))

@@ -57,10 +57,15 @@ class VisitSummaryTask(pipe_base.PipelineTask):
         zero_points = np.asarray(table["zeroPoint"], dtype=np.float64)
         self.metadata["nDetectors"] = len(table)
         self.metadata["nCalibrated"] = int(np.count_nonzero(np.isfinite(zero_points)))
+        flagged = np.asarray(table["image_flag"], dtype=bool)
+        self.metadata["nFlagged"] = int(np.count_nonzero(flagged))
+        for row in table[flagged]:
+            self.log.warning("Detector %s is flagged: %s.", row["detector_name"], row["image_flag_reasons"])
         self.log.info(
-            "%d detectors, %d with a zero point; %d sources.",
+            "%d detectors, %d with a zero point, %d flagged; %d sources.",
             len(table),
             self.metadata["nCalibrated"],
+            self.metadata["nFlagged"],
             int(np.sum(table["nSource"])),
         )
         return pipe_base.Struct(visit_summary=table)

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import astropy.table
+import astropy.time
+import astropy.units as u
 import astropy.wcs
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
+from lsst.pipe.base import InMemoryDatasetHandle
 
 from spark_butler.tasks.astrometry import project_references, refine_wcs
 from spark_butler.tasks.photometry import AB_ZERO_NJY, fit_zero_point
+from spark_butler.tasks.references import load_references
 
 SHAPE = (1000, 1200)
 
@@ -70,6 +76,84 @@ def test_too_few_references_are_reported_with_their_number() -> None:
         make_wcs(), x, y, flux, ra[few], dec[few], ref_flux[few], SHAPE, max_offset=50.0, match_radius=2.0
     )
     assert solution.failure.startswith("3 references and 150 usable sources")
+
+
+def make_distorted(
+    corner: float, *, shift: float, turn: float, scale: float, parity: float, seed: int = 4
+) -> tuple[astropy.wcs.WCS, tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """Make a field that a third-order distortion moves by ``corner`` pixels at the corners.
+
+    Returns a first projection that is wrong, the arguments of `refine_wcs`, and the true sky positions.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(-150, SHAPE[1] + 150, 500), rng.uniform(-150, SHAPE[0] + 150, 500)
+    flux = rng.uniform(1e-3, 1.0, 500) ** -1.0
+    u, v = (x - 600.0) / 781.0, (y - 500.0) / 781.0
+    radial = corner * (u**2 + v**2)
+    ra, dec = make_wcs().pixel_to_world_values(x + radial * u, y + radial * v)
+    on = (x > 0) & (x < SHAPE[1] - 1) & (y > 0) & (y < SHAPE[0] - 1) & (rng.uniform(size=500) > 0.3)
+    first = make_wcs(turn=turn, scale=0.2 * scale)
+    first.wcs.cd = np.diag([parity, 1.0]) @ first.wcs.cd
+    # The telescope points to the middle of the image.
+    first.wcs.crpix = [601.0, 501.0]
+    first.wcs.crval = np.array(make_wcs().pixel_to_world_values(600.0, 500.0)) + [0.0, shift / 3600.0]
+    first.wcs.set()
+    noisy = [values[on] + rng.normal(0, 0.02, on.sum()) for values in (x, y)]
+    return first, (*noisy, flux[on] * rng.lognormal(0, 0.1, on.sum()), ra, dec, flux), ra[on], dec[on]
+
+
+@pytest.mark.parametrize(
+    ("corner", "shift", "turn", "scale", "parity"),
+    [(10.0, 0.0, 0.0, 1.0, 1.0), (10.0, 60.0, 10.0, 1.05, 1.0), (5.0, -60.0, 140.0, 0.93, -1.0)],
+)
+def test_distortion_after_a_wrong_start_is_recovered_to_ten_milliarcseconds(
+    corner: float, shift: float, turn: float, scale: float, parity: float
+) -> None:
+    first, field, ra, dec = make_distorted(corner, shift=shift, turn=turn, scale=scale, parity=parity)
+    solution = refine_wcs(first, *field, SHAPE, max_offset=700.0, match_radius=2.0)
+    assert not solution.failure
+    assert len(solution.sources) > 0.95 * len(ra)
+    found_ra, found_dec = solution.wcs.all_pix2world(field[0], field[1], 0)
+    error = np.hypot((found_ra - ra) * np.cos(np.radians(dec)), found_dec - dec) * 3600.0
+    assert np.median(error) < 0.010
+    # Stars that the fit has not seen have the noise of the positions.
+    assert solution.scatter == pytest.approx(0.02 * 0.2, rel=0.5)
+    assert 0.1 < len(solution.reserved) / len(solution.sources) < 0.4
+
+
+def test_a_projection_without_distortion_gets_none() -> None:
+    first, field, _, _ = make_distorted(0.0, shift=3.0, turn=0.0, scale=1.0, parity=1.0)
+    assert refine_wcs(first, *field, SHAPE, max_offset=100.0, match_radius=2.0).sip_degree == 0
+
+
+def test_proper_motions_move_references_to_the_time_of_the_image() -> None:
+    year = np.radians(0.5 / 3600.0)
+    table = astropy.table.Table(
+        {
+            "id": [1, 2],
+            "coord_ra": np.radians([150.0, 150.0]),
+            "coord_dec": np.radians([60.0, 60.0]),
+            "r_flux": [1.0, 1.0],
+            "epoch": np.full(2, 57388.0),
+            "pm_ra": [year, np.nan],
+            "pm_dec": [-year, np.nan],
+        }
+    )
+    handle = InMemoryDatasetHandle(table, storageClass="ArrowAstropy")
+    later = astropy.time.Time(57388.0 + 10.0 * 365.25, format="mjd", scale="tai")
+    moved = load_references([handle], "r_flux", later)
+    assert moved is not None
+    star = SkyCoord(
+        150.0 * u.deg,
+        60.0 * u.deg,
+        pm_ra_cosdec=500.0 * u.mas / u.yr,
+        pm_dec=-500.0 * u.mas / u.yr,
+        obstime=astropy.time.Time(57388.0, format="mjd", scale="tai"),
+        distance=100.0 * u.pc,
+    ).apply_space_motion(new_obstime=later)
+    assert moved["ra"][0] == pytest.approx(star.ra.deg, abs=3e-7)
+    assert moved["dec"][0] == pytest.approx(star.dec.deg, abs=3e-7)
+    assert (moved["ra"][1], moved["dec"][1]) == pytest.approx((150.0, 60.0))
 
 
 def test_references_behind_the_observer_are_not_on_the_image() -> None:

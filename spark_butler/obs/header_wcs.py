@@ -1,0 +1,63 @@
+"""The projection on the sky in a raw file's header, for the assembled image.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("header_wcs",)
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import astropy.io.fits
+import astropy.wcs
+import numpy as np
+
+from .description import DetectorDescription
+
+_SCALE_TOLERANCE = 0.2
+
+
+def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astropy.wcs.WCS | None:
+    """Return the header's projection for the detector's assembled pixels, or `None`.
+
+    Parameters
+    ----------
+    header
+        Cards of a raw file.
+    detector
+        Its geometry: all amplifiers must be shifted alike from the raw to the assembled image, and the pixel
+        scale must agree within a fifth, for the header's projection to be believed.
+    """
+    if not (
+        str(header.get("CTYPE1", "")).startswith("RA--") and str(header.get("CTYPE2", "")).startswith("DEC-")
+    ):
+        return None
+    shifts = {
+        (a.raw_data_section.x_start - a.section.x_start, a.raw_data_section.y_start - a.section.y_start)
+        for a in detector.amplifiers
+    }
+    if len(shifts) != 1:
+        return None
+    ((shift_x, shift_y),) = shifts
+    cards = astropy.io.fits.Header()
+    for name, value in header.items():
+        if len(name) <= 8 and isinstance(value, bool | int | float | str) and not name.startswith("NAXIS"):
+            cards[name] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            wcs = astropy.wcs.WCS(cards, naxis=2)
+            scale = math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
+        except (ValueError, KeyError, TypeError, MemoryError, astropy.wcs.WcsError):
+            return None
+    if not abs(scale / detector.pixel_scale - 1.0) < _SCALE_TOLERANCE:
+        return None
+    if not np.isfinite(wcs.wcs.crval).all() or (wcs.wcs.radesys or "ICRS") not in ("ICRS", "FK5", "GAPPT"):
+        return None
+    wcs.wcs.crpix = wcs.wcs.crpix - [shift_x, shift_y]
+    wcs.array_shape = (detector.ny, detector.nx)
+    return wcs

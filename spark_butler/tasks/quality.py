@@ -1,0 +1,254 @@
+"""Quality measures of an image and its catalog, and the limits that they must keep.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "Measure",
+    "QualityConfig",
+    "QualityLimitError",
+    "judge",
+    "measure_pixels",
+    "measure_psf",
+    "names_beyond",
+)
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+from lsst.images import VisitImage
+from lsst.pex.config import ChoiceField, Config, RangeField
+
+from ..errors import UserError
+from .masks import plane_union
+from .measurement import nearest_pixel
+from .psf_model import polynomial_terms
+from .sources import SourceMeasurements
+from .stamps import gather_windows
+
+type FloatArray = npt.NDArray[np.float64]
+type BoolArray = npt.NDArray[np.bool_]
+
+_MAD_TO_SIGMA = 1.4826
+_BLANK = math.nan
+
+
+class QualityLimitError(UserError, RuntimeError):
+    """An image or its catalog is beyond limits of the configuration."""
+
+
+def _limit(doc: str, default: float) -> RangeField:
+    return RangeField(dtype=float, doc=doc, default=default, min=0.0)
+
+
+class QualityConfig(Config):
+    """What happens to an image beyond a limit, and the limits."""
+
+    action = ChoiceField[str](
+        doc="What happens to an image that is beyond a limit.",
+        allowed={
+            "flag": "Its rows in the catalog and the summaries are flagged; fluxes are not calibrated where "
+            "the PSF or the zero point is what is wrong.",
+            "fail": "The quantum fails.",
+        },
+        default="flag",
+    )
+    min_noise_ratio = _limit("Least ratio of the sky's measured noise to the predicted one.", 0.8)
+    max_noise_ratio = _limit("Largest ratio of the sky's measured noise to the predicted one.", 1.25)
+    max_line_noise = _limit(
+        "Largest scatter of the medians of rows or of columns, in units of what independent pixels have.", 3.0
+    )
+    max_phase_difference = _limit(
+        "Largest difference between the four pixels of 2 x 2 cells, in units of the noise: a color mosaic.",
+        0.2,
+    )
+    max_sky_structure = _limit(
+        "Largest deviation of the sky from a smooth surface, in units of the noise of a pixel: nebulae, "
+        "galaxies, glow.",
+        1.5,
+    )
+    max_masked_fraction = _limit("Largest fraction of masked pixels.", 0.25)
+    max_detected_fraction = _limit("Largest fraction of pixels that belong to sources.", 0.6)
+    max_streak_fraction = _limit("Largest fraction of sources on streaks.", 0.1)
+    min_psf_stars = _limit("Least number of PSF stars.", 3)
+    max_psf_ellipticity = _limit("Largest shear of the PSF, (a - b) / (a + b).", 0.35)
+    max_psf_trend = _limit("Largest change of the PSF's width over the detector, relative to the width.", 0.8)
+    max_psf_scatter = _limit("Largest relative scatter of the PSF stars' sizes about the PSF's.", 0.1)
+    max_psf_residual = _limit("Largest share of the PSF stars' light that the PSF does not explain.", 0.08)
+    min_matched_references = _limit("Least number of matched references, where there are references.", 5)
+    max_astrometric_scatter = _limit(
+        "Largest scatter per axis of stars that were not used in the fit of the projection, in pixels.", 0.5
+    )
+    max_zero_point_scatter = _limit("Largest scatter of the stars' zero points in magnitudes.", 0.15)
+    max_zero_point_error = _limit("Largest error of the zero point in magnitudes.", 0.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number and the limits that it must keep."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the value is within the limits; an unknown one is, unless a least value is asked for."""
+        if not math.isfinite(self.value):
+            return self.low is None
+        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+
+    def __str__(self) -> str:
+        expected = " and ".join(
+            f"{word} {limit:g}"
+            for word, limit in (("at least", self.low), ("at most", self.high))
+            if limit is not None
+        )
+        return f"{self.name} = {self.value:.3g} (expected: {expected})"
+
+
+def judge(config: QualityConfig, values: Mapping[str, float]) -> list[Measure]:
+    """Return the values with their limits.
+
+    Parameters
+    ----------
+    config
+        The limits, named ``min_NAME`` and ``max_NAME``.
+    values
+        Numbers by name.
+
+    Raises
+    ------
+    QualityLimitError
+        Raised if a value is beyond its limits and the configuration says ``fail``.
+    """
+    measures = [
+        Measure(name, value, getattr(config, f"min_{name}", None), getattr(config, f"max_{name}", None))
+        for name, value in values.items()
+    ]
+    if config.action == "fail" and (beyond := [str(measure) for measure in measures if not measure.ok]):
+        raise QualityLimitError(
+            f"The image is beyond limits of its quality: {'; '.join(beyond)}. Correct its calibration or the "
+            "camera's description, change the limits (quality.*), or set quality.action='flag'."
+        )
+    return measures
+
+
+def measure_pixels(image: VisitImage) -> dict[str, float]:
+    """Return how the sky's pixels compare with what their variance predicts.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted image with mask and variance.
+    """
+    hidden = plane_union(image.mask, "BAD", "COSMIC_RAY", "SATURATED", "NO_DATA")
+    detected = image.mask.get("DETECTED")
+    # The wings of sources reach beyond their footprints.
+    sky = ~(hidden | scipy.ndimage.binary_dilation(detected, iterations=3)) & (image.variance.array > 0.0)
+    scaled = np.where(sky, image.image.array / np.sqrt(np.maximum(image.variance.array, 1e-6)), np.nan)
+    values: dict[str, float] = {
+        "noise_ratio": _BLANK,
+        "line_noise": _BLANK,
+        "phase_difference": _BLANK,
+        "sky_structure": _BLANK,
+        "masked_fraction": float(hidden.mean()),
+        "detected_fraction": float(detected.mean()),
+    }
+    if np.count_nonzero(sky) < 1000:
+        return values
+    noise = values["noise_ratio"] = _spread(scaled[sky])
+    if noise > 0.0:
+        values["line_noise"] = max(_line_noise(scaled / noise), _line_noise(scaled.T / noise))
+        phases = [float(np.nanmedian(scaled[j::2, i::2])) for j in (0, 1) for i in (0, 1)]
+        values["phase_difference"] = float(np.ptp(phases)) / noise
+    values["sky_structure"] = _sky_structure(image)
+    return values
+
+
+def _spread(values: npt.NDArray[Any]) -> float:
+    return _MAD_TO_SIGMA * float(np.median(np.abs(values - np.median(values))))
+
+
+def _line_noise(scaled: npt.NDArray[Any]) -> float:
+    """Return the scatter of the rows' medians against their neighbours', relative to independent pixels'."""
+    number = np.isfinite(scaled).sum(axis=1)
+    enough = number >= 32
+    if np.count_nonzero(enough) < 16:
+        return _BLANK
+    medians = np.nanmedian(scaled[enough], axis=1) * np.sqrt(number[enough]) / 1.2533
+    return _spread(np.diff(medians)) / math.sqrt(2.0)
+
+
+def _sky_structure(image: VisitImage) -> float:
+    """Return the largest deviation of the subtracted sky from a quadratic surface, in units of its noise."""
+    background = image.backgrounds.subtracted
+    if background is None or not image.summary_stats.skyNoise > 0.0:
+        return _BLANK
+    box = image.bbox
+    x, y = np.meshgrid(
+        np.linspace(box.x.start, box.x.stop - 1, 24), np.linspace(box.y.start, box.y.stop - 1, 24)
+    )
+    level = np.asarray(background.field(x=x.ravel(), y=y.ravel()), dtype=np.float64)
+    terms = polynomial_terms(
+        (x.ravel() - box.x.start) / box.x.size, (y.ravel() - box.y.start) / box.y.size, 2
+    )
+    weight = np.ones(level.size)
+    deviation = np.zeros(level.size)
+    for _ in range(10):
+        solution = np.linalg.lstsq(terms * weight[:, None], level * weight, rcond=None)[0]
+        deviation = level - terms @ solution
+        scale = max(_spread(deviation), 1e-6)
+        weight = 1.0 / np.sqrt(1.0 + (deviation / (2.0 * scale)) ** 2)
+    # One cell may hold a bright star's halo; structure is wider.
+    return float(np.sort(np.abs(deviation))[-6]) / image.summary_stats.skyNoise
+
+
+def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float) -> dict[str, float]:
+    """Return how the PSF compares with the stars that it comes from.
+
+    Parameters
+    ----------
+    measured
+        Measurements of all sources.
+    stars
+        Which of them are PSF stars.
+    sky_noise
+        Standard deviation of a sky pixel.
+    """
+    model = measured.model
+    fwhm, g1, g2 = model.parameters(*model.grid())
+    values = {
+        "psf_stars": float(np.count_nonzero(stars)),
+        "psf_ellipticity": float(np.median(np.hypot(g1, g2))),
+        "psf_trend": float(np.ptp(fwhm) / np.median(fwhm)),
+        "psf_scatter": _BLANK,
+        "psf_residual": _BLANK,
+    }
+    good = stars & (measured.psf.flux > 0.0)
+    if np.count_nonzero(good) < 3:
+        return values
+    ratio = (measured.moments.sigma / measured.psf_moments.sigma)[good]
+    values["psf_scatter"] = _spread(ratio) + abs(float(np.median(ratio)) - 1.0)
+    psf = measured.psf
+    ix, iy = nearest_pixel(psf.x[good], psf.y[good], psf.residual.shape)
+    radius = math.ceil(1.2 * model.fwhm) + 1
+    stack = gather_windows(psf.residual, ix, iy, radius, fill=0.0).sum(axis=0)
+    # What the mean absolute value of the noise alone would be.
+    noise = math.sqrt(2.0 / math.pi) * stack.size * math.sqrt(ix.size) * sky_noise
+    excess = math.sqrt(max(float(np.abs(stack).sum()) ** 2 - noise**2, 0.0))
+    values["psf_residual"] = excess / float(psf.flux[good].sum())
+    return values
+
+
+def names_beyond(measures: Sequence[Measure], among: Sequence[str] | None = None) -> str:
+    """Return the names of the measures that are beyond their limits, separated by commas."""
+    return ",".join(m.name for m in measures if not m.ok and (among is None or m.name in among))

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
+
+from spark_butler.tasks.calibrate import NoSourcesError
+from spark_butler.tasks.defects import find_defects
+from spark_butler.tasks.isr import CalibrationRangeError
+from spark_butler.tasks.quality import QualityLimitError
+
+
+def test_a_good_image_is_not_flagged_and_its_numbers_are_true() -> None:
+    scene = make_scene(change=1.0)
+    done = process(scene)
+    assert not done.summary["image_flag"]
+    assert done.summary["image_flag_reasons"] == ""
+    assert not done.column("image_flag").any()
+    assert done.summary["quality_noise_ratio"] == pytest.approx(1.0, abs=0.03)
+    assert done.summary["psfFwhm"] == pytest.approx(4.0, rel=0.02)
+    assert done.summary["zeroPoint"] == pytest.approx(ZERO_POINT, abs=0.01)
+
+
+def test_the_stored_psf_and_correction_give_the_catalogs_fluxes() -> None:
+    scene = make_scene(size=640, count=80, change=1.0, flux=(2e4, 3e5))
+    done = process(scene)
+    tree = scipy.spatial.cKDTree(np.column_stack([scene.x, scene.y]))
+    apart = tree.query(tree.data, k=2)[0][:, 1] > 30.0
+    inside = (np.minimum(scene.x, scene.y) > 25.0) & (np.maximum(scene.x, scene.y) < 614.0)
+    correction = done.image.aperture_corrections["psfFlux"]
+    pixels = done.image.image.array.astype(float)
+    ratios = []
+    for x, y, flux in zip(*(v[apart & inside] for v in (scene.x, scene.y, scene.flux)), strict=True):
+        star = done.image.psf.compute_stellar_image(x=x, y=y)
+        cut = pixels[star.bbox.y.start : star.bbox.y.stop, star.bbox.x.start : star.bbox.x.stop]
+        fitted = (cut * star.array).sum() / (star.array**2).sum() * correction(x=x, y=y)
+        ratios.append(fitted / (flux * 10.0 ** (-0.4 * (ZERO_POINT - 31.4))))
+    assert len(ratios) > 15
+    assert np.median(ratios) == pytest.approx(1.0, abs=0.01)
+    distance, index = done.match()
+    good = apart & inside & (distance < 1.0)
+    catalog = done.column("psfFlux")[index][good] / (scene.flux[good] * 10.0 ** (-0.4 * (ZERO_POINT - 31.4)))
+    assert np.median(catalog) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("amplifier", "bias", "reason"),
+    [({"gain": 6.0}, 0.0, "noise_ratio"), ({"gain": 0.4}, 0.0, "noise_ratio"), ({}, 1000.0, "noise_ratio")],
+)
+def test_a_variance_that_is_not_the_noise_is_flagged(
+    amplifier: dict[str, float], bias: float, reason: str
+) -> None:
+    scene = make_scene()
+    done = process(scene, raw=scene.raw(bias=bias), camera=make_camera(512, **amplifier))
+    assert reason in done.summary["image_flag_reasons"].split(",")
+    assert done.column("image_flag").all()
+
+
+def test_a_limit_may_fail_the_quantum_and_names_value_and_limit() -> None:
+    with pytest.raises(QualityLimitError, match=r"noise_ratio = 0\.\d+ \(expected: at least 0.8"):
+        process(make_scene(), camera=make_camera(512, gain=0.4), calibrate={"quality.action": "fail"})
+
+
+def test_a_bayer_mosaic_is_flagged() -> None:
+    scene = make_scene()
+    scene.expected[0::2, 0::2] *= 0.5
+    scene.expected[1::2, 1::2] *= 0.7
+    assert "phase_difference" in process(scene).summary["image_flag_reasons"]
+
+
+def test_banding_is_flagged() -> None:
+    scene = make_scene(sky=100.0)
+    raw = scene.raw(bias=0.0) + np.random.default_rng(1).normal(0.0, 4.0, (512, 1))
+    done = process(scene, raw=np.maximum(raw, 0.0).astype(np.float32))
+    assert "line_noise" in done.summary["image_flag_reasons"]
+
+
+@pytest.mark.parametrize("kind", ["glow", "galaxy"])
+def test_structure_in_the_sky_is_flagged(kind: str) -> None:
+    scene = make_scene()
+    yy, xx = np.mgrid[:512, :512]
+    if kind == "glow":
+        scene.expected += 2000.0 * np.exp(-np.hypot(xx, yy) / 40.0)
+    else:
+        radius = np.hypot(xx - 256, (yy - 256) / 0.7)
+        scene.expected += 400.0 * np.exp(-7.67 * ((radius / 100.0) ** 0.25 - 1.0))
+    assert process(scene).summary["image_flag"]
+
+
+def test_a_trail_spoils_neither_psf_nor_zero_point_and_its_sources_are_flagged() -> None:
+    scene = make_scene(count=150)
+    yy, xx = np.mgrid[:512, :512]
+    scene.expected += 400.0 * np.exp(-0.5 * (((xx - 256) * 0.5 - (yy - 256) * 0.866) / 1.6) ** 2)
+    done = process(scene)
+    assert done.summary["psfFwhm"] == pytest.approx(3.5, rel=0.05)
+    assert done.summary["zeroPoint"] == pytest.approx(ZERO_POINT, abs=0.02)
+    distance = np.abs((done.column("x") - 256) * 0.5 - (done.column("y") - 256) * 0.866)
+    assert done.column("streak_flag")[distance < 2.0].mean() > 0.9
+    assert not done.column("streak_flag")[distance > 30.0].any()
+    assert "streak_fraction" in done.summary["image_flag_reasons"]
+
+
+def test_donuts_are_flagged_and_not_calibrated() -> None:
+    scene = make_scene(count=0)
+    rng = np.random.default_rng(2)
+    scene.x, scene.y = rng.uniform(20, 490, (2, 40))
+    scene.flux = np.exp(rng.uniform(np.log(2e4), np.log(1e6), 40))
+    yy, xx = np.mgrid[:512, :512]
+    for x, y, flux in zip(scene.x, scene.y, scene.flux, strict=True):
+        r = np.hypot(xx - x, yy - y)
+        scene.expected += flux * 0.5 * (np.tanh((10 - r) / 1.5) - np.tanh((4 - r) / 1.5)) / (84.0 * np.pi)
+    done = process(scene)
+    assert "psf" in done.summary["image_flag_reasons"]
+    assert np.isnan(done.column("psfFlux")).all()
+
+
+def test_references_that_scatter_calibrate_nothing() -> None:
+    scene = make_scene()
+    camera = make_camera(512)
+    done = process(scene, camera=camera, references=make_references(camera, scene, scatter=1.0))
+    assert "zero_point_scatter" in done.summary["image_flag_reasons"]
+    assert np.isnan(done.column("psfFlux")).all()
+    assert np.isfinite(done.column("instFlux")).all()
+
+
+def test_an_image_without_sources_fails() -> None:
+    with pytest.raises(NoSourcesError, match="No source was detected"):
+        process(make_scene(count=0))
+
+
+def test_a_flat_in_counts_is_refused_with_its_median() -> None:
+    flat = np.full((512, 512), 30000.0, dtype=np.float32)
+    with pytest.raises(CalibrationRangeError, match="has a median of 30000"):
+        process(make_scene(), flat=flat)
+
+
+def test_undersampled_stars_are_found_and_measured() -> None:
+    scene = make_scene(count=150, fwhm=1.3, beta=4.0)
+    done = process(scene)
+    distance, _ = done.match()
+    tree = scipy.spatial.cKDTree(np.column_stack([scene.x, scene.y]))
+    inside = (np.minimum(scene.x, scene.y) > 5) & (np.maximum(scene.x, scene.y) < 506)
+    alone = (tree.query(tree.data, k=2)[0][:, 1] > 6.0) & inside
+    assert np.mean(distance[alone] < 1.0) >= 0.97
+    assert done.summary["psfFwhm"] == pytest.approx(1.3, rel=0.02)
+
+
+def test_dead_pixels_and_hot_columns_are_found_and_stars_are_not() -> None:
+    rng = np.random.default_rng(4)
+    scene = make_scene(count=60)
+    image = (rng.poisson(scene.expected) - 200.0) / 15.0
+    dead = rng.uniform(size=image.shape) < 0.03
+    image[dead] = -200.0 / 15.0
+    image[100:, 300] += 4.0
+    found = find_defects(image, np.zeros(image.shape, dtype=bool))
+    assert found[dead].mean() > 0.99
+    assert found[128:, 300].all()
+    expected = dead.copy()
+    expected[:, 300] = True
+    assert np.mean(found & ~expected) < 1e-4
