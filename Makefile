@@ -45,6 +45,10 @@ demo-server: $(INSTALLED) ## Serve the demo's object store again, to look around
 test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
 	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+.PHONY: test-unit
+test-unit: $(INSTALLED) ## Run the tests of single packages that need no Java, in a minute
+	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not jvm" $(ARGS)
+
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
 	@$(RUN) python -m pytest -m slow $(ARGS)
@@ -102,11 +106,12 @@ docs: $(INSTALLED) ## Build the documentation with the API reference, into build
 	$(RUN) python tools/build_docs.py
 
 .PHONY: lint
-lint: $(INSTALLED) ## Check style and types
+lint: $(INSTALLED) ## Check style, types and imports between packages
 	@$(RUN); export PATH
 	ruff check .
 	ruff format --check .
-	mypy --strict spark_butler pyspark_butler jobs
+	lint-imports
+	mypy --strict spark_butler pyspark_butler jobs tests
 
 .PHONY: lint-words
 lint-words: $(INSTALLED) ## Check spelling (American) and wording

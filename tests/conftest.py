@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,36 @@ pytest_plugins = (
     "tests.support.job_fixtures",
     "tests.support.night_fixtures",
 )
+
+
+_JVM_FIXTURES = {"spark", "cluster"}
+_NO_JAVA = "/only-tests-marked-jvm-start-java"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start a JVM, and put modules without such tests first."""
+    jvm_modules = set()
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        is_whole_program = {"integration", "demo"} & set(item.path.relative_to(_ROOT).parts)
+        uses_spark = not _JVM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        if is_whole_program or uses_spark or "spark" in map(str, parameters.values()):
+            item.add_marker(pytest.mark.jvm)
+        if "jvm" in item.keywords:
+            jvm_modules.add(item.path)
+    items.sort(key=lambda item: item.path in jvm_modules)
+
+
+@pytest.fixture(autouse=True)
+def java_only_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no other test start a JVM, in this process or in another."""
+    if "jvm" not in request.keywords:
+        monkeypatch.setenv("JAVA_HOME", _NO_JAVA)
+    yield
+    # A refused command does not wait for them; a context that they stop later would be the next test's.
+    for thread in threading.enumerate():
+        if thread.name in ("jvm-start", "spark-start"):
+            thread.join()
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 from metering import run_metered
 
 _BURN = "import time\nwhile time.process_time() < 1.5: pass\ntime.sleep(1.5)\n"

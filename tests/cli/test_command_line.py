@@ -43,7 +43,8 @@ def _json(result: Result, status: int = 0) -> Any:
 
 
 def _walk(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
-    context = click.Context(command, info_name=name, parent=parent)
+    # Without resilient parsing, to get the command `run` launches a JVM.
+    context = click.Context(command, info_name=name, parent=parent, resilient_parsing=True)
     yield context
     if isinstance(command, click.Group):
         for each in command.list_commands(context):
@@ -141,6 +142,7 @@ def test_only_json_is_on_stdout_of_a_process(job_repo: JobRepo) -> None:
     assert "Plan: 4 quanta" in process.stderr
 
 
+@pytest.mark.jvm
 def test_spark_submit_has_only_json_on_stdout_if_logs_go_to_a_file(job_repo: JobRepo, tmp_path: Path) -> None:
     log = tmp_path / "run.log"
     process = submit(
@@ -198,7 +200,7 @@ def _raise(*arguments: object, **options: object) -> None:
 def test_cleanup_and_simulate_as_json(job_repo: JobRepo, tmp_path: Path) -> None:
     left = f"s3://{job_repo.bucket}/repo/spark-butler-scratch/json/left/a.b.0"
     ResourcePath(left).write(b"x")
-    given = ["cleanup", job_repo.root, "--run", "json/left", "--format", "json"]
+    given: list[str | Path] = ["cleanup", job_repo.root, "--run", "json/left", "--format", "json"]
     assert _json(_call(*given, "--dry-run")) == [left]
     assert _json(_call(*given)) == {"removed": 1}
     assert _json(_call("cleanup", job_repo.root, "--dry-run", "--format", "json")) == []
@@ -217,7 +219,8 @@ def test_options_file_of_plan_has_its_own_section_or_that_of_run(job_repo: JobRe
     assert "grouped by instrument" in _call("plan", "-@", options).stdout
     options.write_text(f"plan:\n{common}  output: u/p\n")
     assert _call("plan", "-@", options).exit_code == 0
-    for arguments in (["run", "-@", options], ["plan", "-@", tmp_path / "nowhere.yaml"]):
+    wrong: list[list[str | Path]] = [["run", "-@", options], ["plan", "-@", tmp_path / "nowhere.yaml"]]
+    for arguments in wrong:
         result = _call(*arguments)
         assert result.exit_code == 2
         assert "Error reading overrides file" in result.stderr

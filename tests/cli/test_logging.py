@@ -29,7 +29,14 @@ def _invoke(*arguments: str | Path) -> Result:
 @pytest.mark.parametrize("before", [True, False])
 def test_a_plan_is_logged_as_asked(job_repo: JobRepo, tmp_path: Path, before: bool) -> None:
     file = tmp_path / "log.json"
-    options = ["--log-level", "lsst.pipe=WARNING", "--log-level", "spark_butler=DEBUG", "--log-file", file]
+    options: list[str | Path] = [
+        "--log-level",
+        "lsst.pipe=WARNING",
+        "--log-level",
+        "spark_butler=DEBUG",
+        "--log-file",
+        file,
+    ]
     rest = [*job_repo.arguments, "-o", "u/logged"]
     result = _invoke(*options, "plan", *rest) if before else _invoke("plan", *options, *rest)
     assert result.exit_code == 0, result.output

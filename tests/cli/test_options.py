@@ -216,12 +216,13 @@ def test_options_file_profile_and_logs(job_repo: JobRepo, run_job: RunJob, tmp_p
     assert profile.stat().st_size
 
 
+@pytest.mark.jvm
 def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 40.0\n")
     process = subprocess.Popen(
         [
-            *(sys.executable, JOB, *job_repo.arguments, "-o", "stopped", "--no-versions"),
+            *(sys.executable, str(JOB), *job_repo.arguments, "-o", "stopped", "--no-versions"),
             *("-C", f"second:{slow}", "--group-by", "quantum", "--long-log"),
         ],
         env={**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"},

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.job_harness import JobRepo
 
@@ -36,7 +37,7 @@ def _run(*arguments: str | Path) -> tuple[int, str, set[str], list[psutil.Proces
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        return list(process.children(recursive=True))
     except psutil.Error:
         return []
 
@@ -46,6 +47,7 @@ def _assert_all_end(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.mark.jvm
 def test_run_leaves_no_process(job_repo: JobRepo) -> None:
     status, output, names, processes = _run(
         *(*job_repo.arguments, "--no-versions", "-o", "start/run", "--select-tasks", "first")
@@ -56,6 +58,7 @@ def test_run_leaves_no_process(job_repo: JobRepo) -> None:
     _assert_all_end(processes)
 
 
+@pytest.mark.jvm
 def test_refused_run_ends_with_its_error_and_leaves_no_jvm(job_repo: JobRepo) -> None:
     status, output, _, processes = _run(*job_repo.arguments, "--no-versions", "-o", "start/no", "--oops")
     assert status == 2, output

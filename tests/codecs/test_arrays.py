@@ -72,8 +72,11 @@ _ARRAYS = {
     "variable strings": np.array(["a", "b" * 100], dtype=np.dtypes.StringDType()),
     "masked": np.ma.masked_array(_BIG, mask=_BIG > 0.5, fill_value=-1.0),
     "nothing masked": np.ma.masked_array(_BIG),
-    "hard mask": np.ma.masked_array(np.arange(5), mask=[0, 1, 0, 0, 1], hard_mask=True),
-    "masked structured": np.ma.masked_array(np.zeros(99, "i4,f8"), mask=[(0, 1), (1, 0), (0, 0)] * 33),
+    "hard mask": np.ma.masked_array(np.arange(5), mask=np.array([0, 1, 0, 0, 1], bool), hard_mask=True),
+    "masked structured": np.ma.masked_array(
+        np.zeros(99, "i4,f8"),
+        mask=[(0, 1), (1, 0), (0, 0)] * 33,  # type: ignore[arg-type]
+    ),
     "masked objects": np.ma.masked_array(np.array([None, "a"], dtype=object), mask=[True, False]),
     "quantity": _BIG * u.nJy,
     "integer quantity": u.Quantity(np.arange(2000), u.ct, dtype=int),

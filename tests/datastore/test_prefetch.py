@@ -93,7 +93,7 @@ def _graph(
     """Make a graph of chains of two quanta; both read a file of their own from the store."""
 
     def build(helper: DirectButlerRepo) -> None:
-        config = task_class.ConfigClass(**options)
+        config: Any = task_class.ConfigClass(**options)
         helper.add_task(
             "isr",
             task_class=task_class,

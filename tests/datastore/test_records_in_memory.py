@@ -28,7 +28,8 @@ def table(request: pytest.FixtureRequest) -> OpaqueTableStorage:
     db = SqliteDatabase.fromUri("sqlite:///:memory:", origin=0)
     with db.declareStaticTables(create=True) as context:
         manager = request.param.initialize(db, context)
-    return manager.register("file_datastore_records", FileDatastore.makeTableSpec())
+    registered: OpaqueTableStorage = manager.register("file_datastore_records", FileDatastore.makeTableSpec())
+    return registered
 
 
 def _row(number: int, component: str = _WHOLE, path: str = "") -> dict[str, Any]:
@@ -115,7 +116,8 @@ def test_datastore_records_and_trash() -> None:
             return str(record["path"])
 
     with bridge.emptyTrash(table, Record, "path", {_IDS[0]}) as (found, kept):  # type: ignore[arg-type]
-        assert [(ref.id, info) for ref, info in found] == [(_IDS[0], "a/0.fits")]
+        paths: list[tuple[Any, Any]] = [(ref.id, info) for ref, info in found]
+        assert paths == [(_IDS[0], "a/0.fits")]
         assert not kept
     assert _found(table.fetch()) == [(1, _WHOLE, 101), (2, _WHOLE, 102)]
     bridge.insert([refs[0]])

@@ -19,6 +19,7 @@ from lsst.daf.butler.formatters.json import JsonFormatter
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 from lsst.resources import ResourcePath
+from lsst.resources.s3 import S3ResourcePath
 
 from spark_butler.datastore.file_cache import FileCache
 from spark_butler.datastore.s3_clients import forget_clients, hold_files, open_clients, traffic_so_far
@@ -187,6 +188,7 @@ def test_only_large_objects_need_a_head_request(s3_bucket: str) -> None:
     def note(request: AWSPreparedRequest, **_: Any) -> None:
         asked.append("Expect" in request.headers)
 
+    assert isinstance(store, S3ResourcePath)
     client = store.client
     client.meta.events.register("before-send.s3", note)
     try:

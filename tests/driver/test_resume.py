@@ -63,7 +63,11 @@ def _connection(name: str) -> dict[str, DynamicConnectionConfig]:
 
 def _build(helper: DirectButlerRepo, **tasks: Any) -> None:
     """Three tasks in a row, which make x and r, y, and z."""
-    made = {"a": ({}, {**_connection("x"), **_connection("r")}), "b": ("x", "y"), "c": ("y", "z")}
+    made: dict[str, Any] = {
+        "a": ({}, {**_connection("x"), **_connection("r")}),
+        "b": ("x", "y"),
+        "c": ("y", "z"),
+    }
     for label, (inputs, outputs) in made.items():
         more = dict(tasks.get(label, {}))
         if isinstance(inputs, str):
@@ -528,7 +532,7 @@ def test_ingest_date_is_converted_once_for_a_batch(
         nsecs = [converter.astropy_to_nsec(each) for each in times]
         assert [nsec - nsecs[0] for nsec in nsecs] == [0, 10**9, 0, 0]
         _assert_sound(helper, graph)
-    del converter.astropy_to_nsec  # type: ignore[method-assign]
+    del converter.astropy_to_nsec
 
 
 def test_commit_with_lost_answer_is_not_repeated(

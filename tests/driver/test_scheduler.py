@@ -85,7 +85,8 @@ def _work_maker(
         groups = [plan.groups[index] for unit in units for level in unit.levels for index in level]
         quanta = [q for group in groups for q in group.quanta]
         left = blocked | (done or frozenset())
-        return UnitWork(units[0].index, tuple(q for q in quanta if q not in left), (1,))  # type: ignore[arg-type]
+        quanta_left: Any = tuple(q for q in quanta if q not in left)
+        return UnitWork(units[0].index, quanta_left, (1,))
 
     return make_work
 
@@ -244,7 +245,7 @@ def test_further_attempt_adds_to_the_first_which_counts() -> None:
     result = _run(_dispatcher(_graph("a", []), _Again(), heard.append))
     assert (len(heard), result.failed) == (2, [])
     assert {output.int for output in heard[1].outputs} == {101, 102, 103}
-    records = heard[1].records["store"].records
+    records: Any = heard[1].records["store"].records
     assert {i.int: records[i]["table"] for i in records} == {101: ["0"], 102: ["1"], 103: ["1"]}
     # What was heard first has not changed.
     assert heard[0].records["store"].records.keys() == {uuid.UUID(int=101), uuid.UUID(int=102)}

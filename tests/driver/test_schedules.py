@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-_BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
-if _BENCHMARKS not in sys.path:
-    sys.path.append(_BENCHMARKS)
-
-from simulation import Costs, Schedule, list_schedule, simulate, simulate_with_barriers, with_remaining  # noqa: E402
-from workloads import Workload, draw_times, make_night, make_workload  # noqa: E402
+from simulation import Costs, Schedule, list_schedule, simulate, simulate_with_barriers, with_remaining
+from workloads import Workload, draw_times, make_night, make_workload
 
 _FREE = Costs(**dict.fromkeys(Costs.model_fields, 0.0))
 
@@ -36,7 +29,7 @@ def test_longest_path_first_equals_schedule_made_by_hand() -> None:
     workload = _workload("aaabc", [(0, 4), (1, 4)], [1, 1, 1, 6, 3])
     schedule = _run(workload, 2)
     start = {group.quanta: schedule.start[group.index] for group in workload.cut().groups}
-    assert {quanta[0]: when for quanta, when in start.items()} == {0: 0, 1: 1, 2: 2, 3: 0, 4: 3}  # type: ignore[comparison-overlap]
+    assert {quanta[0]: when for quanta, when in start.items()} == {0: 0, 1: 1, 2: 2, 3: 0, 4: 3}
     assert schedule.wall == schedule.bound == 6
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lsst.daf.butler import Butler, DatasetType
@@ -33,11 +34,13 @@ from tests.support.mock_night import insert_dimensions
 
 _NO_WORK = "lsst.pipe.base.NoWorkFound"
 _PARTIAL = "lsst.pipe.base.AnnotatedPartialOutputsError"
+type _Config = DynamicTestPipelineTaskConfig
+
 _VISIT = ("visit",)
 _CCD = ("visit", "detector")
 
 
-def _config(condition: str = "", exception: str = "builtins.ValueError", **more: object) -> object:
+def _config(condition: str = "", exception: str = "builtins.ValueError", **more: object) -> _Config:
     return DynamicTestPipelineTaskConfig(fail_condition=condition, fail_exception=exception, **more)
 
 
@@ -51,13 +54,17 @@ def _output(name: str, dimensions: tuple[str, ...], **more: object) -> dict[str,
     return {f"o_{name}": connection}
 
 
-def _chain(helper: DirectButlerRepo, first: object = None, second: object = None) -> None:
+def _chain(
+    helper: DirectButlerRepo,
+    first: _Config | None = None,
+    second: _Config | None = None,
+) -> None:
     helper.add_task("a", config=first, dimensions=_CCD)
     helper.add_task("b", config=second, dimensions=_CCD)
     helper.add_task("c", dimensions=_CCD)
 
 
-def _gather(helper: DirectButlerRepo, config: object = None) -> None:
+def _gather(helper: DirectButlerRepo, config: _Config | None = None) -> None:
     helper.add_task("a", config=config, dimensions=_CCD, outputs=_output("x", _CCD))
     inputs = _input("x", _CCD, multiple=True)
     helper.add_task("b", dimensions=_VISIT, inputs=inputs, outputs=_output("y", _VISIT))
@@ -69,7 +76,7 @@ def _fan_out(helper: DirectButlerRepo) -> None:
     helper.add_task("b", dimensions=_CCD, inputs=_input("x", _VISIT), outputs=_output("y", _CCD))
 
 
-def _diamond(helper: DirectButlerRepo, left: object = None, minimum: int = 1) -> None:
+def _diamond(helper: DirectButlerRepo, left: _Config | None = None, minimum: int = 1) -> None:
     helper.add_task("a", dimensions=_CCD, outputs=_output("x", _CCD))
     helper.add_task("b", config=left, dimensions=_CCD, inputs=_input("x", _CCD), outputs=_output("l", _CCD))
     helper.add_task("c", dimensions=_CCD, inputs=_input("x", _CCD), outputs=_output("r", _CCD))
@@ -109,7 +116,7 @@ def _init(helper: DirectButlerRepo) -> None:
 
 
 def _prerequisite(helper: DirectButlerRepo) -> None:
-    more = {
+    more: dict[str, Any] = {
         "prerequisite_inputs": _input("calib", ("detector",)) | _input("atlas", (), minimum=0),
     }
     helper.add_task("a", dimensions=_CCD, outputs=_output("x", _CCD), **more)

@@ -51,8 +51,8 @@ session.stop()
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed environment, quickly compressed."""
     path = tmp_path_factory.mktemp("archive") / "env.tar.gz"
-    command = [sys.executable, _ROOT / "tools" / "env_archive.py", "--level", "1"]
-    subprocess.run([*command, "--output", path], check=True)
+    command = [sys.executable, str(_ROOT / "tools" / "env_archive.py"), "--level", "1"]
+    subprocess.run([*command, "--output", str(path)], check=True)
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,8 @@ def test_spark_submit_equals_pipetask(job_repo: JobRepo, tmp_path: Path) -> None
     ]
     stock = pipetask_run(*given, "-o", "parity/stock", "--summary", tmp_path / "stock.json")
     graph = tmp_path / "graph.qg"
-    process = submit(
-        *(*given, "-o", "parity/spark", "--summary", tmp_path / "spark.json", "--save-qgraph", graph)
-    )
+    summary = ("--summary", tmp_path / "spark.json")
+    process = submit(*given, "-o", "parity/spark", *summary, "--save-qgraph", graph)
     assert stock.exit_code == 1
     assert process.returncode == 1, process.stderr
     assert "FAILED <scatter dataId=" in process.stdout
@@ -167,7 +166,7 @@ def test_skipping_and_clobbering_equal_pipetask(job_repo: JobRepo, run_job: RunJ
         "stock": pipetask_run,
         "ours": lambda *arguments: run_job(*arguments, "--backend", "serial"),
     }
-    steps: list[tuple[str, int, list[str | Path]]] = [
+    steps: list[tuple[str, int, Sequence[str | Path]]] = [
         # Name of the chain, exit status, options.
         ("one", 1, overrides(tmp_path, second=_FAILURE)),
         ("two", 0, ["--skip-existing-in", "{way}/one", "-d", "detector < 3"]),
@@ -251,9 +250,7 @@ def test_graph_from_a_file(
     assert resumed.exit_code == 1
     assert "1 of 13 quanta failed" in resumed.output
     assert {key for key in job_repo.keys() if "scatter" in key} >= {
-        key
-        for key in before[2]
-        if "mock_scatter" in key  # type: ignore[attr-defined]
+        key for key in before[2] if "mock_scatter" in key
     }
 
 
@@ -267,7 +264,16 @@ def test_options_file_with_retained_dataset_types_loses_no_product(
     retained, options = tmp_path / "retained.yaml", tmp_path / "options.yaml"
     retained.write_text("- mock_fir*\n")
     options.write_text(f"run:\n  skip-existing-in: [{chain}/early]\n  retained-dataset-types: {retained}\n")
-    given = ["-b", job_repo.root, "-p", job_repo.pipeline, "-i", f"{chain}/early,defaults", "-@", options]
+    given: list[str | Path] = [
+        "-b",
+        job_repo.root,
+        "-p",
+        job_repo.pipeline,
+        "-i",
+        f"{chain}/early,defaults",
+        "-@",
+        options,
+    ]
     result = run_job(*given, "--output-run", f"{chain}/spark", "--backend", "serial")
     assert result.exit_code == 0, result.output
     found = job_repo.datasets(f"{chain}/spark")

@@ -137,7 +137,7 @@ def test_request_options_are_parsed_as_on_the_command_line() -> None:
     with pytest.raises(OptionsError, match="retries is -1: .*greater than or equal to 0"):
         RunOptions(retries=-1)
     with pytest.raises(OptionsError, match="tempory is no option; known are temporary, "):
-        RunOptions(tempory=("a",))
+        RunOptions(tempory=("a",))  # type: ignore[call-arg]
 
 
 def test_transient_errors_are_retried_with_growing_delay() -> None:

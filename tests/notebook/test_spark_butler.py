@@ -210,7 +210,7 @@ def test_data_ids_are_an_rdd_of_data_ids_and_keep_their_butler(raws: DataIds, sp
     assert isinstance(ones, DataIds)
     assert [d["detector"] for d in ones] == [1, 1]
     assert ones.getNumPartitions() == 2
-    chosen = ones.sortBy(lambda d: d["exposure"], ascending=False).filter(lambda d: d["exposure"] > 0)
+    chosen = ones.sortBy(lambda d: d["exposure"], ascending=False).filter(lambda d: int(d["exposure"]) > 0)
     read = chosen.map(lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).array.ndim))
     assert read.collect() == [(d["exposure"], 2, 2) for d in reversed(ones)]
     assert {row["detector"] for row in ones.to_dataframe().collect()} == {1}

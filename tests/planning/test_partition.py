@@ -38,7 +38,7 @@ def _sketches(draw: st.DrawFn) -> GraphSketch:
     for i, j in temporary:
         consumers.setdefault(i, set()).add(j)
     names = draw(st.permutations(range(n)))
-    data_ids = {
+    data_ids: dict[uuid.UUID, dict[str, int | str]] = {
         _quantum(names[i]): {"instrument": "I", "visit": i % 3, "detector": i % 2}
         if draw(st.booleans())
         else {"instrument": "I"}

@@ -69,7 +69,7 @@ def session(spark: Any) -> Any:
 def _chain(task_class: type | None = None, config: Any = None, **more: Any) -> Build:
     def build(helper: DirectButlerRepo) -> None:
         first = config or DynamicTestPipelineTaskConfig(**more)
-        options = {} if task_class is None else {"task_class": task_class}
+        options: dict[str, Any] = {} if task_class is None else {"task_class": task_class}
         helper.add_task("a", config=first, dimensions=_CCD, **options)
         helper.add_task("b", dimensions=_CCD)
 
@@ -212,7 +212,11 @@ def test_quantum_found_complete_is_read_in_the_repository(make_repo: MakeRepo, t
 def test_quantum_whose_input_was_lost_has_no_log(make_repo: MakeRepo, tmp_path: Path) -> None:
     def strand(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         if outcome.report.taskLabel == "b":
-            changes = {"status": QuantumAttemptStatus.FAILED, "kind": FailureKind.UPSTREAM, "outputs": ()}
+            changes: dict[str, Any] = {
+                "status": QuantumAttemptStatus.FAILED,
+                "kind": FailureKind.UPSTREAM,
+                "outputs": (),
+            }
             outcome = dataclasses.replace(outcome, scan=None, records={}, reason="lost", **changes)
         yield outcome
 

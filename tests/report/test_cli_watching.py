@@ -62,6 +62,7 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     assert len(_attempts(job_repo, content["run"])) == 2
 
 
+@pytest.mark.jvm
 @pytest.mark.parametrize(
     "daemon", ["spark_butler.spark.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
 )

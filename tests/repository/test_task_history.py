@@ -39,7 +39,7 @@ _UNIVERSE = DimensionUniverse()
 def _outcome(
     label: str, detector: int, seconds: float, **more: object
 ) -> tuple[QuantumOutcome, DataCoordinate]:
-    values = {"instrument": "Cam1", "detector": detector}
+    values: dict[str, Any] = {"instrument": "Cam1", "detector": detector}
     report = QuantumReport(dataId=values, taskLabel=label, exitCode=0)
     outcome = QuantumOutcome(uuid.uuid4(), QuantumAttemptStatus.SUCCESSFUL, report, wall_seconds=seconds)
     outcome = dataclasses.replace(outcome, **more)  # type: ignore[arg-type]

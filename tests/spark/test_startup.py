@@ -42,6 +42,7 @@ print("done")
 """
 
 
+@pytest.mark.jvm
 def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text("import os\nprint('hello')\nos.write(1, b'hello')\n")
     (tmp_path / "broken.py").write_text("raise RuntimeError('not here')\n")
@@ -95,6 +96,7 @@ def _read_terminal(command: Sequence[str | Path], environment: Mapping[str, str]
     return data.decode().splitlines()
 
 
+@pytest.mark.jvm
 @pytest.mark.parametrize(
     ("how", "environment", "said", "last"),
     [
@@ -139,7 +141,8 @@ def test_existing_session_is_not_stopped(context: _Context, monkeypatch: pytest.
     assert context.stopped == 1
     monkeypatch.setattr(spark_start, "spark_is_up", lambda: True)
     with SparkStart() as start:
-        assert start.wait() is context
+        found: object = start.wait()
+        assert found is context
     assert context.stopped == 1
 
 
@@ -187,6 +190,7 @@ print("done")
 """
 
 
+@pytest.mark.jvm
 def test_concurrent_launches_start_one_jvm() -> None:
     process = subprocess.run([sys.executable, "-c", _TWO_LAUNCH], capture_output=True, text=True, timeout=120)
     assert process.stdout == "done\n", process.stderr

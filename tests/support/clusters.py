@@ -115,7 +115,7 @@ def _launch(
     }
     environment.pop("PYSPARK_GATEWAY_PORT", None)
     command = [
-        home / "bin" / "spark-class",
+        str(home / "bin" / "spark-class"),
         f"org.apache.spark.deploy.{name}",
         "--webui-port",
         "0",

@@ -152,7 +152,8 @@ def _detector() -> Detector:
     amplifier = Amplifier(
         name="A", bbox=_BOX, readout_corner=ReadoutCorner.LL, nominal_calibrations=calibrations
     )
-    return Detector(attributes, [amplifier], model.deserialize(None), visit=7)
+    frames = model.deserialize(None)  # type: ignore[arg-type]
+    return Detector(attributes, [amplifier], frames, visit=7)
 
 
 def _observation() -> ObservationInfo:
@@ -349,7 +350,7 @@ def _log_records() -> ButlerLogRecords:
         "lsst.task", logging.WARNING, "file.py", 12, "%s of %d", ("one", 2), None, "run"
     )
     record.MDC = {"LABEL": "isr"}
-    return ButlerLogRecords.from_records([record])
+    return ButlerLogRecords.from_records([record])  # type: ignore[list-item]
 
 
 def _metadata() -> TaskMetadata:

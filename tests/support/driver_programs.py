@@ -120,9 +120,12 @@ class Driver:
     def wait_for_result(self, seconds: float = 600) -> dict[str, Any]:
         """Wait for the end of the run."""
         path = self.folder / "result.json"
-        return self._wait(lambda: json.loads(path.read_text()) if path.exists() else None, seconds)
+        result: dict[str, Any] = self._wait(
+            lambda: json.loads(path.read_text()) if path.exists() else None, seconds
+        )
+        return result
 
-    def _wait(self, look: Callable[[], Any], seconds: float) -> Any:
+    def _wait[T](self, look: Callable[[], T | None], seconds: float) -> T:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if (found := look()) is not None:

@@ -135,7 +135,7 @@ class NoLogTask(_CallTask):
         inputRefs: InputQuantizedConnection,
         outputRefs: OutputQuantizedConnection,
     ) -> None:
-        butler: Any = butlerQC._QuantumContext__butler  # type: ignore[attr-defined]
+        butler: Any = butlerQC._QuantumContext__butler
         put = butler.put
 
         def put_no_log(obj: Any, ref: DatasetRef, **kwargs: Any) -> DatasetRef:
@@ -261,7 +261,7 @@ class SpyTask(_CallTask):
         inputRefs: InputQuantizedConnection,
         outputRefs: OutputQuantizedConnection,
     ) -> None:
-        butler = butlerQC._QuantumContext__butler  # type: ignore[attr-defined]
+        butler = butlerQC._QuantumContext__butler
         files = []
         for number in os.listdir("/proc/self/fd"):
             try:
@@ -312,7 +312,7 @@ class WholeTask(DynamicTestPipelineTask):
 def watch_opens() -> None:
     """Note in this process and those forked from it every file and every SQLite database that is opened."""
     opened: list[str] = []
-    sys._spark_butler_opened = opened  # type: ignore[attr-defined]
+    sys._spark_butler_opened = opened
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in ("open", "sqlite3.connect"):

@@ -36,8 +36,10 @@ def job_repo(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def run_job() -> Iterator[Callable[..., Result]]:
-    """Run the command in this process."""
+def run_job(request: pytest.FixtureRequest) -> Iterator[Callable[..., Result]]:
+    """Run the command in this process, on the one Spark session if the test may use Spark."""
+    if "jvm" in request.keywords:
+        request.getfixturevalue("spark")
 
     def run(*arguments: str | Path) -> Result:
         CliLog.resetLog()

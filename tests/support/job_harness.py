@@ -71,7 +71,7 @@ class JobRepo:
         """The options that every run needs."""
         return ["-b", str(self.root), "-i", "defaults", "-p", str(self.pipeline)]
 
-    def contents(self) -> tuple[object, ...]:
+    def contents(self) -> tuple[dict[str, Any], set[str], set[str]]:
         """All that a run might write to: collections, dataset types, objects."""
         with Butler.from_config(self.root, writeable=False) as butler:
             collections = {

@@ -108,7 +108,7 @@ class ScenarioRepo:
                 "mock_storage_class": mock,
                 "storage_class": "ArrowAstropy" if mock else "StructuredDataDict",
                 **fields,
-            }  # type: ignore[arg-type]
+            }
         )
 
     def make_graph(self) -> PredictedQuantumGraph:

@@ -53,7 +53,7 @@ def make_image(
     count = len(x)
     galaxy = np.arange(count) >= stars
     noise = np.sqrt(sky + read_noise**2) * np.sqrt(4.0 * np.pi) * sigma
-    flux = noise * np.exp(rng.uniform(*np.log(significance), count))
+    flux = noise * np.exp(rng.uniform(np.log(significance[0]), np.log(significance[1]), count))
     model = np.full((size, size), sky)
     model += gradient * sky * (np.arange(size)[None, :] / size - 0.5)
     width = np.where(galaxy, sigma * rng.uniform(1.4, 2.5, count), sigma)

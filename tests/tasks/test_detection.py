@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.spatial
@@ -9,7 +11,7 @@ from spark_butler.tasks.psf import estimate_psf
 from tests.tasks.synthetic import SyntheticImage, make_image
 
 
-def detect(sky: SyntheticImage, masked: np.ndarray | None = None, **options: float) -> Detections:
+def detect(sky: SyntheticImage, masked: np.ndarray | None = None, **options: Any) -> Detections:
     masked = np.zeros(sky.image.shape, dtype=bool) if masked is None else masked
     noise = np.full(sky.image.shape, sky.sky + sky.read_noise**2)
     return detect_sources(sky.image - sky.sky, sky.variance, noise, masked, sky.sigma, **options)

@@ -99,6 +99,6 @@ def test_frames_without_references_are_not_calibrated(outputs: Butler) -> None:
 
 
 def test_a_picture_can_be_drawn(outputs: Butler, tmp_path: Path) -> None:
-    visit = min(ref.dataId["visit"] for ref in outputs.query_datasets("source"))
+    visit = min(int(ref.dataId["visit"]) for ref in outputs.query_datasets("source"))
     draw_detector(outputs, tmp_path / "opd.png", instrument="OPD-Ixon", visit=visit, detector=0)
     assert (tmp_path / "opd.png").read_bytes().startswith(b"\x89PNG")

@@ -175,10 +175,11 @@ def test_lost_record_raises_error(
     scenario: ScenarioRepo, kind: Kind, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spark_butler.driver import serial
+    from spark_butler.temporaries.shuffle import receive
 
     scenario.mock("a", {"i": "input"}, {"o": "a_out"})
     scenario.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
-    monkeypatch.setattr(serial, "receive", _drop(kind)(serial.receive))
+    monkeypatch.setattr(serial, "receive", _drop(kind)(receive))
     with pytest.raises(EngineError, match=message):
         scenario.run(SerialBackend(), temporary=("a_out",), group_by="quantum")
     assert not scenario.butler.query_datasets("b_metadata", collections="run1", explain=False)

@@ -19,7 +19,6 @@ from lsst.resources import ResourcePath
 
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.temporaries import scratch
-from spark_butler.temporaries import shuffle as delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +140,7 @@ def test_shuffle_short_of_disk_uses_the_object_store(
         asked.append(folder)
         return type("Usage", (), {"free": 2**20 if "full" in folder else 2**50})
 
-    monkeypatch.setattr(delivery.shutil, "disk_usage", little)
+    monkeypatch.setattr("shutil.disk_usage", little)
     for folders, n_files in (("/full/a,/full/b", 2), ("/full/a,/roomy", 0)):
         monkeypatch.setenv("SPARK_LOCAL_DIRS", folders)
         scenario.run_temporary(SerialBackend(), ["array"], "quantum")
@@ -186,7 +185,7 @@ with Butler.from_config(sys.argv[1], writeable=True) as butler:
 def test_scratch_files_of_crashed_run_can_be_removed(s3_repo: Callable[[str], Path], tmp_path: Path) -> None:
     repo, hold, record = s3_repo("repo"), tmp_path / "hold", tmp_path / "record"
     hold.touch()
-    command = [sys.executable, "-c", _DRIVER, repo, hold, record]
+    command = [sys.executable, "-c", _DRIVER, *map(str, (repo, hold, record))]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as driver:
         try:
             deadline = time.monotonic() + 120

@@ -192,11 +192,12 @@ def test_references_of_cases_differ(scenario: ScenarioRepo) -> None:
 def test_group_keeps_only_unread_temporaries_and_copies_only_for_several_readers(
     scenario: ScenarioRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from spark_butler.codecs import copy_object
     from spark_butler.temporaries import butler as temporaries
 
     live: list[int] = []
     copies: list[str] = []
-    end_quantum, copy_object = temporaries.GroupButler.end_quantum, temporaries.copy_object
+    end_quantum = temporaries.GroupButler.end_quantum
 
     def end(butler: Any, quantum: Any) -> None:
         end_quantum(butler, quantum)

@@ -79,7 +79,7 @@ def _star(
     maker = maker or (ExitTask, _config("visit=9"))
     helper.add_task("a", task_class=maker[0], config=maker[1], dimensions=_CCD, outputs=_connection("x"))
     for n in (1, 2, 3):
-        special = {"task_class": task_class, "config": config()} if n <= n_special else {}
+        special: dict[str, Any] = {"task_class": task_class, "config": config()} if n <= n_special else {}
         outputs = _connection(f"y{n}")
         helper.add_task(f"b{n}", dimensions=_CCD, inputs=_connection("x"), outputs=outputs, **special)
 
@@ -123,7 +123,7 @@ def no_child_left() -> Iterator[None]:
 
 
 def _grandchildren() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return list(psutil.Process().children(recursive=True))
 
 
 def _is_quantum(process: psutil.Process) -> bool:
@@ -261,7 +261,7 @@ def test_consumers_fail_when_lost_temporary_cannot_be_rebuilt(
             True,
             True,
         ]
-        assert sorted(outcome.report.exitCode for outcome in failed.values()) == [-signal.SIGKILL, 1, 1]
+        assert sorted(outcome.report.exitCode or 0 for outcome in failed.values()) == [-signal.SIGKILL, 1, 1]
         assert outcomes["a", 1, 2].succeeded
         _assert_consistent(helper.butler, graph)
 
@@ -444,7 +444,7 @@ def test_ingest_of_the_same_outcomes_twice_changes_nothing(make_repo: MakeRepo) 
 
 
 def test_small_batches_give_the_same_registry(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushes = []
+    flushes: list[Any] = []
     flush, init = Ingester.flush, Ingester.__init__
     monkeypatch.setattr(
         Ingester, "__init__", lambda self, *a, **kw: init(self, *a, **{**kw, "batch_size": 5})

@@ -89,14 +89,14 @@ def _iter_graph_execution(
     return iter([outcome.quantum_id for outcome in outcomes])
 
 
-patched.MPGraphExecutor = _EXECUTOR  # type: ignore[misc]
-SparkGraphExecutor._run = _run  # type: ignore[method-assign]
+patched.MPGraphExecutor = _EXECUTOR  # type: ignore[assignment,misc]
+SparkGraphExecutor._run = _run  # type: ignore[assignment,method-assign]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have Spark do what tests of provenance do by themselves."""
     for item in items:
-        test_case = getattr(item, "cls", None)
+        test_case: Any = getattr(item, "cls", None)
         if hasattr(test_case, "iter_graph_execution"):
             test_case.iter_graph_execution = _iter_graph_execution
 
