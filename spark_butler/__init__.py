@@ -43,6 +43,8 @@ __all__ = [
 import importlib
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .driver.engine import execute_graph, plan_graph
     from .graph_executor import SparkGraphExecutor
@@ -50,9 +52,8 @@ if TYPE_CHECKING:
     from .notebook.butler import SparkButler
     from .spark.session import make_session
 
-__version__ = "0.1.0"
 
-_ROOMS = {
+_MODULES = {
     "RunOptions": "model.options",
     "SparkButler": "notebook.butler",
     "SparkGraphExecutor": "graph_executor",
@@ -64,9 +65,9 @@ _ROOMS = {
 
 def __getattr__(name: str) -> object:
     """Import a name when it is first asked for, since the middleware costs seconds."""
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
