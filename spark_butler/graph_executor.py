@@ -21,6 +21,7 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutor, QuantumGraphE
 from lsst.pipe.base.quantum_reports import ExecutionStatus, Report
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
+from ._pipe_base import make_summary, make_xgraph
 from .driver.backend import Backend
 from .driver.engine import execute_graph
 from .driver.scheduler import Scheduler
@@ -123,7 +124,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             if isinstance(graph, QuantumGraph)
             else (graph, None)
         )
-        xgraph = self._make_local_executor(quantum_executor)._make_xgraph(new_graph, old_graph)
+        xgraph = make_xgraph(self._make_local_executor(quantum_executor), new_graph, old_graph)
         with contextlib.ExitStack() as stack:
             recorder: ProvenanceRecorder | None = None
             if provenance_graph_file is not None:
@@ -151,7 +152,9 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         try:
             local.execute(graph)
         finally:
-            self._report = local._report
+            with contextlib.suppress(RuntimeError):
+                # There is none if the graph was refused.
+                self._report = local.getReport()
 
     def _execute_on_spark(
         self,
@@ -160,7 +163,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         recorder: ProvenanceRecorder | None,
     ) -> None:
         """Execute a graph on Spark."""
-        self._report = Report(qgraphSummary=graph._make_summary())
+        self._report = Report(qgraphSummary=make_summary(graph))
         result = RunResult()
 
         def finish() -> None:

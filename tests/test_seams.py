@@ -17,11 +17,16 @@ from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.daf.butler.registry.interfaces import FakeDatasetRef
 from lsst.daf.butler.time_utils import TimeConverter
+from lsst.pipe.base import PipelineTask
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+from lsst.pipe.base.tests.mocks import InMemoryRepo
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 from lsst.resources.s3utils import getS3Client
 
-from spark_butler import _daf_butler, _lsst_resources
+from spark_butler import _daf_butler, _lsst_resources, _pipe_base
 
 _RUN = "run"
 
@@ -152,3 +157,66 @@ def test_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert getS3Client() is client
     _lsst_resources.forget_s3_clients()
     assert getS3Client() is not client
+
+
+@pytest.fixture(scope="module")
+def graph() -> PredictedQuantumGraph:
+    """A predicted graph of two quanta, the second after the first."""
+    repo = InMemoryRepo("base.yaml")
+    repo.add_task("first", dimensions=["detector"])
+    repo.add_task("second", dimensions=["detector"])
+    builder = repo.make_quantum_graph_builder(output_run=_RUN)
+    return builder.finish(attach_datastore_records=False).assemble()
+
+
+def test_graph_has_predicted_datasets_of_its_quanta(graph: PredictedQuantumGraph) -> None:
+    datasets = _pipe_base.quantum_datasets(graph)
+    assert datasets.keys() == set(graph.quantum_only_xgraph)
+    assert all(quantum.outputs for quantum in datasets.values())
+
+
+def test_graph_has_init_outputs_of_its_tasks(graph: PredictedQuantumGraph) -> None:
+    assert {"first", "second"} <= _pipe_base.init_quanta(graph).keys()
+
+
+def test_graph_has_a_summary(graph: PredictedQuantumGraph) -> None:
+    summary = _pipe_base.make_summary(graph)
+    assert set(summary.qgraphTaskSummaries) == {"first", "second"}
+
+
+def test_executor_adds_the_edges_of_a_fixup(butler: DirectButler, graph: PredictedQuantumGraph) -> None:
+    executor = MPGraphExecutor(num_proc=1, timeout=1.0, quantum_executor=SingleQuantumExecutor(butler=butler))
+    xgraph = _pipe_base.make_xgraph(executor, graph, None)
+    assert set(xgraph) == set(graph.quantum_only_xgraph)
+
+
+def test_executor_gives_its_butlers(butler: DirectButler) -> None:
+    own, factory = _pipe_base.butlers_of(SingleQuantumExecutor(butler=butler))
+    assert own is butler
+    assert factory is None
+
+
+def test_executor_takes_the_quanta_that_ran_before(butler: DirectButler) -> None:
+    executor = SingleQuantumExecutor(butler=butler)
+    before = [uuid.uuid4()]
+    _pipe_base.name_previous_quanta(executor, before)
+    assert executor._previous_process_quanta == before
+
+
+def test_task_class_has_a_default_label() -> None:
+    class CellTask(PipelineTask):
+        _DefaultName = "cell"
+
+    assert _pipe_base.default_label(CellTask) == "cell"
+
+
+def test_graph_fixup_is_imported_by_name() -> None:
+    assert _pipe_base.import_graph_fixup("") is None
+    with pytest.raises(ValueError, match="import graph fixup"):
+        _pipe_base.import_graph_fixup("no.such.module.Fixup")
+
+
+def test_provenance_graph_files_have_the_known_parts() -> None:
+    assert (_pipe_base.METADATA_MB_NAME, _pipe_base.LOG_MB_NAME) == ("metadata", "logs")
+    assert _pipe_base.METADATA_ADDRESS_INDEX != _pipe_base.LOG_ADDRESS_INDEX
+    assert {"metadata_id", "log_id"} <= _pipe_base.ProvenanceQuantumInfo.__annotations__.keys()

@@ -19,6 +19,7 @@ from lsst.ctrl.mpexec.cli.utils import make_pipeline_actions
 from lsst.pipe.base import ExecutionResources, Pipeline, PipelineTask
 from lsst.utils.introspection import get_full_type_name
 
+from .._pipe_base import default_label
 from ..errors import OptionsError
 from ..model.limits import MIB, ResourceRequests
 from ..model.options import RunOptions
@@ -149,7 +150,7 @@ def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]
             raise OptionsError(f"No pipeline was given; expected {_PIPELINES}, or task= or qgraph=.")
         return {}
     if isinstance(pipeline, type) and issubclass(pipeline, PipelineTask):
-        return {"task": f"{get_full_type_name(pipeline)}:{pipeline._DefaultName}"}
+        return {"task": f"{get_full_type_name(pipeline)}:{default_label(pipeline)}"}
     if isinstance(pipeline, str | os.PathLike):
         return {"pipeline": os.fspath(pipeline)}
     raise OptionsError(f"pipeline is {pipeline!r}; expected {_PIPELINES}.")

@@ -23,7 +23,6 @@ import networkx
 from astropy.table import Table
 from lsst.ctrl.mpexec.cli import script
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
-from lsst.ctrl.mpexec.cli.script.run import _import_graph_fixup
 from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
 from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
@@ -38,6 +37,7 @@ from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
+from .._pipe_base import import_graph_fixup
 from ..errors import EmptyGraphError, NothingToDo, OptionsError, UserError
 from ..repository.collection_notes import read_temporaries
 from ..repository.output_run import check_configs
@@ -376,7 +376,7 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
     if not name:
         return xgraph
     with _refusing(f"--graph-fixup {name!r} can't be used"):
-        fixup = _import_graph_fixup(name)
+        fixup = import_graph_fixup(name)
         assert fixup is not None
         try:
             fixup.fixup_graph(xgraph, graph.quanta_by_task)

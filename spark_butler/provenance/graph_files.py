@@ -24,18 +24,20 @@ from lsst.pipe.base.quantum_graph import (
     PredictedQuantumGraph,
     ProvenanceQuantumGraphReader,
 )
-from lsst.pipe.base.quantum_graph._multiblock import Address, MultiblockReader
-from lsst.pipe.base.quantum_graph._provenance import (
-    LOG_ADDRESS_INDEX,
-    LOG_MB_NAME,
-    METADATA_ADDRESS_INDEX,
-    METADATA_MB_NAME,
-    ProvenanceQuantumInfo,
-)
 from lsst.pipe.base.quantum_graph.formatter import ProvenanceFormatter
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from .._daf_butler import record_table
+from .._pipe_base import (
+    LOG_ADDRESS_INDEX,
+    LOG_MB_NAME,
+    METADATA_ADDRESS_INDEX,
+    METADATA_MB_NAME,
+    Address,
+    MultiblockReader,
+    ProvenanceQuantumInfo,
+    quantum_datasets,
+)
 from ..datastore.files import file_datastores
 from ..errors import OptionsError
 from .scan import QuantumScan
@@ -89,7 +91,7 @@ def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> li
     quantum_id
         The quantum.
     """
-    outputs = graph._quantum_datasets[quantum_id].outputs
+    outputs = quantum_datasets(graph)[quantum_id].outputs
     names = (acc.METADATA_OUTPUT_CONNECTION_NAME, acc.LOG_OUTPUT_CONNECTION_NAME)
     return [dataset for name in names for dataset in outputs.get(name, ())]
 

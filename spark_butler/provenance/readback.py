@@ -18,6 +18,7 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .._daf_butler import fetch_run_ids
+from .._pipe_base import butlers_of
 from .graph_files import automatic_outputs, find_packs, open_pack
 from .scan import QuantumScan, scan_attempt
 
@@ -139,8 +140,7 @@ class Readback:
         owner = self._owner
         factory = None
         if isinstance(owner, SingleQuantumExecutor):
-            factory = owner._limited_butler_factory
-            owner = owner._butler or owner._limited_butler
+            owner, factory = butlers_of(owner)
         if isinstance(owner, Butler):
             if not hasattr(self._own, "butler"):
                 self._own.butler = owner.clone()

@@ -39,6 +39,7 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 from lsst.resources import ResourcePathExpression
 from lsst.utils.introspection import get_full_type_name
 
+from .._pipe_base import init_quanta, quantum_datasets
 from ..atomic_write import atomic_write
 from ..errors import EngineError
 from ..model.failures import FailureKind
@@ -170,7 +171,7 @@ class ProvenanceRecorder:
                 str(path), exit_stack=stack, log_on_close=LogOnClose(logger.log), predicted=self._graph
             )
             untold: dict[uuid.UUID, bool] = {}
-            for quantum_id in self._graph._quantum_datasets:
+            for quantum_id in quantum_datasets(self._graph):
                 outcome = result.outcomes.get(quantum_id)
                 if self._told.get(quantum_id):
                     assert outcome is not None
@@ -199,14 +200,14 @@ class ProvenanceRecorder:
         if scan is None:
             writer.write_blocked_quantum_provenance(quantum_id)
         else:
-            writer.write_scan_data(_scan_data(self._graph._quantum_datasets[quantum_id], scan, writer))
+            writer.write_scan_data(_scan_data(quantum_datasets(self._graph)[quantum_id], scan, writer))
 
     def _write_init_outputs(
         self, writer: ProvenanceQuantumGraphWriter, present: frozenset[uuid.UUID] | None
     ) -> None:
         """Write down which init-outputs exist."""
         if present is not None:
-            for predicted in self._graph._init_quanta.values():
+            for predicted in init_quanta(self._graph).values():
                 ids = set(predicted.iter_output_dataset_ids())
                 writer.write_scan_data(
                     ProvenanceQuantumScanData(

@@ -35,9 +35,9 @@ from lsst.pipe.base.quantum_graph import (
     ProvenanceQuantumScanModels,
     ProvenanceTaskMetadataModel,
 )
-from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumAttemptModel
 from lsst.utils.introspection import get_full_type_name
 
+from .._pipe_base import ProvenanceQuantumAttemptModel
 from ..temporaries.dataset_types import TEMPORARIES_KEY
 
 logger = logging.getLogger(__name__)

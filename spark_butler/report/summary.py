@@ -14,6 +14,7 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport, Report
 
+from .._pipe_base import make_summary
 from ..model.outcomes import QuantumOutcome, RunResult, exit_text, job_text
 from ..text_tables import align_rows
 
@@ -28,7 +29,7 @@ def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
     result
         What came of it.
     """
-    report = Report(qgraphSummary=graph._make_summary())
+    report = Report(qgraphSummary=make_summary(graph))
     fill_report(report, graph.quantum_only_xgraph, result)
     return report
 

@@ -25,6 +25,7 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.utils.packages import Packages
 
+from .._pipe_base import init_quanta
 from ..errors import OptionsError, RepositoryError, UserError
 from ..run_folders import run_folder
 from ..text import brief
@@ -355,7 +356,7 @@ def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> No
 
 def _check_tasks(butler: Butler, graph: PredictedQuantumGraph) -> None:
     """Make each task once, as the writing of init-outputs will."""
-    labels = [label for label in graph.pipeline_graph.tasks if label in graph._init_quanta]
+    labels = [label for label in graph.pipeline_graph.tasks if label in init_quanta(graph)]
     if _try_tasks(butler, graph, labels) is None:
         return
     for n, label in enumerate(labels, start=1):

@@ -31,6 +31,7 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .._daf_butler import export_records
+from .._pipe_base import name_previous_quanta
 from ..datastore.prefetch import Prefetcher
 from ..datastore.quantum_butler import make_quantum_butler
 from ..datastore.s3_clients import traffic_so_far
@@ -263,7 +264,7 @@ def _run_quantum(
             enable_lsst_debug=context.enable_lsst_debug,
         )
         # One executor for all would know them, but options differ from quantum to quantum.
-        executor._previous_process_quanta.extend(before)
+        name_previous_quanta(executor, before)
     wall, cpu = time.time(), time.process_time()
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
