@@ -1,4 +1,4 @@
-"""Errors of other libraries: one line for a person, and policies for code in which anything may raise.
+"""Text for people, such as numbers, tables and errors, and policies for code in which anything may raise.
 
 Every process uses this module.
 """
@@ -6,13 +6,16 @@ Every process uses this module.
 from __future__ import annotations
 
 __all__ = [
+    "align_rows",
     "as_engine_error",
     "best_effort",
     "brief",
-    "count",
     "explain_invalid",
+    "format_bytes",
+    "format_count",
+    "format_data_id",
+    "format_seconds",
     "hide_secrets",
-    "human_bytes",
     "translate_errors",
 ]
 
@@ -20,7 +23,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import EngineError, SparkButlerError
@@ -162,8 +165,56 @@ def hide_secrets(text: str) -> str:
     return _PASSWORD.sub(r"\1:***@", text)
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
-    """Return a number with its noun, in the singular or in the plural.
+def format_seconds(seconds: float) -> str:
+    """Write a duration.
+
+    Parameters
+    ----------
+    seconds
+        The duration in seconds.
+    """
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a number of bytes.
+
+    Parameters
+    ----------
+    n_bytes
+        The number.
+    """
+    value = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
+
+
+def format_data_id(data_id: Mapping[str, object]) -> str:
+    """Write a data ID.
+
+    Parameters
+    ----------
+    data_id
+        Values by name of the dimension.
+    """
+    return ", ".join(f"{name} {value}" for name, value in data_id.items())
+
+
+def format_count(number: int, one: str, many: str | None = None) -> str:
+    """Write a number and its noun, in the singular or the plural.
 
     Parameters
     ----------
@@ -172,21 +223,28 @@ def count(number: int, one: str, many: str | None = None) -> str:
     one
         The noun in the singular.
     many
-        The noun in the plural; by default with an ``s``.
+        The plural, unless it only adds an *s*.
     """
-    return f"{number:d} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
-def human_bytes(size: float) -> str:
-    """Return a size with a decimal unit.
+def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the columns of a table of plain text.
 
     Parameters
     ----------
-    size
-        The size in bytes.
+    rows
+        Cells of each row; there is at least one row, the heading.
+
+    Returns
+    -------
+    lines
+        A line for each row, indented; the first column is flush left, all
+        others are flush right.
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append(f"  {'  '.join([first.ljust(widths[0]), *cells])}")
+    return lines

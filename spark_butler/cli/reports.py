@@ -25,8 +25,7 @@ from ..report import (
 )
 from ..repository.checks import check_repository, store_roots
 from ..run_folders import unknown_run
-from ..text import brief
-from ..text_tables import align_rows
+from ..text import align_rows, brief
 from .command import LeafCommand, say_json
 
 _MAX_RUNS = 20

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import networkx
 
 from ..errors import PlanError
-from ..text import count
+from ..text import format_count
 from .plan import Crossing, GraphSketch, Group, GroupBy, Plan, Unit
 
 _GROUPS_PER_SLOT = 4
@@ -183,12 +183,12 @@ class _Partitioner:
             if fewest >= wanted and is_even:
                 return home, (
                     f"grouped by {', '.join(dimensions)}{parts}, the coarsest grain that gives each of "
-                    f"{count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({fewest} in all), "
+                    f"{format_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({fewest} in all), "
                     "and as much to do to each (auto)"
                 )
         return fused, (
             "quanta joined by narrow edges share a group; anything coarser would give fewer than "
-            f"{_GROUPS_PER_SLOT} groups to each of {count(slots, 'slot')}, "
+            f"{_GROUPS_PER_SLOT} groups to each of {format_count(slots, 'slot')}, "
             "or not as much to do to each (auto)"
         )
 

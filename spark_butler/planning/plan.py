@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from ..text import count, human_bytes
+from ..text import format_bytes, format_count
 
 type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
 """Which quanta share a group: a grain, or the names of dimensions."""
@@ -185,12 +185,12 @@ class Plan:
         """
         stages = self.stages
         lines = [
-            f"Plan: {count(len(self), 'quantum', 'quanta')} in {count(len(self.groups), 'group')} "
-            f"and {count(len(stages), 'stage')}.",
+            f"Plan: {format_count(len(self), 'quantum', 'quanta')} in "
+            f"{format_count(len(self.groups), 'group')} and {format_count(len(stages), 'stage')}.",
             f"Grain: {self.grain}.",
         ]
         for number, groups in enumerate(stages):
-            lines.append(f"  stage {number}: {count(len(groups), 'group')}")
+            lines.append(f"  stage {number}: {format_count(len(groups), 'group')}")
             for kind, n_groups in _kinds(self, groups):
                 lines.append(f"    {n_groups} x [{kind}]")
         return "\n".join([*lines, *_explain_temporaries(self)])
@@ -269,15 +269,17 @@ def _explain_temporaries(plan: Plan) -> list[str]:
         lines.append(f"  {name:<{width}}  {reason}")
     if not (routes := _routes(plan)):
         return [*lines, "All of them pass in memory inside a group; nothing crosses between stages."]
-    jobs = count(_count_shuffles(plan), "Spark job")
+    jobs = format_count(_count_shuffles(plan), "Spark job")
     lines.append(f"Crossing between stages, in {jobs} with a shuffle:")
     for route in routes:
         size = plan.sizes.get(route.dataset_type)
-        volume = "size unknown" if size is None else f"about {human_bytes(size * route.copies)}"
-        copies = "" if route.copies == route.datasets else f" in {count(route.copies, 'copy', 'copies')}"
+        volume = "size unknown" if size is None else f"about {format_bytes(size * route.copies)}"
+        datasets = format_count(route.datasets, "dataset")
+        copies = format_count(route.copies, "copy", "copies")
+        in_copies = "" if route.copies == route.datasets else f" in {copies}"
         lines.append(
             f"  {route.dataset_type:<{width}}  stage {route.start} -> {route.end}: "
-            f"{count(route.datasets, 'dataset')} to {count(route.groups, 'group')}{copies}, {volume}"
+            f"{datasets} to {format_count(route.groups, 'group')}{in_copies}, {volume}"
         )
     return lines
 

@@ -18,9 +18,9 @@ __all__ = [
     "read_json",
 ]
 
+from ..text import format_data_id, format_seconds
 from .content import make_content
 from .folder import AttemptFolder, find_attempts, read_json
-from .format import format_data_id, format_seconds
 from .html import make_page
 from .progress import Progress
 from .record import RunInfo, RunRecord

@@ -9,7 +9,6 @@ import math
 import platform
 import re
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ from ..model.outcomes import QuantumOutcome
 from ..text import hide_secrets
 from .record import RunInfo, RunRecord, Span
 from .rerun import rerun_command
-from .time_split import split_time
-from .timeline import busy_slots, make_lanes
+from .timeline import busy_slots, make_lanes, split_time
 
 FORMAT = 1
 """Version of the layout of ``report.json``."""
@@ -63,7 +61,7 @@ def make_content(
         bytes; ``None`` stands for what was not measured.
     """
     now = datetime.datetime.now(datetime.UTC)
-    end = time.time()
+    end = now.timestamp()
     outcomes = list(record.outcomes.values())
     by_task: defaultdict[str, list[QuantumOutcome]] = defaultdict(list)
     for outcome in outcomes:

@@ -6,7 +6,7 @@ __all__ = ["make_html", "make_text", "tell_seconds"]
 
 import html
 
-from ..text_tables import align_rows
+from ..text import align_rows
 from .progress import ProgressSnapshot, TaskProgress
 
 _COLUMNS = ("pending", "running", "done", "failed", "blocked")

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..model.outcomes import job_text
-from ..text import hide_secrets
-from .format import format_seconds
+from ..text import format_seconds, hide_secrets
 from .progress import ProgressSnapshot
 
 SECONDS_BETWEEN = 10.0

@@ -16,7 +16,7 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport, Repor
 
 from .._pipe_base import make_summary
 from ..model.outcomes import QuantumOutcome, RunResult, exit_text, job_text
-from ..text_tables import align_rows
+from ..text import align_rows
 
 
 def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:

@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from .format import format_seconds
+from ..text import format_seconds
 from .progress import ProgressSnapshot, TaskProgress
 from .ticker import Ticker
 

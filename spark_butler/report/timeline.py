@@ -1,17 +1,24 @@
-"""Lay attempts out on lanes, one for each slot of a host."""
+"""When each slot ran which attempt, and where its time went.
+
+Runs in the driver when a run ends.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Lane", "busy_slots", "make_lanes"]
+__all__ = ["Lane", "busy_slots", "make_lanes", "round_shares", "split_time"]
 
 import dataclasses
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from .record import Span
+from ..model.outcomes import QuantumOutcome
+from .record import RunInfo, RunRecord, Span
 
+# In which the driver waits for Spark.
+_SESSION_PHASE = "Spark session"
 _SAME = 1e-3
 
 
@@ -111,3 +118,114 @@ def busy_slots(
             row.append(round(level + busy[label][n], 3))
         result.append(row)
     return result
+
+
+def split_time(run: RunInfo, record: RunRecord, spans: Sequence[Span], end: float) -> dict[str, Any]:
+    """Split the wall time of a run, and the time of its slots, into parts.
+
+    Parameters
+    ----------
+    run
+        Facts that are known before the run.
+    record
+        Outcomes of the run.
+    spans
+        The attempts that ran.
+    end
+        End of the run, in seconds since the epoch.
+
+    Returns
+    -------
+    content
+        The parts of ``driver`` add up to the wall time.  Those of ``slots``
+        other than ``available`` and ``between_quanta`` add up to
+        ``available``; to more where more was measured, as where slots came
+        later.  ``shares`` add up to 1.
+    """
+    seconds = end - record.began
+    available = run.slots * seconds
+    outcomes = [*record.outcomes.values(), *record.repeated]
+    read, compute, write, pack = _split_quanta(record.outcomes.values())
+    at_work = sum(span.seconds for span in spans)
+    shuffle = sum(outcome.shuffle_seconds for outcome in outcomes)
+    imported = {
+        (each.process, each.began): each.began + each.seconds
+        for outcome in outcomes
+        for each in outcome.imports
+    }
+    importing = _sum_within(imported.items(), record.began, end)
+    # Without Spark, this phase is only the opening of another backend.
+    session = run.phases.get(_SESSION_PHASE) if "spark" in run.platform else None
+    slots = {
+        "import": importing,
+        "read": read,
+        "compute": compute,
+        "write": write,
+        "shuffle": pack + shuffle,
+        "not_split": max(0.0, at_work - read - compute - write - pack),
+        "idle": max(0.0, available - at_work - importing - shuffle),
+    }
+    before = _sum_within(imported.items(), run.started.timestamp(), record.began)
+    wall = end - run.started.timestamp()
+    driver = {**run.phases, "quanta": seconds}
+    driver["other"] = max(0.0, wall - sum(driver.values()))
+    return {
+        "driver": {name: round(value, 3) for name, value in driver.items()},
+        # Before there were slots.
+        "before": {
+            "session": None if session is None else round(session, 3),
+            "session_share": None if session is None else _share(session, wall),
+            "import": round(before, 3),
+        },
+        "slots": {
+            "available": round(available, 3),
+            **{name: round(value, 3) for name, value in slots.items()},
+            "between_quanta": round(max(0.0, available - at_work), 3),
+        },
+        "shares": round_shares(slots),
+    }
+
+
+def _split_quanta(outcomes: Iterable[QuantumOutcome]) -> tuple[float, float, float, float]:
+    """Return the sums of the times of reading, computing, writing and packing, where they were measured."""
+    read = compute = write = pack = 0.0
+    for outcome in outcomes:
+        if outcome.read_seconds is not None and outcome.write_seconds is not None:
+            known = outcome.read_seconds + outcome.write_seconds + outcome.pack_seconds
+            read += outcome.read_seconds
+            write += outcome.write_seconds
+            pack += outcome.pack_seconds
+            compute += max(0.0, outcome.wall_seconds - known)
+    return read, compute, write, pack
+
+
+def _sum_within(times: Iterable[tuple[tuple[str, float], float]], start: float, end: float) -> float:
+    """Return the sum of what some times have in common with another; process and start map to their end."""
+    return sum(max(0.0, min(until, end) - max(began, start)) for (_, began), until in times)
+
+
+def round_shares(sizes: Mapping[str, float], digits: int = 3) -> dict[str, float]:
+    """Return the shares of some parts of a whole, rounded so that they still add up to 1.
+
+    Parameters
+    ----------
+    sizes
+        Sizes by name of the part.
+    digits
+        Number of decimal digits.
+    """
+    whole = sum(sizes.values())
+    if not whole:
+        return dict.fromkeys(sizes, 0.0)
+    unit = 10**digits
+    exact = {name: unit * size / whole for name, size in sizes.items()}
+    rounded = {name: int(value) for name, value in exact.items()}
+    # The largest remainders are rounded up.
+    by_rest = sorted(exact, key=lambda name: rounded[name] - exact[name])
+    for name in by_rest[: unit - sum(rounded.values())]:
+        rounded[name] += 1
+    return {name: value / unit for name, value in rounded.items()}
+
+
+def _share(seconds: float, whole: float) -> float:
+    return round(min(1.0, seconds / whole), 4) if whole > 0 else 0.0

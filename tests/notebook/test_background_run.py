@@ -71,7 +71,7 @@ def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobR
     content = _report(run)
     assert (content["state"], content["totals"]["done"], content["totals"]["blocked"]) == ("failed", 5, 4)
     assert content["totals"]["ingested"] > 0
-    assert content["time"]["driver"].keys() == {"quantum graph", "output run", "run"}
+    assert content["time"]["driver"].keys() == {"quantum graph", "output run", "quanta", "other"}
     # It can be said as a command, so that it can be run again by one.
     assert content["command"][:3] == ["spark-butler", "run", "--butler-config"]
     assert content["failures"][0]["rerun"].endswith(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import html.parser
 import json
 import re
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 
 from spark_butler.report import make_content, make_page
-from spark_butler.report.format import format_bytes, format_seconds
 from spark_butler.report.record import Span
 from spark_butler.report.rerun import rerun_command
-from spark_butler.report.timeline import busy_slots, make_lanes
+from spark_butler.report.timeline import busy_slots, make_lanes, round_shares
+from spark_butler.text import format_bytes, format_seconds
 from tests.report.fake_runs import COMMAND, make_record, make_run
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -78,8 +79,24 @@ def test_idle_is_the_rest_of_slots_and_time() -> None:
     assert made["slots"]["available"] == pytest.approx(8 * 3600, rel=0.01)
     assert sum(made["slots"][name] for name in _PARTS) == pytest.approx(made["slots"]["available"], abs=0.01)
     assert made["shares"] == {
-        name: pytest.approx(made["slots"][name] / made["slots"]["available"], abs=1e-4) for name in _PARTS
+        name: pytest.approx(made["slots"][name] / made["slots"]["available"], abs=1e-3) for name in _PARTS
     }
+
+
+def test_rounded_shares_add_up_to_one() -> None:
+    assert round_shares({"a": 1, "b": 1, "c": 1}) == {"a": 0.334, "b": 0.333, "c": 0.333}
+    assert round_shares({"a": 2, "b": 0}, digits=1) == {"a": 1.0, "b": 0.0}
+    assert round_shares({"a": 0.0}) == {"a": 0.0}
+    assert sum(1000 * share for share in round_shares({str(n): n + 0.5 for n in range(13)}).values()) == 1000
+
+
+def test_parts_of_the_wall_time_add_up() -> None:
+    started = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=300)
+    made = make_content(make_run(started=started), make_record(20, ago=250.0), state="succeeded")
+    driver = made["time"]["driver"]
+    assert list(driver) == ["quantum graph", "Spark session", "output run", "quanta", "other"]
+    assert sum(driver.values()) == pytest.approx(made["seconds"], abs=0.01)
+    assert driver["other"] == pytest.approx(300 - 250 - 12.3 - 9.8 - 0.7, abs=1.0)
 
 
 def test_overfull_slot_time_is_reported_and_never_negative() -> None:
@@ -96,11 +113,13 @@ def test_overfull_slot_time_is_reported_and_never_negative() -> None:
 
 def test_report_of_an_earlier_release_has_a_page(content: dict[str, Any]) -> None:
     old = json.loads(json.dumps(content))
+    old["time"]["driver"]["run"] = old["time"]["driver"].pop("quanta")
+    del old["time"]["driver"]["other"]
     del old["time"]["before"], old["time"]["shares"], old["time"]["slots"]["idle"]
     old["time"]["slots"].update({"import": None, "shuffle": None})
     page = make_page(old)
     assert "Not measured by themselves: import, shuffle; part of what is idle." in page
-    assert "Session" not in page
+    assert "done before" not in page
 
 
 def test_lanes_hold_attempts_without_overlap(content: dict[str, Any]) -> None:
@@ -160,20 +179,49 @@ def test_page_is_complete_and_has_no_external_references(content: dict[str, Any]
     text = "".join(parser.text)
     for wanted in (
         "u/me/first/20260101T000000Z",
-        "555 datasets put into the registry",
+        "555 datasets registered",
         "only 3 matches within 2 arcsec & <1 mag",
         "ValueError: only # matches; <#> are needed",
         "killed by signal 9",
-        "Session: the driver waited for Spark9.8 s",
         "Import: modules, and what all groups share3.0 s",
         "Shuffle: temporaries packed, sent and received3.8 s",
-        "Another 5.0 s of imports were over before",
+        "Workers spent another 5.0 s on imports before",
         "spark://head:7077",
     ):
         assert wanted in text
     assert "Not measured" not in text
     for failure in content["failures"]:
         assert failure["rerun"] in text
+
+
+_PAYLOAD = "</title></pre></script><script>steal()</script>'\"><b id=injected>"
+
+
+def _inject(value: object, key: str = "") -> object:
+    """Add a payload to every string of a report, and to the names of what has names of its own."""
+    match value:
+        case dict():
+            is_named = key in ("data_id", "requests", "options", "platform", "versions", "driver")
+            named = {f"{name}{_PAYLOAD}": _inject(each) for name, each in value.items()} if is_named else {}
+            return {name: _inject(each, name) for name, each in value.items()} | named
+        case list():
+            return [_inject(each, key) for each in value]
+        case str() if key not in ("state", "started", "ended"):
+            return value + _PAYLOAD
+    return value
+
+
+def test_strings_of_a_crafted_report_are_escaped(content: dict[str, Any]) -> None:
+    crafted = _inject(content)
+    assert isinstance(crafted, dict)
+    page = make_page(crafted)
+    parser = _Parser()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert page.count("<script") == make_page(content).count("<script") == 1
+    assert "injected>" not in page
+    assert page.count("injected&gt;") > 300
 
 
 @pytest.mark.parametrize("state", ["succeeded", "stopped", "broken"])
