@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import lsst.utils.timer
@@ -37,6 +37,7 @@ from .command import say_json as print_json
 from .ending import describe_run
 from .logging_options import logging_options, start_logging
 from .run_options import engine_options, make_request
+from .signals import Stopped, end_in_order, ending_on_signals
 
 if TYPE_CHECKING:
     from ..driver.backend import Backend
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _COMMAND_KEY = "spark_butler.command"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EPILOG = """{examples}
 
@@ -239,9 +239,7 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
         if request.options.debug:
             _import_debug()
         bars = sys.stderr.isatty() if bars is None else bars
-        active = stack.enter_context(
-            open_run(prepared, workers.backend(), on_cancel=_end_in_order, bars=bars)
-        )
+        active = stack.enter_context(open_run(prepared, workers.backend(), on_cancel=end_in_order, bars=bars))
         if request.init_only:
             if as_json:
                 print_json({"run": active.name, "state": "initialized", "exit_status": 0})
@@ -254,8 +252,8 @@ def _drive(active: ActiveRun, started: float, *, summary: str | None, as_json: b
     """Run all quanta, print the summary, and return the exit status."""
     reporter = active.reporter
     try:
-        end = active.drive(guard=_ending_on_signals())
-    except _Stopped as exc:
+        end = active.drive(guard=ending_on_signals())
+    except Stopped as exc:
         by = "`spark-butler cancel`" if reporter.cancelled else exc.number.name
         how_to_resume = active.explain_resume()
         active.finish("stopped", f"Stopped by {by}.")
@@ -354,46 +352,6 @@ def _import_debug() -> None:
         import debug  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
         logger.warning("No 'debug' module found.")
-
-
-class _Stopped(BaseException):
-    """A signal asks the run to end."""
-
-    def __init__(self, number: signal.Signals):
-        super().__init__(number.name)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception that ends the run; the second kills."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        raise _Stopped(signal.Signals(number))
-
-    try:
-        # nohup ignores SIGHUP, and so does the run.
-        numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:
-        # Not the main thread, where signals arrive.
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_in_order() -> None:
-    """End the run of this process by the signal on which it ends in order."""
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
-        logger.warning("This process does not listen to signals; the run goes on.")
-        return
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _print(line: str) -> None:

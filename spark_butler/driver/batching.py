@@ -1,21 +1,24 @@
-"""How far ahead of the slots groups are given out, and how many at once."""
+"""Batch sizes: how many groups to submit ahead of the slots, and how many to one worker at once.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Pace"]
+__all__ = ["BatchSizer"]
 
 import math
 from collections.abc import Mapping, Sequence
 
 _MEMORY = 100
 _ROUND_TRIP_SECONDS = 0.1
-_BUNDLE_SECONDS = 2.0
-_BUNDLES_PER_SLOT = 4
-_MAX_BUNDLE = 32
+_BATCH_SECONDS = 2.0
+_BATCHS_PER_SLOT = 4
+_MAX_BATCH = 32
 
 
-class Pace:
-    """Says how many groups to give out, from the times that quanta have taken of late.
+class BatchSizer:
+    """Number of groups to submit, from the recent times of quanta.
 
     Parameters
     ----------
@@ -27,10 +30,10 @@ class Pace:
 
     Notes
     -----
-    What has been given out waits in a queue that knows no urgency, so it
-    should be just long enough that no slot falls idle before the driver hears
-    that one is free.  In simulated runs of long quanta, twice as many groups as
-    slots cost a sixth of the time.
+    Submitted groups wait in a queue without priorities.  It should be just
+    long enough that no slot is idle until the driver learns that one is free.
+    In simulated runs of long quanta, twice as many groups as slots cost a
+    sixth of the time.
     """
 
     def __init__(self, quanta_per_group: float, times: Mapping[str, float] | None = None):
@@ -38,8 +41,8 @@ class Pace:
         self._overall = _Mean()
         self._means = {label: _Mean(1, seconds) for label, seconds in (times or {}).items()}
 
-    def note(self, label: str, seconds: float) -> None:
-        """Take in how long a quantum has taken.
+    def record(self, label: str, seconds: float) -> None:
+        """Record the time of a quantum.
 
         Parameters
         ----------
@@ -48,8 +51,8 @@ class Pace:
         seconds
             Its time.
         """
-        self._overall.note(seconds)
-        self._means.setdefault(label, _Mean()).note(seconds)
+        self._overall.record(seconds)
+        self._means.setdefault(label, _Mean()).record(seconds)
 
     def limit(self, slots: int) -> int:
         """Find how many Spark tasks to have under way.
@@ -62,7 +65,7 @@ class Pace:
         group_seconds = max(self._overall.value * self._quanta_per_group, 1e-6)
         return slots + min(slots, math.ceil(slots * _ROUND_TRIP_SECONDS / group_seconds))
 
-    def bundle(self, labels: Sequence[str], slots: int, n_ready: int) -> int:
+    def next_batch(self, labels: Sequence[str], slots: int, n_ready: int) -> int:
         """Find how many groups one Spark task should run.
 
         Parameters
@@ -84,7 +87,7 @@ class Pace:
         if not all(label in self._means for label in labels):
             return 1
         seconds = max(sum(self._means[label].value for label in labels), 1e-6)
-        most = min(_MAX_BUNDLE, n_ready // (_BUNDLES_PER_SLOT * slots), _BUNDLE_SECONDS / seconds)
+        most = min(_MAX_BATCH, n_ready // (_BATCHS_PER_SLOT * slots), _BATCH_SECONDS / seconds)
         return max(1, int(most))
 
 
@@ -95,6 +98,6 @@ class _Mean:
         self.value = value
         self._n = n
 
-    def note(self, number: float) -> None:
+    def record(self, number: float) -> None:
         self._n = min(self._n + 1, _MEMORY)
         self.value = number if self._n == 1 else self.value + (number - self.value) / self._n

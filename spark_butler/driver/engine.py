@@ -131,25 +131,27 @@ def execute_graph(
         scratch="" if scratch is None else str(scratch),
         provenance=recorder is not None,
     )
-    with Collector(
+    collector = Collector(
         butler,
         dataset_types,
         inventory,
         factory.note_outputs,
         recorder=recorder,
         scratch=scratch if plan.crossings else None,
-    ) as collector:
-        result = Scheduler(
-            plan,
-            xgraph,
-            backend,
-            factory.make_work,
-            on_outcome=collector.collect,
-            limit=options.processes,
-            budget=_failure_budget(options, len(plan)),
-            observer=observer,
-            times=find_task_means(_load_times(butler, len(plan))),
-        ).run(context)
+    )
+    scheduler = Scheduler(
+        plan,
+        xgraph,
+        backend,
+        factory.make_work,
+        on_outcome=collector.collect,
+        limit=options.processes,
+        budget=_stop_rule(options, len(plan)),
+        observer=observer,
+        times=find_task_means(_load_times(butler, len(plan))),
+    )
+    with collector:
+        result = scheduler.run(context)
     result.n_ingested = collector.n_ingested
     _save_history(butler, xgraph, result)
     return result
@@ -187,7 +189,7 @@ def _find_limits(graph: PredictedQuantumGraph, butler: Butler, options: RunOptio
     return requests.limits(labels, learned)
 
 
-def _failure_budget(options: RunOptions, n_quanta: int) -> StopRule:
+def _stop_rule(options: RunOptions, n_quanta: int) -> StopRule:
     """Return the rule that stops a run, from its options."""
     most = None
     if (text := options.max_failures) is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["Scheduler"]
 
-import dataclasses
 import heapq
 import logging
 import queue
@@ -19,20 +18,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import networkx
-from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.pipe.base import InvalidQuantumError, QuantumAttemptStatus
-from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from ..errors import EngineError
 from ..model.failures import FailureKind
 from ..model.limits import Limits, StopRule
-from ..model.outcomes import QuantumOutcome, RunResult, exit_text, job_text
+from ..model.outcomes import QuantumOutcome, RunResult, job_text
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan, Unit
 from ..text import brief
 from .backend import Backend
-from .batching import Pace
+from .batching import BatchSizer
 from .events import ObserverGroup, RunObserver
+from .failure_counter import FailureCounter, lost_outcome, merge_outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +39,7 @@ _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
 _FEW_QUANTA = 100
-# Shares of bundles don't add up exactly.
+# Shares of batches don't add up exactly.
 _WHOLE = 1 - 1e-6
 _NUMBER = re.compile(r"\d+")
 
@@ -51,7 +48,7 @@ _NO_RULE = StopRule()
 
 
 class Scheduler:
-    """Runs the units of a plan as soon as what they need is there.
+    """Schedules the units of a plan on a backend as soon as their inputs exist.
 
     Parameters
     ----------
@@ -63,21 +60,20 @@ class Scheduler:
     backend
         Where quanta run.
     make_work
-        Prepares units for their journey: one, or several of one group each
-        that one worker runs.  Called in the thread of `run`, when all that
-        they need has ended.  It is told which of their quanta are blocked
-        and, where a unit was given out before and its worker was lost, which
-        of the others had succeeded.
+        Builds the work item for one unit, or for several of one group each
+        that one worker runs.  Called in the thread of `run`, when all
+        upstream units have ended, with the quanta that are blocked and, where
+        an earlier worker was lost, those that had succeeded.
     on_outcome
-        Called in the thread of `run` with each outcome; again, when a lost
-        temporary made it necessary to run a quantum a second time.
+        Called in the thread of `run` with each outcome; again, if a quantum
+        is rerun after its temporary was lost.
     limit
         The greatest number of groups to run at once.  `None` leaves it to the
         backend.
     budget
-        How many failures the run bears.
+        How many failures stop the run.
     observer
-        Told of what happens, in the thread of `run`.
+        Observer of the run, called in the thread of `run`.
     times
         Mean times of the quanta of tasks in earlier runs, in seconds, by
         label, as far as they are known.
@@ -87,8 +83,8 @@ class Scheduler:
     Units with the longest path ahead of them go first.  They are submitted in
     small batches from threads that wait for them, a little more than the
     backend can run at once, so that no slot waits for the driver.  Of short
-    quanta, so many are given to a worker at once that it is busy for a while
-    (`spark_butler.driver.batching.Pace`).
+    quanta, a worker gets enough at once to be busy for a while
+    (`spark_butler.driver.batching.BatchSizer`).
     """
 
     def __init__(
@@ -110,8 +106,7 @@ class Scheduler:
         self._make_work = make_work
         self._on_outcome = on_outcome
         self._limit = limit
-        self._budget = budget
-        self._pace = Pace(len(plan) / max(1, len(plan.groups)), times)
+        self._pace = BatchSizer(len(plan) / max(1, len(plan.groups)), times)
         self._observer = ObserverGroup(observer)
         self._is_observed = observer is not None
         self._blocked: set[uuid.UUID] = set()
@@ -129,12 +124,11 @@ class Scheduler:
         self._ready = [(-unit.remaining, unit.index) for unit in plan.units if not self._waiting[unit.index]]
         heapq.heapify(self._ready)
         self._running: dict[int, float] = {}
-        self._words: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
         self._losses: dict[int, int] = {}
         self._resting: dict[int, threading.Timer] = {}
         self._result = RunResult()
-        self._n_failed = 0
-        self._alike: dict[str, tuple[str, int]] = {}
+        self._failures = FailureCounter(budget)
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -162,7 +156,7 @@ class Scheduler:
                     self._dispatch(context, pool, jobs)
                 if not (jobs or self._resting):
                     break
-                match self._words.get():
+                match self._events.get():
                     case QuantumOutcome() as outcome:
                         self._take(outcome)
                     case Future() as job:
@@ -185,7 +179,7 @@ class Scheduler:
             timer.cancel()
         pool.shutdown(wait=False, cancel_futures=True)
         while wait(jobs, timeout=0).not_done:
-            # Again and again, since a job may have been on its way to the backend the first time.
+            # Repeated, since a job may have been on its way to the backend the first time.
             self._backend.cancel()
             wait(jobs, timeout=_CANCEL_SECONDS)
         pool.shutdown(wait=True)
@@ -199,35 +193,35 @@ class Scheduler:
         # Jobs may be few and slots many.
         most = max(_MAX_BATCH, -(-2 * slots // _MAX_JOBS))
         while self._ready and len(jobs) < _MAX_JOBS:
-            bundles = self._pick(min(limit - sum(self._running.values()), most))
-            if not bundles:
+            batches = self._pick(min(limit - sum(self._running.values()), most))
+            if not batches:
                 return
-            works = [self._make_work_of(units) for units in bundles]
-            units = [unit for bundle in bundles for unit in bundle]
-            logger.debug("Submitting %d units in %d bundles.", len(units), len(bundles))
-            future = pool.submit(self._backend.run, context, works, self._words.put)
+            works = [self._make_work_of(units) for units in batches]
+            units = [unit for batch in batches for unit in batch]
+            logger.debug("Submitting %d units in %d batches.", len(units), len(batches))
+            future = pool.submit(self._backend.run, context, works, self._events.put)
             jobs[future] = units
-            future.add_done_callback(self._words.put)
+            future.add_done_callback(self._events.put)
             self._observer.on_dispatch([q for unit in units for q in self._open[unit.index]])
 
     def _pick(self, room: float) -> list[list[Unit]]:
-        """Take the most urgent units that may run now: bundles of one level, or one unit of several levels.
+        """Return the most urgent units that may run now: batches of one level, or one unit of several levels.
 
-        A bundle counts once, and a unit as many times as it has groups at its
+        A batch counts once, and a unit as many times as it has groups at its
         widest level.
         """
         if room < _WHOLE:
             return []
         slots, n_ready = max(1, self._backend.slots), len(self._ready)
-        n_bundles = 0
+        n_batches = 0
         sizes: dict[tuple[str, ...], int] = {}
         alike: defaultdict[tuple[str, ...], list[Unit]] = defaultdict(list)
         aside: list[Unit] = []
         while self._ready and len(aside) < _MAX_ASIDE:
             unit = self._plan.units[heapq.heappop(self._ready)[1]]
-            # One that was lost before must not take others with it again.
+            # A unit that was lost before must not take others with it again.
             if len(unit.levels) > 1 or unit.index in self._losses:
-                if n_bundles:
+                if n_batches:
                     aside.append(unit)
                     break
                 self._running[unit.index] = max(map(len, unit.levels))
@@ -235,25 +229,25 @@ class Scheduler:
             labels = [self._plan.task_labels[quantum_id] for quantum_id in self._quanta_of(unit)]
             kind = tuple(dict.fromkeys(labels))
             if kind not in sizes:
-                sizes[kind] = self._pace.bundle(labels, slots, n_ready)
+                sizes[kind] = self._pace.next_batch(labels, slots, n_ready)
             if len(alike[kind]) % sizes[kind] == 0:
                 if room < _WHOLE:
                     aside.append(unit)
                     continue
-                n_bundles += 1
+                n_batches += 1
                 room -= 1
             alike[kind].append(unit)
         for unit in aside:
             heapq.heappush(self._ready, (-unit.remaining, unit.index))
-        # Dealt out like cards, so that each bundle has its share of the urgent ones.
+        # Dealt out like cards, so that each batch has its share of the urgent ones.
         counts = {kind: -(-len(units) // sizes[kind]) for kind, units in alike.items()}
-        bundles = [units[n :: counts[kind]] for kind, units in alike.items() for n in range(counts[kind])]
-        for bundle in bundles:
-            self._running.update((unit.index, 1 / len(bundle)) for unit in bundle)
-        return bundles
+        batches = [units[n :: counts[kind]] for kind, units in alike.items() for n in range(counts[kind])]
+        for batch in batches:
+            self._running.update((unit.index, 1 / len(batch)) for unit in batch)
+        return batches
 
     def _make_work_of(self, units: Sequence[Unit]) -> UnitWork:
-        """Prepare units, the first time or one again."""
+        """Build the work item of units, or of one that was lost before."""
         closed = frozenset(
             q for unit in units for q in self._quanta_of(unit) if q not in self._open[unit.index]
         )
@@ -266,7 +260,7 @@ class Scheduler:
         return [q for level in unit.levels for index in level for q in self._plan.groups[index].quanta]
 
     def _end_job(self, job: Future[None], units: list[Unit]) -> None:
-        """Take leave of a job; what has no outcome then was lost."""
+        """Finish a job: quanta without an outcome were lost with their worker."""
         error = job.exception()
         if error is not None and not self._backend.is_alive():
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
@@ -281,41 +275,27 @@ class Scheduler:
         if error is not None:
             logger.debug("The job was lost.", exc_info=error)
         for unit in unfinished:
-            # Which unit of several is to blame can't be seen before each has run by itself.
+            # The culprit among several units shows only when each has run by itself.
             losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= _MAX_LOSSES:
                 self._give_up(unit, f"its worker was lost {losses} times: {reason}")
                 continue
-            timer = threading.Timer(Limits.pause(FailureKind.LOST, losses + 1), self._words.put, [unit])
+            timer = threading.Timer(Limits.pause(FailureKind.LOST, losses + 1), self._events.put, [unit])
             timer.daemon = True
             self._resting[unit.index] = timer
             timer.start()
 
     def _give_up(self, unit: Unit, reason: str) -> None:
-        """Let the quanta of a unit fail that could have run."""
+        """Mark the ready quanta of a unit as failed."""
         still_open = self._open[unit.index]
         ready = [q for q in still_open if still_open.isdisjoint(self._xgraph.predecessors(q))]
         for quantum_id in ready:
             node = self._xgraph.nodes[quantum_id]
-            report = QuantumReport(
-                quantumId=quantum_id,
-                status=ExecutionStatus.FAILURE,
-                dataId=node["data_id"],
-                taskLabel=node["task_label"],
-            )
-            self._take(
-                QuantumOutcome(
-                    quantum_id,
-                    QuantumAttemptStatus.ABORTED,
-                    report,
-                    kind=FailureKind.LOST,
-                    reason=reason,
-                )
-            )
+            self._take(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason))
 
     def _take(self, outcome: QuantumOutcome) -> None:
-        """Record an outcome and see what it frees or blocks."""
+        """Record an outcome, and release or block what depends on it."""
         if not self._record(outcome):
             return
         if outcome.attempts:
@@ -326,86 +306,48 @@ class Scheduler:
                 "; ".join(attempt.reason for attempt in outcome.attempts),
             )
         if outcome.succeeded:
-            self._alike.pop(outcome.report.taskLabel or "", None)
+            self._failures.forget_row(outcome.report.taskLabel or "")
             if not (outcome.recovered or outcome.skipped_existing):
-                self._pace.note(outcome.report.taskLabel or "", outcome.wall_seconds)
+                self._pace.record(outcome.report.taskLabel or "", outcome.wall_seconds)
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)
         self._log_progress()
 
     def _record(self, outcome: QuantumOutcome) -> bool:
-        """Keep an outcome and pass it on; return whether it is the first of its quantum."""
+        """Record an outcome; return whether it is the first of its quantum."""
         first = self._result.outcomes.get(outcome.quantum_id)
         if first is not None and outcome.recovered:
             return False
         self._observer.on_outcome(outcome)
         if first is not None:
             # A lost temporary was made again: what that wrote on the way has replaced the first.
-            outcome = _merge(first, outcome)
+            outcome = merge_outcomes(first, outcome)
         self._on_outcome(outcome)
         # With scans, they would be the logs of the whole run.
         self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
         return first is None
 
     def _fail(self, outcome: QuantumOutcome) -> None:
-        """Block what needs a failed quantum, or stop the run."""
-        self._n_failed += 1
-        exit_code = outcome.report.exitCode
-        job = job_text(outcome.report)
-        if outcome.traceback:
-            logger.debug("Task %s raised:\n%s", job, outcome.traceback)
-        if outcome.log_tail:
-            logger.error("The last that task %s logged:\n%s", job, outcome.log_tail)
-        text = "timed out, task is killed" if outcome.timed_out else "failed"
-        if exit_code is not None and not outcome.timed_out:
-            text = f"failed, {exit_text(exit_code)}"
-            if outcome.reason.startswith(exit_text(exit_code)):
-                text = "failed"
-        if outcome.reason:
-            text = f"{text}, {outcome.reason}" if text == "failed" else f"{text} ({outcome.reason})"
-        if reason := self._exhausts_budget(outcome):
-            logger.error("Task %s %s; the run is stopped: %s.", job, text, reason)
+        """Block the quanta downstream of a failure, or stop the run."""
+        if reason := self._failures.record(outcome):
+            self._failures.log(outcome, 0)
+            logger.error("The run is stopped: %s.", reason)
             self._result.stopped_by = outcome
             self._result.stop_reason = reason
             return
-        logger.error("Task %s %s; processing will continue for remaining tasks.", job, text)
         blocked = self._block_dependents(outcome.quantum_id)
+        self._failures.log(outcome, len(blocked))
         for quantum_id in blocked:
             node = self._xgraph.nodes[quantum_id]
-            logger.error(
-                "Upstream job failed for task <%s dataId=%s>, skipping this task.",
-                node["task_label"],
-                node["data_id"],
-            )
+            logger.debug("Skipped %s %s, downstream of it.", node["task_label"], node["data_id"])
         self._result.blocked.extend(blocked)
         self._observer.on_blocked(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
 
-    def _exhausts_budget(self, outcome: QuantumOutcome) -> str:
-        """Say which rule a failure breaks, if it does."""
-        budget = self._budget
-        if outcome.report.exitCode == InvalidQuantumError.EXIT_CODE:
-            return "the task says that the run can only fail"
-        if budget.fail_fast:
-            return "fail-fast was asked for"
-        if budget.most is not None and self._n_failed >= budget.most:
-            return f"{self._n_failed} quanta have failed"
-        label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
-        last, n_alike = self._alike.get(label, (message, 0))
-        n_alike = n_alike + 1 if last == message else 1
-        self._alike[label] = message, n_alike
-        if budget.most_alike is not None and n_alike >= budget.most_alike:
-            return f"{n_alike} quanta of {label} in a row have failed alike"
-        return ""
-
     def _block_dependents(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
-        """Find the quanta that can't run any more because one failed.
-
-        In the whole run each edge is followed once; with pipe_base's
-        `GraphWalker` a gather would take quadratic time.
-        """
+        """Return the quanta downstream of a failure; each edge is followed once in the whole run."""
         blocked: list[uuid.UUID] = []
         todo = [quantum_id]
         while todo:
@@ -417,7 +359,7 @@ class Scheduler:
         return blocked
 
     def _close(self, quantum_id: uuid.UUID) -> None:
-        """Note that a quantum will not run any more, and queue the groups that waited for it."""
+        """Close a quantum, and queue the units that waited for it."""
         unit = self._unit_of[quantum_id]
         if quantum_id in self._open[unit]:
             self._open[unit].discard(quantum_id)
@@ -437,18 +379,18 @@ class Scheduler:
                     heapq.heappush(self._ready, (-self._plan.units[other].remaining, other))
 
     def _drain(self) -> None:
-        """Keep the outcomes that came while the run was being stopped."""
-        while not self._words.empty():
-            word = self._words.get()
-            if isinstance(word, QuantumOutcome):
-                self._record(word)
+        """Record the outcomes that arrived while the run was stopped."""
+        while not self._events.empty():
+            event = self._events.get()
+            if isinstance(event, QuantumOutcome):
+                self._record(event)
 
     def _log_progress(self) -> None:
-        if self._is_observed and len(self._plan) > _FEW_QUANTA:
-            # Whoever watches says it now and then, in one line for many quanta.
+        if self._is_observed:
+            # The observer logs one line for many quanta, now and then.
             return
-        failed = self._n_failed + len(self._result.blocked)
-        done = len(self._result.outcomes) - self._n_failed
+        failed = self._failures.number + len(self._result.blocked)
+        done = len(self._result.outcomes) - self._failures.number
         logger.info(
             "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta.",
             done,
@@ -456,19 +398,3 @@ class Scheduler:
             len(self._plan) - done - failed,
             len(self._plan),
         )
-
-
-def _merge(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
-    """Add what a further attempt has left to the outcome that counts, the first."""
-    records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
-    for name, data in again.records.items():
-        records.setdefault(name, DatastoreRecordData()).records.update(data.records)
-    outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
-    removed = (set(first.removed) | set(again.removed)) - outputs
-    return dataclasses.replace(
-        first,
-        outputs=tuple(outputs),
-        removed=tuple(removed),
-        records=records,
-        scan=again.scan,
-    )

@@ -14,16 +14,15 @@ import enum
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import Report
 
-from ..driver.backend import Backend, ReportOutcome
+from ..driver.backend import Backend
 from ..errors import EngineError, UserError
 from ..model.outcomes import QuantumOutcome, RunResult
-from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan
 from ..report import RunReporter
 from ..report.failures import Failures, describe_failure
@@ -33,6 +32,7 @@ from ..report.run_table import make_html, make_text
 from ..report.summary import make_report
 from ..run import PreparedRun, RunEnd, open_run
 from ..text import brief
+from .background import OutcomeLog, StoppableBackend
 
 logger = logging.getLogger(__name__)
 
@@ -57,58 +57,6 @@ class RunStatus(enum.StrEnum):
 
     BROKEN = "broken"
     """The engine failed; `Run.error` holds the exception."""
-
-
-class _StoppableBackend:
-    """A backend that another thread can stop."""
-
-    def __init__(self, backend: Backend):
-        self._backend = backend
-        self._stopped = threading.Event()
-
-    @property
-    def slots(self) -> int:
-        return self._backend.slots
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._stopped.is_set()
-
-    def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
-        if self._stopped.is_set():
-            raise EngineError("The run was cancelled.")
-        self._backend.run(context, batch, report)
-
-    def is_alive(self) -> bool:
-        return not self._stopped.is_set() and self._backend.is_alive()
-
-    def cancel(self) -> None:
-        self._backend.cancel()
-
-    def stop(self) -> None:
-        """Refuse further work and cancel running jobs; a job that was being submitted needs another call."""
-        self._stopped.set()
-        self._backend.cancel()
-
-
-class _OutcomeLog:
-    """Outcomes of a run so far; a `spark_butler.driver.events.RunObserver`."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[uuid.UUID, QuantumOutcome] = {}
-        self.blocked_ids: list[uuid.UUID] = []
-
-    def on_plan(self, plan: Plan) -> None:
-        pass
-
-    def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        pass
-
-    def on_outcome(self, outcome: QuantumOutcome) -> None:
-        self.outcomes[outcome.quantum_id] = outcome.without_scans()
-
-    def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        self.blocked_ids.extend(quantum_ids)
 
 
 class Run:
@@ -156,8 +104,8 @@ class Run:
         self._prepared = prepared
         self._again = again
         self._finish = finish
-        self._backend = _StoppableBackend(backend)
-        self._log = _OutcomeLog()
+        self._backend = StoppableBackend(backend)
+        self._log = OutcomeLog()
         self._result: RunResult | None = None
         self._error: Exception | None = None
         self._ended = threading.Event()

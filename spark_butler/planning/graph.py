@@ -16,35 +16,21 @@ __all__ = [
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import networkx
-from astropy.table import Table
 from lsst.ctrl.mpexec.cli import script
-from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
-from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
-from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
-from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
-    AllDimensionsQuantumGraphBuilder,
-    DatasetQueryConstraintVariant,
-)
-from lsst.pipe.base.dot_tools import graph2dot
-from lsst.pipe.base.mermaid_tools import graph2mermaid
+from lsst.daf.butler import InvalidQueryError
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 from lsst.resources import ResourcePath
 
-from .._daf_butler import fetch_run_ids
 from .._pipe_base import import_graph_fixup
 from ..errors import EmptyGraphError, NothingToDo, OptionsError, UserError
-from ..repository.collection_notes import read_temporaries
-from ..repository.output_run import check_configs
-from ..temporaries.dataset_types import find_temporary_types
 from ..text import brief
-from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
-from .patterns import retained_types
+from .builder import build_predicted_graph
 from .request import RunRequest
 
 logger = logging.getLogger(__name__)
@@ -178,7 +164,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
                 arguments = {**request.pipetask_arguments(), **_NO_OUTPUT, "retained_dataset_types": None}
                 graph = script.qgraph(None, **arguments, show=request.show, for_execution=True)
             else:
-                graph = _build(request, factory)
+                graph = build_predicted_graph(request, factory)
         except InvalidQueryError as exc:
             raise OptionsError(f"The data query {request.where!r} can't be used: {brief(exc)}") from exc
         except OutputExistsError as exc:
@@ -206,7 +192,7 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
 
 
 def _check_graph_file(file: str) -> None:
-    """Look whether a graph may be in a file."""
+    """Check that a file may hold a graph."""
     uri = ResourcePath(file)
     if uri.getExtension() not in (".qg", ".qgraph"):
         raise OptionsError(f"--qgraph is {file!r}; expected a file with the extension .qg or .qgraph.")
@@ -216,7 +202,7 @@ def _check_graph_file(file: str) -> None:
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Turn whatever the middleware raises into a `UserError`: what it refuses is what it was given."""
+    """Raise a `UserError` for whatever the middleware raises: it refuses what the user gave."""
     try:
         yield
     except UserError:
@@ -227,7 +213,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _reason(exc: Exception) -> str:
-    """Say in a line what the middleware can't use."""
+    """Return the reason of an error of the middleware in one line."""
     text = brief(exc)
     if exc.__cause__ is not None and (cause := brief(exc.__cause__)) not in text:
         text = f"{text.rstrip('.')}: {cause}"
@@ -238,115 +224,6 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, ValueError | TypeError | RuntimeError):
         return text
     return f"{type(exc).__name__}: {text}"
-
-
-def _build(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
-    """Build a graph as ``pipetask qgraph`` does, but one that can be built again."""
-    pipeline_graph = _resolve(request, factory)
-    temporary = find_temporary_types(pipeline_graph, request.options)
-    retained = request.read_retained()
-    butler, collections, run = ButlerFactory.make_butler_and_collections(
-        request.repo,
-        output=request.output,
-        output_run=request.output_run,
-        inputs=list(request.inputs),
-        extend_run=request.extend_run,
-        rebase=request.rebase,
-        replace_run=request.replace_run,
-        prune_replaced=request.prune_replaced,
-    )
-    with butler:
-        skip_existing_in = request.skip_existing_in
-        if request.skip_existing and run is not None:
-            skip_existing_in += (run,)
-        existing: frozenset[uuid.UUID] = frozenset()
-        if run is not None and request.extend_run:
-            if not request.skip_init_writes:
-                # Before it turns out that all quanta have been done, with another configuration.
-                check_configs(butler, pipeline_graph, run)
-            existing = fetch_run_ids(butler, run)
-            if read_temporaries(butler, [run]) - temporary.keys():
-                # Only the engine can see which quanta have to make again what is to be kept now.
-                skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)
-        absent = temporary.keys() | read_temporaries(butler, _flatten(butler, skip_existing_in))
-        builder = AllDimensionsQuantumGraphBuilder(
-            pipeline_graph,
-            butler,
-            where=request.where or "",
-            skip_existing_in=skip_existing_in,
-            # The builder refuses them where nothing is skipped.
-            retained_dataset_types=(
-                retained_types(pipeline_graph, retained, absent) if skip_existing_in else None
-            ),
-            prune_unanchored_quanta=request.prune_unanchored_quanta,
-            # What is in the way of quanta that succeeded, and run for a temporary only, is no reason to stop.
-            clobber=True,
-            dataset_query_constraint=DatasetQueryConstraintVariant.fromExpression(
-                request.dataset_query_constraint
-            ),
-            input_collections=collections,
-            output_run=run,
-            data_id_tables=[_read_table(file) for file in request.data_id_table],
-        )
-        metadata = {
-            "butler_argument": request.repo,
-            "extend_run": request.extend_run,
-            "skip_existing_in": skip_existing_in,
-            "skip_existing": request.skip_existing,
-            "retained_dataset_types": request.retained_dataset_types,
-            "data_query": request.where,
-        }
-        components = builder.finish(
-            request.output,
-            metadata=metadata,
-            attach_datastore_records=request.qgraph_datastore_records,
-        )
-    if existing and not request.clobber_outputs:
-        check_outputs_in_the_way(components, existing)
-    settle_dataset_ids(components, keep=existing)
-    if file := request.save_qgraph:
-        components.write(file)
-    graph = components.assemble()
-    if not summarize_quantum_graph(graph):
-        return None
-    if file := request.qgraph_dot:
-        graph2dot(graph, file)
-    if file := request.qgraph_mermaid:
-        graph2mermaid(graph, file)
-    request.show.show_graph_info(graph, request.repo)
-    return graph
-
-
-def _flatten(butler: Butler, collections: Sequence[str]) -> Sequence[str]:
-    """Find the runs among collections that may not exist yet."""
-    try:
-        return butler.collections.query(collections, flatten_chains=True) if collections else ()
-    except MissingCollectionError:
-        return ()
-
-
-def _read_table(file: str) -> Table:
-    """Read a table of data IDs, which the builder wants to name in its messages."""
-    with ResourcePath(file).as_local() as local:
-        table = Table.read(local.ospath)
-    table.meta["filename"] = file
-    return table
-
-
-def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
-    """Build the pipeline graph, with its dataset types."""
-    pipeline_graph: PipelineGraph = factory(resolve=False).copy()
-    if request.mock:
-        from lsst.pipe.base.tests.mocks import mock_pipeline_graph
-
-        pipeline_graph = mock_pipeline_graph(
-            pipeline_graph,
-            unmocked_dataset_types=request.unmocked_dataset_types,
-            force_failures=request.mock_failure,
-        )
-    with Butler.from_config(request.repo, writeable=False) as butler:
-        pipeline_graph.resolve(butler.registry)
-    return pipeline_graph
 
 
 def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGraph[uuid.UUID]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 __all__ = ["cut_graph"]
 
-import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-
-import networkx
+from collections.abc import Sequence
 
 from ..errors import PlanError
 from ..text import format_count
+from .ordering import comes_out_even, find_stages, find_units, sort_topologically
 from .plan import Crossing, GraphSketch, Group, GroupBy, Plan, Unit
 
 _GROUPS_PER_SLOT = 4
@@ -88,7 +86,7 @@ class _Partitioner:
         self.sketch = sketch
         number = {quantum_id: n for n, quantum_id in enumerate(sketch.task_labels)}
         given = [(number[before], number[after]) for before, after in dict.fromkeys(sketch.edges)]
-        order = _sort_topologically(len(number), given)
+        order = sort_topologically(len(number), given)
         position = [0] * len(order)
         for n, old in enumerate(order):
             position[old] = n
@@ -234,13 +232,13 @@ class _Partitioner:
         """
         members, needs = self._order_groups(home)
         stages: defaultdict[int, list[tuple[float, bool]]] = defaultdict(list)
-        for stage, quanta in zip(_find_stages(needs), members, strict=True):
+        for stage, quanta in zip(find_stages(needs), members, strict=True):
             cost = sum(self.sketch.costs.get(self.ids[quantum], 1.0) for quantum in quanta)
             stages[stage].append((cost, len({fused[quantum] for quantum in quanta}) > 1))
         joined = [groups for groups in stages.values() if any(is_joined for _, is_joined in groups)]
         return (
             min(sum(is_joined for _, is_joined in groups) for groups in joined),
-            all(_comes_out_even([cost for cost, _ in groups], slots) for groups in joined),
+            all(comes_out_even([cost for cost, _ in groups], slots, _UNEVEN) for groups in joined),
         )
 
     def make_plan(self, home: Sequence[int], grain: str) -> Plan:
@@ -248,7 +246,7 @@ class _Partitioner:
         quanta, group_needs = self._order_groups(home)
         index = {home[members[0]]: n for n, members in enumerate(quanta)}
         crossings = self._find_crossings([index[first] for first in home])
-        unit_of = _find_units(group_needs, crossings)
+        unit_of = find_units(group_needs, crossings)
         groups = self._make_groups(quanta, group_needs, unit_of)
         return Plan(
             groups=groups,
@@ -279,7 +277,7 @@ class _Partitioner:
         firsts = list(members)
         place = {first: n for n, first in enumerate(firsts)}
         edges = [(place[before], place[after]) for after in firsts for before in upstream[after]]
-        order = _sort_topologically(len(firsts), edges)
+        order = sort_topologically(len(firsts), edges)
         index = {firsts[old]: n for n, old in enumerate(order)}
         return (
             [members[firsts[old]] for old in order],
@@ -307,7 +305,7 @@ class _Partitioner:
         for quantum in range(len(self.ids) - 1, -1, -1):
             further = max((path[after] for after in self.feeds[quantum]), default=0.0)
             path[quantum] = costs.get(self.ids[quantum], 1.0) + further
-        stage = _find_stages(needs)
+        stage = find_stages(needs)
         level = [0] * len(quanta)
         groups: list[Group] = []
         for n, members in enumerate(quanta):
@@ -326,86 +324,6 @@ class _Partitioner:
                 )
             )
         return tuple(groups)
-
-
-def _sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """Order numbers so that each follows those it needs (Kahn's algorithm)."""
-    feeds: list[list[int]] = [[] for _ in range(n)]
-    missing = [0] * n
-    for before, after in edges:
-        feeds[before].append(after)
-        missing[after] += 1
-    # The last to become ready goes first: what is made is soon used, so that few temporaries live at a time.
-    ready = [node for node in reversed(range(n)) if not missing[node]]
-    order: list[int] = []
-    while ready:
-        node = ready.pop()
-        order.append(node)
-        for after in reversed(feeds[node]):
-            missing[after] -= 1
-            if not missing[after]:
-                ready.append(after)
-    if len(order) != n:
-        raise PlanError(
-            f"The quantum graph has a dependency cycle: {n - len(order)} of {n} nodes wait for each other."
-        )
-    return order
-
-
-def _find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
-    """Count the groups on the longest path to each of those that follow what they need."""
-    stages: list[int] = []
-    for before in needs:
-        stages.append(max((stages[need] + 1 for need in before), default=0))
-    return stages
-
-
-def _comes_out_even(costs: Sequence[float], slots: int) -> bool:
-    """Whether all slots are busy about as long, if each that is free takes the costliest group left."""
-    busy = [0.0] * slots
-    for cost in sorted(costs, reverse=True):
-        heapq.heapreplace(busy, busy[0] + cost)
-    return max(busy) <= _UNEVEN * sum(costs) / slots
-
-
-def _find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:
-    """Join groups that pass temporaries to each other, and what lies on a path between them.
-
-    Returns
-    -------
-    unit_of
-        Number of the unit of each group, each after those it needs.
-    """
-    root = list(range(len(needs)))
-
-    def find(n: int) -> int:
-        while root[n] != n:
-            root[n] = root[root[n]]
-            n = root[n]
-        return n
-
-    for crossing in crossings:
-        for consumer in crossing.consumers:
-            root[find(consumer)] = find(crossing.producer)
-    joined = [find(n) for n in range(len(needs))]
-    edges = dict.fromkeys(
-        (joined[need], joined[n]) for n in range(len(needs)) for need in needs[n] if joined[need] != joined[n]
-    )
-    try:
-        order = _sort_topologically(len(needs), list(edges))
-    except PlanError:
-        # A path leaves a unit and comes back: all that lies on it belongs to the unit.
-        graph: networkx.DiGraph[int] = networkx.DiGraph(list(edges))
-        for component in networkx.strongly_connected_components(graph):
-            keeper = min(component)
-            for n in component:
-                root[n] = keeper
-        joined = [find(n) for n in range(len(needs))]
-        edges = dict.fromkeys((joined[a], joined[b]) for a, b in edges if joined[a] != joined[b])
-        order = _sort_topologically(len(needs), list(edges))
-    used = set(joined)
-    number = {joint: n for n, joint in enumerate(joint for joint in order if joint in used)}
-    return [number[joint] for joint in joined]
 
 
 def _make_units(groups: Sequence[Group], unit_of: Sequence[int]) -> tuple[Unit, ...]:

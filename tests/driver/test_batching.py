@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import networkx
 import pytest
 
-from spark_butler.driver.batching import Pace
+from spark_butler.driver.batching import BatchSizer
 from spark_butler.driver.scheduler import Scheduler
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch, Handover
 
 
-def _pace(seconds: float, n: int = 200) -> Pace:
-    pace = Pace(quanta_per_group=2)
+def _pace(seconds: float, n: int = 200) -> BatchSizer:
+    pace = BatchSizer(quanta_per_group=2)
     for _ in range(n):
-        pace.note("a", seconds)
+        pace.record("a", seconds)
     return pace
 
 
@@ -28,29 +28,29 @@ def _pace(seconds: float, n: int = 200) -> Pace:
 def test_long_groups_are_dispatched_just_in_time(seconds: float, limit: int, bundle: int) -> None:
     pace = _pace(seconds)
     assert pace.limit(200) == limit
-    assert pace.bundle("aa", 200, 1_000_000) == bundle
+    assert pace.next_batch("aa", 200, 1_000_000) == bundle
 
 
 def test_queue_is_empty_until_a_time_is_known() -> None:
-    pace = Pace(2)
+    pace = BatchSizer(2)
     assert pace.limit(200) == 200
-    assert pace.bundle("aa", 200, 1_000_000) == 1
+    assert pace.next_batch("aa", 200, 1_000_000) == 1
 
 
 def test_task_without_known_time_is_dispatched_singly() -> None:
-    assert _pace(0.0).bundle("ab", 200, 1_000_000) == 1
-    assert Pace(2, {"a": 0.1, "b": 0.1}).bundle("ab", 200, 1_000_000) == 10
+    assert _pace(0.0).next_batch("ab", 200, 1_000_000) == 1
+    assert BatchSizer(2, {"a": 0.1, "b": 0.1}).next_batch("ab", 200, 1_000_000) == 10
 
 
 def test_few_ready_groups_are_not_bundled() -> None:
-    assert _pace(0.0).bundle("aa", 200, 799) == 1
-    assert _pace(0.0).bundle("aa", 200, 1_600) == 2
+    assert _pace(0.0).next_batch("aa", 200, 799) == 1
+    assert _pace(0.0).next_batch("aa", 200, 1_600) == 2
 
 
 def test_old_times_are_forgotten() -> None:
     pace = _pace(0.0, 10_000)
     for _ in range(1_000):
-        pace.note("a", 20.0)
+        pace.record("a", 20.0)
     assert pace.limit(200) == 201
 
 

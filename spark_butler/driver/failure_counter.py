@@ -1,0 +1,189 @@
+"""Failures of a run: counted against its stop rule, and explained in the log.
+
+Runs in the driver.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FailureCounter", "explain_failure", "lost_outcome", "merge_outcomes"]
+
+import dataclasses
+import logging
+import re
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base import InvalidQuantumError, QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from ..model.failures import FailureKind
+from ..model.limits import StopRule
+from ..model.outcomes import QuantumOutcome, exit_text, job_text
+from ..text import format_count
+
+logger = logging.getLogger(__name__)
+
+_NUMBER = re.compile(r"\d+")
+_MILESTONES = {10**n for n in range(1, 8)}
+
+
+class FailureCounter:
+    """Number of failures of a run so far.
+
+    Parameters
+    ----------
+    rule
+        How many failures stop the run.
+    """
+
+    def __init__(self, rule: StopRule):
+        self._rule = rule
+        self._alike: dict[str, tuple[str, int]] = {}
+        self._causes: Counter[tuple[str, str]] = Counter()
+        self.number = 0
+        """Number of quanta that failed."""
+
+    def forget_row(self, label: str) -> None:
+        """Start to count consecutive failures of a task anew, since a quantum of it succeeded.
+
+        Parameters
+        ----------
+        label
+            Label of the task.
+        """
+        self._alike.pop(label, None)
+
+    def log(self, outcome: QuantumOutcome, n_blocked: int) -> None:
+        """Log a failure: whole the first time for each cause, later only its number.
+
+        Parameters
+        ----------
+        outcome
+            The outcome of a quantum that failed.
+        n_blocked
+            Number of quanta that can't run because of it.
+        """
+        label = outcome.report.taskLabel or ""
+        cause = label, _NUMBER.sub("#", outcome.reason)
+        self._causes[cause] += 1
+        number = self._causes[cause]
+        skipped = (
+            f"; {format_count(n_blocked, 'quantum', 'quanta')} downstream will be skipped"
+            if n_blocked
+            else ""
+        )
+        if number == 1:
+            text = explain_failure(outcome)
+            logger.error("Task %s %s%s.", job_text(outcome.report), text, skipped)
+        elif number in _MILESTONES:
+            logger.error(
+                "%d quanta of task %s have failed with that cause: %s", number, label, outcome.reason
+            )
+        else:
+            logger.debug(
+                "Task %s failed as others did: %s%s", job_text(outcome.report), outcome.reason, skipped
+            )
+
+    def record(self, outcome: QuantumOutcome) -> str:
+        """Count a failure.
+
+        Parameters
+        ----------
+        outcome
+            The outcome of a quantum that failed.
+
+        Returns
+        -------
+        reason
+            The reason to stop the run; empty while it may go on.
+        """
+        self.number += 1
+        rule = self._rule
+        if outcome.report.exitCode == InvalidQuantumError.EXIT_CODE:
+            return "the task says that the run can only fail"
+        if rule.fail_fast:
+            return "fail-fast was asked for"
+        if rule.most is not None and self.number >= rule.most:
+            return f"{self.number} quanta have failed"
+        label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
+        last, n_alike = self._alike.get(label, (message, 0))
+        n_alike = n_alike + 1 if last == message else 1
+        self._alike[label] = message, n_alike
+        if rule.most_alike is not None and n_alike >= rule.most_alike:
+            return f"{n_alike} quanta of {label} in a row have failed alike"
+        return ""
+
+
+def explain_failure(outcome: QuantumOutcome) -> str:
+    """Log the traceback and the last log records of a failure, and return its reason.
+
+    Parameters
+    ----------
+    outcome
+        The outcome of a quantum that failed.
+    """
+    exit_code = outcome.report.exitCode
+    job = job_text(outcome.report)
+    if outcome.traceback:
+        logger.debug("Task %s raised:\n%s", job, outcome.traceback)
+    if outcome.log_tail:
+        logger.error("The last that task %s logged:\n%s", job, outcome.log_tail)
+    text = "timed out, task is killed" if outcome.timed_out else "failed"
+    if exit_code is not None and not outcome.timed_out:
+        text = f"failed, {exit_text(exit_code)}"
+        if outcome.reason.startswith(exit_text(exit_code)):
+            text = "failed"
+    if outcome.reason:
+        return f"{text}, {outcome.reason}" if text == "failed" else f"{text} ({outcome.reason})"
+    return text
+
+
+def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
+    """Return the first outcome of a quantum with the outputs of a further attempt.
+
+    Parameters
+    ----------
+    first
+        The outcome that counts.
+    again
+        The outcome of an attempt that a lost temporary made necessary.
+    """
+    records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
+    for name, data in again.records.items():
+        records.setdefault(name, DatastoreRecordData()).records.update(data.records)
+    outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
+    removed = (set(first.removed) | set(again.removed)) - outputs
+    return dataclasses.replace(
+        first,
+        outputs=tuple(outputs),
+        removed=tuple(removed),
+        records=records,
+        scan=again.scan,
+    )
+
+
+def lost_outcome(
+    quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str
+) -> QuantumOutcome:
+    """Return the outcome of a quantum whose worker was lost.
+
+    Parameters
+    ----------
+    quantum_id
+        The quantum.
+    label
+        Label of its task.
+    data_id
+        Its data ID.
+    reason
+        What became of the worker.
+    """
+    report = QuantumReport(
+        quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label
+    )
+    return QuantumOutcome(
+        quantum_id, QuantumAttemptStatus.ABORTED, report, kind=FailureKind.LOST, reason=reason
+    )

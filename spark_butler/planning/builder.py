@@ -1,0 +1,181 @@
+"""Predicted quantum graph, built by pipe_base as ``pipetask qgraph`` builds it.
+
+Runs in the driver; nothing here writes to the repository.
+"""
+
+from __future__ import annotations
+
+__all__ = ["build_predicted_graph"]
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from astropy.table import Table
+from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
+from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
+from lsst.daf.butler import Butler, MissingCollectionError
+from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
+    AllDimensionsQuantumGraphBuilder,
+    DatasetQueryConstraintVariant,
+)
+from lsst.pipe.base.dot_tools import graph2dot
+from lsst.pipe.base.mermaid_tools import graph2mermaid
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
+from lsst.resources import ResourcePath
+
+from .._daf_butler import fetch_run_ids
+from ..repository.collection_notes import read_temporaries
+from ..repository.output_run import check_configs
+from ..temporaries.dataset_types import find_temporary_types
+from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
+from .patterns import retained_types
+from .request import RunRequest
+
+
+def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
+    """Build a graph as ``pipetask qgraph`` does, with dataset IDs that are the same when it is built again.
+
+    Parameters
+    ----------
+    request
+        The request.
+    factory
+        Factory of the pipeline graph.
+
+    Returns
+    -------
+    graph
+        The graph; `None` if it is empty.
+    """
+    pipeline_graph = _resolve(request, factory)
+    temporary = find_temporary_types(pipeline_graph, request.options)
+    retained = request.read_retained()
+    butler, collections, run = ButlerFactory.make_butler_and_collections(
+        request.repo,
+        output=request.output,
+        output_run=request.output_run,
+        inputs=list(request.inputs),
+        extend_run=request.extend_run,
+        rebase=request.rebase,
+        replace_run=request.replace_run,
+        prune_replaced=request.prune_replaced,
+    )
+    with butler:
+        skip_existing_in = request.skip_existing_in
+        if request.skip_existing and run is not None:
+            skip_existing_in += (run,)
+        existing: frozenset[uuid.UUID] = frozenset()
+        if run is not None and request.extend_run:
+            if not request.skip_init_writes:
+                # Before it turns out that all quanta have been done, with another configuration.
+                check_configs(butler, pipeline_graph, run)
+            existing = fetch_run_ids(butler, run)
+            if read_temporaries(butler, [run]) - temporary.keys():
+                # Only the engine can see which quanta have to make again what is to be kept now.
+                skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)
+        absent = temporary.keys() | read_temporaries(butler, _flatten(butler, skip_existing_in))
+        builder = _make_builder(
+            request,
+            pipeline_graph,
+            butler,
+            skip_existing_in=skip_existing_in,
+            # The builder refuses them where nothing is skipped.
+            retained=retained_types(pipeline_graph, retained, absent) if skip_existing_in else None,
+            collections=collections,
+            run=run,
+        )
+        metadata = {
+            "butler_argument": request.repo,
+            "extend_run": request.extend_run,
+            "skip_existing_in": skip_existing_in,
+            "skip_existing": request.skip_existing,
+            "retained_dataset_types": request.retained_dataset_types,
+            "data_query": request.where,
+        }
+        components = builder.finish(
+            request.output,
+            metadata=metadata,
+            attach_datastore_records=request.qgraph_datastore_records,
+        )
+    if existing and not request.clobber_outputs:
+        check_outputs_in_the_way(components, existing)
+    settle_dataset_ids(components, keep=existing)
+    return _finish(request, components)
+
+
+def _finish(request: RunRequest, components: PredictedQuantumGraphComponents) -> PredictedQuantumGraph | None:
+    """Write and show a graph as the request asks; return `None` for an empty graph."""
+    if file := request.save_qgraph:
+        components.write(file)
+    graph = components.assemble()
+    if not summarize_quantum_graph(graph):
+        return None
+    if file := request.qgraph_dot:
+        graph2dot(graph, file)
+    if file := request.qgraph_mermaid:
+        graph2mermaid(graph, file)
+    request.show.show_graph_info(graph, request.repo)
+    return graph
+
+
+def _make_builder(
+    request: RunRequest,
+    pipeline_graph: PipelineGraph,
+    butler: Butler,
+    *,
+    skip_existing_in: Sequence[str],
+    retained: list[str] | None,
+    collections: Sequence[str],
+    run: str | None,
+) -> AllDimensionsQuantumGraphBuilder:
+    """Make pipe_base's builder with the options of a request."""
+    return AllDimensionsQuantumGraphBuilder(
+        pipeline_graph,
+        butler,
+        where=request.where or "",
+        skip_existing_in=skip_existing_in,
+        retained_dataset_types=retained,
+        prune_unanchored_quanta=request.prune_unanchored_quanta,
+        # What is in the way of quanta that succeeded, and run for a temporary only, is no reason to stop.
+        clobber=True,
+        dataset_query_constraint=DatasetQueryConstraintVariant.fromExpression(
+            request.dataset_query_constraint
+        ),
+        input_collections=collections,
+        output_run=run,
+        data_id_tables=[_read_table(file) for file in request.data_id_table],
+    )
+
+
+def _flatten(butler: Butler, collections: Sequence[str]) -> Sequence[str]:
+    """Find the runs among collections that may not exist yet."""
+    try:
+        return butler.collections.query(collections, flatten_chains=True) if collections else ()
+    except MissingCollectionError:
+        return ()
+
+
+def _read_table(file: str) -> Table:
+    """Read a table of data IDs, which the builder wants to name in its messages."""
+    with ResourcePath(file).as_local() as local:
+        table = Table.read(local.ospath)
+    table.meta["filename"] = file
+    return table
+
+
+def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
+    """Build the pipeline graph, with its dataset types."""
+    pipeline_graph: PipelineGraph = factory(resolve=False).copy()
+    if request.mock:
+        from lsst.pipe.base.tests.mocks import mock_pipeline_graph
+
+        pipeline_graph = mock_pipeline_graph(
+            pipeline_graph,
+            unmocked_dataset_types=request.unmocked_dataset_types,
+            force_failures=request.mock_failure,
+        )
+    with Butler.from_config(request.repo, writeable=False) as butler:
+        pipeline_graph.resolve(butler.registry)
+    return pipeline_graph

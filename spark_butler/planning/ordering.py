@@ -1,0 +1,96 @@
+"""Algorithms on directed acyclic graphs of numbers, for the partition of a quantum graph.
+
+Runs in the driver.
+"""
+
+from __future__ import annotations
+
+__all__ = ["comes_out_even", "find_stages", "find_units", "sort_topologically"]
+
+import heapq
+from collections.abc import Iterable, Sequence
+
+import networkx
+
+from ..errors import PlanError
+from .plan import Crossing
+
+
+def sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Order numbers so that each follows those it needs (Kahn's algorithm)."""
+    feeds: list[list[int]] = [[] for _ in range(n)]
+    missing = [0] * n
+    for before, after in edges:
+        feeds[before].append(after)
+        missing[after] += 1
+    # The last to become ready goes first: what is made is soon used, so that few temporaries live at a time.
+    ready = [node for node in reversed(range(n)) if not missing[node]]
+    order: list[int] = []
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for after in reversed(feeds[node]):
+            missing[after] -= 1
+            if not missing[after]:
+                ready.append(after)
+    if len(order) != n:
+        raise PlanError(
+            f"The quantum graph has a dependency cycle: {n - len(order)} of {n} nodes wait for each other."
+        )
+    return order
+
+
+def find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
+    """Count the groups on the longest path to each of those that follow what they need."""
+    stages: list[int] = []
+    for before in needs:
+        stages.append(max((stages[need] + 1 for need in before), default=0))
+    return stages
+
+
+def comes_out_even(costs: Sequence[float], slots: int, unevenness: float) -> bool:
+    """Whether all slots are busy about as long, if each that is free takes the costliest group left."""
+    busy = [0.0] * slots
+    for cost in sorted(costs, reverse=True):
+        heapq.heapreplace(busy, busy[0] + cost)
+    return max(busy) <= unevenness * sum(costs) / slots
+
+
+def find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:
+    """Join groups that pass temporaries to each other, and what lies on a path between them.
+
+    Returns
+    -------
+    unit_of
+        Number of the unit of each group, each after those it needs.
+    """
+    root = list(range(len(needs)))
+
+    def find(n: int) -> int:
+        while root[n] != n:
+            root[n] = root[root[n]]
+            n = root[n]
+        return n
+
+    for crossing in crossings:
+        for consumer in crossing.consumers:
+            root[find(consumer)] = find(crossing.producer)
+    joined = [find(n) for n in range(len(needs))]
+    edges = dict.fromkeys(
+        (joined[need], joined[n]) for n in range(len(needs)) for need in needs[n] if joined[need] != joined[n]
+    )
+    try:
+        order = sort_topologically(len(needs), list(edges))
+    except PlanError:
+        # A path leaves a unit and comes back: all that lies on it belongs to the unit.
+        graph: networkx.DiGraph[int] = networkx.DiGraph(list(edges))
+        for component in networkx.strongly_connected_components(graph):
+            keeper = min(component)
+            for n in component:
+                root[n] = keeper
+        joined = [find(n) for n in range(len(needs))]
+        edges = dict.fromkeys((joined[a], joined[b]) for a, b in edges if joined[a] != joined[b])
+        order = sort_topologically(len(needs), list(edges))
+    used = set(joined)
+    number = {joint: n for n, joint in enumerate(joint for joint in order if joint in used)}
+    return [number[joint] for joint in joined]
