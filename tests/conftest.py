@@ -40,14 +40,16 @@ _NO_JAVA = "/only-tests-marked-jvm-start-java"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start a JVM, and put modules without such tests first."""
+    """Mark tests by what they need, and put modules that need no JVM first."""
     jvm_modules = set()
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        is_whole_program = {"integration", "demo"} & set(item.path.relative_to(_ROOT).parts)
+        is_whole_program = item.path.is_relative_to(_ROOT / "tests" / "integration")
         uses_spark = not _JVM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
         if is_whole_program or uses_spark or "spark" in map(str, parameters.values()):
             item.add_marker(pytest.mark.jvm)
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.s3)
         if "jvm" in item.keywords:
             jvm_modules.add(item.path)
     items.sort(key=lambda item: item.path in jvm_modules)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import posixpath
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from lsst.resources import ResourcePath
 
 from spark_butler.cli.cleanup import find_folders
 from spark_butler.cli.main import main
+from spark_butler.demo.repository import make_repository
+from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.errors import RepositoryError
 from spark_butler.report import find_attempts
 from spark_butler.repository.checks import store_roots
@@ -51,12 +53,14 @@ _NAMES = st.one_of(
 _RUN = "u/me/first"
 
 
-@pytest.fixture(params=["posix", "s3"])
-def repo(request: pytest.FixtureRequest, s3_repo: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A repository with scratch files and reports of a run, another's below its name, and other files."""
-    root = s3_repo("hostile") if request.param == "s3" else tmp_path / "posix" / "hostile"
-    if request.param == "posix":
-        root.parent.mkdir()
+def _make(kind: str, folder: Path, server: EmbeddedS3) -> Path:
+    """Make a repository with files of a run, of another below its name, of a removed one, and other files."""
+    root = folder / "hostile"
+    if kind == "s3":
+        bucket = f"hostile-{uuid.uuid4().hex[:8]}"
+        server.make_bucket(bucket)
+        make_repository(root, f"s3://{bucket}/repo/")
+    else:
         Butler.makeRepo(root)
     with Butler.from_config(root, writeable=True) as butler:
         butler.collections.register(_RUN)
@@ -71,6 +75,22 @@ def repo(request: pytest.FixtureRequest, s3_repo: Callable[[str], Path], tmp_pat
     for path in ("u/me/first/file", "data", "spark-butler-scratch/stray", "../other/file", "../file"):
         store.join(path).write(b"x")
     return root
+
+
+@pytest.fixture(params=["posix", "s3"])
+def repo(request: pytest.FixtureRequest, s3_server: EmbeddedS3, tmp_path: Path) -> Path:
+    """A repository for one test."""
+    return _make(request.param, tmp_path, s3_server)
+
+
+@pytest.fixture(scope="module", params=["posix", "s3"])
+def read_only(
+    request: pytest.FixtureRequest, s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Butler]]:
+    """A repository that no test changes, and its butler."""
+    root = _make(request.param, tmp_path_factory.mktemp("read_only"), s3_server)
+    with Butler.from_config(root, writeable=False) as butler:
+        yield root, butler
 
 
 def _store(repo: Path) -> ResourcePath:
@@ -93,7 +113,7 @@ def _contents(repo: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("address", ["file:///data/repo/", "s3://bucket/repo/", "s3://profile@bucket/repo/"])
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(run=_NAMES)
 @example(run="u/me/first")
 def test_folder_of_a_run_spells_its_name_or_is_refused(address: str, run: str) -> None:
@@ -112,20 +132,15 @@ def test_folder_of_a_run_spells_its_name_or_is_refused(address: str, run: str) -
     assert path_below(top, again) == f"{run}/"
 
 
-@settings(
-    max_examples=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=_NAMES)
-def test_hostile_name_is_refused_in_one_line(repo: Path, run: str) -> None:
-    with Butler.from_config(repo, writeable=False) as butler:
-        roots = store_roots(butler)
-        with pytest.raises(RepositoryError) as refusal:
-            find_folders(butler, str(repo), run)
-        if run not in ("u", "u/me"):
-            with contextlib.suppress(RepositoryError):
-                assert find_attempts(roots, run) == []
+def test_hostile_name_is_refused_in_one_line(read_only: tuple[Path, Butler], run: str) -> None:
+    repo, butler = read_only
+    with pytest.raises(RepositoryError) as refusal:
+        find_folders(butler, str(repo), run)
+    if run not in ("u", "u/me"):
+        with contextlib.suppress(RepositoryError):
+            assert find_attempts(store_roots(butler), run) == []
     (line,) = str(refusal.value).splitlines()
     assert line.startswith(f"The repository {str(repo)!r} has no run {run!r}; expected ")
 
@@ -165,11 +180,9 @@ def test_cleanup_removes_only_files_of_the_run(repo: Path) -> None:
         ("qqqqqqqqqqq", ["spark-butler status"]),
     ],
 )
-def test_refusal_suggests_similar_runs(repo: Path, run: str, near: list[str]) -> None:
-    with (
-        Butler.from_config(repo, writeable=False) as butler,
-        pytest.raises(RepositoryError) as refusal,
-    ):
+def test_refusal_suggests_similar_runs(read_only: tuple[Path, Butler], run: str, near: list[str]) -> None:
+    repo, butler = read_only
+    with pytest.raises(RepositoryError) as refusal:
         find_folders(butler, str(repo), run)
     for each in near:
         assert each in str(refusal.value)

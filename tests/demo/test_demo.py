@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.jvm
+
 _JOB = Path(__file__).resolve().parents[2] / "jobs" / "demo.py"
-_SMALL = ("--visits", "1", "--detectors", "2", "--size", "512")
+_SMALL = ("--visits", "1", "--detectors", "2", "--size", "256")
 
 
 def _environment() -> dict[str, str]:
@@ -62,6 +64,7 @@ def test_report_is_there_and_named(demo: tuple[Path, str]) -> None:
     assert content["totals"]["requests"] > 7
 
 
+@pytest.mark.slow
 def test_second_demo_keeps_the_night_and_its_repository_serves_butler_commands(
     demo: tuple[Path, str],
 ) -> None:

@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import pytest
 from astropy.io import fits
 from astropy.table import Table
 
@@ -45,6 +46,7 @@ def _write_frame(path: Path, second: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
+@pytest.mark.slow
 def test_from_a_fits_file_to_its_catalog(tmp_path: Path) -> None:
     frames = tmp_path / "my-frames"
     frames.mkdir()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,11 +28,18 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> SimulatedData:
     return simulate(tmp_path_factory.mktemp("night"), visits=2, detectors=2, size=256, seed=3)
 
 
+@pytest.fixture(scope="session")
+def empty_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty repository, to be copied."""
+    root = tmp_path_factory.mktemp("empty") / "repo"
+    Butler.makeRepo(str(root))
+    return root
+
+
 @pytest.fixture
-def repo(tmp_path: Path) -> Path:
+def repo(empty_repo: Path, tmp_path: Path) -> Path:
     """An empty repository."""
-    Butler.makeRepo(str(tmp_path / "repo"))
-    return tmp_path / "repo"
+    return shutil.copytree(empty_repo, tmp_path / "repo")
 
 
 @pytest.fixture

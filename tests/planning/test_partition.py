@@ -73,7 +73,7 @@ _any_plan = given(sketch=_sketches(), grain=st.sampled_from(_GRAINS), slots=st.i
 
 
 @_any_plan
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_plan_keeps_the_order_of_the_graph(sketch: GraphSketch, grain: GroupBy, slots: int) -> None:
     plan = _cut(sketch, grain, slots)
     sequence = [quantum for group in plan.groups for quantum in group.quanta]
@@ -84,7 +84,7 @@ def test_plan_keeps_the_order_of_the_graph(sketch: GraphSketch, grain: GroupBy, 
 
 
 @given(sketch=_sketches(), most=st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_split_groups_keep_order_and_fused_chains(sketch: GraphSketch, most: int) -> None:
     fused = cut_graph(sketch, group_by="fused")
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,7 @@ def test_split_groups_keep_order_and_fused_chains(sketch: GraphSketch, most: int
 
 
 @_any_plan
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_group_graph_has_no_cycle(sketch: GraphSketch, grain: GroupBy, slots: int) -> None:
     plan = _cut(sketch, grain, slots)
     assert [group.index for group in plan.groups] == list(range(len(plan.groups)))
@@ -119,7 +119,7 @@ def test_group_graph_has_no_cycle(sketch: GraphSketch, grain: GroupBy, slots: in
 
 
 @_any_plan
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_units_cover_all_groups_and_can_run_one_after_another(
     sketch: GraphSketch, grain: GroupBy, slots: int
 ) -> None:
@@ -144,7 +144,7 @@ def test_units_cover_all_groups_and_can_run_one_after_another(
 
 
 @_any_plan
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_temporary_is_delivered_to_each_reader_once(
     sketch: GraphSketch, grain: GroupBy, slots: int
 ) -> None:
@@ -260,20 +260,19 @@ def _chains(n_chains: int) -> GraphSketch:
 
 
 @pytest.mark.parametrize("grain", ["fused", "auto"])
-def test_hundred_thousand_quanta_take_seconds(grain: GroupBy) -> None:
+def test_planning_time_is_linear_in_the_number_of_quanta(grain: GroupBy) -> None:
     def measure(work: Callable[[], Plan]) -> tuple[float, Plan]:
         start = time.process_time()
         plan = work()
         return time.process_time() - start, plan
 
-    small, large = _chains(3_333), _chains(33_333)
+    small, large = _chains(1_111), _chains(11_111)
     few, _ = measure(lambda: cut_graph(small, group_by=grain, slots=8))
     many, plan = measure(lambda: cut_graph(large, group_by=grain, slots=8))
-    assert len(plan) == 100_000
-    assert sum(len(group.quanta) == 3 for group in plan.groups) == 33_333
-    assert many < 15.0
+    assert len(plan) == 33_334
+    assert sum(len(group.quanta) == 3 for group in plan.groups) == 11_111
     # Ten times the quanta: a quadratic step would take a hundred times as long.
-    assert many < 50 * max(few, 0.1)
+    assert many < 50 * max(few, 0.03)
 
 
 @pytest.mark.parametrize(

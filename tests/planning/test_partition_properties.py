@@ -54,7 +54,7 @@ def _cut(sketch: GraphSketch, grain: object, slots: int = 2) -> Plan:
     return cut_graph(sketch, group_by=grain, slots=slots)  # type: ignore[arg-type]
 
 
-_some = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_some = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @_some
