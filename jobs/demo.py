@@ -64,7 +64,8 @@ def run(night: DemoNight, cores: int) -> int:
         say(start, "Processing on Spark")
         status = process(night, java_home, cores)
         if status == 0:
-            say(start, "Drawing pictures")
+            say(start, "Fetching the report and drawing pictures")
+            fetch_report(night)
             pictures = draw(night)
     say(start, "S3 server stopped")
     if status == 0:
@@ -88,7 +89,7 @@ def process(night: DemoNight, java_home: Path, cores: int) -> int:
             f"instrument='{INSTRUMENT}'",
             "--register-dataset-types",
         ),
-        *("--temporary", "auto", "--report", str(night.directory / "report")),
+        *("--temporary", "auto"),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"} | {
         "JAVA_HOME": str(java_home),
@@ -104,6 +105,18 @@ def process(night: DemoNight, java_home: Path, cores: int) -> int:
     if status != 0:
         print(f"Exit status {status}; the log ends with:\n" + "".join(log.read_text().splitlines(True)[-20:]))
     return status
+
+
+def fetch_report(night: DemoNight) -> None:
+    """Copy the report of the run out of the object store, by the command."""
+    folder = night.directory / "report"
+    folder.mkdir(exist_ok=True)
+    command = [
+        os.path.join(sysconfig.get_path("scripts"), "spark-butler"),
+        *("report", str(night.repo), OUTPUT, "--html", str(folder / "report.html"), "--format", "json"),
+    ]
+    with open(folder / "report.json", "w") as stream:
+        subprocess.run(command, stdout=stream, stderr=subprocess.DEVNULL, check=True)
 
 
 def draw(night: DemoNight) -> list[Path]:

@@ -102,8 +102,7 @@ def cancel(repo: str, run: str, form: str) -> None:
 @click.argument("repo")
 @click.argument("run", required=False)
 @click.option("--html", "page", metavar="FILE", help="Where to write the report as a page; can be a URI.")
-@click.option("--all", "every", is_flag=True, help="List the reports of all attempts at RUN.")
-def report(repo: str, run: str | None, page: str | None, every: bool, form: str) -> None:
+def report(repo: str, run: str | None, page: str | None, form: str) -> None:
     """Print the report of a run that has ended.
 
     REPO is a repository and RUN an output RUN, or the CHAINED collection of -o; without RUN, it is the
@@ -121,11 +120,7 @@ def report(repo: str, run: str | None, page: str | None, every: bool, form: str)
         if content is None:
             raise UserError(f"There is no file {repo!r}.")
     else:
-        attempts = _find(repo, run)
-        if every:
-            _list_reports([each for each in attempts if each.report_file.exists()], form)
-            return
-        for attempt in reversed(attempts):
+        for attempt in reversed(_find(repo, run)):
             if (content := _read_report(attempt.report_file)) is not None:
                 break
         else:
@@ -184,25 +179,6 @@ def _with_age(status: Mapping[str, Any], attempt: AttemptFolder) -> dict[str, An
         if is_silent(status, now):
             result["state"] = "silent"
     return result
-
-
-def _list_reports(attempts: Sequence[AttemptFolder], form: str) -> None:
-    """List where the reports of attempts are."""
-    if form == "json":
-        say_json(
-            [
-                {
-                    "run": each.run,
-                    "attempt": each.stamp,
-                    "page": str(each.page_file),
-                    "report": str(each.report_file),
-                }
-                for each in attempts
-            ]
-        )
-        return
-    for each in attempts:
-        click.echo(str(each.page_file))
 
 
 def _list_run(attempt: AttemptFolder, status: Mapping[str, Any]) -> tuple[str, ...]:

@@ -38,17 +38,11 @@ _OPTIONS = (
     ),
     click.option(
         "--group-by",
-        metavar="auto|fused|quantum|DIM[,DIM...]",
+        metavar="auto|fused|DIM[,DIM...]",
         default="auto",
         show_default=True,
         help="Which quanta one worker runs in order: those of the same dimensions, those joined by narrow "
-        "edges (fused), each for itself (quantum), or the coarsest that keeps every slot busy (auto).",
-    ),
-    click.option(
-        "--max-shuffle-bytes",
-        metavar="BYTES",
-        type=int,
-        help="Size of a temporary from which on it waits in the object store and not in Spark.",
+        "edges (fused), or the coarsest that keeps every slot busy (auto).",
     ),
     click.option(
         "--isolation",
@@ -56,7 +50,8 @@ _OPTIONS = (
         default="group",
         show_default=True,
         help="What gets a process of its own, forked from a warm worker: a group of quanta, of which a new "
-        "process goes on where one died; each quantum; or nothing, without limits on memory and time.",
+        "process goes on where one died; each quantum, which then is a group of its own if there are "
+        "temporaries; or nothing, without limits on memory and time.",
     ),
     click.option(
         "--retries",
@@ -87,12 +82,6 @@ _OPTIONS = (
         metavar="FILE",
         help="Where to write the provenance quantum graph of the run, for `butler provenance-report` and "
         "`butler ingest-graph`: a name that ends in .qg; can be a URI.",
-    ),
-    click.option(
-        "--report",
-        metavar="DIR",
-        help="Folder for a copy of the run's report, report.html and report.json; can be a URI. The report "
-        "itself is kept beside the datasets, see `spark-butler report`.",
     ),
     click.option(
         "--progress/--no-progress",

@@ -21,6 +21,9 @@ from ..model.work import WorkerContext
 from ..repository.checks import store_roots
 from ..worker.environment import worker_environment
 
+MAX_SHUFFLE_BYTES = 8 << 30
+"""Length of a serialized temporary, all its copies together, from which on it goes round the shuffle."""
+
 
 def make_context(
     graph: PredictedQuantumGraph,
@@ -77,7 +80,7 @@ def make_context(
         limits=limits,
         isolation=options.isolation,
         scratch=scratch,
-        max_shuffle_bytes=options.max_shuffle_bytes,
+        max_shuffle_bytes=MAX_SHUFFLE_BYTES,
         provenance=provenance,
         log_state=tuple(CliLog.configState),
         environment=worker_environment(),

@@ -237,6 +237,7 @@ def _grain(options: RunOptions, temporary_types: Collection[str]) -> GroupBy:
         return options.group_by
     if options.group_by not in ("auto", "quantum"):
         raise OptionsError(
-            f"--isolation quantum with temporaries needs --group-by quantum; it is {options.group_by!r}."
+            "--isolation quantum makes each quantum a group of its own where there are temporaries; "
+            f"it can't be combined with --group-by, which is {options.group_by!r}."
         )
     return "quantum"

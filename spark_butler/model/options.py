@@ -39,9 +39,6 @@ class RunOptions(pydantic.BaseModel):
     group_by: Literal["auto", "fused", "quantum"] | tuple[str, ...] = pydantic.Field(
         "auto", description="Dimensions whose quanta share a group, or how to find them."
     )
-    max_shuffle_bytes: int | None = pydantic.Field(
-        None, ge=1, description="Size of a temporary from which on it waits in the object store."
-    )
     processes: int | None = pydantic.Field(
         None, ge=1, description="Greatest number of quanta to run at once; None leaves it to Spark."
     )
@@ -92,7 +89,7 @@ class RunOptions(pydantic.BaseModel):
             return value
         names = tuple(name.strip() for name in value.split(","))
         if not all(names):
-            raise ValueError("expected auto, fused, quantum, or names of dimensions")
+            raise ValueError("expected auto, fused, or names of dimensions")
         return names
 
     @pydantic.field_validator("max_failures")

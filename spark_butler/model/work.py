@@ -91,7 +91,7 @@ class WorkerContext:
     """Address of the run's folder in the object store for temporaries that a shuffle can't take."""
 
     max_shuffle_bytes: int | None = None
-    """Length of a serialized temporary from which on it goes to `scratch`."""
+    """Length of a serialized temporary, all its copies together, from which on it goes to `scratch`."""
 
     stores: tuple[str, ...] = ()
     """Addresses of the places where the datastores keep files."""

@@ -258,6 +258,9 @@ def _read_options(values: dict[str, Any]) -> RunOptions:
     options = {name: values.pop(name) for name in _ENGINE if name in values}
     if (file := options.get("resources")) is not None and not isinstance(file, ResourceRequests):
         options["resources"] = read_requests(file)
+    if options.get("group_by") == "quantum":
+        # `RunOptions` takes it, for the engine's own use.
+        raise OptionsError("--group-by is 'quantum': expected auto, fused, or names of dimensions")
     options["store"] = _read_stored(options.get("store") or ())
     options["memory_per_quantum"] = options.get("memory_per_quantum") or ""
     options = {name: value for name, value in options.items() if value is not None}

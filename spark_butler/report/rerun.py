@@ -21,9 +21,7 @@ _ALONE = frozenset(
         "--dry-run",
     }
 )
-_WITH_VALUE = frozenset(
-    {"-d", "--data-query", "--prune-replaced", "--report", "--provenance-graph", "--select-tasks"}
-)
+_WITH_VALUE = frozenset({"-d", "--data-query", "--prune-replaced", "--provenance-graph", "--select-tasks"})
 
 
 def _quote(word: str) -> str:

@@ -40,8 +40,6 @@ class RunReporter:
     root
         Root of a datastore, where status and report are kept; `None` keeps
         neither.
-    copy_to
-        Folder for another copy of the report.
     bars
         Whether to draw bars on standard error; by default if that is a
         terminal.
@@ -63,7 +61,6 @@ class RunReporter:
         run: RunInfo,
         root: ResourcePath | None = None,
         *,
-        copy_to: ResourcePath | None = None,
         bars: bool | None = None,
         on_cancel: Callable[[], None] | None = None,
         progress: Progress | None = None,
@@ -73,7 +70,6 @@ class RunReporter:
         self._folder: AttemptFolder | None = None
         if root is not None and root.scheme not in ("mem", "file+mem"):
             self._folder = new_attempt(root, run.run, run.started)
-        self._copy_to = copy_to
         self._bars = sys.stderr.isatty() if bars is None else bars
         self._on_cancel = on_cancel
         self._seconds_between = seconds_between
@@ -136,21 +132,19 @@ class RunReporter:
             logger.warning("No report could be made of the run: %s", brief(exc), exc_info=True)
             return
         self.content = content
-        for folder in (self._copy_to, self._folder.uri if self._folder is not None else None):
-            if folder is None:
-                continue
-            try:
-                for name, data in files.items():
-                    folder.join(name).write(data)
-            except Exception as exc:  # noqa: BLE001  (many libraries may speak here)
-                logger.warning("The report could not be written to %s: %s", folder, brief(exc))
-            else:
-                self.places.append(folder.join("report.html"))
-        if self._folder is not None:
-            try:
-                self._write_status(self._folder, state)
-            except Exception as exc:  # noqa: BLE001  (as above)
-                logger.debug("The last status could not be written: %s", brief(exc))
+        if self._folder is None:
+            return
+        try:
+            for name, data in files.items():
+                self._folder.uri.join(name).write(data)
+        except Exception as exc:  # noqa: BLE001  (many libraries may speak here)
+            logger.warning("The report could not be written to %s: %s", self._folder.uri, brief(exc))
+        else:
+            self.places.append(self._folder.page_file)
+        try:
+            self._write_status(self._folder, state)
+        except Exception as exc:  # noqa: BLE001  (as above)
+            logger.debug("The last status could not be written: %s", brief(exc))
 
     def _keep_status(self) -> None:
         """Write how the run stands, and look whether it is to end."""

@@ -91,13 +91,17 @@ def test_nothing_is_written_or_started(
 
 def test_spark_butler_plan(job_repo: JobRepo) -> None:
     before = job_repo.contents()
-    given = [*job_repo.arguments, "-o", "u/nothing", "--group-by", "quantum"]
+    given = [*job_repo.arguments, "-o", "u/nothing", "--isolation", "quantum", "--temporary", "auto"]
     result = CliRunner().invoke(main, ["plan", *given])
     assert result.exit_code == 0, result.output
     assert "13 quanta in 13 groups" in result.stdout
     result = CliRunner().invoke(main, ["plan", *given, "--group-by", "nonsense"])
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("Error: Can't group by nonsense")
+    assert result.stderr.splitlines()[-1].startswith("Error: --isolation quantum makes each quantum a group")
+    for grain, error in (("nonsense", "Can't group by nonsense"), ("quantum", "--group-by is 'quantum': ")):
+        result = CliRunner().invoke(main, ["plan", *job_repo.arguments, "-o", "u/x", "--group-by", grain])
+        assert result.exit_code == 2
+        assert result.stderr.splitlines()[-1].startswith(f"Error: {error}")
     result = CliRunner().invoke(main, ["run", "-b", str(job_repo.root), "-o", "u/nothing"])
     assert result.exit_code == 2
     assert "--pipeline" in result.stderr
@@ -223,7 +227,7 @@ def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, run_job: RunJob, tmp_pat
     process = subprocess.Popen(
         [
             *(sys.executable, str(JOB), *job_repo.arguments, "-o", "stopped", "--no-versions"),
-            *("-C", f"second:{slow}", "--group-by", "quantum", "--long-log"),
+            *("-C", f"second:{slow}", "--long-log"),
         ],
         env={**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"},
         stdout=subprocess.PIPE,

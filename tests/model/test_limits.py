@@ -132,7 +132,7 @@ def test_request_options_are_parsed_as_on_the_command_line() -> None:
     assert RunOptions(group_by="visit").group_by == ("visit",)
     assert RunOptions(group_by="visit, detector").group_by == ("visit", "detector")
     assert RunOptions(group_by="fused").group_by == "fused"
-    with pytest.raises(OptionsError, match="group_by is 'visit,': expected auto, fused, quantum, or names"):
+    with pytest.raises(OptionsError, match="group_by is 'visit,': expected auto, fused, or names"):
         RunOptions(group_by="visit,")
     with pytest.raises(OptionsError, match="retries is -1: .*greater than or equal to 0"):
         RunOptions(retries=-1)

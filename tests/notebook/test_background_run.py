@@ -80,6 +80,7 @@ def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobR
     )
     again = run.retry().wait()
     assert again.status is RunStatus.FAILED
+    assert again.report_uri not in (None, run.report_uri)
     assert (_report(again)["totals"]["quanta"], len(_attempts(job_repo, "back/failed"))) == (5, 2)
 
 

@@ -435,7 +435,7 @@ def test_failed_task_of_a_cell_is_redefined_and_rerun(butler: SparkButler) -> No
 def test_a_run_is_cancelled_by_hand_and_by_a_stopped_cell(butler: SparkButler, spark: SparkSession) -> None:
     pipeline = Pipeline("slow")
     pipeline.addTask(run_cell("time.sleep(60)"), "slow")
-    run = butler.run(pipeline, output="u/slow", where=SCIENCE, group_by="quantum")
+    run = butler.run(pipeline, output="u/slow", where=SCIENCE)
     assert run.status is RunStatus.RUNNING
     with pytest.raises(UserError, match="still going on"):
         run.retry()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
+from lsst.resources import ResourcePath
 
 from spark_butler import run as one_run
 from spark_butler.cli.main import main
@@ -36,12 +37,14 @@ def _attempts(repo: JobRepo, run: str) -> list[AttemptFolder]:
 
 def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
     given = [*job_repo.arguments, "--backend", "serial", "--no-versions", "-d", "detector IN (1..3)", *_BAD]
-    result = run_job(*given, "-o", "watched/failed", "--report", tmp_path / "copy")
+    result = run_job(*given, "-o", "watched/failed")
     assert result.exit_code == 1, result.output
     last = result.stdout.splitlines()[-1]
     assert last.startswith("The report is in ")
-    assert last.endswith("/copy/report.html.")
-    content = json.loads((tmp_path / "copy" / "report.json").read_text())
+    assert last.endswith("/report.html.")
+    page = ResourcePath(last.removeprefix("The report is in ").removesuffix("."))
+    content = read_json(page.updatedFile("report.json"))
+    assert content is not None
     assert [(task["label"], task["done"], task["failed"], task["blocked"]) for task in content["tasks"]] == [
         *(("first", 3, 0, 0), ("second", 2, 1, 0), ("gather", 0, 0, 1), ("scatter", 0, 0, 3))
     ]
@@ -55,7 +58,7 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     assert all(
         row[3] in ("done", "failed") for lane in content["timeline"]["lanes"] for row in lane["attempts"]
     )
-    _check_commands(job_repo, tmp_path, content["run"])
+    _check_commands(job_repo, tmp_path, page)
     # The command that the report gives runs the quantum again and nothing else: here it fails once more.
     again = run_job(*shlex.split(failure["rerun"])[2:])
     assert "1 of 1 quanta failed, 0 blocked" in again.stdout, again.output
@@ -69,10 +72,13 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
 def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daemon: str) -> None:
     where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")
     output = f"watched/{daemon.partition('.')[0]}"
-    given = [*job_repo.arguments, "-o", output, "--temporary", "auto", "--group-by", "quantum"]
-    result = submit(*given, "--report", tmp_path, where=where)
+    given = [*job_repo.arguments, "-o", output, "--temporary", "auto"]
+    result = submit(*given, where=where)
     assert result.returncode == 0, result.stderr
-    spent = json.loads((tmp_path / "report.json").read_text())["time"]
+    page = tmp_path / "report.html"
+    spent = json.loads(_call("report", job_repo.root, output, "--html", page, "--format", "json").stdout)[
+        "time"
+    ]
     assert spent["before"]["session"] == spent["driver"]["Spark session"]
     assert 0 < spent["before"]["session_share"] < 1
     # Workers had imported what they need when they were looked at before the run.
@@ -80,11 +86,14 @@ def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daem
     assert 0 < spent["slots"]["import"] < spent["slots"]["available"]
     assert 0 < spent["slots"]["shuffle"] < spent["slots"]["available"]
     assert sum(spent["shares"].values()) == pytest.approx(1.0, abs=0.001)
-    assert "Not measured" not in (tmp_path / "report.html").read_text()
+    assert "Not measured" not in page.read_text()
 
 
-def _check_commands(repo: JobRepo, place: Path, run: str) -> None:
-    """See whether the commands find the report by the run's name, its chain's and by nothing."""
+def _check_commands(repo: JobRepo, place: Path, page: ResourcePath) -> None:
+    """Check that the commands find the report by the run's name, its chain's and by nothing."""
+    copy = place / "report.json"
+    copy.write_bytes(page.updatedFile("report.json").read())
+    run = json.loads(copy.read_text())["run"]
     shown = _call("report", repo.root, run)
     assert shown.exit_code == 0, shown.output
     assert "FAILED second instrument Cam1, detector 2: ValueError" in shown.stdout
@@ -92,11 +101,10 @@ def _check_commands(repo: JobRepo, place: Path, run: str) -> None:
     assert run in _call("status", repo.root).stdout
     status = json.loads(_call("status", repo.root, run, "--format", "json").stdout)
     assert (status["state"], status["n_failures"]) == ("failed", 1)
-    content = json.loads(_call("report", place / "copy" / "report.json", "--format", "json").stdout)
+    content = json.loads(_call("report", copy, "--format", "json").stdout)
     assert content["run"] == run
     assert _call("report", repo.root, run, "--html", place / "own.html").exit_code == 0
-    assert (place / "own.html").read_bytes() == (place / "copy" / "report.html").read_bytes()
-    assert _call("report", repo.root, run, "--all").stdout.endswith("/report.html\n")
+    assert (place / "own.html").read_bytes() == page.read()
     over = _call("cancel", repo.root, run)
     assert (over.exit_code, "is over (failed)" in over.output) == (2, True)
 
@@ -125,7 +133,7 @@ def test_cancelled_run_ends_in_order(
     ended = json.loads(result.stdout)
     assert (ended["run"], ended["state"], ended["exit_status"]) == ("watched/cancelled", "stopped", 143)
     assert ended["totals"]["done"] + ended["totals"]["not_run"] == 4
-    assert "Stopped by `spark-butler cancel`. What was finished is in run" in result.stderr
+    assert "Stopped by `spark-butler cancel`. Finished outputs are in run" in result.stderr
     (attempt,) = _attempts(job_repo, "watched/cancelled")
     content = read_json(attempt.report_file)
     assert content is not None

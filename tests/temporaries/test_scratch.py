@@ -17,6 +17,7 @@ from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from lsst.resources import ResourcePath
 
+from spark_butler.driver import context
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.temporaries import scratch
 
@@ -53,7 +54,7 @@ def _two_steps(scenario: ScenarioRepo, **config: Any) -> None:
 
 def _watch_scratch(monkeypatch: pytest.MonkeyPatch, scenario: ScenarioRepo) -> list[int]:
     """Count the files that there are when a run removes them."""
-    from spark_butler.driver import engine
+    from spark_butler.driver import collector
 
     counts: list[int] = []
 
@@ -61,7 +62,7 @@ def _watch_scratch(monkeypatch: pytest.MonkeyPatch, scenario: ScenarioRepo) -> l
         counts.append(len(scratch.find_scratch(_root(scenario))))
         return scratch.remove_scratch(folder)
 
-    monkeypatch.setattr(engine, "remove_scratch", remove)
+    monkeypatch.setattr(collector, "remove_scratch", remove)
     return counts
 
 
@@ -73,7 +74,8 @@ def test_large_temporaries_use_the_object_store(
     _two_steps(s3_scenario)
     reference = s3_scenario.run_reference()
     for limit, n_files in ((1000, 1), (10**9, 0)):
-        found = s3_scenario.run_temporary(backend, ["array"], "quantum", max_shuffle_bytes=limit)
+        monkeypatch.setattr(context, "MAX_SHUFFLE_BYTES", limit)
+        found = s3_scenario.run_temporary(backend, ["array"], "quantum")
         assert found == {key: value for key, value in reference.items() if key[0] != "array"}
         assert counts.pop() == n_files
         assert not scratch.find_scratch(_root(s3_scenario))
@@ -86,7 +88,8 @@ def test_files_are_removed_after_a_failure(
     scenario = s3_scenario
     scenario.real("make", "make_array", {"i": _START}, {"o": _ARRAY}, deferred=["i"], options={"size": 5000})
     scenario.real("fail", "no such function", {"i": _ARRAY}, {"o": "fail_end"})
-    _, result = scenario.run(backend, temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
+    monkeypatch.setattr(context, "MAX_SHUFFLE_BYTES", 1000)
+    _, result = scenario.run(backend, temporary=("array",), group_by="quantum")
     assert len(result.failed) == 2
     assert counts == [2]
     assert not scratch.find_scratch(_root(scenario))
@@ -95,16 +98,16 @@ def test_files_are_removed_after_a_failure(
 def test_failure_to_remove_scratch_does_not_fail_the_run(
     s3_scenario: ScenarioRepo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spark_butler.driver import engine
+    from spark_butler.driver import collector
 
     def refuse(folder: ResourcePath) -> int:
         raise ClientError({"Error": {"Code": "ExpiredToken", "Message": "no more"}}, "ListObjectsV2")
 
-    monkeypatch.setattr(engine, "remove_scratch", refuse)
+    monkeypatch.setattr(collector, "remove_scratch", refuse)
     s3_scenario.n_detectors = 1
     _two_steps(s3_scenario)
-    options = {"group_by": "quantum", "max_shuffle_bytes": 1000}
-    _, result = s3_scenario.run(SerialBackend(), temporary=("array",), **options)
+    monkeypatch.setattr(context, "MAX_SHUFFLE_BYTES", 1000)
+    _, result = s3_scenario.run(SerialBackend(), temporary=("array",), group_by="quantum")
     assert not result.failed
     assert result.n_ingested
     assert "ExpiredToken" in caplog.text
@@ -173,12 +176,14 @@ import sys
 from lsst.daf.butler import Butler
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from tests.support.scenarios import ScenarioRepo
+from spark_butler.driver import context
 from spark_butler.driver.serial import SerialBackend
 from tests.temporaries import test_scratch
+context.MAX_SHUFFLE_BYTES = 1000
 with Butler.from_config(sys.argv[1], writeable=True) as butler:
     scenario = ScenarioRepo(DirectButlerRepo(butler, "base.yaml"))
     test_scratch._two_steps(scenario, hold=sys.argv[2], record=sys.argv[3])
-    scenario.run(SerialBackend(), temporary=("array",), group_by="quantum", max_shuffle_bytes=1000)
+    scenario.run(SerialBackend(), temporary=("array",), group_by="quantum")
 """
 
 

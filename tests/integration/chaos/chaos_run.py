@@ -144,6 +144,7 @@ class Driver:
         ]
         environment = {
             **self.stage.environment(),
+            **self.variant.environment,
             "S3_ENDPOINT_URL": self.endpoint_url,
             "SPARK_CONF_DIR": str(self.folder / "conf"),
             "SPARK_LOCAL_DIRS": str(self.folder / "local"),

@@ -22,6 +22,7 @@ from spark_butler.demo.night import ingest_night
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.demo.simulation import simulate
+from tests.integration.chaos.chaos_tasks import MAX_SHUFFLE_BYTES
 from tests.support.mock_night import fill_mock_night, task_text
 from tests.support.stock import read_graph, run_pipetask
 from tests.support.temporaries_tasks import digest
@@ -96,6 +97,9 @@ class Variant:
 
     weight: int = 1
     """How often it is chosen, compared with the others."""
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables of the driver."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,9 +313,15 @@ def _fill_process_ccd(repo: Path, folder: Path) -> Path:
     return ROOT / "conf" / "pipelines" / "process_ccd.yaml"
 
 
-def _variant(name: str, *arguments: str, temporary: tuple[str, ...] = (), weight: int = 1) -> Variant:
+def _variant(
+    name: str,
+    *arguments: str,
+    temporary: tuple[str, ...] = (),
+    weight: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Variant:
     chosen = [word for each in temporary for word in ("--temporary", each)]
-    return Variant(name, (*chosen, *arguments), frozenset(temporary), weight)
+    return Variant(name, (*chosen, *arguments), frozenset(temporary), weight, environment or {})
 
 
 _MOCK = ("cleaned", "calibrated", "sources", "visit_out", "coadd_out")
@@ -332,7 +342,9 @@ SCENARIOS: Mapping[str, Scenario] = {
                 _variant("shuffled", "--group-by", "detector", temporary=_MOCK[:2], weight=3),
                 _variant("all shuffled", "--group-by", "detector", temporary=_MOCK, weight=3),
                 _variant(
-                    "scratch", "--group-by", "detector", "--max-shuffle-bytes", "1", temporary=_MOCK[:2]
+                    *("scratch", "--group-by", "detector"),
+                    temporary=_MOCK[:2],
+                    environment={MAX_SHUFFLE_BYTES: "1"},
                 ),
                 _variant("stored", "--group-by", "visit"),
             ),
@@ -345,7 +357,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             ("spark-submit", str(ROOT / "jobs" / "process_ccd.py")),
             (
                 _variant("fused", "--group-by", "fused", temporary=_IMAGES),
-                _variant("shuffled", "--group-by", "quantum", temporary=_IMAGES),
+                _variant("shuffled", "--isolation", "quantum", temporary=_IMAGES),
                 _variant("stored"),
             ),
         ),

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["RecordingTask"]
+__all__ = ["MAX_SHUFFLE_BYTES", "RecordingTask"]
 
 import os
 
 from lsst.pipe.base import QuantumContext
 from lsst.pipe.base.connections import InputQuantizedConnection, OutputQuantizedConnection
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask
+
+MAX_SHUFFLE_BYTES = "CHAOS_MAX_SHUFFLE_BYTES"
+"""Environment variable with the size of a temporary from which on it goes to the object store."""
+
+if _limit := os.environ.get(MAX_SHUFFLE_BYTES):
+    # In the driver, which imports the tasks before it makes the context of the workers.
+    from spark_butler.driver import context
+
+    context.MAX_SHUFFLE_BYTES = int(_limit)
 
 
 class RecordingTask(DynamicTestPipelineTask):

@@ -55,7 +55,7 @@ def test_options_change_after_a_kill(site: Site) -> None:
     temporary = ("--temporary", "mock_a", "--group-by", "visit")
     assert site.submit("-o", "changed", *temporary, kill_after=(6, 0.05)) == -9, site.log
     (run,) = _children(site, "changed")
-    options = "--temporary", "mock_a", "--group-by", "quantum", *_RESUME
+    options = "--temporary", "mock_a", "--isolation", "quantum", *_RESUME
     assert site.submit("-o", "changed", *options, kill_after=(6, 0.05)) == -9, site.log
     before = Counter(site.executions())
     assert {each for each in before if each[0] not in "a"}, before
