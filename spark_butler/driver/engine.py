@@ -41,7 +41,7 @@ from .backend import Backend
 from .collector import Collector
 from .context import make_context
 from .events import ObserverGroup, RunObserver
-from .inventory import scratch_folders, take_inventory
+from .inventory import Inventory, scratch_folders, take_inventory
 from .scheduler import Scheduler
 from .work_factory import WorkFactory, export_input_records
 
@@ -97,7 +97,6 @@ def execute_graph(
         Raised if the engine fails.  The outputs of all outcomes that had
         arrived are registered.
     """
-    limits = _find_limits(graph, butler, options)
     run = graph.header.output_run
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
@@ -109,17 +108,7 @@ def execute_graph(
     if temporary_types:
         # Before any quantum is done that lacks them.
         record_temporaries(butler, run, temporary_types)
-    factory = WorkFactory(
-        plan,
-        graph,
-        xgraph,
-        temporary_types=temporary_types,
-        records=export_input_records(butler, graph, xgraph),
-        existing=inventory.stored,
-        clobber=xgraph.nodes if options.clobber_outputs else inventory.replaceable,
-        forced=inventory.forced,
-        limits=limits,
-    )
+    factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
     scratch = _new_scratch_folder(butler, run)
     context = make_context(
         graph,
@@ -127,7 +116,7 @@ def execute_graph(
         options,
         dataset_types=dataset_types,
         temporary_types=temporary_types,
-        limits=limits,
+        limits=factory.limits,
         scratch="" if scratch is None else str(scratch),
         provenance=recorder is not None,
     )
@@ -155,6 +144,29 @@ def execute_graph(
     result.n_ingested = collector.n_ingested
     _save_history(butler, xgraph, result)
     return result
+
+
+def _make_factory(
+    plan: Plan,
+    graph: PredictedQuantumGraph,
+    xgraph: networkx.DiGraph[uuid.UUID],
+    butler: Butler,
+    inventory: Inventory,
+    options: RunOptions,
+    temporary_types: Collection[str],
+) -> WorkFactory:
+    """Make the factory of work items."""
+    return WorkFactory(
+        plan,
+        graph,
+        xgraph,
+        temporary_types=temporary_types,
+        records=export_input_records(butler, graph, xgraph),
+        existing=inventory.stored,
+        clobber=xgraph.nodes if options.clobber_outputs else inventory.replaceable,
+        forced=inventory.forced,
+        limits=_find_limits(graph, butler, options),
+    )
 
 
 def _new_scratch_folder(butler: Butler, run: str) -> ResourcePath | None:

@@ -76,7 +76,7 @@ class WorkFactory:
         self._existing = existing
         self._clobber = clobber
         self._forced = forced
-        self._limits = dict(limits or {})
+        self.limits = dict(limits or {})
         self._shared = _find_shared(graph, xgraph, records or {})
         self._produced: dict[uuid.UUID, bool] = {}
         self._group_of = {q: group.index for group in plan.groups for q in group.quanta}
@@ -193,7 +193,7 @@ class WorkFactory:
             group.index,
             f"{' -> '.join(tasks)} {data_id}{more}",
             dump_by_name(content),
-            max(self._limits[label].memory or 0 if label in self._limits else 0 for label in tasks),
+            max(self.limits[label].memory or 0 if label in self.limits else 0 for label in tasks),
             done is not None,
             dict(routes),
             carried,

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chaos_tasks import MAX_SHUFFLE_BYTES
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base.tests.mocks import MockDataset
 
