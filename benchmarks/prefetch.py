@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 _HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent / "tests")]
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ccd_graphs import make_graph, prepare_simulated  # noqa: E402
-from fault_proxy import FaultPlan, FaultProxy  # noqa: E402
+from tests.support.fault_proxy import FaultPlan, FaultProxy  # noqa: E402
 from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import RUN  # noqa: E402
-from mock_night import CAMERA, fill_mock_night, task_text  # noqa: E402
-from stock import read_graph  # noqa: E402
+from tests.support.mock_night import CAMERA, fill_mock_night, task_text  # noqa: E402
+from tests.support.stock import read_graph  # noqa: E402
 
 from spark_butler.datastore.prefetch import Prefetcher  # noqa: E402
 from spark_butler.datastore.s3_clients import forget_clients  # noqa: E402

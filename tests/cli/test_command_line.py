@@ -140,6 +140,7 @@ def test_only_json_is_on_stdout_of_a_process(job_repo: JobRepo) -> None:
 
 
 @pytest.mark.jvm
+@pytest.mark.slow
 def test_spark_submit_has_only_json_on_stdout_if_logs_go_to_a_file(job_repo: JobRepo, tmp_path: Path) -> None:
     log = tmp_path / "run.log"
     process = submit(

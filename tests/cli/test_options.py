@@ -221,7 +221,7 @@ def test_options_file_profile_and_logs(job_repo: JobRepo, run_job: RunJob, tmp_p
 
 
 @pytest.mark.jvm
-def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
+def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 40.0\n")
     process = subprocess.Popen(

@@ -13,7 +13,7 @@ from lsst.daf.butler import Butler
 from lsst.daf.butler.cli import butler as butler_cli
 from lsst.daf.butler.cli.cliLog import CliLog
 
-from tests.support.job_harness import JobRepo, count_quanta, run_tool, submit
+from tests.support.job_harness import JobRepo, count_quanta, run_tool
 from tests.support.zip_seek import seek_by_reading
 
 type RunJob = Callable[..., Result]
@@ -86,16 +86,16 @@ def test_stock_tools_read_outputs_of_a_run(
         assert job_repo.get("first_metadata", run, detector=1)["quantum"]["caveats"] == 0
 
 
-def test_runs_on_spark_write_their_provenance(job_repo: JobRepo, tmp_path: Path) -> None:
-    """In a process of its own, with temporaries that pass from group to group, to the object store."""
+def test_runs_on_spark_write_their_provenance(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
+    """With temporaries that pass from group to group, to the object store."""
     run, target = "provenance/spark", f"s3://{job_repo.bucket}/provenance/spark.qg"
     (tmp_path / "failure.py").write_text(_FAILURE)
-    process = submit(
+    result = run_job(
         *(*job_repo.arguments, "--output-run", run, "--temporary", "auto"),
         *("-C", f"second:{tmp_path / 'failure.py'}", "--provenance-graph", target),
     )
-    assert process.returncode == 1, process.stdout + process.stderr
-    assert "1 of 13 quanta failed, 5 blocked" in process.stdout
+    assert result.exit_code == 1, result.output
+    assert "1 of 13 quanta failed, 5 blocked" in result.stdout
     assert count_quanta(target) == _STATUS[True]
     assert [key for key in job_repo.keys() if key.startswith("provenance/")] == ["provenance/spark.qg"]
 

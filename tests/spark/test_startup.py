@@ -101,9 +101,19 @@ def _read_terminal(command: Sequence[str | Path], environment: Mapping[str, str]
     ("how", "environment", "said", "last"),
     [
         ("refused", {}, None, "Error: the graph is empty"),
-        ("crash", {}, "Setting default log level", "ValueError: a bug"),
+        pytest.param(
+            *("crash", {}, "Setting default log level", "ValueError: a bug"), marks=pytest.mark.slow
+        ),
         ("wait", {}, "Setting default log level", "up"),
-        ("wait", {"PYSPARK_SUBMIT_ARGS": "--nonsense pyspark-shell"}, "--nonsense", "Error: Spark did not"),
+        pytest.param(
+            *(
+                "wait",
+                {"PYSPARK_SUBMIT_ARGS": "--nonsense pyspark-shell"},
+                "--nonsense",
+                "Error: Spark did not",
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_output_of_the_jvm_is_shown_in_a_terminal_unless_a_refusal_makes_it_idle(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
-from scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
+from tests.tasks.scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
 
 from spark_butler.tasks.calibrate import NoSourcesError
 from spark_butler.tasks.defects import find_defects
