@@ -1,4 +1,7 @@
-"""The command that removes what crashed runs have left."""
+"""The command ``cleanup``, which removes temporaries of crashed runs.
+
+It runs in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .command import LeafCommand, say_json
+from ..text import format_count
+from .command import LeafCommand, print_json
 
 if TYPE_CHECKING:
     from lsst.daf.butler import Butler
@@ -17,13 +21,13 @@ if TYPE_CHECKING:
 
 @click.command(cls=LeafCommand)
 @click.argument("repo")
-@click.option("--run", help="Only what this output RUN has left.")
-@click.option("--dry-run", is_flag=True, help="Print what would be removed.")
+@click.option("--run", help="Remove only temporaries of this output RUN.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed; nothing is removed.")
 def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
-    """Remove temporaries that crashed runs have left in the object store.
+    """Remove temporaries of crashed runs from the object store.
 
-    Runs that end, well or not, clean up after themselves; only what is killed leaves something.
-    Not to be used while a run is going on, unless --run names another.
+    Runs remove their temporaries themselves, also when they fail; only a killed driver leaves some.
+    Don't use this while a run is going on, unless --run names another.
 
     \b
     Examples:
@@ -41,18 +45,21 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
         roots = store_roots(butler)
         folders = find_folders(butler, repo, run) if run is not None else list(map(scratch_root, roots))
         if dry_run:
-            found = [uri for folder in folders for uri in find_scratch(folder, one_run=one_run)]
-            _say_found(list(map(str, found)), form)
+            found = [str(uri) for folder in folders for uri in find_scratch(folder, one_run=one_run)]
+            if form == "json":
+                print_json(found)
+            else:
+                click.echo("\n".join(found) or "There are no scratch files to remove.")
             return
     count = sum(remove_scratch(folder, one_run=one_run) for folder in folders)
     if form == "json":
-        say_json({"removed": count})
+        print_json({"removed": count})
         return
-    click.echo(f"{count} scratch files removed.")
+    click.echo(f"{format_count(count, 'scratch file')} removed.")
 
 
 def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
-    """Find the scratch folders of a run, one in each datastore.
+    """Return the scratch folders of a run, one in each datastore.
 
     Parameters
     ----------
@@ -61,13 +68,13 @@ def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
     repo
         Its address.
     run
-        The name that a user gave.
+        Name of the run, as the user gave it.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if that is neither the name of a RUN collection nor that of a
-        run which has left something, or if it can't be that of a folder.
+        Raised if the name is neither that of a RUN collection nor that of a
+        run that left files, or if it can't name a folder.
     """
     from lsst.daf.butler import CollectionType
 
@@ -82,14 +89,5 @@ def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
     if run not in names:
         names.update(*map(list_scratch_runs, roots), (attempt.run for attempt in find_attempts(roots)))
     if run not in names:
-        raise unknown_run(repo, run, names, "a RUN collection, or a run that has left files")
+        raise unknown_run(repo, run, names, "a RUN collection, or a run that left files")
     return [scratch_folder(root, run) for root in roots]
-
-
-def _say_found(uris: list[str], form: str) -> None:
-    """List what would be removed."""
-    if form == "json":
-        say_json(uris)
-        return
-    for uri in uris:
-        click.echo(uri)

@@ -14,9 +14,10 @@ __all__ = [
     "keep_logging_arguments",
     "kept_logging_arguments",
     "logging_options",
-    "say_json",
+    "print_json",
 ]
 
+import difflib
 import json
 import logging
 import sys
@@ -100,13 +101,13 @@ def kept_logging_arguments(ctx: click.Context) -> list[str]:
     return list(ctx.meta.get(_BEFORE_KEY, ()))
 
 
-def say_json(value: object) -> None:
-    """Print a value for programs.
+def print_json(value: object) -> None:
+    """Print a value as JSON.
 
     Parameters
     ----------
     value
-        What `json.dumps` takes; it has the text of anything else.
+        A value for `json.dumps`; other objects are printed as their text.
     """
     click.echo(json.dumps(value, indent=2, default=str))
 
@@ -153,9 +154,19 @@ def _common() -> None:
 
 
 class CommandGroup(click.Group):
-    """A group that prints a `UserError` of any of its commands as one line, with exit status 2."""
+    """A group that prints a `UserError` as one line, and suggests a command for an unknown one."""
 
     command_class = LeafCommand
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], names, n=2)
+            remedy = f"Did you mean {' or '.join(near)}?" if near else f"Commands are {', '.join(names)}."
+            ctx.fail(f"{args[0]!r} is not a known command. {remedy}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from ..errors import UserError

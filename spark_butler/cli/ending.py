@@ -1,4 +1,7 @@
-"""What the run command prints at its end for programs."""
+"""The JSON that the run command prints at its end.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,23 @@ _OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
 
 
 def describe_run(reporter: RunReporter, run: str, state: str, status: int) -> dict[str, Any]:
-    """Describe a run that has ended, in the words of its report.
+    """Return the description of a run that has ended, in the words of its report.
 
     Parameters
     ----------
     reporter
-        Who has watched the run, and has made its report.
+        Reporter of the run.
     run
         The output RUN collection.
     state
-        How the run ended, should there be no report.
+        State of the run, if there is no report.
     status
         Exit status of the command.
 
     Returns
     -------
     description
-        What `json.dumps` takes.
+        The description, as `json.dumps` takes it.
     """
     description: dict[str, Any] = {"run": run, "state": state, "exit_status": status}
     if (content := reporter.content) is not None:
@@ -38,6 +41,7 @@ def describe_run(reporter: RunReporter, run: str, state: str, status: int) -> di
             "state": content["state"],
             "reason": content["reason"],
             "seconds": content["seconds"],
+            "time": content["time"]["driver"],
             "totals": _count(content["totals"]),
             "tasks": [{"label": task["label"], **_count(task)} for task in content["tasks"]],
             "n_ingested": content["totals"]["ingested"],

@@ -15,7 +15,7 @@ import click
 from .._version import __version__
 from ..spark.startup import launch_jvm_in_background
 from .cleanup import cleanup
-from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, say_json
+from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
 from .obs import obs
 
 _RUN_COMMANDS = {
@@ -134,7 +134,7 @@ def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int, for
     simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed)
     if form == "json":
         files = {"raw_dir": simulated.raw_dir, "truth": simulated.truth, "camera": simulated.camera}
-        say_json({"raws": len(simulated.raws), **files, "refcat": simulated.refcat})
+        print_json({"raws": len(simulated.raws), **files, "refcat": simulated.refcat})
         return
     click.echo(
         f"{len(simulated.raws)} raw frames are in {simulated.raw_dir}, the truth in {simulated.truth}."

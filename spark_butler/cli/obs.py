@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command import CommandGroup, say_json
+from .command import CommandGroup, print_json
 
 if TYPE_CHECKING:
     from lsst.daf.butler import DatasetRef
@@ -54,7 +54,7 @@ def register_instrument(repo: str, camera_yaml: str, update: bool, form: str) ->
         camera = register_instrument(butler, camera_yaml, update=update)
     n = len(camera.detectors)
     if form == "json":
-        say_json({"instrument": camera.name, "detectors": n})
+        print_json({"instrument": camera.name, "detectors": n})
         return
     click.echo(f"{camera.name} is registered, with {n} detector{'' if n == 1 else 's'}.")
 
@@ -105,7 +105,7 @@ def ingest_raws(
         )
     reasons = {file: " ".join(reason.split()) for file, reason in result.failures.items()}
     if form == "json":
-        say_json(
+        print_json(
             {
                 "ingested": len(result.ingested),
                 "existing": len(result.existing),
@@ -157,7 +157,7 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
         refs = ingest_calibs(butler, validity=validity, **options)
     if form == "json":
         masters = _list_data_ids(refs)
-        say_json({"kind": options["kind"], "certified": len(refs), "run": refs[0].run, "masters": masters})
+        print_json({"kind": options["kind"], "certified": len(refs), "run": refs[0].run, "masters": masters})
         return
     click.echo(f"{len(refs)} {options['kind']} masters certified, in {refs[0].run}.")
 
@@ -179,7 +179,7 @@ def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
     with writing_butler(repo) as butler:
         visits = define_visits(butler, instrument, where=where)
     if form == "json":
-        say_json({"instrument": instrument, "defined": len(visits), "visits": visits})
+        print_json({"instrument": instrument, "defined": len(visits), "visits": visits})
         return
     click.echo(f"{len(visits)} visits defined.")
 
@@ -217,7 +217,7 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **option
     with writing_butler(repo) as butler:
         refs = ingest_refcats(butler, bands=bands, **options)
     if form == "json":
-        say_json({"name": options["name"], "shards": len(refs), "run": refs[0].run})
+        print_json({"name": options["name"], "shards": len(refs), "run": refs[0].run})
         return
     click.echo(f"{len(refs)} shards of {options['name']} ingested into {refs[0].run}.")
 

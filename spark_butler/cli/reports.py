@@ -1,4 +1,7 @@
-"""The commands that look at runs: ``status``, ``cancel`` and ``report``."""
+"""The commands ``status``, ``report`` and ``cancel``, for runs of other processes.
+
+They read the files that a driver leaves in the store.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ __all__ = ["cancel", "report", "status"]
 
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -17,52 +21,54 @@ from ..errors import RepositoryError, UserError
 from ..report import (
     AttemptFolder,
     find_attempts,
-    format_data_id,
-    format_seconds,
+    format_progress,
+    format_report,
     is_silent,
     make_page,
     read_json,
 )
+from ..report.progress import ProgressSnapshot
 from ..repository.checks import check_repository, store_roots
 from ..run_folders import unknown_run
-from ..text import align_rows, brief
-from .command import LeafCommand, say_json
+from ..text import align_rows, format_count, format_seconds, translate_errors
+from .command import LeafCommand, print_json
 
 _MAX_RUNS = 20
-_MAX_FAILURES = 20
+_FOLLOW_SECONDS = 10.0
 
 
 @click.command(cls=LeafCommand)
 @click.argument("repo")
 @click.argument("run", required=False)
-def status(repo: str, run: str | None, form: str) -> None:
-    """Say how runs stand, while they go on and afterwards.
+@click.option("-f", "--follow", is_flag=True, help="Print the status of RUN every 10 s until RUN has ended.")
+def status(repo: str, run: str | None, follow: bool, form: str) -> None:
+    """Show the state of runs, while they go on and afterwards.
 
     RUN is an output RUN, or the CHAINED collection of -o; without it, the latest runs of the repository are
-    listed.  The driver of a run writes its status every 10 s.  Exit status: 3 when the driver of RUN has not
-    been heard of for a minute.
+    listed, newest first.  The driver of a run writes its status every 10 s.  Exit status: 3 if the driver of
+    RUN has not done so for a minute.
 
     \b
     Examples:
       spark-butler status s3-repo
-      spark-butler status s3-repo u/me/first
+      spark-butler status s3-repo u/me/first --follow
       spark-butler status s3-repo u/me/first --format json
     """
+    if follow and run is None:
+        raise UserError("--follow needs a RUN: `spark-butler status REPO RUN --follow`.")
     attempts = _find(repo, run)
     if run is None:
-        found = [(attempt, _read_status(attempt)) for attempt in attempts[-_MAX_RUNS:]]
-        if form == "json":
-            say_json([_with_age(each, attempt) for attempt, each in found])
-            return
-        rows: list[tuple[str, ...]] = [("run", "began", "state", "done", "failed", "of")]
-        rows += [_list_run(attempt, each) for attempt, each in found]
-        _say_table(rows)
+        _list_runs(attempts[-_MAX_RUNS:][::-1], form)
         return
-    now = _with_age(_read_status(attempts[-1]), attempts[-1])
-    if form == "json":
-        say_json(now)
-    else:
-        _say_status(now)
+    while True:
+        now = _read_status(attempts[-1])
+        if form == "json":
+            print_json(now)
+        else:
+            _print_status(now)
+        if not (follow and now["state"] == "running"):
+            break
+        time.sleep(_FOLLOW_SECONDS)
     if now["state"] == "silent":
         sys.exit(3)
 
@@ -73,29 +79,28 @@ def status(repo: str, run: str | None, form: str) -> None:
 def cancel(repo: str, run: str, form: str) -> None:
     """Ask a run to end.
 
-    Its driver looks every 10 s whether it is asked to, and then ends as on SIGTERM: what was finished stays,
-    and it says how to resume.
+    Its driver checks every 10 s, and then ends as on SIGTERM: finished outputs are kept, and the last line
+    says how to resume.
 
     \b
     Example:
       spark-butler cancel s3-repo u/me/first
     """
     attempt = _find(repo, run)[-1]
-    state = _with_age(_read_status(attempt), attempt)["state"]
+    state = _read_status(attempt)["state"]
     if state not in ("running", "silent", "unknown"):
-        raise UserError(f"The run {attempt.run!r} is over ({state}).")
-    try:
+        raise UserError(f"The run {attempt.run!r} has ended already ({state}); there is nothing to cancel.")
+    with translate_errors(RepositoryError, f"Can't write to {attempt.uri}"):
         attempt.cancel_file.write(b"")
-    except Exception as exc:  # many libraries may speak here
-        raise RepositoryError(f"Can't write to {attempt.uri}: {brief(exc)}") from exc
     if state == "silent":
         click.echo(
-            f"The driver of {attempt.run} has not been heard of for a while; it may be gone.", err=True
+            f"The driver of {attempt.run} has not updated its status for a while; it is probably dead.",
+            err=True,
         )
     if form == "json":
-        say_json({"run": attempt.run, "state": state, "asked": True})
+        print_json({"run": attempt.run, "state": state, "asked": True})
     else:
-        click.echo(f"The run {attempt.run} is asked to end.")
+        click.echo(f"Asked the run {attempt.run} to end.")
 
 
 @click.command(cls=LeafCommand)
@@ -124,18 +129,22 @@ def report(repo: str, run: str | None, page: str | None, form: str) -> None:
             if (content := _read_report(attempt.report_file)) is not None:
                 break
         else:
-            raise UserError("No report was left yet; see `spark-butler status`.")
+            raise UserError("There is no report yet; see `spark-butler status`.")
+    with translate_errors(UserError, "Can't show the report, which is not complete"):
+        text = "" if form == "json" or page is not None else format_report(content)
+        html = "" if page is None else make_page(content)
     if page is not None:
-        ResourcePath(page).write(make_page(content).encode())
+        with translate_errors(UserError, f"Can't write {page}"):
+            ResourcePath(page).write(html.encode())
         click.echo(f"The report is in {page}.", err=True)
     if form == "json":
-        say_json(content)
-    elif page is None:
-        _say_report(content)
+        print_json(content)
+    elif text:
+        click.echo(text)
 
 
 def _find(repo: str, run: str | None) -> list[AttemptFolder]:
-    """Find attempts, at least one, oldest first."""
+    """Return attempts, at least one, oldest first."""
     check_repository(repo)
     with Butler.from_config(repo, writeable=False) as butler:
         roots = store_roots(butler)
@@ -152,99 +161,54 @@ def _find(repo: str, run: str | None) -> list[AttemptFolder]:
 
 
 def _read_status(attempt: AttemptFolder) -> dict[str, Any]:
-    """Read how an attempt stood when last heard of."""
-    return read_json(attempt.status_file) or {"run": attempt.run, "state": "unknown", "tasks": []}
-
-
-def _read_report(uri: ResourcePath) -> dict[str, Any] | None:
-    """Read a report, and see that it is one."""
-    try:
-        content = read_json(uri)
-    except Exception as exc:  # many libraries may speak here
-        raise UserError(f"Can't read the report {uri}: {brief(exc)}") from exc
-    if content is None and uri.exists():
-        content = {}
-    if content is not None and not {"format", "totals", "failures"} <= content.keys():
-        raise UserError(f"The file {uri} is no report of a run.")
-    return content
-
-
-def _with_age(status: Mapping[str, Any], attempt: AttemptFolder) -> dict[str, Any]:
-    """Add when a run was last heard of, and whether that is too long ago."""
-    result = {**status, "folder": str(attempt.uri)}
+    """Return the last status of an attempt, with its age."""
+    with translate_errors(RepositoryError, f"Can't read {attempt.status_file}"):
+        status = read_json(attempt.status_file) or {"run": attempt.run, "state": "unknown", "tasks": []}
+    status["folder"] = str(attempt.uri)
     if "updated" in status:
         now = datetime.datetime.now(datetime.UTC)
         age = (now - datetime.datetime.fromisoformat(status["updated"])).total_seconds()
-        result["seconds_since_update"] = max(0, round(age))
+        status["seconds_since_update"] = max(0, round(age))
         if is_silent(status, now):
-            result["state"] = "silent"
-    return result
+            status["state"] = "silent"
+    return status
 
 
-def _list_run(attempt: AttemptFolder, status: Mapping[str, Any]) -> tuple[str, ...]:
-    now = _with_age(status, attempt)
-    sums = [sum(task[name] for task in now["tasks"]) for name in ("done", "failed", "total")]
-    return (attempt.run, now.get("started", "")[:19], now["state"], *map(str, sums))
+def _read_report(uri: ResourcePath) -> dict[str, Any] | None:
+    """Return the content of a report; `None` where there is no file."""
+    with translate_errors(UserError, f"Can't read the report {uri}"):
+        content = read_json(uri)
+        if content is None and uri.exists():
+            content = {}
+    if content is not None and not {"format", "totals", "failures"} <= content.keys():
+        raise UserError(f"The file {uri} is not the report.json of a run.")
+    return content
 
 
-def _say_status(status: Mapping[str, Any]) -> None:
-    """Print how a run stands."""
-    ago = format_seconds(status.get("seconds_since_update", 0))
-    heard = {
-        "running": f"running, last heard of {ago} ago",
-        "silent": f"not heard of for {ago}: its driver is probably gone",
-        "unknown": "nothing is known of it",
-    }.get(status["state"], f"{status['state']}, {ago} ago")
-    click.echo(f"Run {status['run']}: {heard}")
-    names = ("total", "pending", "running", "done", "failed", "blocked")
-    rows = [("task", *names)]
-    rows += [(task["label"], *(str(task[name]) for name in names)) for task in status["tasks"]]
-    _say_table(rows)
-    if status["state"] == "running":
-        left = status["seconds_left"]
-        click.echo(
-            f"{status['busy']} of {status['slots']} slots busy, {status['quanta_per_second']:.3g} quanta/s"
-            + (f", about {format_seconds(left)} left" if left else "")
-        )
+def _list_runs(attempts: list[AttemptFolder], form: str) -> None:
+    """Print a line for each attempt."""
+    found = [_read_status(attempt) for attempt in attempts]
+    if form == "json":
+        print_json(found)
+        return
+    rows: list[tuple[str, ...]] = [("run", "started (UTC)", "state", "done", "failed", "total")]
+    for each in found:
+        sums = [sum(task[name] for task in each["tasks"]) for name in ("done", "failed", "total")]
+        started = each.get("started", "")[:19].replace("T", " ")
+        rows.append((each["run"], started, each["state"], *(f"{n:,}" for n in sums)))
+    for line in align_rows(rows):
+        click.echo(line)
+
+
+def _print_status(status: Mapping[str, Any]) -> None:
+    """Print the progress of a run, and its last failures."""
+    age = format_seconds(status.get("seconds_since_update", 0))
+    state = {
+        "running": f"running (status written {age} ago)",
+        "silent": f"silent for {age}, its driver is probably dead,",
+    }.get(status["state"], status["state"])
+    click.echo(format_progress(status["run"], state, ProgressSnapshot.from_description(status)))
     for line in status.get("failures", ()):
         click.echo(f"FAILED {line}")
     if (more := status.get("n_failures", 0) - len(status.get("failures", ()))) > 0:
-        click.echo(f"... and {more} more before")
-
-
-def _say_report(content: Mapping[str, Any]) -> None:
-    """Print a report in short."""
-    click.echo(
-        f"Run {content['run']}: {content['state']} after {format_seconds(content['seconds'])} "
-        f"on {content['slots']} slots"
-    )
-    if content["reason"]:
-        click.echo(content["reason"])
-    names = ("quanta", "done", "no_work", "failed", "blocked", "not_run", "retried")
-    rows = [("task", *(name.replace("_", " ") for name in names), "median", "longest")]
-    for task in content["tasks"]:
-        seconds = task["seconds"]
-        times = [format_seconds(seconds[name]) if seconds else "-" for name in ("median", "max")]
-        rows.append((task["label"], *(str(task[name]) for name in names), *times))
-    _say_table(rows)
-    slots = content["time"]["slots"]
-    parts = [
-        f"{name.replace('_', ' ')} {100 * value / slots['available']:.0f} %"
-        for name, value in slots.items()
-        if name != "available" and value is not None and slots["available"]
-    ]
-    click.echo(f"Time of the slots: {', '.join(parts)}")
-    for failure in content["failures"][:_MAX_FAILURES]:
-        click.echo(f"FAILED {failure['task']} {format_data_id(failure['data_id'])}: {failure['reason']}")
-        if failure["rerun"] not in ("", content["resume"]):
-            click.echo(f"  again: {failure['rerun']}")
-    if content["failures"] and content["resume"]:
-        click.echo(f"To run again all that failed: {content['resume']}")
-    if (more := content["totals"]["failed"] - _MAX_FAILURES) > 0:
-        click.echo(f"... and {more} more; see --html or --format json")
-
-
-def _say_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns."""
-    for line in align_rows(rows):
-        click.echo(line)
+        click.echo(f"... and {format_count(more, 'failure')} before")

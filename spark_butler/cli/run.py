@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,15 +24,14 @@ from lsst.utils.threads import disable_implicit_threading
 
 from ..errors import EngineError, NothingToDo, OptionsError, UserError
 from ..planning.request import RunRequest
-from ..report import RunReporter, clean_command
-from ..report.summary import make_report, summarize
+from ..report import RunReporter, clean_command, format_report
+from ..report.summary import make_report
 from ..run import ActiveRun, OnlyShown, open_run, prepare
 from ..spark.session import check_platform
 from ..spark.session import say_on_stderr as print_stderr
 from ..spark.startup import SparkStart
 from ..text import brief
-from .command import CONTEXT, format_option, kept_logging_arguments
-from .command import say_json as print_json
+from .command import CONTEXT, format_option, kept_logging_arguments, print_json
 from .ending import describe_run
 from .logging_options import logging_options, start_logging
 from .run_options import engine_options, make_request
@@ -193,7 +191,6 @@ def make_run_command(
 
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
     """Carry out the command and return its exit status."""
-    started = time.time()
     start_logging(kwargs)
     dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
     bars, as_json = kwargs.pop("progress"), kwargs.pop("form") == "json"
@@ -245,10 +242,10 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
                 print_json({"run": active.name, "state": "initialized", "exit_status": 0})
             return 0
         stack.enter_context(lsst.utils.timer.profile(further["profile"], logger))
-        return _drive(active, started, summary=further["summary"], as_json=as_json)
+        return _drive(active, summary=further["summary"], as_json=as_json)
 
 
-def _drive(active: ActiveRun, started: float, *, summary: str | None, as_json: bool) -> int:
+def _drive(active: ActiveRun, *, summary: str | None, as_json: bool) -> int:
     """Run all quanta, print the summary, and return the exit status."""
     reporter = active.reporter
     try:
@@ -270,13 +267,12 @@ def _drive(active: ActiveRun, started: float, *, summary: str | None, as_json: b
             print_json(describe_run(reporter, active.name, "broken", 1))
         raise
     result, graph = end.result, active.prepared.graph
-    if not as_json:
-        seconds = time.time() - started
-        click.echo(summarize(graph, result, wall_seconds=seconds, n_ingested=result.n_ingested))
+    active.finish(end.state, end.reason, n_ingested=result.n_ingested)
+    if not as_json and reporter.content is not None:
+        click.echo(format_report(reporter.content))
     if summary:
         with ResourcePath(summary).open("w") as stream:
             stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
-    active.finish(end.state, end.reason, n_ingested=result.n_ingested)
     status = 1 if result.failed or end.unwritten is not None else 0
     if as_json:
         print_json(describe_run(reporter, active.name, end.state, status))

@@ -26,10 +26,10 @@ from ..model.outcomes import QuantumOutcome, RunResult
 from ..planning.plan import Plan
 from ..report import RunReporter
 from ..report.failures import Failures, describe_failure
-from ..report.live_display import LiveDisplay
+from ..report.live_table import LiveDisplay, make_html
 from ..report.progress import ProgressSnapshot
-from ..report.run_table import make_html, make_text
 from ..report.summary import make_report
+from ..report.text import format_progress
 from ..run import PreparedRun, RunEnd, open_run
 from ..text import brief
 from .background import OutcomeLog, StoppableBackend
@@ -337,7 +337,7 @@ class Run:
 
     def __repr__(self) -> str:
         snapshot = self._snapshot()
-        text = make_text(self.output_run, self.status, snapshot)
+        text = format_progress(self.output_run, self.status, snapshot)
         if (error := self.error) is not None:
             text += f"\n{brief(error)}"
         if n_failed := snapshot.total.failed:

@@ -1,4 +1,11 @@
-"""What people see of a run: bars and lines while it goes on, its status for others, and its report."""
+"""Reports of runs: bars, log lines and a status file while a run goes on, and a report at its end.
+
+`RunReporter` observes a run in the driver.  It keeps counts (`Progress`) and outcomes (`RunRecord`).  Into
+the `AttemptFolder` of the run, below the root of a datastore, it writes ``status.json`` every 10 s, and
+``report.json`` and ``report.html`` at the end.  The commands ``status``, ``report`` and ``cancel`` need only
+these files.  `make_content` builds the content of ``report.json``; `format_report` and `make_page` show it as
+text and as a page.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +17,19 @@ __all__ = [
     "RunReporter",
     "clean_command",
     "find_attempts",
-    "format_data_id",
-    "format_seconds",
+    "format_progress",
+    "format_report",
     "is_silent",
     "make_content",
     "make_page",
     "read_json",
 ]
 
-from ..text import format_data_id, format_seconds
 from .content import make_content
-from .folder import AttemptFolder, find_attempts, read_json
+from .folder import AttemptFolder, find_attempts, is_silent, read_json
 from .html import make_page
 from .progress import Progress
 from .record import RunInfo, RunRecord
 from .rerun import clean_command
-from .status import is_silent
+from .text import format_progress, format_report
 from .watch import RunReporter

@@ -1,4 +1,7 @@
-"""The content of a report, as ``report.json`` has it and ``report.html`` shows it."""
+"""The content of a report, as ``report.json`` has it and ``report.html`` shows it.
+
+Runs in the driver when a run ends.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from ..model.outcomes import QuantumOutcome
 from ..text import hide_secrets
 from .record import RunInfo, RunRecord, Span
 from .rerun import rerun_command
+from .text import failure_text
 from .timeline import busy_slots, make_lanes, split_time
 
 FORMAT = 1
@@ -38,27 +42,27 @@ _NUMBER = re.compile(r"\d+")
 def make_content(
     run: RunInfo, record: RunRecord, *, state: str, reason: str = "", n_ingested: int | None = None
 ) -> dict[str, Any]:
-    """Put a report together.
+    """Build the content of a report.
 
     Parameters
     ----------
     run
-        What was known before.
+        Facts that are known before the run.
     record
-        What was collected.
+        Outcomes of the run.
     state
-        How the run ended: ``succeeded``, ``failed``, ``stopped`` or ``broken``
+        State of the run: ``succeeded``, ``failed``, ``stopped`` or ``broken``
         (the engine itself failed).
     reason
-        Why it ended before its time, if it did.
+        The cause, if it ended before its time.
     n_ingested
-        Number of datasets that were put into the registry, if known.
+        Number of datasets that were registered, if known.
 
     Returns
     -------
     content
-        What `json.dumps` takes.  Times are in seconds, memory and traffic in
-        bytes; ``None`` stands for what was not measured.
+        The content, as `json.dumps` takes it.  Times are in seconds, memory
+        and traffic in bytes; ``None`` stands for what was not measured.
     """
     now = datetime.datetime.now(datetime.UTC)
     end = now.timestamp()
@@ -67,6 +71,7 @@ def make_content(
     for outcome in outcomes:
         by_task[outcome.report.taskLabel or ""].append(outcome)
     spans = list(record.spans())
+    where = str(run.options.get("where", ""))
     tasks = [
         _describe_task(label, total, by_task[label], record.n_blocked.get(label, 0))
         for label, total in record.totals.items()
@@ -87,7 +92,7 @@ def make_content(
         "plan": record.explanation,
         "totals": _total(tasks, outcomes, n_ingested),
         "tasks": tasks,
-        "resume": rerun_command(run.command),
+        "resume": rerun_command(run.command, where),
         **_describe_failures(run, outcomes, narrow=not record.has_temporaries),
         "retries": _describe_retries(outcomes),
         "workers": _describe_workers(outcomes, record),
@@ -102,7 +107,7 @@ def make_content(
 
 
 def _list_packages() -> dict[str, str]:
-    """List the installed packages by the names of their folders; to parse their metadata takes a second."""
+    """Return the installed packages, by the names of their folders; to parse metadata takes a second."""
     found: dict[str, str] = {}
     for place in sys.path:
         for folder in Path(place or ".").glob("*.dist-info"):
@@ -119,7 +124,7 @@ def _data_id(outcome: QuantumOutcome) -> dict[str, Any]:
 def _describe_task(
     label: str, total: int, outcomes: Sequence[QuantumOutcome], n_blocked: int
 ) -> dict[str, Any]:
-    """Count what became of the quanta of a task, and say what they cost."""
+    """Return the counts of a task's quanta, their times, memory and traffic."""
     done = [outcome for outcome in outcomes if outcome.succeeded]
     ran = [outcome for outcome in outcomes if outcome.wall_seconds and not outcome.skipped_existing]
     requests: Counter[str] = Counter()
@@ -144,7 +149,7 @@ def _describe_task(
 
 
 def _distribute(values: list[float]) -> dict[str, Any] | None:
-    """Describe how values are spread; `None` where there are none."""
+    """Return the distribution of values; `None` where there are none."""
     if not values:
         return None
     values.sort()
@@ -170,7 +175,7 @@ def _distribute(values: list[float]) -> dict[str, Any] | None:
 def _total(
     tasks: Sequence[Mapping[str, Any]], outcomes: Iterable[QuantumOutcome], n_ingested: int | None
 ) -> dict[str, Any]:
-    """Add up all tasks."""
+    """Return the sums over all tasks."""
     names = ["quanta", "done", "no_work", "failed", "blocked", "not_run", "retried"]
     names += ["cpu_seconds", "bytes_read", "bytes_written"]
     totals: dict[str, Any] = {name: sum(task[name] for task in tasks) for name in names}
@@ -181,13 +186,14 @@ def _total(
 
 
 def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narrow: bool) -> dict[str, Any]:
-    """List the failures, with the command to run each again, and count those that are alike."""
+    """Return the failures, with the command to rerun each, and the number of each kind."""
     failures: list[dict[str, Any]] = []
     alike: Counter[tuple[str, str]] = Counter()
+    where = str(run.options.get("where", ""))
     failed = [outcome for outcome in outcomes if not outcome.succeeded]
     failed.sort(key=lambda outcome: (outcome.report.taskLabel or "", str(_data_id(outcome))))
     for number, outcome in enumerate(failed):
-        reason = outcome.reason or outcome.report.status.name
+        reason = failure_text(outcome)
         label = outcome.report.taskLabel or ""
         alike[label, _NUMBER.sub("#", reason)] += 1
         if number >= _MAX_LISTED:
@@ -203,7 +209,9 @@ def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narr
             "seconds": round(outcome.wall_seconds, 3),
             "peak_memory": outcome.peak_memory,
             # Temporaries would be made again, and by tasks that gather from fewer inputs.
-            "rerun": rerun_command(run.command, label, data_id) if narrow else rerun_command(run.command),
+            "rerun": rerun_command(run.command, where, label=label, data_id=data_id)
+            if narrow
+            else rerun_command(run.command, where),
         }
         if number < _MAX_TRACEBACKS:
             failure["traceback"] = _shorten(hide_secrets(outcome.traceback))
@@ -217,14 +225,14 @@ def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narr
 
 
 def _shorten(text: str) -> str:
-    """Leave out the middle of a text that is too long."""
+    """Cut the middle out of a text that is too long."""
     if len(text) <= _MAX_TEXT:
         return text
     return f"{text[: _MAX_TEXT // 2]}\n[...]\n{text[-_MAX_TEXT // 2 :]}"
 
 
 def _describe_retries(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
-    """List the quanta that were tried more than once."""
+    """Return the quanta that were tried more than once."""
     tried_again = [outcome for outcome in outcomes if outcome.attempts]
     return [
         {
@@ -247,7 +255,7 @@ def _describe_retries(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]
 
 
 def _describe_workers(outcomes: Iterable[QuantumOutcome], record: RunRecord) -> dict[str, Any]:
-    """Count processes and hosts, and name the processes that were lost."""
+    """Return the number of processes, the hosts, and the processes that were lost."""
     workers: set[str] = set()
     lost: set[str] = set()
     for outcome in outcomes:
@@ -268,7 +276,7 @@ def _describe_workers(outcomes: Iterable[QuantumOutcome], record: RunRecord) -> 
 
 
 def _lay_out(spans: Sequence[Span], labels: list[str], start: float, end: float) -> dict[str, Any]:
-    """Lay out which slot ran what when."""
+    """Return which slot ran which attempt when."""
     if spans:
         # Clocks of other hosts may differ.
         start = min(start, min(span.started for span in spans))
@@ -301,7 +309,7 @@ def _lay_out(spans: Sequence[Span], labels: list[str], start: float, end: float)
 
 
 def _slowest(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
-    """List the quanta that took longest."""
+    """Return the quanta that took longest."""
     longest = sorted(outcomes, key=lambda outcome: -outcome.wall_seconds)[:_N_SLOWEST]
     return [
         {

@@ -1,11 +1,13 @@
-"""The failures of a run, as a table for people."""
+"""The failures of a run, as a table in a notebook.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
 __all__ = ["Failures", "QuantumFailure", "describe_failure"]
 
 import dataclasses
-import html
 import linecache
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +21,8 @@ from lsst.pipe.base import PipelineTask
 from lsst.resources import ResourcePath
 
 from ..model.outcomes import QuantumOutcome
+from .html import render
+from .text import failure_text
 
 _FRAME = re.compile(
     r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<where>\S+)(?:\n {4}(?P<code>[^\s^~].*))?$',
@@ -30,7 +34,7 @@ _MOST_SHOWN = 50
 
 @dataclasses.dataclass(frozen=True)
 class QuantumFailure:
-    """One quantum that failed."""
+    """A quantum that failed."""
 
     label: str
     """Label of its task."""
@@ -42,13 +46,13 @@ class QuantumFailure:
     """Exception, signal or limit."""
 
     line: str
-    """Where the task raised: file, line, function, code."""
+    """Line of the task that raised: file, line, function, code."""
 
     log_uri: str
     """Address of its log; empty where it could not be written."""
 
     outcome: QuantumOutcome
-    """All that is known of it."""
+    """The outcome of its last attempt."""
 
     @property
     def traceback(self) -> str:
@@ -57,14 +61,14 @@ class QuantumFailure:
 
     @property
     def log(self) -> str:
-        """What the quantum has logged; its last lines where it could not write its log."""
+        """Log of the quantum; only its last lines where it could not be written."""
         if not self.log_uri:
             return self.outcome.log_tail
         return str(ButlerLogRecords.from_raw(ResourcePath(self.log_uri).read()))
 
 
 class Failures(Sequence[QuantumFailure]):
-    """The quanta of a run that failed, in the order in which that was known.
+    """The quanta of a run that failed, in the order in which their outcomes arrived.
 
     Examples
     --------
@@ -91,7 +95,7 @@ class Failures(Sequence[QuantumFailure]):
         return len(self._failures)
 
     def table(self) -> Table:
-        """Make a table of label, data ID, error, line in the task, and address of the log."""
+        """Return a table of label, data ID, error, line in the task, and address of the log."""
         rows = list(self._rows())
         columns = list(map(list, zip(*rows, strict=True))) if rows else [[] for _ in _COLUMNS]
         return Table(columns, names=_COLUMNS, dtype=[str] * len(_COLUMNS) if not rows else None)
@@ -104,18 +108,7 @@ class Failures(Sequence[QuantumFailure]):
         return "\n".join(lines[:_MOST_SHOWN]) + more if lines else "No failures."
 
     def _repr_html_(self) -> str:
-        if not self._failures:
-            return "<p>No failures.</p>"
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _COLUMNS)
-        # Addresses and messages of the store have no blanks to break lines at.
-        style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
-        cell = f"<td style='{style}'>{{}}</td>"
-        rows = [
-            "<tr>" + "".join(cell.format(html.escape(text)) for text in row) + "</tr>" for row in self._rows()
-        ]
-        more = f"<p>... and {len(rows) - _MOST_SHOWN} more</p>" if len(rows) > _MOST_SHOWN else ""
-        table = f"<table><tr>{head}</tr>{''.join(rows[:_MOST_SHOWN])}</table>"
-        return f"<div style='max-width:100%;overflow-x:auto'>{table}{more}</div>"
+        return render("failures.html.j2", columns=_COLUMNS, rows=list(self._rows()), most=_MOST_SHOWN)
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         for failure in self._failures:
@@ -131,7 +124,7 @@ def describe_failure(
     Parameters
     ----------
     outcome
-        What came of it.
+        Its outcome.
     task_class
         Class of its task.
     log_type
@@ -140,12 +133,10 @@ def describe_failure(
         Roots of the datastores, by name.
     """
     report = outcome.report
-    info = report.exceptionInfo
-    error = f"{info.className.rpartition('.')[2]}: {info.message}" if info is not None else outcome.reason
     return QuantumFailure(
         report.taskLabel or "",
         dict(report.dataId),
-        error or "failed",
+        failure_text(outcome),
         _find_line(outcome.traceback, task_class),
         _find_log(outcome, log_type, roots),
         outcome,
@@ -153,7 +144,7 @@ def describe_failure(
 
 
 def _find_line(traceback: str, task_class: type[PipelineTask]) -> str:
-    """Find the innermost line of a task in a traceback; the innermost of all, if there is none."""
+    """Return the innermost line of a task in a traceback; the innermost of all, if there is none."""
     frames = [match.groupdict() for match in _FRAME.finditer(traceback)]
     if not frames:
         return ""
@@ -172,7 +163,7 @@ def _find_line(traceback: str, task_class: type[PipelineTask]) -> str:
 
 
 def _find_log(outcome: QuantumOutcome, log_type: str, roots: Mapping[str, ResourcePath]) -> str:
-    """Find the address of a log among what an attempt has written."""
+    """Return the address of a log among the outputs of an attempt."""
     for name, data in outcome.records.items():
         for tables in data.records.values():
             for info in (info for infos in tables.values() for info in infos):

@@ -1,4 +1,6 @@
-"""Where reports are: beside the repository's datasets, one folder for each attempt at a run.
+"""Folders of reports and status files, beside the repository's datasets, one for each attempt at a run.
+
+Runs in the driver, and in the commands that show runs.
 
 Nothing else in the store has names like these, and tools of the Butler see
 only what the registry knows.
@@ -6,13 +8,13 @@ only what the registry knows.
 
 from __future__ import annotations
 
-__all__ = ["AttemptFolder", "find_attempts", "new_attempt", "read_json"]
+__all__ = ["AttemptFolder", "find_attempts", "is_silent", "new_attempt", "read_json"]
 
 import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lsst.resources import ResourcePath
@@ -20,6 +22,7 @@ from lsst.resources import ResourcePath
 from ..run_folders import path_below, report_root, run_folder
 
 _STAMP = re.compile(r"(.+)/(\d{8}T\d{6}\d{3}Z)/[^/]+", re.DOTALL)
+_SILENT_AFTER = 6
 _ANY_FILE = re.compile(r"(status|report)\.json$")
 
 
@@ -38,7 +41,7 @@ class AttemptFolder:
 
     @property
     def status_file(self) -> ResourcePath:
-        """How the attempt stands, or stood when last heard of."""
+        """The last status that the driver wrote."""
         return self.uri.join("status.json")
 
     @property
@@ -58,7 +61,7 @@ class AttemptFolder:
 
 
 def new_attempt(datastore_root: ResourcePath, run: str, started: datetime.datetime) -> AttemptFolder:
-    """Name the folder of a new attempt.
+    """Return the folder of a new attempt.
 
     Parameters
     ----------
@@ -75,7 +78,7 @@ def new_attempt(datastore_root: ResourcePath, run: str, started: datetime.dateti
 
 
 def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = None) -> list[AttemptFolder]:
-    """Find the attempts of which something was kept, oldest first.
+    """Return the attempts that left a status or a report, oldest first.
 
     Parameters
     ----------
@@ -114,3 +117,18 @@ def read_json(uri: ResourcePath) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return content if isinstance(content, dict) else None
+
+
+def is_silent(status: Mapping[str, Any], now: datetime.datetime) -> bool:
+    """Return whether the driver of a run that is not over has stopped to update its status.
+
+    Parameters
+    ----------
+    status
+        The content of the status file.
+    now
+        The time, in UTC.
+    """
+    updated = datetime.datetime.fromisoformat(status["updated"])
+    silent = (now - updated).total_seconds() > _SILENT_AFTER * float(status["every"])
+    return silent and status["state"] == "running"

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..model.outcomes import QuantumOutcome
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from ..planning.plan import Group, Plan
 
 _RECENT_SECONDS = 60
+_MIN_TIMED = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TaskProgress:
-    """How many quanta of a task are where."""
+    """Counts of a task's quanta by state."""
 
     label: str
     """Label of the task."""
@@ -34,7 +35,7 @@ class TaskProgress:
     """Quanta that have not begun."""
 
     running: int
-    """Quanta at work: the next of each group that was given out, and no more than there are slots."""
+    """Quanta that run: the next of each submitted group, at most as many as there are slots."""
 
     done: int
     """Quanta that succeeded."""
@@ -53,7 +54,7 @@ class TaskProgress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProgressSnapshot:
-    """How a run stood at one moment."""
+    """Progress of a run at one moment."""
 
     tasks: tuple[TaskProgress, ...]
     """Counts by task, in the order in which tasks begin."""
@@ -65,13 +66,13 @@ class ProgressSnapshot:
     """Estimated time to the end, in seconds; `None` while nothing is known."""
 
     elapsed: float
-    """Time since the first quantum was given out, in seconds."""
+    """Time since the first quantum was submitted, in seconds."""
 
     slots: int
     """How many groups can run at the same time."""
 
     busy: int
-    """How many of the slots have something to do; as many as quanta are running."""
+    """How many of the slots run a quantum."""
 
     failures: tuple[QuantumOutcome, ...]
     """Outcomes of the quanta that failed, in the order in which they came."""
@@ -88,11 +89,45 @@ class ProgressSnapshot:
         )
 
     def at_end(self) -> ProgressSnapshot:
-        """Tell how the run stands when nothing of it runs any more."""
+        """Return the counts when nothing runs any more."""
         tasks = (
             dataclasses.replace(task, pending=task.pending + task.running, running=0) for task in self.tasks
         )
         return dataclasses.replace(self, tasks=tuple(tasks), busy=0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the counts for a status file, as `json.dumps` takes them."""
+        return {
+            "tasks": [{**dataclasses.asdict(task), "total": task.total} for task in self.tasks],
+            "quanta_per_second": round(self.rate, 3),
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left),
+            "seconds": round(self.elapsed, 1),
+            "slots": self.slots,
+            "busy": self.busy,
+            "n_failures": len(self.failures),
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> ProgressSnapshot:
+        """Build a snapshot from a status file, without the failures.
+
+        Parameters
+        ----------
+        description
+            The content of the file.
+        """
+        names = [field.name for field in dataclasses.fields(TaskProgress)]
+        tasks = (TaskProgress(*(task[name] for name in names)) for task in description["tasks"])
+        return cls(
+            tuple(tasks),
+            rate=description.get("quanta_per_second", 0.0),
+            seconds_left=description.get("seconds_left"),
+            # Earlier releases did not write the time so far.
+            elapsed=description.get("seconds", 0.0),
+            slots=description.get("slots", 0),
+            busy=description.get("busy", 0),
+            failures=(),
+        )
 
 
 class Progress:
@@ -108,7 +143,7 @@ class Progress:
         Mean time of a quantum by task label, in seconds, as far as it is
         known from earlier runs.
     clock
-        Tells the time in seconds.
+        Returns the time in seconds.
     """
 
     def __init__(
@@ -187,7 +222,7 @@ class Progress:
                 self._blocked[self._labels[quantum_id]] += 1
 
     def snapshot(self) -> ProgressSnapshot:
-        """Tell how the run stands now."""
+        """Return the progress of the run now."""
         with self._lock:
             now = self._clock()
             self._forget_old(int(now))
@@ -207,7 +242,7 @@ class Progress:
             )
 
     def _close(self, quantum_id: uuid.UUID) -> None:
-        """Note that a quantum has ended."""
+        """Record that a quantum has ended."""
         self._ended.add(quantum_id)
         if quantum_id not in self._out:
             return
@@ -218,7 +253,7 @@ class Progress:
             del self._open_groups[group]
 
     def _count_running(self) -> Counter[str]:
-        """Count by task the quanta that are at work, as far as that can be known here."""
+        """Return the number of running quanta by task, as far as the driver knows."""
         level_of: dict[int, int] = {}
         for group in map(self._groups.__getitem__, self._open_groups):
             level_of[group.unit] = min(group.level, level_of.get(group.unit, group.level))
@@ -233,7 +268,7 @@ class Progress:
         return Counter(self._labels[quantum_id] for _, quantum_id in at_work[: self._slots])
 
     def _forget_old(self, now: int) -> None:
-        """Keep the ends of the last minute only."""
+        """Remove what is older than the last minute."""
         while self._recent and self._recent[0][0] <= now - _RECENT_SECONDS:
             self._recent.popleft()
 
@@ -245,16 +280,20 @@ class Progress:
         )
 
     def _estimate(self, tasks: Iterable[TaskProgress], elapsed: float) -> float | None:
-        """Estimate the time to the end from mean times and from how many slots were kept at work so far."""
+        """Return the time to the end; `None` while a task's time is unknown, so that it would be a guess.
+
+        It follows from mean times, and from the number of busy slots so far.
+        """
         means = dict(self._known_seconds)
-        means.update((label, self._seconds[label] / n) for label, n in self._timed.items())
+        means.update(
+            (label, self._seconds[label] / n)
+            for label, n in self._timed.items()
+            if label in means or n >= min(_MIN_TIMED, self._totals[label])
+        )
         todo = [(task.label, task.pending + 0.5 * task.running) for task in tasks]
-        if not any(n for _, n in todo):
-            return 0.0
-        if not means:
+        if any(n and label not in means for label, n in todo):
             return None
-        typical = sum(means.values()) / len(means)
-        work = sum(n * means.get(label, typical) for label, n in todo)
+        work = sum(n * means[label] for label, n in todo if n)
         done = sum(self._seconds.values())
         at_work = min(done / elapsed, self._slots) if done and elapsed else self._slots
         return work / max(at_work, 1e-3)

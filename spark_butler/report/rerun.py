@@ -1,4 +1,7 @@
-"""Commands that run again what has failed."""
+"""Commands that rerun what failed.
+
+Runs in the driver when a run ends.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,21 @@ from collections.abc import Mapping, Sequence
 from ..text import hide_secrets
 
 _SPECIAL = frozenset('"$`\\!')
-_ALONE = frozenset(
+# Options that write files, that only show something, or that a rerun replaces by its own.
+_DROPPED_FLAGS = frozenset(
     {
-        "--extend-run",
-        "--skip-existing",
-        "--clobber-outputs",
-        "--replace-run",
-        "--no-progress",
-        "--progress",
-        "--dry-run",
+        *("--extend-run", "--skip-existing", "--clobber-outputs", "--replace-run", "--rebase"),
+        *("--no-progress", "--progress", "--dry-run", "--coverage", "--cov-report", "--no-cov-report"),
     }
 )
-_WITH_VALUE = frozenset({"-d", "--data-query", "--prune-replaced", "--provenance-graph", "--select-tasks"})
+_DROPPED = frozenset(
+    {
+        *("-d", "--data-query", "--prune-replaced", "--show", "--format", "--cov-packages", "--profile"),
+        *("-q", "--save-qgraph", "-s", "--save-pipeline", "--pipeline-dot", "--pipeline-mermaid"),
+        *("--qgraph-dot", "--qgraph-mermaid", "--summary", "--provenance-graph", "--report", "--log-file"),
+    }
+)
+_MOCK_PREFIX = "_mock_"
 
 
 def _quote(word: str) -> str:
@@ -58,57 +64,53 @@ def data_id_expression(data_id: Mapping[str, object]) -> str:
 
 
 def rerun_command(
-    command: Sequence[str], label: str | None = None, data_id: Mapping[str, object] | None = None
+    command: Sequence[str],
+    where: str = "",
+    *,
+    label: str | None = None,
+    data_id: Mapping[str, object] | None = None,
 ) -> str:
-    """Write the command that runs again what a run has not done.
+    """Return the command that reruns what a run has not done, into the same run.
 
     Parameters
     ----------
     command
         The program and the arguments of the run.
+    where
+        Data query of the run, which may come from an options file.
     label, data_id
-        Task and data ID of the only quantum to run again; its task and those
-        before it are selected, and of these all is skipped that is done.
-        The tasks behind it are left out: they might gather from what is
-        outside the data ID.
+        Task and data ID of the only quantum to rerun.
 
     Returns
     -------
     text
-        The same command, continuing the same run, quoted for a shell; empty
-        where no command is known.  A graph from a file can't be narrowed:
-        then it is the command for all that is not done.
+        The command, quoted for a shell; it writes no files beside the run.
+        Empty where no command is known.  A graph from a file can't be
+        narrowed: then it is the command for all that is not done.
     """
     if not command:
         return ""
     kept: list[str] = []
-    queries: list[str] = []
-    selected = ""
-    narrow = label is not None
+    narrow = label is not None and not {"-g", "--qgraph"}.intersection(map(_option_name, command))
+    dropped = _DROPPED | ({"--select-tasks"} if narrow else set())
     words = iter(command)
     for word in words:
-        name, has_value, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
-        if name in _ALONE:
-            continue
-        if name in _WITH_VALUE:
-            if not (has_value or value):
-                value = next(words, "")
-            if name in ("-d", "--data-query"):
-                queries.append(value)
-            elif name == "--select-tasks":
-                selected = value
-            continue
-        narrow = narrow and name not in ("-g", "--qgraph")
-        kept.append(word)
+        name = _option_name(word)
+        if name in dropped and word == name:
+            next(words, None)
+        elif name not in dropped and name not in _DROPPED_FLAGS:
+            kept.append(word)
     kept += ["--extend-run", "--skip-existing", "--clobber-outputs"]
-    if narrow:
-        selected = f"({selected}) & (<={label})" if selected else f"<={label}"
-    if selected:
-        kept += ["--select-tasks", selected]
-    terms = [f"({query})" for query in queries if query]
-    if narrow and data_id:
-        own = data_id_expression(data_id)
-        terms.append(f"({own})" if terms else own)
+    terms = [where] if where else []
+    if narrow and label is not None:
+        # Tasks are selected before they are mocked.
+        kept += ["--select-tasks", label.removeprefix(_MOCK_PREFIX) if "--mock" in command else label]
+        terms += [data_id_expression(data_id)] if data_id else []
     if terms:
-        kept += ["-d", " AND ".join(terms)]
+        kept += ["-d", terms[0] if len(terms) == 1 else " AND ".join(f"({term})" for term in terms)]
     return " ".join(map(_quote, kept))
+
+
+def _option_name(word: str) -> str:
+    """Return the option that a word names, without a value that is attached."""
+    return word.partition("=")[0] if word.startswith("--") else word[:2] if word.startswith("-") else word

@@ -1,4 +1,7 @@
-"""One bar for each task, below the log, in a terminal."""
+"""Progress bars of a run in a terminal, one for each task, below the log.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,19 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..text import format_seconds
 from .progress import ProgressSnapshot, TaskProgress
-from .ticker import Ticker
+from .text import list_rates
 
-_SECONDS_BETWEEN = 0.25
 _MAX_WIDTH = 110
 
 
 def render_bars(snapshot: ProgressSnapshot) -> Group:
-    """Draw how a run stands.
+    """Build the bars of a run.
 
     Parameters
     ----------
     snapshot
-        How it stands.
+        Progress of the run.
     """
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
@@ -50,18 +51,11 @@ def render_bars(snapshot: ProgressSnapshot) -> Group:
             finished_style="red" if hurt else "green",
         )
         table.add_row(task.label, bar, f"{ended}/{task.total}", _describe(task))
-    words = [
-        f"{snapshot.busy} of {snapshot.slots} slots busy",
-        f"{snapshot.rate:.3g} quanta/s",
-        f"{format_seconds(snapshot.elapsed)} so far",
-    ]
-    if snapshot.seconds_left:
-        words.append(f"about {format_seconds(snapshot.seconds_left)} left")
-    return Group(Constrain(table, _MAX_WIDTH), Text(" · ".join(words), style="dim"))
+    return Group(Constrain(table, _MAX_WIDTH), Text(" · ".join(list_rates(snapshot)), style="dim"))
 
 
 def _describe(task: TaskProgress) -> Text:
-    """Say what is not just done or pending."""
+    """Return the counts of quanta that are neither done nor pending."""
     text = Text()
     for n, word, style in (
         (task.running, "running", "cyan"),
@@ -74,7 +68,7 @@ def _describe(task: TaskProgress) -> Text:
 
 
 class _Lines:
-    """Text that is written as it is, colors and tabs included."""
+    """Text that rich writes unchanged, colors and tabs included."""
 
     def __init__(self, text: str):
         self._text = text
@@ -101,7 +95,7 @@ class _Above:
         return len(text)
 
     def end_line(self) -> None:
-        """Write what has no end yet."""
+        """End an incomplete last line."""
         if self._held:
             self.write("\n")
 
@@ -110,12 +104,12 @@ class _Above:
 
 
 class Bars:
-    """Shows bars on standard error for as long as the context lasts; what is written there goes above.
+    """Progress bars on standard error while the context lasts; other output goes above them.
 
     Parameters
     ----------
     look
-        Tells how the run stands.
+        Returns the progress of the run.
     console
         Where to draw; standard error by default.
     """
@@ -150,14 +144,14 @@ class Bars:
             stack.callback(self._stop)
             # rich hides it, and whatever kills this process would leave it so.
             self._console.show_cursor(True)
-            stack.enter_context(Ticker(self._draw, _SECONDS_BETWEEN, "display"))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Draw the bars."""
         with self._drawing:
             self._live.refresh()
 
@@ -166,14 +160,14 @@ class Bars:
             self._live.stop()
 
     def _above(self, stack: contextlib.ExitStack, stream: IO[str]) -> IO[str]:
-        """Make a stream, whose last line is ended with the context."""
+        """Build a stream that writes above the bars; the end of the context ends its last line."""
         above = _Above(self._console, stream, self._drawing)
         stack.callback(above.end_line)
         return cast("IO[str]", above)
 
 
 def _terminal_handlers() -> list[logging.StreamHandler[IO[str]]]:
-    """Find the log handlers that write to standard error."""
+    """Return the log handlers that write to standard error."""
     return [
         handler
         for handler in logging.getLogger().handlers

@@ -1,50 +1,59 @@
-"""Watch a run: show how it stands, keep its status in the store, and leave a report."""
+"""The reporter of a run: it draws bars, writes the status while the run goes on, and the report at its end.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
 __all__ = ["RunReporter"]
 
 import contextlib
+import datetime
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from lsst.resources import ResourcePath
 
 from ..driver.events import ObserverGroup, RunObserver
-from ..text import brief
+from ..model.outcomes import job_text
+from ..text import best_effort, brief, hide_secrets
 from .content import make_content
 from .folder import AttemptFolder, new_attempt
 from .html import make_page
 from .progress import Progress
 from .record import RunInfo, RunRecord
-from .status import SECONDS_BETWEEN, describe_progress, progress_line
-from .ticker import Ticker
+from .text import failure_text, progress_line
 
 logger = logging.getLogger(__name__)
 
+_STATUS_SECONDS = 10.0
 _LOG_SECONDS = 60.0
+_BAR_SECONDS = 0.25
+_PATIENCE_SECONDS = 5.0
+_N_FAILURES = 5
 
 
 class RunReporter:
-    """Watches a run for as long as the context lasts; one that ends with an error has its report then.
+    """Reporter of a run while the context lasts; if that ends with an error, it writes the report then.
 
     Parameters
     ----------
     run
-        What is known of the run.
+        Facts that are known before the run.
     root
-        Root of a datastore, where status and report are kept; `None` keeps
-        neither.
+        Root of the datastore that holds status and report; with `None`,
+        neither is written.
     bars
         Whether to draw bars on standard error; by default if that is a
         terminal.
     on_cancel
-        Called, in another thread, when somebody has asked the run to end.
+        Called, in another thread, after ``spark-butler cancel``.
     progress
         Counts quanta; by default one of its own.
     seconds_between
@@ -52,8 +61,8 @@ class RunReporter:
 
     Notes
     -----
-    Nothing here raises: a run is not to fail for want of somebody to look at
-    it.
+    Nothing here raises: a run does not fail because its status or report
+    can't be written.
     """
 
     def __init__(
@@ -64,7 +73,7 @@ class RunReporter:
         bars: bool | None = None,
         on_cancel: Callable[[], None] | None = None,
         progress: Progress | None = None,
-        seconds_between: float = SECONDS_BETWEEN,
+        seconds_between: float = _STATUS_SECONDS,
     ):
         self._run = run
         self._folder: AttemptFolder | None = None
@@ -76,23 +85,23 @@ class RunReporter:
         self.progress = Progress(slots=run.slots) if progress is None else progress
         self.record = RunRecord()
         self.cancelled = False
-        """Whether somebody has asked the run to end."""
+        """Whether ``spark-butler cancel`` has asked the run to end."""
         self.places: list[ResourcePath] = []
-        """Where the report is, once the run has ended."""
+        """Addresses of the page of the report, once the run has ended."""
         self.content: dict[str, Any] | None = None
-        """What the report says, once the run has ended."""
+        """Content of the report, once the run has ended."""
         self._stack = contextlib.ExitStack()
         self._is_over = False
 
     @property
     def observer(self) -> RunObserver:
-        """What the engine is to tell of the run."""
+        """The observer for `~spark_butler.driver.execute_graph`."""
         return ObserverGroup(self.progress, self.record)
 
     def __enter__(self) -> Self:
         if self._folder is not None:
-            self._stack.enter_context(Ticker(self._keep_status, self._seconds_between, "status"))
-        self._stack.enter_context(Ticker(self._log, _LOG_SECONDS, "progress line"))
+            self._stack.enter_context(_Ticker(self._keep_status, self._seconds_between, "status"))
+        self._stack.enter_context(_Ticker(self._log, _LOG_SECONDS, "progress line"))
         if self._bars:
             self._show_bars()
         return self
@@ -105,49 +114,42 @@ class RunReporter:
             self.finish("broken", brief(exc))
 
     def _stop(self) -> None:
-        """Stop watching."""
+        """Stop the bars and the threads."""
         self._is_over = True
         self._stack.close()
 
     def finish(self, state: str, reason: str = "", *, n_ingested: int | None = None) -> None:
-        """Stop watching and write the report.
+        """Write the last status and the report.
 
         Parameters
         ----------
         state
-            How the run ended; see `make_content`.
+            State of the run; see `make_content`.
         reason
-            Why, if before its time.
+            The cause, if the run ended before its time.
         n_ingested
-            Number of datasets that were put into the registry, if known.
+            Number of datasets that were registered, if known.
         """
         self._stop()
-        try:
+        with best_effort("No report could be made of the run"):
             content = make_content(self._run, self.record, state=state, reason=reason, n_ingested=n_ingested)
-            files = {
-                "report.json": json.dumps(content, separators=(",", ":"), default=str).encode(),
-                "report.html": make_page(content).encode(),
-            }
-        except Exception as exc:
-            logger.warning("No report could be made of the run: %s", brief(exc), exc_info=True)
-            return
-        self.content = content
-        if self._folder is None:
-            return
-        try:
-            for name, data in files.items():
-                self._folder.uri.join(name).write(data)
-        except Exception as exc:  # noqa: BLE001  (many libraries may speak here)
-            logger.warning("The report could not be written to %s: %s", self._folder.uri, brief(exc))
-        else:
-            self.places.append(self._folder.page_file)
-        try:
-            self._write_status(self._folder, state)
-        except Exception as exc:  # noqa: BLE001  (as above)
-            logger.debug("The last status could not be written: %s", brief(exc))
+            page = make_page(content)
+            self.content = content
+            if self._folder is not None:
+                self._write_report(self._folder, content, page)
+        if self._folder is not None:
+            with best_effort("The last status could not be written", level=logging.DEBUG):
+                self._write_status(self._folder, state)
+
+    def _write_report(self, folder: AttemptFolder, content: Mapping[str, Any], page: str) -> None:
+        """Write the report as data and as a page."""
+        with best_effort(f"The report could not be written to {folder.uri}"):
+            folder.report_file.write(json.dumps(content, separators=(",", ":"), default=str).encode())
+            folder.page_file.write(page.encode())
+            self.places.append(folder.page_file)
 
     def _keep_status(self) -> None:
-        """Write how the run stands, and look whether it is to end."""
+        """Write the status, and end the run if ``spark-butler cancel`` has asked for it."""
         assert self._folder is not None
         if self._is_over:
             return
@@ -167,8 +169,13 @@ class RunReporter:
             "state": state,
             "started": self._run.started.isoformat(timespec="seconds"),
             "driver": f"{socket.gethostname()}:{os.getpid()}",
-            **describe_progress(snapshot if state == "running" else snapshot.at_end()),
+            "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "every": self._seconds_between,
+            **(snapshot if state == "running" else snapshot.at_end()).describe(),
+            "failures": [
+                hide_secrets(f"{job_text(outcome.report)}: {failure_text(outcome)}")
+                for outcome in snapshot.failures[-_N_FAILURES:]
+            ],
         }
         folder.status_file.write(json.dumps(status, separators=(",", ":")).encode())
 
@@ -177,10 +184,50 @@ class RunReporter:
             logger.info("%s", progress_line(self.progress.snapshot()))
 
     def _show_bars(self) -> None:
-        """Draw bars, if rich can."""
-        try:
+        """Draw bars, if the terminal can."""
+        with best_effort("No bars can be drawn here"):
             from .terminal import Bars
 
-            self._stack.enter_context(Bars(self.progress.snapshot))
-        except Exception as exc:  # noqa: BLE001  (a terminal may be anything)
-            logger.warning("No bars can be drawn here: %s", brief(exc))
+            bars = self._stack.enter_context(Bars(self.progress.snapshot))
+            self._stack.enter_context(_Ticker(bars.draw, _BAR_SECONDS, "display"))
+
+
+class _Ticker:
+    """A thread that calls a function at once and every few seconds, while the context lasts.
+
+    Parameters
+    ----------
+    action
+        The function.  Only its first error is a warning.
+    seconds
+        Time between two calls.
+    name
+        What the function does, for the log.
+    """
+
+    def __init__(self, action: Callable[[], None], seconds: float, name: str):
+        self._action = action
+        self._seconds = seconds
+        self._name = name
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"spark-butler {name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ended.set()
+        # A store that does not answer must not hold up the end of the run.
+        self._thread.join(_PATIENCE_SECONDS)
+
+    def _run(self) -> None:
+        level = logging.WARNING
+        is_over = False
+        while not is_over:
+            has_failed = True
+            with best_effort(f"The {self._name} of the run failed", level=level):
+                self._action()
+                has_failed = False
+            level = logging.DEBUG if has_failed else level
+            is_over = self._ended.wait(self._seconds)

@@ -198,7 +198,7 @@ def test_mock_with_temporaries(job_repo: JobRepo, run_job: RunJob) -> None:
         *("--backend", "serial", "--temporary", "_mock_mock_first"),
     )
     assert result.exit_code == 1, result.output
-    assert "FAILED <_mock_scatter" in result.stdout
+    assert "FAILED _mock_scatter" in result.stdout
     types = {each[0] for each in job_repo.datasets("mocked")}
     assert "_mock_mock_second" in types
     assert "_mock_mock_first" not in types

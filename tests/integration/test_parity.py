@@ -82,7 +82,7 @@ def test_spark_submit_equals_pipetask(job_repo: JobRepo, tmp_path: Path) -> None
     process = submit(*given, "-o", "parity/spark", *summary, "--save-qgraph", graph)
     assert stock.exit_code == 1
     assert process.returncode == 1, process.stderr
-    assert "FAILED <scatter dataId=" in process.stdout
+    assert "FAILED scatter " in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
     secret = job_repo.server.environment()["AWS_SECRET_ACCESS_KEY"]
     assert secret not in process.stdout + process.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -13,7 +14,7 @@ from spark_butler.driver.events import ObserverGroup
 from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch, Handover, Plan
-from spark_butler.report.progress import Progress, TaskProgress
+from spark_butler.report.progress import Progress, ProgressSnapshot, TaskProgress
 
 
 class _Clock:
@@ -144,8 +145,36 @@ def test_time_left_follows_mean_times_and_busy_slots() -> None:
 
 
 def test_times_of_earlier_runs_give_an_estimate_at_once() -> None:
-    progress = Progress({"a": 10, "b": 10}, slots=5, task_seconds={"a": 3.0})
-    assert progress.snapshot().seconds_left == pytest.approx(20 * 3 / 5)
+    progress = Progress({"a": 10, "b": 10}, slots=5, task_seconds={"a": 3.0, "b": 1.0})
+    assert progress.snapshot().seconds_left == pytest.approx(10 * (3 + 1) / 5)
+
+
+def test_time_left_is_unknown_until_each_task_has_been_timed() -> None:
+    now = [0.0]
+    progress = Progress({"a": 6, "b": 1}, slots=2, clock=lambda: now[0])
+    labels = {_id(n): "a" for n in range(6)} | {_id(6): "b"}
+    progress.on_plan(cut_graph(GraphSketch(labels, [])))
+    progress.on_dispatch(labels)
+    known = []
+    for n in (0, 1, 6, 2):
+        now[0] += 1.0
+        progress.on_outcome(_outcome(n, labels[_id(n)], wall_seconds=2.0))
+        known.append(progress.snapshot().seconds_left is not None)
+    # Task a counts from its third quantum on, task b has only one.
+    assert known == [False, False, False, True]
+
+
+def test_snapshot_is_read_back_from_its_description() -> None:
+    progress = Progress({"a": 10}, slots=5, task_seconds={"a": 3.0})
+    snapshot = progress.snapshot()
+    assert ProgressSnapshot.from_description(json.loads(json.dumps(snapshot.describe()))) == snapshot
+
+
+def test_status_of_an_earlier_release_is_read() -> None:
+    task = {"label": "a", "pending": 1, "running": 0, "done": 2, "failed": 0, "blocked": 0, "total": 3}
+    status = {"tasks": [task], "quanta_per_second": 0.5, "seconds_left": None, "slots": 2, "busy": 0}
+    (read,) = ProgressSnapshot.from_description(status).tasks
+    assert read == TaskProgress("a", 1, 0, 2, 0, 0)
 
 
 def test_failing_observer_is_dropped_and_others_continue(caplog: pytest.LogCaptureFixture) -> None:

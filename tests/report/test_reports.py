@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from spark_butler.cli.run import make_run_command
 from spark_butler.report import make_content, make_page
 from spark_butler.report.record import Span
 from spark_butler.report.rerun import rerun_command
@@ -252,14 +254,14 @@ def test_large_run_makes_a_small_report_quickly(n_hosts: int, slots: int) -> Non
 
 def test_rerun_command_selects_failures_and_extends_the_run() -> None:
     data_id = {"instrument": "SimCam", "visit": 42}
-    assert rerun_command(COMMAND, "isr", data_id) == (
+    assert rerun_command(COMMAND, "visit > 40", label="isr", data_id=data_id) == (
         "spark-butler run -b s3-repo -p drp.yaml -o u/me/first --extend-run --skip-existing "
-        "--clobber-outputs --select-tasks '<=isr' "
+        "--clobber-outputs --select-tasks isr "
         "-d \"(visit > 40) AND (instrument = 'SimCam' AND visit = 42)\""
     )
-    assert rerun_command(COMMAND) == (
+    assert rerun_command(COMMAND, "visit > 40") == (
         "spark-butler run -b s3-repo -p drp.yaml -o u/me/first --extend-run --skip-existing "
-        "--clobber-outputs -d '(visit > 40)'"
+        "--clobber-outputs -d 'visit > 40'"
     )
     given = [
         "run",
@@ -271,14 +273,44 @@ def test_rerun_command_selects_failures_and_extends_the_run() -> None:
         "a|b",
         "-pp",
     ]
-    assert rerun_command(given, "isr", data_id) == (
-        "run -pp --extend-run --skip-existing --clobber-outputs --select-tasks '(a|b) & (<=isr)' "
+    assert rerun_command(given, label="isr", data_id=data_id) == (
+        "run -pp --extend-run --skip-existing --clobber-outputs --select-tasks isr "
         "-d \"instrument = 'SimCam' AND visit = 42\""
     )
-    assert rerun_command(["run", "-g", "a.qg"], "isr", data_id) == (
+    assert rerun_command(["run", "-g", "a.qg"], label="isr", data_id=data_id) == (
         "run -g a.qg --extend-run --skip-existing --clobber-outputs"
     )
-    assert rerun_command([], "isr", data_id) == ""
+    assert rerun_command([], label="isr", data_id=data_id) == ""
+
+
+def test_rerun_command_names_tasks_without_the_prefix_of_mocks() -> None:
+    assert rerun_command(["run", "--mock"], label="_mock_isr").endswith("--select-tasks isr")
+    assert rerun_command(["run"], label="_mock_isr").endswith("--select-tasks _mock_isr")
+
+
+def _writing_options() -> list[str]:
+    """Return the options of the run command whose help says that they write a file."""
+    words = re.compile(r"for storing|dump|to write|write log|folder for a copy|HTML report|output \(requires")
+    return [
+        name
+        for param in make_run_command().params
+        if isinstance(param, click.Option) and words.search(param.help or "")
+        for name in param.opts
+    ]
+
+
+def test_rerun_command_writes_no_files() -> None:
+    names = _writing_options()
+    assert {"-q", "--save-pipeline", "--summary", "--provenance-graph", "--qgraph-dot", "--log-file"} <= {
+        *names
+    }
+    flags = {"--coverage", "--cov-report"}
+    for name in names:
+        for words in [[name]] if name in flags else [[name, "file"], [f"{name}=file"]]:
+            if name in ("-q", "-s") and len(words) == 1:
+                words = [f"{name}file"]
+            command = rerun_command(["run", "-b", "repo", *words, "-o", "out"])
+            assert command.startswith("run -b repo -o out --extend-run"), command
 
 
 def test_numbers_are_short() -> None:

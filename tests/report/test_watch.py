@@ -16,8 +16,8 @@ from spark_butler.errors import EngineError
 from spark_butler.report import RunReporter, find_attempts, read_json
 from spark_butler.report import watch as watch_module
 from spark_butler.report.progress import ProgressSnapshot, TaskProgress
-from spark_butler.report.status import progress_line
 from spark_butler.report.terminal import Bars
+from spark_butler.report.text import progress_line
 from tests.report.fake_runs import make_run
 
 _SNAPSHOT = ProgressSnapshot(
@@ -57,7 +57,7 @@ def test_progress_line_is_that_of_pipetask_and_the_time_left() -> None:
     line = progress_line(_SNAPSHOT)
     assert line.startswith(
         "Executed 514 quanta successfully, 4 failed and 82 remain out of total 600 quanta; "
-        "3.42 quanta/s, 7 of 8 slots busy, about 6 min 52 s left (until "
+        "7 of 8 slots busy, 3.42 quanta/s, 4 min 11 s so far, about 6 min 52 s left (until "
     )
 
 

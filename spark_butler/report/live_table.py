@@ -1,8 +1,11 @@
-"""Output in a notebook that is kept up to date."""
+"""The table of a run in cells of a notebook, which is kept up to date.
+
+Runs in the driver, that is in the notebook's kernel.
+"""
 
 from __future__ import annotations
 
-__all__ = ["LiveDisplay"]
+__all__ = ["LiveDisplay", "make_html"]
 
 import logging
 import sys
@@ -10,18 +13,52 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from ..text import best_effort
+from .html import render
+from .progress import ProgressSnapshot
+from .text import PROGRESS_COLUMNS, describe_state, list_tasks
+
+
+def make_html(
+    title: str, state: str, snapshot: ProgressSnapshot, error: str = "", *, report: str | None = None
+) -> str:
+    """Build the table of a run.
+
+    Parameters
+    ----------
+    title
+        Name of the run.
+    state
+        Its state.
+    snapshot
+        Its progress.
+    error
+        The error that ended it, if one did.
+    report
+        Address of its report, if there is one.
+    """
+    return render(
+        "live_table.html.j2",
+        title=title,
+        state=describe_state(state, snapshot),
+        columns=PROGRESS_COLUMNS,
+        tasks=list_tasks(snapshot),
+        error=error,
+        report=report or "",
+        # Browsers open only some addresses.
+        is_link=report is not None and report.startswith(("http://", "https://", "file://")),
+    )
 
 
 class LiveDisplay:
-    """Shows HTML in cells of a notebook, and shows it anew until it is finished.
+    """HTML in cells of a notebook, which is rendered again until it is finished.
 
     Parameters
     ----------
     make_html
-        Makes the HTML.
+        Builds the HTML.
     interval
-        Seconds between two looks.
+        Seconds between two renderings.
     """
 
     def __init__(self, make_html: Callable[[], str], *, interval: float):
@@ -34,7 +71,7 @@ class LiveDisplay:
         self._shown = ""
 
     def show(self) -> bool:
-        """Show it below the current cell; return whether there is a notebook to show it in."""
+        """Show the HTML below the current cell; return whether there is a notebook to show it in."""
         if not _in_notebook():
             return False
         from IPython.display import HTML, display
@@ -52,17 +89,17 @@ class LiveDisplay:
         return True
 
     def finish(self) -> None:
-        """Show it for the last time."""
+        """Render the HTML for the last time."""
         self._finished.set()
 
     def _refresh(self) -> None:
-        """Show it anew, as long as something changes."""
+        """Render the HTML again until it is finished, in the thread of the display."""
         from IPython.display import HTML
 
-        last = False
-        while not last:
-            last = self._finished.wait(self._interval)
-            try:
+        with best_effort("The table of the run is no longer updated", level=logging.DEBUG):
+            last = False
+            while not last:
+                last = self._finished.wait(self._interval)
                 text = self._make_html()
                 if text == self._shown:
                     continue
@@ -70,13 +107,10 @@ class LiveDisplay:
                 with self._lock:
                     for handle in self._handles:
                         handle.update(HTML(text))
-            except Exception:  # noqa: BLE001  (the run itself is well)
-                logger.debug("The display can't be brought up to date.", exc_info=True)
-                return
 
 
 def _in_notebook() -> bool:
-    """Whether what is displayed goes to a front end that shows HTML."""
+    """Whether the front end shows HTML."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")
