@@ -15,6 +15,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+from spark_butler.cli import main as butler_command
 from spark_butler.demo.night import INSTRUMENT, NIGHT_COLLECTION, DemoNight
 from spark_butler.demo.quicklook import draw_detector, draw_focal_plane
 from spark_butler.demo.s3server import EmbeddedS3
@@ -67,6 +68,7 @@ def run(night: DemoNight, cores: int) -> int:
             say(start, "Fetching the report and drawing pictures")
             fetch_report(night)
             pictures = draw(night)
+            write_report(night)
     say(start, "S3 server stopped")
     if status == 0:
         explain(night, pictures)
@@ -129,12 +131,18 @@ def draw(night: DemoNight) -> list[Path]:
     return [focal_plane, detector]
 
 
+def write_report(night: DemoNight) -> None:
+    """Write the report of the run as a page."""
+    command = ["report", str(night.repo), OUTPUT, "--html", str(night.directory / "report.html")]
+    butler_command.main(command, standalone_mode=False)
+
+
 def explain(night: DemoNight, pictures: list[Path]) -> None:
     """Say where everything is, and how to look at it."""
     here = os.path.relpath(night.directory)
     print(f"""
 Pictures    {" ".join(os.path.relpath(picture) for picture in pictures)}
-Report      {here}/report/report.html, for a browser
+Report      {here}/report.html, for a browser
 Simulation  {here}/night: raw frames, truth.parquet
 Repository  {here}/repo, with its datasets in S3 (data of the server: {here}/s3); outputs in {OUTPUT}
 

@@ -24,7 +24,7 @@ _DROPPED = frozenset(
     {
         *("-d", "--data-query", "--prune-replaced", "--show", "--format", "--cov-packages", "--profile"),
         *("-q", "--save-qgraph", "-s", "--save-pipeline", "--pipeline-dot", "--pipeline-mermaid"),
-        *("--qgraph-dot", "--qgraph-mermaid", "--summary", "--provenance-graph", "--report", "--log-file"),
+        *("--qgraph-dot", "--qgraph-mermaid", "--summary", "--provenance-graph", "--log-file"),
     }
 )
 _MOCK_PREFIX = "_mock_"
@@ -103,8 +103,11 @@ def rerun_command(
     kept += ["--extend-run", "--skip-existing", "--clobber-outputs"]
     terms = [where] if where else []
     if narrow and label is not None:
-        # Tasks are selected before they are mocked.
-        kept += ["--select-tasks", label.removeprefix(_MOCK_PREFIX) if "--mock" in command else label]
+        if "--mock" in command:
+            # Tasks are selected before they are mocked; the configuration of a mock names all others.
+            label = label.removeprefix(_MOCK_PREFIX)
+            kept.append("--skip-init-writes")
+        kept += ["--select-tasks", label]
         terms += [data_id_expression(data_id)] if data_id else []
     if terms:
         kept += ["-d", terms[0] if len(terms) == 1 else " AND ".join(f"({term})" for term in terms)]

@@ -44,6 +44,8 @@ def _list(repo: Path) -> list[str]:
 def test_cleanup_of_empty_repository_finds_nothing(repo: Path) -> None:
     result = CliRunner().invoke(main, ["cleanup", str(repo)])
     assert (result.exit_code, result.output) == (0, "0 scratch files removed.\n")
+    result = CliRunner().invoke(main, ["cleanup", str(repo), "--dry-run"])
+    assert (result.exit_code, result.output) == (0, "There are no scratch files to remove.\n")
 
 
 def test_cleanup_removes_all_runs_or_one(repo: Path) -> None:

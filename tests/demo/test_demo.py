@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -57,11 +56,10 @@ def test_pictures_are_there_and_named(demo: tuple[Path, str]) -> None:
 def test_report_is_there_and_named(demo: tuple[Path, str]) -> None:
     directory, output = demo
     assert "report.html, for a browser" in output
-    content = json.loads((directory / "report" / "report.json").read_text())
-    assert (content["state"], content["totals"]["done"], content["platform"]["master"][:5]) == (
-        *("succeeded", 7, "local"),
-    )
-    assert content["totals"]["requests"] > 7
+    page = (directory / "report.html").read_text()
+    for words in ("Succeeded", "of 7 quanta done", "local["):
+        assert words in page
+    assert "No requests of quanta to an S3 store" not in page
 
 
 @pytest.mark.slow

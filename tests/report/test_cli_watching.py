@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
-from lsst.resources import ResourcePath
 
 from spark_butler import run as one_run
 from spark_butler.cli.main import main
@@ -35,16 +35,22 @@ def _attempts(repo: JobRepo, run: str) -> list[AttemptFolder]:
         return find_attempts(store_roots(butler), run)
 
 
+def _report(repo: JobRepo, run: str) -> dict[str, Any]:
+    """Return the latest report of a run."""
+    content = read_json(_attempts(repo, run)[-1].report_file)
+    assert content is not None
+    return content
+
+
 def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
     given = [*job_repo.arguments, "--backend", "serial", "--no-versions", "-d", "detector IN (1..3)", *_BAD]
     result = run_job(*given, "-o", "watched/failed")
     assert result.exit_code == 1, result.output
+    content = _report(job_repo, "watched/failed")
+    assert f"Run {content['run']}: 1 of 10 quanta failed, 4 blocked in " in result.stdout
+    assert "FAILED second instrument Cam1, detector 2: ValueError: Simulated failure" in result.stdout
     last = result.stdout.splitlines()[-1]
-    assert last.startswith("The report is in ")
-    assert last.endswith("/report.html.")
-    page = ResourcePath(last.removeprefix("The report is in ").removesuffix("."))
-    content = read_json(page.updatedFile("report.json"))
-    assert content is not None
+    assert last == f"The report is in {_attempts(job_repo, content['run'])[-1].page_file}."
     assert [(task["label"], task["done"], task["failed"], task["blocked"]) for task in content["tasks"]] == [
         *(("first", 3, 0, 0), ("second", 2, 1, 0), ("gather", 0, 0, 1), ("scatter", 0, 0, 3))
     ]
@@ -55,30 +61,64 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     assert content["time"]["slots"]["write"] > 0
     assert content["time"]["before"]["session"] is None
     assert (content["time"]["slots"]["import"], content["time"]["slots"]["shuffle"]) == (0, 0)
+    assert sum(content["time"]["driver"].values()) == pytest.approx(content["seconds"], abs=0.01)
     assert all(
         row[3] in ("done", "failed") for lane in content["timeline"]["lanes"] for row in lane["attempts"]
     )
-    _check_commands(job_repo, tmp_path, page)
-    # The command that the report gives runs the quantum again and nothing else: here it fails once more.
-    again = run_job(*shlex.split(failure["rerun"])[2:])
-    assert "1 of 1 quanta failed, 0 blocked" in again.stdout, again.output
-    assert len(_attempts(job_repo, content["run"])) == 2
+    _check_commands(job_repo, tmp_path, content["run"])
+
+
+@pytest.mark.parametrize("mocked", [False, True], ids=["plain", "mocked"])
+def test_pasted_rerun_commands_run_exactly_the_failed_quanta(
+    job_repo: JobRepo, run_job: RunJob, tmp_path: Path, mocked: bool
+) -> None:
+    failing = ["-c", "first:fail_condition=detector IN (3)", "-c", "second:fail_condition=detector IN (2)"]
+    prefix = ""
+    if mocked:
+        failing = ["--mock", "--unmocked-dataset-types", "mock_raw", "--register-dataset-types"]
+        failing += ["--mock-failure", "first::detector=3", "--mock-failure", "second::detector=2"]
+        prefix = "_mock_"
+    files = {name: tmp_path / name for name in ("graph.qg", "summary.json", "provenance.qg", "run.log")}
+    # The query comes from a file, so that the command has to repeat it.
+    options = tmp_path / "options.yaml"
+    options.write_text("run:\n  data-query: detector IN (1..3)\n")
+    run = f"pasted/{mocked}"
+    result = run_job(
+        *(*job_repo.arguments, "--backend", "serial", "--no-versions", *failing, "-o", run, "-@", options),
+        *("-q", files["graph.qg"], f"--summary={files['summary.json']}", "--log-file", files["run.log"]),
+        *("--provenance-graph", files["provenance.qg"]),
+    )
+    assert result.exit_code == 1, result.output
+    for file in files.values():
+        file.unlink()
+    failures = _report(job_repo, run)["failures"]
+    assert [(each["task"], each["data_id"]["detector"]) for each in failures] == [
+        (f"{prefix}first", 3),
+        (f"{prefix}second", 2),
+    ]
+    for failure in failures:
+        assert failure["rerun"] in result.stdout
+        again = run_job(*shlex.split(failure["rerun"])[2:])
+        assert again.exit_code == 1, again.output
+        content = _report(job_repo, run)
+        assert [(each["task"], each["data_id"]) for each in content["failures"]] == [
+            (failure["task"], failure["data_id"])
+        ]
+        assert content["totals"]["quanta"] == 1
+    assert not any(file.exists() for file in files.values())
 
 
 @pytest.mark.jvm
 @pytest.mark.parametrize(
     "daemon", ["spark_butler.spark.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
 )
-def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daemon: str) -> None:
+def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, daemon: str) -> None:
     where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")
     output = f"watched/{daemon.partition('.')[0]}"
     given = [*job_repo.arguments, "-o", output, "--temporary", "auto"]
     result = submit(*given, where=where)
     assert result.returncode == 0, result.stderr
-    page = tmp_path / "report.html"
-    spent = json.loads(_call("report", job_repo.root, output, "--html", page, "--format", "json").stdout)[
-        "time"
-    ]
+    spent = _report(job_repo, output)["time"]
     assert spent["before"]["session"] == spent["driver"]["Spark session"]
     assert 0 < spent["before"]["session_share"] < 1
     # Workers had imported what they need when they were looked at before the run.
@@ -86,27 +126,29 @@ def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, tmp_path: Path, daem
     assert 0 < spent["slots"]["import"] < spent["slots"]["available"]
     assert 0 < spent["slots"]["shuffle"] < spent["slots"]["available"]
     assert sum(spent["shares"].values()) == pytest.approx(1.0, abs=0.001)
-    assert "Not measured" not in page.read_text()
+    assert "Not measured" not in _attempts(job_repo, output)[-1].page_file.read().decode()
 
 
-def _check_commands(repo: JobRepo, place: Path, page: ResourcePath) -> None:
-    """Check that the commands find the report by the run's name, its chain's and by nothing."""
-    copy = place / "report.json"
-    copy.write_bytes(page.updatedFile("report.json").read())
-    run = json.loads(copy.read_text())["run"]
+def _check_commands(repo: JobRepo, place: Path, run: str) -> None:
+    """Check that the commands find the report by the run's name, its chain's and without a name."""
     shown = _call("report", repo.root, run)
     assert shown.exit_code == 0, shown.output
     assert "FAILED second instrument Cam1, detector 2: ValueError" in shown.stdout
-    assert f"Run {run}: failed" in _call("status", repo.root, "watched/failed").stdout
-    assert run in _call("status", repo.root).stdout
+    assert f"Run {run}: failed after" in _call("status", repo.root, "watched/failed", "--follow").stdout
+    listed = _call("status", repo.root).stdout.splitlines()
+    assert listed[0].split() == ["run", "started", "(UTC)", "state", "done", "failed", "total"]
+    # The newest run is the first.
+    assert listed[1].split()[0] == run
     status = json.loads(_call("status", repo.root, run, "--format", "json").stdout)
     assert (status["state"], status["n_failures"]) == ("failed", 1)
-    content = json.loads(_call("report", copy, "--format", "json").stdout)
+    (attempt,) = _attempts(repo, run)
+    (place / "copy.json").write_bytes(attempt.report_file.read())
+    content = json.loads(_call("report", place / "copy.json", "--format", "json").stdout)
     assert content["run"] == run
     assert _call("report", repo.root, run, "--html", place / "own.html").exit_code == 0
-    assert (place / "own.html").read_bytes() == page.read()
+    assert (place / "own.html").read_bytes() == attempt.page_file.read()
     over = _call("cancel", repo.root, run)
-    assert (over.exit_code, "is over (failed)" in over.output) == (2, True)
+    assert (over.exit_code, "has ended already (failed)" in over.output) == (2, True)
 
 
 def test_cancelled_run_ends_in_order(
@@ -135,8 +177,7 @@ def test_cancelled_run_ends_in_order(
     assert ended["totals"]["done"] + ended["totals"]["not_run"] == 4
     assert "Stopped by `spark-butler cancel`. Finished outputs are in run" in result.stderr
     (attempt,) = _attempts(job_repo, "watched/cancelled")
-    content = read_json(attempt.report_file)
-    assert content is not None
+    content = _report(job_repo, attempt.run)
     assert (content["state"], content["reason"]) == ("stopped", "Stopped by `spark-butler cancel`.")
     assert content["totals"]["done"] < 4
 
@@ -156,7 +197,7 @@ def test_run_without_heartbeat_is_reported(job_repo: JobRepo) -> None:
     }
     folder.join("status.json").write(json.dumps(status).encode())
     shown = _call("status", job_repo.root, "u/silent")
-    assert (shown.exit_code, "its driver is probably gone" in shown.stdout) == (3, True)
+    assert (shown.exit_code, "its driver is probably dead" in shown.stdout) == (3, True)
     asked = _call("cancel", job_repo.root, "u/silent")
     assert asked.exit_code == 0
     assert folder.join("cancel").exists()

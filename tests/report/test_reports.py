@@ -290,7 +290,7 @@ def test_rerun_command_names_tasks_without_the_prefix_of_mocks() -> None:
 
 def _writing_options() -> list[str]:
     """Return the options of the run command whose help says that they write a file."""
-    words = re.compile(r"for storing|dump|to write|write log|folder for a copy|HTML report|output \(requires")
+    words = re.compile(r"for storing|dump|to write|write log|HTML report|output \(requires")
     return [
         name
         for param in make_run_command().params
