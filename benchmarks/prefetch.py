@@ -28,11 +28,8 @@ os.environ["DAF_BUTLER_CACHE_EXPIRATION_MODE"] = "disabled"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ccd_graphs import make_graph, prepare_simulated  # noqa: E402
-from tests.support.fault_proxy import FaultPlan, FaultProxy  # noqa: E402
 from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import RUN  # noqa: E402
-from tests.support.mock_night import CAMERA, fill_mock_night, task_text  # noqa: E402
-from tests.support.stock import read_graph  # noqa: E402
 
 from spark_butler.datastore.prefetch import Prefetcher  # noqa: E402
 from spark_butler.datastore.s3_clients import forget_clients  # noqa: E402
@@ -42,6 +39,9 @@ from spark_butler.driver.engine import execute_graph  # noqa: E402
 from spark_butler.driver.serial import SerialBackend  # noqa: E402
 from spark_butler.model.options import RunOptions  # noqa: E402
 from spark_butler.worker import group  # noqa: E402
+from tests.support.fault_proxy import FaultPlan, FaultProxy  # noqa: E402
+from tests.support.mock_night import CAMERA, fill_mock_night, task_text  # noqa: E402
+from tests.support.stock import read_graph  # noqa: E402
 
 _BUCKET = "bench"
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
-from tests.tasks.scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
 
 from spark_butler.tasks.calibrate import NoSourcesError
 from spark_butler.tasks.defects import find_defects
 from spark_butler.tasks.isr import CalibrationRangeError
 from spark_butler.tasks.quality import QualityLimitError
+from tests.tasks.scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
 
 
 def test_a_good_image_is_not_flagged_and_its_numbers_are_true() -> None:
