@@ -517,6 +517,7 @@ print("counted " + json.dumps([by_spark, reader.load().columns]))
 """
 
 
+@pytest.mark.slow
 def test_a_plain_session_reads_the_tables_too(tables: dict[str, str], butler: SparkButler) -> None:
     process = subprocess.run(
         [sys.executable, "-c", _PLAIN_PROGRAM, json.dumps(tables)],
