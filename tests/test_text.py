@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from spark_butler.errors import EngineError, OptionsError, RepositoryError
-from spark_butler.text import as_engine_error, best_effort, translate_errors
+from spark_butler.text import as_engine_error, best_effort, brief, translate_errors
 
 
 def test_best_effort_logs_the_reason_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -37,3 +37,15 @@ def test_errors_of_the_package_are_not_translated() -> None:
         raise OptionsError("no such option")
     with pytest.raises(EngineError, match="^Can't cut the graph: 7$"), as_engine_error("Can't cut the graph"):
         raise ValueError(7)
+
+
+def test_worker_error_is_extracted_from_spark_error() -> None:
+    text = (
+        "An exception was thrown from the Python worker:\nTraceback (most recent call last):\n"
+        '  File "worker.py", line 1, in main\n    process()\nValueError: first\n\nDuring handling:\n'
+        'Traceback (most recent call last):\n  File "b.py", line 2\n'
+        "spark_butler.errors.EngineError: the last\n\n\tat org.apache.spark.api.PythonRunner(P.scala:9)\n"
+        "org.apache.spark.SparkException: no\n"
+    )
+    assert brief(RuntimeError(text)) == "spark_butler.errors.EngineError: the last"
+    assert brief(RuntimeError("plain")) == "plain"
