@@ -96,6 +96,10 @@ bench-planning: $(INSTALLED) ## Plan and give out graphs of up to a million quan
 bench-prefetch: $(INSTALLED) ## Measure prefetch with 100 ms of latency for each GET (ARGS="--cases ccd --delay 0.03")
 	@$(RUN) python benchmarks/prefetch.py $(ARGS)
 
+.PHONY: bench-science
+bench-science: $(INSTALLED) ## Measure catalogs beside those of sep and photutils (ARGS="--scenes dense --size 512")
+	@$(RUN) python benchmarks/science.py $(ARGS)
+
 .PHONY: bench-ingest
 bench-ingest: $(INSTALLED) ## Measure how fast the driver fills a registry (ARGS="--size 400")
 	@$(RUN) python benchmarks/ingest.py $(ARGS)

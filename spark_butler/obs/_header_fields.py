@@ -38,6 +38,10 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Regular expression to search the value's text for; its first group (or the whole match) is kept."""
     values: dict[str, bool | int | float | str] | None = None
     """Translation of the card's text into the value meant; a text that is not listed is an error."""
+    join: str | None = None
+    """Text between the values of all keywords, which are then one value: a day and a time in two cards."""
+    factor: float = 1.0
+    """What a number or an angle is multiplied by: 0.001 for milliseconds, -1 for the opposite sign."""
     decimal_comma: bool = False
     """Whether numbers are written as ``'30,00000'``."""
     unit: Literal["deg", "hour", "rad"] = "deg"
@@ -79,6 +83,11 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         """
         if self.constant is not None:
             return self.constant
+        if self.join is not None:
+            parts = [str(header.get(keyword) or "").strip() for keyword in self.keyword]
+            return (
+                self._translate("+".join(self.keyword), self.join.join(parts)) if all(parts) else self.default
+            )
         for keyword in self.keyword:
             value = header.get(keyword)
             if value is not None and str(value).strip():
@@ -121,7 +130,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise self._fail(value, "a number") from None
         if not math.isfinite(number):
             raise self._fail(value, "a finite number")
-        return number
+        return number * self.factor
 
     def integer(self, header: Mapping[str, Any]) -> int | None:
         """Return the value as an integer, or `None`."""
@@ -149,7 +158,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise self._fail(value, f"an angle in {self.unit}") from None
         if not math.isfinite(angle):
             raise self._fail(value, f"a finite angle in {self.unit}")
-        return angle
+        return angle * self.factor
 
     def time(self, header: Mapping[str, Any]) -> astropy.time.Time | None:
         """Return the value as a time, or `None`."""

@@ -23,6 +23,7 @@ type HeaderValue = bool | int | float | str | None
 type Stream = IO[bytes] | BinaryIO | ResourceHandleProtocol[Any]
 
 _SKIPPED = frozenset({"", "COMMENT", "HISTORY"})
+_COMPANIONS = frozenset({"DQ", "MASK", "BPM", "WHT", "WEIGHT", "ERR", "SIGMA", "VAR", "VARIANCE"})
 _GZIP = b"\x1f\x8b"
 
 
@@ -46,14 +47,39 @@ def _as_plain(header: astropy.io.fits.Header, name: str) -> dict[str, HeaderValu
 
 
 def _find_image(hdus: astropy.io.fits.HDUList, name: str) -> tuple[int, Any, dict[str, HeaderValue]]:
-    """Return the first HDU with a two-dimensional image, and its cards over those of the primary header."""
-    cards: dict[str, HeaderValue] = {}
+    """Return the only HDU with raw pixels, and its cards over those of the primary header."""
+    primary: dict[str, HeaderValue] = {}
+    found: list[tuple[int, Any]] = []
     for index, hdu in enumerate(hdus):
         if index == 0:
-            cards = _as_plain(hdu.header, name)
-        if hdu.is_image and hdu.header.get("NAXIS") == 2:
-            return index, hdu, cards if index == 0 else {**cards, **_as_plain(hdu.header, name)}
-    raise RawFileError(f"{name}: no HDU holds a two-dimensional image")
+            primary = _as_plain(hdu.header, name)
+        if hdu.is_image and _plane_shape(hdu.header) is not None and not _is_companion(hdu.header):
+            found.append((index, hdu))
+    if not found:
+        raise RawFileError(f"{name}: no HDU holds a two-dimensional image")
+    index, hdu = found[0]
+    shape = _plane_shape(hdu.header)
+    # An image of another size is a guide camera's or a preview.
+    if alike := [other for other, image in found[1:] if _plane_shape(image.header) == shape]:
+        raise RawFileError(
+            f"{name}: HDUs {', '.join(str(number) for number in (index, *alike))} hold images of the same "
+            "size, and only the first would be read: amplifiers in extensions of their own can't be "
+            "described; join them in one image"
+        )
+    return index, hdu, primary if index == 0 else {**primary, **_as_plain(hdu.header, name)}
+
+
+def _plane_shape(header: astropy.io.fits.Header) -> tuple[int, int] | None:
+    """Return rows and columns of an image, or of a cube of one plane."""
+    axes = [header.get(f"NAXIS{number + 1}", 0) for number in range(header.get("NAXIS", 0))]
+    if len(axes) < 2 or any(axis != 1 for axis in axes[2:]) or min(axes) < 1:
+        return None
+    return axes[1], axes[0]
+
+
+def _is_companion(header: astropy.io.fits.Header) -> bool:
+    """Return whether an HDU says of itself that it is not the raw pixels but belongs to them."""
+    return str(header.get("EXTNAME", "")).strip().upper() in _COMPANIONS
 
 
 @contextlib.contextmanager
@@ -145,6 +171,7 @@ def read_raw_pixels(stream: Stream, name: str) -> tuple[np.ndarray, dict[str, He
         index, hdu, header = _find_image(hdus, name)
         _check_stored(content, index, name)
         pixels = hdu.data
+        pixels = pixels.reshape(pixels.shape[-2:])
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("=")), header
 
 

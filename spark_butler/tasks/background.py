@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("BackgroundMesh", "estimate_background")
+__all__ = ("BackgroundMesh", "estimate_background", "mask_sources")
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,11 @@ import numpy.typing as npt
 import scipy.ndimage
 from lsst.images import Box
 from lsst.images.fields import SplineField
+
+from .detection import Detections
+from .psf_model import FWHM_PER_SIGMA, PsfModel
+
+type BoolArray = npt.NDArray[np.bool_]
 
 _OWN_SKEW = 0.06
 """Difference of mean and median that a sky without sources may have, in standard deviations."""
@@ -153,3 +159,33 @@ def _fill_empty(level: npt.NDArray[np.float64], empty: npt.NDArray[np.bool_]) ->
         return level
     nearest = scipy.ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
     return np.asarray(level[tuple(nearest)])
+
+
+def mask_sources(detections: Detections, sigma: float, shape: tuple[int, ...]) -> BoolArray:
+    """Return discs around sources, to where the light of their wings is a tenth of the sky noise.
+
+    Parameters
+    ----------
+    detections
+        The sources.
+    sigma
+        Standard deviation of the PSF in pixels.
+    shape
+        Rows and columns of the image.
+    """
+    flux = detections.significance * 2.0 * math.sqrt(math.pi) * sigma
+    # Wings as wide as those of ordinary seeing.
+    model = PsfModel.constant(FWHM_PER_SIGMA * 0.9 * sigma, (1, 1), beta=3.0)
+    limit = min(math.ceil(20.0 * sigma), 80)
+    reach = np.clip(np.ceil(model.reach(flux, 0.1)), 2, limit).astype(np.intp)
+    mask = np.zeros(shape, dtype=bool)
+    x, y = np.rint(detections.x).astype(np.intp), np.rint(detections.y).astype(np.intp)
+    for radius in np.unique(reach):
+        chosen = reach == radius
+        offsets = np.arange(-radius, radius + 1)
+        dy, dx = np.nonzero(offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius**2)
+        columns = x[chosen, None] + (dx - radius)[None, :]
+        rows = y[chosen, None] + (dy - radius)[None, :]
+        inside = (columns >= 0) & (columns < shape[1]) & (rows >= 0) & (rows < shape[0])
+        mask[rows[inside], columns[inside]] = True
+    return mask

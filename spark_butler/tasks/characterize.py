@@ -20,7 +20,7 @@ from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
 from ..obs.description import CameraDescription
-from .background import BackgroundMesh, estimate_background
+from .background import BackgroundMesh, estimate_background, mask_sources
 from .cosmic_rays import find_cosmic_rays, star_contrast
 from .defects import find_defects
 from .detection import Detections, detect_sources, sky_variance
@@ -308,7 +308,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 rays = self._find_cosmic_rays(pixels, variance, defects | saturated, sigma)
             elif step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
                 break
-            sources = _source_mask(detections, sigma, pixels.shape)
+            sources = mask_sources(detections, sigma, pixels.shape)
         chosen = psf.candidates
         fit = fit_psf(
             subtracted,
@@ -367,7 +367,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         mask.set("DETECTION_EDGE", edge)
         field = state.mesh.as_field(bbox, unit=u.electron)
         fwhm = state.psf.parameters(*state.psf.grid())[0]
-        stamp = psf_stamp(state.psf)
+        stamp = state.psf.central_stamp(model_radius(state.psf))
         moments = measure_moments(stamp, np.zeros(1), np.zeros(1), state.psf.sigma)
         stats = ObservationSummaryStats(
             psfSigma=float(moments.sigma[0]),
@@ -397,29 +397,3 @@ class CharacterizeTask(pipe_base.PipelineTask):
             ),
             band=band,
         )
-
-
-def psf_stamp(psf: PsfModel) -> npt.NDArray[np.float64]:
-    """Return the image of a star at a pixel in the middle of the image; shape ``(1, size, size)``."""
-    ix, iy = np.array([psf.shape[1] // 2]), np.array([psf.shape[0] // 2])
-    return psf.stamps(ix.astype(np.float64), iy.astype(np.float64), ix, iy, model_radius(psf))
-
-
-def _source_mask(detections: Detections, sigma: float, shape: tuple[int, ...]) -> BoolArray:
-    """Mask a disc around each source, to where the light of its wings is a tenth of the sky noise."""
-    flux = detections.significance * 2.0 * math.sqrt(math.pi) * sigma
-    # Wings as wide as those of ordinary seeing.
-    model = PsfModel.constant(FWHM_PER_SIGMA * 0.9 * sigma, (1, 1), beta=3.0)
-    limit = min(math.ceil(20.0 * sigma), 80)
-    reach = np.clip(np.ceil(model.reach(flux, 0.1)), 2, limit).astype(np.intp)
-    mask = np.zeros(shape, dtype=bool)
-    x, y = np.rint(detections.x).astype(np.intp), np.rint(detections.y).astype(np.intp)
-    for radius in np.unique(reach):
-        chosen = reach == radius
-        offsets = np.arange(-radius, radius + 1)
-        dy, dx = np.nonzero(offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius**2)
-        columns = x[chosen, None] + (dx - radius)[None, :]
-        rows = y[chosen, None] + (dy - radius)[None, :]
-        inside = (columns >= 0) & (columns < shape[1]) & (rows >= 0) & (rows < shape[0])
-        mask[rows[inside], columns[inside]] = True
-    return mask

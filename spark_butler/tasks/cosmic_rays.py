@@ -100,39 +100,64 @@ def _one_pass(
     contrast: float,
 ) -> BoolArray:
     laplacian = _subsampled_laplacian(image)
-    level = max(float(np.median(image)), 0.0)
-    low = neighbor_fraction * threshold
+    level = max(float(np.median(image[::3, ::3])), 0.0)
     # The noise here is a lower limit, so this pre-selection never loses a candidate.
-    maybe = usable & (laplacian > 2.0 * low * np.sqrt(noise_floor + 0.25 * level))
-    y, x = np.nonzero(maybe)
-    significance = np.zeros(image.shape, dtype=np.float32)
-    if not x.size:
-        return np.zeros(image.shape, dtype=bool)
-    noise, excess = np.empty(x.size, dtype=np.float32), np.empty(x.size, dtype=np.float32)
-    for part in _parts(x.size):
-        smooth = _median_of_windows(gather_windows(image, x[part], y[part], 2))
-        noise[part] = np.sqrt(noise_floor[y[part], x[part]] + np.maximum(smooth, 0.0))
-        excess[part] = laplacian[y[part], x[part]] - _median_of_windows(
-            gather_windows(laplacian, x[part], y[part], 2)
-        )
-    significance[y, x] = excess / (2.0 * noise)
-    strong = significance[y, x] > threshold
+    maybe = usable & (laplacian > 2.0 * threshold * np.sqrt(noise_floor + 0.25 * level))
     seeds = np.zeros(image.shape, dtype=bool)
+    y, x = np.nonzero(maybe)
+    if not x.size:
+        return seeds
+    significance = np.zeros(image.shape, dtype=np.float32)
+    noise = np.zeros(image.shape, dtype=np.float32)
+    _fill_significance(significance, noise, image, laplacian, noise_floor, x, y)
+    strong = significance[y, x] > threshold
     ys, xs = y[strong], x[strong]
     if not xs.size:
         return seeds
-    median3 = _median3(image)
-    fine = median3[ys, xs] - _median_of_windows(gather_windows(median3, xs, ys, 3))
+    fine = np.concatenate([_fine_structure(image, xs[part], ys[part]) for part in _parts(xs.size, 50_000)])
     # A floor of a hundredth of the noise, as in the reference implementations, where the sky is flat.
-    fine = np.maximum(fine / noise[strong], 0.01)
+    fine = np.maximum(fine / noise[ys, xs], 0.01)
     # Of sharp stars the noise may hide the fine structure.
     allowance = 0.5 * max(contrast - 5.0, 0.0)
     sharp = significance[ys, xs] - allowance > contrast * fine
     seeds[ys[sharp], xs[sharp]] = True
+    # Rays end more faintly than they begin: only beside a seed the threshold is lower.
+    beside = scipy.ndimage.binary_dilation(seeds, _EIGHT_NEIGHBORS, iterations=2) & usable & ~maybe
+    y, x = np.nonzero(beside)
+    if x.size:
+        _fill_significance(significance, noise, image, laplacian, noise_floor, x, y)
     grown = scipy.ndimage.binary_dilation(seeds, _EIGHT_NEIGHBORS) & usable & (significance > threshold)
+    low = neighbor_fraction * threshold
     return np.asarray(
         scipy.ndimage.binary_dilation(grown, _EIGHT_NEIGHBORS) & usable & (significance > low), dtype=bool
     )
+
+
+def _fill_significance(
+    significance: Image32,
+    noise: Image32,
+    image: Image32,
+    laplacian: Image32,
+    noise_floor: npt.NDArray[np.float32],
+    x: npt.NDArray[np.intp],
+    y: npt.NDArray[np.intp],
+) -> None:
+    """Compute the Laplacian's significance, and the noise that it is in units of, at the given pixels."""
+    for part in _parts(x.size):
+        smooth = _median_of_windows(gather_windows(image, x[part], y[part], 2))
+        noise[y[part], x[part]] = np.sqrt(noise_floor[y[part], x[part]] + np.maximum(smooth, 0.0))
+        excess = laplacian[y[part], x[part]] - _median_of_windows(
+            gather_windows(laplacian, x[part], y[part], 2)
+        )
+        significance[y[part], x[part]] = excess / (2.0 * noise[y[part], x[part]])
+
+
+def _fine_structure(
+    image: Image32, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float32]:
+    """Return the median in 3x3 windows less its own median in 7x7 windows, at the given pixels."""
+    median3 = _median3(gather_windows(image, x, y, 4))[:, 1:-1, 1:-1]
+    return np.asarray(median3[:, 3, 3] - _median_of_windows(np.ascontiguousarray(median3)))
 
 
 def _subsampled_laplacian(image: Image32) -> Image32:
@@ -154,10 +179,10 @@ def _subsampled_laplacian(image: Image32) -> Image32:
 
 
 def _median3(image: Image32) -> Image32:
-    """Median in 3x3 windows by a minimal exchange network (Paeth 1990, Graphics Gems)."""
-    padded = np.pad(image, 1, mode="reflect")
-    ny, nx = image.shape
-    v = [padded[j : j + ny, i : i + nx] for j in range(3) for i in range(3)]
+    """Return medians in 3x3 windows of the last two axes (Paeth 1990, Graphics Gems)."""
+    padded = np.pad(image, [(0, 0)] * (image.ndim - 2) + [(1, 1), (1, 1)], mode="reflect")
+    ny, nx = image.shape[-2:]
+    v = [padded[..., j : j + ny, i : i + nx] for j in range(3) for i in range(3)]
     exchanges = (
         (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3),
         (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import scipy.ndimage
 import scipy.spatial
 
+from .stamps import gather_windows
+
 type FloatImage = npt.NDArray[np.floating[Any]]
 type BoolArray = npt.NDArray[np.bool_]
 
@@ -193,14 +195,20 @@ def _find_peaks(
     ``excess`` is the ratio of the full variance to that of the sky.  A saddle must lie ``contrast`` times the
     noise, and the fraction ``relative`` of the peak, below the peak.
     """
-    peaks = (significance >= threshold) & allowed
-    peaks &= significance == scipy.ndimage.maximum_filter(significance, size=3, mode="nearest")
-    y, x = np.nonzero(peaks)
+    y, x = np.nonzero((significance >= threshold) & allowed)
+    highest = gather_windows(significance, x, y, 1).max(axis=(1, 2), initial=-np.inf)
+    peak = significance[y, x] >= highest
+    x, y = x[peak], y[peak]
     order = np.argsort(-significance[y, x], kind="stable")
     x, y = x[order], y[order]
     if not x.size:
         return x, y
-    noise = np.sqrt(scipy.ndimage.gaussian_filter(excess.astype(np.float32), sigma / np.sqrt(2.0))[y, x])
+    # The mean of the excess under the square of the filter.
+    radius = max(int(np.ceil(2.5 * sigma)), 1)
+    offsets = np.arange(-radius, radius + 1) / sigma
+    kernel = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2)).ravel()
+    mean = gather_windows(excess, x, y, radius).reshape(x.size, kernel.size) @ (kernel / kernel.sum())
+    noise = np.sqrt(np.maximum(mean, 1.0))
     needed = np.maximum(contrast * noise, relative * significance[y, x])
     keep = _stands_out(significance, x, y, needed, reach)
     return x[keep], y[keep]
@@ -224,9 +232,9 @@ def _matched_filter(
     data: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], sigma: float
 ) -> npt.NDArray[np.float32]:
     """Signal-to-noise ratio of a point source at every pixel."""
-    numerator = scipy.ndimage.gaussian_filter(data * weight, sigma, mode="constant")
+    numerator = scipy.ndimage.gaussian_filter(data * weight, sigma, mode="constant", truncate=3.5)
     # The square of a Gaussian is a narrower Gaussian.
-    narrow = scipy.ndimage.gaussian_filter(weight, sigma / np.sqrt(2.0), mode="constant")
+    narrow = scipy.ndimage.gaussian_filter(weight, sigma / np.sqrt(2.0), mode="constant", truncate=3.5)
     information = narrow / (4.0 * np.pi * sigma**2)
     # Where most of the PSF is masked or off the image a peak has no meaning.
     typical = float(np.median(information))
@@ -248,7 +256,7 @@ def _is_sharp(
     A star's brightest pixel has ``1 / (sqrt(pi) sigma)`` times the significance of the star, a lone pixel
     ``sqrt(pi) sigma`` times that of what the filter makes of it.
     """
-    brightest = scipy.ndimage.maximum_filter(pixel_significance, size=3, mode="nearest")[y, x]
+    brightest = gather_windows(pixel_significance, x, y, 1).max(axis=(1, 2), initial=-np.inf)
     total = significance[y, x]
     star = total / (np.sqrt(np.pi) * sigma)
     # The boundary is the geometric mean of the two ratios, which is one, and three times the pixel's noise.

@@ -128,6 +128,11 @@ class PsfModel:
             )
         return result
 
+    def central_stamp(self, radius: int) -> FloatArray:
+        """Return the image of a star at a pixel in the middle of the image; shape ``(1, size, size)``."""
+        ix, iy = np.array([self.shape[1] // 2]), np.array([self.shape[0] // 2])
+        return self.stamps(ix.astype(np.float64), iy.astype(np.float64), ix, iy, radius)
+
     def enclosed(self, x: FloatArray, y: FloatArray, radius: float) -> FloatArray:
         """Return the fraction of a star's light within a circle, by its mean width."""
         alpha = _alpha(self.parameters(x, y)[0], self.beta)

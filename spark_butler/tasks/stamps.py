@@ -31,13 +31,21 @@ def gather_windows[T: np.generic](
     windows
         Array of shape ``(len(x), 2 * radius + 1, 2 * radius + 1)``.
     """
-    if fill is None:
-        padded = np.pad(array, radius, mode="reflect")
-    else:
-        padded = np.pad(array, radius, mode="constant", constant_values=fill)
-    size = 2 * radius + 1
-    view = np.lib.stride_tricks.sliding_window_view(padded, (size, size))
-    return np.ascontiguousarray(view[y, x])
+    step = np.arange(-radius, radius + 1)
+    rows, columns = y[:, None] + step, x[:, None] + step
+    ny, nx = array.shape
+    # Only the windows' own pixels are touched: images are large, windows few.
+    inside = ((rows >= 0) & (rows < ny))[:, :, None] & ((columns >= 0) & (columns < nx))[:, None, :]
+    rows, columns = _mirrored(rows, ny), _mirrored(columns, nx)
+    values: npt.NDArray[T] = array[rows[:, :, None], columns[:, None, :]]
+    if fill is not None:
+        values[~inside] = fill
+    return values
+
+
+def _mirrored(index: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
+    index = np.abs(index)
+    return np.asarray(np.clip(np.where(index > size - 1, 2 * (size - 1) - index, index), 0, size - 1))
 
 
 def stamp_offsets(radius: int) -> npt.NDArray[np.float64]:

@@ -127,3 +127,26 @@ def test_packed_files_are_read_and_checked(tmp_path: Path, how: str) -> None:
     _truncate(path)
     with path.open("rb") as stream, pytest.raises(RawFileError, match="truncated"):
         read_raw_pixels(stream, "packed")
+
+
+def test_amplifiers_in_extensions_of_their_own_are_refused(tmp_path: Path) -> None:
+    amplifiers = [astropy.io.fits.ImageHDU(np.full((8, 9), k, dtype=np.uint16)) for k in range(4)]
+    path = tmp_path / "four.fits"
+    astropy.io.fits.HDUList([astropy.io.fits.PrimaryHDU(), *amplifiers]).writeto(path)
+    with pytest.raises(RawFileError, match=r"four\.fits: HDUs 1, 2, 3, 4 hold images of the same size"):
+        read_raw_header(path)
+
+
+def test_companions_of_the_pixels_and_other_images_are_passed_over(tmp_path: Path) -> None:
+    pixels = np.arange(72, dtype=np.uint16).reshape(1, 8, 9)
+    path = tmp_path / "planes.fits"
+    astropy.io.fits.HDUList(
+        [
+            astropy.io.fits.PrimaryHDU(pixels),
+            astropy.io.fits.ImageHDU(np.zeros((8, 9), dtype=np.uint8), name="DQ"),
+            astropy.io.fits.ImageHDU(np.zeros((3, 4), dtype=np.uint8), name="GUIDE"),
+        ]
+    ).writeto(path)
+    with path.open("rb") as stream:
+        # A cube of one plane is an image.
+        np.testing.assert_array_equal(read_raw_pixels(stream, "planes")[0], pixels[0])

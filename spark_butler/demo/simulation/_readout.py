@@ -95,7 +95,14 @@ def draw_cosmic_rays(shape: tuple[int, int], seconds: float, rng: np.random.Gene
 
 
 def read_out(
-    electrons: np.ndarray, detector: DetectorDescription, electronics: Electronics, rng: np.random.Generator
+    electrons: np.ndarray,
+    detector: DetectorDescription,
+    electronics: Electronics,
+    rng: np.random.Generator,
+    *,
+    ramp: float = 0.0,
+    full_well: float | None = None,
+    nonlinearity: float = 0.0,
 ) -> np.ndarray:
     """Return the raw frame of collected electrons.
 
@@ -107,6 +114,12 @@ def read_out(
         The detector.
     rng
         Source of the read noise and the bias level's drift.
+    ramp
+        ADU that the bias level rises by from the first to the last row.
+    full_well
+        Raw ADU at which pixels saturate; the described level by default.
+    nonlinearity
+        Fraction that 50,000 electrons lose.
 
     Returns
     -------
@@ -114,14 +127,23 @@ def read_out(
         ``uint16`` in ADU, with overscan; clipped where the amplifiers saturate.
     """
     raw = np.zeros((detector.raw_ny, detector.raw_nx), dtype=np.uint16)
+    if nonlinearity:
+        electrons = electrons * (1.0 - nonlinearity * np.clip(electrons / 5e4, 0.0, 2.0))
+    drift = np.linspace(0.0, ramp, detector.ny)[:, None]
     for amplifier, level in zip(detector.amplifiers, electronics.bias_levels, strict=True):
         level += rng.normal(0.0, 2.0)
         noise = amplifier.read_noise / amplifier.gain
         signal = electrons[amplifier.section.slices] / amplifier.gain
         signal = signal + electronics.bias_structure[amplifier.section.slices] + level
+        signal = signal + drift[amplifier.section.slices[0]]
+        top = amplifier.saturation if full_well is None else full_well
         signal += noise * rng.standard_normal(signal.shape, dtype=np.float32)
-        raw[amplifier.raw_data_section.slices] = np.clip(np.rint(signal), 0, amplifier.saturation)
+        raw[amplifier.raw_data_section.slices] = np.clip(np.rint(signal), 0, top)
         if (overscan := amplifier.raw_overscan_section) is not None:
-            blank = level + noise * rng.standard_normal(overscan.shape, dtype=np.float32)
+            blank = (
+                level
+                + drift[amplifier.section.slices[0]]
+                + noise * rng.standard_normal(overscan.shape, dtype=np.float32)
+            )
             raw[overscan.slices] = np.clip(np.rint(blank), 0, amplifier.saturation)
     return raw

@@ -62,7 +62,7 @@ def draw_sources(
         offsets = np.arange(-half_size, half_size + 1)
         for i in chosen:
             column, row = round(float(x[i])), round(float(y[i]))
-            stamp = moffat((offsets + column - x[i])[None, :], (offsets + row - y[i])[:, None], fwhm)
+            stamp = _over_pixels((offsets + column - x[i])[None, :], (offsets + row - y[i])[:, None], fwhm)
             _add(image, flux[i] * stamp, column - half_size, row - half_size)
     discs = np.flatnonzero(~star)
     for start in range(0, len(discs), _BATCH):
@@ -71,6 +71,13 @@ def draw_sources(
         for i, stamp in zip(batch, stamps, strict=True):
             half_size = _GALAXY_STAMP // 2
             _add(image, flux[i] * stamp, round(float(x[i])) - half_size, round(float(y[i])) - half_size)
+
+
+def _over_pixels(dx: np.ndarray, dy: np.ndarray, fwhm: float) -> np.ndarray:
+    """Return the light of a star in pixels: the mean of four points, by Gaussian quadrature."""
+    node = 0.5 / np.sqrt(3.0)
+    points = [moffat(dx + a, dy + b, fwhm) for a in (-node, node) for b in (-node, node)]
+    return np.asarray(np.mean(points, axis=0))
 
 
 def _disc_stamps(
@@ -88,7 +95,7 @@ def _disc_stamps(
     coarse = profile.reshape(-1, size, _OVERSAMPLING, size, _OVERSAMPLING).sum(axis=(2, 4))
     coarse /= coarse.sum(axis=(1, 2), keepdims=True)
     offset = np.arange(size) - size // 2
-    psf = np.fft.ifftshift(moffat(offset[None, :], offset[:, None], fwhm))
+    psf = np.fft.ifftshift(_over_pixels(offset[None, :], offset[:, None], fwhm))
     return np.fft.irfft2(np.fft.rfft2(coarse) * np.fft.rfft2(psf), s=(size, size))
 
 

@@ -27,6 +27,7 @@ from ._readout import (
     read_out,
 )
 from ._render import draw_sources
+from ._scenes import SCENES, Scene, add_structure, draw_stars, spoil_electronics
 from ._sky import CENTER, EXPOSURE_TIME, SkyCatalog, Visit, make_sky, make_visits
 
 DAY_OBS = 20260101
@@ -68,6 +69,7 @@ def simulate(
     seed: int = 1,
     stars_per_arcmin2: float = 30.0,
     galaxies_per_arcmin2: float = 15.0,
+    scene: str | None = None,
 ) -> SimulatedData:
     """Simulate a night of SimCam.
 
@@ -85,7 +87,17 @@ def simulate(
         Of the random numbers.
     stars_per_arcmin2, galaxies_per_arcmin2
         Surface densities.
+    scene
+        Name of a hostile scene, one of `SCENES`; a good night by default.
+
+    Raises
+    ------
+    ValueError
+        Raised if there is no such scene.
     """
+    if scene is not None and scene not in SCENES:
+        raise ValueError(f"scene = {scene!r} is not a known scene; known are {', '.join(SCENES)}")
+    hostile = None if scene is None else SCENES[scene]
     out = Path(outdir)
     raw_dir = out / "raw"
     raw_dir.mkdir(parents=True, exist_ok=True)
@@ -95,15 +107,26 @@ def simulate(
         yaml.safe_dump(camera.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     )
     radius = focal_plane_radius(camera) * camera.detectors[0].pixel_scale
+    if hostile is not None and hostile.stars_per_megapixel is not None:
+        # Pixels of 0.2 arcseconds: a megapixel is 11.65 square arcminutes.
+        stars_per_arcmin2 = hostile.stars_per_megapixel / (
+            1048576 * camera.detectors[0].pixel_scale ** 2 / 3600.0
+        )
     # A margin for the dithers, and for light of stars just outside.
     sky = make_sky(1.05 * radius + 15.0, stars_per_arcmin2, galaxies_per_arcmin2, seed)
     pointings = make_visits(visits, radius, seed)
     raws, truths, hits = [], [], []
     for detector in camera.detectors:
         electronics = Electronics.make(camera, detector, seed)
-        raws.extend(_write_calibrations(raw_dir, camera, detector, electronics, seed))
+        if hostile is not None:
+            electronics = spoil_electronics(
+                electronics, hostile, np.random.default_rng([seed, 6, detector.id])
+            )
+        raws.extend(_write_calibrations(raw_dir, camera, detector, electronics, seed, hostile))
         for visit in pointings:
-            path, truth, hit = _write_science(raw_dir, camera, detector, electronics, sky, visit, seed)
+            path, truth, hit = _write_science(
+                raw_dir, camera, detector, electronics, sky, visit, seed, hostile
+            )
             raws.append(path)
             truths.append(truth)
             hits.append(hit)
@@ -137,6 +160,7 @@ def _write_calibrations(
     detector: DetectorDescription,
     electronics: Electronics,
     seed: int,
+    scene: Scene | None,
 ) -> list[Path]:
     paths = []
     sequence = 0
@@ -152,7 +176,7 @@ def _write_calibrations(
             electrons = expected + noise if kind == "FLAT" else rng.poisson(expected)
             if kind == "DARK":
                 electrons = electrons + draw_cosmic_rays(expected.shape, seconds, rng)
-            pixels = read_out(electrons, detector, electronics, rng)
+            pixels = read_out(electrons, detector, electronics, rng, **_readout_faults(scene))
             paths.append(_write(raw_dir, pixels, camera, detector, kind, sequence, seconds, target=kind))
     return paths
 
@@ -165,17 +189,30 @@ def _write_science(
     sky: SkyCatalog,
     visit: Visit,
     seed: int,
+    scene: Scene | None,
 ) -> tuple[Path, Table, Table]:
     rng = np.random.default_rng([seed, 4, visit.index, detector.id])
     scale = detector.pixel_scale
     wcs = camera.initial_wcs(detector.id, visit.ra, visit.dec, visit.rotation)
+    shape = (detector.ny, detector.nx)
+    if scene is not None:
+        wcs = scene.true_wcs(wcs, shape)
     x, y = wcs.all_world2pix(sky.ra, sky.dec, 0)
+    if scene is not None:
+        x, y = scene.distort(x, y, shape)
     flux = 10.0 ** (0.4 * (visit.zero_point - sky.mag))
     near = (x > -100) & (x < detector.nx + 100) & (y > -100) & (y < detector.ny + 100)
     fx, fy = focal_plane_position(camera, detector)
     gradient = 1.0 + visit.sky_gradient[0] * fx + visit.sky_gradient[1] * fy
     light = visit.sky * visit.transparency * EXPOSURE_TIME * scale**2 * gradient
     background = float(np.median(light))
+    if scene is not None:
+        add_structure(light, scene, rng)
+    own_psf = scene is not None and scene.has_own_psf
+    if scene is not None and own_psf:
+        near &= sky.is_star
+        draw_stars(light, x[near], y[near], flux[near], scene, visit.fwhm / scale)
+        near &= False
     draw_sources(
         light,
         x=x[near],
@@ -188,11 +225,14 @@ def _write_science(
     )
     expected = light * electronics.throughput + electronics.dark_rate * EXPOSURE_TIME + electronics.hot
     tracks = draw_cosmic_rays(light.shape, EXPOSURE_TIME, rng)
-    pixels = read_out(rng.poisson(expected) + tracks, detector, electronics, rng)
+    pixels = read_out(rng.poisson(expected) + tracks, detector, electronics, rng, **_readout_faults(scene))
     sequence = 101 + visit.index
     path = _write(
         raw_dir, pixels, camera, detector, "OBJECT", sequence, EXPOSURE_TIME, target="SIM1", visit=visit
     )
+    if own_psf:
+        # Galaxies have not been drawn.
+        x = np.where(sky.is_star, x, np.nan)
     on = (x >= -0.5) & (x < detector.nx - 0.5) & (y >= -0.5) & (y < detector.ny - 0.5)
     key = {"visit": _exposure_id(sequence), "detector": detector.id}
     median = float(np.median(electronics.throughput))
@@ -202,7 +242,7 @@ def _write_science(
             **{name: getattr(sky, name)[on] for name in ("id", "is_star", "ra", "dec", "mag")},
             **{"x": x[on], "y": y[on], "flux": flux[on], "half_light_radius": sky.half_light_radius[on]},
             "zero_point": np.full(on.sum(), visit.zero_point + 2.5 * np.log10(median)),
-            "fwhm": np.full(on.sum(), visit.fwhm),
+            "fwhm": np.full(on.sum(), _true_fwhm(scene, visit, scale)),
             "sky": np.full(on.sum(), background),
         }
     )
@@ -211,6 +251,23 @@ def _write_science(
     for index, (name, value) in enumerate(key.items()):
         hits.add_column(np.full(len(hits), value), name=name, index=index)
     return path, truth, hits
+
+
+def _readout_faults(scene: Scene | None) -> dict[str, Any]:
+    if scene is None:
+        return {}
+    return {
+        "ramp": scene.overscan_ramp,
+        "full_well": scene.full_well,
+        "nonlinearity": scene.nonlinearity,
+    }
+
+
+def _true_fwhm(scene: Scene | None, visit: Visit, scale: float) -> float:
+    """Return the FWHM in the middle of the image, in arcseconds."""
+    if scene is None:
+        return visit.fwhm
+    return (scene.fwhm * scale if scene.fwhm else visit.fwhm) * (1.0 + 0.5 * scene.fwhm_change)
 
 
 def _pixel_angle(wcs: Any, sky: SkyCatalog, x: np.ndarray, y: np.ndarray) -> np.ndarray:
