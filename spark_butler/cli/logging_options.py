@@ -34,17 +34,24 @@ def logging_options[F: Callable[..., Any]](command: F) -> F:
 def start_logging(kwargs: dict[str, Any]) -> None:
     """Log as ``pipetask`` does, this package included.
 
+    Workers on this host share its terminal.  They write to it only if a log
+    level is given: otherwise each quantum would print several lines.
+
     Parameters
     ----------
     kwargs
         Values of options; those of the logging options are removed.
     """
-    CliLog.initLog(
-        longlog=kwargs.pop("long_log"),
-        log_tty=kwargs.pop("log_tty"),
-        log_file=kwargs.pop("log_file"),
-        log_label=kwargs.pop("log_label"),
-    )
+    options = {
+        "longlog": kwargs.pop("long_log"),
+        "log_tty": kwargs.pop("log_tty"),
+        "log_file": kwargs.pop("log_file"),
+        "log_label": kwargs.pop("log_label"),
+    }
+    CliLog.initLog(**options)
+    if not kwargs["log_level"]:
+        # What workers repeat; see `spark_butler.worker.environment.prepare_process`.
+        CliLog.configState[-1] = (CliLog.initLog, *{**options, "log_tty": False}.values())
     levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
     for component, level in dict(kwargs.pop("log_level")).items():
         levels.append((component, level))

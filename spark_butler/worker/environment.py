@@ -85,6 +85,8 @@ def prepare_process(context: WorkerContext) -> None:
     if context.log_state:
         if not CliLog.configState:
             CliLog.replayConfigState(list(context.log_state))
+        # Without a handler, Python would write warnings to standard error.
+        logging.getLogger().addHandler(logging.NullHandler())
     elif logging.getLogger("lsst").level == logging.NOTSET:
         logging.getLogger("lsst").setLevel(logging.INFO)
     if context.butler_config is not None:
