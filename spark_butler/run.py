@@ -29,6 +29,7 @@ from .driver.backend import Backend
 from .driver.engine import execute_graph, plan_graph
 from .driver.events import ObserverGroup, RunObserver
 from .driver.existing_outputs import needs_clobber
+from .driver.inventory import count_done_before
 from .errors import EngineError
 from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
@@ -47,7 +48,7 @@ from .repository.output_run import (
     resolve_output,
 )
 from .repository.task_history import find_task_means, load_times
-from .text import hide_secrets
+from .text import best_effort, hide_secrets
 from .worker.pickling import check_tasks
 
 logger = logging.getLogger(__name__)
@@ -365,6 +366,10 @@ def _make_reporter(
     options.update(request.options.model_dump(mode="json"))
     roots = store_roots(butler)
     slots = min(request.options.processes or backend.slots, backend.slots)
+    done_before: dict[str, int] = {}
+    if request.options.skip_existing:
+        with best_effort("The quanta that were done before can't be counted"):
+            done_before = count_done_before(butler, prepared.graph)
     return RunReporter(
         RunInfo(
             prepared.graph.header.output_run,
@@ -378,6 +383,8 @@ def _make_reporter(
                 **getattr(backend, "platform", {}),
             },
             phases=prepared.phases,
+            done_before=done_before,
+            quanta={label: len(quanta) for label, quanta in prepared.graph.quanta_by_task.items()},
             started=prepared.started,
         ),
         roots[0] if roots else None,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..report import RunReporter
 
-_COUNTS = ("quanta", "done", "no_work", "failed", "blocked", "not_run", "retried")
+_COUNTS = ("quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried")
 _OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
 
 

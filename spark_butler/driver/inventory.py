@@ -6,7 +6,7 @@ driver did not ingest.
 
 from __future__ import annotations
 
-__all__ = ["Inventory", "scratch_folders", "take_inventory"]
+__all__ = ["Inventory", "count_done_before", "scratch_folders", "take_inventory"]
 
 import dataclasses
 import logging
@@ -155,6 +155,33 @@ def _take_inventory(
         ingester.n_ingested,
         cut_off=bool(stock.adoptions or stock.leftovers or stock.strays),
     )
+
+
+def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str, int]:
+    """Return the number of quanta that succeeded in an output run, but are not in its graph any more.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        A graph that was built without quanta that succeeded before.
+
+    Returns
+    -------
+    done_before
+        The numbers by task label, in the order of the pipeline.
+    """
+    run = graph.header.output_run
+    existing = fetch_run_ids(butler, run)
+    done_before: dict[str, int] = {}
+    for label, task in graph.pipeline_graph.tasks.items():
+        name = task.metadata_output.dataset_type_name
+        predicted = existing.intersection(graph.datasets_by_type.get(name, {}).values())
+        with butler.query() as query:
+            n_written = query.datasets(name, collections=run, find_first=False).count()
+        done_before[label] = n_written - len(predicted)
+    return done_before
 
 
 def scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:

@@ -73,8 +73,14 @@ def make_content(
     spans = list(record.spans())
     where = str(run.options.get("where", ""))
     tasks = [
-        _describe_task(label, total, by_task[label], record.n_blocked.get(label, 0))
-        for label, total in record.totals.items()
+        _describe_task(
+            label,
+            record.totals.get(label, 0),
+            by_task[label],
+            n_blocked=record.n_blocked.get(label, 0),
+            n_before=n_before,
+        )
+        for label, n_before in _count_done_before(run, record).items()
     ]
     return {
         "format": FORMAT,
@@ -97,7 +103,7 @@ def make_content(
         "retries": _describe_retries(outcomes),
         "workers": _describe_workers(outcomes, record),
         "time": split_time(run, record, spans, end),
-        "timeline": _lay_out(spans, list(record.totals), record.began, end),
+        "timeline": _lay_out(spans, [task["label"] for task in tasks], record.began, end),
         "slowest": _slowest(outcomes),
         "versions": {
             "python": platform.python_version(),
@@ -117,12 +123,25 @@ def _list_packages() -> dict[str, str]:
     return found
 
 
+def _count_done_before(run: RunInfo, record: RunRecord) -> dict[str, int]:
+    """Return the number of quanta that earlier attempts have done, for each task that has any quanta."""
+    counts: dict[str, int] = {}
+    for label in dict.fromkeys([*run.done_before, *run.quanta, *record.totals]):
+        planned = record.totals.get(label, 0)
+        # Of a run that never had a plan, nothing is known.
+        left_out = max(0, run.quanta.get(label, 0) - planned) if record.totals else 0
+        n_before = run.done_before.get(label, 0) + left_out
+        if planned or n_before:
+            counts[label] = n_before
+    return counts
+
+
 def _data_id(outcome: QuantumOutcome) -> dict[str, Any]:
     return dict(outcome.report.dataId or {})
 
 
 def _describe_task(
-    label: str, total: int, outcomes: Sequence[QuantumOutcome], n_blocked: int
+    label: str, total: int, outcomes: Sequence[QuantumOutcome], *, n_blocked: int, n_before: int
 ) -> dict[str, Any]:
     """Return the counts of a task's quanta, their times, memory and traffic."""
     done = [outcome for outcome in outcomes if outcome.succeeded]
@@ -133,6 +152,7 @@ def _describe_task(
     return {
         "label": label,
         "quanta": total,
+        "done_before": n_before,
         "done": len(done),
         "no_work": sum(bool(outcome.caveats & QuantumSuccessCaveats.NO_WORK) for outcome in done),
         "failed": len(outcomes) - len(done),
@@ -176,7 +196,7 @@ def _total(
     tasks: Sequence[Mapping[str, Any]], outcomes: Iterable[QuantumOutcome], n_ingested: int | None
 ) -> dict[str, Any]:
     """Return the sums over all tasks."""
-    names = ["quanta", "done", "no_work", "failed", "blocked", "not_run", "retried"]
+    names = ["quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried"]
     names += ["cpu_seconds", "bytes_read", "bytes_written"]
     totals: dict[str, Any] = {name: sum(task[name] for task in tasks) for name in names}
     totals["requests"] = sum(sum(task["requests"].values()) for task in tasks)

@@ -45,6 +45,12 @@ class RunInfo:
     phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Seconds that the driver has spent before, by name of what it did."""
 
+    done_before: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Numbers of quanta that earlier attempts have done and that are not in the graph, by task label."""
+
+    quanta: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Numbers of the graph's quanta by task label; those that the plan leaves out were done before, too."""
+
     started: datetime.datetime = dataclasses.field(
         default_factory=lambda: datetime.datetime.now(datetime.UTC)
     )

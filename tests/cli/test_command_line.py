@@ -24,7 +24,7 @@ from tests.support.job_harness import ROOT, JobRepo, submit
 
 type RunJob = Callable[..., Result]
 
-_COUNTS = {"quanta", "done", "no_work", "failed", "blocked", "not_run", "retried"}
+_COUNTS = {"quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried"}
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +248,22 @@ def test_logging_options_behind_a_small_command(job_repo: JobRepo, tmp_path: Pat
     assert "No such option" not in result.output
     assert logging.getLogger("spark_butler").level == logging.DEBUG
     assert log.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (["statsu"], "Did you mean status?"),
+        (["obs", "define-visit"], "Did you mean define-visits?"),
+        (["zzz"], "Commands are cancel, cleanup, demo, obs, plan, "),
+    ],
+)
+def test_unknown_command_is_refused_with_near_names(given: list[str], remedy: str) -> None:
+    result = _call(*given)
+    assert result.exit_code == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: {given[-1]!r} is not a known command.")
+    assert remedy in last
 
 
 def test_version_names_the_package_and_its_foundations() -> None:

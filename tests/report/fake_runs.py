@@ -36,7 +36,7 @@ def make_run(slots: int = 8, started: datetime.datetime | None = None) -> RunInf
         "s3://survey/repo",
         slots=slots,
         command=COMMAND,
-        options={"group_by": "auto", "temporary": ["auto"], "data_query": "visit > 40"},
+        options={"group_by": "auto", "temporary": ["auto"], "where": "visit > 40"},
         platform={"driver": "head", "spark": "4.3.0", "master": "spark://head:7077"},
         phases={"quantum graph": 12.3, "Spark session": 9.8, "output run": 0.7},
         started=started or datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),

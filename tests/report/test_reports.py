@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import html.parser
 import json
@@ -16,7 +17,7 @@ import click
 import pytest
 
 from spark_butler.cli.run import make_run_command
-from spark_butler.report import make_content, make_page
+from spark_butler.report import format_report, make_content, make_page
 from spark_butler.report.record import Span
 from spark_butler.report.rerun import rerun_command
 from spark_butler.report.timeline import busy_slots, make_lanes, round_shares
@@ -250,6 +251,41 @@ def test_large_run_makes_a_small_report_quickly(n_hosts: int, slots: int) -> Non
     assert len(data) < 2e6
     assert len(page) < 2e6
     assert content["totals"]["failed"] == 900
+
+
+def test_quanta_done_before_have_a_column() -> None:
+    run = dataclasses.replace(
+        make_run(), done_before={"isr": 7, "calibrate": 0}, quanta={"isr": 3, "other": 2}
+    )
+    content = json.loads(
+        json.dumps(make_content(run, make_record(3, ("isr", "calibrate")), state="succeeded"))
+    )
+    assert {
+        task["label"]: (task["quanta"], task["done_before"], task["done"]) for task in content["tasks"]
+    } == {
+        # All quanta of the last task had been done, so that the plan does not have them.
+        **{"isr": (3, 7, 3), "calibrate": (3, 0, 3), "other": (0, 2, 0)}
+    }
+    assert content["totals"]["done_before"] == 9
+    lines = format_report(content).splitlines()
+    assert lines[1].split()[:4] == ["task", "quanta", "done", "before"]
+    assert lines[2].split()[:4] == ["isr", "3", "7", "3"]
+    assert "<th>done before</th>" in make_page(content)
+    assert "done before" not in format_report(make_content(make_run(), make_record(3), state="succeeded"))
+
+
+def test_summary_groups_many_failures_and_names_few(content: dict[str, Any]) -> None:
+    text = format_report(content)
+    assert "12 of 180 quanta failed, 0 blocked in " in text
+    assert "FAILED 12 quanta of calibrate: ValueError: only # matches; <#> are needed" in text
+    assert text.splitlines()[-1].startswith("Rerun all that failed: spark-butler run ")
+    assert "3 quanta were retried (3 x lost)." in text
+    few = make_content(make_run(), make_record(4, n_failed=1), state="failed")
+    assert "1 of 12 quanta failed" in format_report(few)
+    assert "FAILED calibrate instrument SimCam, detector 0, visit 40: ValueError" in format_report(few)
+    assert f"  rerun: {few['failures'][0]['rerun']}" in format_report(few)
+    shares = re.findall(r"([\d.]+) %", text)
+    assert sum(map(float, shares)) == pytest.approx(100)
 
 
 def test_rerun_command_selects_failures_and_extends_the_run() -> None:
