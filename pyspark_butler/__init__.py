@@ -1,8 +1,9 @@
-"""Where Spark finds ``spark.read.format("butler")`` by itself.
+"""Plug-in in which Spark finds ``spark.read.format("butler")``.
 
-Spark 4 looks for `DefaultSource` in every module whose name begins with
-``pyspark_``, once for each application that reads from a Python data source.
-So this imports next to nothing, until the source is used.
+Python processes of the driver import it: Spark 4 searches every module whose
+name begins with ``pyspark_`` for `DefaultSource`, once in each application that
+reads from a Python data source.  So the middleware is imported only when the
+source is used.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from pyspark.sql.types import StructType
 class DefaultSource(DataSource):
     """The source `spark_butler.spark.datasource.ButlerDataSource`, without filters on data IDs.
 
-    Spark refuses a source that takes filters where its settings don't allow
-    it, which are as they are here; `spark_butler.spark.datasource.register` changes
-    them.
+    By default Spark refuses a source that takes filters;
+    `spark_butler.spark.datasource.register` changes the setting.
     """
 
     @classmethod

@@ -23,6 +23,10 @@ import pickle
 class SparkButlerError(Exception):
     """Base class of the errors that this package raises on purpose."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows: the message, without frames of this package."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UserError(SparkButlerError):
     """Something the caller gave can't be used; nothing was written.

@@ -27,8 +27,7 @@ from ..planning.request import RunRequest
 from ..report import RunReporter, clean_command, format_report
 from ..report.summary import make_report
 from ..run import ActiveRun, OnlyShown, open_run, prepare
-from ..spark.session import check_platform
-from ..spark.session import say_on_stderr as print_stderr
+from ..spark.session import check_platform, print_stderr
 from ..spark.startup import SparkStart
 from ..text import brief
 from .command import CONTEXT, format_option, kept_logging_arguments, print_json

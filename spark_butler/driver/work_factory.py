@@ -188,10 +188,11 @@ class WorkFactory:
         content = self.make_content(group, blocked, done or frozenset(), receivers=routes.keys())
         tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
-        more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
+        joined = f"{n_groups} joined, " if n_groups > 1 else ""
+        required = ", ".join(f"{name}: {value!r}" for name, value in data_id.required.items())
         return GroupWork(
             group.index,
-            f"{' -> '.join(tasks)} {data_id}{more}",
+            f"{joined}{' -> '.join(tasks)} {{{required}}}",
             dump_by_name(content),
             max(self.limits[label].memory or 0 if label in self.limits else 0 for label in tasks),
             done is not None,

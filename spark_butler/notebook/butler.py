@@ -1,4 +1,7 @@
-"""The way in from a notebook: a butler whose queries and pipelines run on Spark."""
+"""Entry point of notebooks: a butler whose queries and pipelines run on Spark.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ __all__ = ["SparkButler"]
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lsst.daf.butler import Butler
@@ -18,8 +21,10 @@ from ..planning.plan import Plan
 from ..repository.checks import check_repository, store_roots
 from ..repository.query import find_data_ids
 from ..run import PreparedRun, prepare
+from ..spark._pyspark import hide_task_errors
 from ..spark.preflight import check_workers
 from ..spark.session import check_session, make_session
+from ..text import best_effort
 from .data_ids import DataIds
 from .options import PipelineLike, in_words_of_python, make_notebook_request
 from .run import Run
@@ -81,7 +86,10 @@ class SparkButler:
         if spark is not None:
             check_session(spark)
         self._session = spark if spark is not None else make_session()
-        self._is_checked = False
+        # A notebook shows the error of a function once, without Spark's copies of it.
+        with best_effort("Can't set the log level of Spark", level=logging.DEBUG):
+            hide_task_errors()
+        self._checked: set[str] | None = None
         _register_source(self._session)
 
     def __repr__(self) -> str:
@@ -221,7 +229,6 @@ class SparkButler:
         from ..spark.backend import SparkBackend
 
         prepared = self._prepare(pipeline, options)
-        self._check_workers()
         backend = SparkBackend(self._session)
         return Run(
             prepared,
@@ -256,21 +263,25 @@ class SparkButler:
     def _prepare(
         self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, dry_run: bool = False
     ) -> PreparedRun:
-        """Look for all that stands against a run."""
+        """Check everything that can be refused, and plan a run."""
         given = {"input": self._collections or None, **options}
+        check_session(self._session)
         slots = int(self._session.sparkContext.defaultParallelism)
+        start_workers = None if dry_run else self._check_workers
         try:
             request = make_notebook_request(self._repo, pipeline, given)
-            return prepare(request, slots=lambda: slots, dry_run=dry_run)
+            return prepare(request, slots=lambda: slots, start_workers=start_workers, dry_run=dry_run)
         except UserError as exc:
             exc.args = (in_words_of_python(str(exc)),)
             raise
 
-    def _check_workers(self) -> None:
-        """Look, once, whether workers can work."""
-        if not self._is_checked:
-            check_workers(self._session.sparkContext, [str(root) for root in store_roots(self._butler)])
-            self._is_checked = True
+    def _check_workers(self, modules: Collection[str] = (), stores: Sequence[str] = ()) -> None:
+        """Check that workers can run the engine and import modules, once for each module."""
+        check_session(self._session)
+        if self._checked is None or not self._checked.issuperset(modules):
+            roots = stores or [str(root) for root in store_roots(self._butler)]
+            check_workers(self._session.sparkContext, modules, roots)
+            self._checked = (self._checked or set()).union(modules)
 
 
 def _split(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Run groups as Spark tasks."""
+"""Backend that runs groups as Spark tasks.
+
+Runs in the driver; the functions at the end run in workers.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyspark import (
-    RDD,
-    Accumulator,
-    AccumulatorParam,
-    Broadcast,
-    SparkConf,
-    SparkContext,
-)
+from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkConf, SparkContext
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
-from pyspark.serializers import NoOpSerializer
 
 from ..driver.backend import ReportOutcome
 from ..errors import EngineError
@@ -31,7 +26,7 @@ from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle_records import partition_of
 from ..worker.pickling import dump_with_classes
-from .job_names import name_stages
+from . import _pyspark
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -40,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _SLOTS_SECONDS = 1.0
 
-# PySpark gives out the numbers of accumulators without a lock of its own.
+# PySpark numbers accumulators without a lock of its own.
 _accumulators = threading.Lock()
 
 
@@ -50,7 +45,7 @@ class SparkBackend:
     Parameters
     ----------
     session
-        The session, or its context.  It stays the caller's: this class never stops it.
+        The session, or its context.  This class never stops it.
 
     Notes
     -----
@@ -70,30 +65,31 @@ class SparkBackend:
         self._grows = str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() == "true"
         self._slots_seen = (-math.inf, 0)
         self._cores = int(conf.get("spark.executor.cores", "0") or 0)
-        self._slot_memory = _find_slot_memory(self._spark, conf, self._cores)
+        self._task_cores = int(conf.get("spark.task.cpus", "1") or 1)
+        self._slot_memory = _find_slot_memory(conf, self._cores // self._task_cores)
 
     @property
     def slots(self) -> int:
-        """How many groups can run at the same time; twice as many where a backlog brings more executors.
+        """Number of groups that can run at the same time, doubled where a backlog brings more executors.
 
-        The JVM is asked once a second, since the dispatcher wants to know it after each quantum.
+        The JVM is asked once a second, since the scheduler reads this after each quantum.
         """
         now = time.monotonic()
         seen_at, n_slots = self._slots_seen
         if now - seen_at > _SLOTS_SECONDS:
-            n_slots = int(self._spark.defaultParallelism) * (2 if self._grows else 1)
+            n_slots = max(1, int(self._spark.defaultParallelism) // self._task_cores) * (1 + self._grows)
             self._slots_seen = now, n_slots
         return n_slots
 
     @property
     def platform(self) -> dict[str, str]:
-        """What runs here, for people."""
+        """Versions and addresses, for the report."""
         spark = self._spark
         return {
             "spark": str(spark.version),
             "master": str(spark.master),
             "application": str(spark.applicationId),
-            "java": str(spark._jvm.System.getProperty("java.version")) if spark._jvm is not None else "",
+            "java": _pyspark.java_property("java.version"),
         }
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
@@ -102,14 +98,14 @@ class SparkBackend:
         spark = self._spark
         text = _describe(batch)
         spark.setJobGroup(self._tag, text, interruptOnCancel=False)
-        name_stages(spark, text)
+        _name_stages(spark, text)
         outcomes = new_accumulator(spark, [], _OutcomeStream(report, all_again=self._speculates))
         if len(batch) == 1 and len(batch[0].widths) > 1:
             self._run_levels(batch[0], broadcast, outcomes)
             return
         works = [work for unit in batch for work in unit.groups]
         rdd = self._roomy(spark.parallelize(works, len(works)), batch)
-        # Unlike `pyspark.RDD.foreachPartition`, it leaves the name of the stage alone.
+        # Unlike `pyspark.RDD.foreachPartition`, it keeps the name of the stage.
         spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
 
     def _run_levels(
@@ -122,47 +118,44 @@ class SparkBackend:
         works = self._roomy(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
         records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
         for level, width in enumerate(unit.widths[1:], start=1):
-            arrived = self._roomy(_shuffle(records, width), [unit])
-            # Only now, since a stage bears the name that was set when its end, the shuffle, was made.
-            name_stages(self._spark, _describe_level(unit, level))
+            arrived = self._roomy(_pyspark.shuffle_records(records, width, partition_of), [unit])
+            # Only now, since a stage has the name that was set when the shuffle at its end was made.
+            _name_stages(self._spark, _describe_level(unit, level))
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
         # Nothing is left to send after the last level.
         self._spark.runJob(records, _drain)
 
     def _roomy(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
-        """Let Spark tasks that need the memory of several slots take up so many."""
+        """Request as many slots for a Spark task as its memory needs."""
         memory = max(_memory_of(work) for unit in units for work in unit.groups)
         n_slots = -(-memory // self._slot_memory) if self._slot_memory else 1
         if n_slots <= 1:
             return rdd
-        requests = TaskResourceRequests().cpus(min(n_slots, self._cores))
+        requests = TaskResourceRequests().cpus(min(n_slots * self._task_cores, self._cores))
         try:
             return rdd.withResources(ResourceProfileBuilder().require(requests).build)
-        except Exception as exc:  # noqa: BLE001  (what of the cluster manager is to blame differs)
+        except Exception as exc:  # noqa: BLE001  (each cluster manager raises its own)
             logger.warning("Spark has no resource profiles here; quanta wait for memory in workers: %s", exc)
             self._slot_memory = 0
             return rdd
 
     def is_alive(self) -> bool:
-        """Whether Spark still runs.  See `Backend.is_alive`."""
-        try:
-            return not self._spark._jsc.sc().isStopped()
-        except Exception:  # noqa: BLE001  (py4j raises many things once the JVM is gone)
-            return False
+        """Return whether Spark still runs.  See `Backend.is_alive`."""
+        return not _pyspark.is_stopped(self._spark)
 
     def cancel(self) -> None:
         """Stop all jobs of this backend.  See `Backend.cancel`."""
         self._spark.cancelJobGroup(self._tag)
 
     def close(self) -> None:
-        """Free what was sent to the workers."""
+        """Free the broadcast context."""
         with self._lock:
             if self._sent is not None:
                 self._sent[1].destroy()
                 self._sent = None
 
     def _send(self, context: WorkerContext) -> Broadcast[bytes]:
-        """Send the context to the workers, once."""
+        """Broadcast the context to the workers, once."""
         with self._lock:
             if self._sent is None or self._sent[0] is not context:
                 self._sent = (context, self._spark.broadcast(dump_with_classes(context)))
@@ -170,7 +163,7 @@ class SparkBackend:
 
 
 class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
-    """Accumulates a list in a worker and passes it on in the driver."""
+    """Accumulator of a list in a worker, which calls a function in the driver."""
 
     def __init__(self, report: ReportOutcome | None = None, *, all_again: bool = False):
         self._report = report
@@ -191,71 +184,53 @@ class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
         return []
 
 
-def _find_slot_memory(spark: SparkContext, conf: SparkConf, cores: int) -> int:
-    """Find how much memory Spark was given for Python in each slot, in bytes; 0 where it was not told."""
-    if not cores or conf.get("spark.master", "").startswith("local"):
+def _find_slot_memory(conf: SparkConf, slots: int) -> int:
+    """Return the memory in bytes that Spark's settings leave for Python in each slot; 0 if unknown."""
+    if not slots or conf.get("spark.master", "").startswith("local"):
         return 0
     size = conf.get("spark.executor.pyspark.memory") or conf.get("spark.executor.memory") or "1g"
-    assert spark._jvm is not None
-    return int(spark._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(size)) * 2**20 // cores
+    return _pyspark.parse_mebibytes(size) * 2**20 // slots
 
 
 def _memory_of(work: GroupWork) -> int:
-    """Memory that a group asks for, or one of those that it carries."""
+    """Return the memory that a group requests, or one of the groups that it carries."""
     return max([work.memory, *(_memory_of(other) for _, other in work.carried)])
 
 
 def _describe(units: Sequence[UnitWork]) -> str:
-    """Name a job for Spark's pages."""
-    n_groups = sum(sum(unit.widths) for unit in units)
-    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
-    return f"{units[0].groups[0].summary}{more}"
+    """Return the title of a job for Spark's pages."""
+    return _title(sum(sum(unit.widths) for unit in units), units[0].groups[0])
 
 
 def _describe_level(unit: UnitWork, level: int) -> str:
-    """Name the groups of a later level of a unit."""
+    """Return the title of the groups of a later level of a unit."""
     works: list[GroupWork] = list(unit.groups)
     for _ in range(level):
         works = [work for each in works for _, work in each.carried]
-    n_groups = unit.widths[level]
-    more = f" and {n_groups - 1} more groups" if n_groups > 1 else ""
-    return f"{works[0].summary}{more}" if works else f"{n_groups} groups"
+    return _title(unit.widths[level], *works[:1])
 
 
-def _shuffle(records: RDD[Any], width: int) -> RDD[bytes]:
-    """Send records to their next places, one by one as they come.
+def _title(n_groups: int, *first: GroupWork) -> str:
+    return ": ".join([f"{n_groups} group{'s' * (n_groups != 1)}", *(work.summary for work in first)])
 
-    `pyspark.RDD.partitionBy` gathers up to a thousand records, of whatever
-    size, before it sends any; this is its transport without the gathering
-    and without pickling.
 
-    Parameters
-    ----------
-    records
-        Places (packed as 8 bytes) and records in turn.
-    width
-        Number of places.
-    """
-    spark = records.context
-    records._bypass_serializer = True  # type: ignore[attr-defined]
-    assert spark._jvm is not None
-    pairs = spark._jvm.PairwiseRDD(records._jrdd.rdd()).asJavaPairRDD()
-    partitioner = spark._jvm.PythonPartitioner(width, id(partition_of))
-    arrived = spark._jvm.PythonRDD.valueOfPair(pairs.partitionBy(partitioner))
-    return RDD(arrived, spark, NoOpSerializer())
+def _name_stages(spark: SparkContext, text: str) -> None:
+    """Name the stages of this thread's next job by their groups, not by the line that submits them."""
+    for name in ("callSite.short", "callSite.long"):
+        spark.setLocalProperty(name, text)
 
 
 def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]) -> Accumulator[T]:
-    """Make an accumulator; may be called from several threads at once.
+    """Build an accumulator; several threads may call this at once.
 
     Parameters
     ----------
     spark
-        Where it is to be used.
+        The context.
     value
-        Where it begins.
+        The start value.
     param
-        How it adds.
+        The addition.
     """
     with _accumulators:
         return spark.accumulator(value, param)
@@ -264,7 +239,7 @@ def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]
 def _run_groups(
     broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
 ) -> Iterator[None]:
-    # Here and below: what quanta run with is imported in workers only.
+    # Here and below: only workers import the modules that run quanta.
     from .worker_entry import run_groups
 
     return run_groups(broadcast, outcomes, works)

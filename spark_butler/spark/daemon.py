@@ -1,9 +1,8 @@
-"""The parent of all Python workers of an executor, with the middleware already imported.
+"""Daemon that forks the Python workers of an executor, with the middleware already imported.
 
 Runs in a process of its own on each executor, and in local mode on the driver's
-machine.  Spark forks Python workers from a daemon.  With this module in
-``spark.python.daemon.module`` the workers have everything imported when they
-start, and share the memory of it.
+machine.  Spark starts this module if ``spark.python.daemon.module`` names it;
+workers then share the memory of what it has imported.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ _IN_ANY_CASE = (
 
 
 def remove_dead_sockets(folder: Path) -> None:
-    """Remove the sockets that daemons have left which were killed.
+    """Remove the sockets of killed daemons.
 
     Parameters
     ----------
     folder
-        Where daemons make their sockets.
+        Folder of the sockets.
     """
     try:
         bound = Path("/proc/net/unix").read_text()
     except OSError:
-        # Not Linux; to ask a daemon that lives would make it fork a worker.
+        # Not Linux; connecting to a daemon that lives would make it fork a worker.
         return
     for path in folder.iterdir():
         if str(path) in bound:
@@ -58,7 +57,7 @@ def remove_dead_sockets(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _keep_stdout() -> Iterator[None]:
-    """Send what is printed to standard error; standard output is for words to Spark."""
+    """Redirect standard output to standard error; Spark reads a port number from standard output."""
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
@@ -70,34 +69,34 @@ def _keep_stdout() -> Iterator[None]:
 
 
 def import_for_workers() -> None:
-    """Import what workers need: the middleware, and the modules of tasks as far as they can be imported."""
+    """Import the middleware, and those modules of tasks that can be imported."""
     from ..worker.environment import IMPORTS_VARIABLE
     from ..worker.preload import import_for_children
-    from . import worker_entry as slots  # noqa: F401
+    from . import worker_entry  # noqa: F401
 
     import_for_children(_IN_ANY_CASE)
     tasks = os.environ.get(IMPORTS_VARIABLE, "")
-    # Where tasks are known they import what they need of this; it takes half a second.
+    # Known tasks import what they need of lsst.images, which takes half a second.
     import_for_children(tasks.split(",") if tasks else ["lsst.images"])
 
 
 def serve() -> None:
-    """Import what workers need, keep the garbage collector off it, and fork workers for Spark."""
-    from pyspark import daemon
+    """Import what workers need, exclude it from garbage collection, and fork workers for Spark."""
+    from ._pyspark import serve_workers
 
     with _keep_stdout():
         from ..worker.clock import note_imports, process_start
 
         import_for_workers()
-    # Half of it is imported before this function can begin.
+    # Half of it was imported before this function began.
     note_imports(process_start())
     if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
         with contextlib.suppress(OSError):
             remove_dead_sockets(Path(folder))
-    # pyspark.daemon collects after each Spark task, which would go through all that is there every time.
+    # pyspark.daemon collects garbage after each Spark task, and would visit all modules every time.
     gc.collect()
     gc.freeze()
-    daemon.manager()
+    serve_workers()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tables of a Butler repository as Spark DataFrames: ``spark.read.format("butler")``.
 
-Needs PySpark 4.0; filters on data IDs are pushed down from 4.1 on.
+Spark resolves datasets in a Python process of the driver, and reads them in
+workers.  Needs PySpark 4.0; filters on data IDs are pushed down from 4.1 on.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import pyarrow as pa
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType
 from lsst.daf.butler.utils import has_globs
 from pyspark.sql import SparkSession, datasource
-from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
-from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+from pyspark.sql.datasource import DataSourceReader, InputPartition
 from pyspark.sql.types import StructType
+
+from pyspark_butler import DefaultSource
 
 from .._daf_butler import export_records
 from ..driver.context import make_worker_context
@@ -28,6 +30,7 @@ from ..repository.checks import check_repository
 from ..repository.query import find_data_ids
 from ..worker.butler import DataIdBatch, DataIdContext, WorkerButler
 from ..worker.pickling import dump_with_classes
+from ._pyspark import to_arrow, to_spark
 
 _PUSHDOWN = "spark.sql.python.filterPushdown.enabled"
 _MOST_PARTITIONS = 256
@@ -69,7 +72,7 @@ class _DimensionTest:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What the options ask for."""
+    """Options of ``spark.read``."""
 
     repo: str
     dataset_type: str
@@ -104,17 +107,17 @@ class _Request:
         )
 
     def open(self) -> Butler:
-        """Open the repository, on the machine of the driver."""
+        """Open the repository."""
         check_repository(self.repo)
         names = None if has_globs(self.collections) else list(self.collections) or None
         return Butler.from_config(self.repo, collections=names, writeable=False)
 
 
-class ButlerDataSource(DataSource):
+class ButlerDataSource(DefaultSource):
     """Tables of a Butler repository, with the columns of their data IDs.
 
-    Each dataset is read whole or in columns by one Spark task.  A table's own
-    column that has the name of a dimension gives way to that of the data ID.
+    One Spark task reads a dataset, whole or in columns.  Columns of the data
+    ID replace columns of the same name in the table.
 
     Notes
     -----
@@ -131,22 +134,13 @@ class ButlerDataSource(DataSource):
     0
     """
 
-    @classmethod
-    def name(cls) -> str:
-        # Docstring inherited.
-        return "butler"
-
-    def schema(self) -> StructType:
-        # Docstring inherited.
-        return find_schema(self.options)
-
     def reader(self, schema: StructType) -> DataSourceReader:
         # Docstring inherited.
         return _FilteringReader(self.options, schema)
 
 
 def find_schema(options: Mapping[str, str]) -> StructType:
-    """Look at one table for the columns of all.
+    """Return the schema of all tables, which is read from one of them.
 
     Parameters
     ----------
@@ -165,7 +159,7 @@ def find_schema(options: Mapping[str, str]) -> StructType:
         ref = found.refs[0]
         _check_type(butler, ref.datasetType)
         table_schema = butler.get(ref.makeComponentRef("schema"), storageClass="ArrowSchema")
-    return from_arrow_schema(_make_schema(ref.dataId, table_schema, request))
+    return to_spark(_make_schema(ref.dataId, table_schema, request))
 
 
 class ButlerReader(DataSourceReader):
@@ -176,7 +170,7 @@ class ButlerReader(DataSourceReader):
     options
         The options of ``spark.read``; see `ButlerDataSource`.
     schema
-        What Spark expects.
+        Schema that Spark expects.
     """
 
     def __init__(self, options: Mapping[str, str], schema: StructType):
@@ -194,7 +188,7 @@ class ButlerReader(DataSourceReader):
     def partitions(self) -> list[InputPartition]:
         # Docstring inherited.
         request = self._request
-        # The registry narrows what it can; all tests are made here, too.
+        # The registry applies the equalities; this process applies all tests.
         equal = [(test.dimension, test.value) for test in self._tests if test.kind == "EqualTo"]
         where = [f"({request.where})"] if request.where else []
         where += [f"{name} = :value{n}" for n, (name, _) in enumerate(equal)]
@@ -222,11 +216,11 @@ class ButlerReader(DataSourceReader):
         from .worker_entry import open_context
 
         context = open_context(self._context)
-        bundle = DataIdBatch.open(partition.value)
-        target = _arrow_schema(self._schema)
-        butler = WorkerButler(context, bundle, _no_puts)
+        batch = DataIdBatch.open(partition.value)
+        target = to_arrow(self._schema)
+        butler = WorkerButler(context, batch, _no_puts)
         try:
-            for by_type in bundle.refs:
+            for by_type in batch.refs:
                 for ref in (ref for refs in by_type.values() for ref in refs):
                     yield from self._read_table(butler, ref, target).to_batches()
         finally:
@@ -256,7 +250,7 @@ class ButlerReader(DataSourceReader):
 
 
 class _FilteringReader(ButlerReader):
-    """Takes filters, which Spark must allow."""
+    """Reader that takes filters, which Spark must allow."""
 
     def pushFilters(self, filters: list[Any]) -> Iterable[Any]:
         # Docstring inherited.
@@ -271,7 +265,7 @@ class _FilteringReader(ButlerReader):
 
 
 def register(session: SparkSession) -> None:
-    """Let ``spark.read.format("butler")`` of a session take filters on data IDs.
+    """Register the butler source in a session, with filters on data IDs.
 
     Spark 4 finds the source by itself, but without them.
 
@@ -294,16 +288,16 @@ def register(session: SparkSession) -> None:
 
 
 def _check_type(butler: Butler, dataset_type: DatasetType) -> None:
-    """Refuse dataset types that are no tables."""
+    """Raise if a dataset type is not a table."""
     storage_class = dataset_type.storageClass
     if not butler.storageClasses.getStorageClass(_ARROW_TABLE).can_convert(storage_class):
         raise OptionsError(
-            f"Dataset type {dataset_type.name!r} has storage class {storage_class.name}, which is no table."
+            f"Dataset type {dataset_type.name!r} is not a table; its storage class is {storage_class.name}."
         )
 
 
 def _make_schema(data_id: DataCoordinate, table: pa.Schema, request: _Request) -> pa.Schema:
-    """Make the schema of data ID and table together, in types that Spark has."""
+    """Return the schema of data ID and table together, in types that Spark has."""
     if missing := sorted(set(request.columns) - set(table.names)):
         raise OptionsError(
             f"{request.dataset_type!r} has no columns {', '.join(missing)}; it has {', '.join(table.names)}."
@@ -320,7 +314,7 @@ def _make_schema(data_id: DataCoordinate, table: pa.Schema, request: _Request) -
 
 
 def _spark_type(arrow_type: pa.DataType) -> pa.DataType:
-    """Find the type of Spark's that can hold another one."""
+    """Return the type that Spark has for the values of another one."""
     if pa.types.is_fixed_size_list(arrow_type) or pa.types.is_list(arrow_type):
         return pa.list_(_spark_type(arrow_type.value_type))
     if pa.types.is_dictionary(arrow_type):
@@ -328,15 +322,6 @@ def _spark_type(arrow_type: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(arrow_type):
         return pa.timestamp("us", tz=arrow_type.tz)
     return _NARROWED.get(arrow_type, arrow_type)
-
-
-def _arrow_schema(schema: StructType) -> pa.Schema:
-    """Make the Arrow schema that Spark expects."""
-    try:
-        return to_arrow_schema(schema, timezone="UTC")
-    except TypeError:
-        # Before 4.3.
-        return to_arrow_schema(schema)
 
 
 def _pack(butler: Butler, refs: list[DatasetRef]) -> bytes:

@@ -5,26 +5,28 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["JVM_OUTPUT", "jvm_is_there", "launch_jvm"]
+__all__ = ["JVM_OUTPUT", "launch_jvm"]
 
 import os
 import tempfile
+from collections.abc import Mapping
 from typing import IO
 
 from ..errors import SessionError
-from ..text import brief
+from ..text import translate_errors
+from . import _pyspark
 from .java import find_java_home
 
 
 class _JvmOutput:
-    """What the JVM of this process, and the workers below it, write to standard error."""
+    """Standard error of the JVM of this process, and of the workers below it."""
 
     def __init__(self) -> None:
         self.file: IO[bytes] | None = None
         self._n_shown = 0
 
     def hold(self) -> None:
-        """Keep what a JVM writes that is launched from now on in a file that ends with its users."""
+        """Keep the output of a JVM that is launched from now on in a temporary file."""
         if self.file is None:
             self.file = tempfile.TemporaryFile()
 
@@ -41,33 +43,20 @@ JVM_OUTPUT = _JvmOutput()
 """Output of the JVM; by default it goes to the standard error of this process at once."""
 
 
-def jvm_is_there() -> bool:
-    """Return whether this process has a JVM, its own or that of the ``spark-submit`` that has started it."""
-    from pyspark import SparkContext
-
-    return SparkContext._gateway is not None or "PYSPARK_GATEWAY_PORT" in os.environ
-
-
-def launch_jvm() -> None:
+def launch_jvm(conf: Mapping[str, str] | None = None) -> None:
     """Launch the JVM of this process, unless it is there.
+
+    Parameters
+    ----------
+    conf
+        Spark settings of the JVM itself, such as ``spark.driver.memory``.
 
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if there is no Java that will do, or if it does not start.
+        Raised if no Java was found that Spark can use, or if it does not start.
     """
-    if jvm_is_there():
-        return
-    from pyspark import SparkContext
-    from pyspark.java_gateway import launch_gateway
-
-    os.environ["JAVA_HOME"] = str(find_java_home())
-    # Another thread may be launching it.
-    with SparkContext._lock:
-        if SparkContext._gateway is not None:
-            return
-        try:
-            gateway = launch_gateway(popen_kwargs={"stderr": JVM_OUTPUT.file})  # type: ignore[no-untyped-call]
-            SparkContext._ensure_initialized(gateway=gateway)
-        except Exception as exc:
-            raise SessionError(f"Spark did not start: {brief(exc)}") from exc
+    if not _pyspark.jvm_is_up():
+        os.environ["JAVA_HOME"] = str(find_java_home())
+    with translate_errors(SessionError, "Spark did not start"):
+        _pyspark.launch_jvm(conf or {}, JVM_OUTPUT.file)

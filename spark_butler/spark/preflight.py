@@ -1,16 +1,22 @@
-"""Look, before a run, whether Spark's workers can work."""
+"""Preflight check of Spark's Python workers.
+
+The driver sends it to workers before a run.
+"""
 
 from __future__ import annotations
 
 __all__ = ["check_workers"]
 
+import importlib.util
 import logging
+import os
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
-from ..text import brief
+from ..text import brief, hide_secrets
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -18,10 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_CHECKED_WORKERS = 32
+_HOST = re.compile(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\) \(([^\s)]+)")
 
 
-def check_workers(context: SparkContext, stores: Sequence[str] = ()) -> None:
-    """Look whether workers have the same Python, the middleware, and a way to the object store.
+def check_workers(context: SparkContext, modules: Collection[str] = (), stores: Sequence[str] = ()) -> None:
+    """Check that workers have the same Python, the middleware, the tasks, and access to the object store.
 
     This also makes them import what the first quanta need.
 
@@ -29,32 +36,34 @@ def check_workers(context: SparkContext, stores: Sequence[str] = ()) -> None:
     ----------
     context
         The Spark context.
+    modules
+        Names of modules that workers must find.
     stores
         Addresses of places in object stores that workers must reach.
 
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if not, with the reason.
+        Raised if a check fails, with the reason and the remedy.
     """
     n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
-    places = list(stores)
-    # Spark's own are at hand here, and only here.
+    names, places = sorted(set(modules) - {"__main__"}), list(stores)
+    # PySpark is at hand here, and only here.
     from .job_names import named_job
 
     try:
-        with named_job(context, "look whether workers can work"):
+        with named_job(context, f"{n_workers} checks of workers"):
             workers = context.parallelize(range(n_workers), n_workers)
-            answers = workers.map(lambda _: _check_worker(places)).collect()
+            answers = workers.map(lambda _: _check_worker(names, places)).collect()
     except Exception as exc:
-        logger.debug("Workers can't work.", exc_info=True)
-        raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(exc)}") from exc
+        logger.debug("Workers failed their check.", exc_info=True)
+        raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(str(exc))}") from exc
     if problems := sorted({answer for answer in answers if answer}):
         raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
 
 
-def _check_worker(stores: Sequence[str]) -> str:
-    """Say what is wrong, in a worker."""
+def _check_worker(modules: Sequence[str], stores: Sequence[str]) -> str:
+    """Return the first problem of this worker; an empty string if there is none."""
     from lsst.resources import ResourcePath
 
     from ..errors import UserError
@@ -63,27 +72,41 @@ def _check_worker(stores: Sequence[str]) -> str:
     from ..worker.group import run_group  # noqa: F401
 
     note_imports(start_of_imports())
+    host = socket.gethostname()
+    if missing := [name for name in modules if not _is_found(name)]:
+        return (
+            f"{host}: there is no module {missing[0]!r}. Install it where workers run, put its folder on "
+            "PYTHONPATH before the session starts, or send it with spark-submit's py-files or "
+            "spark.sparkContext.addPyFile."
+        )
     try:
         for store in stores:
             check_store(ResourcePath(store))
     except UserError as exc:
-        return f"{socket.gethostname()}: {exc}"
+        return f"{host}: {exc}"
     return ""
 
 
-# What Spark says before the last words of an interpreter that did not start as it should.
-_NO_DAEMON = "Error from python worker:"
+def _is_found(module: str) -> bool:
+    """Return whether this process can import a module; only its packages are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+    except Exception:  # noqa: BLE001  (a package may raise anything; the quanta report it)
+        return True
 
 
-def _worker_reason(exc: Exception) -> str:
-    """Find the error of a worker in the report of Spark, which has all stacks in it."""
-    lines = [line.strip() for line in str(exc).splitlines()]
-    if _NO_DAEMON in lines[:-1]:
-        # It names the interpreter, too.
-        reason = lines[lines.index(_NO_DAEMON) + 1]
-        return f"{reason}; spark.pyspark.python names the interpreter of workers"
-    errors = [
-        line for line in lines if line and " " in line and line.split(":")[0].endswith(("Error", "Exception"))
-    ]
-    python = [line for line in errors if not line.startswith(("org.", "java.", "py4j."))]
-    return (python or errors or [brief(exc)])[0]
+def _worker_reason(message: str) -> str:
+    """Return the error of a worker, its host and its interpreter from the message of a failed job."""
+    _, has_output, output = message.partition("Error from python worker:")
+    lines = [line.strip() for line in output.partition("PYTHONPATH was:")[0].splitlines() if line.strip()]
+    reason = hide_secrets(lines[-1]) if lines else brief(RuntimeError(message))
+    if has_output and not lines:
+        reason = "the interpreter has ended without a message"
+    host = f"host {found[1]}, " if (found := _HOST.search(message)) else ""
+    interpreter = os.environ.get("PYSPARK_PYTHON", "python3")
+    return (
+        f"{reason.rstrip('.')} ({host}interpreter {interpreter}; PYSPARK_PYTHON or spark.pyspark.python "
+        "chooses another one)"
+    )

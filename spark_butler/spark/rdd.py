@@ -1,11 +1,16 @@
-"""Actions on RDDs that end when the user stops them, and what they put."""
+"""Functions of the user on RDDs of data IDs, and actions that an interrupt stops.
+
+Runs in the driver; `_run_batches` runs in workers.
+"""
 
 from __future__ import annotations
 
-__all__ = ["default_interrupts", "rdd_names", "run_action", "spread"]
+__all__ = ["default_interrupts", "run_action", "spread"]
 
 import contextlib
 import functools
+import itertools
+import linecache
 import pickle
 import re
 import signal
@@ -15,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkContext
+from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, InheritableThread, SparkContext
 from pyspark.sql import SparkSession
 
 from ..errors import FunctionError, OptionsError, UserError
@@ -24,6 +29,7 @@ from ..worker.butler import DataIdBatch, DataIdContext, PutReport, run_batch
 from ..worker.pickling import dump_with_classes
 from .backend import new_accumulator
 from .job_names import named_job
+from .session import check_session
 from .worker_entry import open_context
 
 _CANCEL_SECONDS = 0.5
@@ -31,7 +37,13 @@ _TRACEBACK = "Traceback (most recent call last):"
 _JAVA_STACK = "\n\tat "
 _LAST_OWN_FRAME = "in run_batch"
 _FRAME = "  File "
+_PLACE = re.compile(r'  File "(.+)", line (\d+)')
 _FRAME_OF_PYSPARK = re.compile(r'  File "[^"]*\bpyspark(?:\.zip)?/')
+_NO_MODULE = re.compile(r"\bModuleNotFoundError: ")
+_REMEDY = (
+    "workers can't import it. Send it by spark.sparkContext.addPyFile(...), put its folder on PYTHONPATH "
+    "before the session starts, or install it where workers run."
+)
 _FRAME_OF_SERIALIZER = re.compile(r'  File "[^"]*/pyspark/(?:serializers|cloudpickle/\w+)\.py"')
 
 type UserFunction = Callable[[Any, Any], Any]
@@ -39,7 +51,7 @@ type ReportPut = Callable[[PutReport], None]
 
 
 class _PutStream(AccumulatorParam[list[PutReport]]):
-    """Accumulates a list in a worker and passes it on in the driver."""
+    """Accumulator of a list in a worker, which calls a function in the driver."""
 
     def __init__(self, report: ReportPut | None = None):
         self._report = report
@@ -62,19 +74,19 @@ class _PutStream(AccumulatorParam[list[PutReport]]):
 def spread(
     spark: SparkContext,
     context: DataIdContext,
-    bundles: list[bytes],
+    batches: list[bytes],
     report: ReportPut,
 ) -> Callable[[UserFunction], RDD[Any]]:
-    """Send bundles of data IDs to workers.
+    """Send batches of data IDs to workers.
 
     Parameters
     ----------
     spark
-        Where the workers are.
+        The Spark context.
     context
-        What all bundles have in common.
-    bundles
-        The pickled bundles; each becomes a partition.
+        The context that all batches share.
+    batches
+        The pickled batches; each becomes a partition.
     report
         Called in this process with each dataset that was put, possibly twice
         with the same.
@@ -82,32 +94,27 @@ def spread(
     Returns
     -------
     apply
-        Makes an RDD of what a function returns for each data ID.
+        Returns the RDD of a function's results.
     """
     broadcast = spark.broadcast(dump_with_classes(context))
     puts = new_accumulator(spark, [], _PutStream(report))
-    source = spark.parallelize(bundles, max(1, len(bundles)))
+    source = spark.parallelize(batches, max(1, len(batches)))
 
     def apply(function: UserFunction) -> RDD[Any]:
-        return source.mapPartitions(functools.partial(_run_bundles, broadcast, puts, function))
+        return source.mapPartitions(functools.partial(_run_batches, broadcast, puts, function))
 
     return apply
 
 
-def rdd_names() -> frozenset[str]:
-    """Names of the public methods of an RDD."""
-    return frozenset(name for name in dir(RDD) if not name.startswith("_"))
-
-
-def _run_bundles(
+def _run_batches(
     broadcast: Broadcast[bytes],
     puts: Accumulator[list[PutReport]],
     function: UserFunction,
-    bundles: Iterable[bytes],
+    batches: Iterable[bytes],
 ) -> Iterator[Any]:
-    """Call a function with each data ID, in a worker."""
+    """Call a function with each data ID."""
     context = open_context(broadcast.value)
-    for data in bundles:
+    for data in batches:
         yield from run_batch(context, DataIdBatch.open(data), function, lambda put: puts.add([put]))
 
 
@@ -117,7 +124,7 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
     Parameters
     ----------
     session
-        Where it runs.
+        The session of the action.
     description
         Name of its jobs on Spark's pages.
     action
@@ -126,42 +133,43 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
     Returns
     -------
     result
-        What it returns.
+        The result of the action.
 
     Raises
     ------
     spark_butler.errors.FunctionError
         Raised if a function of the user has raised in a worker.
     spark_butler.errors.OptionsError
-        Raised if one can't be sent to workers.
+        Raised if a function can't be sent to workers.
+    spark_butler.errors.SessionError
+        Raised if the session was stopped.
 
     Notes
     -----
     The action has a thread of its own, since an interrupt would leave this
     thread's connection to the JVM in the middle of an answer.
     """
+    check_session(session)
     spark = session.sparkContext
     tag = f"spark-butler-{uuid.uuid4()}"
     future: Future[Any] = Future()
-    # The caller's job group, pool and tags.
-    properties = spark._jsc.sc().getLocalProperties().clone()
 
     def work() -> None:
         try:
-            spark._jsc.sc().setLocalProperties(properties)
             spark.addJobTag(tag)
             with named_job(spark, description):
                 future.set_result(action())
-        except BaseException as exc:  # noqa: BLE001  (raised by the thread that waits)
+        except BaseException as exc:  # noqa: BLE001  (the waiting thread raises it)
             future.set_exception(exc)
 
-    thread = threading.Thread(target=work, name="spark-butler-action", daemon=True)
+    # It inherits the caller's job group, pool and tags.
+    thread = InheritableThread(work, name="spark-butler-action", daemon=True)
     with default_interrupts():
         try:
             thread.start()
             return future.result()
         except KeyboardInterrupt:
-            # Again and again, since a job may have been on its way to Spark the first time.
+            # Repeated, since a job may have been on its way to Spark the first time.
             while thread.is_alive():
                 spark.cancelJobsWithTag(tag)
                 thread.join(_CANCEL_SECONDS)
@@ -178,7 +186,7 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
 
 @contextlib.contextmanager
 def default_interrupts() -> Iterator[None]:
-    """Keep PySpark from cancelling all jobs, those of runs in the background included, at an interrupt."""
+    """Keep an interrupt from canceling all jobs, as PySpark would, background runs included."""
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not getattr(handler, "__module__", "").startswith("pyspark"):
@@ -192,7 +200,7 @@ def default_interrupts() -> Iterator[None]:
 
 
 def _worker_traceback(exc: Exception) -> str | None:
-    """Find the traceback of a worker in what Spark raises, without the frames that aren't the user's."""
+    """Return the traceback of a worker from an error of Spark, with the user's frames only."""
     _, is_there, text = str(exc).partition(_TRACEBACK)
     if not is_there:
         return None
@@ -201,13 +209,18 @@ def _worker_traceback(exc: Exception) -> str | None:
     first = next((n for n, line in enumerate(lines) if n > own and not line.startswith("    ")), 0)
     shown: list[str] = []
     frame = ""
-    for line in lines[first:]:
+    for line, after in itertools.pairwise([*lines[first:], ""]):
         if not line.startswith("    "):
             frame = line
         if not _FRAME_OF_PYSPARK.match(frame):
             shown.append(line)
+            if (place := _PLACE.match(line)) and not after.startswith("    "):
+                # A cell of a notebook, which workers have no source of.
+                shown += filter(str.strip, [f"    {linecache.getline(place[1], int(place[2])).strip()}"])
     errors = " ".join(line for line in shown if line[:1] not in ("", " "))
-    if _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
+    if _NO_MODULE.search(errors):
+        errors = f"{errors.rstrip('.')}: {_REMEDY}"
+    elif _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
         errors = f"What a function has returned can't be sent back from the worker: {errors}"
     has_frames = any(line.startswith(_FRAME) for line in shown)
     return hide_secrets("\n".join([errors, "", "In the worker:", *shown]) if has_frames else errors)

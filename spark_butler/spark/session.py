@@ -1,14 +1,18 @@
-"""A Spark session with the settings that a worker needs."""
+"""Spark sessions with the settings that workers need.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
 __all__ = [
     "MINIMUM_PYTHON",
+    "check_context",
     "check_platform",
     "check_session",
     "make_session",
     "make_spark_context",
-    "say_on_stderr",
+    "print_stderr",
     "spark_is_up",
 ]
 
@@ -16,6 +20,7 @@ import importlib.util
 import json
 import logging
 import os
+import pwd
 import socket
 import stat
 import sys
@@ -23,13 +28,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
-from ..text import brief
+from ..text import best_effort, translate_errors
 from ..worker.environment import IMPORTS_VARIABLE, limit_threads, worker_environment
-from .java import find_java_home
-from .jvm import jvm_is_there, launch_jvm
+from . import _pyspark
+from .jvm import launch_jvm
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
@@ -38,16 +43,25 @@ MINIMUM_PYTHON = (3, 12)
 """The oldest Python that lsst-pipe-base runs on."""
 
 _DAEMON = "spark.python.daemon.module"
+_SOCKETS = "spark.python.unix.domain.socket.enabled"
+_SOCKET_FOLDER = "spark.python.unix.domain.socket.dir"
+_LOG_LEVEL = "spark.log.level"
+
 _CONF = {
     "spark.ui.showConsoleProgress": "false",
     "spark.python.worker.reuse": "true",
     "spark.python.worker.faulthandler.enabled": "true",
-    "spark.python.unix.domain.socket.enabled": "true",
     # A worker is forked with the middleware imported.
     _DAEMON: "spark_butler.spark.daemon",
     # Below it, large records go straight to their files and not through the heap.
     "spark.shuffle.sort.bypassMergeThreshold": "1000",
 }
+
+# Settings that are too late for a JVM that runs.
+_OF_THE_JVM = ("spark.driver.", "spark.jars")
+
+# An address of Linux and macOS has at most 103 bytes; Spark appends "/.", a UUID and ".sock".
+_MOST_FOLDER_BYTES = 103 - len("/..sock") - 36
 
 _MASTER_SECONDS = 5.0
 
@@ -67,8 +81,8 @@ def make_session(
     app_name
         Name of the application on Spark's pages.
     conf
-        Spark settings that go before all others.  Those made here give way to
-        what ``spark-submit`` or the Spark configuration says.
+        Spark settings that precede all others.  ``spark-submit`` and the Spark
+        configuration precede the settings of this package.
 
     Returns
     -------
@@ -95,11 +109,8 @@ def make_session(
         check_session(active)
         return active
     make_spark_context(master, app_name, conf)
-    try:
+    with translate_errors(SessionError, "Spark did not make a session"):
         session = SparkSession.builder.getOrCreate()
-    except Exception as exc:  # py4j, PySpark and the JVM may raise anything
-        logger.debug("There is no Spark session.", exc_info=True)
-        raise SessionError(f"There is no Spark session: {brief(exc)}") from exc
     check_session(session)
     return session
 
@@ -137,68 +148,117 @@ def make_spark_context(
         Raised as by `make_session`.
     """
     check_platform()
-    from pyspark import SparkConf, SparkContext
+    from pyspark import SparkContext
 
     if spark_is_up():
         return SparkContext.getOrCreate()
     limit_threads()
-    if any(name.startswith("spark.driver.") for name in conf or {}):
-        # What the JVM is to have of its own, PySpark tells it only when it launches it itself.
-        if not jvm_is_there():
-            os.environ["JAVA_HOME"] = str(find_java_home())
-    else:
-        launch_jvm()
+    given = dict(conf or {})
+    launch_jvm({name: value for name, value in given.items() if name.startswith(_OF_THE_JVM)})
+    with translate_errors(SessionError, "Spark did not start"):
+        chosen = _configure(master, app_name, given, imports)
+    address = chosen.get("spark.master") or ""
+    _check_master(address)
+    if not chosen.contains(_LOG_LEVEL):
+        with best_effort("Can't set the log level of Spark", level=logging.DEBUG):
+            _pyspark.log_warnings_only()
+    with translate_errors(SessionError, f"Spark did not start (master {address!r})"):
+        return SparkContext.getOrCreate(chosen)
+
+
+def _configure(
+    master: str | None, app_name: str, given: Mapping[str, str], imports: Sequence[str]
+) -> SparkConf:
+    """Return the settings of a new context, and choose the interpreter of its workers."""
+    from pyspark import SparkConf
+
+    # What spark-submit, its configuration files and the environment have set.
+    configured = SparkConf()
+    address = master or given.get("spark.master") or configured.get("spark.master") or "local[*]"
+    if "PYSPARK_PYTHON" not in os.environ:
+        # PySpark looks nowhere else unless spark-submit has started it.
+        if python := given.get("spark.pyspark.python") or configured.get("spark.pyspark.python"):
+            os.environ["PYSPARK_PYTHON"] = python
+        elif address.startswith("local"):
+            # The python3 of the PATH may be another one.
+            os.environ["PYSPARK_PYTHON"] = sys.executable
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)
-    settings = dict(_CONF)
-    settings.update((f"spark.executorEnv.{name}", value) for name, value in environment.items())
-    settings.update(conf or {})
-    try:
-        address = master or settings.get("spark.master") or _configured("spark.master") or "local[*]"
-        if "PYSPARK_PYTHON" not in os.environ:
-            # PySpark looks nowhere else unless spark-submit has started it.
-            if python := settings.get("spark.pyspark.python") or _configured("spark.pyspark.python"):
-                os.environ["PYSPARK_PYTHON"] = python
-            elif address.startswith("local"):
-                # The python3 of the PATH may be another one.
-                os.environ["PYSPARK_PYTHON"] = sys.executable
-        chosen = SparkConf().setAppName(app_name).setMaster(address)
-        for name, value in settings.items():
-            if name in (conf or {}) or not _is_configured(name):
-                chosen.set(name, value)
-    except Exception as exc:
-        raise SessionError(f"Spark did not start: {brief(exc)}") from exc
-    _check_master(address)
-    try:
-        return SparkContext.getOrCreate(chosen)
-    except Exception as exc:
-        logger.debug("Spark did not start.", exc_info=True)
-        raise SessionError(f"Spark did not start (master {address!r}): {brief(exc)}") from exc
+    settings = {**_CONF, **{f"spark.executorEnv.{name}": value for name, value in environment.items()}}
+    if configured.get("spark.submit.pyFiles"):
+        # The package may come as a file, which the daemon does not see.
+        del settings[_DAEMON]
+    if _has_short_socket_folder(address, given.get(_SOCKET_FOLDER) or configured.get(_SOCKET_FOLDER)):
+        settings[_SOCKETS] = "true"
+    chosen = SparkConf().setAppName(app_name).setMaster(address)
+    for name, value in settings.items():
+        # spark-submit turns the progress on by itself.
+        if name == "spark.ui.showConsoleProgress" or not configured.contains(name):
+            chosen.set(name, value)
+    return chosen.setAll(list(given.items()))
+
+
+def _has_short_socket_folder(address: str, folder: str | None) -> bool:
+    """Return whether Unix sockets of the driver and of all executors have addresses that fit.
+
+    Spark makes them in ``java.io.tmpdir``, which under YARN is some 110
+    characters long.  That of an executor on another machine is not known here.
+    """
+    if folder is None:
+        if not address.startswith("local") or address.startswith("local-cluster"):
+            return False
+        folder = _pyspark.java_property("java.io.tmpdir")
+    return len(os.fsencode(folder)) <= _MOST_FOLDER_BYTES
 
 
 def spark_is_up() -> bool:
-    """Whether this process has a Spark context."""
+    """Return whether this process has a Spark context."""
     _find_pyspark()
-    from pyspark import SparkContext
-
-    return SparkContext._active_spark_context is not None
+    return _pyspark.context_is_up()
 
 
-def check_platform() -> None:
-    """Look for what can be wrong with Python and Spark before Spark is started.
+def check_context(context: SparkContext) -> None:
+    """Check that a context still runs.
+
+    Parameters
+    ----------
+    context
+        The context.
 
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if Python is too old, if there is no PySpark, or if a session
-        would be one of Spark Connect.
+        Raised if the context was stopped.
+    """
+    if _pyspark.is_stopped(context):
+        raise SessionError(
+            "The Spark session was stopped, or its JVM has ended: start a new session, and with it a new "
+            "SparkButler, data IDs and runs."
+        )
+
+
+def check_platform() -> None:
+    """Check Python and the settings of Spark before Spark is started.
+
+    Raises
+    ------
+    spark_butler.errors.SessionError
+        Raised if Python is too old, if the user has no passwd entry, if there
+        is no PySpark, or if a session would be one of Spark Connect.
     """
     if sys.version_info < MINIMUM_PYTHON:
         raise SessionError(
             f"This is Python {sys.version.split()[0]}; Rubin's middleware needs "
             f"{'.'.join(map(str, MINIMUM_PYTHON))} or newer."
         )
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        raise SessionError(
+            f"User ID {os.getuid()} has no passwd entry, which Java needs to start Spark: run as a user that "
+            'has one, or add one (in a container: echo "spark:x:$(id -u):0::/tmp:/bin/sh" >> /etc/passwd).'
+        ) from None
     _find_pyspark()
     if remote := os.environ.get("SPARK_REMOTE"):
         raise SessionError(_connect_text(f"SPARK_REMOTE is {remote!r}"))
@@ -215,7 +275,7 @@ def check_platform() -> None:
 
 
 def _check_master(address: str) -> None:
-    """Look whether a standalone cluster answers; Spark itself tries for a minute."""
+    """Raise if no master of a standalone cluster answers; Spark itself tries for a minute."""
     if not address.startswith("spark://"):
         return
     reasons = []
@@ -231,7 +291,7 @@ def _check_master(address: str) -> None:
 
 
 def check_session(session: SparkSession) -> None:
-    """Refuse a session that can't run the engine.
+    """Check that a session can run the engine.
 
     Parameters
     ----------
@@ -241,12 +301,14 @@ def check_session(session: SparkSession) -> None:
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if the session is one of Spark Connect, which has no RDDs.
+        Raised if the session is one of Spark Connect, which has no RDDs, or
+        as by `check_context`.
     """
     if type(session).__module__.startswith("pyspark.sql.connect"):
         raise SessionError(
             _connect_text(f"the session is a {type(session).__module__}.{type(session).__name__}")
         )
+    check_context(session.sparkContext)
 
 
 def _connect_text(found: str) -> str:
@@ -270,22 +332,8 @@ def _find_pyspark() -> None:
         ) from exc
 
 
-def _is_configured(name: str) -> bool:
-    """Whether spark-submit or the Spark configuration has a value for a setting, or a reason against ours."""
-    from pyspark import SparkConf
-
-    conf = SparkConf()
-    if name == "spark.ui.showConsoleProgress":
-        # spark-submit turns it on by itself.
-        return False
-    if name == _DAEMON and conf.get("spark.submit.pyFiles", ""):
-        # The package may come as a file, which the daemon does not see.
-        return True
-    return conf.contains(name)
-
-
-def say_on_stderr(line: str) -> bool:
-    """Write a line to the standard error of ``spark-submit``, which makes one stream of both of this process.
+def print_stderr(line: str) -> bool:
+    """Print a line on the standard error of ``spark-submit``, which makes one stream of both of this process.
 
     Parameters
     ----------
@@ -294,34 +342,22 @@ def say_on_stderr(line: str) -> bool:
 
     Returns
     -------
-    said
-        Whether that was possible; otherwise ``sys.stderr`` is as good as any.
+    printed
+        Whether that was possible; otherwise use ``sys.stderr``.
     """
     if "PYSPARK_GATEWAY_PORT" not in os.environ or not _streams_are_one():
         return False
     try:
-        from pyspark import SparkContext
-
-        SparkContext._ensure_initialized()
-        assert SparkContext._jvm is not None
-        SparkContext._jvm.java.lang.System.err.println(line)
+        _pyspark.print_in_jvm(line)
     except Exception:  # noqa: BLE001  (the JVM may be gone, or PySpark)
         return False
     return True
 
 
 def _streams_are_one() -> bool:
-    """Whether standard output and error of this process are the same pipe."""
+    """Return whether standard output and error of this process are the same pipe."""
     try:
         out, err = os.fstat(1), os.fstat(2)
     except OSError:
         return False
     return stat.S_ISFIFO(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
-
-
-def _configured(name: str) -> str | None:
-    """What spark-submit, its configuration files or the environment say of a setting."""
-    from pyspark import SparkConf, SparkContext
-
-    SparkContext._ensure_initialized()
-    return SparkConf().get(name)

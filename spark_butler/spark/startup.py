@@ -53,7 +53,7 @@ def _launch() -> None:
 
 
 class SparkStart:
-    """Spark on its way up: its context, and workers that have been looked at.
+    """Start of Spark in the background: its context and a check of its workers.
 
     Parameters
     ----------
@@ -64,14 +64,14 @@ class SparkStart:
 
     Notes
     -----
-    A context manager that stops Spark in the end, unless it was there before.
-    Where its body is left while Spark still starts, as when a graph turns out
-    to be empty, nobody waits for that: Spark is stopped when it has started,
-    or ends with this process.
+    A context manager that stops Spark at the end, unless Spark was there
+    before.  If its body ends while Spark still starts, as for an empty graph,
+    `__exit__` does not wait: Spark is stopped when it has started, or ends
+    with this process.
 
-    What is held of the JVM's output is shown when somebody waits, and in the
-    end.  If the body is left by a `UserError` or Ctrl-C, the rest is not
-    shown, so that the error is the last line.
+    The held output of the JVM is shown in `wait` and at the end.  After a
+    `UserError` or Ctrl-C the rest is not shown, so that the error is the last
+    line.
     """
 
     def __init__(self, imports: Sequence[str] = (), stores: Sequence[str] = ()):
@@ -113,7 +113,7 @@ class SparkStart:
         Raises
         ------
         spark_butler.errors.SessionError
-            Raised if Spark does not start, or if its workers can't work.
+            Raised if Spark does not start, or if its workers fail their check.
         """
         if self._is_ours:
             while self._thread.is_alive():
@@ -131,14 +131,14 @@ class SparkStart:
         try:
             self._context = make_spark_context(imports=self._imports)
             if not self._left.is_set():
-                check_workers(self._context, self._stores)
-        except BaseException as exc:  # noqa: BLE001  (it is raised where it is waited for)
+                check_workers(self._context, self._imports, self._stores)
+        except BaseException as exc:  # noqa: BLE001  (`wait` raises it)
             self._error = exc
         if self._left.is_set():
             self._stop()
 
     def _stop(self) -> None:
-        """Stop what this has started, as soon as it is there."""
+        """Stop the context that this has started, if it is there."""
         with self._stopping:
             context, self._context = self._context, None
         if self._is_ours and context is not None:

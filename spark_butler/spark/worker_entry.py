@@ -1,4 +1,7 @@
-"""What a worker of Spark does with the groups that are sent to it."""
+"""Entry points of Spark tasks: groups in, outcomes and shuffle records out.
+
+Runs in Spark's Python workers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ _clock = SlotClock()
 
 @functools.lru_cache(maxsize=2)
 def open_context(data: bytes) -> Any:
-    """Unpickle a context and set the worker up for it, once in the life of a worker process.
+    """Unpickle a context and set the worker process up for it, once for each context.
 
     Parameters
     ----------
@@ -49,7 +52,7 @@ def open_context(data: bytes) -> Any:
     prepare_process(context if isinstance(context, WorkerContext) else context.worker)
     TemporaryFolder.remove_abandoned()
     note_imports(began)
-    # What is left of another run is not this one's.
+    # The clock of another run has its own times.
     _clock = SlotClock()
     return context
 
@@ -59,7 +62,7 @@ def run_groups(
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
 ) -> Iterator[None]:
-    """Run groups that have nothing to send to others.
+    """Run groups that send nothing to others.
 
     Parameters
     ----------
@@ -90,7 +93,7 @@ def run_first_level(
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
 ) -> Iterator[bytes | bytearray]:
-    """Run groups that nothing has to be sent to.
+    """Run groups that receive nothing from others.
 
     Parameters
     ----------
@@ -100,7 +103,7 @@ def run_first_level(
     Yields
     ------
     record
-        Places (packed as 8 bytes) and records in turn.
+        Partitions (packed as 8 bytes) and records in turn.
     """
     context: WorkerContext = open_context(broadcast.value)
     for work in works:
@@ -112,19 +115,19 @@ def run_next_level(
     outcomes: Accumulator[list[QuantumOutcome]],
     records: Iterable[bytes],
 ) -> Iterator[bytes | bytearray]:
-    """Run the group that records have been sent to, and pass on what only comes by.
+    """Run the group that the records are for, and pass on the records of later levels.
 
     Parameters
     ----------
     broadcast, outcomes
         As in `run_groups`.
     records
-        What has arrived at one place.
+        The records that have arrived in one partition.
 
     Yields
     ------
     record
-        Places (packed as 8 bytes) and records in turn.
+        Partitions (packed as 8 bytes) and records in turn.
     """
     context: WorkerContext = open_context(broadcast.value)
     began = time.time()
@@ -144,7 +147,7 @@ def _run_group(
     work: GroupWork,
     received: ReceiveBuffer | None,
 ) -> Iterator[bytes | bytearray]:
-    """Run a group and give each of its records a place to go to."""
+    """Run a group, and yield the next partition of each of its records before the record."""
     for event in _run_here(context, work, received):
         if isinstance(event, QuantumOutcome):
             outcomes.add([_marked(event, work)])
@@ -156,13 +159,13 @@ def _run_group(
 def _run_here(
     context: WorkerContext, work: GroupWork, received: ReceiveBuffer | None
 ) -> Iterator[QuantumOutcome | bytearray]:
-    """Run a group in this worker, or rather in its children."""
+    """Run a group in children of this worker, or in the worker itself without isolation."""
     return run_attempts(
         context,
         work,
         received,
         runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
-        # Spark does not tell when it runs a stage again for a lost shuffle, so a sender has to look.
+        # Spark does not report that it runs a stage again for a lost shuffle, so a sender checks.
         again=_is_again() or (None if work.routes else False),
         memory_lock=MemoryLock(Path(SparkFiles.getRootDirectory())),
         slots=_slots_here(),
@@ -171,17 +174,17 @@ def _run_here(
 
 
 def _slots_here() -> int:
-    """Find how many groups run side by side on this machine."""
+    """Return how many groups run side by side on this machine."""
     cores = os.environ.get("SPARK_EXECUTOR_CORES", "")
     return int(cores) if cores.isdecimal() else os.cpu_count() or 1
 
 
 def _is_again() -> bool:
-    """Whether the Spark task that runs here has been tried before."""
+    """Return whether this Spark task has been tried before."""
     task = TaskContext.get()
     return task is not None and task.attemptNumber() > 0
 
 
 def _marked(outcome: QuantumOutcome, work: GroupWork) -> QuantumOutcome:
-    """Mark an outcome when an attempt before it, which was given up, may still be alive."""
+    """Mark an outcome if an earlier attempt, which Spark has given up, may still be alive."""
     return dataclasses.replace(outcome, again=True) if work.again or _is_again() else outcome

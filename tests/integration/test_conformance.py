@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -323,4 +324,11 @@ def test_spark_stages_are_named(
     job_ids = tracker.getJobIdsForGroup(spark_backend._tag)  # type: ignore[attr-defined]
     jobs = [tracker.getJobInfo(job_id) for job_id in job_ids]
     names = [tracker.getStageInfo(stage).name for job in jobs for stage in job.stageIds]
-    assert {name.partition(" {instrument: 'Cam1', ")[0] for name in names} == {"a", "b", "c"}, names
+    assert {name.partition(": ")[2].partition(" {instrument: 'Cam1', ")[0] for name in names} == {
+        "a",
+        "b",
+        "c",
+    }
+    assert all(re.match(r"\d+ groups?: ", name) for name in names), names
+    # Required dimensions only.
+    assert not any("band" in name or "physical_filter" in name for name in names), names

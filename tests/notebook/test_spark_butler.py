@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,11 @@ from spark_butler.errors import (
     FunctionError,
     OptionsError,
     RepositoryError,
+    SessionError,
     UserError,
 )
-from spark_butler.notebook.data_ids import DataIds, Results
+from spark_butler.notebook.data_ids import DataIds
+from spark_butler.notebook.results import Results
 from spark_butler.notebook.run import Run, RunStatus
 from spark_butler.planning.plan import Plan
 from spark_butler.report.failures import Failures
@@ -194,38 +198,32 @@ def test_error_of_function_names_its_line_and_data_id(raws: DataIds) -> None:
     assert "pyspark" not in text
 
 
-def test_data_ids_are_an_rdd_of_data_ids_and_keep_their_butler(raws: DataIds, spark: SparkSession) -> None:
+def test_selected_data_ids_keep_their_butler(raws: DataIds) -> None:
     assert raws.collect() == list(raws)
-    assert raws.count() == 4
+    assert raws.count() == len(raws) == 4
     assert raws.count(raws[1]) == 1
-    assert raws.take(2) == [raws[0], raws[1]]
-    assert raws.first() == raws[0]
-    assert not raws.isEmpty()
-    assert raws.getNumPartitions() == 4
-    assert raws.map(lambda b, d: d["detector"]).sum() == raws.keyBy(lambda d: d["detector"]).keys().sum() == 2
-    assert raws.zipWithIndex().values().collect() == [0, 1, 2, 3]
-    assert raws.subtract(raws).isEmpty()
+    assert raws[:2].collect() == [raws[0], raws[1]]
+    assert raws.map(lambda b, d: d["detector"]).sum() == raws.rdd.map(lambda d: d["detector"]).sum() == 2
 
     ones = raws.filter(lambda d: d["detector"] == 1)
     assert isinstance(ones, DataIds)
     assert [d["detector"] for d in ones] == [1, 1]
-    assert ones.getNumPartitions() == 2
-    chosen = ones.sortBy(lambda d: d["exposure"], ascending=False).filter(lambda d: int(d["exposure"]) > 0)
-    read = chosen.map(lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).array.ndim))
+    assert ones.rdd.getNumPartitions() == 2
+    read = ones[::-1].map(
+        lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).array.ndim)
+    )
     assert read.collect() == [(d["exposure"], 2, 2) for d in reversed(ones)]
     assert {row["detector"] for row in ones.to_dataframe().collect()} == {1}
-    assert raws.sample(False, 0.5, 2).collect() == raws.sample(False, 0.5, 2).collect() != raws.collect()
+    joined = ones.map(lambda b, d: (d["exposure"], "a")).join(ones.map(lambda b, d: (d["exposure"], "b")))
+    assert sorted(joined.collect()) == [(d["exposure"], ("a", "b")) for d in ones]
 
     none = raws.filter(lambda d: False)
-    assert none.isEmpty()
-    assert none.map(lambda b, d: 1).collect() == none.rdd.collect() == none.take(3) == []
-    with pytest.raises(EmptyGraphError, match="no data IDs of 'raw'"):
-        none.first()
-    with pytest.raises(AttributeError, match="DataIds have no 'fliter'; they have collect, count"):
-        raws.fliter(lambda d: True)
+    assert not none
+    assert none.map(lambda b, d: 1).collect() == none.rdd.collect() == none.collect() == []
+    with pytest.raises(AttributeError, match="no attribute 'fliter'"):
+        raws.fliter(lambda d: True)  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="Results have no 'toDataFrame'"):
         raws.map(lambda b, d: 1).toDataFrame()
-    assert {"filter", "map", "reduceByKey", "to_dataframe"} <= set(dir(raws))
 
 
 def test_functions_that_cannot_be_called_or_sent_are_refused_at_once(
@@ -243,8 +241,6 @@ def test_functions_that_cannot_be_called_or_sent_are_refused_at_once(
         "can't use the SparkButler; they get a butler b": lambda: raws.map(lambda b, d: butler.repo),
         "uses DataIds, which stay here": lambda: raws.map(lambda b, d: len(raws)),
         "<lambda> can't be sent to workers: .*'_thread.lock'": lambda: raws.map(lambda b, d: lock),
-        "fraction is 2; expected a number from 0 to 1": lambda: raws.sample(False, 2),
-        "withReplacement is True; expected False": lambda: raws.sample(True, 0.5),
     }.items():
         with pytest.raises(OptionsError, match=words) as caught:
             call()
@@ -270,30 +266,52 @@ def test_errors_of_workers_show_no_frames_of_spark(raws: DataIds) -> None:
     assert "pyspark" not in text
 
 
-def test_jobs_are_named_by_their_data_ids(raws: DataIds, spark: SparkSession) -> None:
-    tracker = spark.sparkContext.statusTracker()
+def test_jobs_are_named_by_number_and_required_dimensions(raws: DataIds, spark: SparkSession) -> None:
+    context: Any = spark.sparkContext
     group = "named jobs"
-    spark.sparkContext.setJobGroup(group, "not this")
+    context.setJobGroup(group, "not this")
     try:
         raws.map(lambda b, d: 1).collect()
-        raws.map(lambda b, d: (d["detector"], 1)).reduceByKey(lambda a, b: a + b).collect()
         raws.filter(lambda d: d["detector"] == 1).map(lambda b, d: 1).foreach(lambda one: None)
-        check_workers(spark.sparkContext)
-        (first, second, third, fourth) = sorted(tracker.getJobIdsForGroup(group))
-        stages = {
-            job: {tracker.getStageInfo(stage).name for stage in tracker.getJobInfo(job).stageIds}
-            for job in (first, second, third, fourth)
-        }
+        check_workers(context)
+        context.parallelize([1], 1).collect()
+        jobs = sorted(context.statusTracker().getJobIdsForGroup(group))
     finally:
-        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
-        spark.sparkContext.setLocalProperty("spark.job.description", None)
-    assert stages[first] == {f"map of raw {raws[0]} and 3 more, collect"}
-    assert all(name.startswith(f"map of raw {raws[0]} and 3 more, ") for name in stages[second])
-    assert stages[third] == {f"map of raw {raws[2]} and 1 more, foreach"}
-    assert stages[fourth] == {"look whether workers can work"}
-    spark.sparkContext.parallelize([1], 1).collect()
-    (last,) = [tracker.getStageInfo(n).name for n in tracker.getJobInfo(fourth + 1).stageIds]
-    assert last.startswith("collect at ")
+        context.setLocalProperty("spark.jobGroup.id", None)
+        context.setLocalProperty("spark.job.description", None)
+    context._jsc.sc().listenerBus().waitUntilEmpty()
+    store = context._jsc.sc().statusStore()
+    titles = [store.job(job).description().get() for job in jobs]
+
+    def required(data_id: Any) -> str:
+        return ", ".join(f"{name}: {value!r}" for name, value in data_id.required.items())
+
+    assert titles == [
+        f"4 raw {{{required(raws[0])}}}: map, collect",
+        f"2 raw {{{required(raws[2])}}}: map, foreach",
+        "2 checks of workers",
+        "not this",
+    ]
+
+
+def test_missing_module_is_an_error_with_its_remedy(
+    butler: SparkButler, raws: DataIds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: Night
+) -> None:
+    (tmp_path / "beside_notebook.py").write_text(
+        f"from lsst.pipe.base import *\n{_CELL.format(first='pass').replace('CellTask', 'BesideTask')}"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    beside: Any = importlib.import_module("beside_notebook")
+    with pytest.raises(SessionError, match="no module 'beside_notebook'. Install it .*addPyFile"):
+        butler.run(beside.BesideTask, output="u/beside", where=SCIENCE)
+    with Butler.from_config(simulated.repo) as plain:
+        assert "u/beside" not in plain.collections.query("u/*")
+    with pytest.raises(
+        FunctionError, match="ModuleNotFoundError: No module named 'beside_notebook'"
+    ) as caught:
+        raws.map(lambda b, d: beside.BesideTask).collect()
+    assert "addPyFile" in str(caught.value)
+    assert "org.apache" not in str(caught.value)
 
 
 def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkButler) -> None:

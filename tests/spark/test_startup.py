@@ -21,7 +21,7 @@ import sys
 from pyspark import SparkContext
 from spark_butler.spark.startup import SparkStart
 
-with SparkStart(["talkative", "no_such_module", "broken"]) as start:
+with SparkStart(["talkative", "broken"]) as start:
     context = start.wait()
     # By their names in sys.modules only: to unpickle a function must not import anything.
     found = context.parallelize([0], 1).map(
@@ -141,7 +141,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> _Context:
     context = _Context()
     monkeypatch.setattr(spark_start, "spark_is_up", lambda: False)
     monkeypatch.setattr(spark_start, "make_spark_context", lambda **_: context)
-    monkeypatch.setattr(spark_start, "check_workers", lambda context, stores: None)
+    monkeypatch.setattr(spark_start, "check_workers", lambda context, imports, stores: None)
     return context
 
 
@@ -157,7 +157,7 @@ def test_existing_session_is_not_stopped(context: _Context, monkeypatch: pytest.
 
 
 def test_startup_error_is_raised_when_awaited(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(context: object, stores: object) -> None:
+    def refuse(context: object, imports: object, stores: object) -> None:
         raise SessionError("Workers can't work.")
 
     monkeypatch.setattr(spark_start, "check_workers", refuse)
