@@ -10,6 +10,7 @@ __all__ = [
     "CONTEXT",
     "CommandGroup",
     "LeafCommand",
+    "check_encoding",
     "format_option",
     "keep_logging_arguments",
     "kept_logging_arguments",
@@ -20,8 +21,10 @@ __all__ = [
 import difflib
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -99,6 +102,41 @@ def kept_logging_arguments(ctx: click.Context) -> list[str]:
         Context of the command.
     """
     return list(ctx.meta.get(_BEFORE_KEY, ()))
+
+
+def check_encoding(arguments: Sequence[str]) -> None:
+    """Check that ``spark-submit`` has not replaced characters of the arguments.
+
+    In the C locale, its JVM replaces each byte of a character that is not
+    ASCII, of which there are at least two, by a question mark.
+
+    Parameters
+    ----------
+    arguments
+        The arguments of the command.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if an argument has such characters and the JVM such a locale.
+    """
+    from ..errors import OptionsError
+
+    garbled = [each for each in arguments if "??" in each or "\ufffd" in each]
+    if not garbled or "PYSPARK_GATEWAY_PORT" not in os.environ:
+        return
+    try:
+        # Python has changed LC_CTYPE of its own environment.
+        data = Path("/proc", str(os.getppid()), "environ").read_bytes()
+    except OSError:
+        return
+    variables = dict(item.split("=", 1) for item in os.fsdecode(data).split("\0") if "=" in item)
+    names = [variables.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
+    if next(filter(None, names), "C") in ("C", "POSIX"):
+        raise OptionsError(
+            f"spark-submit runs in the C locale and has replaced characters of {garbled[0]!r} that are not "
+            "ASCII. Run `export LC_ALL=C.UTF-8` first."
+        )
 
 
 def print_json(value: object) -> None:

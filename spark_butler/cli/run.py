@@ -30,7 +30,7 @@ from ..run import ActiveRun, OnlyShown, open_run, prepare
 from ..spark.session import check_platform, print_stderr
 from ..spark.startup import SparkStart
 from ..text import brief
-from .command import CONTEXT, format_option, kept_logging_arguments, print_json
+from .command import CONTEXT, check_encoding, format_option, kept_logging_arguments, print_json
 from .ending import describe_run
 from .logging_options import logging_options, start_logging
 from .run_options import engine_options, make_request
@@ -97,7 +97,10 @@ class _RunCommand(PipetaskCommand):
         args = [*kept_logging_arguments(ctx), *args]
         ctx.meta[_COMMAND_KEY] = list(args)
         try:
+            check_encoding(args)
             parsed: list[str] = super().parse_args(ctx, args)
+        except OptionsError as exc:
+            raise _Refusal(str(exc)) from exc
         except click.UsageError:
             raise
         except click.ClickException as exc:
