@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class SparkButler:
-    """A Butler repository, whose data IDs and pipelines are worked on by Spark.
+    """A Butler repository whose data IDs and pipelines Spark processes.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ class SparkButler:
         clobber_outputs: bool = False,
         partitions: int | None = None,
     ) -> DataIds:
-        """Find the data IDs of a dataset type, to be worked on by Spark.
+        """Return the data IDs of a dataset type, whose functions run on Spark.
 
         Parameters
         ----------
@@ -212,13 +212,12 @@ class SparkButler:
         Returns
         -------
         run
-            The handle.  It returns as soon as the quantum graph is built and
-            the output run is made.
+            The handle, as soon as the quantum graph and the output run exist.
 
         Raises
         ------
         spark_butler.errors.UserError
-            Raised if anything stands against the run; nothing is written.
+            Raised if the run is refused; nothing is written.
 
         Examples
         --------
@@ -238,7 +237,7 @@ class SparkButler:
         )
 
     def plan(self, pipeline: PipelineLike | None = None, **options: Any) -> Plan:
-        """Tell how a pipeline would run; nothing is written.
+        """Return the plan of a pipeline; nothing is written.
 
         Parameters
         ----------

@@ -1,4 +1,7 @@
-"""Look at a function of the user before it travels to workers."""
+"""Checks of the user's functions before they are sent to workers.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from ..text import brief
 
 
 def check_function(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
-    """Look whether workers can be sent a function, and can call it.
+    """Check that a function can be sent to workers, and can be called there.
 
     Parameters
     ----------
@@ -30,7 +33,7 @@ def check_function(caller: str, function: Callable[..., Any], arguments: Sequenc
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if not, with the reason.
+        Raised if a check fails, with the reason.
     """
     check_arguments(caller, function, arguments)
     reasons: list[Exception] = []
@@ -38,7 +41,7 @@ def check_function(caller: str, function: Callable[..., Any], arguments: Sequenc
     def pickle_it() -> None:
         try:
             cloudpickle.dumps(function)
-        except Exception as exc:  # noqa: BLE001  (as many as there are things that a function may refer to)
+        except Exception as exc:  # noqa: BLE001  (each object that a function refers to raises its own)
             reasons.append(exc)
 
     # In a thread of its own, since PySpark keeps a list, by thread, of the broadcasts that were pickled.
@@ -54,7 +57,7 @@ def check_function(caller: str, function: Callable[..., Any], arguments: Sequenc
 
 
 def check_arguments(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
-    """Look whether a function takes the arguments that it will be called with.
+    """Check that a function takes the arguments that it will be called with.
 
     Parameters
     ----------
@@ -68,7 +71,7 @@ def check_arguments(caller: str, function: Callable[..., Any], arguments: Sequen
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if not.
+        Raised if it does not.
     """
     wanted = f"expected a function f({', '.join(arguments)})"
     if not callable(function):
@@ -76,7 +79,7 @@ def check_arguments(caller: str, function: Callable[..., Any], arguments: Sequen
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
-        # Some of those that are written in C don't tell.
+        # Some functions written in C have no signature.
         return
     try:
         signature.bind(*arguments)

