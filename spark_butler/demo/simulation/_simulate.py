@@ -113,7 +113,8 @@ def simulate(
             1048576 * camera.detectors[0].pixel_scale ** 2 / 3600.0
         )
     # A margin for the dithers, and for light of stars just outside.
-    sky = make_sky(1.05 * radius + 15.0, stars_per_arcmin2, galaxies_per_arcmin2, seed)
+    lost = 0.0 if hostile is None else 1.1 * hostile.pointing_error
+    sky = make_sky(1.05 * radius + 15.0 + lost, stars_per_arcmin2, galaxies_per_arcmin2, seed)
     pointings = make_visits(visits, radius, seed)
     raws, truths, hits = [], [], []
     for detector in camera.detectors:
