@@ -57,10 +57,12 @@ class Cluster:
         memory: str = "4g",
         environment: Mapping[str, str] | None = None,
         local_dirs: Sequence[Path] = (),
+        several_hosts: bool = False,
     ) -> Iterator[Cluster]:
         """Start a master and workers; their end is certain.
 
         ``local_dirs`` are Spark's local directories, one for each worker.
+        With ``several_hosts`` each worker has a loopback address of its own.
         """
         with contextlib.ExitStack() as stack:
             (port,) = find_free_ports(1)
@@ -76,7 +78,7 @@ class Cluster:
                         folder / f"worker{n}",
                         {**variables, "SPARK_LOCAL_DIRS": str(local_dir)},
                         "worker.Worker",
-                        *("--host", "127.0.0.1", "--cores", "1", "--memory", memory),
+                        *("--host", f"127.0.0.{1 + n * several_hosts}", "--cores", "1", "--memory", memory),
                         *("--work-dir", str(folder / f"work{n}"), f"spark://127.0.0.1:{port}"),
                     )
                 )

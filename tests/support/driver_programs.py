@@ -154,7 +154,7 @@ def three_stages(scenario: ScenarioRepo, folder: Path, options: Mapping[str, Any
     """Two tasks for each detector, a gather, and a task that reads of both."""
     scenario.n_detectors = 4
     record = str(folder / "record")
-    hold = {label: str(folder / "hold") if label == options["held"] else "" for label in "bc"}
+    hold = {label: str(folder / "hold") if label == options.get("held") else "" for label in "bc"}
     array = {"storage_class": "NumpyArray"}
     scenario.real(
         "a", "make_array", {"i": _START}, {"o": ("a_out", "NumpyArray")}, deferred=["i"], record=record
