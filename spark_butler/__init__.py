@@ -40,9 +40,9 @@ __all__ = [
     "plan_graph",
 ]
 
-import importlib
 from typing import TYPE_CHECKING
 
+from ._lazy import lazy_names
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a name when it is first asked for, since the middleware costs seconds."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

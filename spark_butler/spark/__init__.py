@@ -2,4 +2,22 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["SparkBackend", "make_session", "register"]
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .backend import SparkBackend
+    from .datasource import register
+    from .session import make_session
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "SparkBackend": "backend",
+        "make_session": "session",
+        "register": "datasource",
+    },
+)
