@@ -263,7 +263,7 @@ class Progress:
             if group.level == level_of[group.unit]:
                 is_new = self._open_groups[group.index] == len(group.quanta)
                 at_work.append((is_new, next(q for q in group.quanta if q in self._out)))
-        # More groups are given out than can run; those that have outcomes run for sure.
+        # More groups are submitted than can run; those that have outcomes run for sure.
         at_work.sort(key=lambda each: each[0])
         return Counter(self._labels[quantum_id] for _, quantum_id in at_work[: self._slots])
 

@@ -71,10 +71,10 @@ class Span:
     """Host name and process ID."""
 
     started: float
-    """When it began, in seconds since the epoch."""
+    """Its start, in seconds since the epoch."""
 
     seconds: float
-    """How long it took."""
+    """Its length, in seconds."""
 
     status: str
     """``done``, ``failed``, or ``retried`` when another attempt followed."""
@@ -88,7 +88,7 @@ class RunRecord:
         """Outcome of each quantum that was tried, without datastore records."""
 
         self.repeated: list[QuantumOutcome] = []
-        """Further outcomes, of quanta that had to run again for what they make."""
+        """Further outcomes, of quanta that were rerun because their temporaries were lost."""
 
         self.n_blocked: dict[str, int] = {}
         """Number of quanta that can't run, by task label."""
@@ -103,7 +103,7 @@ class RunRecord:
         """The plan in words."""
 
         self.n_given_again = 0
-        """Number of quanta that were given out again because their worker was lost."""
+        """Number of quanta that were submitted again because their worker was lost."""
 
         self.began = time.time()
         """When the plan was made, in seconds since the epoch."""

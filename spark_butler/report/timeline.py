@@ -1,4 +1,4 @@
-"""When each slot ran which attempt, and where its time went.
+"""Timeline of a run: the attempts of each slot, and the parts of its time.
 
 Runs in the driver when a run ends.
 """
@@ -24,7 +24,7 @@ _SAME = 1e-3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lane:
-    """What one slot of a host did, in order."""
+    """The attempts that one slot of a host ran, in order."""
 
     host: str
     """Name of the host."""
@@ -37,9 +37,9 @@ class Lane:
 
 
 def make_lanes(spans: Iterable[Span]) -> list[Lane]:
-    """Deal attempts out to as few lanes for each host as hold them without overlap.
+    """Return the attempts on as few lanes for each host as hold them without overlap.
 
-    A process is no lane: the quanta of each group may run in one of its own.
+    A process is not a lane: the quanta of each group may run in one of its own.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def make_lanes(spans: Iterable[Span]) -> list[Lane]:
 def busy_slots(
     spans: Iterable[Span], labels: Sequence[str], start: float, end: float, n_bins: int
 ) -> list[list[float]]:
-    """Compute how many attempts ran at the same time, on the mean of each bin of time.
+    """Return how many attempts ran at the same time, as the mean in each bin of time.
 
     Parameters
     ----------
