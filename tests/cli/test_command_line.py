@@ -176,17 +176,20 @@ def test_run_that_was_not_started_or_just_started(job_repo: JobRepo, run_job: Ru
     assert begun == {"run": "json/begun", "state": "initialized", "exit_status": 0}
 
 
-def test_engine_error_as_json(job_repo: JobRepo, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(*arguments: object) -> EngineError:
-        return EngineError("The provenance can't be written.")
+def test_engine_error_as_json(
+    job_repo: JobRepo, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*arguments: object) -> None:
+        raise EngineError("The provenance can't be written.")
 
     given = [*job_repo.arguments, "--backend", "serial", "--no-versions", "--format", "json"]
-    monkeypatch.setattr("spark_butler.cli.run._write_provenance", break_down)
-    result = run_job(*given, "-o", "json/unwritten", "--select-tasks", "first")
+    monkeypatch.setattr("spark_butler.run.ProvenanceRecorder.finish", break_down)
+    target = ("--provenance-graph", tmp_path / "provenance.qg")
+    result = run_job(*given, *target, "-o", "json/unwritten", "--select-tasks", "first")
     run = _json(result, status=1)
     assert (run["state"], run["exit_status"]) == ("succeeded", 1)
     assert result.stderr.splitlines()[-1] == "Error: The engine failed: The provenance can't be written."
-    monkeypatch.setattr("spark_butler.cli.run.execute_graph", _raise)
+    monkeypatch.setattr("spark_butler.run.execute_graph", _raise)
     run = _json(run_job(*given, "--output-run", "json/broken", "--select-tasks", "first"), status=1)
     assert (run["run"], run["state"], run["exit_status"]) == ("json/broken", "broken", 1)
 

@@ -302,9 +302,7 @@ class TestPlatform:
         self, job_repo: JobRepo, run_job: RunJob, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The same address has another meaning in the driver than in workers, which have nothing of the kind.
-        monkeypatch.setattr(
-            "spark_butler.cli.run.check_repository", lambda repo: ["s3://only-in-the-driver/"]
-        )
+        monkeypatch.setattr("spark_butler.run.check_repository", lambda repo: ["s3://only-in-the-driver/"])
         result = run_job(*job_repo.arguments, "-o", "u/x")
         _assert_refused(result, "Workers of Spark", "s3://only-in-the-driver/", "no such bucket")
 
