@@ -97,7 +97,10 @@ def print_in_jvm(line: str) -> None:
 
 def log_warnings_only() -> None:
     """Let the JVM log warnings and errors only, unless the user has configured its logging."""
-    log4j = _jvm().org.apache.logging.log4j
+    jvm = _jvm()
+    # Otherwise Spark would read its own profile at its first message.
+    jvm.SparkConf(False).initializeLogIfNecessary(False)
+    log4j = jvm.org.apache.logging.log4j
     source = str(log4j.LogManager.getContext(False).getConfiguration().getConfigurationSource().getLocation())
     if source.endswith("org/apache/spark/log4j2-defaults.properties"):
         log4j.core.config.Configurator.setRootLevel(log4j.Level.WARN)

@@ -112,3 +112,28 @@ def test_error_of_a_worker_is_its_last_line_with_host_and_interpreter(
 ) -> None:
     monkeypatch.setenv("PYSPARK_PYTHON", "/opt/python")
     assert _worker_reason(message).startswith(f"{reason} (host 10.0.0.7, interpreter /opt/python; ")
+
+
+_SUBMITTED = """
+from spark_butler.spark.session import make_spark_context
+context = make_spark_context()
+print(context.parallelize([1, 2], 1).sum())
+context.stop()
+"""
+
+
+@pytest.mark.jvm
+def test_spark_logs_no_information_under_spark_submit(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SUBMITTED)
+    program = Path(sys.executable).with_name("spark-submit")
+    process = subprocess.run(
+        [program, "--master", "local[1]", "--conf", "spark.ui.enabled=false", script],
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "3\n"
+    assert " INFO " not in process.stderr
