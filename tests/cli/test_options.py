@@ -15,7 +15,7 @@ from pathlib import Path
 import networkx
 import pytest
 from click.testing import CliRunner, Result
-from lsst.daf.butler import Butler, DataCoordinate
+from lsst.daf.butler import Butler, DataCoordinate, MissingCollectionError
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 
 from spark_butler.cli.main import main
@@ -223,30 +223,34 @@ def test_options_file_profile_and_logs(job_repo: JobRepo, run_job: RunJob, tmp_p
 @pytest.mark.jvm
 def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
-    slow.write_text("config.sleep = 40.0\n")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(JOB), *job_repo.arguments, "-o", "stopped", "--no-versions"),
-            *("-C", f"second:{slow}", "--long-log"),
-        ],
-        env={**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if "Executed 2 quanta successfully" in line:
-            break
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 143, "".join(seen) + err
+    slow.write_text("config.sleep = 20.0\n")
+    log = tmp_path / "stderr"
+
+    def count_done() -> int:
+        try:
+            return [each[0] for each in job_repo.datasets("stopped")].count("first_metadata")
+        except MissingCollectionError:
+            return 0
+
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, str(JOB), *job_repo.arguments, "-o", "stopped", "--no-versions"),
+                *("-C", f"second:{slow}", "--long-log"),
+            ],
+            env={**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"},
+            stdout=stream,
+            stderr=stream,
+        )
+        deadline = time.monotonic() + 240
+        while count_done() < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    err = log.read_text()
+    assert process.returncode == 143, err
     (line,) = [line for line in err.splitlines() if line.startswith("Stopped by SIGTERM")]
     assert line.endswith("repeat the command with --extend-run --skip-existing.")
     # The JVM and PySpark's daemon may have their say about the killed Spark tasks, this process has not.
     assert all("pyspark" in stack for stack in err.split("Traceback")[1:]), err
-    done = {each for each in job_repo.datasets("stopped") if each[0] == "first_metadata"}
-    assert len(done) >= 2
+    assert count_done() >= 2
