@@ -31,8 +31,8 @@ from ccd_graphs import make_graph, prepare_simulated  # noqa: E402
 from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import RUN  # noqa: E402
 
+from spark_butler._lsst_resources import forget_s3_clients  # noqa: E402
 from spark_butler.datastore.prefetch import Prefetcher  # noqa: E402
-from spark_butler.datastore.s3_clients import forget_clients  # noqa: E402
 from spark_butler.demo.repository import make_repository  # noqa: E402
 from spark_butler.demo.s3server import EmbeddedS3  # noqa: E402
 from spark_butler.driver.engine import execute_graph  # noqa: E402
@@ -114,8 +114,8 @@ def _run(server: EmbeddedS3, proxy: FaultProxy, case: _Case, place: tuple[Path, 
         butler.collections.register(graph.header.output_run)
         graph.write_init_outputs(butler, skip_existing=True)
         stack.enter_context(mock.patch.dict(os.environ, S3_ENDPOINT_URL=proxy.endpoint_url))
-        forget_clients()
-        stack.callback(forget_clients)
+        forget_s3_clients()
+        stack.callback(forget_s3_clients)
         started = time.perf_counter()
         result = execute_graph(graph, butler, SerialBackend(), RunOptions(**case.options))
         seconds = time.perf_counter() - started

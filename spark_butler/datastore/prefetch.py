@@ -37,7 +37,7 @@ from ..model.quanta import all_outputs
 from ..model.work import GroupContent, QuantumWork, WorkerContext
 from .files import Files, collect_files
 from .prefetch_queue import Fetched, FileKey, PrefetchQueue
-from .s3_clients import add_traffic, counted_apart, find_client, is_held, look_ahead
+from .s3_clients import S3Clients
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +86,6 @@ class _Input(NamedTuple):
     client: Any
     """The S3 client that reads it."""
 
-    def fetch(self) -> Fetched:
-        """Read the file and count the traffic apart."""
-        data = None
-        with counted_apart() as counter:
-            try:
-                data = _fetch(self.client, self.key)
-            except Exception as exc:  # noqa: BLE001  (the quantum reads it itself, and gets its own error)
-                logger.debug("%s could not be prefetched: %s.", self.key[1], type(exc).__name__)
-            return data, counter.traffic
-
 
 class Prefetcher:
     """A thread that reads the inputs of the next quantum of a group.
@@ -108,6 +98,8 @@ class Prefetcher:
         The group.
     butler
         Butler of the group for stored datasets; `None` switches prefetch off.
+    clients
+        Clients of the object stores.
     known
         Datasets of which is known whether they exist.
     left_out
@@ -128,6 +120,7 @@ class Prefetcher:
         context: WorkerContext,
         content: GroupContent,
         butler: QuantumBackedButler | None,
+        clients: S3Clients,
         *,
         known: Mapping[uuid.UUID, bool],
         left_out: Collection[int],
@@ -137,9 +130,10 @@ class Prefetcher:
         self._quanta = content.quanta
         self._records = content.records
         self._butler = butler
+        self._clients = clients
         self._known = known
         self._left_out = frozenset(left_out)
-        self._queue = PrefetchQueue(most_bytes, add_traffic)
+        self._queue = PrefetchQueue(most_bytes, clients.add_traffic)
         self._cleanup = contextlib.ExitStack()
         self._root: LocationFactory | None = None
         self._began = 0.0
@@ -151,7 +145,7 @@ class Prefetcher:
         self._ordered: set[int] = set()
 
     def __enter__(self) -> Self:
-        if self._can_prefetch() and self._cleanup.enter_context(look_ahead(self._queue)):
+        if self._can_prefetch() and self._cleanup.enter_context(self._clients.look_ahead(self._queue)):
             self._root = LocationFactory(ResourcePath(self._context.stores[0], forceDirectory=True))
         return self
 
@@ -199,7 +193,7 @@ class Prefetcher:
                 if size >= 0 and self._will_read(work.task_label, each.dataset_type):
                     self._ordered.add(number)
                     try:
-                        self._queue.order(each.key, size, number, each.fetch)
+                        self._queue.order(each.key, size, number, functools.partial(self._fetch, each))
                     except RuntimeError:
                         # There is no room for a thread; all is read as it is needed.
                         self._root = None
@@ -228,6 +222,16 @@ class Prefetcher:
             self._learn(position, failed=position in bad)
         self._queue.drop_for(lambda owner: owner not in coming)
         self._ordered &= coming
+
+    def _fetch(self, file: _Input) -> Fetched:
+        """Read a file and count the traffic apart."""
+        data = None
+        with self._clients.counted_apart() as counter:
+            try:
+                data = _fetch(file.client, file.key)
+            except Exception as exc:  # noqa: BLE001  (the quantum reads it itself, and gets its own error)
+                logger.debug("%s could not be prefetched: %s.", file.key[1], type(exc).__name__)
+            return data, counter.traffic
 
     def _coming(self, position: int, bad: Collection[int]) -> Iterator[tuple[int, QuantumWork]]:
         """Go through the next quanta that will run, as far as is known."""
@@ -286,13 +290,13 @@ class Prefetcher:
                 continue
             for ref in refs:
                 parts = self._find_files(ref)
-                if len(parts) != 1 or is_held(ref.id):
+                if len(parts) != 1 or self._clients.is_cached(ref.id):
                     continue
                 ((_, info),) = parts
                 if info.component is not None or "#" in info.path or not reads_whole_files(info.formatter):
                     continue
                 uri: Any = info.file_location(self._root).uri
-                client = find_client(uri)
+                client = self._clients.find_client(uri)
                 if client is not None and not uri.fragment:
                     key = bucket_of(uri), uri.relativeToPathRoot
                     yield _Input(key, dataset_type.name, info.file_size, client)

@@ -7,7 +7,7 @@ dictionaries here; to fill and ask the tables takes milliseconds a quantum.
 
 from __future__ import annotations
 
-__all__ = ["MemoryBridges", "MemoryTables", "make_quantum_butler", "open_datastore"]
+__all__ = ["MemoryBridges", "MemoryTables", "QuantumButlers"]
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,84 +45,89 @@ _ID = "dataset_id"
 
 type _Row = Mapping[str, Any]
 
-_opened: tuple[Config, DimensionUniverse, Datastore] | None = None
 
+class QuantumButlers:
+    """Opens quantum-backed butlers of one datastore, which is set up once for a worker and its children."""
 
-def open_datastore(config: Config, universe: DimensionUniverse) -> Datastore:
-    """Set up a datastore, or take that of the last call if it was for the same configuration object.
+    def __init__(self) -> None:
+        self._datastore: tuple[Config, DimensionUniverse, Datastore] | None = None
 
-    To read the configuration with all its defaults takes 30 ms, which a
-    worker spends once, before it forks children.
+    def prepare(self, config: Config, universe: DimensionUniverse) -> Datastore:
+        """Set up a datastore, or return that of the last call if it was for the same configuration object.
 
-    Parameters
-    ----------
-    config
-        Configuration of the datastore.
-    universe
-        Definitions of the dimensions.
+        To read the configuration with all its defaults takes 30 ms, which a
+        worker spends once, before it forks children.
 
-    Returns
-    -------
-    datastore
-        A datastore with no records, to be cloned.
-    """
-    global _opened
-    if _opened is None or _opened[0] is not config or _opened[1] is not universe:
+        Parameters
+        ----------
+        config
+            Configuration of the datastore.
+        universe
+            Definitions of the dimensions.
+
+        Returns
+        -------
+        datastore
+            A datastore with no records, to be cloned.
+        """
+        last = self._datastore
+        if last is not None and last[0] is config and last[1] is universe:
+            return last[2]
         butler_config = ButlerConfig(config)
         datastore = _read_datastore(butler_config, universe)
         # A singleton.
         StorageClassFactory().addFromConfig(butler_config)
-        _opened = config, universe, datastore
-    return _opened[2]
+        self._datastore = config, universe, datastore
+        return datastore
 
+    def open(
+        self,
+        config: Config,
+        universe: DimensionUniverse,
+        *,
+        inputs: Iterable[uuid.UUID],
+        outputs: Iterable[uuid.UUID],
+        records: Mapping[str, DatastoreRecordData],
+        dataset_types: Mapping[str, DatasetType],
+    ) -> QuantumBackedButler:
+        """Open what `lsst.daf.butler.QuantumBackedButler.from_predicted` makes, in a tenth of the time.
 
-def make_quantum_butler(
-    config: Config,
-    universe: DimensionUniverse,
-    *,
-    inputs: Iterable[uuid.UUID],
-    outputs: Iterable[uuid.UUID],
-    records: Mapping[str, DatastoreRecordData],
-    dataset_types: Mapping[str, DatasetType],
-) -> QuantumBackedButler:
-    """Make what `lsst.daf.butler.QuantumBackedButler.from_predicted` makes, in a tenth of the time.
+        Parameters
+        ----------
+        config
+            Configuration of the datastore; the same object for all butlers of it.
+        universe
+            Definitions of the dimensions; as `config`.
+        inputs
+            IDs of the datasets that may be read.
+        outputs
+            IDs of the datasets that may be written.
+        records
+            Datastore records of the inputs that have some.
+        dataset_types
+            Definitions in the repository of the dataset types.
 
-    Parameters
-    ----------
-    config
-        Configuration of the datastore; the same object for all butlers of it.
-    universe
-        Definitions of the dimensions; as `config`.
-    inputs
-        IDs of the datasets that may be read.
-    outputs
-        IDs of the datasets that may be written.
-    records
-        Datastore records of the inputs that have some.
-    dataset_types
-        Definitions in the repository of the dataset types.
-
-    Returns
-    -------
-    butler
-        A butler whose datastore records are in memory.
-    """
-    datastore = open_datastore(config, universe)
-    if _is_in_files(datastore):
-        datastore = datastore.clone(_make_bridges(universe))
-    else:
-        # Clones of one in memory would share what is in it.
-        datastore = _read_datastore(ButlerConfig(config), universe)
-    trust_files_without_records(datastore)
-    datastore.import_records(records)
-    return QuantumBackedButler(
-        inputs,
-        outputs,
-        universe,
-        datastore,
-        storageClasses=StorageClassFactory(),
-        dataset_types=dataset_types,
-    )
+        Returns
+        -------
+        butler
+            A butler whose datastore records are in memory.
+        """
+        datastore = self.prepare(config, universe)
+        if _is_in_files(datastore):
+            datastore = datastore.clone(_make_bridges(universe))
+        else:
+            # Clones of one in memory would share what is in it.
+            datastore = _read_datastore(ButlerConfig(config), universe)
+        trust_files_without_records(datastore)
+        datastore.import_records(records)
+        return QuantumBackedButler(
+            inputs,
+            outputs,
+            universe,
+            datastore,
+            storageClasses=StorageClassFactory(),
+            dataset_types=dataset_types,
+        )
 
 
 def _read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:

@@ -12,9 +12,10 @@ from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle import receive
 from ..temporaries.shuffle_records import ReceiveBuffer, partition_of
-from ..worker.clock import SlotClock
 from ..worker.environment import prepare_process
-from ..worker.retry import InProcessRunner, run_attempts
+from ..worker.group import InProcessRunner
+from ..worker.retry import run_attempts
+from ..worker.state import WorkerState
 from .backend import ReportOutcome
 
 
@@ -26,13 +27,13 @@ class SerialBackend:
     def __init__(self) -> None:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
-        self._clock = SlotClock()
+        self._state = WorkerState()
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units one after another.  See `Backend.run`."""
         with self._lock:
             self._cancelled.clear()
-            prepare_process(context)
+            prepare_process(context, self._state)
             for unit in batch:
                 if self._cancelled.is_set():
                     return
@@ -47,7 +48,7 @@ class SerialBackend:
             for record in passing:
                 heaps[partition_of(record)].append(record)
             while arrived:
-                events = run_attempts(context, *arrived.pop(0), runner=InProcessRunner(), clock=self._clock)
+                events = run_attempts(self._state, context, *arrived.pop(0), runner=InProcessRunner())
                 for event in events:
                     if isinstance(event, QuantumOutcome):
                         report(event)
@@ -58,7 +59,7 @@ class SerialBackend:
             began = time.time()
             items = [item for heap in heaps for item in receive(heap)]
             if items:
-                self._clock.note_shuffle(began)
+                self._state.clock.record_shuffle(began)
             passing = [item for item in items if isinstance(item, bytes)]
             arrived.extend(item for item in items if not isinstance(item, bytes))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 __all__ = [
+    "EncodedTemporary",
     "GroupContent",
     "GroupWork",
-    "Parcel",
+    "PackedTasks",
     "QuantumOutputs",
     "QuantumWork",
     "Route",
@@ -16,7 +17,7 @@ __all__ = [
 import dataclasses
 import pickle
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lsst.daf.butler import Config, DatasetType, DimensionUniverse, Quantum
@@ -33,6 +34,39 @@ NO_LIMITS = Limits(retries=0)
 
 type Route = tuple[int, ...]
 """The partitions that a shuffle record visits, one at each following level of its Spark job."""
+
+
+class PackedTasks(Mapping[str, TaskNode]):
+    """Tasks by label, unpickled where the first of them is used.
+
+    Parameters
+    ----------
+    data
+        The pickled mapping.
+    modules
+        Names of the modules that the tasks are in.
+    """
+
+    def __init__(self, data: bytes, modules: tuple[str, ...]):
+        self._data = data
+        self._tasks: Mapping[str, TaskNode] | None = None
+        self.modules = modules
+
+    def open(self) -> Mapping[str, TaskNode]:
+        """Unpickle the tasks, once in a process and those that it forks later."""
+        if self._tasks is None:
+            self._tasks = pickle.loads(self._data)
+        assert self._tasks is not None
+        return self._tasks
+
+    def __getitem__(self, label: str) -> TaskNode:
+        return self.open()[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.open())
+
+    def __len__(self) -> int:
+        return len(self.open())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +206,7 @@ class GroupContent:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Parcel:
+class EncodedTemporary:
     """A temporary on its way to the groups that read it."""
 
     dataset_id: uuid.UUID

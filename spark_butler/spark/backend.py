@@ -25,7 +25,7 @@ from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle_records import partition_of
-from ..worker.pickling import dump_with_classes
+from ..worker.pickling import dump_context
 from . import _pyspark
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class SparkBackend:
         """Broadcast the context to the workers, once."""
         with self._lock:
             if self._sent is None or self._sent[0] is not context:
-                self._sent = (context, self._spark.broadcast(dump_with_classes(context)))
+                self._sent = (context, self._spark.broadcast(dump_context(context)))
             return self._sent[1]
 
 

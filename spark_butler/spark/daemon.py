@@ -68,16 +68,29 @@ def _keep_stdout() -> Iterator[None]:
         os.close(kept)
 
 
-def import_for_workers() -> None:
-    """Import the middleware, and those modules of tasks that can be imported."""
-    from ..worker.environment import IMPORTS_VARIABLE
-    from ..worker.preload import import_for_children
-    from . import worker_entry  # noqa: F401
+def import_for_workers() -> bool:
+    """Import the middleware, and those modules of tasks that can be imported.
 
-    import_for_children(_IN_ANY_CASE)
+    Returns
+    -------
+    is_fit
+        Whether this process can be forked: no module has started threads.  The
+        environment names those that have.
+    """
+    from ..worker.environment import IMPORTS_VARIABLE
+    from ..worker.preload import NOT_PRELOADED_VARIABLE
+    from .worker_entry import worker_state
+
+    preloader = worker_state().preloader
+    preloader.import_modules(_IN_ANY_CASE)
     tasks = os.environ.get(IMPORTS_VARIABLE, "")
     # Known tasks import what they need of lsst.images, which takes half a second.
-    import_for_children(tasks.split(",") if tasks else ["lsst.images"])
+    threaded = preloader.import_modules(tasks.split(",") if tasks else ["lsst.images"])
+    if threaded:
+        preloader.exclude(threaded)
+        known = os.environ.get(NOT_PRELOADED_VARIABLE, "")
+        os.environ[NOT_PRELOADED_VARIABLE] = ",".join(filter(None, (known, *threaded)))
+    return not threaded
 
 
 def serve() -> None:
@@ -85,11 +98,14 @@ def serve() -> None:
     from ._pyspark import serve_workers
 
     with _keep_stdout():
-        from ..worker.clock import note_imports, process_start
-
-        import_for_workers()
+        is_fit = import_for_workers()
+        from ..worker.clock import process_start
+        from .worker_entry import worker_state
+    if not is_fit:
+        # Threads can't be ended from outside; a fresh process leaves their modules out.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     # Half of it was imported before this function began.
-    note_imports(process_start())
+    worker_state().clock.record_imports(process_start())
     if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
         with contextlib.suppress(OSError):
             remove_dead_sockets(Path(folder))

@@ -213,12 +213,12 @@ class ButlerReader(DataSourceReader):
         # Docstring inherited.
         if partition.value is None:
             return
-        from .worker_entry import open_context
+        from .worker_entry import open_context, worker_state
 
         context = open_context(self._context)
         batch = DataIdBatch.open(partition.value)
         target = to_arrow(self._schema)
-        butler = WorkerButler(context, batch, _no_puts)
+        butler = WorkerButler(worker_state(), context, batch, _no_puts)
         try:
             for by_type in batch.refs:
                 for ref in (ref for refs in by_type.values() for ref in refs):

@@ -68,10 +68,10 @@ def _check_worker(modules: Sequence[str], stores: Sequence[str]) -> str:
 
     from ..errors import UserError
     from ..repository.checks import check_store
-    from ..worker.clock import note_imports, start_of_imports
-    from ..worker.group import run_group  # noqa: F401
+    from .worker_entry import worker_state
 
-    note_imports(start_of_imports())
+    clock = worker_state().clock
+    clock.record_imports(clock.start_of_imports())
     host = socket.gethostname()
     if missing := [name for name in modules if not _is_found(name)]:
         return (

@@ -30,7 +30,7 @@ from ..worker.pickling import dump_with_classes
 from .backend import new_accumulator
 from .job_names import named_job
 from .session import check_session
-from .worker_entry import open_context
+from .worker_entry import open_context, worker_state
 
 _CANCEL_SECONDS = 0.5
 _TRACEBACK = "Traceback (most recent call last):"
@@ -115,7 +115,8 @@ def _run_batches(
     """Call a function with each data ID."""
     context = open_context(broadcast.value)
     for data in batches:
-        yield from run_batch(context, DataIdBatch.open(data), function, lambda put: puts.add([put]))
+        batch = DataIdBatch.open(data)
+        yield from run_batch(worker_state(), context, batch, function, lambda put: puts.add([put]))
 
 
 def run_action(session: SparkSession, description: str, action: Callable[[], Any]) -> Any:

@@ -5,7 +5,7 @@ Runs in Spark's Python workers.
 
 from __future__ import annotations
 
-__all__ = ["open_context", "run_first_level", "run_groups", "run_next_level"]
+__all__ = ["open_context", "run_first_level", "run_groups", "run_next_level", "worker_state"]
 
 import dataclasses
 import functools
@@ -20,20 +20,26 @@ from typing import Any
 from pyspark import Accumulator, Broadcast, SparkFiles, TaskContext
 
 from ..model.outcomes import QuantumOutcome
-from ..model.work import GroupWork, WorkerContext
+from ..model.work import GroupWork, PackedTasks, WorkerContext
 from ..temporaries.shuffle import receive
 from ..temporaries.shuffle_records import ReceiveBuffer, partition_of
 from ..worker.child_process import ChildRunner
-from ..worker.clock import SlotClock, note_imports, start_of_imports
 from ..worker.environment import prepare_process
+from ..worker.group import InProcessRunner
 from ..worker.memory_lock import MemoryLock
-from ..worker.retry import InProcessRunner, run_attempts
+from ..worker.retry import run_attempts
+from ..worker.state import WorkerState
 from ..worker.temporary_directory import TemporaryFolder
 
 _LONG = struct.Struct("!q")
 
-# A worker is one slot, and has one thread.
-_clock = SlotClock()
+# Made in the daemon, so that its workers inherit it.  A worker is one slot and has one thread.
+_state = WorkerState()
+
+
+def worker_state() -> WorkerState:
+    """Return what this worker keeps from group to group."""
+    return _state
 
 
 @functools.lru_cache(maxsize=2)
@@ -46,14 +52,18 @@ def open_context(data: bytes) -> Any:
         A `WorkerContext`, or what has one as ``worker``, with the classes
         that it needs.
     """
-    global _clock
-    began = start_of_imports()
+    clock = _state.clock
+    clock.begin_run()
+    began = clock.start_of_imports()
     _, context = pickle.loads(data)
-    prepare_process(context if isinstance(context, WorkerContext) else context.worker)
+    worker_context = context if isinstance(context, WorkerContext) else context.worker
+    prepare_process(worker_context, _state)
+    if isinstance(tasks := worker_context.task_nodes, PackedTasks) and worker_context.isolation != "none":
+        # Without threads of theirs, children inherit them from here.
+        if _state.preloader.preload(tasks.modules, ChildRunner().ask):
+            tasks.open()
     TemporaryFolder.remove_abandoned()
-    note_imports(began)
-    # The clock of another run has its own times.
-    _clock = SlotClock()
+    clock.record_imports(began)
     return context
 
 
@@ -135,9 +145,9 @@ def run_next_level(
         if isinstance(item, bytes):
             yield _LONG.pack(partition_of(item))
             yield item
-            _clock.note_shuffle(began)
+            _state.clock.record_shuffle(began)
         else:
-            _clock.note_shuffle(began)
+            _state.clock.record_shuffle(began)
             yield from _run_group(context, outcomes, *item)
 
 
@@ -161,6 +171,7 @@ def _run_here(
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group in children of this worker, or in the worker itself without isolation."""
     return run_attempts(
+        _state,
         context,
         work,
         received,
@@ -169,7 +180,6 @@ def _run_here(
         again=_is_again() or (None if work.routes else False),
         memory_lock=MemoryLock(Path(SparkFiles.getRootDirectory())),
         slots=_slots_here(),
-        clock=_clock,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Ledger", "Pieces", "Sent", "pack_parcel", "receive"]
+__all__ = ["Outgoing", "Pieces", "Sent", "pack_temporary", "receive"]
 
 import dataclasses
 import logging
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
 from ..model.quanta import all_outputs
-from ..model.work import GroupContent, GroupWork, Parcel, QuantumWork, WorkerContext
+from ..model.work import EncodedTemporary, GroupContent, GroupWork, QuantumWork, WorkerContext
 from .scratch import store_scratch
 from .shuffle_records import (
     CompletionNotice,
@@ -51,8 +51,8 @@ class Sent:
     """When their making began, in seconds since the epoch."""
 
 
-def pack_parcel(
-    context: WorkerContext, work: GroupWork, content: GroupContent, parcel: Parcel
+def pack_temporary(
+    context: WorkerContext, work: GroupWork, content: GroupContent, temporary: EncodedTemporary
 ) -> Iterator[Pieces]:
     """Write the records of a temporary, once for each group that reads it.
 
@@ -62,7 +62,7 @@ def pack_parcel(
         What all groups of the run have in common.
     work, content
         The group that sends.
-    parcel
+    temporary
         The temporary.
 
     Yields
@@ -71,7 +71,7 @@ def pack_parcel(
         Chunks of the object; or, where it is too large or the disk for
         shuffles too full, the address of a file in the object store.
     """
-    dataset_id, encoded = parcel.dataset_id, parcel.encoded
+    dataset_id, encoded = temporary.dataset_id, temporary.encoded
     receivers = content.outgoing[dataset_id]
     if _needs_scratch(context, encoded.nbytes * len(receivers)):
         parts = store_scratch(context.scratch, dataset_id, encoded.pieces())
@@ -102,7 +102,7 @@ def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
     return free < 2 * nbytes + _SPARE_DISK_BYTES
 
 
-class Ledger:
+class Outgoing:
     """Remembers what became of a group, for the groups that need it.
 
     Parameters
@@ -118,7 +118,7 @@ class Ledger:
         self._outputs: set[uuid.UUID] = set()
         self._sent: dict[uuid.UUID, int] = {}
 
-    def note(self, event: QuantumOutcome | Sent) -> None:
+    def record(self, event: QuantumOutcome | Sent) -> None:
         """Take note of an outcome, or of a parcel that was sent."""
         if isinstance(event, Sent):
             self._sent[event.dataset_id] = event.nbytes
@@ -127,7 +127,7 @@ class Ledger:
             self._succeeded.add(event.quantum_id)
         self._outputs.update(event.outputs)
 
-    def note_done(self, work: QuantumWork) -> None:
+    def record_done(self, work: QuantumWork) -> None:
         """Take note of a quantum of which the driver knows that it succeeded."""
         self._succeeded.add(work.quantum_id)
         self._outputs.update(ref.id for ref in all_outputs(work.quantum) if self._content.known.get(ref.id))

@@ -21,10 +21,9 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
 from .._daf_butler import export_records
-from ..datastore.quantum_butler import make_quantum_butler
-from ..datastore.s3_clients import open_clients
 from ..errors import NotSentError, OptionsError
 from ..model.work import WorkerContext
+from .state import WorkerState
 
 type DataId = DataCoordinate | Mapping[str, Any]
 
@@ -83,6 +82,8 @@ class WorkerButler:
 
     Parameters
     ----------
+    state
+        What the worker keeps from batch to batch.
     context
         What all batches have in common.
     batch
@@ -108,7 +109,13 @@ class WorkerButler:
     ['u/me/look', 'u/me/look']
     """
 
-    def __init__(self, context: DataIdContext, batch: DataIdBatch, report: Callable[[PutReport], None]):
+    def __init__(
+        self,
+        state: WorkerState,
+        context: DataIdContext,
+        batch: DataIdBatch,
+        report: Callable[[PutReport], None],
+    ):
         self._dimensions = context.dimensions
         self._batch = batch
         self._report = report
@@ -135,7 +142,7 @@ class WorkerButler:
                     self._types[name] = ref.datasetType
                     self._by_own[name, ref.dataId.required_values] = ref
         assert context.worker.butler_config is not None
-        self._butler = make_quantum_butler(
+        self._butler = state.butlers.open(
             context.worker.butler_config,
             context.worker.universe,
             inputs=[ref.id for ref in self._by_own.values()],
@@ -300,6 +307,7 @@ def _list_some(batch: DataIdBatch, most: int = 3) -> str:
 
 
 def run_batch(
+    state: WorkerState,
     context: DataIdContext,
     batch: DataIdBatch,
     function: Callable[[WorkerButler, DataCoordinate], Any],
@@ -309,6 +317,8 @@ def run_batch(
 
     Parameters
     ----------
+    state
+        What the worker keeps from batch to batch.
     context
         What all batches have in common.
     batch
@@ -323,8 +333,8 @@ def run_batch(
     result
         What the function returns.
     """
-    open_clients(context.worker.stores)
-    butler = WorkerButler(context, batch, report)
+    state.clients.open(context.worker.stores)
+    butler = WorkerButler(state, context, batch, report)
     try:
         for data_id in batch.data_ids:
             try:

@@ -29,15 +29,15 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from ..errors import EngineError
 from ..model.failures import FailureKind
 from ..model.outcomes import QuantumOutcome, QuantumStarted, exit_text
-from ..model.work import Parcel, QuantumOutputs, QuantumWork
+from ..model.work import EncodedTemporary, QuantumOutputs, QuantumWork
 from ..processes import dying_with_parent
 from ..temporaries.shuffle import Sent
-from .group import find_outputs
+from .group import AttemptEvent, Trial, find_outputs, run_group
 from .log_tail import LogTail
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
 from .pipe import END, Channel
-from .preload import Imported, import_for_children, imported_since
-from .retry import AttemptEvent, Trial
+from .preload import Imported, imported_since
+from .state import WorkerState
 from .temporary_directory import TemporaryFolder
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class _Crash:
 
 
 class ChildRunner:
-    """Runs quanta in a child of this process, within their limits; a `spark_butler.worker.retry.Runner`."""
+    """Runs quanta in a child of this process, within their limits; a `spark_butler.worker.group.Runner`."""
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group and report how they fare.  See `Runner.run`."""
@@ -71,8 +71,8 @@ class ChildRunner:
                 modules = frozenset(sys.modules)
                 folder.use()
                 log_tail.attach()
-                for event in trial.run_here(trial.received):
-                    if isinstance(event, Parcel):
+                for event in run_group(trial, trial.received):
+                    if isinstance(event, EncodedTemporary):
                         began = time.time()
                         for pieces in trial.pack(event):
                             channel.send_record(pieces)
@@ -120,7 +120,7 @@ class ChildRunner:
                     case None:
                         break
             exit_code = child.stop() if child.alive else child.wait()
-        import_for_children(imported.names)
+        self._preload(trial.state, imported)
         if current is None:
             if exit_code > 0:
                 raise EngineError(f"A worker's child failed between two quanta: {exit_text(exit_code)}.")
@@ -129,7 +129,7 @@ class ChildRunner:
         left = QuantumOutputs((), {})
         if trial.context.quantum_executor is None:
             dead = current.quantum_id
-            left = self.ask(lambda: find_outputs(trial.context, trial.content, dead)) or left
+            left = self.ask(lambda: find_outputs(trial.state, trial.context, trial.content, dead)) or left
         yield QuantumOutcome(
             current.quantum_id,
             QuantumAttemptStatus.ABORTED,
@@ -147,8 +147,19 @@ class ChildRunner:
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )
 
+    def _preload(self, state: WorkerState, imported: Imported) -> None:
+        """Import what a child had to import, for the children to come."""
+        began = time.time()
+        if not state.preloader.find_missing(imported.names):
+            return
+        if imported.has_threads:
+            state.preloader.preload(imported.names, self.ask)
+        else:
+            state.preloader.import_modules(imported.names)
+        state.clock.record_imports(began)
+
     def ask[T](self, question: Callable[[], T]) -> T | None:
-        """Find something out in a child, so that this process makes no client for the object store."""
+        """Call a function in a child, so that this process makes no client for the object store."""
         with _Child(lambda channel: channel.send(question())) as child:
             answer = child.receive()
             child.wait()

@@ -1,11 +1,11 @@
-"""Clocks of a worker: what its slot does between quanta, and when it imports things.
+"""Clock of a worker: measure the time between quanta, and what is spent on imports.
 
 Runs in workers and in the daemon that forks them; outcomes take the times to the driver.
 """
 
 from __future__ import annotations
 
-__all__ = ["SlotClock", "note_imports", "process_start", "start_of_imports", "take_import_times"]
+__all__ = ["WorkerClock", "process_start"]
 
 import dataclasses
 import os
@@ -19,24 +19,28 @@ _LEAST_SECONDS = 0.001
 # Position in /proc/self/stat, behind the name.
 _START_TIME = 19
 
-_times: list[ImportTime] = []
-_has_noted = False
 
-
-class SlotClock:
-    """Measures the time that a slot spends on temporaries between its quanta.
+class WorkerClock:
+    """Measures the time that a worker spends on temporaries between its quanta, and on imports.
 
     Times are those of the wall clock, since a child's and its parent's are
-    compared.
+    compared.  A worker inherits the import times of the processes that it was
+    forked from.
     """
 
     def __init__(self) -> None:
+        self._imports: list[ImportTime] = []
+        self._has_recorded_imports = False
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Drop what is left of the times of another run."""
         self._shuffle = 0.0
         self._until = 0.0
-        self._until_told = 0.0
+        self._until_stamped = 0.0
 
-    def note_shuffle(self, began: float) -> None:
-        """Note that temporaries were received or sent from then until now; no moment counts twice.
+    def record_shuffle(self, began: float) -> None:
+        """Record that temporaries were received or sent from then until now; no moment counts twice.
 
         Parameters
         ----------
@@ -47,19 +51,50 @@ class SlotClock:
         self._shuffle += max(0.0, now - max(began, self._until))
         self._until = now
 
+    def record_imports(self, began: float) -> None:
+        """Record that this process has imported things from then until now, unless it took no time.
+
+        Shorter times within that one are dropped.
+
+        Parameters
+        ----------
+        began
+            When it began, in seconds since the epoch.
+        """
+        self._has_recorded_imports = True
+        seconds = time.time() - began
+        if seconds < _LEAST_SECONDS:
+            return
+        self._imports = [each for each in self._imports if each.began < began]
+        self._imports.append(ImportTime(f"{socket.gethostname()}:{os.getpid()}", began, seconds))
+
+    def start_of_imports(self) -> float:
+        """Return when the imports that are going on began, in seconds since the epoch.
+
+        That is now, if this process or the one that it was forked from has
+        recorded its imports before.  If not, nobody has read a clock; the
+        processor time of the process then stands for them.
+        """
+        return time.time() - (0.0 if self._has_recorded_imports else time.process_time())
+
+    def pop_imports(self) -> tuple[ImportTime, ...]:
+        """Return the import times that were recorded since the last call."""
+        recorded, self._imports = tuple(self._imports), []
+        return recorded
+
     def stamp(self, outcome: QuantumOutcome) -> QuantumOutcome:
         """Add to an outcome what was measured since the last one.
 
         Parameters
         ----------
         outcome
-            The outcome of a quantum of this slot.
+            The outcome of a quantum of this worker.
         """
         if outcome.started:
             # A child may have begun its next quantum before its parent had sent on all of the one before.
-            self._shuffle -= max(0.0, self._until_told - outcome.started)
-        self._until_told = self._until
-        imports = take_import_times()
+            self._shuffle -= max(0.0, self._until_stamped - outcome.started)
+        self._until_stamped = self._until
+        imports = self.pop_imports()
         seconds = max(0.0, self._shuffle)
         if not imports and not seconds:
             return outcome
@@ -67,44 +102,8 @@ class SlotClock:
         return dataclasses.replace(outcome, shuffle_seconds=seconds, imports=imports)
 
 
-def note_imports(began: float) -> None:
-    """Note that this process has imported things from then until now.
-
-    What was noted of shorter times within that is forgotten, and a millisecond is not worth it.
-
-    Parameters
-    ----------
-    began
-        When it began, in seconds since the epoch.
-    """
-    global _has_noted
-    _has_noted = True
-    seconds = time.time() - began
-    if seconds < _LEAST_SECONDS:
-        return
-    _times[:] = [each for each in _times if each.began < began]
-    _times.append(ImportTime(f"{socket.gethostname()}:{os.getpid()}", began, seconds))
-
-
-def take_import_times() -> tuple[ImportTime, ...]:
-    """Take what this process, and those that it was forked from, have noted since the last call."""
-    taken = tuple(_times)
-    _times.clear()
-    return taken
-
-
-def start_of_imports() -> float:
-    """When the imports that are going on have begun, in seconds since the epoch.
-
-    That is now, if this process or the one that it was forked from has noted
-    its imports before.  If not, nobody was there to look at the clock; the
-    processor time of the process then stands for them.
-    """
-    return time.time() - (0.0 if _has_noted else time.process_time())
-
-
 def process_start() -> float:
-    """When this process was started, in seconds since the epoch; about so where the system does not tell."""
+    """Return when this process was started, in seconds since the epoch; without /proc, a guess."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[-1].split()
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")

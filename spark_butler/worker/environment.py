@@ -7,13 +7,15 @@ from __future__ import annotations
 
 __all__ = ["IMPORTS_VARIABLE", "limit_threads", "prepare_process", "worker_environment"]
 
-import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
 
+from ..text import best_effort
+
 if TYPE_CHECKING:
     from ..model.work import WorkerContext
+    from .state import WorkerState
 
 _ENVIRONMENT = {
     # Over https, botocore's default checksums are refused by several object stores.
@@ -65,19 +67,19 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def prepare_process(context: WorkerContext) -> None:
+def prepare_process(context: WorkerContext, state: WorkerState) -> None:
     """Set up a worker process: environment, logging, threads.
 
     Parameters
     ----------
     context
         What all groups of the run have in common.
+    state
+        What the worker keeps from group to group.
     """
     # Not at the top: `limit_threads` is called before any library is loaded that starts threads.
     from lsst.daf.butler.cli.cliLog import CliLog
     from lsst.utils.threads import disable_implicit_threading
-
-    from ..datastore.quantum_butler import open_datastore
 
     for name, value in (*context.environment.items(), *_WORKER_ENVIRONMENT.items()):
         os.environ.setdefault(name, value)
@@ -90,6 +92,6 @@ def prepare_process(context: WorkerContext) -> None:
     elif logging.getLogger("lsst").level == logging.NOTSET:
         logging.getLogger("lsst").setLevel(logging.INFO)
     if context.butler_config is not None:
-        with contextlib.suppress(Exception):
-            # The first quantum fails with the same error, and tells it.
-            open_datastore(context.butler_config, context.universe)
+        # The first quantum fails with the same error.
+        with best_effort("The datastore can't be set up", level=logging.DEBUG):
+            state.butlers.prepare(context.butler_config, context.universe)

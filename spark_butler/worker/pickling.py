@@ -8,8 +8,9 @@ module ``__main__``.
 
 from __future__ import annotations
 
-__all__ = ["check_tasks", "dump_by_name", "dump_with_classes"]
+__all__ = ["check_tasks", "dump_by_name", "dump_context", "dump_with_classes"]
 
+import dataclasses
 import io
 import logging
 import sys
@@ -22,6 +23,7 @@ from lsst.pipe.base import PipelineTaskConnections, Task
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ..errors import OptionsError
+from ..model.work import PackedTasks, WorkerContext
 from ..text import brief
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,20 @@ def dump_with_classes(obj: Any) -> bytes:
     # In one pickle, so that the classes in the object are those that were installed before it.
     _Pickler(stream).dump((_Installed(_find_classes(vars(sys.modules[_MAIN]).values())), obj))
     return stream.getvalue()
+
+
+def dump_context(context: WorkerContext) -> bytes:
+    """Pickle a context as `dump_with_classes` does, but so that its tasks are imported where they are used.
+
+    Parameters
+    ----------
+    context
+        The context.
+    """
+    nodes = dict(context.task_nodes)
+    modules = sorted({node.task_class_name.rpartition(".")[0] for node in nodes.values()})
+    packed = PackedTasks(dump_by_name(nodes), tuple(modules))
+    return dump_with_classes(dataclasses.replace(context, task_nodes=packed))
 
 
 def check_tasks(tasks: Mapping[str, TaskNode]) -> None:

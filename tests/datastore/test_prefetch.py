@@ -24,16 +24,11 @@ from lsst.pipe.base.tests.mocks import (
 )
 from lsst.resources import ResourcePath
 
+from spark_butler._lsst_resources import forget_s3_clients
 from spark_butler.datastore import prefetch
 from spark_butler.datastore.prefetch import reads_whole_files
 from spark_butler.datastore.prefetch_queue import PrefetchQueue
-from spark_butler.datastore.s3_clients import (
-    counted_apart,
-    forget_clients,
-    look_ahead,
-    open_clients,
-    traffic_so_far,
-)
+from spark_butler.datastore.s3_clients import S3Clients
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.driver import serial
 from spark_butler.driver.backend import Backend
@@ -311,7 +306,8 @@ def test_closing_does_not_wait_for_the_store() -> None:
 def test_forked_process_does_not_wait_for_prefetch_thread(s3_bucket: str) -> None:
     queue, started, go_on = PrefetchQueue(10), threading.Event(), threading.Event()
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     store.join("a").write(b"there")
 
     def never() -> tuple[bytes | None, Traffic]:
@@ -321,7 +317,7 @@ def test_forked_process_does_not_wait_for_prefetch_thread(s3_bucket: str) -> Non
 
     queue.order((s3_bucket, "folder/a"), 5, 0, never)
     assert started.wait(20)
-    with look_ahead(queue) as is_on, look_ahead(PrefetchQueue(10)) as is_on_too:
+    with clients.look_ahead(queue) as is_on, clients.look_ahead(PrefetchQueue(10)) as is_on_too:
         assert (is_on, is_on_too) == (True, False)
         child = os.fork()
         if not child:
@@ -343,26 +339,28 @@ def test_forked_process_does_not_wait_for_prefetch_thread(s3_bucket: str) -> Non
 
 def test_prefetch_requests_leave_size_cache_of_other_threads_alone(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     store.join("a").write(b"four")
     store.join("b").write(b"written")
-    before = traffic_so_far()
-    with counted_apart() as counter:
+    before = clients.traffic
+    with clients.counted_apart() as counter:
         assert store.join("a").read() == b"four"
     assert counter.traffic == Traffic({"GET": 1}, 0, 4)
     assert store.join("b").size() == 7
-    assert traffic_so_far() - before == NO_TRAFFIC
+    assert clients.traffic - before == NO_TRAFFIC
 
 
 def test_overwritten_file_is_not_served_from_memory(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     file, key = store.join("a"), (s3_bucket, "folder/a")
     for answer in (b"old", b"new"):
         queue = PrefetchQueue(10)
         queue.order(key, 3, 0, lambda: (b"old", _ONE_GET))
         queue._files[key].fetched.result(20)
-        with look_ahead(queue):
+        with clients.look_ahead(queue):
             if answer == b"new":
                 file.write(answer)
             with file.as_local() as local:
@@ -433,7 +431,7 @@ def test_prefetch_hides_latency_of_the_store(
         for name in ("ahead", "not ahead"):
             butler, graph = _graph(s3_repo(name), n_visits=1, sleep=0.2)
             monkeypatch.setenv("S3_ENDPOINT_URL", proxy.endpoint_url)
-            forget_clients()
+            forget_s3_clients()
             if name == "not ahead":
                 monkeypatch.setattr(prefetch.Prefetcher, "_can_prefetch", lambda self: False)
             with butler:
@@ -442,7 +440,7 @@ def test_prefetch_hides_latency_of_the_store(
             assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
             seconds[name] = sum(outcome.wall_seconds for outcome in result.outcomes.values())
             monkeypatch.setenv("S3_ENDPOINT_URL", s3_server.endpoint_url)
-            forget_clients()
+            forget_s3_clients()
     # Of each task, the first read is waited for: it is not known before what a mock task reads.
     n_hidden = 2 * (_N_DETECTORS - 1)
     assert seconds["not ahead"] - seconds["ahead"] > 0.6 * n_hidden * delays["GET"]

@@ -22,7 +22,7 @@ from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 
 from spark_butler.datastore.file_cache import FileCache
-from spark_butler.datastore.s3_clients import forget_clients, hold_files, open_clients, traffic_so_far
+from spark_butler.datastore.s3_clients import S3Clients
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
@@ -122,31 +122,32 @@ def test_cached_file_is_read_without_a_request(s3_bucket: str) -> None:
     store, dataset_id = ResourcePath(f"s3://{s3_bucket}/held/"), uuid.uuid4()
     content = bytes(range(200)) * 50_000
     file = store.join("a flat+1.fits")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     file.write(content)
     info = StoredFileInfo(JsonFormatter, "a flat+1.fits", StorageClass("Image"), None, None, len(content))
     # No room, no memory.
-    hold_files(str(store), {dataset_id: info}, len(content) - 1)
-    before = traffic_so_far()
+    clients.cache_files(str(store), {dataset_id: info}, len(content) - 1)
+    before = clients.traffic
     assert file.read() == content
-    assert (traffic_so_far() - before).requests == {"GET": 1}
-    hold_files(str(store), {dataset_id: info}, len(content))
-    before = traffic_so_far()
-    hold_files(str(store), {dataset_id: info}, len(content))
+    assert (clients.traffic - before).requests == {"GET": 1}
+    clients.cache_files(str(store), {dataset_id: info}, len(content))
+    before = clients.traffic
+    clients.cache_files(str(store), {dataset_id: info}, len(content))
     assert file.read() == content
     assert file.read(size=10) == content[:10]
     assert file.size() == len(content)
     with file.as_local() as local:
         assert Path(local.ospath).read_bytes() == content
-    assert (traffic_so_far() - before).n_requests == 0
+    assert (clients.traffic - before).n_requests == 0
     # What is written over is not held any more, and another dataset is not the same.
     file.write(b"new")
     assert file.read() == b"new"
     file.write(content)
-    hold_files(str(store), {dataset_id: info}, len(content))
-    before = traffic_so_far()
-    hold_files(str(store), {uuid.uuid4(): info}, len(content))
-    assert (traffic_so_far() - before).requests == {"GET": 1}
+    clients.cache_files(str(store), {dataset_id: info}, len(content))
+    before = clients.traffic
+    clients.cache_files(str(store), {uuid.uuid4(): info}, len(content))
+    assert (clients.traffic - before).requests == {"GET": 1}
 
 
 def test_cache_evicts_least_recently_used_files() -> None:
@@ -162,27 +163,29 @@ def test_cache_evicts_least_recently_used_files() -> None:
 
 def test_size_is_cached_only_for_the_file_just_written(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
-    open_clients([str(store)])
-    before = traffic_so_far()
+    clients = S3Clients()
+    clients.open([str(store)])
+    before = clients.traffic
     first, second = store.join("a"), store.join("b")
     first.write(b"four")
     assert first.size() == 4
-    assert (traffic_so_far() - before).requests == {"PUT": 1}
+    assert (clients.traffic - before).requests == {"PUT": 1}
     assert first.exists()
     first.remove()
     assert not first.exists()
     first.write(b"five5")
     second.write(b"")
     assert (first.size(), second.size()) == (5, 0)
-    assert (traffic_so_far() - before).requests == {"PUT": 3, "HEAD": 4, "DELETE": 1}
+    assert (clients.traffic - before).requests == {"PUT": 3, "HEAD": 4, "DELETE": 1}
     second.write(b"")
     assert second.size() == 0
-    assert (traffic_so_far() - before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
+    assert (clients.traffic - before).requests == {"PUT": 4, "HEAD": 4, "DELETE": 1}
 
 
 def test_only_large_objects_need_a_head_request(s3_bucket: str) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     asked: list[bool] = []
 
     def note(request: AWSPreparedRequest, **_: Any) -> None:
@@ -202,13 +205,14 @@ def test_only_large_objects_need_a_head_request(s3_bucket: str) -> None:
 
 def test_size_of_multipart_upload_is_known(s3_bucket: str, tmp_path: Path) -> None:
     store = ResourcePath(f"s3://{s3_bucket}/folder/")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     file = tmp_path / "large"
     file.write_bytes(os.urandom(9 * 2**20))
-    before = traffic_so_far()
+    before = clients.traffic
     store.join("large").transfer_from(ResourcePath(str(file)), "copy", overwrite=True)
     assert store.join("large").size() == 9 * 2**20
-    traffic = traffic_so_far() - before
+    traffic = clients.traffic - before
     assert "HEAD" not in traffic.requests
     assert traffic.sent >= 9 * 2**20
 
@@ -220,34 +224,36 @@ def test_new_credentials_make_new_clients(
     file.write_text("[default]\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     store = ResourcePath(f"s3://{s3_bucket}/")
-    open_clients([str(store)])
+    clients = S3Clients()
+    clients.open([str(store)])
     first = store.client  # type: ignore[attr-defined]
-    open_clients([str(store)])
+    clients.open([str(store)])
     assert store.client is first  # type: ignore[attr-defined]
     file.write_text("[default]\nregion = elsewhere\n")
-    open_clients([str(store)])
+    clients.open([str(store)])
     second = store.client  # type: ignore[attr-defined]
     assert second is not first
-    forget_clients()
-    open_clients([str(store)])
+    clients.forget()
+    clients.open([str(store)])
     assert store.client is not second  # type: ignore[attr-defined]
 
 
 def test_client_made_by_another_thread_is_counted(s3_bucket: str) -> None:
-    file = ResourcePath(f"s3://{s3_bucket}/file")
+    file, clients = ResourcePath(f"s3://{s3_bucket}/file"), S3Clients()
     for _ in range(5):
-        forget_clients()
+        clients.forget()
         other = threading.Thread(target=lambda: file.client)  # type: ignore[attr-defined]
         other.start()
-        open_clients([str(file)])
+        clients.open([str(file)])
         other.join()
-        before = traffic_so_far()
+        before = clients.traffic
         file.exists()
-        assert (traffic_so_far() - before).requests == {"HEAD": 1}
+        assert (clients.traffic - before).requests == {"HEAD": 1}
 
 
 def test_failure_to_make_client_fails_only_its_quantum(s3_bucket: str) -> None:
     store = f"s3://no-such-profile@{s3_bucket}/"
-    open_clients([store])
+    clients = S3Clients()
+    clients.open([store])
     with pytest.raises(ProfileNotFound):
         _ = ResourcePath(store).client  # type: ignore[attr-defined]
