@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import cloudpickle
+from lsst.daf.butler import Quantum
 from lsst.pex.config import Config, ConfigMeta
 from lsst.pipe.base import PipelineTaskConnections, Task
 from lsst.pipe.base.pipeline_graph import TaskNode
@@ -145,12 +146,29 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _NamePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Cloudpickle that takes classes of ``__main__`` by their names."""
+    """Cloudpickle that takes classes of ``__main__`` by name, and quanta without their task classes."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Quantum:
+            # The class is imported when it is asked for, in the child that runs the task.
+            parts = dict(obj.initInputs.items()), dict(obj.inputs), dict(obj.outputs), obj.datastore_records
+            return _make_quantum, (obj.taskName, obj.dataId, *parts)
         if _is_of_main(obj) and vars(sys.modules[_MAIN]).get(obj.__name__) is obj:
             return NotImplemented
         return super().reducer_override(obj)
+
+
+def _make_quantum(
+    name: str, data_id: Any, init_inputs: Any, inputs: Any, outputs: Any, records: Any
+) -> Quantum:
+    return Quantum(
+        taskName=name,
+        dataId=data_id,
+        initInputs=init_inputs,
+        inputs=inputs,
+        outputs=outputs,
+        datastore_records=records,
+    )
 
 
 def _make_class(metaclass: type, name: str, bases: tuple[type, ...], start: Mapping[str, Any]) -> type:

@@ -26,6 +26,7 @@ from tests.support import engine_tasks
 from tests.support.engine_harness import Case, Repo, WrappedBackend, make_graph, run_reference, snapshot
 from tests.support.engine_tasks import CallConfig, ImportTask, SpyTask
 from tests.support.mock_night import insert_dimensions
+from tests.support.threaded_task import ThreadedTask
 
 _CCD = ("visit", "detector")
 
@@ -108,6 +109,21 @@ def test_workers_run_while_the_registry_is_gone(
     with make_repo("reference").open() as helper:
         expected = run_reference(helper, case)
     assert contents.keys() == expected.datasets.keys()
+
+
+def test_task_whose_module_starts_threads_runs_in_every_child(
+    spark_backend: Backend, make_repo: MakeRepo
+) -> None:
+    with make_repo("repo").open() as helper:
+        insert_dimensions(helper.butler, range(3, 7), range(1, 3))
+        case = Case(lambda helper: helper.add_task("a", task_class=ThreadedTask, dimensions=_CCD))
+        graph = make_graph(helper, case)
+        # More groups than workers: each worker forks several children.
+        result = execute_graph(
+            graph, helper.butler, spark_backend, RunOptions(group_by="quantum", timeout=60)
+        )
+    assert len(result.outcomes) >= 8
+    assert not result.failed
 
 
 def _open_butler_and_spy(root: str, folder: str) -> None:
