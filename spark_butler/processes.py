@@ -26,7 +26,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 def dying_with_parent() -> Callable[[], None] | None:
-    """Find what a child must call to be killed with its parent.
+    """Return what a child must call to be killed with its parent.
 
     Returns
     -------

@@ -18,11 +18,11 @@ from botocore.awsrequest import AWSResponse
 from botocore.response import StreamingBody
 
 type Answer = tuple[AWSResponse, dict[str, Any]]
-"""What botocore takes for the answer of a store."""
+"""An answer of a store as botocore takes it from an event handler."""
 
 
 class FileCache:
-    """Contents of files, the most recently wanted of them.
+    """Contents of files, the most recently used of them.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class FileCache:
         return dataset_id in self._urls
 
     def want(self, dataset_ids: Collection[uuid.UUID]) -> None:
-        """Note that files are wanted again, so that others are let go before them.
+        """Mark files as recently used.
 
         Parameters
         ----------
@@ -51,7 +51,7 @@ class FileCache:
                 self._files.move_to_end(self._urls[dataset_id])
 
     def keep(self, dataset_id: uuid.UUID, url: str, data: bytes) -> None:
-        """Keep a file, and let others go where there is too little room.
+        """Add a file, and drop the least recently used ones beyond the limit.
 
         Parameters
         ----------
@@ -69,7 +69,7 @@ class FileCache:
             self.drop(next(iter(self._files)))
 
     def drop(self, url: str) -> None:
-        """Let a file go, if it is there.
+        """Drop a file, if it is there.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class FileCache:
             del self._urls[dataset_id]
 
     def get(self, url: str) -> bytes | None:
-        """Find the contents of a file; `None` where it is not there.
+        """Return the contents of a file; `None` if it is not there.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class FileCache:
 
 
 def answer_from_memory(operation: str, url: str, headers: Mapping[str, Any], data: bytes) -> Answer | None:
-    """Answer a request for a file that is in memory.
+    """Build the answer to a request for a file that is in memory.
 
     Parameters
     ----------

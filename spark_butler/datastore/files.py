@@ -1,4 +1,7 @@
-"""Which files there are in a repository's datastores, whatever the registry says."""
+"""Files of datasets in a repository's datastores: where they should be, and which exist.
+
+The driver uses it; the registry is not asked.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ type Files = dict[uuid.UUID, list[tuple[Place, StoredFileInfo]]]
 
 
 class FileFinder:
-    """Predicts where datasets are in the datastores, and looks what is there.
+    """Predicts where datasets are in the datastores, and finds which files exist.
 
     Parameters
     ----------
@@ -60,8 +63,8 @@ class FileFinder:
         self._sizes: dict[Place, int | None] = {}
         self._listed: list[str] = []
 
-    def look(self, places: Collection[Place], run: str, n_known: int) -> None:
-        """Look at many places of a run, with as few requests as possible.
+    def prepare(self, places: Collection[Place], run: str, n_known: int) -> None:
+        """Look up many places of a run, with as few requests as possible.
 
         Parameters
         ----------
@@ -81,7 +84,7 @@ class FileFinder:
         self.find(places)
 
     def find(self, places: Iterable[Place]) -> dict[Place, int]:
-        """Find out which places have a file, and how large it is in bytes.
+        """Return the places that have a file, with its size in bytes.
 
         Parameters
         ----------
@@ -106,7 +109,7 @@ class FileFinder:
             return None
 
     def locate(self, place: Place) -> ResourcePath:
-        """Say where a place is.
+        """Return the address of a place.
 
         Parameters
         ----------
@@ -117,7 +120,7 @@ class FileFinder:
         return self._stores[name].locationFactory.fromPath(path).uri
 
     def predict(self, ref: DatasetRef) -> list[Place]:
-        """Say where a dataset would be, quickly but not for sure.
+        """Return where a dataset would be, by its template.
 
         Parameters
         ----------
@@ -135,7 +138,7 @@ class FileFinder:
         return [(store, template.format(ref) + suffix) for store, template, suffix in form]
 
     def _make_form(self, ref: DatasetRef) -> list[tuple[str, Any, str]] | None:
-        """Find out how the places of datasets of one type are made; `None` if that is not simple."""
+        """Return how the places of datasets of one type are made; `None` if that is not simple."""
         form: list[tuple[str, Any, str]] = []
         ref = self._repository_ref(ref)
         for (name, path), info in self.predict_files([ref])[ref.id]:
@@ -147,7 +150,7 @@ class FileFinder:
         return form
 
     def predict_files(self, refs: Iterable[DatasetRef]) -> Files:
-        """Say where datasets would be, and what their datastore records would be but for the size.
+        """Return where datasets would be, and their datastore records but for the size.
 
         Parameters
         ----------
@@ -166,7 +169,7 @@ class FileFinder:
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def registered_files(self, refs: Iterable[DatasetRef]) -> Files:
-        """Say where datasets are according to the repository.
+        """Return where datasets are according to the repository.
 
         Parameters
         ----------
@@ -183,7 +186,7 @@ class FileFinder:
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def make_records(self, files: Files) -> dict[str, DatastoreRecordData]:
-        """Make datastore records with the sizes that files have.
+        """Build datastore records with the sizes that files have.
 
         Parameters
         ----------
@@ -210,7 +213,7 @@ class FileFinder:
 
 
 def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
-    """Sort datastore records by dataset.
+    """Return datastore records by dataset.
 
     Parameters
     ----------
@@ -233,7 +236,7 @@ def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
 
 
 def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
-    """Choose the datasets of which all files are there.
+    """Return the datasets of which all files exist.
 
     Parameters
     ----------
@@ -250,7 +253,7 @@ def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
 
 
 def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
-    """Choose the datasets whose files are all there, but not of the sizes in their records.
+    """Return the datasets whose files all exist, but not with the sizes in their records.
 
     Parameters
     ----------
@@ -278,7 +281,7 @@ def file_datastores(butler: Butler) -> list[FileDatastore]:
 
 
 def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:
-    """All that keep files."""
+    """Yield those that keep files."""
     if isinstance(datastore, FileDatastore):
         yield datastore
     for child in getattr(datastore, "datastores", ()):

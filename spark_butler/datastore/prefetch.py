@@ -234,7 +234,7 @@ class Prefetcher:
             return data, counter.traffic
 
     def _coming(self, position: int, bad: Collection[int]) -> Iterator[tuple[int, QuantumWork]]:
-        """Go through the next quanta that will run, as far as is known."""
+        """Yield the next quanta that will run, as far as is known."""
         blocked = set(bad)
         for number in range(position + 1, min(position + 1 + _LOOK_AHEAD, len(self._quanta))):
             work = self._quanta[number]

@@ -42,7 +42,7 @@ class PrefetchQueue:
     most_bytes
         Memory in bytes that the files may take up together.
     count
-        Called with the traffic of a file that nobody asked for, in any thread.
+        Called with the traffic of a file that was never used, in any thread.
     """
 
     def __init__(self, most_bytes: int, count: Callable[[Traffic], None] = lambda _: None):
@@ -84,7 +84,7 @@ class PrefetchQueue:
         data
             Its content; `None` if the store has to be asked.
         traffic
-            The traffic of reading it, for the first who asks.
+            The traffic of reading it; none for further calls.
         """
         file = self._files.get(key)
         if file is None or file.fetched.cancel():

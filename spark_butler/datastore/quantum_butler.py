@@ -131,12 +131,12 @@ class QuantumButlers:
 
 
 def _read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:
-    """Make a datastore as its configuration says."""
+    """Build a datastore as its configuration says."""
     return Datastore.fromConfig(config, _make_bridges(universe), config.get("root", config.configDir))
 
 
 def _is_in_files(datastore: Datastore) -> bool:
-    """Whether all that is in a datastore is outside of this process."""
+    """Return whether all that is in a datastore is outside of this process."""
     if isinstance(datastore, ChainedDatastore):
         return all(map(_is_in_files, datastore.datastores))
     return isinstance(datastore, FileDatastore)
@@ -269,7 +269,7 @@ class MemoryTables(OpaqueTableStorageManager):
 
 
 class MemoryBridges(DatastoreRegistryBridgeManager):
-    """What datastores have, in memory."""
+    """The dataset IDs of datastores, in memory."""
 
     def __init__(
         self,

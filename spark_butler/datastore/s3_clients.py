@@ -45,7 +45,7 @@ _CREDENTIAL_FILES = {
 
 
 class _ThreadState(threading.local):
-    """What each thread has for itself."""
+    """State of one thread."""
 
     last_url = ""
     asks_always = False
@@ -79,7 +79,7 @@ class S3Clients:
 
     @property
     def traffic(self) -> Traffic:
-        """What this process, and those that it was forked from, have done with the clients."""
+        """Traffic of the clients in this process and in those that it was forked from."""
         return self._counter.traffic
 
     def add_traffic(self, traffic: Traffic) -> None:
@@ -189,7 +189,7 @@ class S3Clients:
                     self._listen_to(client)
 
     def forget(self) -> None:
-        """Let clients be made anew, as after an error that may lie in what they keep."""
+        """Discard the clients, as after an error that may lie in what they keep."""
         self._opened = None
         forget_s3_clients()
 

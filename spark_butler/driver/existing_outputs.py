@@ -119,7 +119,7 @@ def take_stock(
         [quantum_id for quantum_id in xgraph if quantum_id not in stock.done]
     )
     places = {ref.id: finder.predict(ref) for quantum in quanta.values() for ref in all_outputs(quantum)}
-    finder.look(list(itertools.chain.from_iterable(places.values())), run, len(existing))
+    finder.prepare(list(itertools.chain.from_iterable(places.values())), run, len(existing))
     for quantum_id, quantum in quanta.items():
         node = graph.pipeline_graph.tasks[graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]]
         if _is_complete(finder, node, quantum, places):
@@ -253,7 +253,7 @@ def _compare_sizes(
     places = [place for parts in files.values() for place, _ in parts]
     if not places:
         return
-    finder.look(places, run, len(existing))
+    finder.prepare(places, run, len(existing))
     found = finder.find(places)
     for quantum_id, mine in refs.items():
         changed = find_changed_files({ref.id: files[ref.id] for ref in mine}, found)

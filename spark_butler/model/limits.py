@@ -1,4 +1,4 @@
-"""How long quanta may take, how much memory they may have, and how often they are tried."""
+"""Limits of quanta: time, memory and number of attempts; the driver reads them, workers apply them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Limits:
     """Further attempts after one that may have failed by chance."""
 
     def grow(self, memory: int | None) -> int | None:
-        """Find how much memory to give after too little.
+        """Return the memory limit after one that was too small.
 
         Parameters
         ----------
@@ -61,7 +61,7 @@ class Limits:
         return min(grown, max(memory, self.memory_cap)) if self.memory_cap is not None else grown
 
     def may_retry(self, kind: FailureKind, n_failed: int, memory: int | None) -> bool:
-        """Whether to make another attempt.
+        """Return whether to make another attempt.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class Limits:
 
     @staticmethod
     def pause(kind: FailureKind, n_failed: int) -> float:
-        """Seconds to wait before another attempt: twice as long each time, with jitter.
+        """Return the seconds to wait before another attempt: twice as long each time, with jitter.
 
         Parameters
         ----------
@@ -96,7 +96,7 @@ class _Requests(pydantic.BaseModel):
 
 
 class TaskRequests(_Requests):
-    """What is asked for the quanta of a task, in the words of ``ctrl_bps``."""
+    """Requests for the quanta of a task, in the words of ``ctrl_bps``."""
 
     timeout: float | None = pydantic.Field(None, gt=0, description="Seconds after which a quantum is killed.")
     request_memory: float | None = pydantic.Field(
@@ -114,7 +114,7 @@ class TaskRequests(_Requests):
 
 
 class ResourceRequests(TaskRequests):
-    """What is asked for all tasks, and for some of them instead."""
+    """Requests for all tasks, and others for some tasks."""
 
     pipetask: Mapping[str, TaskRequests] = pydantic.Field(
         default_factory=dict, description="Requests for single tasks, by label."
@@ -122,11 +122,11 @@ class ResourceRequests(TaskRequests):
 
     @property
     def asks_for_memory(self) -> bool:
-        """Whether there is a request for memory at all."""
+        """Whether any request is for memory."""
         return any(request.request_memory is not None for request in (self, *self.pipetask.values()))
 
     def limits(self, labels: Iterable[str], learned: Mapping[str, int] | None = None) -> dict[str, Limits]:
-        """Work out the limits of tasks.
+        """Return the limits of tasks.
 
         Parameters
         ----------
@@ -176,7 +176,7 @@ class ResourceRequests(TaskRequests):
         )
 
     def with_options(self, **values: Any) -> Self:
-        """Copy with other values for the tasks that have none of their own.
+        """Return a copy with other values for the tasks that have none of their own.
 
         Parameters
         ----------
@@ -221,7 +221,7 @@ def read_requests(file: str) -> ResourceRequests:
         return ResourceRequests.model_validate(content)
     except pydantic.ValidationError as exc:
         known = ", ".join(field.alias or name for name, field in TaskRequests.model_fields.items())
-        unknown = f"there is no request {{name!r}}; known are {known}, and pipetask.LABEL with the same."
+        unknown = f"{{name!r}} is not a known request; known are {known}, and pipetask.LABEL with the same."
         raise OptionsError(f"--resources file {file!r}: {explain_invalid(exc, unknown=unknown)}") from exc
 
 

@@ -14,11 +14,11 @@ from ..text import explain_invalid
 from .limits import ResourceRequests
 
 type Isolation = Literal["group", "quantum", "none"]
-"""What gets a process of its own."""
+"""Unit that gets a process of its own."""
 
 
 class RunOptions(pydantic.BaseModel):
-    """How a quantum graph is to be executed.
+    """Options for the execution of a quantum graph.
 
     The names are those of the options of ``pipetask run``.
 
@@ -79,7 +79,7 @@ class RunOptions(pydantic.BaseModel):
             try:
                 super().__init__(**options)
             except pydantic.ValidationError as exc:
-                unknown = f"{{name}} is no option; known are {', '.join(RunOptions.model_fields)}."
+                unknown = f"{{name}} is not a known option; known are {', '.join(RunOptions.model_fields)}."
                 raise OptionsError(explain_invalid(exc, unknown=unknown, depth=1)) from exc
 
     @pydantic.field_validator("group_by", mode="before")

@@ -1,4 +1,4 @@
-"""What one attempt at one quantum came to."""
+"""Outcome of an attempt to run a quantum; workers build it, the driver collects it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuantumStarted:
-    """Word from a worker that it begins a quantum."""
+    """The begin of a quantum in a worker."""
 
     quantum_id: uuid.UUID
 
@@ -31,7 +31,7 @@ class ImportTime:
     """A time that a process spent on imports."""
 
     process: str
-    """Host name and process ID; workers that inherit it tell of the same."""
+    """Host name and process ID; workers that inherit the imports report the same."""
 
     began: float
     """When it began, in seconds since the epoch."""
@@ -42,7 +42,7 @@ class ImportTime:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is remembered of an attempt that was not the last."""
+    """Summary of an attempt that was not the last."""
 
     status: QuantumAttemptStatus
     """How it ended."""
@@ -51,7 +51,7 @@ class Attempt:
     """Why it failed."""
 
     reason: str
-    """The same in words."""
+    """The reason in words."""
 
     peak_memory: int
     """Peak resident memory of its process, in bytes; 0 when unknown."""
@@ -66,7 +66,7 @@ class Attempt:
     """When it began by the worker's clock, in seconds since the epoch; 0 when unknown."""
 
     scan: bytes | None = None
-    """What a provenance graph holds of it, as `QuantumOutcome.scan`."""
+    """Its part of a provenance graph, as `QuantumOutcome.scan`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class QuantumOutcome:
     """Time before, during which its slot received or sent temporaries and ran no quantum, in seconds."""
 
     imports: tuple[ImportTime, ...] = ()
-    """When its worker, or what that was forked from, has imported things, as far as not told before."""
+    """When its worker, or what that was forked from, has imported things, as far as not reported before."""
 
     cpu_seconds: float = 0.0
     """Processor time of the attempt, in seconds."""
@@ -168,7 +168,7 @@ class QuantumOutcome:
         return self.report.status is ExecutionStatus.TIMEOUT
 
     def as_attempt(self) -> Attempt:
-        """Shorten to what is remembered when another attempt follows."""
+        """Return the summary that is kept when another attempt follows."""
         assert self.kind is not None
         return Attempt(
             self.status,
@@ -182,13 +182,13 @@ class QuantumOutcome:
         )
 
     def without_scans(self) -> QuantumOutcome:
-        """Leave out what only a provenance graph needs."""
+        """Return a copy without what only a provenance graph needs."""
         attempts = tuple(dataclasses.replace(attempt, scan=None) for attempt in self.attempts)
         return dataclasses.replace(self, attempts=attempts, scan=None)
 
 
 def job_text(report: QuantumReport) -> str:
-    """Name a quantum as pipe_base's executors do in their messages.
+    """Return the name of a quantum in the messages of pipe_base's executors.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def job_text(report: QuantumReport) -> str:
 
 
 def exit_text(exit_code: int) -> str:
-    """Say what an exit code means, in the words of pipe_base's executors.
+    """Return the meaning of an exit code in the words of pipe_base's executors.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What quanta read and make."""
+"""Inputs and outputs of quanta."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lsst.daf.butler import DatasetRef, Quantum
 
 
 def all_inputs(quantum: Quantum) -> Iterator[DatasetRef]:
-    """Go through all that a quantum reads, init-inputs included.
+    """Yield all datasets that a quantum reads, init-inputs included.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def all_inputs(quantum: Quantum) -> Iterator[DatasetRef]:
 
 
 def all_outputs(quantum: Quantum) -> Iterator[DatasetRef]:
-    """Go through all that a quantum may make.
+    """Yield all datasets that a quantum may make.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What travels to a worker: the context of a run and the groups of quanta."""
+"""Work items: the context of a run and groups of quanta, which the driver sends to workers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PackedTasks(Mapping[str, TaskNode]):
 
 @dataclasses.dataclass(frozen=True)
 class WorkerContext:
-    """What all groups of a run have in common; sent to each worker once.
+    """The common part of all groups of a run; sent to each worker once.
 
     It holds no secrets and no way to reach the registry.
     """
@@ -113,7 +113,7 @@ class WorkerContext:
     """Limits of the quanta, by label; without an entry there are none, and no second attempts."""
 
     isolation: Isolation = "group"
-    """What gets a process of its own: a group, a quantum, or nothing."""
+    """Unit that gets a process of its own: a group, a quantum, or none."""
 
     provenance: bool = False
     """Whether outcomes carry what a provenance graph holds of a quantum."""
@@ -134,7 +134,7 @@ class WorkerContext:
     """Environment variables, without secrets, that a worker takes over unless it has its own."""
 
     def limits_of(self, label: str) -> Limits:
-        """Find the limits of the quanta of a task.
+        """Return the limits of the quanta of a task.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class GroupContent:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedTemporary:
-    """A temporary on its way to the groups that read it."""
+    """A temporary that is sent to the groups that read it."""
 
     dataset_id: uuid.UUID
     """ID of the dataset."""
@@ -218,7 +218,7 @@ class EncodedTemporary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuantumOutputs:
-    """What a quantum that can't tell any more has done in the datastore."""
+    """Files that a quantum whose process is gone has left in the datastore."""
 
     ids: tuple[uuid.UUID, ...]
     """IDs of the stored datasets that are there."""

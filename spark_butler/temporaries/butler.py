@@ -1,4 +1,7 @@
-"""The limited butler of one group: temporaries in memory, all else in the datastore."""
+"""The limited butler of one group: temporaries in memory, all else in the datastore.
+
+Runs in children of workers, and in the process of the serial backend.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,7 @@ class GroupButler(LimitedButler):
         Parameters
         ----------
         quantum
-            The quantum that ended, well or not.
+            The quantum that has ended.
         """
         used = {ref.id for refs in quantum.inputs.values() for ref in refs}
         for dataset_id in used & self._consumers.keys():
@@ -265,7 +268,7 @@ class GroupButler(LimitedButler):
             return decode(fetch_scratch(arrived), storage_class, formatter=self._formatter(ref)), True
         if not lend:
             return decode(bytearray(arrived), storage_class, formatter=self._formatter(ref)), True
-        # The reader's changes show in the buffer, so that a second look must find the same object.
+        # The reader's changes show in the buffer, so that a second read must return the same object.
         self._lent.add(ref.id)
         obj = decode(arrived, storage_class, formatter=self._formatter(ref))
         self._temporaries[ref.id] = obj
@@ -356,7 +359,7 @@ class GroupButler(LimitedButler):
 
 
 def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
-    """Give temporaries a list of their own in metadata, or in what a log has of the metadata.
+    """List temporaries apart in metadata, or in a log's copy of the metadata.
 
     The tools that read the list take what is on it for datasets of the
     repository, and register them.

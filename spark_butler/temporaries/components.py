@@ -1,4 +1,7 @@
-"""Read a part of a dataset in memory, as a datastore would read it from a file."""
+"""Components and cutouts of datasets in memory, as a datastore would read them from a file.
+
+Runs in children of workers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which dataset types are temporary, and how large they have been."""
+"""Temporary dataset types: which they are, and how large they have been.
+
+The driver uses it.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
 def _find_intermediates(
     pipeline_graph: PipelineGraph, candidates: Collection[str], options: RunOptions
 ) -> dict[str, str]:
-    """Find the outputs that other tasks of the pipeline read and that nobody asked to store."""
+    """Return the outputs that other tasks of the pipeline read and that no option stores."""
     kept = options.store or ()
     return {
         name: f"auto: read by {', '.join(sorted(task.label for task in readers))}"
@@ -91,7 +94,7 @@ def _find_intermediates(
 
 
 def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> dict[str, float]:
-    """Find out how large datasets of some types have been in earlier runs.
+    """Return how large datasets of some types have been in earlier runs.
 
     Parameters
     ----------
@@ -131,11 +134,11 @@ def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> 
 
 
 def _match(pattern: str, names: Collection[str], option: str) -> list[str]:
-    """Names that fit a pattern; at least one."""
+    """Return the names that fit a pattern; raise if there is none."""
     found = fnmatch.filter(names, pattern)
     if not found:
         raise OptionsError(
-            f"{option} {pattern!r} fits no output of the pipeline; its outputs are "
+            f"{option} {pattern!r} matches no output of the pipeline; its outputs are "
             f"{', '.join(sorted(names))}."
         )
     return found

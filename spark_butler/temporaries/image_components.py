@@ -1,4 +1,4 @@
-"""Read a part of an image of `lsst.images` in memory."""
+"""Components and cutouts of images of `lsst.images` in memory; for children of workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lsst.utils.iteration import ensure_iterable
 
 
 def is_image(obj: object) -> bool:
-    """Whether an object is an image of `lsst.images`.
+    """Return whether an object is an image of `lsst.images`.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""Temporaries that are too large for a shuffle wait in the object store.
+"""Scratch files: temporaries that are too large for a shuffle wait in the object store.
 
-They lie under a prefix of the datastore's own root, one folder for each run,
-are removed when the run ends, and can be found after a crash.
+Workers and their children write and read them, the driver removes them.  They
+lie under a prefix of the datastore's own root, one folder for each run, and can
+be found after a crash.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _OF_RUN = re.compile(rf"(.+)/{_UUID}/[^/]+", re.DOTALL)
 
 
 def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
-    """Name the folder of all runs' scratch files.
+    """Return the folder of all runs' scratch files.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""Turn what a group makes into records for the groups that need it."""
+"""Shuffle of temporaries: encode what a group makes as records, and sort them on arrival.
+
+Runs in workers, their children, and the process of the serial backend.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ _SPARE_DISK_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sent:
-    """Word that all records of a parcel are on their way."""
+    """The end of the records of a temporary."""
 
     dataset_id: uuid.UUID
     """ID of the dataset."""
@@ -48,7 +51,7 @@ class Sent:
     """Its serialized length in bytes."""
 
     began: float
-    """When their making began, in seconds since the epoch."""
+    """When packing began, in seconds since the epoch."""
 
 
 def pack_temporary(
@@ -88,7 +91,7 @@ def pack_temporary(
 
 
 def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
-    """Whether an object should go round the shuffle."""
+    """Return whether an object is too large for the shuffle."""
     if not context.scratch:
         return False
     if context.max_shuffle_bytes is not None and nbytes >= context.max_shuffle_bytes:
@@ -103,7 +106,7 @@ def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
 
 
 class Outgoing:
-    """Remembers what became of a group, for the groups that need it.
+    """Collects what became of a group, for the groups that need it.
 
     Parameters
     ----------
@@ -119,7 +122,7 @@ class Outgoing:
         self._sent: dict[uuid.UUID, int] = {}
 
     def record(self, event: QuantumOutcome | Sent) -> None:
-        """Take note of an outcome, or of a parcel that was sent."""
+        """Record an outcome, or a temporary that was sent."""
         if isinstance(event, Sent):
             self._sent[event.dataset_id] = event.nbytes
             return
@@ -128,17 +131,17 @@ class Outgoing:
         self._outputs.update(event.outputs)
 
     def record_done(self, work: QuantumWork) -> None:
-        """Take note of a quantum of which the driver knows that it succeeded."""
+        """Record a quantum of which the driver knows that it succeeded."""
         self._succeeded.add(work.quantum_id)
         self._outputs.update(ref.id for ref in all_outputs(work.quantum) if self._content.known.get(ref.id))
 
     @property
     def sent(self) -> frozenset[uuid.UUID]:
-        """Temporaries that are on their way."""
+        """Temporaries that were sent."""
         return frozenset(self._sent)
 
     def closing_records(self) -> Iterator[Pieces]:
-        """Write the notices to all groups that need this one, and pass on the work that it carries."""
+        """Write the completion notices to all groups that need this one, and the work that it carries."""
         failed = frozenset(work.quantum_id for work in self._content.quanta) - self._succeeded
         for group, reads in self._content.receivers.items():
             notice = CompletionNotice(
@@ -157,7 +160,7 @@ class Outgoing:
 
 
 def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[GroupWork, ReceiveBuffer]]:
-    """Sort the records that arrive at one place.
+    """Sort the records that arrive at one partition.
 
     Parameters
     ----------
@@ -168,12 +171,12 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
     ------
     item
         First the records that are only passing through, to be sent on; last
-        the work of the group of this place with what has come for it.
+        the work of the group of this partition with what was received for it.
 
     Raises
     ------
     EngineError
-        Raised if the work itself has not come.
+        Raised if the work item itself is missing.
     """
     work: GroupWork | None = None
     received: ReceiveBuffer | None = None
@@ -191,5 +194,5 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
     if received is None:
         return
     if work is None:
-        raise EngineError("Temporaries have arrived for a group whose work has not.")
+        raise EngineError("Received shuffle records for a group whose work item is missing.")
     yield work, received

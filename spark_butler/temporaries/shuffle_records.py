@@ -1,8 +1,10 @@
-"""How temporaries and news travel from group to group: as short byte records.
+"""Wire format of the shuffle: short byte records that carry temporaries and completion notices.
 
-A record has a header and a payload.  The header tells the route: the places
-(positions at each level of a job) that the record still has to visit, the
-last of which is the group that it is for.  Large objects are cut into chunks
+Runs in workers, their children, and the process of the serial backend.
+
+A record has a header and a payload.  The header has the route: the partitions
+(one at each level of a job) that the record still has to visit, the last of
+which is that of the group that it is for.  Large objects are cut into chunks
 so that no record is large.
 """
 
@@ -43,7 +45,7 @@ _HEAD = struct.Struct("<BIIQ16sQQ")
 
 
 class Kind(enum.IntEnum):
-    """What the payload of a record is."""
+    """Kind of the payload of a record."""
 
     CHUNK = 0
     """A piece of a serialized object."""
@@ -62,7 +64,7 @@ class Record(NamedTuple):
     """A record that has arrived."""
 
     kind: Kind
-    """What the payload is."""
+    """Kind of the payload."""
 
     group: int
     """Group that it is for."""
@@ -88,7 +90,7 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompletionNotice:
-    """What a group tells one that needs it."""
+    """The report of a finished group to one that depends on it."""
 
     failed: frozenset[uuid.UUID]
     """Quanta that failed or were not tried."""
@@ -101,7 +103,7 @@ class CompletionNotice:
 
 
 EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
-"""The notice that tells nothing."""
+"""A notice without content."""
 
 _NO_ID = uuid.UUID(int=0)
 
@@ -123,7 +125,7 @@ def make_record(
     Parameters
     ----------
     route
-        Places to visit.
+        Partitions to visit.
     kind
         What the payload is.
     group
@@ -149,20 +151,20 @@ def make_record(
 
 
 def partition_of(record: bytes | bytearray | memoryview) -> int:
-    """Say which place a record is sent to.
+    """Return the partition that a record is sent to.
 
     Parameters
     ----------
     record
         The record, or at least its first piece.
     """
-    (place,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
-    assert isinstance(place, int)
-    return place
+    (partition,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
+    assert isinstance(partition, int)
+    return partition
 
 
 def hops_left(record: bytes | bytearray) -> int:
-    """Count the places that a record still has to visit, with the one where it is.
+    """Return the number of partitions that a record still has to visit, with the one where it is.
 
     Parameters
     ----------
@@ -175,7 +177,7 @@ def hops_left(record: bytes | bytearray) -> int:
 
 
 def forward(record: bytes | bytearray) -> bytes:
-    """Take the place that a record is at off its route.
+    """Remove the partition that a record is at from its route.
 
     Parameters
     ----------
@@ -198,7 +200,7 @@ def open_record(record: bytes | bytearray) -> Record:
     Parameters
     ----------
     record
-        The record, with nothing or one place left on its route.
+        The record, with at most one partition left on its route.
     """
     (length,) = _ROUTE_LENGTH.unpack_from(record)
     start = _ROUTE_LENGTH.size + 4 * length
@@ -215,7 +217,7 @@ def cut_object(
     Parameters
     ----------
     route
-        Places to visit.
+        Partitions to visit.
     group
         Group that it is for.
     sender
@@ -265,7 +267,7 @@ def cut_object(
 
 
 class ReceiveBuffer:
-    """Collects what arrives for one group.
+    """Collects the records of one group.
 
     Parameters
     ----------
@@ -290,7 +292,7 @@ class ReceiveBuffer:
         """Addresses and lengths of the parts of objects that wait in the object store."""
 
     def add(self, record: Record) -> None:
-        """Take a record.
+        """Add a record.
 
         Parameters
         ----------
@@ -335,7 +337,7 @@ class ReceiveBuffer:
                 del self._buffers[other], self._offsets[other], self._missing[other]
 
     def close(self, senders: Iterable[int]) -> CompletionNotice:
-        """Check that all has come, and sum up the notices.
+        """Check that everything was received, and merge the notices.
 
         Parameters
         ----------
@@ -350,12 +352,14 @@ class ReceiveBuffer:
         Raises
         ------
         EngineError
-            Raised if a notice, or a temporary that a notice tells of, is
+            Raised if a notice, or a temporary that a notice lists, is
             missing.  Absence never means that a dataset was not produced.
         """
         silent = sorted(set(senders) - self._notices.keys())
         if silent:
-            raise EngineError(f"Group {self._group} has had no word from groups {silent}, which it needs.")
+            raise EngineError(
+                f"Group {self._group} received no completion notice from groups {silent}, which it needs."
+            )
         notices = self._notices.values()
         total = CompletionNotice(
             failed=frozenset().union(*(notice.failed for notice in notices)),

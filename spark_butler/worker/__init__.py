@@ -1,4 +1,4 @@
-"""What a Python worker and its children do with a group of quanta."""
+"""Run a group of quanta in a Python worker and its children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The butler that a function of the user gets in a worker.  Knows no Spark and no registry."""
+"""The butler that a user's function gets.
+
+Runs in workers; it uses neither Spark nor the registry.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ type DataId = DataCoordinate | Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class DataIdContext:
-    """What all batches of data IDs of a query have in common; sent to each worker once."""
+    """The common part of all batches of data IDs of a query; sent to each worker once."""
 
     worker: WorkerContext
     """Datastore, dimensions and environment."""
@@ -47,7 +50,7 @@ class DataIdContext:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DataIdBatch:
-    """Some data IDs of a query, with all that is known of their datasets."""
+    """Some data IDs of a query, with their datasets."""
 
     data_ids: tuple[DataCoordinate, ...]
     """The data IDs, with their dimension records."""
@@ -238,7 +241,7 @@ class WorkerButler:
         ref = self._outputs.get((dataset_type, _key(data_id, known.dimensions)))
         if ref is None:
             raise NotSentError(
-                f"{dataset_type!r} can't be put for {data_id}: it is no data ID of this batch."
+                f"{dataset_type!r} can't be put for {data_id}: it is not a data ID of this batch."
             )
         self._butler.put(obj, ref)
         self._report(PutReport(ref, export_records(self._butler, [ref])))
@@ -249,7 +252,7 @@ class WorkerButler:
         self._butler.close()
 
     def _related(self, name: str, data_id: DataId) -> tuple[DatasetRef, ...] | None:
-        """Find the datasets that a data ID of the query leads to; `None` if it is none of them."""
+        """Return the datasets that a data ID of the query leads to; `None` for other data IDs."""
         try:
             by_type = self._by_data_id.get(_key(data_id, self._dimensions))
         except OptionsError:
@@ -290,7 +293,7 @@ class WorkerButler:
 
 
 def _key(data_id: DataId, dimensions: DimensionGroup) -> tuple[Any, ...]:
-    """Take the values of a data ID that identify something of these dimensions."""
+    """Return the values of a data ID that identify something of these dimensions."""
     try:
         return tuple(data_id[name] for name in dimensions.required)
     except KeyError as exc:

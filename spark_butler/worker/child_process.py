@@ -1,4 +1,4 @@
-"""Run a group in a child process, so that what kills a task kills nothing else.
+"""Child processes that run groups, so that what kills a task kills nothing else.
 
 The child is forked from the warm worker: it has every module and the context
 already, and makes its own clients and database handles.
@@ -54,7 +54,7 @@ _OWN_SIGNALS = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Crash:
-    """Word from a child that the engine's own code failed in it."""
+    """A failure of the engine's own code in a child."""
 
     text: str
 
@@ -63,7 +63,7 @@ class ChildRunner:
     """Runs quanta in a child of this process, within their limits; a `spark_butler.worker.group.Runner`."""
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
-        """Run quanta of a group and report how they fare.  See `Runner.run`."""
+        """Run quanta of a group and report their outcomes.  See `Runner.run`."""
         positions = {item.quantum_id: position for position, item in enumerate(trial.content.quanta)}
         with LogTail() as log_tail, TemporaryFolder() as folder:
 
@@ -94,7 +94,7 @@ class ChildRunner:
         target: Callable[[Channel], None],
         log_tail: LogTail,
     ) -> Generator[AttemptEvent]:
-        """Start a child, pass on what it says, and end it when it breaks a limit."""
+        """Start a child, yield its events, and kill it when it exceeds a limit."""
         current: QuantumWork | None = None
         limit: int | None = None
         imported = Imported(())
@@ -123,7 +123,7 @@ class ChildRunner:
         self._preload(trial.state, imported)
         if current is None:
             if exit_code > 0:
-                raise EngineError(f"A worker's child failed between two quanta: {exit_text(exit_code)}.")
+                raise EngineError(f"A child process failed between two quanta: {exit_text(exit_code)}.")
             return
         kind, reason = child.find_reason(n_kills)
         left = QuantumOutputs((), {})
@@ -204,7 +204,7 @@ class _Child:
         return False
 
     def limit(self, timeout: float | None, memory: int | None) -> None:
-        """Set limits for what it does from now on.
+        """Set the limits of what it does from now on.
 
         Parameters
         ----------
@@ -218,7 +218,7 @@ class _Child:
         self._memory = memory
 
     def receive(self) -> object:
-        """Wait for the next object; `None` when the child has ended or broken a limit.
+        """Wait for the next object; return `None` when the child has ended or exceeded a limit.
 
         Raises
         ------
@@ -252,7 +252,7 @@ class _Child:
         return event
 
     def find_reason(self, n_kills: int) -> tuple[FailureKind, str]:
-        """Say why the child has ended in the middle of a quantum.
+        """Return why the child has ended in the middle of a quantum.
 
         Parameters
         ----------
@@ -267,15 +267,15 @@ class _Child:
             assert self._memory is not None
             return FailureKind.MEMORY, f"used more than its limit of {self._memory / 2**20:.0f} MiB; {used}"
         if exit_code >= 0:
-            return FailureKind.EXIT, f"the task left the process, {exit_text(exit_code)}; {used}"
+            return FailureKind.EXIT, f"the task exited, {exit_text(exit_code)}; {used}"
         if -exit_code in _OWN_SIGNALS:
             return FailureKind.SIGNAL, f"{exit_text(exit_code)}; {used}"
         if exit_code == -signal.SIGKILL and count_out_of_memory_kills() > n_kills:
-            return FailureKind.MEMORY, f"killed by the system for want of memory; {used}"
+            return FailureKind.MEMORY, f"killed by the system for lack of memory; {used}"
         return FailureKind.LOST, f"{exit_text(exit_code)}, from outside; {used}"
 
     def _has_ended(self) -> bool:
-        """Whether the process is over, without waiting for it."""
+        """Return whether the process has ended, without waiting for it."""
         if self._exit_code is None:
             self._reap(os.WNOHANG)
         return self._exit_code is not None
@@ -295,7 +295,7 @@ class _Child:
             self.peak_memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def stop(self, grace: float = _GRACE_SECONDS) -> int:
-        """End the child, first politely, and return the exit code."""
+        """Ask the child to end, kill it after a while, and return the exit code."""
         self._kill(signal.SIGTERM if grace else signal.SIGKILL)
         deadline = time.monotonic() + grace
         while not self._has_ended() and time.monotonic() < deadline:
@@ -313,7 +313,7 @@ class _Child:
 def _child_main(
     target: Callable[[Channel], None], sender: Channel, tie_to_parent: Callable[[], None] | None
 ) -> NoReturn:
-    """Do the child's work and leave without any of the parent's exit handlers."""
+    """Do the child's work and exit without any of the parent's exit handlers."""
     status = 1
     try:
         if tie_to_parent is not None:
@@ -326,7 +326,7 @@ def _child_main(
         with contextlib.suppress(OSError):
             sender.send(_Crash(traceback.format_exc()))
     finally:
-        # Come what may, this process must not go on as a second worker.
+        # This process must never go on as a second worker.
         try:
             faulthandler.disable()
             logging.shutdown()
@@ -342,6 +342,6 @@ def _dead_report(work: QuantumWork, exit_code: int, kind: FailureKind) -> Quantu
     report = QuantumReport.from_exit_code(
         exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
     )
-    # A task that leaves has not finished its quantum, whatever status it gives.
+    # A task that exits has not finished its quantum, whatever status it gives.
     report.status = ExecutionStatus.TIMEOUT if kind is FailureKind.TIMEOUT else ExecutionStatus.FAILURE
     return report

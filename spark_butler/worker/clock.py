@@ -72,8 +72,8 @@ class WorkerClock:
         """Return when the imports that are going on began, in seconds since the epoch.
 
         That is now, if this process or the one that it was forked from has
-        recorded its imports before.  If not, nobody has read a clock; the
-        processor time of the process then stands for them.
+        recorded its imports before.  If not, the processor time of the process
+        stands for them.
         """
         return time.time() - (0.0 if self._has_recorded_imports else time.process_time())
 

@@ -43,13 +43,13 @@ _WORKER_ENVIRONMENT = {
 
 
 def limit_threads() -> None:
-    """Let libraries that are loaded from now on have one thread, unless the environment says otherwise."""
+    """Limit libraries that are loaded from now on to one thread, unless the environment says otherwise."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def worker_environment() -> dict[str, str]:
-    """Name the environment variables that workers take over from the driver.
+    """Return the environment variables that workers take over from the driver.
 
     Returns
     -------

@@ -1,4 +1,7 @@
-"""Keep the last lines that a process logs where they survive its death."""
+"""The last log lines of a child process, kept where they survive its death.
+
+The worker makes the file; its child writes to it.
+"""
 
 from __future__ import annotations
 

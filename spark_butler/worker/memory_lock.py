@@ -28,7 +28,7 @@ class MemoryLock:
     The kernel releases the lock of a process that ends, however it ends.  A
     process that wants the lock exclusively first closes the entrance to
     newcomers and then waits for the holders.  On a file system without locks
-    nobody waits.
+    no process waits.
     """
 
     def __init__(self, folder: Path):

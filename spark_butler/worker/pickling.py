@@ -1,4 +1,4 @@
-"""Classes that were written in a notebook's cell, on their way to workers.
+"""Pickling of classes that were written in a notebook's cell; the driver pickles, workers unpickle.
 
 Cloudpickle sends a class of ``__main__`` by value, but makes it anew by
 calling its metaclass, which those of configurations and connections refuse;
@@ -70,7 +70,7 @@ def dump_context(context: WorkerContext) -> bytes:
 
 
 def check_tasks(tasks: Mapping[str, TaskNode]) -> None:
-    """Look whether tasks that were written in this process can be sent to workers.
+    """Check that tasks that were written in this process can be sent to workers.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _find_classes(objects: Iterable[object]) -> dict[str, type]:
 
 
 def _why_not(each: type) -> Exception | None:
-    """Find out what keeps a class from being pickled; it may not be needed at all."""
+    """Return the error of pickling a class; the class may not be needed at all."""
     try:
         _Pickler(io.BytesIO()).dump(each)
     except Exception as exc:  # noqa: BLE001  (as many as there are things that a class may refer to)
@@ -172,7 +172,7 @@ def _make_quantum(
 
 
 def _make_class(metaclass: type, name: str, bases: tuple[type, ...], start: Mapping[str, Any]) -> type:
-    """Make a class without calling what its metaclass does with a definition; it has been done."""
+    """Build a class without its metaclass's processing of definitions, which has been done."""
     made: type = type.__new__(metaclass, name, bases, dict(start))
     return made
 

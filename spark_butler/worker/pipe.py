@@ -1,4 +1,4 @@
-"""A one-way pipe between a worker and its child, for objects and for large records."""
+"""A one-way pipe from a child to its worker, for objects and for large records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_SECONDS = 3600.0
 _MAX_PIECES = 512
 
 END: Final = object()
-"""What a receiver gets when the sender is gone."""
+"""The item that a receiver gets when the sender is gone."""
 
 
 class Channel:
@@ -44,7 +44,7 @@ class Channel:
 
     @classmethod
     def make_pair(cls) -> tuple[Self, Self]:
-        """Make both ends: first the receiver, then the sender."""
+        """Return both ends: first the receiver, then the sender."""
         reader, writer = os.pipe()
         if sys.platform == "linux":
             # An ordinary user may have only so much; then it stays as it is.

@@ -26,7 +26,7 @@ NOT_PRELOADED_VARIABLE = "SPARK_BUTLER_NOT_PRELOADED"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Imported:
-    """What a child had to import."""
+    """The imports of a child."""
 
     names: tuple[str, ...]
     """Names of modules, in the order in which they were imported."""

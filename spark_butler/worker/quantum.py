@@ -41,7 +41,7 @@ from ..text import best_effort, brief, hide_secrets
 
 @dataclasses.dataclass(slots=True)
 class _Execution:
-    """What has come of running a task and encoding its temporaries."""
+    """The result of running a task and encoding its temporaries."""
 
     result: QuantumExecutionResult | None = None
     failure: BaseException | None = None
@@ -276,7 +276,7 @@ def failure_outcome(work: QuantumWork, failure: BaseException, *, fail_fast: boo
         report = QuantumReport.from_exit_code(
             exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
         )
-        # A task that leaves has not finished its quantum, whatever status it gives.
+        # A task that exits has not finished its quantum, whatever status it gives.
         report.status = ExecutionStatus.FAILURE
     return QuantumOutcome(
         work.quantum_id,

@@ -1,4 +1,4 @@
-"""Make attempts at the quanta of a group until each has succeeded or failed for good.
+"""Retries of the quanta of a group until each has succeeded or failed for good.
 
 Runs in workers, and in the process of the serial backend.  What runs an attempt is
 a `spark_butler.worker.group.Runner`: a child process, or this process itself.
@@ -92,7 +92,7 @@ def run_attempts(
 
 @dataclasses.dataclass(slots=True)
 class _Progress:
-    """How far a group has come; quanta are given by their positions."""
+    """The progress of a group; quanta are given by their positions."""
 
     content: GroupContent
     """The group, with what is known of its datasets by now."""
@@ -205,7 +205,7 @@ class _GroupRun:
             time.sleep(self._progress.pause)
             self._progress.pause = 0.0
             n_before = self._progress.n_outcomes
-            with self._place(todo):
+            with self._wait_for_memory(todo):
                 yield from self._run_once(todo)
             if self._progress.n_outcomes == n_before:
                 raise EngineError("A child process exited without reporting an outcome.")
@@ -221,7 +221,7 @@ class _GroupRun:
         return self._context.fail_fast and not self._progress.bad.isdisjoint(self._progress.reported)
 
     def _find_done(self, *, again: bool | None) -> Iterator[QuantumOutcome]:
-        """Look for what an earlier attempt at the group has completed."""
+        """Yield what an earlier attempt at the group has completed."""
         if again is False or self._context.quantum_executor is not None:
             return
         context, content = self._context, self._progress.content
@@ -281,14 +281,14 @@ class _GroupRun:
         self._state.clients.cache_files(stores[0], files, self._file_memory())
 
     def _file_memory(self) -> int:
-        """How much memory files may take up that are held, and again those that are read ahead.
+        """Return the memory for cached files, and again for prefetched ones, in bytes.
 
         Both count as memory of a child.
         """
         return int(_FILE_SHARE * min([self._share, *self._progress.memory.values()]))
 
     def _take(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
-        """Note an outcome, and pass it on if it is final."""
+        """Record an outcome, and yield it if it is final."""
         self._progress.n_outcomes += 1
         # The next attempt has to know what this one has seen for itself.
         self._progress.content.known.update(dict.fromkeys(outcome.removed, False))
@@ -339,8 +339,8 @@ class _GroupRun:
         self._progress.content = dataclasses.replace(self._progress.content, quanta=tuple(quanta))
         return True
 
-    def _place(self, todo: set[int]) -> contextlib.AbstractContextManager[None]:
-        """Wait until there is room for what is to run."""
+    def _wait_for_memory(self, todo: set[int]) -> contextlib.AbstractContextManager[None]:
+        """Wait until there is memory for what is to run."""
         if self._memory_lock is None:
             return contextlib.nullcontext()
         alone = any(
@@ -349,14 +349,14 @@ class _GroupRun:
         return self._memory_lock.acquire(exclusive=alone)
 
     def _spared(self) -> set[int]:
-        """Positions of quanta that need not run again to make the temporaries that other groups read."""
+        """Return the quanta that need not run again to make the temporaries that other groups read."""
         makers = self._progress.makers_of(self._progress.content.outgoing)
         return set(range(len(self._progress.content.quanta))) - self._progress.with_makers(makers)
 
     def _stranded_outcomes(self) -> Iterator[QuantumOutcome]:
-        """Describe quanta whose inputs were lost with a child, and could not be made again.
+        """Yield outcomes of quanta whose inputs were lost with a child and could not be made again.
 
-        The driver can't know of them, since for it the makers succeeded.
+        The driver does not report them, since for it the makers succeeded.
         """
         blocked = self._progress.bad - self._progress.lost
         quanta = self._progress.content.quanta
@@ -372,14 +372,14 @@ class _GroupRun:
                 )
                 error = EngineError(
                     f"A temporary that this quantum needs was lost when a process died, and {makers} "
-                    "failed when it was to make it again."
+                    "failed when it was run again to make it."
                 )
                 outcome = failure_outcome(work, error, fail_fast=self._context.fail_fast)
                 attempts = tuple(self._progress.failed[position])
                 yield dataclasses.replace(outcome, kind=FailureKind.UPSTREAM, attempts=attempts)
 
     def _todo(self) -> set[int]:
-        """Positions of the quanta to run next: without an outcome, or makers of what is not sent yet."""
+        """Return the quanta to run next: without an outcome, or makers of what is not sent yet."""
         unsent = self._progress.content.outgoing.keys() - self._outgoing.sent
         makers = self._progress.makers_of(unsent) & self._progress.content.done
         return self._progress.runnable() | (makers - self._progress.remade - self._progress.bad)

@@ -35,7 +35,7 @@ def test_options_override_file_defaults_but_not_its_tasks() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("requestmemory: 5", "there is no request 'requestmemory'; known are timeout, requestMemory"),
+        ("requestmemory: 5", "'requestmemory' is not a known request; known are timeout, requestMemory"),
         ("pipetask: {isr: {requestMemory: lots}}", "pipetask.isr.requestMemory is 'lots'"),
         ("requestMemory: -1", "requestMemory is -1: Input should be greater than 0"),
         ("- a", "must contain a YAML mapping"),
@@ -75,7 +75,7 @@ def test_request_options_are_parsed_as_on_the_command_line() -> None:
         RunOptions(group_by="visit,")
     with pytest.raises(OptionsError, match="retries is -1: .*greater than or equal to 0"):
         RunOptions(retries=-1)
-    with pytest.raises(OptionsError, match="tempory is no option; known are temporary, "):
+    with pytest.raises(OptionsError, match="tempory is not a known option; known are temporary, "):
         RunOptions(tempory=("a",))  # type: ignore[call-arg]
 
 

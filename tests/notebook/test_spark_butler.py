@@ -484,7 +484,7 @@ def test_invalid_run_is_refused_in_the_cell(butler: SparkButler, simulated: Nigh
         "use the logging of the notebook": {"log_level": "DEBUG"},
         "fail_fast is 'yes'; expected True or False": {"fail_fast": "yes"},
         "requests for isx": {"resources": {"pipetask": {"isx": {"timeout": 3}}}},
-        "'nothing\\*' fits no output": {"temporary": "nothing*"},
+        "'nothing\\*' matches no output": {"temporary": "nothing*"},
     }.items():
         with pytest.raises(UserError, match=words):
             butler.run(f"{PIPELINE}#isr", output="u/refused", where=f"visit = {VISIT}", **options)

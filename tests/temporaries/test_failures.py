@@ -167,8 +167,8 @@ def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., 
     ("kind", "message"),
     [
         (Kind.CHUNK, "were sent but have not arrived"),
-        (Kind.NOTICE, "has had no word from groups"),
-        (Kind.WORK, "whose work has not"),
+        (Kind.NOTICE, "received no completion notice from groups"),
+        (Kind.WORK, "whose work item is missing"),
     ],
 )
 def test_lost_record_raises_error(
