@@ -11,6 +11,7 @@ import heapq
 import logging
 import queue
 import re
+import tempfile
 import threading
 import uuid
 from collections import Counter, defaultdict
@@ -264,6 +265,12 @@ class Scheduler:
         error = job.exception()
         if error is not None and not self._backend.is_alive():
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
+        if isinstance(error, OSError | EngineError):
+            # Errors of workers come by other types; this one would meet every job.
+            raise EngineError(
+                f"The driver can't submit work: {brief(error)}. "
+                f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
+            ) from error
         unfinished = [unit for unit in units if self._open[unit.index]]
         if not unfinished:
             return

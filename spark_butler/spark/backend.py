@@ -25,6 +25,7 @@ from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle_records import partition_of
+from ..text import brief
 from ..worker.pickling import dump_context
 from . import _pyspark
 
@@ -94,6 +95,15 @@ class SparkBackend:
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run units as one Spark job.  See `Backend.run`."""
+        try:
+            self._run(context, batch, report)
+        except Exception as exc:
+            # Spark says so when the JVM of the driver can't use its temporary folder.
+            if "Task serialization failed" in str(exc):
+                raise EngineError(brief(exc)) from exc
+            raise
+
+    def _run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         broadcast = self._send(context)
         spark = self._spark
         text = _describe(batch)

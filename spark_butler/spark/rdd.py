@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, InheritableThread, SparkContext
+from pyspark import RDD, Accumulator, AccumulatorParam, InheritableThread, SparkContext
 from pyspark.sql import SparkSession
 
 from ..errors import FunctionError, OptionsError, UserError
@@ -96,24 +96,25 @@ def spread(
     apply
         Returns the RDD of a function's results.
     """
-    broadcast = spark.broadcast(dump_with_classes(context))
+    # In the closure: the file of a broadcast would stay in the temporary folder as long as Spark runs.
+    packed = dump_with_classes(context)
     puts = new_accumulator(spark, [], _PutStream(report))
     source = spark.parallelize(batches, max(1, len(batches)))
 
     def apply(function: UserFunction) -> RDD[Any]:
-        return source.mapPartitions(functools.partial(_run_batches, broadcast, puts, function))
+        return source.mapPartitions(functools.partial(_run_batches, packed, puts, function))
 
     return apply
 
 
 def _run_batches(
-    broadcast: Broadcast[bytes],
+    packed: bytes,
     puts: Accumulator[list[PutReport]],
     function: UserFunction,
     batches: Iterable[bytes],
 ) -> Iterator[Any]:
     """Call a function with each data ID."""
-    context = open_context(broadcast.value)
+    context = open_context(packed)
     for data in batches:
         batch = DataIdBatch.open(data)
         yield from run_batch(worker_state(), context, batch, function, lambda put: puts.add([put]))

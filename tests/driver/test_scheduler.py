@@ -146,6 +146,18 @@ def test_observer_receives_every_outcome() -> None:
     assert (total.failed, snapshot.busy) == (1, 0)
 
 
+def test_driver_error_is_an_engine_failure_at_once() -> None:
+    class Broken(_Backend):
+        def run(self, context: Any, batch: Sequence[UnitWork], report: Any) -> None:
+            self.ran.append(uuid.UUID(int=batch[0].index))
+            raise OSError(28, "No space left on device", "/tmp/x")
+
+    backend = Broken(slots=1)
+    with pytest.raises(EngineError, match="No space left on device: '/tmp/x'.* Check disk space"):
+        _run(_dispatcher(_graph("a", []), backend))
+    assert len(backend.ran) == 1
+
+
 class _Timed(_Backend):
     """Says that each quantum took some time, and keeps what came together."""
 

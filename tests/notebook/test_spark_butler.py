@@ -226,6 +226,14 @@ def test_selected_data_ids_keep_their_butler(raws: DataIds) -> None:
         raws.map(lambda b, d: 1).toDataFrame()
 
 
+def test_actions_leave_no_temporary_files(butler: SparkButler, spark: SparkSession) -> None:
+    folder = Path(spark.sparkContext._temp_dir)
+    before = set(folder.iterdir())
+    for _ in range(2):
+        assert butler.data_ids("raw", where=SCIENCE).map(lambda b, data_id: 1).sum() == 4
+    assert set(folder.iterdir()) == before
+
+
 def test_functions_that_cannot_be_called_or_sent_are_refused_at_once(
     butler: SparkButler, raws: DataIds, spark: SparkSession, capfd: pytest.CaptureFixture[str]
 ) -> None:
