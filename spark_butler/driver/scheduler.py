@@ -267,10 +267,8 @@ class Scheduler:
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
         if isinstance(error, OSError | EngineError):
             # Errors of workers come by other types; this one would meet every job.
-            raise EngineError(
-                f"The driver can't submit work: {brief(error)}. "
-                f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
-            ) from error
+            hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
+            raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
         unfinished = [unit for unit in units if self._open[unit.index]]
         if not unfinished:
             return
@@ -397,11 +395,6 @@ class Scheduler:
             # The observer logs one line for many quanta, now and then.
             return
         failed = self._failures.number + len(self._result.blocked)
-        done = len(self._result.outcomes) - self._failures.number
-        logger.info(
-            "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta.",
-            done,
-            failed,
-            len(self._plan) - done - failed,
-            len(self._plan),
-        )
+        done, total = len(self._result.outcomes) - self._failures.number, len(self._plan)
+        text = "Executed %d quanta successfully, %d failed and %d remain out of total %d quanta."
+        logger.info(text, done, failed, total - done - failed, total)

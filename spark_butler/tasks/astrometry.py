@@ -171,10 +171,9 @@ def refine_wcs(
         return fail(f"{on_image.size} references and {usable.size} usable sources; {min_matches} are needed")
     usable = usable[np.argsort(-brightness[usable], kind="stable")]
     order = np.argsort(-np.nan_to_num(reference_flux[on_image]), kind="stable")
-    on_image = on_image[order]
     sources = np.column_stack([x[usable], y[usable]])
     noise = np.full(usable.size, 0.1) if errors is None else np.asarray(errors, dtype=np.float64)[usable]
-    references = np.column_stack([ref_x[order], ref_y[order]])
+    on_image, references = on_image[order], np.column_stack([ref_x[order], ref_y[order]])
     start = _first_match(sources, references, max_offset, match_radius, n_brightest, blind)
     if start is None:
         return fail(f"no offset up to {max_offset:.0f} pixels stands out among chance alignments")
@@ -195,17 +194,22 @@ def refine_wcs(
         refined = _solve(wcs, fitted, on_sky, shape, degree)
         placed = _place(refined, sky)
     reserved, scatter = _validate(wcs, fitted, on_sky, shape, degree)
-    center = 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
-    before, after = (SkyCoord(*w.all_pix2world(*center, 0), unit="deg") for w in (wcs, refined))
     return AstrometrySolution(
         wcs=refined,
         sources=usable[source],
         references=on_image[reference],
-        offset=float(before.separation(after).arcsec),
+        offset=_offset_at_center(wcs, refined, shape),
         scatter=scatter,
         reserved=usable[source[reserved]],
         sip_degree=degree,
     )
+
+
+def _offset_at_center(before: astropy.wcs.WCS, after: astropy.wcs.WCS, shape: tuple[int, ...]) -> float:
+    """Return the distance in arcseconds between the centers of an image under two projections."""
+    center = 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
+    first, second = (SkyCoord(*wcs.all_pix2world(*center, 0), unit="deg") for wcs in (before, after))
+    return float(first.separation(second).arcsec)
 
 
 def _first_match(

@@ -149,6 +149,12 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
     )
 
 
+_NO_SOURCES = (
+    "No source was detected: the image is empty, wrongly calibrated, or masked; look at the post_isr_image "
+    "and its flat, or lower characterize's detection_threshold."
+)
+
+
 class CalibrateTask(pipe_base.PipelineTask):
     """Measure sources, refine the projection, and find the photometric zero point.
 
@@ -195,10 +201,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         """
         image = preliminary_visit_image
         if not len(preliminary_source):
-            raise NoSourcesError(
-                "No source was detected: the image is empty, wrongly calibrated, or masked; look at the "
-                "post_isr_image and its flat, or lower characterize's detection_threshold."
-            )
+            raise NoSourcesError(_NO_SOURCES)
         measured = measure_sources(
             image,
             np.asarray(preliminary_source["x"], dtype=np.float64),
@@ -220,17 +223,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         zero_point, used = self._calibrate_fluxes(measured, references, astrometry)
         psf_star = np.asarray(preliminary_source["psf_star"], dtype=bool)
         streak = np.asarray(preliminary_source["streak"], dtype=bool)
-        values = {
-            **measure_pixels(image),
-            "streak_fraction": float(np.mean(streak)),
-            **measure_psf(measured, psf_star, image.summary_stats.skyNoise),
-            "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
-            "zero_point_scatter": zero_point.scatter,
-            "zero_point_error": zero_point.error,
-        }
-        if references is not None:
-            values["matched_references"] = float(astrometry.sources.size)
-        measures = judge(self.config.quality, values)
+        measures = self._judge(image, measured, psf_star, streak, astrometry, zero_point, references)
         if spoiled := names_beyond(measures, _SPOIL_FLUXES):
             self.log.warning("Fluxes are not calibrated: %s.", spoiled)
             zero_point, used = ZeroPoint.unknown(), used[:0]
@@ -238,11 +231,6 @@ class CalibrateTask(pipe_base.PipelineTask):
             astrometry.wcs, image.sky_projection.pixel_frame, x0=image.bbox.x.start, y0=image.bbox.y.start
         )
         ra, dec = astrometry.wcs.pixel_to_world_values(measured.psf.x, measured.psf.y)
-        reference_id = np.full(len(preliminary_source), -1, dtype=np.int64)
-        if references is not None:
-            reference_id[astrometry.sources] = np.asarray(references["id"], dtype=np.int64)[
-                astrometry.references
-            ]
         source = make_source_table(
             measured,
             ids=np.asarray(preliminary_source["id"], dtype=np.int64),
@@ -251,11 +239,8 @@ class CalibrateTask(pipe_base.PipelineTask):
             njy_per_electron=zero_point.njy_per_count,
             radii=list(self.config.aperture_radii),
             extra={
-                "refId": reference_id,
+                **_match_columns(len(preliminary_source), astrometry, references, used),
                 "calib_psf_used": psf_star,
-                "calib_astrometry_used": _flagged(astrometry.sources, len(preliminary_source)),
-                "calib_astrometry_reserved": _flagged(astrometry.reserved, len(preliminary_source)),
-                "calib_photometry_used": _flagged(used, len(preliminary_source)),
                 "streak_flag": streak,
                 "image_flag": np.full(len(preliminary_source), bool(names_beyond(measures))),
                 "visit": np.int64(image.obs_info.visit_id or 0),
@@ -268,6 +253,29 @@ class CalibrateTask(pipe_base.PipelineTask):
         self._report(summary, measures)
         visit_image = make_visit_image(image, projection, measured, zero_point, stats)
         return pipe_base.Struct(visit_image=visit_image, source=source, detector_summary=summary)
+
+    def _judge(
+        self,
+        image: VisitImage,
+        measured: SourceMeasurements,
+        psf_star: np.ndarray,
+        streak: np.ndarray,
+        astrometry: AstrometrySolution,
+        zero_point: ZeroPoint,
+        references: astropy.table.Table | None,
+    ) -> list[Measure]:
+        """Compare the quality measures of an image with their limits."""
+        values = {
+            **measure_pixels(image),
+            "streak_fraction": float(np.mean(streak)),
+            **measure_psf(measured, psf_star, image.summary_stats.skyNoise),
+            "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
+            "zero_point_scatter": zero_point.scatter,
+            "zero_point_error": zero_point.error,
+        }
+        if references is not None:
+            values["matched_references"] = float(astrometry.sources.size)
+        return judge(self.config.quality, values)
 
     def _match(
         self,
@@ -355,6 +363,25 @@ class CalibrateTask(pipe_base.PipelineTask):
             row["nZeroPoint"],
             row["astromScatter"],
         )
+
+
+def _match_columns(
+    n_sources: int,
+    astrometry: AstrometrySolution,
+    references: astropy.table.Table | None,
+    used: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return the columns that say which references sources match, and what those were used for."""
+    reference_id = np.full(n_sources, -1, dtype=np.int64)
+    if references is not None:
+        ids = np.asarray(references["id"], dtype=np.int64)
+        reference_id[astrometry.sources] = ids[astrometry.references]
+    return {
+        "refId": reference_id,
+        "calib_astrometry_used": _flagged(astrometry.sources, n_sources),
+        "calib_astrometry_reserved": _flagged(astrometry.reserved, n_sources),
+        "calib_photometry_used": _flagged(used, n_sources),
+    }
 
 
 def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:

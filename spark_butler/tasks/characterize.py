@@ -310,13 +310,9 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 break
             sources = mask_sources(detections, sigma, pixels.shape)
         chosen = psf.candidates
+        places = detections.x[chosen], detections.y[chosen]
         fit = fit_psf(
-            subtracted,
-            sky,
-            hidden | saturated,
-            detections.x[chosen],
-            detections.y[chosen],
-            sigma,
+            *(subtracted, sky, hidden | saturated, *places, sigma),
             max_order=config.psf_order,
             min_stars=config.psf_min_stars,
         )

@@ -234,24 +234,43 @@ def _write_science(
     if own_psf:
         # Galaxies have not been drawn.
         x = np.where(sky.is_star, x, np.nan)
-    on = (x >= -0.5) & (x < detector.nx - 0.5) & (y >= -0.5) & (y < detector.ny - 0.5)
     key = {"visit": _exposure_id(sequence), "detector": detector.id}
-    median = float(np.median(electronics.throughput))
-    truth = Table(
+    numbers = {
+        "zero_point": visit.zero_point + 2.5 * np.log10(float(np.median(electronics.throughput))),
+        "fwhm": _true_fwhm(scene, visit, scale),
+        "sky": background,
+    }
+    return path, _truth_table(sky, detector, x, y, flux, key, numbers), _hit_table(tracks, key)
+
+
+def _truth_table(
+    sky: SkyCatalog,
+    detector: DetectorDescription,
+    x: Any,
+    y: Any,
+    flux: Any,
+    key: dict[str, int],
+    numbers: dict[str, float],
+) -> Table:
+    """Return the sources on a detector as they were drawn."""
+    on = (x >= -0.5) & (x < detector.nx - 0.5) & (y >= -0.5) & (y < detector.ny - 0.5)
+    return Table(
         {
             **{name: np.full(on.sum(), value) for name, value in key.items()},
             **{name: getattr(sky, name)[on] for name in ("id", "is_star", "ra", "dec", "mag")},
             **{"x": x[on], "y": y[on], "flux": flux[on], "half_light_radius": sky.half_light_radius[on]},
-            "zero_point": np.full(on.sum(), visit.zero_point + 2.5 * np.log10(median)),
-            "fwhm": np.full(on.sum(), _true_fwhm(scene, visit, scale)),
-            "sky": np.full(on.sum(), background),
+            **{name: np.full(on.sum(), value) for name, value in numbers.items()},
         }
     )
+
+
+def _hit_table(tracks: Any, key: dict[str, int]) -> Table:
+    """Return the pixels that cosmic rays hit."""
     rows, columns = np.nonzero(tracks)
     hits = Table({"x": columns, "y": rows, "electrons": tracks[rows, columns]})
     for index, (name, value) in enumerate(key.items()):
         hits.add_column(np.full(len(hits), value), name=name, index=index)
-    return path, truth, hits
+    return hits
 
 
 def _readout_faults(scene: Scene | None) -> dict[str, Any]:
