@@ -267,6 +267,16 @@ def test_index_of_records_links_every_record() -> None:
     assert {page.name for page in (_DOCS / "adr").glob("*.md")} - {"index.md"} == linked
 
 
+@pytest.mark.parametrize(
+    "page",
+    [_DOCS / "architecture.md", _ROOT / "CONTRIBUTING.md", *sorted((_DOCS / "adr").glob("[0-9]*.md"))],
+    ids=_name,
+)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"`([a-z_]+/[\w/]+\.py)`", page.read_text()))
+    assert {name for name in named if not (_PACKAGE / name).exists()} == set()
+
+
 def test_contents_name_every_page() -> None:
     contents = {
         page for pages in runpy.run_path(str(_DOCS / "conf.py"))["CONTENTS"].values() for page in pages
