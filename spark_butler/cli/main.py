@@ -122,16 +122,26 @@ def demo() -> None:
 @click.option("--detectors", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--size", default=1024, show_default=True, type=click.IntRange(64), help="Pixels; even.")
 @click.option("--seed", default=1, show_default=True)
-def simulate(outdir: str, visits: int, detectors: int, size: int, seed: int, form: str) -> None:
+@click.option(
+    "--scene",
+    metavar="NAME",
+    help="Fault or difficult sky to simulate, such as 'vignetted' or 'crowded'; an unknown name lists all.",
+)
+def simulate(
+    outdir: str, visits: int, detectors: int, size: int, seed: int, scene: str | None, form: str
+) -> None:
     """Simulate raw frames, calibration frames and a reference catalog, with known truth.
 
     \b
     Example:
       spark-butler demo simulate demo-data --visits 3 --detectors 4 --size 1024 --seed 1
     """
-    from ..demo.simulation import simulate
+    from ..demo.simulation import SCENES, simulate
+    from ..errors import OptionsError
 
-    simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed)
+    if scene is not None and scene not in SCENES:
+        raise OptionsError(f"--scene {scene!r} is not a known scene; known are {', '.join(SCENES)}.")
+    simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed, scene=scene)
     if form == "json":
         files = {"raw_dir": simulated.raw_dir, "truth": simulated.truth, "camera": simulated.camera}
         print_json({"raws": len(simulated.raws), **files, "refcat": simulated.refcat})

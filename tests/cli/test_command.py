@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from spark_butler.cli.main import main
 
 # The parent stands for the JVM of spark-submit, whose locale counts.
 _CHILD = """
@@ -50,3 +54,11 @@ def test_arguments_that_spark_submit_has_garbled_are_refused(
     assert process.stderr == ""
     assert ("Run `export LC_ALL=C.UTF-8` first." in process.stdout) is refused
     assert bool(process.stdout) is refused
+
+
+def test_unknown_scene_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["demo", "simulate", str(tmp_path / "night"), "--scene", "vigneted"])
+    assert result.exit_code == 2
+    assert "'vigneted' is not a known scene; known are" in result.output
+    assert "vignetted" in result.output
+    assert not (tmp_path / "night").exists()
