@@ -20,6 +20,7 @@ from lsst.pipe.base import ExecutionResources, Pipeline
 from ..errors import OptionsError
 from ..model.limits import ResourceRequests, read_requests
 from ..model.options import RunOptions
+from ..repository.output_run import check_name
 from ..text import brief, explain_invalid
 from .patterns import read_patterns
 
@@ -209,6 +210,9 @@ def build_request(
     provenance_graph = values.pop("provenance_graph", None)
     if values.get("extend_run"):
         values["skip_existing"] = True
+    for name in ("output", "output_run"):
+        if values.get(name):
+            check_name(_as_option(name).strip(), values[name])
     options = _read_options(values)
     own = {} if show is None else {"show": show}
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "OutputRequest",
     "check_configs",
+    "check_name",
     "check_output",
     "find_packages",
     "prepare_output",
@@ -32,6 +33,8 @@ from ..text import brief
 from .checks import check_writeable, register_run, store_roots
 
 logger = logging.getLogger(__name__)
+
+_PATTERN_CHARACTERS = "*?[]{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,34 @@ class OutputRequest:
     def extend(self) -> bool:
         """Whether the output run is there already."""
         return bool(self.collections["extend_run"])
+
+
+def check_name(option: str, name: str) -> None:
+    """Check that a collection to be written to has a name that the middleware takes everywhere.
+
+    Parameters
+    ----------
+    option
+        The option that gives the name.
+    name
+        The name.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if the name is a pattern, or has characters that the registry
+        or the datastore refuses only when the run has begun.
+    """
+    if found := sorted(set(name).intersection(_PATTERN_CHARACTERS)):
+        raise OptionsError(
+            f"{option} is {name!r}; expected a name without {' '.join(found)}, which stand for patterns of "
+            "names."
+        )
+    if not name or name != name.strip() or not name.isprintable() or "," in name:
+        raise OptionsError(
+            f"{option} is {name!r}; expected a name of printable characters without commas, and without "
+            "blanks at its ends."
+        )
 
 
 def resolve_output(
@@ -107,6 +138,7 @@ def resolve_output(
         Raised if the options name another output run than the graph.
     """
     header = graph.header
+    check_name("The output run of the quantum graph", header.output_run)
     if output_run not in (None, header.output_run):
         raise OptionsError(
             f"--output-run is {output_run!r}, but the quantum graph was made for "

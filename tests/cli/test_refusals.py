@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from lsst.daf.butler import Butler
 from lsst.resources.s3utils import _get_s3_client
 from pyspark.sql import SparkSession
 
@@ -204,6 +205,16 @@ class TestRequest:
 
     def test_no_output(self, job_repo: JobRepo, run_job: RunJob) -> None:
         _assert_refused(run_job(*job_repo.arguments), "--output", "--output-run")
+
+    @pytest.mark.parametrize("option", ["--output", "--output-run"])
+    @pytest.mark.parametrize("name", ["u/[ab]{c}/x", "u/*", "u/x?", " u/x", "u/x,y", "u/x\n", "u/{x}"])
+    def test_pattern_as_output_is_refused_and_nothing_is_written(
+        self, job_repo: JobRepo, run_job: RunJob, option: str, name: str
+    ) -> None:
+        with Butler.from_config(job_repo.root, writeable=False) as butler:
+            before = set(butler.collections.query("*"))
+            _assert_refused(run_job(*job_repo.arguments, option, name), option, repr(name), "expected a name")
+            assert set(butler.collections.query("*")) == before
 
     def test_unregistered_dataset_types(self, job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
         pipeline = tmp_path / "pipeline.yaml"
