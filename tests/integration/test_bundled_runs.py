@@ -9,6 +9,7 @@ a graph file of its own; a fourth file and four temporaries were left behind.
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -116,15 +117,17 @@ def test_whole_bundled_run_is_read_by_later_runs_and_stock_tools(old: Path, run_
         *("-b", old / "repo", "-i", "defaults", "-p", old / "pipeline.yaml", "--output-run", "new"),
         *("--skip-existing-in", "old/whole", "--backend", "serial"),
     )
-    assert "all quanta that it selects have been done" in result.output
+    assert result.exit_code == 0, result.output
+    assert "all selected quanta have been done" in result.output
 
 
 def test_reports_and_cleanup_of_bundled_runs(old: Path) -> None:
-    status = _command("status", old / "repo")
+    status = _command("status", old / "repo", "--format", "json")
     assert status.exit_code == 0
-    whole, killed = (line.split() for line in status.output.splitlines()[1:])
-    assert (whole[0], *whole[2:]) == ("old/whole", "succeeded", "13", "0", "13")
-    assert (killed[0], killed[2]) == ("old/killed", "silent")
+    states = {each["run"]: (each["state"], each["tasks"]) for each in json.loads(status.stdout)}
+    assert states["old/whole"][0] == "succeeded"
+    assert {task["label"]: task["done"] for task in states["old/whole"][1]} == _QUANTA
+    assert states["old/killed"][0] == "silent"
     report = _command("report", old / "repo", "old/whole", "--html", old / "page.html")
     assert report.exit_code == 0, report.output
     assert "old/whole" in (old / "page.html").read_text()

@@ -66,7 +66,7 @@ def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobR
     assert run.report_uri.startswith("s3://job-tests/repo/spark-butler-reports/back/failed/")
     assert repr(run).splitlines()[-1] == f"Report: {run.report_uri}"
     assert run.report_uri in run._repr_html_()
-    assert f"Run {run.output_run}: failed, " in _call("status", job_repo.root, "back/failed")
+    assert f"Run {run.output_run}: failed after " in _call("status", job_repo.root, "back/failed")
     assert "FAILED second instrument Cam1, detector 2" in _call("report", job_repo.root, "back/failed")
     content = _report(run)
     assert (content["state"], content["totals"]["done"], content["totals"]["blocked"]) == ("failed", 5, 4)
@@ -75,7 +75,7 @@ def test_a_run_and_its_retry_leave_reports_that_the_commands_find(job_repo: JobR
     # It can be said as a command, so that it can be run again by one.
     assert content["command"][:3] == ["spark-butler", "run", "--butler-config"]
     assert content["failures"][0]["rerun"].endswith(
-        "--extend-run --skip-existing --clobber-outputs --select-tasks '<=second' "
+        "--extend-run --skip-existing --clobber-outputs --select-tasks second "
         "-d \"(detector IN (1..3)) AND (instrument = 'Cam1' AND detector = 2)\""
     )
     again = run.retry().wait()
@@ -105,7 +105,7 @@ def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     while not _attempts(job_repo, name):
         time.sleep(0.05)
     if from_elsewhere:
-        assert "is asked to end" in _call("cancel", job_repo.root, name)
+        assert "to end" in _call("cancel", job_repo.root, name)
         run.wait(60)
     else:
         run.cancel()
@@ -133,7 +133,7 @@ def test_background_run_with_engine_error_has_a_report(
     assert run.status is RunStatus.BROKEN
     content = _report(run)
     assert (content["state"], content["reason"]) == ("broken", "the database is gone")
-    assert "Run back/broken: broken, " in _call("status", job_repo.root, "back/broken")
+    assert "Run back/broken: broken after " in _call("status", job_repo.root, "back/broken")
     assert "the database is gone" in _call("report", job_repo.root, "back/broken")
 
 
