@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast the driver puts the datasets of mock quanta, as workers tell of them, into a registry (SQLite)."""
+"""How fast the driver puts the datasets of mock quanta, as workers report them, into a registry (SQLite)."""
 
 from __future__ import annotations
 

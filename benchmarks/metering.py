@@ -143,7 +143,7 @@ def _sample(pid: int, peak: dict[str, int], unwaited: dict[int, float]) -> None:
     """Look at a process and those below it.
 
     Their memory is added up, shared parts divided among those that share
-    them; the processor time of those that nobody waits for is kept.
+    them; the processor time of those that no process waits for is kept.
     """
     now: dict[str, int] = {}
     try:

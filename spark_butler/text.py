@@ -60,7 +60,7 @@ def brief(exc: BaseException) -> str:
     message = _last_of_traceback(str(exc))
     if (cause := _JAVA_CAUSE.search(message)) is not None:
         message = cause[2]
-    # Hints of SQLAlchemy, pydantic and pex_config to their own pages and sources help nobody here.
+    # Hints of SQLAlchemy, pydantic and pex_config to their own pages and sources are of no help here.
     message = _HINT.split(message, maxsplit=1)[0]
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     text = hide_secrets(" ".join(kept[:4])) or type(exc).__name__

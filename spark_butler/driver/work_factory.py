@@ -1,4 +1,7 @@
-"""Take from a quantum graph what planning and workers need of it."""
+"""Extracts of a quantum graph for planning and for workers.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 

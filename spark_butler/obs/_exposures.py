@@ -184,7 +184,7 @@ def _observation_type(header: Mapping[str, Any], camera: CameraDescription) -> O
         if text.upper() in (value.upper() for value in values):
             return observation_type
     known = ", ".join(value for values in camera.image_types.values() for value in values)
-    raise HeaderValueError(f"image type {text!r} is none of {camera.name}'s: {known}")
+    raise HeaderValueError(f"image type {text!r} is not one of {camera.name}'s: {known}")
 
 
 def _filter(

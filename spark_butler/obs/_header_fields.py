@@ -102,7 +102,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             value = text = match.group(1) if match.re.groups else match.group()
         if self.values is not None:
             if text not in self.values:
-                raise HeaderValueError(f"{keyword} = {text!r} is none of {sorted(self.values)}")
+                raise HeaderValueError(f"{keyword} = {text!r} is not one of {sorted(self.values)}")
             return self.values[text]
         return value.strip() if isinstance(value, str) else value
 

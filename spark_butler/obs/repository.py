@@ -37,7 +37,7 @@ from .instrument import YamlInstrument, make_instrument_class
 
 logger = logging.getLogger(__name__)
 
-# A conflict of what is written with what is there (IntegrityError) is none of these.
+# Without IntegrityError, a conflict of what is written with what is there.
 _DATABASE_ERRORS = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.ProgrammingError,

@@ -56,10 +56,10 @@ def check_outputs_in_the_way(
 def settle_dataset_ids(
     components: PredictedQuantumGraphComponents, keep: Collection[uuid.UUID] = frozenset()
 ) -> None:
-    """Replace the random IDs of predicted outputs by those that anybody would give them.
+    """Replace the random IDs of predicted outputs by IDs that follow from run, dataset type and data ID.
 
-    Whoever builds the graph of the same run again gets the same IDs, so that
-    files that nobody has registered yet can be.
+    A graph that is built again for the same run has the same IDs, so that the
+    files of an earlier attempt can still be registered.
 
     Parameters
     ----------

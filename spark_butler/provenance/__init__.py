@@ -1,4 +1,7 @@
-"""Scans of quanta, and provenance graphs that are recorded and read back."""
+"""Scans of quanta, and provenance graphs that are recorded and read back.
+
+Workers make the scans; all else runs in the driver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Metadata and logs that are inside provenance graph files in a repository's datastore."""
+"""Metadata and logs that are inside provenance graph files in a repository's datastore.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ _IDS_PER_QUERY = 500
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedScan:
-    """What a provenance graph file holds of a quantum that was tried."""
+    """Entry of a provenance graph file for a quantum that was tried."""
 
     dataset_ids: frozenset[uuid.UUID]
     """IDs of its metadata and, if its task keeps one, its log."""

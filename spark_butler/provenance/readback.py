@@ -1,4 +1,7 @@
-"""Read in a repository what quanta have left of which no worker has told."""
+"""Reader of the metadata and logs of quanta for which no worker has sent a scan.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _BATCH = 256
 
 
 class Readback:
-    """Reads the logs and metadata of quanta.
+    """Reader of the logs and metadata of quanta.
 
     Parameters
     ----------
@@ -55,11 +58,11 @@ class Readback:
 
     @property
     def present(self) -> frozenset[uuid.UUID] | None:
-        """IDs of the datasets in the output run; `None` if nobody knows them."""
+        """IDs of the datasets in the output run; `None` without a butler to ask."""
         return self._present
 
     def has_trace(self, quantum_id: uuid.UUID) -> bool:
-        """Whether the registry knows a log or metadata of a quantum.
+        """Return whether the registry knows a log or metadata of a quantum.
 
         Parameters
         ----------

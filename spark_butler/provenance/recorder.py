@@ -1,6 +1,6 @@
-"""Write the provenance quantum graph of a run, by pipe_base's own writer.
+"""Recorder of the provenance quantum graph of a run, which pipe_base's own writer writes.
 
-While the run goes on, what workers send is kept in a file without a name, which
+Runs in the driver.  While the run goes on, what workers send is kept in a file without a name, which
 is gone with the process.  The graph is written when the run has ended, beside
 its destination, and takes its place when it is whole.
 """
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProvenanceRecorder:
-    """Remembers what comes of the quanta of a run, and writes it down.
+    """Collector of the outcomes of a run's quanta, which writes their provenance graph.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class ProvenanceRecorder:
             The outcome.  There may be several of a quantum.
         """
         if outcome.quantum_id in self._told:
-            # Of a quantum that ran again; the attempts before were told of with the first.
+            # The quantum ran again; its first outcome has reported the attempts before.
             self._keep(outcome.quantum_id, outcome.scan)
             return
         *before, last = _all_scans(outcome)
@@ -142,7 +142,7 @@ class ProvenanceRecorder:
         Parameters
         ----------
         result
-            What came of the run.
+            Outcome of the run.
 
         Raises
         ------
@@ -219,14 +219,14 @@ class ProvenanceRecorder:
     def _join(
         self, outcome: QuantumOutcome, found: QuantumScan | None, automatic: Collection[uuid.UUID] = ()
     ) -> QuantumScan:
-        """Put together what is known of a quantum that was tried.
+        """Return what is known of a quantum that was tried.
 
         Parameters
         ----------
         outcome
             The outcome that counts.
         found
-            What is in the repository, if the worker had nothing to tell.
+            What is in the repository, if the worker has sent nothing.
         automatic
             IDs of metadata and log.
         """
@@ -251,14 +251,14 @@ class ProvenanceRecorder:
 
 
 class RecordingExecutor(QuantumExecutor):
-    """Runs quanta in this process by another executor, and records what comes of them.
+    """Executor that runs quanta in this process by another one, and records their outcomes.
 
     Parameters
     ----------
     wrapped
         The executor that runs them.
     recorder
-        Takes what comes of them.
+        Takes their outcomes.
     """
 
     def __init__(self, wrapped: QuantumExecutor, recorder: ProvenanceRecorder):
@@ -317,7 +317,7 @@ def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dic
 def _scan_data(
     predicted: PredictedQuantumDatasetsModel, scan: QuantumScan, writer: ProvenanceQuantumGraphWriter
 ) -> ProvenanceQuantumScanData:
-    """Give a scan the form in which pipe_base writes it.
+    """Return a scan in the form in which pipe_base writes it.
 
     Parameters
     ----------
@@ -343,7 +343,7 @@ def _scan_data(
 
 
 def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
-    """List what is known of all attempts at a quantum, first to last; `None` where nothing is.
+    """Return what is known of all attempts at a quantum, first to last; `None` where nothing is.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
 
 
 def _aborted_attempt(attempt: Attempt) -> bytes | None:
-    """Describe an attempt that died; `None` for one of which the log of the next tells."""
+    """Describe an attempt that died; return `None` if the log of the next describes it."""
     if attempt.status is not QuantumAttemptStatus.ABORTED:
         return None
     info = _abort_info(attempt.kind, attempt.reason)
@@ -362,7 +362,7 @@ def _aborted_attempt(attempt: Attempt) -> bytes | None:
 
 
 def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:
-    """Say of what an attempt has died, by the names that there are for it."""
+    """Return why an attempt has died, as pipe_base's information on an exception."""
     error: type[BaseException] = MPGraphExecutorError
     if kind is FailureKind.TIMEOUT:
         error = MPTimeoutError

@@ -1,4 +1,7 @@
-"""What a worker sends of an attempt for a provenance graph: its metadata and logs, ready to be written."""
+"""Metadata and logs of attempts at quanta, compressed as a provenance graph holds them.
+
+The worker makes the scans; the driver joins and writes them.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +71,10 @@ class OpenedAttempt:
     """One attempt at a quantum."""
 
     model: ProvenanceQuantumAttemptModel
-    """How it ended and what it took."""
+    """Its status, exception and resource usage, as pipe_base records them."""
 
     logs: list[ButlerLogRecord] | None
-    """What it logged, if it could write that down."""
+    """Its log records; `None` if it has written none."""
 
     metadata: TaskMetadata | None
     """Its metadata."""
@@ -86,7 +89,7 @@ class QuantumScan:
     """
 
     status: QuantumAttemptStatus
-    """How the last attempt ended."""
+    """Status of the last attempt."""
 
     attempts: bytes
     """The attempts, first to last, as JSON."""
@@ -135,7 +138,7 @@ class QuantumScan:
         metadata: bytes,
         produced: frozenset[uuid.UUID],
     ) -> QuantumScan:
-        """Put together blocks of a graph file.
+        """Build a scan from blocks of a graph file.
 
         Parameters
         ----------
@@ -219,7 +222,7 @@ def scan_attempt(
     }
     keeps_logs = acc.LOG_OUTPUT_CONNECTION_NAME in outputs
     if not keeps_logs:
-        # Pipe_base reckons with logs of all tasks; these stand for a dataset that nobody will see.
+        # Pipe_base reckons with logs of all tasks; these stand for a dataset that is never written.
         outputs[acc.LOG_OUTPUT_CONNECTION_NAME] = [
             PredictedDatasetModel.model_construct(dataset_id=uuid.uuid4(), dataset_type_name="", run="")
         ]
@@ -287,7 +290,7 @@ def pack_attempt(
     -------
     scan
         What `QuantumScan.to_bytes` makes; `None` if it can't be made, since no
-        quantum is to fail for what is said about it.
+        quantum is to fail for its provenance.
     """
     try:
         return scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure).to_bytes()
@@ -336,7 +339,7 @@ def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
 
 
 def join_scans(scans: Sequence[QuantumScan]) -> QuantumScan:
-    """Put the attempts of several scans in a row, those once that several tell of.
+    """Return the attempts of several scans as one scan, each attempt once.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""What the driver reads from and writes to the Butler registry."""
+"""The Butler registry as a run reads and writes it.
+
+Runs in the driver, the only process to touch the registry.
+"""
 
 from __future__ import annotations
 

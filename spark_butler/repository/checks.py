@@ -1,4 +1,7 @@
-"""Look, before anything else is done, whether a repository is there and lets us in."""
+"""Checks, before anything else is done, that a repository is there and can be read and written.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ _REASONS = {
 
 
 def check_repository(butler_config: str) -> list[ResourcePath]:
-    """Look whether a repository is there and its datastore answers.
+    """Check that a repository is there and its datastore answers.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
         raise RepositoryError(
             f"There is no Butler repository at {butler_config!r}, nor an alias of that name."
         ) from exc
-    except Exception as exc:  # many libraries may speak here
+    except Exception as exc:  # the errors of several libraries
         raise RepositoryError(f"Can't open the Butler repository {butler_config!r}: {brief(exc)}") from exc
     for root in roots:
         check_store(root)
@@ -89,7 +92,7 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
 
 
 def store_roots(butler: Butler) -> list[ResourcePath]:
-    """List the places where the datastores of a repository keep files.
+    """Return the places where the datastores of a repository keep files.
 
     Parameters
     ----------
@@ -100,7 +103,7 @@ def store_roots(butler: Butler) -> list[ResourcePath]:
 
 
 def check_store(root: ResourcePath, *, write: bool = False) -> None:
-    """Look whether an object store answers and lets us in, within about 10 s.
+    """Check that an object store answers and accepts the credentials, within about 10 s.
 
     Parameters
     ----------
@@ -142,7 +145,7 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
 
 
 def check_writeable(roots: Sequence[ResourcePath]) -> None:
-    """Look whether datastores may be written to.
+    """Check that datastores may be written to.
 
     Parameters
     ----------
@@ -176,7 +179,7 @@ def refuse_read_only(repository: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as exc:  # many libraries may speak here
+    except Exception as exc:  # the errors of several libraries
         raise RepositoryError(
             f"The registry of {repository} can't be written to: {brief(exc)}; "
             "a run needs write access to the database and to the datastore."
@@ -207,7 +210,7 @@ def register_run(butler: Butler, run: str) -> None:
 
 
 def _make_client(parameters: Any) -> Any:
-    """Make a client that gives up soon, for the store that `lsst.resources` would talk to."""
+    """Build a client that gives up soon, for the store that `lsst.resources` would talk to."""
     return boto3.Session(profile_name=parameters.profile).client(
         "s3",
         endpoint_url=parameters.endpoint_url,

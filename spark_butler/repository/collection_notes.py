@@ -1,6 +1,6 @@
 """Notes of a run for later attempts at it: a JSON file beside the run's reports in the datastore.
 
-Runs in: driver.  Earlier releases kept the same in the documentation string of
+Runs in the driver.  Earlier releases kept the same in the documentation string of
 the run's collection, which is still read.
 """
 
@@ -53,7 +53,7 @@ def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None
     try:
         with atomic_write(places[0]) as path:
             path.write_text(json.dumps(content, indent=2))
-    except Exception as exc:  # many libraries may speak here
+    except Exception as exc:  # the errors of several libraries
         raise EngineError(f"The notes of run {run!r} can't be written to {places[0]}: {brief(exc)}") from exc
 
 
@@ -93,7 +93,7 @@ def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
 
 
 def _find_places(butler: Butler, run: str) -> list[ResourcePath]:
-    """List where the notes of a run may be; the first is where they are written."""
+    """Return where the notes of a run may be; the first is where they are written."""
     with contextlib.suppress(RepositoryError):
         # Raised for a name that no folder can have: such a run has no notes.
         return [
@@ -110,7 +110,7 @@ def _read_names(uri: ResourcePath) -> frozenset[str]:
         return frozenset(map(str, json.loads(uri.read())[_TEMPORARIES]))
     except FileNotFoundError:
         return frozenset()
-    except Exception as exc:  # many libraries may speak here
+    except Exception as exc:  # the errors of several libraries
         raise RepositoryError(
             f"The notes of an output run, {uri}, can't be read ({brief(exc)}).  They list the dataset types "
             "that the run has not kept.  Restore the file, or write to another run."

@@ -1,4 +1,7 @@
-"""Batch ingest of what workers have written, by the driver, the only one to touch the registry."""
+"""Batch ingest of datasets that workers have written.
+
+Runs in the driver, the only process to touch the registry.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ _MAX_WAITING = 10_000
 
 
 class Ingester:
-    """Puts datasets that are already in the datastore into the registry.
+    """Writer of datasets that are already in the datastore to the registry.
 
     Parameters
     ----------
@@ -92,7 +95,7 @@ class Ingester:
         records: Mapping[str, DatastoreRecordData],
         removed: Collection[uuid.UUID] = (),
     ) -> None:
-        """Take what one attempt at a quantum has left.
+        """Add the datasets that one attempt at a quantum has written or removed.
 
         Parameters
         ----------
@@ -119,7 +122,7 @@ class Ingester:
             self.flush()
 
     def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
-        """Give a reference the storage class of the repository."""
+        """Return a reference with the storage class of the repository."""
         dataset_type = self._dataset_types[ref.datasetType.name]
         if ref.datasetType == dataset_type:
             return ref
@@ -160,7 +163,7 @@ class Ingester:
         )
 
     def _write(self, *, again: bool) -> None:
-        """Make one attempt at writing.
+        """Write to the registry once, without a retry.
 
         Parameters
         ----------
@@ -193,7 +196,7 @@ class Ingester:
 
 
 def _may_pass(exc: Exception) -> bool:
-    """Whether an error is of a kind that may be gone a moment later."""
+    """Return whether an error is of a kind that may be gone a moment later."""
     if isinstance(exc, sqlalchemy.exc.SQLAlchemyError):
         return isinstance(
             exc,
@@ -203,7 +206,7 @@ def _may_pass(exc: Exception) -> bool:
 
 
 class IngestStream:
-    """Ingests in a thread of its own while the run goes on.
+    """Thread that ingests while the run goes on.
 
     Parameters
     ----------
@@ -256,7 +259,7 @@ class IngestStream:
         records: Mapping[str, DatastoreRecordData],
         removed: Collection[uuid.UUID] = (),
     ) -> None:
-        """Take what one attempt at a quantum has left; see `Ingester.add`.
+        """Add the datasets that one attempt at a quantum has written or removed; see `Ingester.add`.
 
         Raises
         ------

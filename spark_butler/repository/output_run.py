@@ -1,6 +1,6 @@
-"""The output collections of a run: what stands against them, and making them.
+"""Checks of the output collections of a run, and their registration.
 
-The checks only read; `prepare_output` is the first to write.
+Runs in the driver.  The checks only read; `prepare_output` is the first to write.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def resolve_output(
 def check_output(
     graph: PredictedQuantumGraph, request: OutputRequest, *, probe_datastore: bool = True
 ) -> None:
-    """Look for all that stands against executing a graph, without leaving anything written.
+    """Check all that could keep a graph from being executed, without leaving anything written.
 
     Parameters
     ----------
@@ -229,16 +229,16 @@ def find_packages(request: OutputRequest) -> Packages | None:
 def prepare_output(
     graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None = None
 ) -> Butler:
-    """Make the output collections, register dataset types, write init-outputs.
+    """Register the output collections and dataset types, and write init-outputs.
 
     Parameters
     ----------
     graph
         The graph.
     request
-        Where its outputs go; `check_output` has nothing against it.
+        Where its outputs go; `check_output` has accepted it.
     packages
-        What `find_packages` has found, if it was asked.
+        What `find_packages` has returned, if it was called.
 
     Returns
     -------
@@ -263,7 +263,7 @@ def prepare_output(
 
 
 def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
-    """Make new output collections all at once, lest a driver that is killed leaves some of them.
+    """Register new output collections all at once, so that a killed driver leaves all or none.
 
     `ButlerFactory` makes run and chain one after the other, and takes a chain
     that is still empty for one with other inputs.
@@ -313,7 +313,7 @@ def _fill(
 
 
 class _refusing:  # noqa: N801
-    """Turn what the middleware raises for unusable arguments into a `UserError`."""
+    """Raise a `UserError` for what the middleware raises for unusable arguments."""
 
     def __init__(self, what: str):
         self._what = what
@@ -331,7 +331,7 @@ class _refusing:  # noqa: N801
 
 
 def _check_dataset_types(butler: Butler, graph: PredictedQuantumGraph, *, register: bool) -> None:
-    """Look whether the repository knows the outputs of a graph."""
+    """Check that the repository knows the dataset types of a graph's outputs."""
     missing = []
     for name, node in graph.pipeline_graph.dataset_types.items():
         if graph.pipeline_graph.producer_of(name) is None:
@@ -387,7 +387,7 @@ def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> No
 
 
 def _check_tasks(butler: Butler, graph: PredictedQuantumGraph) -> None:
-    """Make each task once, as the writing of init-outputs will."""
+    """Build each task once, as the writing of init-outputs will."""
     labels = [label for label in graph.pipeline_graph.tasks if label in init_quanta(graph)]
     if _try_tasks(butler, graph, labels) is None:
         return
@@ -398,7 +398,7 @@ def _check_tasks(butler: Butler, graph: PredictedQuantumGraph) -> None:
 
 
 def _try_tasks(butler: Butler, graph: PredictedQuantumGraph, labels: Sequence[str]) -> Exception | None:
-    """Make tasks and return what they raise."""
+    """Build tasks, and return the exception that they raise."""
     init_inputs = {
         ref.datasetType.name: ref for label in labels for ref in graph.get_init_inputs(label).values()
     }

@@ -1,4 +1,7 @@
-"""From a query to data IDs with all that is known of their datasets; only the driver does this."""
+"""Data IDs that a query selects, with their datasets and datastore records.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class Resolved:
         return [ref.dataId for ref in self.refs]
 
     def related(self, ref: DatasetRef) -> dict[str, tuple[DatasetRef, ...]]:
-        """List the datasets that a data ID leads to, by name of the dataset type.
+        """Return the datasets that a data ID leads to, by name of the dataset type.
 
         Parameters
         ----------
@@ -91,7 +94,7 @@ def find_data_ids(
     collections: Sequence[str] = (),
     limit: int | None = None,
 ) -> Resolved:
-    """Ask the registry and the datastore for all that a query selects.
+    """Read from registry and datastore all that a query selects.
 
     Parameters
     ----------
@@ -153,7 +156,7 @@ def find_data_ids(
         if one.dataId == two.dataId:
             raise OptionsError(
                 f"{', '.join(collections)} leads to two {dataset_type!r} of {one.dataId}, in {one.run!r} and "
-                f"in {two.run!r}; name collections one by one, of which the first goes before the others."
+                f"in {two.run!r}; name the collections one by one, in the order in which to search them."
             )
     found = {name: _find_related(butler, other, refs, names) for name, other in others.items()}
     everything = {
@@ -174,7 +177,7 @@ def find_output_types(
     *,
     clobber: bool = False,
 ) -> dict[str, DatasetType]:
-    """Look whether outputs can be put for data IDs.  Nothing is written.
+    """Check that outputs can be put for data IDs.  Nothing is written.
 
     Parameters
     ----------
@@ -245,7 +248,7 @@ def _check_output(
     *,
     clobber: bool,
 ) -> None:
-    """Look whether a dataset can be put for each data ID."""
+    """Check that a dataset can be put for each data ID."""
     name = dataset_type.name
     have = next(iter(data_ids)).dimensions
     if lacking := sorted(set(dataset_type.dimensions.names) - set(have.names)):
@@ -277,7 +280,7 @@ def _check_output(
 
 
 def _own_id(ref: DatasetRef) -> uuid.UUID:
-    """The ID that a dataset would have, had a worker put it."""
+    """Return the ID that a dataset would have, had a worker put it."""
     return DatasetRef(
         ref.datasetType, ref.dataId, ref.run, id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN
     ).id
@@ -312,7 +315,7 @@ def _find_related(
 
 
 def _find_collections(butler: Butler, collections: Sequence[str]) -> tuple[Sequence[str], bool]:
-    """Find the collections to search, and whether the first with a dataset goes before the others."""
+    """Return the collections to search, and whether only the first with a dataset counts."""
     names = tuple(collections) or tuple(butler.collections.defaults)
     if not names:
         raise OptionsError("No collections to search: give collections=.")

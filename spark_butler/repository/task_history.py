@@ -48,7 +48,7 @@ _MOST_QUANTA = 100_000
 
 
 def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
-    """Find out from quanta that had too little memory at first how much was enough.
+    """Return how much memory was enough for tasks of which a quantum had too little at first.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
 
 
 def load_needs(root: ResourcePath) -> dict[str, int]:
-    """Read what earlier runs have found out about memory.
+    """Read how much memory tasks needed in earlier runs.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def load_needs(root: ResourcePath) -> dict[str, int]:
 
 
 def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
-    """Add to what earlier runs have found out about memory.
+    """Write how much memory tasks need, beside what earlier runs have written.
 
     Parameters
     ----------

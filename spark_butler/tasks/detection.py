@@ -254,7 +254,7 @@ def _is_sharp(
     """Tell which peaks are more like one pixel than like the PSF.
 
     A star's brightest pixel has ``1 / (sqrt(pi) sigma)`` times the significance of the star, a lone pixel
-    ``sqrt(pi) sigma`` times that of what the filter makes of it.
+    ``sqrt(pi) sigma`` times that of its filtered image.
     """
     brightest = gather_windows(pixel_significance, x, y, 1).max(axis=(1, 2), initial=-np.inf)
     total = significance[y, x]

@@ -1,4 +1,4 @@
-"""The benchmark counts all processor time, that of processes nobody waits for included."""
+"""The benchmark counts all processor time, that of processes without a waiting parent included."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class TestRepository:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("AWS_SECRET_ACCESS_KEY", "not-the-secret-key"), ("AWS_ACCESS_KEY_ID", "nobody-known")],
+        [("AWS_SECRET_ACCESS_KEY", "not-the-secret-key"), ("AWS_ACCESS_KEY_ID", "absent-id")],
     )
     @pytest.mark.usefixtures("fresh_clients")
     def test_wrong_credentials(
@@ -154,15 +154,15 @@ class TestRequest:
             pytest.param("-p no-file.yaml", ["no-file.yaml"], id="pipeline"),
             pytest.param("-t no.such.Task", ["no.such"], id="task"),
             pytest.param("-c first:nonsense=1", ["nonsense"], id="config-field"),
-            pytest.param("-c nobody:sleep=1", ["nobody"], id="config-label"),
+            pytest.param("-c absent:sleep=1", ["absent"], id="config-label"),
             pytest.param("-c first:sleep=abc", ["sleep", "abc"], id="config-value"),
             pytest.param("-c first", ["'first'"], id="config-syntax"),
             pytest.param("-c first=1", ["first=1"], id="config-without-label"),
             pytest.param("-C first:no.py", ["no.py"], id="config-file"),
             pytest.param("-c first:connections.nothing=new", ["nothing"], id="connection"),
             pytest.param("-c second:fail_condition=detector..", ["second", "position 8"], id="constructor"),
-            pytest.param("--delete nobody", ["--delete", "nobody"], id="delete"),
-            pytest.param("--select-tasks >=nobody", ["nobody"], id="select-tasks"),
+            pytest.param("--delete absent", ["--delete", "absent"], id="delete"),
+            pytest.param("--select-tasks >=absent", ["absent"], id="select-tasks"),
             pytest.param("-d 'detector ='", ["data query", "detector ="], id="query-syntax"),
             pytest.param("-d 'nonsense = 3'", ["nonsense"], id="query-name"),
             pytest.param(

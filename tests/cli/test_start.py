@@ -30,7 +30,7 @@ def _run(*arguments: str | Path) -> tuple[int, str, set[str], list[psutil.Proces
                 except psutil.Error:
                     continue
             time.sleep(0.02)
-        # At its end, and at that of all who have its streams.
+        # At its end, and at that of all processes that have its streams.
         assert process.stdout is not None
         return process.returncode, process.stdout.read(), set(names.values()), list(names)
 

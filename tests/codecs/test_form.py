@@ -49,7 +49,7 @@ def test_arrays_are_views_on_the_data_and_writable() -> None:
 
 
 def test_an_array_of_more_than_2_gib_is_placed_right() -> None:
-    # Anonymous memory that nobody touches takes none.
+    # Anonymous memory that is never touched takes none.
     size = (5 << 29) + 3
     huge = np.frombuffer(mmap.mmap(-1, size), np.uint8)
     encoded = encode({"huge": huge, "end": np.full(5000, 7.0)}, _STORAGE_CLASS)

@@ -144,7 +144,7 @@ def test_prefetch_adds_no_request(
     assert not result.failed
     n_pairs = 2 * _N_DETECTORS
     assert counted["GET"] == 2 * n_pairs
-    # Each quantum answers for its own input, whoever has read it.
+    # Each quantum answers for its own input, even if another quantum's prefetch has read it.
     for outcome in result.outcomes.values():
         assert outcome.traffic.requests["GET"] == 1
         assert outcome.traffic.received > 0
@@ -273,7 +273,7 @@ def test_file_is_read_by_the_queue_or_by_the_quantum() -> None:
     assert queue.ask(c) == (None, _ONE_GET)
     queue.drop(a)
     assert queue.ask(a) == (None, NO_TRAFFIC)
-    # A file that nobody asks for is counted, too, as soon as it has been read.
+    # A file that no quantum asks for is counted, too, as soon as it has been read.
     queue._files[d].fetched.result(20)
     assert wasted.traffic == NO_TRAFFIC
     queue.drop_for(lambda position: position == 3)

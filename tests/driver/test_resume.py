@@ -109,7 +109,7 @@ def _refs(helper: DirectButlerRepo, names: str, visit: int, detector: int) -> li
 
 
 def _forget(helper: DirectButlerRepo, refs: Iterable[DatasetRef]) -> None:
-    """Leave the registry as if its driver had died before it was told of some datasets."""
+    """Leave the registry as if its driver had died before some datasets were ingested."""
     refs = list(refs)
     with helper.butler.transaction():
         helper.butler._datastore.forget(refs)

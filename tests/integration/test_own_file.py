@@ -1,4 +1,4 @@
-"""The page for those who come with a FITS file of their own, done as it says."""
+"""The steps of the page on processing your own FITS file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page for those who write a task of their own, done as it says."""
+"""The steps of the page on writing your own task."""
 
 from __future__ import annotations
 

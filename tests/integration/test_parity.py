@@ -123,9 +123,9 @@ def check_stock_tools(job_repo: JobRepo, graph: Path, tmp_path: Path) -> None:
 def test_failure_before_a_gather_and_resume(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, spark: object
 ) -> None:
-    broken, mended = tmp_path / "broken", tmp_path / "mended"
+    broken, fixed = tmp_path / "broken", tmp_path / "fixed"
     broken.mkdir()
-    mended.mkdir()
+    fixed.mkdir()
     given = [*job_repo.arguments, "--no-versions"]
     ways: dict[str, Callable[..., Result]] = {"stock": pipetask_run, "spark": run_job}
     summaries = {}
@@ -138,17 +138,17 @@ def test_failure_before_a_gather_and_resume(
     assert job_repo.datasets("gather/spark") == job_repo.datasets("gather/stock")
     assert ("mock_second", "Cam1", 2) not in job_repo.datasets("gather/spark")
     # The log of the failure stands in the way, and then the other configuration does.
-    mending = [*given, *overrides(mended, second=""), "--extend-run"]
+    fixing = [*given, *overrides(fixed, second=""), "--extend-run"]
     for more, word in (([], "--clobber-outputs"), (["--clobber-outputs"], "configuration of task 'second'")):
         before = job_repo.contents()
-        assert pipetask_run(*mending, *more, "-o", "gather/stock").exit_code == 1
-        result = run_job(*mending, *more, "-o", "gather/spark")
+        assert pipetask_run(*fixing, *more, "-o", "gather/stock").exit_code == 1
+        result = run_job(*fixing, *more, "-o", "gather/spark")
         assert result.exit_code == 2
         assert word in result.stderr.splitlines()[-1]
         assert job_repo.contents() == before
-    mending += ["--clobber-outputs", "--skip-init-writes"]
+    fixing += ["--clobber-outputs", "--skip-init-writes"]
     for name, run in ways.items():
-        result = run(*mending, "-o", f"gather/{name}", "--summary", tmp_path / f"{name}.json")
+        result = run(*fixing, "-o", f"gather/{name}", "--summary", tmp_path / f"{name}.json")
         assert result.exit_code == 0, result.output
         summaries[name] = read_summary(tmp_path / f"{name}.json")
     assert summaries["spark"] == summaries["stock"]
@@ -157,7 +157,7 @@ def test_failure_before_a_gather_and_resume(
     assert ("mock_scatter", "Cam1", 2) in job_repo.datasets("gather/spark")
     # Nothing is left to do, which both call an empty graph.
     for name, run in ways.items():
-        assert run(*mending, "-o", f"gather/{name}").exit_code != 0
+        assert run(*fixing, "-o", f"gather/{name}").exit_code != 0
 
 
 def test_skipping_and_clobbering_equal_pipetask(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_skipping_and_clobbering_equal_pipetask(job_repo: JobRepo, run_job: RunJ
 def test_temporaries_leave_no_files_and_are_made_again(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, spark: object
 ) -> None:
-    broken, mended = tmp_path / "broken", tmp_path / "mended"
+    broken, fixed = tmp_path / "broken", tmp_path / "fixed"
     broken.mkdir()
-    mended.mkdir()
+    fixed.mkdir()
     given = [*job_repo.arguments, "--no-versions", "-o", "temporary", "--temporary", "mock_first"]
     result = run_job(*given, *overrides(broken, second=_FAILURE))
     assert result.exit_code == 1, result.output
@@ -197,7 +197,7 @@ def test_temporaries_leave_no_files_and_are_made_again(
     assert {"mock_second", "first_metadata", "first_log"} <= types
     summary = tmp_path / "summary.json"
     result = run_job(
-        *(*given, *overrides(mended, second=""), "--summary", summary),
+        *(*given, *overrides(fixed, second=""), "--summary", summary),
         *("--extend-run", "--skip-init-writes", "--clobber-outputs"),
     )
     assert result.exit_code == 0, result.output

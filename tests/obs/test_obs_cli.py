@@ -153,7 +153,7 @@ def test_what_goes_in_is_told_as_json(repo: Path, night: SimulatedData, tmp_path
 
 
 def _make_unwriteable(repo: Path) -> None:
-    """Mark the database as of a later version, which SQLite reads and does not write, whoever asks."""
+    """Mark the database as of a later version, which SQLite reads and does not write, even for root."""
     with open(repo / "gen3.sqlite3", "r+b") as stream:
         stream.seek(18)
         stream.write(b"\x03")

@@ -155,7 +155,7 @@ def test_bad_files_are_named_and_the_good_ones_ingested(simcam: Butler, mixed: P
         "detector": "/detector.fits: SimCam has no detector '9'; it has 0 (S00), 1 (S01)",
         "exptime": "/exptime.fits: exposure_time: EXPTIME is missing or blank in the header",
         "filter": "/filter.fits: SimCam has no filter 'purple' in its headers; it has r",
-        "kind": "/kind.fits: image type 'PIZZA' is none of SimCam's: OBJECT, BIAS, DARK, FLAT",
+        "kind": "/kind.fits: image type 'PIZZA' is not one of SimCam's: OBJECT, BIAS, DARK, FLAT",
         "notes": "/notes.fits: not a readable FITS image: No SIMPLE card found, this file does not appear to "
         "be a valid FITS file",
     }

@@ -347,7 +347,7 @@ def test_first_success_of_repeated_quantum_is_kept(make_repo: MakeRepo, tmp_path
 
 
 def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path) -> None:
-    """Of a failure that is reported, and is then told of again by the logs of the next attempt."""
+    """A failure that is reported, and is then in the logs of the next attempt, too."""
     notes = tmp_path / "notes"
     notes.mkdir()
     config = CallConfig(fail_condition=_FAIL, folder=str(notes), number=-2)
@@ -612,7 +612,7 @@ def test_possible_destination_is_not_refused(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# What pipe_base makes of it.
+# The graph as pipe_base reads it.
 
 
 def test_graph_can_be_ingested(make_repo: MakeRepo, tmp_path: Path) -> None:

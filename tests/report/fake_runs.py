@@ -114,7 +114,7 @@ def make_record(
                     write_seconds=None if is_bad else 0.1 * seconds,
                     pack_seconds=0.001,
                     shuffle_seconds=0.02,
-                    # Each worker tells of what its executor has imported.
+                    # Each worker reports what its executor has imported.
                     imports=(ImportTime(f"node{host + 1}:9", record.began - 2.5, 4.0),)
                     if not position
                     else (),

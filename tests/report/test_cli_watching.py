@@ -208,11 +208,11 @@ def test_run_without_heartbeat_is_reported(job_repo: JobRepo) -> None:
 
 @pytest.mark.parametrize("command", ["status", "report", "cancel"])
 def test_unknown_run_is_refused_in_one_line(job_repo: JobRepo, command: str) -> None:
-    result = _call(command, job_repo.root, "u/nobody")
+    result = _call(command, job_repo.root, "u/absent")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(
-        f"Error: The repository {str(job_repo.root)!r} has no run 'u/nobody'; expected a run "
+        f"Error: The repository {str(job_repo.root)!r} has no run 'u/absent'; expected a run "
     )
 
 

@@ -47,13 +47,13 @@ class _Terminal:
         self.written = ""
 
     def read(self, until: str | None = None) -> None:
-        """Read until some text has come, or until nobody has the terminal any more."""
+        """Read until some text has come, or until no process has the terminal open any more."""
         data = self.written.encode()
         while until is None or until.encode() not in data:
             try:
                 more = os.read(self._master, 65536)
             except OSError:
-                # Nobody has it open any more.
+                # No process has it open any more.
                 more = b""
             if not more:
                 assert until is None, data

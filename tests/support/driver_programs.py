@@ -229,7 +229,7 @@ _SCENARIOS = {each.__name__: each for each in (three_stages, one_large, many_lar
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a scenario on Spark, and write down what came of it."""
+    """Run a scenario on Spark, and write its result to a file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("scenario")
     parser.add_argument("folder", type=Path)

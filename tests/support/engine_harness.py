@@ -1,4 +1,4 @@
-"""Run a mock pipeline by pipe_base and by the engine, and compare what became of it."""
+"""Run a mock pipeline by pipe_base and by the engine, and compare the results."""
 
 from __future__ import annotations
 

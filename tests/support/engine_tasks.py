@@ -225,7 +225,7 @@ class BadConstructorTask(_CallTask):
 
 
 class ImportTask(_CallTask):
-    """Imports a module that nobody else does, and notes in ``folder`` whether it was there already."""
+    """Imports a module that no other code imports, and notes in ``folder`` whether it was there already."""
 
     def act(self, *args: Any) -> None:
         was_there = "wave" in sys.modules

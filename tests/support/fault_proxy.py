@@ -327,7 +327,7 @@ class _Proxy:
         return upstream, status
 
     async def _send(self, answer: _Message, fault: str, writer: asyncio.StreamWriter, bodiless: bool) -> None:
-        """Send the server's answer, or what is left of it."""
+        """Send the server's answer, or the part that the fault leaves."""
         if fault == "reset-after":
             raise _Reset
         body = b"" if bodiless else answer.body

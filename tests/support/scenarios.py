@@ -1,4 +1,4 @@
-"""A repository with a pipeline, run by pipe_base's own executor and by ours, and what came of it."""
+"""A repository with a pipeline, run by pipe_base's own executor and by ours, and the results."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _KINDS = {
 }
 
 
-# Only there; nobody reads it.
+# Only there; no task reads it.
 _START = {"dataset_type_name": "start", "mock_storage_class": True}
 
 

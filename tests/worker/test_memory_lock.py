@@ -37,7 +37,7 @@ def _start(folder: Path, alone: bool, until: Path | None = None) -> multiprocess
 
 
 def _is_closed(folder: Path) -> bool:
-    """Whether somebody who wants to be alone has closed the entrance."""
+    """Return whether a process that waits for the exclusive lock has closed the entrance."""
     with (folder / "spark-butler-entrance.lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -114,7 +114,7 @@ def _assert_consistent(butler: Butler, graph: PredictedQuantumGraph) -> dict[Any
 
 @pytest.fixture
 def no_child_left() -> Iterator[None]:
-    """Look whether processes of quanta outlive a test."""
+    """Check that no processes of quanta outlive a test."""
     yield
     deadline = time.monotonic() + 5
     while left := [process for process in _grandchildren() if _is_quantum(process)]:

@@ -52,7 +52,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> list[Result]:
-    """Perform all runs; what comes of them is appended to a file, so that a suite can be run in parts."""
+    """Perform all runs; append their results to a file, so that a suite can be run in parts."""
     kinds = [kind for kind in options.kinds.split(",") if kind]
     results = []
     with Stage.open(folder) as stage:

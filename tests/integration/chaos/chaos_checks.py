@@ -46,7 +46,7 @@ def _text(content: tuple[str, str, str]) -> str:
 
 
 def check_objects(copy: Copy, server: EmbeddedS3) -> list[str]:
-    """Look whether each object belongs to a dataset, and each dataset has its object."""
+    """Check that each object belongs to a dataset, and each dataset has its object."""
     keys = set(list_keys(server, copy.prefix)) - copy.inputs
     # What attempts keep for people, whether they came to an end or not.
     keys = {key for key in keys if "/spark-butler-reports/" not in f"/{key}"}
@@ -59,7 +59,7 @@ def check_objects(copy: Copy, server: EmbeddedS3) -> list[str]:
 def check_reports(
     summaries: Sequence[Path], quanta: Collection[uuid.UUID], done_before: Collection[uuid.UUID]
 ) -> list[str]:
-    """Look whether each quantum was reported once by the last attempt, unless it had been done before.
+    """Check that each quantum was reported once by the last attempt, unless it had been done before.
 
     Parameters
     ----------

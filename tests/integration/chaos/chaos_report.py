@@ -28,7 +28,7 @@ def describe(result: Result) -> str:
     Parameters
     ----------
     result
-        What came of it.
+        Its result.
     """
     lines = [
         f"seed {result.seed}: {result.scenario}, {result.variant}: "

@@ -34,7 +34,7 @@ _RESUME = ("--extend-run", "--skip-existing")
 
 @dataclasses.dataclass
 class Result:
-    """What came of a run."""
+    """Result of a run."""
 
     seed: int
     scenario: str
@@ -188,7 +188,7 @@ class _Play:
     proxy
         The proxy before the object store.
     result
-        What came of it.
+        The result to fill in.
     """
 
     def __init__(self, stage: Stage, script: Script, driver: Driver, proxy: FaultProxy, result: Result):
@@ -376,7 +376,7 @@ def perform(stage: Stage, script: Script) -> Result:
     Returns
     -------
     result
-        What came of it.  What is needed to look into a run that is not equal
+        Its result.  What is needed to look into a run that is not equal
         is kept in the stage's folder, under ``failures``.
     """
     scenario = SCENARIOS[script.scenario]

@@ -19,7 +19,7 @@ _RESUME = ("--extend-run", "--skip-existing")
 
 
 def _assert_whole(site: Site, run: str, *, temporary: str = "") -> None:
-    """See that a run is as if nobody had ever been killed."""
+    """Check that a run has the outputs of one without kills."""
     site.assert_sound(run)
     assert site.outputs(run) == {key: value for key, value in site.expected.items() if key[0] != temporary}
 
