@@ -1,4 +1,4 @@
-"""What the driver does while a graph runs: inventory, plan, schedule, collect, ingest."""
+"""Execution of a graph, in the driver: inventory, plan, schedule, collect, ingest."""
 
 from __future__ import annotations
 

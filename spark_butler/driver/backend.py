@@ -16,7 +16,7 @@ class Backend(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many groups can run at the same time."""
+        """Number of groups that can run at the same time."""
         ...
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
@@ -25,7 +25,7 @@ class Backend(Protocol):
         Parameters
         ----------
         context
-            What all groups of the run have in common.
+            Settings that all groups of the run share.
         batch
             The units.  One with several levels comes in a batch of its own.
         report
@@ -35,15 +35,15 @@ class Backend(Protocol):
         Notes
         -----
         May be called from several threads at once.  It never raises for what
-        a task does; an exception means that workers were lost, and that units
-        of the batch without all their outcomes have to be run again.
+        a task does.  An exception means that workers were lost: units of the
+        batch that lack outcomes have to run again.
         """
         ...
 
     def is_alive(self) -> bool:
-        """Whether more units can be run after a call of `run` has raised."""
+        """Return whether more units can be run after a call of `run` has raised."""
         ...
 
     def cancel(self) -> None:
-        """Stop what is running; the calls of `run` that are under way may raise."""
+        """Stop all running units; calls of `run` in progress may raise."""
         ...

@@ -55,34 +55,34 @@ class BatchSizer:
         self._means.setdefault(label, _Mean()).record(seconds)
 
     def limit(self, slots: int) -> int:
-        """Find how many Spark tasks to have under way.
+        """Return how many Spark tasks to keep submitted.
 
         Parameters
         ----------
         slots
-            How many can run at the same time.
+            Number that can run at the same time.
         """
         group_seconds = max(self._overall.value * self._quanta_per_group, 1e-6)
         return slots + min(slots, math.ceil(slots * _ROUND_TRIP_SECONDS / group_seconds))
 
     def next_batch(self, labels: Sequence[str], slots: int, n_ready: int) -> int:
-        """Find how many groups one Spark task should run.
+        """Return how many groups one Spark task should run.
 
         Parameters
         ----------
         labels
             Task labels of the quanta of such a group.
         slots
-            How many Spark tasks can run at the same time.
+            Number of Spark tasks that can run at the same time.
         n_ready
-            How many groups are ready.
+            Number of ready groups.
 
         Returns
         -------
         size
             As many as keep a worker busy for two seconds; fewer where each
-            slot would get less than four Spark tasks, and one as long as
-            nothing is known of a task.
+            slot would get less than four Spark tasks; one while the times of
+            a task are unknown.
         """
         if not all(label in self._means for label in labels):
             return 1

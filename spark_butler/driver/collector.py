@@ -1,4 +1,4 @@
-"""Collector of outcomes: registers outputs in batches and keeps what the end of a run needs.
+"""Collector of outcomes: registers outputs in batches and cleans up at the end of a run.
 
 Runs in the driver, in the thread of the scheduler.
 """
@@ -45,7 +45,7 @@ class Collector:
         Returns the stored outputs that the graph predicts for a quantum, and
         records which of them exist.
     recorder
-        Keeps what a provenance graph needs.
+        Recorder of provenance.
     scratch
         Folder of temporaries that were too large for a shuffle.
     """
@@ -93,8 +93,8 @@ class Collector:
         Parameters
         ----------
         outcome
-            The outcome; again, if the quantum ran again after a temporary of
-            it was lost.
+            The outcome.  It is a further one if the quantum was rerun after
+            its temporary was lost.
         """
         predicted = self._predict_outputs(outcome.quantum_id, outcome.outputs)
         # The metadata and logs of an earlier attempt in a provenance graph, which no worker could remove.
@@ -107,7 +107,7 @@ class Collector:
 
 
 def _remove(folder: ResourcePath) -> None:
-    """Remove a scratch folder; a store that refuses must not spoil a run that has ended."""
+    """Remove a scratch folder; log an error of the store, since the run has ended."""
     try:
         remove_scratch(folder)
     except Exception as exc:  # noqa: BLE001  (stores raise errors of many classes)

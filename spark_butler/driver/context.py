@@ -1,4 +1,4 @@
-"""What a run sends to each worker once."""
+"""Worker context: the settings that a run sends once to each worker.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..repository.checks import store_roots
 from ..worker.environment import worker_environment
 
 MAX_SHUFFLE_BYTES = 8 << 30
-"""Length of a serialized temporary, all its copies together, from which on it goes round the shuffle."""
+"""Length of a serialized temporary, with all its copies, from which on it bypasses the shuffle."""
 
 
 def make_context(
@@ -36,7 +36,7 @@ def make_context(
     scratch: str,
     provenance: bool,
 ) -> WorkerContext:
-    """Gather what all groups of a run have in common.
+    """Build the context that all groups of a run share.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def make_context(
     butler
         The driver's butler.
     options
-        How quanta run.
+        Options of the run.
     dataset_types
         Definitions of all dataset types of the graph, by name.
     temporary_types
@@ -53,9 +53,9 @@ def make_context(
     limits
         Limits of the quanta, by task label.
     scratch
-        Address of the folder for temporaries that a shuffle can't take.
+        Address of the folder for temporaries that are too large for a shuffle.
     provenance
-        Whether outcomes carry what a provenance graph holds.
+        Whether outcomes carry the contents of a provenance graph.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def make_context(
 
 
 def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
-    """Collect what a worker needs to read and write datasets.
+    """Build the part of the context with which a worker reads and writes datasets.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) ->
 
 
 def worker_config(butler: Butler) -> Config:
-    """Copy a butler's configuration without what only the driver may know.
+    """Return a copy of a butler's configuration without the driver's secrets.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def worker_config(butler: Butler) -> Config:
     Returns
     -------
     config
-        Configuration of the datastore; there is no registry in it.
+        Configuration of the datastore, without a registry.
 
     Raises
     ------

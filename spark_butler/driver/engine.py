@@ -45,7 +45,7 @@ from .inventory import Inventory, scratch_folders, take_inventory
 from .scheduler import Scheduler
 from .work_factory import WorkFactory, export_input_records
 
-# In which order fewer quanta begin is not worth a request.
+# For fewer quanta, a better order is not worth a request.
 _WORTH_ORDERING = 100
 
 
@@ -69,16 +69,16 @@ def execute_graph(
     butler
         Writeable butler of the repository.  Only this process uses it.
     backend
-        Where quanta run.
+        Backend that runs the quanta.
     options
-        How they run.
+        Options of the run.
     xgraph
         The quanta with the edges to respect; by default the graph's own.
     plan
-        The plan to run.  It is made anew where earlier attempts have left
-        other quanta to run, and by default.
+        The plan to run.  By default, and if earlier attempts have left other
+        quanta to run, a new plan is made.
     recorder
-        Keeps what a provenance graph needs.  The caller writes the graph when
+        Recorder of provenance.  The caller writes the provenance graph when
         the run has ended.
     observer
         Observer of the run, called in this thread.  Its exceptions are logged
@@ -106,7 +106,7 @@ def execute_graph(
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
     ObserverGroup(observer).on_plan(plan)
     if temporary_types:
-        # Before any quantum is done that lacks them.
+        # Registered before the first quantum ends without them.
         record_temporaries(butler, run, temporary_types)
     factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
     scratch = _new_scratch_folder(butler, run)
@@ -155,7 +155,7 @@ def _make_factory(
     options: RunOptions,
     temporary_types: Collection[str],
 ) -> WorkFactory:
-    """Make the factory of work items."""
+    """Build the factory of work items."""
     return WorkFactory(
         plan,
         graph,
@@ -224,11 +224,11 @@ def plan_graph(
     graph
         The graph.
     options
-        How it is to be executed.
+        Options of the run.
     xgraph
         The quanta with the edges to respect; by default the graph's own.
     slots
-        How many groups can run at the same time.
+        Number of groups that can run at the same time.
     butler
         Butler of the repository, to read sizes and times of earlier runs.
     """
@@ -244,7 +244,7 @@ def plan_graph(
 
 
 def _grain(options: RunOptions, temporary_types: Collection[str]) -> GroupBy:
-    """Return the grain; a quantum passes temporaries in memory only to quanta of the same process."""
+    """Return the grain; temporaries pass in memory only between quanta of one process."""
     if options.isolation != "quantum" or not temporary_types:
         return options.group_by
     if options.group_by not in ("auto", "quantum"):

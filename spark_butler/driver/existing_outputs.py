@@ -1,9 +1,8 @@
-"""What earlier attempts at a run have left, and which quanta have to run again.
+"""Outputs of earlier attempts at a run, and the quanta that have to run again.
 
-The registry may lag behind the datastore by the last seconds of a driver that
-was killed.  What such a driver would have ingested, had it lived a little
-longer, is *adopted*; what its workers had not finished is run again and
-replaced.
+Runs in the driver.  The registry may lag behind the datastore by the last
+seconds of a driver that was killed.  Finished outputs that such a driver did
+not ingest are *adopted*; unfinished quanta run again and replace theirs.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _THREADS = 8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Adoption:
-    """Datasets of one quantum for which the registry is to be brought up to date."""
+    """Datasets of one quantum that are to be updated in the registry."""
 
     quantum_id: uuid.UUID
     """The quantum."""
@@ -47,7 +46,7 @@ class Adoption:
     """All outputs that it may have."""
 
     written: frozenset[uuid.UUID] = frozenset()
-    """IDs of those that are in the datastore, and to be in the registry."""
+    """IDs of those that are in the datastore and must be registered."""
 
     records: Mapping[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
     """Their datastore records, by name of the datastore."""
@@ -58,13 +57,13 @@ class Adoption:
 
 @dataclasses.dataclass
 class Stock:
-    """What is there of a run before it goes on."""
+    """Outputs of a run that exist before it resumes."""
 
     done: set[uuid.UUID]
     """Quanta that have succeeded."""
 
     adoptions: list[Adoption] = dataclasses.field(default_factory=list)
-    """What the registry has to be told."""
+    """Updates of the registry."""
 
     leftovers: set[uuid.UUID] = dataclasses.field(default_factory=set)
     """IDs of datasets of other quanta that are in the datastore, but not in the registry."""
@@ -76,7 +75,7 @@ class Stock:
     """Quanta that have not succeeded, with outputs in the datastore but none in the registry."""
 
     strays: list[ResourcePath] = dataclasses.field(default_factory=list)
-    """Files of quanta that have not succeeded, which they would not write again."""
+    """Files of quanta that have not succeeded, if these would not write them again."""
 
 
 def take_stock(
@@ -88,7 +87,7 @@ def take_stock(
     existing: Collection[uuid.UUID],
     once_temporary: Collection[str] = (),
 ) -> Stock:
-    """Look what earlier attempts at the quanta of a graph have left.
+    """Return the outputs that earlier attempts at the quanta of a graph have left.
 
     Parameters
     ----------
@@ -110,7 +109,7 @@ def take_stock(
     Returns
     -------
     stock
-        What there is.
+        The outputs.
     """
     stock = Stock({quantum_id for quantum_id in xgraph if _is_registered(graph, quantum_id, existing)})
     finder = FileFinder(butler, dataset_types)
@@ -138,7 +137,7 @@ def take_stock(
 
 
 def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
-    """Find out whether a run can go on only if registered outputs may be replaced.
+    """Check whether a run can resume only if registered outputs may be replaced.
 
     Parameters
     ----------
@@ -164,7 +163,7 @@ def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
 def _is_registered(
     graph: PredictedQuantumGraph, quantum_id: uuid.UUID, existing: Collection[uuid.UUID]
 ) -> bool:
-    """Whether the metadata of a quantum is in the registry, which says that it succeeded."""
+    """Return whether the metadata of a quantum is registered, which proves its success."""
     label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
     name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
     return any(
@@ -183,9 +182,9 @@ def _output_types(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> frozen
 def _is_complete(
     finder: FileFinder, node: TaskNode, quantum: Quantum, places: Mapping[uuid.UUID, list[Place]]
 ) -> bool:
-    """Whether metadata and log of a quantum, which are written last, are in the datastore.
+    """Return whether metadata and log of a quantum, which are written last, are in the datastore.
 
-    On a local disk, a file that was to be written may be there and empty.
+    On a local disk, a file of an interrupted write may exist and be empty.
     """
     for edge in (node.metadata_output, node.log_output):
         if edge is not None:
@@ -199,7 +198,7 @@ def _is_complete(
 def _adopt(
     finder: FileFinder, quantum_id: uuid.UUID, quantum: Quantum, existing: Collection[uuid.UUID]
 ) -> Adoption:
-    """Find what a quantum has written that succeeded unknown to the registry."""
+    """Return the registry updates for a quantum that succeeded."""
     refs = list(all_outputs(quantum))
     files = finder.predict_files(refs)
     found = finder.find(place for parts in files.values() for place, _ in parts)
@@ -217,7 +216,7 @@ def _note_leftovers(
     temporary_types: Collection[str],
     existing: Collection[uuid.UUID],
 ) -> None:
-    """Find what a quantum has written that did not succeed."""
+    """Record the files of a quantum that did not succeed."""
     refs = list(all_outputs(quantum))
     registered = [ref for ref in refs if ref.id in existing]
     gone = frozenset[uuid.UUID]()
@@ -244,7 +243,7 @@ def _note_leftovers(
 def _compare_sizes(
     finder: FileFinder, quanta: Mapping[uuid.UUID, Quantum], existing: Collection[uuid.UUID], run: str
 ) -> Iterable[Adoption]:
-    """Find registered outputs that were written again since, for the sake of temporaries."""
+    """Find registered outputs that were rewritten while temporaries were recreated."""
     refs = {
         quantum_id: [ref for ref in all_outputs(quantum) if ref.id in existing]
         for quantum_id, quantum in quanta.items()
@@ -275,7 +274,7 @@ def choose_quanta(
     done: Collection[uuid.UUID],
     existing: Collection[uuid.UUID],
 ) -> set[uuid.UUID]:
-    """Choose among the quanta that have succeeded those that have to run again all the same.
+    """Return the quanta that have succeeded but have to run again.
 
     Parameters
     ----------
@@ -297,8 +296,8 @@ def choose_quanta(
     Returns
     -------
     forced
-        Quanta that make a temporary that is needed again, or that have made
-        what was temporary then and is to be stored now.
+        Quanta whose temporaries are needed again, or whose outputs were
+        temporary then and are to be stored now.
     """
     forced = _find_unstored(
         butler, graph, done, frozenset(once_temporary) - frozenset(temporary_types), existing
@@ -322,7 +321,7 @@ def _find_unstored(
     names: Collection[str],
     existing: Collection[uuid.UUID],
 ) -> set[uuid.UUID]:
-    """Find quanta that have put datasets that are nowhere."""
+    """Return the quanta that have put datasets that are not stored."""
     if not names:
         return set()
     missing: dict[uuid.UUID, set[uuid.UUID]] = {}
@@ -347,7 +346,7 @@ def _find_unstored(
 def _read_puts(
     butler: Butler, graph: PredictedQuantumGraph, missing: Mapping[uuid.UUID, set[uuid.UUID]]
 ) -> dict[uuid.UUID, set[uuid.UUID]]:
-    """Read from the metadata of quanta which datasets they have put."""
+    """Read the IDs of the datasets that quanta have put from their metadata."""
     packed = _read_packed_puts(butler, graph, missing)
     missing = {quantum_id: ids for quantum_id, ids in missing.items() if quantum_id not in packed}
     quanta = graph.build_execution_quanta(missing)
@@ -373,7 +372,7 @@ def _read_puts(
 def _read_packed_puts(
     butler: Butler, graph: PredictedQuantumGraph, quantum_ids: Iterable[uuid.UUID]
 ) -> dict[uuid.UUID, set[uuid.UUID]]:
-    """Do the same where the metadata are in provenance graphs."""
+    """Read the same from metadata in provenance graphs."""
     owners = {automatic_outputs(graph, quantum_id)[0].dataset_id: quantum_id for quantum_id in quantum_ids}
     puts: dict[uuid.UUID, set[uuid.UUID]] = {}
     for uri in find_packs(butler, owners):

@@ -36,7 +36,7 @@ class FailureCounter:
     Parameters
     ----------
     rule
-        How many failures stop the run.
+        Number of failures that stop the run.
     """
 
     def __init__(self, rule: StopRule):
@@ -47,7 +47,7 @@ class FailureCounter:
         """Number of quanta that failed."""
 
     def forget_row(self, label: str) -> None:
-        """Start to count consecutive failures of a task anew, since a quantum of it succeeded.
+        """Reset the count of consecutive failures of a task, since one of its quanta succeeded.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class FailureCounter:
         self._alike.pop(label, None)
 
     def log(self, outcome: QuantumOutcome, n_blocked: int) -> None:
-        """Log a failure: whole the first time for each cause, later only its number.
+        """Log a failure: in full for a new cause, later only the count of its cause.
 
         Parameters
         ----------
@@ -84,7 +84,7 @@ class FailureCounter:
             )
         else:
             logger.debug(
-                "Task %s failed as others did: %s%s", job_text(outcome.report), outcome.reason, skipped
+                "Task %s failed with the same cause: %s%s", job_text(outcome.report), outcome.reason, skipped
             )
 
     def record(self, outcome: QuantumOutcome) -> str:
@@ -98,14 +98,14 @@ class FailureCounter:
         Returns
         -------
         reason
-            The reason to stop the run; empty while it may go on.
+            The reason to stop the run; empty while it may continue.
         """
         self.number += 1
         rule = self._rule
         if outcome.report.exitCode == InvalidQuantumError.EXIT_CODE:
-            return "the task says that the run can only fail"
+            return "the task reported that the run can only fail"
         if rule.fail_fast:
-            return "fail-fast was asked for"
+            return "fail-fast is set"
         if rule.most is not None and self.number >= rule.most:
             return f"{self.number} quanta have failed"
         label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
@@ -130,7 +130,7 @@ def explain_failure(outcome: QuantumOutcome) -> str:
     if outcome.traceback:
         logger.debug("Task %s raised:\n%s", job, outcome.traceback)
     if outcome.log_tail:
-        logger.error("The last that task %s logged:\n%s", job, outcome.log_tail)
+        logger.error("Last log messages of task %s:\n%s", job, outcome.log_tail)
     text = "timed out, task is killed" if outcome.timed_out else "failed"
     if exit_code is not None and not outcome.timed_out:
         text = f"failed, {exit_text(exit_code)}"
@@ -179,7 +179,7 @@ def lost_outcome(
     data_id
         Its data ID.
     reason
-        What became of the worker.
+        The reason of the loss.
     """
     report = QuantumReport(
         quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
-    """The state of an output run before its quanta run."""
+    """State of an output run before its quanta run."""
 
     registered: frozenset[uuid.UUID]
     """IDs of the datasets that are in the output run."""
@@ -66,7 +66,7 @@ def take_inventory(
     temporary_types: Mapping[str, str],
     options: RunOptions,
 ) -> Inventory:
-    """Register the output run and its unregistered outputs; remove quanta that need not run from a graph.
+    """Register the output run and its unregistered outputs; drop quanta that need not run from a graph.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def take_inventory(
     temporary_types
         Names of the temporary dataset types, with the reasons.
     options
-        Options that say what to do with earlier outputs.
+        Options of the run, such as those for earlier outputs.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str,
 
 
 def scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:
-    """Name the folders for temporaries of a run that a shuffle can't take.
+    """Return the folders for temporaries of a run that are too large for a shuffle.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if the name of the run can't be that of a folder.
+        Raised if the name of the run is not a valid name of a folder.
     """
     return [
         scratch_folder(root, run) for root in store_roots(butler) if root.scheme not in ("mem", "file+mem")

@@ -1,9 +1,9 @@
-"""Files that more than one attempt may have written are looked at once more when a run ends.
+"""Late writes: reconciles the recorded sizes of files that two attempts may have written.
 
-An attempt that Spark gave up may go on for a while, and write after the
-attempt that took its place has been ingested.  The content is as good, but
+Runs in the driver.  An attempt that Spark gave up may continue for a while, and
+write after its successor has been ingested.  Its content is as good, but
 metadata and logs differ in size, and a butler refuses to read a file whose
-size is not the one in its records.
+size differs from its record.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _AFTERLIFE_SECONDS = 120.0
 
 
 class Doubts:
-    """Remembers the outcomes whose files may not be what their records say.
+    """Outcomes whose files may differ from their records.
 
     Parameters
     ----------
     existing
         IDs of the datasets that were in the output run before.
     cut_off
-        Whether an earlier attempt at the run has been killed, whose workers
+        Whether an earlier attempt at the run was killed, so that its workers
         may still be alive.
     """
 
@@ -47,12 +47,12 @@ class Doubts:
         self._doubtful: dict[uuid.UUID, tuple[QuantumOutcome, list[DatasetRef]]] = {}
 
     def note(self, outcome: QuantumOutcome, predicted: list[DatasetRef]) -> None:
-        """Consider an outcome.
+        """Record an outcome if its files are in doubt.
 
         Parameters
         ----------
         outcome
-            The outcome, as it is going to be ingested.
+            The outcome before it is ingested.
         predicted
             All stored outputs of the quantum.
         """
@@ -67,17 +67,17 @@ class Doubts:
         self._seen.add(outcome.quantum_id)
 
     def settle(self, finder: FileFinder) -> list[Adoption]:
-        """Look at the files in doubt.
+        """Return the registry updates for files in doubt.
 
         Parameters
         ----------
         finder
-            Looks at files.
+            Finder of files in the datastore.
 
         Returns
         -------
         adoptions
-            What the registry has to be told.
+            Updates of the registry.
         """
         if not self._doubtful:
             return []
@@ -91,8 +91,8 @@ class Doubts:
         places = [place for files in all_files.values() for parts in files.values() for place, _ in parts]
         try:
             found = finder.find(places)
-        except Exception as exc:  # noqa: BLE001  (whatever the store says, the run is over)
-            logger.warning("Could not look at the files of %d quanta again: %s", len(all_files), brief(exc))
+        except Exception as exc:  # noqa: BLE001  (the run has ended; no error of the store may fail it)
+            logger.warning("Could not check the files of %d quanta again: %s", len(all_files), brief(exc))
             return []
         adoptions: list[Adoption] = []
         for quantum_id, files in all_files.items():

@@ -59,7 +59,7 @@ class Scheduler:
         Graph of quantum IDs; an edge leads to a quantum that needs another.
         Its nodes have the attributes ``task_label`` and ``data_id``.
     backend
-        Where quanta run.
+        Backend that runs the quanta.
     make_work
         Builds the work item for one unit, or for several of one group each
         that one worker runs.  Called in the thread of `run`, when all
@@ -72,7 +72,7 @@ class Scheduler:
         The greatest number of groups to run at once.  `None` leaves it to the
         backend.
     budget
-        How many failures stop the run.
+        Number of failures that stop the run.
     observer
         Observer of the run, called in the thread of `run`.
     times
@@ -137,7 +137,7 @@ class Scheduler:
         Parameters
         ----------
         context
-            What all groups have in common.
+            Settings that all groups share.
 
         Returns
         -------
@@ -175,7 +175,7 @@ class Scheduler:
         return self._result
 
     def _stop(self, pool: ThreadPoolExecutor, jobs: Collection[Future[None]]) -> None:
-        """End what is still running."""
+        """Stop all running jobs."""
         for timer in self._resting.values():
             timer.cancel()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -220,7 +220,7 @@ class Scheduler:
         aside: list[Unit] = []
         while self._ready and len(aside) < _MAX_ASIDE:
             unit = self._plan.units[heapq.heappop(self._ready)[1]]
-            # A unit that was lost before must not take others with it again.
+            # A unit that was lost before runs alone, so that it can't fail others again.
             if len(unit.levels) > 1 or unit.index in self._losses:
                 if n_batches:
                     aside.append(unit)
@@ -266,7 +266,7 @@ class Scheduler:
         if error is not None and not self._backend.is_alive():
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
         if isinstance(error, OSError | EngineError):
-            # Errors of workers come by other types; this one would meet every job.
+            # Errors of workers have other types; this one would fail every job.
             hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
             raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
         unfinished = [unit for unit in units if self._open[unit.index]]
@@ -280,7 +280,7 @@ class Scheduler:
         if error is not None:
             logger.debug("The job was lost.", exc_info=error)
         for unit in unfinished:
-            # The culprit among several units shows only when each has run by itself.
+            # Among several units, the faulty one is known only when each has run alone.
             losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= _MAX_LOSSES:
@@ -300,7 +300,7 @@ class Scheduler:
             self._take(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason))
 
     def _take(self, outcome: QuantumOutcome) -> None:
-        """Record an outcome, and release or block what depends on it."""
+        """Record an outcome, and release or block its dependents."""
         if not self._record(outcome):
             return
         if outcome.attempts:
@@ -326,7 +326,7 @@ class Scheduler:
             return False
         self._observer.on_outcome(outcome)
         if first is not None:
-            # A lost temporary was made again: what that wrote on the way has replaced the first.
+            # The rerun for a lost temporary has overwritten the first outputs.
             outcome = merge_outcomes(first, outcome)
         self._on_outcome(outcome)
         # With scans, they would be the logs of the whole run.

@@ -1,4 +1,4 @@
-"""The specification of all backends: run groups one after another in this process."""
+"""Serial backend, the specification of all backends.  Runs groups one after another in the driver."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .backend import ReportOutcome
 
 
 class SerialBackend:
-    """Runs every group in this process, without isolation and limits."""
+    """A backend that runs every group in this process, without isolation and limits."""
 
     slots = 1
 
@@ -64,7 +64,7 @@ class SerialBackend:
             arrived.extend(item for item in items if not isinstance(item, bytes))
 
     def is_alive(self) -> bool:
-        """Whether more units can be run: not after the engine itself has failed."""
+        """Return whether more units can be run: not after the engine itself has failed."""
         return False
 
     def cancel(self) -> None:

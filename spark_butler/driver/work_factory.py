@@ -1,7 +1,4 @@
-"""Extracts of a quantum graph for planning and for workers.
-
-Runs in the driver.
-"""
+"""Factory of work items for workers, built from a quantum graph.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ _MANY_READERS = 4
 
 
 class WorkFactory:
-    """Prepares groups of a quantum graph for their journey to a worker.
+    """Factory of work items from the groups of a quantum graph.
 
     Parameters
     ----------
@@ -45,15 +42,15 @@ class WorkFactory:
         Names of the dataset types that are temporary.
     records
         Datastore records of the inputs of the whole graph, by name of the
-        datastore.  `None` leaves to each quantum those that the graph gives it.
+        datastore.  With `None`, each quantum keeps its records of the graph.
     existing
         IDs of the datasets of the output run that were in the datastore
         before.
     clobber
         Quanta whose outputs of earlier attempts are replaced.
     forced
-        Quanta that have succeeded before.  Their outputs are written over,
-        and never removed first: they must not be lost on the way.
+        Quanta that have succeeded before.  Their outputs are overwritten
+        and never removed first, so that a failure can't lose them.
     limits
         Limits of the quanta, by task label.
     """
@@ -88,7 +85,7 @@ class WorkFactory:
             self._outgoing[crossing.producer][crossing.dataset_id] = crossing.consumers
 
     def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
-        """Remember which outputs of a quantum exist.
+        """Record which outputs of a quantum exist.
 
         Parameters
         ----------
@@ -114,24 +111,24 @@ class WorkFactory:
         blocked: frozenset[uuid.UUID],
         done: frozenset[uuid.UUID] | None = None,
     ) -> UnitWork:
-        """Pack a unit, or several that one worker runs.
+        """Build the work item of a unit, or of several that one worker runs.
 
         Parameters
         ----------
         units
-            The units; all that they need of others has ended.  Where there
-            are several, each has one group, and these travel as one.
+            The units; all units upstream have ended.  If there are several,
+            each has one group, and these are sent as one.
         blocked
             Their quanta that are not to run.
         done
             Their quanta that have succeeded and run again only for their
-            temporaries, where a unit was given out before.
+            temporaries, if a unit was submitted before.
 
         Returns
         -------
         work
-            What travels.  A group of a later level does so with one of the
-            level before it.
+            The work item.  A group of a later level is sent along with one
+            of the level before it.
         """
         groups = [self._plan.groups[index] for unit in units for level in unit.levels for index in level]
         unit = units[0]
@@ -170,7 +167,7 @@ class WorkFactory:
     def _route(
         self, index: int, level: int, place: Mapping[int, int], carrier: Mapping[int, int]
     ) -> tuple[int, ...]:
-        """Find the places on the route from a level to a group."""
+        """Return the positions on the route from a level to a group."""
         route = [place[index]]
         while self._plan.groups[index].level > level + 1:
             index = carrier[index]
@@ -211,7 +208,7 @@ class WorkFactory:
         *,
         receivers: Collection[int] = (),
     ) -> GroupContent:
-        """Gather the quanta of a group and what the driver knows of their datasets.
+        """Build the content of a group: its quanta, and the driver's records of their datasets.
 
         Parameters
         ----------
@@ -222,7 +219,7 @@ class WorkFactory:
         done
             Its quanta that have succeeded.
         receivers
-            Groups of the same unit that need it.
+            Groups of the same unit that depend on it.
         """
         quantum_ids = [quantum_id for quantum_id in group.quanta if quantum_id not in blocked]
         positions = {quantum_id: position for position, quantum_id in enumerate(quantum_ids)}
@@ -277,12 +274,12 @@ class WorkFactory:
         )
 
     def _is_sibling(self, quantum_id: uuid.UUID, group: Group) -> bool:
-        """Whether a quantum belongs to another group of the same unit."""
+        """Return whether a quantum belongs to another group of the same unit."""
         other = self._plan.groups[self._group_of[quantum_id]]
         return other.unit == group.unit and other.index != group.index
 
     def _reads(self, index: int, made: Collection[uuid.UUID]) -> frozenset[uuid.UUID]:
-        """Find the stored datasets, of those that were made, that a group reads."""
+        """Return the IDs of existing stored datasets that a group reads."""
         return frozenset(
             ref.id
             for quantum in self._graph.build_execution_quanta(self._plan.groups[index].quanta).values()
@@ -300,7 +297,7 @@ class WorkFactory:
 def export_input_records(
     butler: Butler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
 ) -> dict[str, DatastoreRecordData]:
-    """Ask the repository for the datastore records of all inputs that no quantum of a graph makes.
+    """Read the datastore records of all inputs that no quantum of a graph makes.
 
     Parameters
     ----------
@@ -328,7 +325,7 @@ def _find_shared(
     xgraph: networkx.DiGraph[uuid.UUID],
     records: Mapping[str, DatastoreRecordData],
 ) -> frozenset[uuid.UUID]:
-    """Find the inputs that many quanta read, such as calibrations."""
+    """Return the inputs that many quanta read, such as calibrations."""
     bipartite = graph.bipartite_xgraph
     return frozenset(
         dataset_id
@@ -340,7 +337,7 @@ def _find_shared(
 
 
 def _without_records(quantum: Quantum) -> Quantum:
-    """Copy a quantum without its datastore records, which its group has already."""
+    """Return a copy of a quantum without its datastore records, which its group holds."""
     if not quantum.datastore_records:
         return quantum
     return Quantum(

@@ -1,4 +1,4 @@
-"""The way from a request to a quantum graph and a plan."""
+"""Planning, in the driver: from a request to a quantum graph and a plan."""
 
 from __future__ import annotations
 

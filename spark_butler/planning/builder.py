@@ -69,11 +69,11 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
         existing: frozenset[uuid.UUID] = frozenset()
         if run is not None and request.extend_run:
             if not request.skip_init_writes:
-                # Before it turns out that all quanta have been done, with another configuration.
+                # First of all: with another configuration, "all quanta have been done" would mislead.
                 check_configs(butler, pipeline_graph, run)
             existing = fetch_run_ids(butler, run)
             if read_temporaries(butler, [run]) - temporary.keys():
-                # Only the engine can see which quanta have to make again what is to be kept now.
+                # Only the engine knows which quanta have to run again for outputs that are now stored.
                 skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)
         absent = temporary.keys() | read_temporaries(butler, _flatten(butler, skip_existing_in))
         builder = _make_builder(
@@ -81,7 +81,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
             pipeline_graph,
             butler,
             skip_existing_in=skip_existing_in,
-            # The builder refuses them where nothing is skipped.
+            # The builder refuses patterns if no quanta are skipped.
             retained=retained_types(pipeline_graph, retained, absent) if skip_existing_in else None,
             collections=collections,
             run=run,
@@ -130,7 +130,7 @@ def _make_builder(
     collections: Sequence[str],
     run: str | None,
 ) -> AllDimensionsQuantumGraphBuilder:
-    """Make pipe_base's builder with the options of a request."""
+    """Build pipe_base's graph builder from the options of a request."""
     return AllDimensionsQuantumGraphBuilder(
         pipeline_graph,
         butler,
@@ -138,7 +138,7 @@ def _make_builder(
         skip_existing_in=skip_existing_in,
         retained_dataset_types=retained,
         prune_unanchored_quanta=request.prune_unanchored_quanta,
-        # What is in the way of quanta that succeeded, and run for a temporary only, is no reason to stop.
+        # Quanta that succeeded and run again only for a temporary may have registered outputs.
         clobber=True,
         dataset_query_constraint=DatasetQueryConstraintVariant.fromExpression(
             request.dataset_query_constraint
@@ -150,7 +150,7 @@ def _make_builder(
 
 
 def _flatten(butler: Butler, collections: Sequence[str]) -> Sequence[str]:
-    """Find the runs among collections that may not exist yet."""
+    """Return the runs in collections, which need not exist yet."""
     try:
         return butler.collections.query(collections, flatten_chains=True) if collections else ()
     except MissingCollectionError:
@@ -158,7 +158,7 @@ def _flatten(butler: Butler, collections: Sequence[str]) -> Sequence[str]:
 
 
 def _read_table(file: str) -> Table:
-    """Read a table of data IDs, which the builder wants to name in its messages."""
+    """Read a table of data IDs; the builder names its file in messages."""
     with ResourcePath(file).as_local() as local:
         table = Table.read(local.ospath)
     table.meta["filename"] = file

@@ -23,10 +23,10 @@ from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 def check_outputs_in_the_way(
     components: PredictedQuantumGraphComponents, existing: Collection[uuid.UUID]
 ) -> None:
-    """Refuse a graph with quanta that have not succeeded but have outputs in the registry.
+    """Raise if quanta of a graph have not succeeded but have outputs in the registry.
 
-    Pipe_base's builder would refuse those that have succeeded, too, and are
-    only there for a temporary that is needed again.
+    Pipe_base's builder would also refuse quanta that have succeeded and run
+    again only for a temporary.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def settle_dataset_ids(
     components
         Parts of the graph, changed in place.
     keep
-        IDs that stay, those of the datasets that exist.
+        IDs of existing datasets, which are kept.
 
     Notes
     -----
@@ -92,7 +92,7 @@ def settle_dataset_ids(
 
 
 class _IdMaker:
-    """Does what `lsst.daf.butler.DatasetIdFactory` does, for many datasets of one type in a run."""
+    """A faster `lsst.daf.butler.DatasetIdFactory` for many datasets of one type in a run."""
 
     def __init__(self, run: str, dataset_type: DatasetType):
         keys = list(dataset_type.dimensions.data_coordinate_keys)
@@ -100,6 +100,6 @@ class _IdMaker:
         self._places = [(name, keys.index(name)) for name in sorted(dataset_type.dimensions.required)]
 
     def make_id(self, values: Sequence[object]) -> uuid.UUID:
-        """Make the ID of a dataset from all values of its data ID."""
+        """Return the ID of a dataset, made from all values of its data ID."""
         text = "".join(f",{name}={values[place]}" for name, place in self._places)
         return uuid.uuid5(DatasetIdFactory.NS_UUID, self._start + text)

@@ -35,7 +35,7 @@ from .request import RunRequest
 
 logger = logging.getLogger(__name__)
 
-# With it the graph builder begins some lines of Python.
+# The graph builder begins some lines of Python with these words.
 _RECIPE = "To reproduce this query"
 
 # A graph from a file knows its collections; see `spark_butler.repository.output_run.OutputRequest`.
@@ -51,12 +51,12 @@ _NO_OUTPUT: dict[str, Any] = {
 
 
 def show_pipeline(request: RunRequest) -> Any:
-    """Build the pipeline and show of it what was asked for.
+    """Build the pipeline and print the parts of it that ``--show`` names.
 
     Parameters
     ----------
     request
-        What the user asks for.
+        The request.
 
     Returns
     -------
@@ -90,18 +90,18 @@ def show_pipeline(request: RunRequest) -> Any:
 
 
 def task_modules(pipeline_graph: PipelineGraph) -> list[str]:
-    """List the modules that the tasks of a pipeline are in.
+    """Return the modules of the tasks of a pipeline.
 
     Parameters
     ----------
     pipeline_graph
-        The pipeline; its dataset types may be unknown yet.
+        The pipeline; its dataset types need not be resolved.
     """
     return sorted({node.task_class_name.rpartition(".")[0] for node in pipeline_graph.tasks.values()})
 
 
 def read_task_modules(file: str) -> list[str]:
-    """List the modules that the tasks of a graph in a file are in, without reading its quanta.
+    """Return the modules of the tasks of a graph in a file, without reading its quanta.
 
     Parameters
     ----------
@@ -111,8 +111,8 @@ def read_task_modules(file: str) -> list[str]:
     Returns
     -------
     modules
-        Their names; none where the file can't be read, of which `build_graph`
-        gives the reason, or is of the older format, which is read whole only.
+        Their names.  Empty if the file can't be read (`build_graph` reports
+        the reason), or if its older format can only be read as a whole.
 
     Raises
     ------
@@ -126,20 +126,20 @@ def read_task_modules(file: str) -> list[str]:
     try:
         with PredictedQuantumGraph.open(uri, import_mode=TaskImportMode.DO_NOT_IMPORT) as reader:
             return task_modules(reader.pipeline_graph)
-    except Exception:  # noqa: BLE001  (as many as there are ways for a file to be broken)
+    except Exception:  # noqa: BLE001  (a broken file raises errors of many types)
         logger.debug("The pipeline of %s can't be read.", file, exc_info=True)
         return []
 
 
 def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
-    """Build the predicted quantum graph that a user asks for, or read it from a file.
+    """Build the predicted quantum graph of a request, or read it from a file.
 
     Parameters
     ----------
     request
-        What the user asks for.
+        The request.
     factory
-        What `show_pipeline` returned.
+        The result of `show_pipeline`.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
     """Return the error for an empty graph, with the reasons that the builder logged."""
     if request.graph_file is not None:
         return EmptyGraphError(f"The quantum graph in {request.graph_file!r} is empty.")
-    # The recipe was logged, and is nothing for one line.
+    # The recipe was logged, and is too long for one line.
     reasons = [message.partition(_RECIPE)[0] for message in messages]
     reason = " ".join(line.strip() for reason in reasons for line in reason.splitlines())
     query = f" (data query {request.where!r})" if request.where else ""
@@ -202,7 +202,7 @@ def _check_graph_file(file: str) -> None:
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Raise a `UserError` for whatever the middleware raises: it refuses what the user gave."""
+    """Raise a `UserError` for any error of the middleware, since it refuses the user's input."""
     try:
         yield
     except UserError:
@@ -227,7 +227,7 @@ def _reason(exc: Exception) -> str:
 
 
 def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGraph[uuid.UUID]:
-    """Take the quanta of a graph and let a graph fixup add edges to them.
+    """Return the quanta of a graph with the edges that a graph fixup adds.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
         The graph.
     name
         Name of a class or factory of
-        `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or nothing.
+        `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`.
 
     Returns
     -------
@@ -268,7 +268,7 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
 
 @contextlib.contextmanager
 def _keep_messages() -> Iterator[list[str]]:
-    """Keep what the graph builder logs about an empty graph."""
+    """Collect the messages that the graph builder logs about an empty graph."""
     messages: list[str] = []
 
     class Keeper(logging.Handler):

@@ -17,13 +17,13 @@ from .plan import Crossing
 
 
 def sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """Order numbers so that each follows those it needs (Kahn's algorithm)."""
+    """Return the numbers in an order in which each follows its dependencies (Kahn's algorithm)."""
     feeds: list[list[int]] = [[] for _ in range(n)]
     missing = [0] * n
     for before, after in edges:
         feeds[before].append(after)
         missing[after] += 1
-    # The last to become ready goes first: what is made is soon used, so that few temporaries live at a time.
+    # The last to become ready goes first: outputs are soon consumed, so that few temporaries live at a time.
     ready = [node for node in reversed(range(n)) if not missing[node]]
     order: list[int] = []
     while ready:
@@ -41,7 +41,7 @@ def sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
-    """Count the groups on the longest path to each of those that follow what they need."""
+    """Return the stage of each group: the number of groups on the longest path to it."""
     stages: list[int] = []
     for before in needs:
         stages.append(max((stages[need] + 1 for need in before), default=0))
@@ -49,7 +49,7 @@ def find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
 
 
 def comes_out_even(costs: Sequence[float], slots: int, unevenness: float) -> bool:
-    """Whether all slots are busy about as long, if each that is free takes the costliest group left."""
+    """Return whether all slots are busy about as long if each free slot takes the costliest group left."""
     busy = [0.0] * slots
     for cost in sorted(costs, reverse=True):
         heapq.heapreplace(busy, busy[0] + cost)
@@ -57,12 +57,12 @@ def comes_out_even(costs: Sequence[float], slots: int, unevenness: float) -> boo
 
 
 def find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:
-    """Join groups that pass temporaries to each other, and what lies on a path between them.
+    """Join groups that pass temporaries to each other, and the groups on paths between them.
 
     Returns
     -------
     unit_of
-        Number of the unit of each group, each after those it needs.
+        Number of the unit of each group; units follow their dependencies.
     """
     root = list(range(len(needs)))
 
@@ -82,7 +82,7 @@ def find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) ->
     try:
         order = sort_topologically(len(needs), list(edges))
     except PlanError:
-        # A path leaves a unit and comes back: all that lies on it belongs to the unit.
+        # A path leaves a unit and returns: all groups on it belong to the unit.
         graph: networkx.DiGraph[int] = networkx.DiGraph(list(edges))
         for component in networkx.strongly_connected_components(graph):
             keeper = min(component)

@@ -17,9 +17,9 @@ from .ordering import comes_out_even, find_stages, find_units, sort_topologicall
 from .plan import Crossing, GraphSketch, Group, GroupBy, Plan, Unit
 
 _GROUPS_PER_SLOT = 4
-# In larger groups quanta get slower: the log of each names all that have run before it in its process.
+# In larger groups quanta get slower: the log of each names all earlier quanta of its process.
 _MANY_QUANTA = 100
-# The busiest slot may be busy that much longer than the mean.
+# Greatest excess of the busiest slot's time over the mean.
 _UNEVEN = 1.02
 
 
@@ -41,7 +41,7 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
         the names of dimensions, or ``auto`` for the coarsest grain that gives
         each slot several groups.
     slots
-        How many groups can run at the same time; only ``auto`` heeds it.
+        Number of groups that can run at the same time; only ``auto`` uses it.
 
     Returns
     -------
@@ -143,7 +143,7 @@ class _Partitioner:
         return [home[group] for group in fused], len(first)
 
     def _keys(self, fused: Sequence[int], dimensions: Sequence[str]) -> dict[int, tuple[int | str, ...]]:
-        """Values of some dimensions, for the groups that have all of them."""
+        """Return the values of some dimensions, for the groups that have all of them."""
         found: defaultdict[int, dict[str, int | str]] = defaultdict(dict)
         mixed: set[int] = set()
         wanted = frozenset(dimensions)
@@ -159,7 +159,7 @@ class _Partitioner:
         }
 
     def choose(self, slots: int) -> tuple[list[int], str]:
-        """Find the coarsest grain that gives each slot several groups, and all slots about as much work."""
+        """Return the coarsest grain that gives each slot several groups, and all slots about as much work."""
         fused = self.fuse()
         wanted = _GROUPS_PER_SLOT * slots
         one_each: dict[str, Sequence[str]] = {}
@@ -191,10 +191,10 @@ class _Partitioner:
         )
 
     def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
-        """Part joined groups that have many quanta; what is fused stays together.
+        """Split joined groups that have many quanta; fused quanta stay together.
 
-        Parts follow the order of what is fused, so that no two of them need
-        each other.
+        Parts follow the order of the fused groups, so that no two parts
+        depend on each other.
         """
         sizes = Counter(home)
         parted = list(home)
@@ -212,7 +212,7 @@ class _Partitioner:
         return parted
 
     def _saves_handovers(self, fused: Sequence[int], home: Sequence[int]) -> bool:
-        """Whether temporaries that would have to travel don't if groups are joined."""
+        """Return whether joining groups saves transfers of temporaries."""
         return any(
             fused[self.number[handover.producer]] != fused[consumer]
             and home[self.number[handover.producer]] == home[consumer]
@@ -221,7 +221,7 @@ class _Partitioner:
         )
 
     def _look_at_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:
-        """Look at the stages in which groups have been joined.
+        """Return the size and the balance of the stages in which groups have been joined.
 
         Returns
         -------
@@ -242,7 +242,7 @@ class _Partitioner:
         )
 
     def make_plan(self, home: Sequence[int], grain: str) -> Plan:
-        """Write down groups and units."""
+        """Build the plan: its groups and units."""
         quanta, group_needs = self._order_groups(home)
         index = {home[members[0]]: n for n, members in enumerate(quanta)}
         crossings = self._find_crossings([index[first] for first in home])
@@ -259,14 +259,14 @@ class _Partitioner:
         )
 
     def _order_groups(self, home: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """Order the groups so that each follows those it needs.
+        """Return the groups in an order in which each follows its dependencies.
 
         Returns
         -------
         members
             The quanta of each group.
         needs
-            The places of the groups that it needs.
+            The positions of the groups on which each depends.
         """
         members: defaultdict[int, list[int]] = defaultdict(list)
         for quantum, first in enumerate(home):
@@ -285,7 +285,7 @@ class _Partitioner:
         )
 
     def _find_crossings(self, group_of: Sequence[int]) -> list[Crossing]:
-        """Find the temporaries that leave their group."""
+        """Return the temporaries that leave their group."""
         crossings = []
         for handover in self.sketch.handovers:
             producer = group_of[self.number[handover.producer]]
@@ -299,7 +299,7 @@ class _Partitioner:
     def _make_groups(
         self, quanta: Sequence[Sequence[int]], needs: Sequence[Sequence[int]], unit_of: Sequence[int]
     ) -> tuple[Group, ...]:
-        """Work out stage, level and remaining path of each group."""
+        """Build the groups, with stage, level and remaining path."""
         costs = self.sketch.costs
         path = [0.0] * len(self.ids)
         for quantum in range(len(self.ids) - 1, -1, -1):
@@ -327,7 +327,7 @@ class _Partitioner:
 
 
 def _make_units(groups: Sequence[Group], unit_of: Sequence[int]) -> tuple[Unit, ...]:
-    """Gather the groups of each unit by level."""
+    """Build the units, with their groups by level."""
     members: list[list[Group]] = [[] for _ in range(1 + max(unit_of, default=-1))]
     for group in groups:
         members[group.unit].append(group)

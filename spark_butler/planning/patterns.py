@@ -46,14 +46,14 @@ def read_patterns(option: str, file: str) -> list[str]:
 def retained_types(
     pipeline_graph: PipelineGraph, retained: list[str] | None, absent: Collection[str]
 ) -> list[str] | None:
-    """Return the dataset types that exist where a quantum that is skipped has run.
+    """Return patterns of the dataset types that a skipped quantum must have left.
 
     Parameters
     ----------
     pipeline_graph
         The pipeline, resolved.
     retained
-        What `read_retained` has returned.
+        The result of `RunRequest.read_retained`.
     absent
         Names of the dataset types that are temporary, or were in the runs
         whose quanta are skipped.
@@ -61,8 +61,7 @@ def retained_types(
     Returns
     -------
     patterns
-        Patterns for pipe_base's builder, which makes quanta run again for all
-        others; `None` for all dataset types.
+        Patterns for pipe_base's builder; `None` for all dataset types.
     """
     if not absent:
         return retained
@@ -74,6 +73,6 @@ def retained_types(
             for name in names
             if any(name == each if isinstance(each, str) else each.search(name) for each in expressions)
         }
-    # The builder would take an empty list for one of all; what no task makes is always there.
+    # The builder takes an empty list for all types; inputs that no task makes always exist.
     names.update(name for name in pipeline_graph.dataset_types if pipeline_graph.producer_of(name) is None)
     return sorted(names)

@@ -41,7 +41,7 @@ class GraphSketch:
     """The part of a quantum graph that planning needs."""
 
     task_labels: Mapping[uuid.UUID, str]
-    """Task label of every quantum.  The order is kept where the graph leaves a choice."""
+    """Task label of every quantum.  Plans keep this order where edges permit it."""
 
     edges: Iterable[tuple[uuid.UUID, uuid.UUID]]
     """Pairs of quanta; the second depends on the first."""
@@ -62,18 +62,18 @@ class GraphSketch:
     """Expected time of each quantum, in any unit, where known; 1 for others."""
 
     dimensions: Collection[frozenset[str]] = ()
-    """Names of the dimensions of each task, those included whose quanta have all been done."""
+    """Names of the dimensions of each task, including tasks whose quanta have all been done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """Quanta that one worker runs in order: what Spark schedules."""
+    """Quanta that one worker runs in order; the smallest piece that Spark schedules."""
 
     index: int
     """Position of the group in its plan."""
 
     quanta: tuple[uuid.UUID, ...]
-    """The quanta, each after those of the same group that it needs."""
+    """The quanta, each after its dependencies in the group."""
 
     upstream: frozenset[int]
     """Groups that must end before this one may start."""
@@ -143,10 +143,10 @@ class Plan:
     """
 
     groups: tuple[Group, ...]
-    """All groups, each after those it needs."""
+    """All groups, each after its dependencies."""
 
     units: tuple[Unit, ...]
-    """All units, each after those it needs."""
+    """All units, each after its dependencies."""
 
     crossings: tuple[Crossing, ...]
     """Temporaries that travel between groups."""
@@ -161,7 +161,7 @@ class Plan:
     """Mean size of the datasets of a type in bytes, by name, where known."""
 
     grain: str
-    """How the graph was partitioned, and why."""
+    """The grain of the partition, with its reason."""
 
     def __len__(self) -> int:
         return len(self.task_labels)
@@ -240,7 +240,7 @@ class _Route:
 
 
 def _routes(plan: Plan) -> list[_Route]:
-    """Count datasets, receiving groups and copies by dataset type and pair of stages."""
+    """Return datasets, receiving groups and copies by dataset type and pair of stages."""
     datasets: Counter[tuple[str, int, int]] = Counter()
     copies: Counter[tuple[str, int, int]] = Counter()
     groups: dict[tuple[str, int, int], set[int]] = {}
@@ -260,7 +260,7 @@ def _count_shuffles(plan: Plan) -> int:
 
 
 def _explain_temporaries(plan: Plan) -> list[str]:
-    """Describe the temporary dataset types, and those that cross between groups."""
+    """Return lines about the temporary dataset types, and those that cross between groups."""
     if not plan.temporary_types:
         return ["Temporary dataset types: none; everything is stored."]
     lines = ["Temporary dataset types (never in the repository):"]
@@ -285,11 +285,11 @@ def _explain_temporaries(plan: Plan) -> list[str]:
 
 
 def _kinds(plan: Plan, groups: Iterable[Group]) -> list[tuple[str, int]]:
-    """Count groups by the tasks in them, the most frequent first."""
+    """Return the numbers of groups by their tasks, the most frequent first."""
     kinds = Counter(_chain_text([plan.task_labels[q] for q in group.quanta]) for group in groups)
     return sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _chain_text(labels: Sequence[str]) -> str:
-    """Write a sequence of task labels, repeated ones counted."""
+    """Return a sequence of task labels as text, with counts of repeated labels."""
     return " -> ".join(f"{label} x {n}" if n > 1 else label for label, n in Counter(labels).items())

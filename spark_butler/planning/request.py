@@ -97,13 +97,13 @@ class RunRequest(pydantic.BaseModel):
     """Further options of ``pipetask run`` that only pipe_base and ctrl_mpexec read."""
 
     options: RunOptions = pydantic.Field(default_factory=RunOptions)
-    """How the graph is executed."""
+    """Options of the execution."""
 
     show: ShowInfo = pydantic.Field(default_factory=lambda: ShowInfo([]))
-    """What to print about the pipeline and the graph."""
+    """Parts of the pipeline and the graph to print."""
 
     provenance_graph: str | None = None
-    """Where to write the provenance quantum graph."""
+    """File of the provenance quantum graph to write."""
 
     command: Sequence[str] = ()
     """The request as a command line; empty where none can express it, as for a pipeline in a notebook."""
@@ -147,8 +147,8 @@ class RunRequest(pydantic.BaseModel):
         Returns
         -------
         patterns
-            Patterns of the dataset types that exist where a quantum that is
-            skipped has run; `None` without the option.
+            Patterns of the dataset types that a skipped quantum must have
+            left; `None` without the option.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class RunRequest(pydantic.BaseModel):
         return {**self.graph_builder, **fields}
 
 
-# Options of the run command that are not fields of RunOptions, or that need more than to be passed on.
+# Options of the run command that are not fields of RunOptions, or that are converted first.
 _ENGINE = frozenset(RunOptions.model_fields) - {"skip_existing", "clobber_outputs"}
 _IGNORED_WITH_GRAPH = ("data_query", "data_id_table", "qgraph_datastore_records", "prune_unanchored_quanta")
 
@@ -194,7 +194,7 @@ def build_request(
         Values by parameter name of the command; absent ones have their
         defaults.  ``pipeline_actions`` holds the changes to the pipeline.
     show
-        What to print.
+        Parts of the pipeline and the graph to print.
     command
         The same as a command line, without secrets.
     default_pipeline
@@ -223,19 +223,19 @@ def build_request(
         text = explain_invalid(exc, unknown="{name!r} is not a known option.", depth=1)
         raise OptionsError(_as_option(text)) from exc
     if request.graph_file is None:
-        # It is read again where the graph is built; a file that can't be used is refused here.
+        # The file is read again when the graph is built; here a bad file is refused early.
         request.read_retained()
     return request
 
 
 def _as_option(text: str) -> str:
-    """Return an error that begins with the name of a field as one that begins with the option."""
+    """Return an error text with the option instead of the field's name at its beginning."""
     name, _, rest = text.partition(" ")
     return f"--{name.replace('_', '-')} {rest}"
 
 
 def _check_sources(values: dict[str, Any], default_pipeline: Path | None, *, shows: bool) -> None:
-    """Check where the graph comes from, and fill in the default pipeline."""
+    """Check the source of the graph, and fill in the default pipeline."""
     actions = sorted({action.action for action in values.get("pipeline_actions") or ()})
     pipeline = values.get("pipeline")
     if (file := values.get("qgraph")) is not None:

@@ -1,4 +1,4 @@
-"""Sketch of a quantum graph: the part of it that planning needs.
+"""Sketch of a quantum graph, for planning.
 
 Runs in the driver.
 """
@@ -24,21 +24,21 @@ def sketch_graph(
     sizes: Mapping[str, float] | None = None,
     costs: Mapping[uuid.UUID, float] | None = None,
 ) -> GraphSketch:
-    """Draw what planning needs of a quantum graph.
+    """Build the sketch of a quantum graph.
 
     Parameters
     ----------
     graph
         The graph.
     xgraph
-        Its quanta with the edges to respect, where those are not the graph's
+        Its quanta with the edges to respect, if these differ from the graph's
         own.
     temporary_types
         Names of the dataset types that are temporary, with the reasons.
     sizes
         Mean sizes of datasets in bytes, by name of the type.
     costs
-        How long quanta will take.
+        Expected times of quanta.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def sketch_graph(
     """
     if xgraph is None:
         xgraph = graph.quantum_only_xgraph
-    # What is not in xgraph has been done before.
+    # Quanta that are not in xgraph have been done before.
     labels = {
         quantum_id: label
         for label in graph.pipeline_graph.tasks
