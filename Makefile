@@ -110,10 +110,12 @@ docs: $(INSTALLED) ## Build the documentation with the API reference, into build
 	$(RUN) python tools/build_docs.py
 
 .PHONY: lint
-lint: $(INSTALLED) ## Check style, types and imports between packages
+lint: $(INSTALLED) ## Check style, wording, spelling (American), types and imports between packages
 	@$(RUN); export PATH
 	ruff check .
 	ruff format --check .
+	python tools/check_words.py
+	codespell
 	lint-imports
 	mypy --strict spark_butler pyspark_butler jobs tests
 
