@@ -84,7 +84,7 @@ class Readback:
     def read_many(
         self, wanted: Iterable[tuple[uuid.UUID, bool]]
     ) -> Iterator[tuple[uuid.UUID, QuantumScan | None]]:
-        """Read what quanta have left.
+        """Read the metadata and logs that quanta have written.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class Readback:
         Yields
         ------
         quantum_id, scan
-            The quanta; no scan for those that have left nothing.
+            The quanta; there is no scan for those that have written neither.
         """
         left = dict(wanted)
         for quantum_id, packed in self._read_packs(left):
@@ -122,7 +122,7 @@ class Readback:
                         yield quantum_id, each.scan
 
     def _read(self, quantum_id: uuid.UUID, quantum: Quantum, with_metadata: bool) -> QuantumScan | None:
-        """Read what a quantum has left; called in several threads."""
+        """Read the metadata and log of a quantum; called in several threads."""
         if self._present is not None and not self.has_trace(quantum_id):
             return None
         label = self._graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]

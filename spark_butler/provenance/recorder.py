@@ -92,7 +92,7 @@ class ProvenanceRecorder:
         # Without a buffer, so that what can't be written is known at once.
         self._spool = tempfile.TemporaryFile(prefix="spark-butler-", buffering=0)  # noqa: SIM115
         self._places: defaultdict[uuid.UUID, list[tuple[int, int]]] = defaultdict(list)
-        self._told: dict[uuid.UUID, bool] = {}
+        self._reported: dict[uuid.UUID, bool] = {}
         self._length = 0
         self._is_full = False
 
@@ -111,14 +111,14 @@ class ProvenanceRecorder:
         outcome
             The outcome.  There may be several of a quantum.
         """
-        if outcome.quantum_id in self._told:
+        if outcome.quantum_id in self._reported:
             # The quantum ran again; its first outcome has reported the attempts before.
             self._keep(outcome.quantum_id, outcome.scan)
             return
         *before, last = _all_scans(outcome)
         for scan in before:
             self._keep(outcome.quantum_id, scan)
-        self._told[outcome.quantum_id] = self._keep(outcome.quantum_id, last)
+        self._reported[outcome.quantum_id] = self._keep(outcome.quantum_id, last)
 
     def _keep(self, quantum_id: uuid.UUID, scan: bytes | None) -> bool:
         """Write a scan to the end of the file; return whether there is one."""
@@ -128,7 +128,7 @@ class ProvenanceRecorder:
             if self._spool.write(scan) != len(scan):
                 raise OSError("the disk is full.")
         except OSError as exc:
-            # The run is worth more than its provenance; `finish` looks in the datastore instead.
+            # The run is worth more than its provenance; `finish` reads the datastore instead.
             logger.warning("Nothing more is kept for the provenance graph until the run ends: %s", brief(exc))
             self._is_full = True
             return False
@@ -173,7 +173,7 @@ class ProvenanceRecorder:
             untold: dict[uuid.UUID, bool] = {}
             for quantum_id in quantum_datasets(self._graph):
                 outcome = result.outcomes.get(quantum_id)
-                if self._told.get(quantum_id):
+                if self._reported.get(quantum_id):
                     assert outcome is not None
                     self._write_quantum(writer, quantum_id, self._join(outcome, None))
                 elif outcome is not None:
@@ -196,7 +196,7 @@ class ProvenanceRecorder:
     def _write_quantum(
         self, writer: ProvenanceQuantumGraphWriter, quantum_id: uuid.UUID, scan: QuantumScan | None
     ) -> None:
-        """Write what is known of a quantum, or that it was blocked."""
+        """Write the attempts at a quantum, or that it was blocked."""
         if scan is None:
             writer.write_blocked_quantum_provenance(quantum_id)
         else:
@@ -205,7 +205,7 @@ class ProvenanceRecorder:
     def _write_init_outputs(
         self, writer: ProvenanceQuantumGraphWriter, present: frozenset[uuid.UUID] | None
     ) -> None:
-        """Write down which init-outputs exist."""
+        """Write which init-outputs exist."""
         if present is not None:
             for predicted in init_quanta(self._graph).values():
                 ids = set(predicted.iter_output_dataset_ids())
@@ -219,7 +219,7 @@ class ProvenanceRecorder:
     def _join(
         self, outcome: QuantumOutcome, found: QuantumScan | None, automatic: Collection[uuid.UUID] = ()
     ) -> QuantumScan:
-        """Return what is known of a quantum that was tried.
+        """Return the scan of a quantum that was tried, joined from those of its attempts.
 
         Parameters
         ----------
@@ -235,7 +235,7 @@ class ProvenanceRecorder:
             kept = up_to_success(kept)
             if not kept or kept[-1].status is not QuantumAttemptStatus.SUCCESSFUL:
                 kept.append(found or empty_scan(QuantumAttemptStatus.UNKNOWN))
-        elif not self._told[outcome.quantum_id]:
+        elif not self._reported[outcome.quantum_id]:
             kept += [] if found is None else [found]
             has_log = outcome.status is QuantumAttemptStatus.FAILED
             if found is None or not has_log or outcome.kind is FailureKind.UPSTREAM:
@@ -343,7 +343,7 @@ def _scan_data(
 
 
 def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
-    """Return what is known of all attempts at a quantum, first to last; `None` where nothing is.
+    """Return the scans of all attempts at a quantum, first to last; `None` for one without a scan.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ class QuantumScan:
     """All that a provenance graph holds of the attempts at one quantum.
 
     Logs and metadata are compressed blocks of the graph file, so that the
-    driver copies them and does not look into them.
+    driver copies them without decompression.
     """
 
     status: QuantumAttemptStatus
@@ -207,7 +207,7 @@ def scan_attempt(
         Logs, with what `lsst.pipe.base.log_capture.LogCapture` adds to them:
         the exception of a failure, and the attempts before.
     failure
-        What was raised, for the case that the logs don't tell.
+        What was raised, in case the logs don't contain it.
 
     Returns
     -------
@@ -263,7 +263,7 @@ def _temporaries_in(metadata: TaskMetadata | None) -> set[uuid.UUID]:
 
 
 def _fill[T](items: Sequence[T | None], length: int) -> list[T | None]:
-    """Lengthen a list, where an attempt has left nothing, or shorten it.
+    """Return items cut to a length, or filled up with `None` for attempts that wrote nothing.
 
     The metadata of a success may be there twice: logs that pipe_base has
     streamed to a file have it, too.
@@ -320,10 +320,10 @@ def empty_scan(
 
 
 def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
-    """Leave out failures after a success.
+    """Return the scans without failures after a success.
 
-    What ran again for a lost temporary may have failed then, which is the
-    failure of the readers of that.
+    A quantum that ran again for a lost temporary may have failed then; that
+    failure is reported for the readers of the temporary.
 
     Parameters
     ----------
