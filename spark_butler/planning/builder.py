@@ -27,7 +27,7 @@ from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
 from ..repository.collection_notes import read_temporaries
-from ..repository.output_run import check_configs
+from ..repository.output_checks import check_configs
 from ..temporaries.dataset_types import find_temporary_types
 from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
 from .patterns import retained_types

@@ -20,7 +20,7 @@ from lsst.pipe.base import ExecutionResources, Pipeline
 from ..errors import OptionsError
 from ..model.limits import ResourceRequests, read_requests
 from ..model.options import RunOptions
-from ..repository.output_run import check_name
+from ..repository.output_checks import check_name
 from ..text import brief, explain_invalid
 from .patterns import read_patterns
 

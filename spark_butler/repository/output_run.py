@@ -7,8 +7,6 @@ from __future__ import annotations
 
 __all__ = [
     "OutputRequest",
-    "check_configs",
-    "check_name",
     "check_output",
     "find_packages",
     "prepare_output",
@@ -21,20 +19,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
-from lsst.daf.butler import Butler, CollectionType, MissingCollectionError, MissingDatasetTypeError
-from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.utils.packages import Packages
 
-from .._pipe_base import init_quanta
 from ..errors import OptionsError, RepositoryError, UserError
 from ..run_folders import run_folder
 from ..text import brief
 from .checks import check_writeable, register_run, store_roots
+from .output_checks import check_configs, check_dataset_types, check_name, check_tasks
 
 logger = logging.getLogger(__name__)
-
-_PATTERN_CHARACTERS = "*?[]{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,34 +64,6 @@ class OutputRequest:
     def extend(self) -> bool:
         """Whether the output run is there already."""
         return bool(self.collections["extend_run"])
-
-
-def check_name(option: str, name: str) -> None:
-    """Check that a collection to be written to has a name that the middleware takes everywhere.
-
-    Parameters
-    ----------
-    option
-        The option that gives the name.
-    name
-        The name.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the name is a pattern, or has characters that the registry
-        or the datastore refuses only when the run has begun.
-    """
-    if found := sorted(set(name).intersection(_PATTERN_CHARACTERS)):
-        raise OptionsError(
-            f"{option} is {name!r}; expected a name without {' '.join(found)}, which stand for patterns of "
-            "names."
-        )
-    if not name or name != name.strip() or not name.isprintable() or "," in name:
-        raise OptionsError(
-            f"{option} is {name!r}; expected a name of printable characters without commas, and without "
-            "blanks at its ends."
-        )
 
 
 def resolve_output(
@@ -199,11 +166,11 @@ def check_output(
     with butler:
         for root in store_roots(butler):
             run_folder(root, graph.header.output_run)
-        _check_dataset_types(butler, graph, register=request.register_dataset_types)
+        check_dataset_types(butler, graph, register=request.register_dataset_types)
         if request.write_init_outputs:
             if request.extend and request.from_file:
                 check_configs(butler, graph.pipeline_graph, graph.header.output_run)
-            _check_tasks(butler, graph)
+            check_tasks(butler, graph)
         if probe_datastore:
             check_writeable(store_roots(butler))
 
@@ -328,92 +295,6 @@ class _refusing:  # noqa: N801
         if isinstance(exc, ValueError | TypeError | LookupError):
             raise OptionsError(brief(exc)) from exc
         raise RepositoryError(f"{self._what}: {brief(exc)}") from exc
-
-
-def _check_dataset_types(butler: Butler, graph: PredictedQuantumGraph, *, register: bool) -> None:
-    """Check that the repository knows the dataset types of a graph's outputs."""
-    missing = []
-    for name, node in graph.pipeline_graph.dataset_types.items():
-        if graph.pipeline_graph.producer_of(name) is None:
-            continue
-        try:
-            known = butler.get_dataset_type(name)
-        except MissingDatasetTypeError:
-            missing.append(name)
-            continue
-        if not node.dataset_type.is_compatible_with(known):
-            raise OptionsError(
-                f"Dataset type {name!r} is {known} in the repository, but the pipeline makes "
-                f"{node.dataset_type}."
-            )
-    if missing and not register:
-        raise OptionsError(
-            f"The repository has no dataset types {', '.join(sorted(missing))}; "
-            "give --register-dataset-types to register them."
-        )
-
-
-def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> None:
-    """Check that a run to be extended was made with the same configurations.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    pipeline_graph
-        The pipeline.
-    run
-        The output RUN collection.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the configuration of a task differs.
-    """
-    for label, task_node in pipeline_graph.tasks.items():
-        try:
-            existing = butler.get(task_node.init.config_output.dataset_type_name, collections=run)
-        except (LookupError, FileNotFoundError, MissingDatasetTypeError, MissingCollectionError):
-            continue
-        differences: list[str] = []
-        same = task_node.config.compare(  # type: ignore[no-untyped-call]
-            existing, shortcut=False, output=differences.append
-        )
-        if not same:
-            raise OptionsError(
-                f"The configuration of task {label!r} is not the one that run {run!r} was made with "
-                f"({'; '.join(differences[:3])}); write to another run, or mix them by --skip-init-writes."
-            )
-
-
-def _check_tasks(butler: Butler, graph: PredictedQuantumGraph) -> None:
-    """Build each task once, as the writing of init-outputs will."""
-    labels = [label for label in graph.pipeline_graph.tasks if label in init_quanta(graph)]
-    if _try_tasks(butler, graph, labels) is None:
-        return
-    for n, label in enumerate(labels, start=1):
-        # With those before it, which may make its init-inputs.
-        if (exc := _try_tasks(butler, graph, labels[:n])) is not None:
-            raise OptionsError(f"Task {label!r} can't be made: {type(exc).__name__}: {brief(exc)}") from exc
-
-
-def _try_tasks(butler: Butler, graph: PredictedQuantumGraph, labels: Sequence[str]) -> Exception | None:
-    """Build tasks, and return the exception that they raise."""
-    init_inputs = {
-        ref.datasetType.name: ref for label in labels for ref in graph.get_init_inputs(label).values()
-    }
-    try:
-        graph.pipeline_graph.instantiate_tasks(
-            get_init_input=lambda dataset_type: butler.get(
-                init_inputs[dataset_type.name].overrideStorageClass(dataset_type.storageClass)
-            ),
-            init_outputs=[],
-            labels=labels,
-        )
-    except Exception as exc:  # noqa: BLE001  (a constructor may raise anything)
-        logger.debug("A task can't be made.", exc_info=True)
-        return exc
-    return None
 
 
 def _has(butler: Butler, collection: str) -> bool:
