@@ -1,4 +1,4 @@
-"""A graph executor on Spark for all that takes one of pipe_base's."""
+"""Graph executor on Spark with the interface of pipe_base's.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ logger = logging.getLogger(__name__)
 
 
 class SparkGraphExecutor(QuantumGraphExecutor):
-    """Executes quantum graphs on Spark.
+    """Executor of quantum graphs on Spark.
 
-    Takes the place of `lsst.pipe.base.mp_graph_executor.MPGraphExecutor`
-    and understands all its arguments.  It writes provenance graphs with any
-    number of processes.
+    Replaces `lsst.pipe.base.mp_graph_executor.MPGraphExecutor` and accepts
+    all its arguments.  It writes provenance graphs with any number of
+    processes.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         ``butler``: they have no registry, and this process puts what they
         write into the registry of ``butler``.
     start_method
-        Accepted for the sake of compatibility; the processes of the quanta
-        are always forked from a warm worker.
+        Accepted for compatibility; the processes of the quanta are always
+        forked from a warm worker.
     fail_fast
         Whether to stop at the first failure.
     pdb
@@ -147,13 +147,13 @@ class SparkGraphExecutor(QuantumGraphExecutor):
     def _execute_here(
         self, graph: QuantumGraph | PredictedQuantumGraph, quantum_executor: QuantumExecutor
     ) -> None:
-        """Execute a graph in this process, by the executor of pipe_base."""
+        """Execute a graph in this process, with the executor of pipe_base."""
         local = self._make_local_executor(quantum_executor)
         try:
             local.execute(graph)
         finally:
             with contextlib.suppress(RuntimeError):
-                # There is none if the graph was refused.
+                # A refused graph has no report.
                 self._report = local.getReport()
 
     def _execute_on_spark(
@@ -187,7 +187,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         return self._report
 
     def _make_local_executor(self, quantum_executor: QuantumExecutor) -> MPGraphExecutor:
-        """Make the executor of pipe_base that runs quanta in this process."""
+        """Return the executor of pipe_base that runs quanta in this process."""
         return MPGraphExecutor(
             num_proc=1,
             timeout=self._timeout if self._timeout is not None else math.inf,
@@ -270,7 +270,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
 
 @contextlib.contextmanager
 def _finishing(finish: Callable[[], None]) -> Iterator[None]:
-    """Do a last thing, even if quanta have failed: callers rely on it when they meet that error."""
+    """Call ``finish`` after the block, also if quanta failed: callers that catch the error rely on it."""
     try:
         yield
     except MPGraphExecutorError:
@@ -280,7 +280,7 @@ def _finishing(finish: Callable[[], None]) -> Iterator[None]:
 
 
 def _check_multiprocessing(graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]) -> None:
-    """Refuse tasks that say that they can't run in another process."""
+    """Raise if a task declares that it can't run in another process."""
     for label in dict.fromkeys(xgraph.nodes[quantum_id]["task_label"] for quantum_id in xgraph):
         if not graph.pipeline_graph.tasks[label].task_class.canMultiprocess:
             raise MPGraphExecutorError(f"Task {label!r} does not support multiprocessing; use single process")

@@ -1,4 +1,4 @@
-"""One run from request to report: prepared, started and finished for the command line and the notebook.
+"""Run from request to report, for the command line and the notebook: prepare, start, finish.
 
 Runs in the driver.
 """
@@ -57,7 +57,7 @@ _SHOWN = ("pipeline", "graph_file", "inputs", "output", "output_run", "where")
 
 
 class OnlyShown(Exception):
-    """The request only asks to print something (``--show``), and that is done."""
+    """Raised when the request only prints something (``--show``), after printing it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +74,13 @@ class PreparedRun:
     """The quanta with the edges to respect."""
 
     output: OutputRequest
-    """The output collections, and what is written besides the outputs of quanta."""
+    """The output collections, and the files to write besides the outputs of quanta."""
 
     packages: Packages | None
     """Versions of all packages, if they are to be written."""
 
     plan: Plan
-    """The plan: the one that runs, unless earlier attempts have done a part of it."""
+    """The plan.  It changes if earlier attempts have done a part of it."""
 
     started: datetime.datetime
     """Time of the request."""
@@ -104,7 +104,7 @@ class PreparedRun:
 
 @dataclasses.dataclass(frozen=True)
 class RunEnd:
-    """The end of a run that was not broken off."""
+    """Result of a run that ended regularly."""
 
     result: RunResult
     """Outcomes and blocked quanta."""
@@ -114,7 +114,7 @@ class RunEnd:
 
     @property
     def state(self) -> str:
-        """The word for it in status and report."""
+        """The word for the end in status and report."""
         if self.result.stopped_by is not None:
             return "stopped"
         return "failed" if self.result.failed else "succeeded"
@@ -133,7 +133,7 @@ def prepare(
     start_workers: Callable[[Sequence[str], Sequence[str]], None] | None = None,
     dry_run: bool = False,
 ) -> PreparedRun:
-    """Build the quantum graph, check everything that can be refused, and plan the run.
+    """Build the quantum graph, check the request, and plan the run.
 
     Nothing is written to the repository.
 
@@ -152,7 +152,7 @@ def prepare(
     Raises
     ------
     OnlyShown
-        Raised if ``--show`` asks for nothing else than to print.
+        Raised if ``--show`` only prints.
     spark_butler.errors.NothingToDo
         Raised if all quanta have been done before.
     spark_butler.errors.UserError
@@ -224,9 +224,9 @@ class ActiveRun:
     butler
         Writeable butler of the repository.
     backend
-        Where quanta run.
+        Backend that runs the quanta.
     reporter
-        Keeps status and report.
+        Writer of status and report.
     """
 
     def __init__(self, prepared: PreparedRun, butler: Butler, backend: Backend, reporter: RunReporter):
@@ -256,7 +256,7 @@ class ActiveRun:
         *observers
             Observers of the run beside its reporter.
         guard
-            Context in which quanta run, which may end it by an exception.
+            Context in which quanta run.  It may stop the run by an exception.
 
         Returns
         -------
@@ -303,17 +303,17 @@ class ActiveRun:
         state
             The word for the end, as in `RunEnd.state`.
         reason
-            The cause, if the run ended before its time.
+            The cause, if the run ended early.
         n_ingested
             Number of datasets that were registered, if known.
         """
         self.reporter.finish(state, reason, n_ingested=n_ingested)
 
     def explain_resume(self) -> str:
-        """Return the sentence that says which options resume the run."""
+        """Return the sentence that names the options to resume the run."""
         options = "--extend-run --skip-existing"
         with contextlib.suppress(Exception):
-            # The registry may be what failed.
+            # The registry itself may have failed.
             if needs_clobber(self.butler, self.prepared.graph):
                 options += " --clobber-outputs"
         collections = self.prepared.output.collections
@@ -326,14 +326,14 @@ class ActiveRun:
 def open_run(
     prepared: PreparedRun, backend: Backend, *, on_cancel: Callable[[], None], bars: bool = False
 ) -> ActiveRun:
-    """Register the output collections, write init-outputs, and start to report.
+    """Register the output collections, write init-outputs, and start the reporter.
 
     Parameters
     ----------
     prepared
         The run.
     backend
-        Where quanta run.
+        Backend that runs the quanta.
     on_cancel
         Called, in another thread, after ``spark-butler cancel``.
     bars
@@ -342,7 +342,7 @@ def open_run(
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the repository refuses.
+        Raised if the repository refuses the collections or init-outputs.
     """
     with prepared.timing("output run"):
         butler = prepare_output(prepared.graph, prepared.output, prepared.packages)
@@ -368,7 +368,7 @@ def _make_reporter(
     slots = min(request.options.processes or backend.slots, backend.slots)
     done_before: dict[str, int] = {}
     if request.options.skip_existing:
-        with best_effort("The quanta that were done before can't be counted"):
+        with best_effort("Can't count the quanta that were done before"):
             done_before = count_done_before(butler, prepared.graph)
     return RunReporter(
         RunInfo(

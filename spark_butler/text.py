@@ -44,7 +44,7 @@ _LONGEST = 600
 
 
 def brief(exc: BaseException) -> str:
-    """Shorten an error to one line without secrets.
+    """Return an error in one line, without secrets.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def best_effort(what: str, *, level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translate_errors(error: type[SparkButlerError], what: str, *, remedy: str = "") -> Iterator[None]:
-    """Raise an error of this package for whatever the block raises; keep those that are one already.
+    """Raise an error of this package for any error of the block; errors of this package pass unchanged.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def translate_errors(error: type[SparkButlerError], what: str, *, remedy: str = 
 
 
 def as_engine_error(what: str, *, remedy: str = "") -> contextlib.AbstractContextManager[None]:
-    """Raise an `~spark_butler.errors.EngineError` for whatever the block raises.
+    """Raise an `~spark_butler.errors.EngineError` for any error of the block.
 
     Parameters
     ----------
@@ -122,18 +122,17 @@ def as_engine_error(what: str, *, remedy: str = "") -> contextlib.AbstractContex
 
 
 def explain_invalid(error: pydantic.ValidationError, *, unknown: str, depth: int | None = None) -> str:
-    """Say in a line which value is wrong, the first of all.
+    """Return a line about the first wrong value.
 
     Parameters
     ----------
     error
-        What pydantic has found.
+        Error of pydantic.
     unknown
-        What to say of a name that there is not, with ``{name!r}`` or
-        ``{name}`` in its place.
+        Text for an unknown name, with ``{name!r}`` or ``{name}`` in its
+        place.
     depth
-        How many parts of the name of a value matter to the user; `None` for
-        all.
+        Number of parts of a value's name to keep; `None` for all.
     """
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"][:depth]))
@@ -143,7 +142,7 @@ def explain_invalid(error: pydantic.ValidationError, *, unknown: str, depth: int
 
 
 def _last_of_traceback(message: str) -> str:
-    """Find the error of a worker in the report of Spark, which has stacks of Python and of Java in it."""
+    """Return the error of a worker from Spark's report, which holds stacks of Python and of Java."""
     _, is_there, stacks = message.partition("Traceback (most recent call last):")
     if not is_there:
         return message
@@ -152,12 +151,12 @@ def _last_of_traceback(message: str) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """Blank out passwords and the secret keys of this process's environment.
+    """Return a text without passwords and the secret keys of this process's environment.
 
     Parameters
     ----------
     text
-        What is to be shown.
+        The text.
     """
     for name in _SECRET_VARIABLES:
         if secret := os.environ.get(name):
@@ -166,7 +165,7 @@ def hide_secrets(text: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration.
+    """Return a duration as text.
 
     Parameters
     ----------
@@ -187,7 +186,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Write a number of bytes.
+    """Return a number of bytes as text.
 
     Parameters
     ----------
@@ -203,7 +202,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_data_id(data_id: Mapping[str, object]) -> str:
-    """Write a data ID.
+    """Return a data ID as text.
 
     Parameters
     ----------
@@ -214,7 +213,7 @@ def format_data_id(data_id: Mapping[str, object]) -> str:
 
 
 def format_count(number: int, one: str, many: str | None = None) -> str:
-    """Write a number and its noun, in the singular or the plural.
+    """Return a number and its noun, in the singular or the plural.
 
     Parameters
     ----------
@@ -223,13 +222,13 @@ def format_count(number: int, one: str, many: str | None = None) -> str:
     one
         The noun in the singular.
     many
-        The plural, unless it only adds an *s*.
+        The plural, if it is not the singular with an *s*.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the columns of a table of plain text.
+    """Return the lines of a table of plain text with aligned columns.
 
     Parameters
     ----------

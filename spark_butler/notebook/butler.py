@@ -1,4 +1,4 @@
-"""Entry point of notebooks: a butler whose queries and pipelines run on Spark.
+"""Butler for notebooks, whose queries and pipelines run on Spark.
 
 Runs in the driver.
 """
@@ -86,7 +86,7 @@ class SparkButler:
         if spark is not None:
             check_session(spark)
         self._session = spark if spark is not None else make_session()
-        # A notebook shows the error of a function once, without Spark's copies of it.
+        # A notebook shows the error of a function once, without Spark's copies.
         with best_effort("Can't set the log level of Spark", level=logging.DEBUG):
             hide_task_errors()
         self._checked: set[str] | None = None
@@ -130,9 +130,9 @@ class SparkButler:
         dataset_type
             Name of the dataset type.
         where
-            Expression that narrows them, as in ``butler query-datasets``.
+            Expression that selects data IDs, as in ``butler query-datasets``.
         bind
-            Values of names in it.
+            Values of names in the expression.
         also
             Further dataset types that functions read: for each data ID, the
             datasets that go with it (calibrations by their validity,
@@ -148,9 +148,9 @@ class SparkButler:
             a mapping of names to storage classes, for types to be registered
             with the dimensions of the data IDs.
         output_run
-            RUN collection of what they put.
+            RUN collection of the outputs.
         clobber_outputs
-            Whether functions may replace what an earlier query has put there.
+            Whether functions may replace outputs of an earlier query.
         partitions
             Number of partitions; by default four for each slot of Spark.
 
@@ -249,7 +249,7 @@ class SparkButler:
         Returns
         -------
         plan
-            The plan; its ``explain()`` is for people.
+            The plan; its ``explain()`` returns a readable text.
 
         Examples
         --------
@@ -262,7 +262,7 @@ class SparkButler:
     def _prepare(
         self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, dry_run: bool = False
     ) -> PreparedRun:
-        """Check everything that can be refused, and plan a run."""
+        """Check the arguments, and plan a run."""
         given = {"input": self._collections or None, **options}
         check_session(self._session)
         slots = int(self._session.sparkContext.defaultParallelism)
@@ -284,14 +284,14 @@ class SparkButler:
 
 
 def _split(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Read names that may be given as one string with commas."""
+    """Return names that may be given as one string with commas."""
     if isinstance(names, str):
         return tuple(name.strip() for name in names.split(",") if name.strip())
     return tuple(names)
 
 
 def _register_source(session: SparkSession) -> None:
-    """Let ``spark.read.format("butler")`` take filters, where PySpark is new enough."""
+    """Register the data source ``butler`` with pushed filters, where PySpark is new enough."""
     try:
         from ..spark.datasource import register
     except ImportError:

@@ -1,4 +1,4 @@
-"""Arguments of `SparkButler.run` as a request, with the meaning of the options of the command.
+"""Conversion of the arguments of `SparkButler.run` to a request, as the command converts its options.
 
 Runs in the driver.
 """
@@ -55,7 +55,7 @@ _KNOWN = frozenset(
 ) - {"pipeline_actions"}
 _PIPELINES = "the address of a pipeline file, a Pipeline or the class of a PipelineTask"
 _OTHER_NAMES_BACK = {option: name for name, option in _OTHER_NAMES.items()}
-# What is written as a command is left as it is.
+# Text that is written as a command is not changed.
 _FLAG = re.compile(r"(?P<command>`[^`]*`)|(?<![\w-])--(?P<option>[a-z][a-z-]*[a-z])")
 
 type PipelineLike = str | os.PathLike[str] | Pipeline | type[PipelineTask]
@@ -96,7 +96,7 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
     in_memory = isinstance(pipeline, Pipeline) or is_of_cell or isinstance(requests, Mapping)
     values: dict[str, Any] = {}
     if isinstance(pipeline, Pipeline):
-        # Options may change it.
+        # Options may change the pipeline.
         values["pipeline"] = Pipeline.fromPipeline(pipeline)
     else:
         given |= _name_pipeline(pipeline, given)
@@ -116,12 +116,12 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
 
 
 def in_words_of_python(text: str) -> str:
-    """Name options in an error as the arguments of a call in Python.
+    """Return an error text with options named as arguments of a call in Python.
 
     Parameters
     ----------
     text
-        The error, which names them as the command does.
+        The error, with options named as in the command.
     """
 
     def name(match: re.Match[str]) -> str:
@@ -144,7 +144,7 @@ def _check_name(name: str) -> None:
 
 
 def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pipeline as the options that name it."""
+    """Return the options that name a pipeline."""
     if pipeline is None:
         if not any(given.get(name) for name in ("pipeline", "task", "qgraph")):
             raise OptionsError(f"No pipeline was given; expected {_PIPELINES}, or task= or qgraph=.")
@@ -157,7 +157,7 @@ def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _convert(name: str, value: Any) -> Any:
-    """Return the value of an option as the command line gives it to a request."""
+    """Return the value of an option in the form that the command line passes to a request."""
     if name in _REPEATED:
         return tuple(_split(name, value))
     return str(value) if isinstance(value, os.PathLike) else value
@@ -176,7 +176,7 @@ def _split(name: str, value: Any) -> Iterator[str]:
 
 
 def _write_arguments(given: Mapping[str, Any]) -> Iterator[str]:
-    """Write options as arguments of a command line."""
+    """Yield options as arguments of a command line."""
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
@@ -193,7 +193,7 @@ def _write_arguments(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, memory: Any) -> RunRequest:
-    """Add what is asked for tasks by values instead of a file."""
+    """Return a request with the resources of tasks that were given as values instead of a file."""
     if requests is None and memory is None:
         return request
     resources = request.options.resources
@@ -210,7 +210,7 @@ def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, mem
 
 
 def _with_memory(resources: ResourceRequests, megabytes: float) -> ResourceRequests:
-    """Give all tasks at least some memory."""
+    """Return resources with at least some memory for all tasks."""
 
     def more(values: Mapping[str, Any]) -> dict[str, Any]:
         changed = {"request_memory": max(values.get("request_memory") or 0.0, megabytes)}
@@ -234,5 +234,5 @@ def _read_memory(memory: Any) -> float:
     except (ValueError, TypeError, AssertionError) as exc:
         raise OptionsError(f"memory is {memory!r}: {brief(exc) or 'expected an amount such as 4GB'}") from exc
     if not megabytes > 0:
-        raise OptionsError(f"memory is {memory!r}; expected more than nothing.")
+        raise OptionsError(f"memory is {memory!r}; expected a positive amount such as 4GB.")
     return megabytes

@@ -60,20 +60,20 @@ class RunStatus(enum.StrEnum):
 
 
 class Run:
-    """A run that goes on in the background.  Made by `SparkButler.run`.
+    """A run in the background.  Made by `SparkButler.run`.
 
     In a notebook, it shows itself as a table that is kept up to date.
 
     Parameters
     ----------
     prepared
-        What is to run.
+        The prepared run.
     backend
-        Where quanta run.
+        Backend that runs the quanta.
     again
         Starts the run again, with changed options.
     finish
-        Called in the end.
+        Called at the end.
 
     Examples
     --------
@@ -149,8 +149,8 @@ class Run:
         except Exception as exc:  # noqa: BLE001  (`wait` raises it)
             self._error = exc
             if not self._backend.is_stopped:
-                logger.error("Run %s broke off: %s", self.output_run, brief(exc))
-            logger.debug("The run broke off.", exc_info=True)
+                logger.error("Run %s stopped with an error: %s", self.output_run, brief(exc))
+            logger.debug("The run stopped with an error.", exc_info=True)
 
     def _describe_end(self) -> tuple[str, str]:
         """Return the state and the reason for the report."""
@@ -165,7 +165,7 @@ class Run:
         return end.state, end.reason
 
     def _close(self) -> None:
-        """Free what the backend holds, unless what ended the run has ended that, too."""
+        """Close the backend, unless it ended together with the run."""
         with contextlib.suppress(Exception):
             self._finish()
 
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        """How the graph was cut; ``plan.explain()`` tells it."""
+        """The partition of the graph; ``plan.explain()`` describes it."""
         return self._prepared.plan
 
     @property
@@ -186,18 +186,18 @@ class Run:
 
     @property
     def status(self) -> RunStatus:
-        """How it stands."""
+        """State of the run."""
         return self._end_status() if self._ended.is_set() else RunStatus.RUNNING
 
     def _end_status(self) -> RunStatus:
-        """Tell how the run ended."""
+        """Return the state of an ended run."""
         if self._error is None and self._result is not None:
             return RunStatus.FAILED if self._result.failed else RunStatus.SUCCEEDED
         return RunStatus.CANCELLED if self._backend.is_stopped else RunStatus.BROKEN
 
     @property
     def error(self) -> Exception | None:
-        """What broke the run, if something did."""
+        """Error that stopped the run, if any."""
         return self._error if self.status is RunStatus.BROKEN else None
 
     @property
@@ -224,12 +224,12 @@ class Run:
 
     @property
     def report_uri(self) -> str | None:
-        """Address of the page ``report.html`` about the run; `None` before its end, and if there is none."""
+        """Address of the run's ``report.html``; `None` before its end, or without a report."""
         places = self._reporter.places if self._ended.is_set() else []
         return str(places[0]) if places else None
 
     def report(self) -> Report:
-        """Make pipe_base's report of the run so far, that of ``pipetask run --summary``."""
+        """Return pipe_base's report of the run so far, as in ``pipetask run --summary``."""
         result = RunResult(outcomes=self.outcomes, blocked=list(self._log.blocked_ids))
         return make_report(self._graph, self._result or result)
 
@@ -239,7 +239,7 @@ class Run:
         Parameters
         ----------
         timeout
-            Seconds after which to wait no longer; the run goes on.
+            Seconds after which to stop waiting; the run continues.
 
         Returns
         -------
@@ -249,8 +249,7 @@ class Run:
         Raises
         ------
         spark_butler.errors.EngineError
-            Raised if the engine has failed.  What quanta come to is no error
-            here.
+            Raised if the engine has failed.  Failed quanta do not raise.
         """
         from ..spark.rdd import default_interrupts
 
@@ -263,13 +262,13 @@ class Run:
         if (error := self.error) is not None:
             if isinstance(error, EngineError | UserError):
                 raise error
-            raise EngineError(f"The run broke off: {brief(error)}") from error
+            raise EngineError(f"The run stopped with an error: {brief(error)}") from error
         return self
 
     def watch(self) -> None:
         """Show the table and keep it up to date until the run has ended.
 
-        An interrupt (a stopped cell) ends the watching only.
+        An interrupt (a stopped cell) ends only this display.
         """
         from ..spark.rdd import default_interrupts
 
@@ -278,13 +277,12 @@ class Run:
         with default_interrupts(), contextlib.suppress(KeyboardInterrupt):
             self._thread.join()
             return
-        logger.info("Run %s goes on; cancel() stops it.", self.output_run)
+        logger.info("Run %s continues; cancel() stops it.", self.output_run)
 
     def cancel(self) -> Run:
-        """Stop the run, and return when nothing of it runs any more.
+        """Stop the run, and return when all its jobs have ended.
 
-        What has been finished is in the registry, and `retry` goes on from
-        there.
+        Finished outputs are registered, and `retry` resumes from there.
 
         Returns
         -------
@@ -292,17 +290,17 @@ class Run:
             The run itself.
         """
         while self._thread.is_alive():
-            # Again and again, since a job may have been on its way to Spark the first time.
+            # Repeated, since a job may have been on its way to Spark the first time.
             self._backend.stop()
             self._thread.join(_CANCEL_SECONDS)
         return self
 
     def _cancel_later(self) -> None:
-        """Stop the run from a thread for which its end waits."""
+        """Stop the run from a thread that the end of the run waits for."""
         threading.Thread(target=self.cancel, name="spark-butler-cancel", daemon=True).start()
 
     def retry(self, **changes: Any) -> Run:
-        """Run again what has not succeeded, into the same collection.
+        """Rerun the quanta that have not succeeded, into the same collection.
 
         Parameters
         ----------
@@ -319,11 +317,11 @@ class Run:
         Raises
         ------
         spark_butler.errors.UserError
-            Raised if this run is still going on, if there is nothing left to
-            run, or if an option can't be used.
+            Raised if this run has not ended, if there is nothing left to run,
+            or if an option can't be used.
         """
         if self._thread.is_alive():
-            raise UserError(f"Run {self.output_run!r} is still going on; wait() for it, or cancel() it.")
+            raise UserError(f"Run {self.output_run!r} is still running; wait() for it, or cancel() it.")
         fixed = {
             "output_run": self.output_run,
             "extend_run": True,
@@ -345,7 +343,7 @@ class Run:
         return text if (report := self.report_uri) is None else f"{text}\nReport: {report}"
 
     def _snapshot(self) -> ProgressSnapshot:
-        """Tell how the run stands, or stood in the end, with the time since it was asked for."""
+        """Return the progress of the run, with the time since the request."""
         if self._last is not None:
             return self._last
         elapsed = (datetime.datetime.now(datetime.UTC) - self._prepared.started).total_seconds()

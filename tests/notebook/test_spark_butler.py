@@ -463,7 +463,7 @@ def test_a_run_is_cancelled_by_hand_and_by_a_stopped_cell(butler: SparkButler, s
     pipeline.addTask(run_cell("time.sleep(60)"), "slow")
     run = butler.run(pipeline, output="u/slow", where=SCIENCE)
     assert run.status is RunStatus.RUNNING
-    with pytest.raises(UserError, match="still going on"):
+    with pytest.raises(UserError, match="still running"):
         run.retry()
     with _interrupted(spark):
         run.wait()
