@@ -63,8 +63,8 @@ class SparkGraphExecutor(QuantumGraphExecutor):
     quantum_executor
         Executor for a single quantum, which must support pickle.  It is used
         in the workers as it is.  `None` makes the butlers of the workers from
-        ``butler``: they have no registry, and this process puts what they
-        write into the registry of ``butler``.
+        ``butler``: they have no registry, and this process registers
+        their outputs with ``butler``.
     start_method
         Accepted for compatibility; the processes of the quanta are always
         forked from a warm worker.

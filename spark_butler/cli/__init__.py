@@ -1,4 +1,4 @@
-"""The `spark-butler` commands."""
+"""Commands of `spark-butler`."""
 
 __all__ = ["program"]
 

@@ -1,6 +1,6 @@
 """The command ``cleanup``, which removes temporaries of crashed runs.
 
-It runs in a process of its own.
+Runs in the process of the command.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 @click.command(cls=LeafCommand)
 @click.argument("repo")
 @click.option("--run", help="Remove only temporaries of this output RUN.")
-@click.option("--dry-run", is_flag=True, help="Print what would be removed; nothing is removed.")
+@click.option("--dry-run", is_flag=True, help="Print the temporaries to remove; nothing is removed.")
 def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
     """Remove temporaries of crashed runs from the object store.
 
     Runs remove their temporaries themselves, also when they fail; only a killed driver leaves some.
-    Don't use this while a run is going on, unless --run names another.
+    Don't use this command during a run, unless --run names another run.
 
     \b
     Examples:
@@ -68,13 +68,13 @@ def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
     repo
         Its address.
     run
-        Name of the run, as the user gave it.
+        Name of the run in the command.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if the name is neither that of a RUN collection nor that of a
-        run that left files, or if it can't name a folder.
+        Raised if the name belongs neither to a RUN collection nor to a run
+        that left files, or if it can't name a folder.
     """
     from lsst.daf.butler import CollectionType
 
@@ -84,7 +84,7 @@ def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
     from ..temporaries.scratch import list_scratch_runs, scratch_folder
 
     roots = store_roots(butler)
-    # The registry would take what the user gave for a pattern.
+    # The registry would take the user's name for a pattern.
     names = set(butler.collections.query("*", collection_types=CollectionType.RUN))
     if run not in names:
         names.update(*map(list_scratch_runs, roots), (attempt.run for attempt in find_attempts(roots)))

@@ -1,7 +1,7 @@
-"""What all commands have in common: ``--format``, options files, and logging options.
+"""Base of all commands: ``--format``, options files, and logging options.
 
-Nothing here imports the middleware before a command is carried out, so that
-help and completion are quick.
+Runs in the process of the command.  Nothing here imports the middleware before
+a command runs, so that help and completion are quick.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import click
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-"""Settings of click that all commands have."""
+"""Settings of click for all commands."""
 
 _BEFORE_KEY = "spark_butler.logging"
 _VERBOSE_KEY = "spark_butler.verbose"
@@ -50,7 +50,7 @@ _LOGGING_OPTIONS = (
         help="File(s) to write log messages to; as JSON records where the name ends with '.json'.",
     ),
     click.option("--log-tty/--no-log-tty", default=True, help="Whether to log to the terminal."),
-    click.option("--log-label", multiple=True, metavar="KEY=VALUE", help="What to add to log records."),
+    click.option("--log-label", multiple=True, metavar="KEY=VALUE", help="Label to add to log records."),
 )
 _LOGGING_NAMES = ("log_level", "long_log", "log_file", "log_tty", "log_label")
 
@@ -60,12 +60,12 @@ format_option = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Whether to print for people or for programs.",
+    help="Format of the output: text for people, JSON for programs.",
 )
 
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:
-    """Give a command logging options that are called as those of ``pipetask``.
+    """Add logging options to a command, with the names of ``pipetask``.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def logging_options[F: Callable[..., Any]](command: F) -> F:
 
 
 def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, verbose: bool) -> None:
-    """Keep logging options that stand before the name of a command, for the command.
+    """Store logging options that precede the name of a command, for the command.
 
     Parameters
     ----------
@@ -87,14 +87,14 @@ def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, ve
     options
         Values of the options.
     verbose
-        Whether to log what is done, if there are no such options.
+        Whether to log at level INFO without such options.
     """
     ctx.meta[_BEFORE_KEY] = _logging_arguments(options)
     ctx.meta[_VERBOSE_KEY] = verbose
 
 
 def kept_logging_arguments(ctx: click.Context) -> list[str]:
-    """Return what `keep_logging_arguments` has kept.
+    """Return the arguments that `keep_logging_arguments` has stored.
 
     Parameters
     ----------
@@ -153,8 +153,7 @@ def print_json(value: object) -> None:
 class LeafCommand(click.Command):
     """A command that takes ``--format``, an options file, and logging options.
 
-    Its function is given the format as ``form``; the others are dealt with
-    before.
+    Its function receives the format as ``form``; the base handles the others.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -169,7 +168,7 @@ class LeafCommand(click.Command):
 
 
 def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Take the defaults of other options from a file."""
+    """Read the defaults of other options from a file."""
     if value is not None:
         from lsst.daf.butler.cli.utils import yaml_presets
 
@@ -188,7 +187,7 @@ def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | 
 )
 @logging_options
 def _common() -> None:
-    """Carry the options that all commands have."""
+    """Hold the options of all commands."""
 
 
 class CommandGroup(click.Group):
@@ -217,7 +216,7 @@ class CommandGroup(click.Group):
 
 
 def _start_logging(arguments: list[str], *, verbose: bool) -> None:
-    """Log as asked; if nothing was, warnings only."""
+    """Start logging by the options; without options, log only warnings."""
     if arguments:
         from .logging_options import read_logging_options
 
@@ -230,7 +229,7 @@ def _start_logging(arguments: list[str], *, verbose: bool) -> None:
 
 
 def _logging_arguments(params: Mapping[str, Any]) -> list[str]:
-    """Write logging options as they may have been given."""
+    """Return logging options as arguments of a command line."""
     return [
         *(f"--log-level={value}" for value in params["log_level"]),
         *(["--long-log"] if params["long_log"] else ()),

@@ -1,4 +1,4 @@
-"""The JSON that the run command prints at its end.
+"""JSON that the run command prints at its end.
 
 Runs in the driver.
 """
@@ -17,7 +17,7 @@ _OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
 
 
 def describe_run(reporter: RunReporter, run: str, state: str, status: int) -> dict[str, Any]:
-    """Return the description of a run that has ended, in the words of its report.
+    """Return the description of an ended run, with the keys of its report.
 
     Parameters
     ----------

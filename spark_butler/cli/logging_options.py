@@ -1,4 +1,4 @@
-"""The logging options of ``pipetask``, for every command."""
+"""Logging options of ``pipetask``, for every command.  Runs in the process of the command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lsst.daf.butler.cli.opt import (
 
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:
-    """Give a command the logging options of ``pipetask``.
+    """Add the logging options of ``pipetask`` to a command.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def logging_options[F: Callable[..., Any]](command: F) -> F:
 
 
 def start_logging(kwargs: dict[str, Any]) -> None:
-    """Log as ``pipetask`` does, this package included.
+    """Start logging as ``pipetask`` does, with this package included.
 
     Workers on this host share its terminal.  They write to it only if a log
     level is given: otherwise each quantum would print several lines.
@@ -50,7 +50,7 @@ def start_logging(kwargs: dict[str, Any]) -> None:
     }
     CliLog.initLog(**options)
     if not kwargs["log_level"]:
-        # What workers repeat; see `spark_butler.worker.environment.prepare_process`.
+        # Workers repeat these settings; see `spark_butler.worker.environment.prepare_process`.
         CliLog.configState[-1] = (CliLog.initLog, *{**options, "log_tty": False}.values())
     levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
     for component, level in dict(kwargs.pop("log_level")).items():
@@ -61,7 +61,7 @@ def start_logging(kwargs: dict[str, Any]) -> None:
 
 
 def read_logging_options(arguments: Sequence[str]) -> None:
-    """Log as options say that stand before the name of a command.
+    """Start logging by the options that precede the name of a command.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The ``spark-butler`` command."""
+"""Entry point of the ``spark-butler`` command.  Runs in the process of the command."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _RUN_COMMANDS = {
 }
 
 _WATCH_COMMANDS = {
-    "cancel": "Ask a run to end.",
+    "cancel": "Ask a run to stop.",
     "report": "Print the report of a run that has ended.",
-    "status": "Say how runs stand, while they go on and afterwards.",
+    "status": "Print the state of running and ended runs.",
 }
 
 _EPILOG = """Logging options may stand before or after the name of a command.  Options may stand in a
@@ -58,7 +58,7 @@ class _Main(CommandGroup):
         if cmd_name not in _RUN_COMMANDS:
             return super().get_command(ctx, cmd_name)
         if cmd_name == "run" and not ctx.resilient_parsing:
-            # It comes up while the middleware is imported below.
+            # The JVM starts while the middleware is imported below.
             launch_jvm_in_background()
         from .run import make_run_command
 
@@ -94,7 +94,7 @@ def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> 
     callback=_print_versions,
     help="Print versions.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each step.")
 @logging_options
 @click.pass_context
 def main(ctx: click.Context, /, verbose: bool, **options: Any) -> None:
@@ -153,7 +153,7 @@ def simulate(
 
 def program() -> None:
     """Run the command that the arguments of this process name."""
-    # Else the interpreter searches all imported modules for garbage at exit, which takes half a second.
+    # Otherwise the interpreter collects garbage in all imported modules at exit, for half a second.
     atexit.register(gc.freeze)
     main()
 

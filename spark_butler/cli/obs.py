@@ -1,4 +1,4 @@
-"""The commands that fill a repository: ``spark-butler obs ...``."""
+"""Commands that fill a repository: ``spark-butler obs ...``.  Run in the process of the command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def obs() -> None:
     """Register cameras, ingest their raw frames and calibrations, define visits."""
 
 
-_instrument = click.option("--instrument", help="Instrument of the files; by default their headers tell.")
+_instrument = click.option("--instrument", help="Instrument of the files; by default from their headers.")
 
 
 def _needs_paths[F: Callable[..., Any]](command: F) -> F:
@@ -39,7 +39,7 @@ def _needs_paths[F: Callable[..., Any]](command: F) -> F:
 @obs.command()
 @click.argument("repo")
 @click.argument("camera_yaml")
-@click.option("--update", is_flag=True, help="Replace the description that the repository has.")
+@click.option("--update", is_flag=True, help="Replace the description in the repository.")
 def register_instrument(repo: str, camera_yaml: str, update: bool, form: str) -> None:
     """Register the instrument that CAMERA_YAML describes.
 
@@ -70,7 +70,7 @@ def register_instrument(repo: str, camera_yaml: str, update: bool, form: str) ->
     type=click.Choice(["auto", "link", "symlink", "hardlink", "copy", "move", "relsymlink", "direct"]),
     default="auto",
     show_default=True,
-    help="How the files get into the datastore; 'direct' leaves them where they are.",
+    help="Mode of transfer into the datastore; 'direct' leaves the files in their place.",
 )
 @click.option("--fail-fast", is_flag=True, help="Ingest nothing if any file is bad.")
 def ingest_raws(
@@ -85,7 +85,7 @@ def ingest_raws(
     """Ingest raw science and calibration frames.
 
     PATHS are FITS files, directories, globs or URIs.  Files that can't be ingested are listed and the exit
-    status is 1; the others are ingested nevertheless.
+    status is 1; all other files are ingested.
 
     \b
     Example:
@@ -140,8 +140,8 @@ def ingest_raws(
 def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form: str, **options: Any) -> None:
     """Combine raw calibration frames into masters, and certify them in INSTRUMENT/calib.
 
-    Frames of another kind among PATHS are passed over.  A dark needs the bias to be certified, a flat the
-    bias and the dark, if the camera has them.
+    Frames of other kinds among PATHS are skipped.  A dark needs a certified bias; a flat needs a certified
+    bias and dark, if the camera has them.
 
     \b
     Example:
@@ -165,7 +165,7 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
 @obs.command()
 @click.argument("repo")
 @click.argument("instrument")
-@click.option("--where", default="", help="Expression that narrows the exposures, as in 'pipetask -d'.")
+@click.option("--where", default="", help="Expression that selects exposures, as in 'pipetask -d'.")
 def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
     """Define a visit for each science exposure.
 
@@ -199,7 +199,7 @@ def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
 @click.option("--dec-column", default="dec", show_default=True, help="Declination in degrees.")
 @click.option("--id-column", default="id", show_default=True)
 @click.option("--output-run", help="RUN collection; refcats/NAME by default.")
-@click.option("--replace", is_flag=True, help="Replace shards that the collection has.")
+@click.option("--replace", is_flag=True, help="Replace existing shards of the collection.")
 def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **options: Any) -> None:
     """Ingest a reference catalog as htm7 shards.
 

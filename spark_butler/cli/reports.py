@@ -1,6 +1,6 @@
 """The commands ``status``, ``report`` and ``cancel``, for runs of other processes.
 
-They read the files that a driver leaves in the store.
+Run in the process of the command; they read the files of a driver in the store.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FOLLOW_SECONDS = 10.0
 @click.argument("run", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Print the status of RUN every 10 s until RUN has ended.")
 def status(repo: str, run: str | None, follow: bool, form: str) -> None:
-    """Show the state of runs, while they go on and afterwards.
+    """Print the state of running and ended runs.
 
     RUN is an output RUN, or the CHAINED collection of -o; without it, the latest runs of the repository are
     listed, newest first.  The driver of a run writes its status every 10 s.  Exit status: 3 if the driver of
@@ -77,10 +77,10 @@ def status(repo: str, run: str | None, follow: bool, form: str) -> None:
 @click.argument("repo")
 @click.argument("run")
 def cancel(repo: str, run: str, form: str) -> None:
-    """Ask a run to end.
+    """Ask a run to stop.
 
-    Its driver checks every 10 s, and then ends as on SIGTERM: finished outputs are kept, and the last line
-    says how to resume.
+    Its driver checks every 10 s, and then stops as on SIGTERM: finished outputs are kept, and the last line
+    names the options to resume.
 
     \b
     Example:
@@ -100,13 +100,13 @@ def cancel(repo: str, run: str, form: str) -> None:
     if form == "json":
         print_json({"run": attempt.run, "state": state, "asked": True})
     else:
-        click.echo(f"Asked the run {attempt.run} to end.")
+        click.echo(f"Asked the run {attempt.run} to stop.")
 
 
 @click.command(cls=LeafCommand)
 @click.argument("repo")
 @click.argument("run", required=False)
-@click.option("--html", "page", metavar="FILE", help="Where to write the report as a page; can be a URI.")
+@click.option("--html", "page", metavar="FILE", help="File to write the report to, as a page; can be a URI.")
 def report(repo: str, run: str | None, page: str | None, form: str) -> None:
     """Print the report of a run that has ended.
 

@@ -1,4 +1,4 @@
-"""The command that runs a pipeline on Spark, with the options of ``pipetask run``."""
+"""Command that runs a pipeline on Spark, with the options of ``pipetask run``.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ class _Breakdown(_Refusal):
 
 
 class _RunCommand(PipetaskCommand):
-    """A command whose every complaint about its arguments has exit status 2.
+    """A command that ends with exit status 2 for every error in its arguments.
 
     It reads the options files (``-@``) that were made for ``pipetask run``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Logging options may stand before the name of the command, too.
+        # Logging options may also precede the name of the command.
         args = [*kept_logging_arguments(ctx), *args]
         ctx.meta[_COMMAND_KEY] = list(args)
         try:
@@ -109,13 +109,13 @@ class _RunCommand(PipetaskCommand):
 
 
 def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Take the defaults of other options from a file: from what is there for ``plan``, or for ``run``."""
+    """Read the defaults of other options from the section ``plan`` or ``run`` of a file."""
     if value is None:
         return
     name, section = ctx.info_name, "run"
     if name == "plan":
         with contextlib.suppress(Exception):
-            # What is wrong with the file is said below.
+            # Errors of the file are reported below.
             section = name if name in Config(value) else section
     ctx.info_name = section
     try:
@@ -127,7 +127,7 @@ def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | 
 def make_run_command(
     name: str = "run", default_pipeline: Path | None = None, *, only_plan: bool = False
 ) -> click.Command:
-    """Make the command.
+    """Build the command.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def make_run_command(
         type=click.Choice(["spark", "serial"]),
         default="spark",
         show_default=True,
-        help="Where quanta run: on Spark, or one after another in this process.",
+        help="Backend of quanta: Spark, or one after another in this process.",
     )
     @format_option
     @logging_options
@@ -192,7 +192,7 @@ def make_run_command(
 
 
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
-    """Carry out the command and return its exit status."""
+    """Run the command and return its exit status."""
     start_logging(kwargs)
     dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
     bars, as_json = kwargs.pop("progress"), kwargs.pop("form") == "json"
@@ -291,11 +291,11 @@ class _Workers:
     Parameters
     ----------
     stack
-        Stops Spark in the end.
+        Stops Spark at the end.
     needs_spark
         Whether quanta run on Spark.
     slots
-        Number of groups to run at once, if it was given.
+        Number of groups to run at once, if given.
     """
 
     def __init__(self, stack: contextlib.ExitStack, *, needs_spark: bool, slots: int | None):
@@ -331,7 +331,7 @@ class _Workers:
 
 
 def _close(backend: SparkBackend) -> None:
-    """Close a backend, unless what ended the run has ended the JVM, too."""
+    """Close a backend, unless the JVM ended together with the run."""
     with contextlib.suppress(Exception):
         backend.close()
 
@@ -356,7 +356,7 @@ def _print(line: str) -> None:
     """Print a line on standard error."""
     if not print_stderr(line):
         with contextlib.suppress(BrokenPipeError, OSError):
-            # After Ctrl-C, spark-submit is gone before this process; after SIGHUP, the terminal.
+            # After Ctrl-C, spark-submit ends before this process; after SIGHUP, the terminal is closed.
             click.echo(line, err=True)
 
 
@@ -368,6 +368,6 @@ def _print_unhandled(request: RunRequest) -> None:
 
 
 def _print_report_location(reporter: RunReporter) -> None:
-    """Print where the report of a run is that was broken off."""
+    """Print the report's location after a failed run."""
     if reporter.places:
         _print(f"The report is in {reporter.places[0]}.")

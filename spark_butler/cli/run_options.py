@@ -26,15 +26,15 @@ _OPTIONS = (
         metavar="PATTERN",
         multiple=True,
         help="Dataset types that match PATTERN are temporary: they pass from task to task in memory and "
-        "never reach the repository; 'auto' stands for all that is made and read inside the graph. May be "
-        "repeated.",
+        "never reach the repository; 'auto' stands for all types that are made and read inside the graph. "
+        "May be repeated.",
     ),
     click.option(
         "--store",
         metavar="PATTERN|FILE",
         multiple=True,
         help="Store only dataset types that match PATTERN, or a pattern of the list in a YAML FILE; all "
-        "other outputs are temporary, but metadata, logs and init-outputs. May be repeated.",
+        "other outputs are temporary, except metadata, logs and init-outputs. May be repeated.",
     ),
     click.option(
         "--group-by",
@@ -49,27 +49,27 @@ _OPTIONS = (
         type=click.Choice(["group", "quantum", "none"]),
         default="group",
         show_default=True,
-        help="What gets a process of its own, forked from a warm worker: a group of quanta, of which a new "
-        "process goes on where one died; each quantum, which then is a group of its own if there are "
-        "temporaries; or nothing, without limits on memory and time.",
+        help="Scope of a process forked from a warm worker: a group of quanta (a new process continues the "
+        "group if one died); a quantum (each is a group of its own if there are temporaries); or none, "
+        "without limits on memory and time.",
     ),
     click.option(
         "--retries",
         metavar="N",
         type=int,
-        help="How many times to try a quantum again that may have failed by chance: by an error of the "
-        "object store, a lost process, or too little memory.  By default 2.",
+        help="Number of retries of a quantum that may have failed by chance: by an error of the object "
+        "store, a lost process, or too little memory.  By default 2.",
     ),
     click.option(
         "--resources",
         metavar="FILE",
         help="YAML file with requestMemory, memoryMultiplier, memoryLimit, numberOfRetries (as in ctrl_bps) "
-        "and timeout for all tasks, and under pipetask for single ones by label.",
+        "and timeout for all tasks, and under pipetask for single tasks by label.",
     ),
     click.option(
         "--max-failures",
         metavar="N|N%",
-        help="Stop the run when N quanta, or N percent of all, have failed.",
+        help="Stop the run when N quanta, or N percent of all quanta, have failed.",
     ),
     click.option(
         "--max-same-failures",
@@ -80,8 +80,8 @@ _OPTIONS = (
     click.option(
         "--provenance-graph",
         metavar="FILE",
-        help="Where to write the provenance quantum graph of the run, for `butler provenance-report` and "
-        "`butler ingest-graph`: a name that ends in .qg; can be a URI.",
+        help="File for the provenance quantum graph of the run, for `butler provenance-report` and "
+        "`butler ingest-graph`; its name ends in .qg; can be a URI.",
     ),
     click.option(
         "--progress/--no-progress",
@@ -142,9 +142,9 @@ def make_request(
 
 
 def _check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
-    """Refuse options of ``pipetask run`` that have no meaning on Spark."""
+    """Raise if options of ``pipetask run`` have no meaning on Spark."""
     if kwargs["pdb"]:
-        raise OptionsError("--pdb needs quanta in the process of a terminal; use `pipetask run --pdb -j 1`.")
+        raise OptionsError("--pdb works only in the process of a terminal; use `pipetask run --pdb -j 1`.")
     if kwargs["start_method"]:
         raise OptionsError(
             f"--start-method {kwargs['start_method']} has no meaning: quanta run in processes forked from "
@@ -157,6 +157,6 @@ def _check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
     for name in ("profile", "coverage"):
         if kwargs[name]:
             raise OptionsError(
-                f"--{name} sees this process only, and quanta run in workers of Spark; "
-                "give --backend serial with it."
+                f"--{name} measures only this process, and quanta run in workers of Spark; "
+                f"give --backend serial with --{name}."
             )

@@ -1,4 +1,4 @@
-"""Signals that end a run in order: SIGINT, SIGTERM and SIGHUP.
+"""Signals that stop a run cleanly: SIGINT, SIGTERM and SIGHUP.
 
 Runs in the driver.
 """
@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal asks the run to end."""
+    """Raised when a signal asks the run to stop."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
@@ -29,7 +29,7 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception that ends the run; the second kills."""
+    """Raise `Stopped` at the first SIGINT, SIGTERM or SIGHUP in the block; the second kills."""
 
     def stop(number: int, frame: object) -> NoReturn:
         for each in before:
@@ -41,7 +41,7 @@ def ending_on_signals() -> Iterator[None]:
         numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, stop) for number in numbers}
     except ValueError:
-        # Not the main thread, where signals arrive.
+        # Only the main thread receives signals.
         yield
         return
     try:
@@ -52,8 +52,8 @@ def ending_on_signals() -> Iterator[None]:
 
 
 def end_in_order() -> None:
-    """End the run of this process by the signal on which it ends in order."""
+    """Stop the run of this process with SIGTERM, on which it stops cleanly."""
     if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
-        logger.warning("This process does not listen to signals; the run goes on.")
+        logger.warning("This process has no handler of SIGTERM; the run continues.")
         return
     os.kill(os.getpid(), signal.SIGTERM)
