@@ -335,8 +335,9 @@ class TestPlatform:
         )
         program.chmod(0o755)
         # In a process of its own: this one may have a JVM already.
+        quiet = ("--no-versions", "--log-level", "WARNING")
         process = subprocess.run(
-            [sys.executable, JOB, *job_repo.arguments, "-o", "u/x", "--log-level", "WARNING"],
+            [sys.executable, JOB, *job_repo.arguments, "-o", "u/x", *quiet],
             env={**os.environ, "JAVA_HOME": f"{tmp_path}/jdk"},
             capture_output=True,
             text=True,
