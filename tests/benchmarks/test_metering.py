@@ -28,6 +28,7 @@ elif sys.argv[1] == "forgets":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["waits", "forgets", "leaves"])
 def test_time_of_a_child_is_counted_once(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
