@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -65,6 +66,16 @@ def java_only_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     for thread in threading.enumerate():
         if thread.name in ("jvm-start", "spark-start"):
             thread.join()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def distributions_listed_once() -> Iterator[None]:
+    """Keep the list of installed distributions, which each run would make anew in half a second."""
+    from lsst.utils import packages
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "packages_distributions", functools.cache(packages.packages_distributions))
+        yield
 
 
 @pytest.fixture(autouse=True)

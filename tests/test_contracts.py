@@ -295,7 +295,13 @@ def test_commands_of_a_first_run_are_complete(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["ruff check --quiet .", "ruff format --check --quiet .", "lint-imports", _MYPY]
+    "command",
+    [
+        "ruff check --quiet .",
+        "ruff format --check --quiet .",
+        "lint-imports",
+        pytest.param(_MYPY, marks=pytest.mark.slow),
+    ],
 )
 def test_lint(command: str) -> None:
     program, *arguments = command.split()
