@@ -250,7 +250,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         return dispatcher.run(context)
 
     def _finish(self, result: RunResult, xgraph: networkx.DiGraph[uuid.UUID]) -> None:
-        """Fill the report and raise as pipe_base's executor does."""
+        """Build the report and raise as pipe_base's executor does."""
         assert self._report is not None
         fill_report(self._report, xgraph, result)
         if not result.failed:

@@ -57,7 +57,7 @@ _SHOWN = ("pipeline", "graph_file", "inputs", "output", "output_run", "where")
 
 
 class OnlyShown(Exception):
-    """Raised when the request only prints something (``--show``), after printing it."""
+    """End of a request that only prints something (``--show``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class PreparedRun:
 
     @contextlib.contextmanager
     def timing(self, phase: str) -> Iterator[None]:
-        """Measure a step.
+        """Record the time of a step.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Commands of `spark-butler`."""
+"""Commands of `spark-butler`; ``run`` and ``plan`` run in the driver."""
 
 __all__ = ["program"]
 

@@ -29,8 +29,8 @@ _WATCH_COMMANDS = {
     "status": "Print the state of running and ended runs.",
 }
 
-_EPILOG = """Logging options may stand before or after the name of a command.  Options may stand in a
-YAML file below that name, too: -@ FILE.
+_EPILOG = """Give logging options before or after the name of a command.  A YAML file may hold options
+below the name of the command: -@ FILE.
 
 \b
 Examples:
@@ -113,7 +113,7 @@ Example:
 """
 )
 def demo() -> None:
-    """Make data to try the package on."""
+    """Build data to try the package."""
 
 
 @demo.command()

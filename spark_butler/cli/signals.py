@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """Raised when a signal asks the run to stop."""
+    """Request of a signal to stop the run."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)

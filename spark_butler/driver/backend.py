@@ -12,7 +12,7 @@ type ReportOutcome = Callable[[QuantumOutcome], None]
 
 
 class Backend(Protocol):
-    """A way to run groups."""
+    """Interface of backends, which run groups."""
 
     @property
     def slots(self) -> int:
@@ -27,15 +27,15 @@ class Backend(Protocol):
         context
             Settings that all groups of the run share.
         batch
-            The units.  One with several levels comes in a batch of its own.
+            The units.  A unit with several levels is the only one of its batch.
         report
-            Called with each outcome as soon as it is known here, from any
-            thread, and possibly twice with the same.
+            Called with each outcome as soon as it arrives, from any thread,
+            and possibly twice with the same outcome.
 
         Notes
         -----
-        May be called from several threads at once.  It never raises for what
-        a task does.  An exception means that workers were lost: units of the
+        May be called from several threads at once.  It never raises for errors
+        of a task.  An exception means that workers were lost: units of the
         batch that lack outcomes have to run again.
         """
         ...

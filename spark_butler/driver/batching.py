@@ -92,7 +92,7 @@ class BatchSizer:
 
 
 class _Mean:
-    """Mean of the last numbers, roughly; infinite while there are none."""
+    """Approximate mean of the last numbers; infinite without numbers."""
 
     def __init__(self, n: int = 0, value: float = math.inf):
         self.value = value

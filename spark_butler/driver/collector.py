@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Collector:
-    """Registers the outputs of quanta as their outcomes arrive.
+    """Collector of outcomes, which registers the outputs of quanta as they arrive.
 
     A context manager.  Its end removes the scratch folder, reconciles files
     that two attempts may have written, and waits for the last batch.

@@ -32,7 +32,7 @@ class RunObserver(Protocol):
         ...
 
     def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Receive the quanta of a job that is submitted; those of a lost worker are submitted again.
+        """Receive the quanta of a submitted job; quanta of a lost worker are submitted again.
 
         Parameters
         ----------

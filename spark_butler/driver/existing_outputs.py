@@ -243,7 +243,7 @@ def _note_leftovers(
 def _compare_sizes(
     finder: FileFinder, quanta: Mapping[uuid.UUID, Quantum], existing: Collection[uuid.UUID], run: str
 ) -> Iterable[Adoption]:
-    """Find registered outputs that were rewritten while temporaries were recreated."""
+    """Yield registry updates for outputs that were rewritten while temporaries were recreated."""
     refs = {
         quantum_id: [ref for ref in all_outputs(quantum) if ref.id in existing]
         for quantum_id, quantum in quanta.items()

@@ -1,4 +1,4 @@
-"""Inventory of an output run before its quanta run: what earlier attempts left, and what to skip.
+"""Inventory of an output run before its quanta run: outputs of earlier attempts, and quanta to skip.
 
 Runs in the driver.  On a resumed run it registers outputs that an earlier
 driver did not ingest.

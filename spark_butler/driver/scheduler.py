@@ -49,7 +49,7 @@ _NO_RULE = StopRule()
 
 
 class Scheduler:
-    """Schedules the units of a plan on a backend as soon as their inputs exist.
+    """Scheduler of the units of a plan on a backend.
 
     Parameters
     ----------

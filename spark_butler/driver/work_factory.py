@@ -184,7 +184,7 @@ class WorkFactory:
         *,
         n_groups: int = 1,
     ) -> GroupWork:
-        """Pickle the content of a group."""
+        """Return the work item of a group, with its content pickled."""
         content = self.make_content(group, blocked, done or frozenset(), receivers=routes.keys())
         tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]

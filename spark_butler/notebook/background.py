@@ -45,7 +45,7 @@ class StoppableBackend:
         self._backend.cancel()
 
     def stop(self) -> None:
-        """Refuse further work and cancel running jobs; a job that was being submitted needs another call."""
+        """Cancel running jobs and refuse further work; a job that was being submitted needs another call."""
         self._stopped.set()
         self._backend.cancel()
 

@@ -266,7 +266,7 @@ class Run:
         return self
 
     def watch(self) -> None:
-        """Show the table and keep it up to date until the run has ended.
+        """Print the table and update it until the run has ended.
 
         An interrupt (a stopped cell) ends only this display.
         """
@@ -300,14 +300,14 @@ class Run:
         threading.Thread(target=self.cancel, name="spark-butler-cancel", daemon=True).start()
 
     def retry(self, **changes: Any) -> Run:
-        """Rerun the quanta that have not succeeded, into the same collection.
+        """Retry the quanta that have not succeeded, into the same collection.
 
         Parameters
         ----------
         **changes
             Options to change, such as ``memory="16GB"`` or ``timeout=3600``.
-            A class of a task that was defined anew in a cell takes effect,
-            if its configuration is still the same.
+            A task class that was redefined in a cell takes effect, if its
+            configuration is unchanged.
 
         Returns
         -------

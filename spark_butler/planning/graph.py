@@ -169,7 +169,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
             raise OptionsError(f"The data query {request.where!r} can't be used: {brief(exc)}") from exc
         except OutputExistsError as exc:
             raise OptionsError(
-                "Outputs of earlier attempts are in the way; give --clobber-outputs to replace them: "
+                "Outputs of earlier attempts exist already; give --clobber-outputs to replace them: "
                 f"{brief(exc)}"
             ) from exc
     if graph is None:
@@ -268,7 +268,7 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
 
 @contextlib.contextmanager
 def _keep_messages() -> Iterator[list[str]]:
-    """Collect the messages that the graph builder logs about an empty graph."""
+    """Record the messages that the graph builder logs about an empty graph."""
     messages: list[str] = []
 
     class Keeper(logging.Handler):

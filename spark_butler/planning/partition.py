@@ -191,7 +191,7 @@ class _Partitioner:
         )
 
     def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
-        """Split joined groups that have many quanta; fused quanta stay together.
+        """Cut joined groups that have many quanta; fused quanta stay together.
 
         Parts follow the order of the fused groups, so that no two parts
         depend on each other.

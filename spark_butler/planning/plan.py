@@ -38,7 +38,7 @@ class Handover:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GraphSketch:
-    """The part of a quantum graph that planning needs."""
+    """Extract of a quantum graph for planning."""
 
     task_labels: Mapping[uuid.UUID, str]
     """Task label of every quantum.  Plans keep this order where edges permit it."""

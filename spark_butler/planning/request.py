@@ -32,7 +32,7 @@ _OWN = {"options", "show", "provenance_graph", "command", "graph_builder"}
 
 
 class RunRequest(pydantic.BaseModel):
-    """A pipeline or a quantum graph to run, its collections, and how to run it.
+    """A pipeline or a quantum graph to run, its collections, and its options.
 
     The fields have the names and meanings of the options of ``pipetask run``,
     but for ``repo`` (``--butler-config``), ``graph_file`` (``--qgraph``),
