@@ -46,8 +46,8 @@ test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
 	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-unit
-test-unit: $(INSTALLED) ## Run the tests of single packages that need neither Java nor an S3 server
-	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not jvm and not s3" $(ARGS)
+test-unit: $(INSTALLED) ## Run the tests that need neither Java nor an S3 server and run no graph
+	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m unit $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests

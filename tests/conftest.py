@@ -37,20 +37,21 @@ pytest_plugins = (
 
 
 _JVM_FIXTURES = {"spark", "cluster"}
+_LARGE_FIXTURES = {"s3_server", "make_repo", "scenario", "backend"}
 _NO_JAVA = "/only-tests-marked-jvm-start-java"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, and put modules that need no JVM first."""
+    """Mark tests by what they need, and put modules that start no JVM first."""
     jvm_modules = set()
     for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         is_whole_program = item.path.is_relative_to(_ROOT / "tests" / "integration")
-        uses_spark = not _JVM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
-        if is_whole_program or uses_spark or "spark" in map(str, parameters.values()):
+        if is_whole_program or fixtures & _JVM_FIXTURES or "spark" in map(str, parameters.values()):
             item.add_marker(pytest.mark.jvm)
-        if "s3_server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.s3)
+        if not (fixtures & _LARGE_FIXTURES or {"jvm", "pipeline", "slow"} & set(item.keywords)):
+            item.add_marker(pytest.mark.unit)
         if "jvm" in item.keywords:
             jvm_modules.add(item.path)
     items.sort(key=lambda item: item.path in jvm_modules)

@@ -16,6 +16,8 @@ from lsst.daf.butler import Butler
 from spark_butler.cli.main import main
 from spark_butler.demo.simulation import SimulatedData
 
+pytestmark = pytest.mark.pipeline
+
 
 def _run(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])

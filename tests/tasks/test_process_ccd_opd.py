@@ -17,6 +17,8 @@ from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture(scope="module")
 def outputs(

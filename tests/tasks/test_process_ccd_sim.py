@@ -24,6 +24,8 @@ from spark_butler.tasks.isr import CalibrationMissingError
 from spark_butler.tasks.masks import plane_union
 from tests.tasks.processed_night import ProcessedNight
 
+pytestmark = pytest.mark.pipeline
+
 
 @dataclasses.dataclass
 class Matched:

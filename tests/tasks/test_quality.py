@@ -10,6 +10,8 @@ from spark_butler.tasks.isr import CalibrationRangeError
 from spark_butler.tasks.quality import QualityLimitError
 from tests.tasks.scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
 
+pytestmark = pytest.mark.pipeline
+
 
 def test_a_good_image_is_not_flagged_and_its_numbers_are_true() -> None:
     scene = make_scene(change=1.0)

@@ -9,6 +9,8 @@ import pytest
 from spark_butler.demo.quicklook import draw_detector, draw_focal_plane
 from tests.tasks.processed_night import ProcessedNight
 
+pytestmark = pytest.mark.pipeline
+
 
 def test_the_focal_plane_shows_both_detectors_side_by_side(processed: ProcessedNight, tmp_path: Path) -> None:
     path = tmp_path / "visit.png"
