@@ -221,7 +221,7 @@ def test_selected_data_ids_keep_their_butler(raws: DataIds) -> None:
     assert not none
     assert none.map(lambda b, d: 1).collect() == none.rdd.collect() == none.collect() == []
     with pytest.raises(AttributeError, match="no attribute 'fliter'"):
-        raws.fliter(lambda d: True)  # type: ignore[attr-defined]
+        raws.fliter(lambda d: True)
     with pytest.raises(AttributeError, match="Results have no 'toDataFrame'"):
         raws.map(lambda b, d: 1).toDataFrame()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import astropy.io.fits
 import numpy as np
@@ -11,7 +12,7 @@ from spark_butler.demo.simulation import SimulatedData, read_table, simulate
 from spark_butler.obs import CameraDescription
 from spark_butler.obs.assembly import assemble
 
-SMALL = {"visits": 1, "detectors": 1, "size": 128}
+SMALL: dict[str, Any] = {"visits": 1, "detectors": 1, "size": 128}
 
 
 def _contents(data: SimulatedData) -> dict[str, bytes]:

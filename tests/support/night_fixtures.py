@@ -26,8 +26,7 @@ from tests.support.night_harness import CONF, PIPELINE, Night
 def simulated(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Night:
     """Two visits of two small detectors, with reference catalog."""
     folder = tmp_path_factory.mktemp("simulated")
-    crowded = {"stars_per_arcmin2": 60.0}
-    night = simulate(folder / "night", visits=2, detectors=2, size=200, seed=3, **crowded)
+    night = simulate(folder / "night", visits=2, detectors=2, size=200, seed=3, stars_per_arcmin2=60.0)
     s3_server.make_bucket("simulated")
     repo = make_repository(folder / "repo", "s3://simulated/repo/")
     with Butler.from_config(repo, writeable=True) as butler:
