@@ -51,15 +51,15 @@ test-unit: $(INSTALLED) ## Run the tests that need neither Java nor an S3 server
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
-	@$(RUN) python -m pytest -m slow $(ARGS)
+	@$(RUN) python -m pytest -o timeout=3600 -m slow $(ARGS)
 
 .PHONY: test-notebooks
 test-notebooks: $(INSTALLED) ## Execute the notebooks of docs/notebooks/ in a kernel, and stop a cell
-	@$(RUN) python -m pytest -m "slow or not slow" tests/integration/test_notebooks.py $(ARGS)
+	@$(RUN) python -m pytest -o timeout=3600 -m "slow or not slow" tests/integration/test_notebooks.py $(ARGS)
 
 .PHONY: test-upstream
 test-upstream: $(INSTALLED) ## Run pipe_base's and ctrl_mpexec's published executor tests on Spark
-	@$(RUN) python -m pytest -m slow tests/integration/upstream $(ARGS)
+	@$(RUN) python -m pytest -o timeout=3600 -m slow tests/integration/upstream $(ARGS)
 
 .PHONY: test-spark-versions
 test-spark-versions: ## Run the engine's conformance suite on PySpark 3.5, 4.0 and the newest (VERSIONS="4.1 4.2.1")

@@ -468,7 +468,7 @@ def simulate(workload: Workload, plan: Plan, slots: int, costs: Costs) -> Schedu
         make_work,
         on_outcome=lambda outcome: None,  # type: ignore[arg-type]
     )
-    dispatcher._words = words  # type: ignore[assignment]
+    dispatcher._events = words  # type: ignore[assignment]
     with mock.patch.object(dispatch, "ThreadPoolExecutor", return_value=pool):
         dispatcher.run(None)  # type: ignore[arg-type]
     return cluster.finish(words.now)
