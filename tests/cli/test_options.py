@@ -236,7 +236,7 @@ def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, tmp_path: Path) -> None:
         process = subprocess.Popen(
             [
                 *(sys.executable, str(JOB), *job_repo.arguments, "-o", "stopped", "--no-versions"),
-                *("-C", f"second:{slow}", "--long-log"),
+                *("-C", f"second:{slow}", "--isolation", "quantum", "--long-log"),
             ],
             env={**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"},
             stdout=stream,

@@ -39,10 +39,12 @@ def _run(directory: Path) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 def test_every_quantum_succeeds(demo: tuple[Path, str]) -> None:
     assert "all of 7 quanta succeeded" in demo[1]
 
 
+@pytest.mark.slow
 def test_pictures_are_there_and_named(demo: tuple[Path, str]) -> None:
     directory, output = demo
     pictures = sorted(directory.rglob("*.png"))
@@ -53,6 +55,7 @@ def test_pictures_are_there_and_named(demo: tuple[Path, str]) -> None:
         assert picture.stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_report_is_there_and_named(demo: tuple[Path, str]) -> None:
     directory, output = demo
     assert "report.html, for a browser" in output

@@ -93,6 +93,7 @@ def test_activated_puts_the_environment_back(s3_server: EmbeddedS3, monkeypatch:
     assert "S3_ENDPOINT_URL" not in os.environ
 
 
+@pytest.mark.slow
 def test_data_outlive_the_server(tmp_path: Path) -> None:
     with EmbeddedS3(tmp_path / "kept") as first:
         first.make_bucket("bucket")
@@ -104,6 +105,7 @@ def test_data_outlive_the_server(tmp_path: Path) -> None:
     assert got == b"x" * 100_000
 
 
+@pytest.mark.slow
 def test_port_taken_during_start_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     find_ports = s3server.find_free_ports
     with socket.socket() as squatter:

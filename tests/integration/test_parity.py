@@ -213,7 +213,13 @@ def test_temporaries_leave_no_files_and_are_made_again(
 
 
 @pytest.mark.parametrize(
-    ("file", "records"), [("graph.qg", True), ("graph.qg", False), ("graph.qgraph", True)], ids=str
+    ("file", "records"),
+    [
+        ("graph.qg", True),
+        pytest.param("graph.qg", False, marks=pytest.mark.slow),
+        ("graph.qgraph", True),
+    ],
+    ids=str,
 )
 def test_graph_from_a_file(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, file: str, records: bool

@@ -35,7 +35,7 @@ def reference(simulated: Night) -> str:
     return "u/pipetask"
 
 
-@pytest.fixture(scope="module", params=["serial", "spark"])
+@pytest.fixture(scope="module", params=[pytest.param("serial", marks=pytest.mark.slow), "spark"])
 def stored(request: pytest.FixtureRequest, simulated: Night, run_night: RunNight, spark: SparkSession) -> str:
     """Output of a run that stores everything."""
     return _run(simulated, run_night, f"u/{request.param}", "--backend", request.param)

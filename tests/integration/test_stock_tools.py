@@ -44,8 +44,15 @@ def _datasets(repo: JobRepo, run: str) -> dict[Any, str]:
         return {ref.id: ref.datasetType.name for ref in refs}
 
 
-@pytest.mark.parametrize("temporary", [False, True], ids=["stored", "temporary"])
-@pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
+@pytest.mark.parametrize(
+    ("fails", "temporary"),
+    [
+        pytest.param(False, False, id="success-stored"),
+        pytest.param(True, True, id="failure-temporary"),
+        pytest.param(False, True, id="success-temporary", marks=pytest.mark.slow),
+        pytest.param(True, False, id="failure-stored", marks=pytest.mark.slow),
+    ],
+)
 def test_stock_tools_read_outputs_of_a_run(
     fails: bool, temporary: bool, job_repo: JobRepo, run_job: RunJob, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def test_driver_killed_at_each_step_resumes(site: Site) -> None:
     assert sum(counts.values()) <= site.n_quanta + 1
 
 
+@pytest.mark.slow
 def test_options_change_after_a_kill(site: Site) -> None:
     temporary = ("--temporary", "mock_a", "--group-by", "visit")
     assert site.submit("-o", "changed", *temporary, kill_after=(6, 0.05)) == -9, site.log
@@ -68,6 +69,7 @@ def test_options_change_after_a_kill(site: Site) -> None:
     assert max(count for each, count in counts.items() if each[0] not in "a") <= 2
 
 
+@pytest.mark.slow
 def test_run_of_graph_file_resumes_after_a_kill(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "graph.qg"
     CliLog.resetLog()
