@@ -80,7 +80,7 @@ _OPTIONS = (
     click.option(
         "--provenance-graph",
         metavar="FILE",
-        help="File for the provenance quantum graph of the run, for `butler provenance-report` and "
+        help="File to write the provenance quantum graph of the run to, for `butler provenance-report` and "
         "`butler ingest-graph`; its name ends in .qg; can be a URI.",
     ),
     click.option(

@@ -53,6 +53,12 @@ _REPEATED = (*_WITH_COMMAS[:4], "data_id_table", "temporary", "store")
 _KNOWN = frozenset(
     {*RunOptions.model_fields, *RunRequest.pipetask_names(), *_ACTIONS, "memory", "provenance_graph"}
 ) - {"pipeline_actions"}
+_FLAGS = frozenset(
+    name
+    for model in (RunOptions, RunRequest)
+    for name, field in model.model_fields.items()
+    if field.annotation is bool
+)
 _PIPELINES = "the address of a pipeline file, a Pipeline or the class of a PipelineTask"
 _OTHER_NAMES_BACK = {option: name for name, option in _OTHER_NAMES.items()}
 # Text that is written as a command is not changed.
@@ -99,7 +105,8 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
         # Options may change the pipeline.
         values["pipeline"] = Pipeline.fromPipeline(pipeline)
     else:
-        given |= _name_pipeline(pipeline, given)
+        # First, since the other changes to the pipeline may be about the task.
+        given = {**_name_pipeline(pipeline, given), **given}
     if requests is not None and not isinstance(requests, Mapping):
         given["resources"] = str(requests)
     arguments = ["--butler-config", repo, *_write_arguments(given)]
@@ -158,6 +165,8 @@ def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]
 
 def _convert(name: str, value: Any) -> Any:
     """Return the value of an option in the form that the command line passes to a request."""
+    if name in _FLAGS and not isinstance(value, bool):
+        raise OptionsError(f"{name} is {value!r}; expected True or False.")
     if name in _REPEATED:
         return tuple(_split(name, value))
     return str(value) if isinstance(value, os.PathLike) else value

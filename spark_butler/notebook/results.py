@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lsst.daf.butler import Butler, DatasetType
-from pyspark import RDD
 
 from .._daf_butler import fetch_run_ids
 from ..errors import StaysHereError
@@ -24,6 +23,7 @@ from ..text import as_engine_error
 from ..worker.butler import PutReport
 
 if TYPE_CHECKING:
+    from pyspark import RDD
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)

@@ -137,9 +137,9 @@ def test_failure_before_a_gather_and_resume(
     assert summaries["spark"] == summaries["stock"]
     assert job_repo.datasets("gather/spark") == job_repo.datasets("gather/stock")
     assert ("mock_second", "Cam1", 2) not in job_repo.datasets("gather/spark")
-    # The log of the failure stands in the way, and then the other configuration does.
+    # The other configuration is refused first, and then the log of the failure.
     fixing = [*given, *overrides(fixed, second=""), "--extend-run"]
-    for more, word in (([], "--clobber-outputs"), (["--clobber-outputs"], "configuration of task 'second'")):
+    for more, word in (([], "configuration of task 'second'"), (["--skip-init-writes"], "--clobber-outputs")):
         before = job_repo.contents()
         assert pipetask_run(*fixing, *more, "-o", "gather/stock").exit_code == 1
         result = run_job(*fixing, *more, "-o", "gather/spark")
@@ -155,9 +155,9 @@ def test_failure_before_a_gather_and_resume(
     assert job_repo.datasets("gather/spark") == job_repo.datasets("gather/stock")
     assert len(summaries["spark"][1]) == 6
     assert ("mock_scatter", "Cam1", 2) in job_repo.datasets("gather/spark")
-    # Nothing is left to do, which both call an empty graph.
-    for name, run in ways.items():
-        assert run(*fixing, "-o", f"gather/{name}").exit_code != 0
+    # Nothing is left to do, which pipetask calls an empty graph.
+    assert pipetask_run(*fixing, "-o", "gather/stock").exit_code != 0
+    assert run_job(*fixing, "-o", "gather/spark").exit_code == 0
 
 
 def test_skipping_and_clobbering_equal_pipetask(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_graph_from_a_file(
     assert job_repo.contents() == before
     resumed = run_job(*given, "--extend-run", "--clobber-outputs")
     assert resumed.exit_code == 1
-    assert "1 of 13 quanta failed" in resumed.output
+    assert "1 of 1 quantum failed" in resumed.output
     assert {key for key in job_repo.keys() if "scatter" in key} >= {
         key for key in before[2] if "mock_scatter" in key
     }

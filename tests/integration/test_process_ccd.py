@@ -46,7 +46,8 @@ def temporary(
     request: pytest.FixtureRequest, simulated: Night, run_night: RunNight, spark: SparkSession
 ) -> str:
     """Output of a run on Spark that stores products only."""
-    arguments = ["--temporary", "auto", "--group-by", request.param]
+    option = "--isolation" if request.param == "quantum" else "--group-by"
+    arguments = ["--temporary", "auto", option, request.param]
     return _run(simulated, run_night, f"u/temporary-{request.param}", *arguments)
 
 

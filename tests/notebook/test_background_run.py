@@ -105,7 +105,7 @@ def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     while not _attempts(job_repo, name):
         time.sleep(0.05)
     if from_elsewhere:
-        assert "to end" in _call("cancel", job_repo.root, name)
+        assert "to stop" in _call("cancel", job_repo.root, name)
         run.wait(60)
     else:
         run.cancel()

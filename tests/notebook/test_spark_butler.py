@@ -484,7 +484,7 @@ def test_invalid_run_is_refused_in_the_cell(butler: SparkButler, simulated: Nigh
 
     before = collections()
     for words, options in {
-        "no option 'temporay'; did you mean temporary": {"temporay": "auto"},
+        "'temporay' is not a known option; did you mean temporary": {"temporay": "auto"},
         "memory is 'lots'": {"memory": "lots"},
         "resources: there is no request 'requestmemory'": {"resources": {"requestmemory": 5}},
         "form has no meaning in a notebook: use Run.report()": {"form": "json"},
