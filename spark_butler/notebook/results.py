@@ -18,12 +18,11 @@ from .._daf_butler import fetch_run_ids
 from ..errors import StaysHereError
 from ..repository.checks import refuse_read_only
 from ..repository.ingest import Ingester
-from ..spark.rdd import run_action
+from ..spark.rdd import RDD, run_action
 from ..text import as_engine_error
 from ..worker.butler import PutReport
 
 if TYPE_CHECKING:
-    from pyspark import RDD
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)

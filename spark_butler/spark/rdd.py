@@ -5,7 +5,7 @@ Runs in the driver; `_run_batches` runs in workers.
 
 from __future__ import annotations
 
-__all__ = ["default_interrupts", "run_action", "spread"]
+__all__ = ["RDD", "default_interrupts", "run_action", "spread"]
 
 import contextlib
 import functools

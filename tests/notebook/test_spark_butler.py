@@ -504,7 +504,7 @@ def test_invalid_run_is_refused_in_the_cell(butler: SparkButler, simulated: Nigh
     for pipeline in (42, dict, [PIPELINE]):
         with pytest.raises(OptionsError, match=re.escape(f"pipeline is {pipeline!r}; {expected}.")):
             butler.run(pipeline, output="u/refused")
-    with pytest.raises(OptionsError, match=f"There is no pipeline; {expected}, or task= or qgraph="):
+    with pytest.raises(OptionsError, match=f"No pipeline was given; {expected}, or task= or qgraph="):
         butler.run(output="u/refused")
     with pytest.raises(OptionsError, match="processes.*'many'") as caught:
         butler.run(PIPELINE, output="u/refused", processes="many")
