@@ -318,6 +318,7 @@ def test_failures_with_fail_fast_equal_those_of_pipe_base(
         assert report["exception"] == ("lsst.pipe.base.mp_graph_executor.MPGraphExecutorError", text)
 
 
+@pytest.mark.slow
 def test_timeouts_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
     def build(helper: DirectButlerRepo) -> None:
         config = CallConfig(

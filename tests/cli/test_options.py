@@ -220,6 +220,7 @@ def test_options_file_profile_and_logs(job_repo: JobRepo, run_job: RunJob, tmp_p
     assert profile.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_sigterm_ends_a_run_in_order(job_repo: JobRepo, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"

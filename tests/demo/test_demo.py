@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.jvm
+pytestmark = [pytest.mark.jvm, pytest.mark.slow]
 
 _JOB = Path(__file__).resolve().parents[2] / "jobs" / "demo.py"
 _SMALL = ("--visits", "1", "--detectors", "2", "--size", "256")
@@ -39,12 +39,10 @@ def _run(directory: Path) -> str:
     return process.stdout
 
 
-@pytest.mark.slow
 def test_every_quantum_succeeds(demo: tuple[Path, str]) -> None:
     assert "all of 7 quanta succeeded" in demo[1]
 
 
-@pytest.mark.slow
 def test_pictures_are_there_and_named(demo: tuple[Path, str]) -> None:
     directory, output = demo
     pictures = sorted(directory.rglob("*.png"))
@@ -55,7 +53,6 @@ def test_pictures_are_there_and_named(demo: tuple[Path, str]) -> None:
         assert picture.stat().st_size > 20_000
 
 
-@pytest.mark.slow
 def test_report_is_there_and_named(demo: tuple[Path, str]) -> None:
     directory, output = demo
     assert "report.html, for a browser" in output
@@ -65,7 +62,6 @@ def test_report_is_there_and_named(demo: tuple[Path, str]) -> None:
     assert "No requests of quanta to an S3 store" not in page
 
 
-@pytest.mark.slow
 def test_second_demo_keeps_the_night_and_its_repository_serves_butler_commands(
     demo: tuple[Path, str],
 ) -> None:

@@ -41,7 +41,7 @@ def stored(request: pytest.FixtureRequest, simulated: Night, run_night: RunNight
     return _run(simulated, run_night, f"u/{request.param}", "--backend", request.param)
 
 
-@pytest.fixture(scope="module", params=["fused", "quantum"])
+@pytest.fixture(scope="module", params=["fused", pytest.param("quantum", marks=pytest.mark.slow)])
 def temporary(
     request: pytest.FixtureRequest, simulated: Night, run_night: RunNight, spark: SparkSession
 ) -> str:
@@ -130,6 +130,7 @@ def test_a_damaged_frame_fails_alone(simulated: Night, run_night: RunNight, spar
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_real_frames_become_catalogs(observed: Night, run_night: RunNight, spark: SparkSession) -> None:
     output = _run(observed, run_night, "u/observed", "--temporary", "auto")
     with observed.open(output) as butler:

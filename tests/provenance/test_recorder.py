@@ -387,6 +387,7 @@ def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_attempts_of_one_run_are_all_there(
     make_repo: MakeRepo, spark_backend: Backend, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ context.stop()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_workers_start_under_a_long_temporary_directory(tmp_path: Path) -> None:
     folder = tmp_path / "x".ljust(119 - len(str(tmp_path)), "x")
@@ -122,6 +123,7 @@ context.stop()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_spark_logs_no_information_under_spark_submit(tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -104,7 +104,7 @@ def _read_terminal(command: Sequence[str | Path], environment: Mapping[str, str]
         pytest.param(
             *("crash", {}, "Setting default log level", "ValueError: a bug"), marks=pytest.mark.slow
         ),
-        ("wait", {}, "Setting default log level", "up"),
+        pytest.param(*("wait", {}, "Setting default log level", "up"), marks=pytest.mark.slow),
         pytest.param(
             *(
                 "wait",

@@ -256,7 +256,7 @@ def test_consumers_fail_when_lost_temporary_cannot_be_rebuilt(
             outcome.report.exceptionInfo and outcome.report.exceptionInfo.message
             for outcome in failed.values()
         ]
-        assert sorted("a failed when it was to make it again" in str(text) for text in texts) == [
+        assert sorted("a failed when it was run again to make it" in str(text) for text in texts) == [
             False,
             True,
             True,
