@@ -44,6 +44,8 @@ CONTENTS = {
         "../conf/kubernetes/README",
         "../conf/emr/README",
         "../conf/dataproc/README",
+        "stores",
+        "security",
         "operations",
     ],
     "Reference": [

@@ -27,7 +27,7 @@ from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 
-from .._lsst_resources import forget_s3_clients
+from .._lsst_resources import close_client, forget_s3_clients, prepare_client
 from ..model.traffic import Traffic, TrafficCounter
 from ..text import best_effort
 from .file_cache import Answer, FileCache, answer_from_memory
@@ -183,8 +183,7 @@ class S3Clients:
         for uri in places:
             # The quantum that needs the store fails with its own error.
             with best_effort(f"No client can be made for {uri}", level=logging.DEBUG):
-                # Where another thread makes one at the same time, it may be that one that is kept.
-                _, client = uri.client, uri.client
+                client = prepare_client(uri)
                 if client not in self._listened:
                     self._listen_to(client)
 
@@ -232,7 +231,7 @@ class S3Clients:
         self._thread.asks_always = False
         if has_read:
             # Children must not inherit a connection.
-            root.client.close()
+            close_client(root.client)
 
     def _listen_to(self, client: Any) -> None:
         events = client.meta.events

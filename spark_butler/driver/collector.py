@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["Collector"]
 
-import logging
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -20,11 +19,9 @@ from ..model.outcomes import QuantumOutcome
 from ..provenance.recorder import ProvenanceRecorder
 from ..repository.ingest import IngestStream
 from ..temporaries.scratch import remove_scratch
-from ..text import brief
+from ..text import best_effort
 from .inventory import Inventory
 from .late_writes import Doubts
-
-logger = logging.getLogger(__name__)
 
 
 class Collector:
@@ -108,8 +105,5 @@ class Collector:
 
 def _remove(folder: ResourcePath) -> None:
     """Remove a scratch folder; log an error of the store, since the run has ended."""
-    try:
+    with best_effort("Temporaries stay until `spark-butler cleanup` removes them"):
         remove_scratch(folder)
-    except Exception as exc:  # noqa: BLE001  (stores raise errors of many classes)
-        logger.warning("Temporaries in %s could not be removed: %s", folder, brief(exc))
-        logger.warning("`spark-butler cleanup` removes them.")

@@ -26,7 +26,7 @@ from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
-from ..text import brief
+from ..text import best_effort, brief
 from .existing_outputs import choose_quanta, take_stock
 
 logger = logging.getLogger(__name__)
@@ -125,12 +125,14 @@ def _take_inventory(
         dataset_id for name in temporary_types for dataset_id in graph.datasets_by_type.get(name, {}).values()
     }
     for folder in folders:
-        remove_scratch(folder, temporaries, one_run=True)
+        with best_effort("Earlier temporaries stay in the datastore"):
+            remove_scratch(folder, temporaries, one_run=True)
     once_temporary = read_temporaries(butler, [run])
     stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
-    for uri, removal in ResourcePath.mremove(stock.strays, do_raise=False).items():
-        if not removal.success:
-            logger.warning("Could not remove %s: %s", uri, removal.exception)
+    with best_effort("Unfinished outputs stay in the datastore"):
+        for uri, removal in ResourcePath.mremove(stock.strays, do_raise=False).items():
+            if not removal.success:
+                logger.warning("Could not remove %s: %s", uri, removal.exception)
     ingester = Ingester(butler, dataset_types, existing=existing)
     for adoption in stock.adoptions:
         ingester.add(adoption.predicted, adoption.written, adoption.records, adoption.removed)

@@ -14,6 +14,7 @@ __all__ = [
     "store_roots",
 ]
 
+import base64
 import contextlib
 import os
 import uuid
@@ -28,12 +29,15 @@ from lsst.daf.butler.direct_butler import DirectButler
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 
-from .._lsst_resources import bucket_of, connection_parameters
+from .._lsst_resources import bucket_of, connection_parameters, prepare_client
 from ..errors import RepositoryError
-from ..text import brief, hide_secrets
+from ..text import best_effort, brief, hide_secrets
 
 _CONNECT_SECONDS = 4
 _READ_SECONDS = 15
+
+_WRONG_MD5 = base64.b64encode(bytes(16)).decode()
+_WRONG_CHECKSUM = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch")
 
 _REASONS = {
     "NoSuchBucket": "there is no such bucket",
@@ -123,12 +127,11 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
     bucket, parameters = bucket_of(root), connection_parameters(root)
     prefix = root.unquoted_path.lstrip("/")
     try:
+        prepare_client(root)
         client = _make_client(parameters)
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         if write:
-            key = f"{prefix}.spark-butler-{uuid.uuid4().hex}"
-            client.put_object(Bucket=bucket, Key=key, Body=b"")
-            client.delete_object(Bucket=bucket, Key=key)
+            _probe_writing(client, bucket, f"{prefix}.spark-butler-{uuid.uuid4().hex}")
     except ClientError as exc:
         error = exc.response.get("Error", {})
         code = str(error.get("Code", ""))
@@ -142,6 +145,22 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
         raise RepositoryError(
             f"The object store of {str(root)!r} can't be reached at {endpoint}: {brief(exc)}"
         ) from exc
+
+
+def _probe_writing(client: Any, bucket: str, key: str) -> None:
+    """Write an object with a wrong checksum: a store that would take it refuses it for that only.
+
+    So nothing is left behind, and no right to remove objects is needed.
+    """
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=b"-", ContentMD5=_WRONG_MD5)
+    except ClientError as exc:
+        if exc.response.get("Error", {}).get("Code") not in _WRONG_CHECKSUM:
+            raise
+    else:
+        # A store that does not compare them.
+        with best_effort("An empty object stays in the object store"):
+            client.delete_object(Bucket=bucket, Key=key)
 
 
 def check_writeable(roots: Sequence[ResourcePath]) -> None:

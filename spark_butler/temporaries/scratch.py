@@ -24,7 +24,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 from lsst.resources import ResourcePath
 
+from ..errors import RepositoryError
 from ..run_folders import path_below, run_folder
+from ..text import translate_errors
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +193,17 @@ def remove_scratch(
     -------
     n_removed
         How many were removed.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if the object store refuses to list or to remove files.
     """
+    with translate_errors(RepositoryError, f"Scratch files in {folder} can't be removed"):
+        return _remove(folder, dataset_ids, one_run=one_run)
+
+
+def _remove(folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None, *, one_run: bool) -> int:
     found = _list(folder, one_run=one_run)
     if dataset_ids is not None:
         names = {str(dataset_id) for dataset_id in dataset_ids}

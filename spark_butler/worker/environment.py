@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .state import WorkerState
 
 _ENVIRONMENT = {
-    # Over https, botocore's default checksums are refused by several object stores.
+    # `_lsst_resources.prepare_client` does the same where no worker is.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     "OMP_NUM_THREADS": "1",
@@ -32,7 +32,17 @@ _ENVIRONMENT = {
 IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
 """Environment variable that names the modules with which workers are forked, with commas."""
 
-_PASSED_ON = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION")
+_PASSED_ON = (
+    "AWS_CA_BUNDLE",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "LSST_DISABLE_BUCKET_VALIDATION",
+    "REQUESTS_CA_BUNDLE",
+    "S3_ENDPOINT_URL",
+)
+_PROFILES = "LSST_RESOURCES_S3_PROFILE_"
 
 _WORKER_ENVIRONMENT = {
     # Nothing may be left behind by a worker that is killed.
@@ -54,15 +64,16 @@ def worker_environment() -> dict[str, str]:
     Returns
     -------
     environment
-        Variables for threads and for the object store.  Never credentials:
+        Variables for threads and for object stores: addresses, also those of
+        profiles, regions and the file of certificates.  Never credentials:
         workers have their own, from their environment, a file or a role.
     """
     environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
     environment.update(
-        (name, os.environ[name])
-        for name in _PASSED_ON
+        (name, value)
+        for name, value in os.environ.items()
         # An address with a user and password in it is a credential.
-        if name in os.environ and "@" not in os.environ[name]
+        if (name in _PASSED_ON or name.startswith(_PROFILES)) and "@" not in value
     )
     return environment
 
