@@ -7,11 +7,11 @@ lsst-ctrl-mpexec 30.2026.4300; ``tests/test_seams.py`` has a test for each use.
 from __future__ import annotations
 
 __all__ = [
-    "Address",
     "LOG_ADDRESS_INDEX",
     "LOG_MB_NAME",
     "METADATA_ADDRESS_INDEX",
     "METADATA_MB_NAME",
+    "Address",
     "MultiblockReader",
     "ProvenanceQuantumAttemptModel",
     "ProvenanceQuantumInfo",

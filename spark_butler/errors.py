@@ -51,7 +51,7 @@ class EmptyGraphError(UserError, LookupError):
     """A data query selects nothing, or nothing is left to be done for it."""
 
 
-class NothingToDo(EmptyGraphError):  # noqa: N818  (it is no failure)
+class NothingToDo(EmptyGraphError):  # it is no failure
     """All selected quanta have been done before."""
 
 

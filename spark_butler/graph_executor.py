@@ -81,7 +81,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
         The session to use; by default the active one, or a new one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         *,
         num_proc: int | None = None,

@@ -80,7 +80,7 @@ def best_effort(what: str, *, level: int = logging.WARNING) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as exc:  # noqa: BLE001  (any library may raise in the block)
+    except Exception as exc:  # any library may raise in the block
         logger.log(level, "%s: %s", what, brief(exc))
         logger.debug("%s.", what, exc_info=True)
 

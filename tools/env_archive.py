@@ -92,8 +92,11 @@ if __name__ == "__main__":
         print(f"env-archive: needs {check(place)}")
         options.output.parent.mkdir(parents=True, exist_ok=True)
         partial = options.output.with_name(f".{options.output.name}.partial")
-        with partial.open("wb") as file, gzip.GzipFile("", "wb", options.level, file, mtime=0) as stream:
-            with tarfile.open(fileobj=stream, mode="w|") as archive:
-                archive.add(place, ".", filter=clean)
+        with (
+            partial.open("wb") as file,
+            gzip.GzipFile("", "wb", options.level, file, mtime=0) as stream,
+            tarfile.open(fileobj=stream, mode="w|") as archive,
+        ):
+            archive.add(place, ".", filter=clean)
         partial.replace(options.output)
     print(f"env-archive: {options.output}, {options.output.stat().st_size / 1e6:.0f} MB")

@@ -80,7 +80,7 @@ def encode(
     try:
         stream, buffers = pickle_dataset(obj, codec)
         _prove(type(obj), stream, buffers)
-    except Exception as err:  # noqa: BLE001  # the object's own code runs: it may raise anything
+    except Exception as err:  # the object's own code runs: it may raise anything
         type_name = get_full_type_name(obj)
         if codec is not None or formatter is None:
             raise CodecError(
@@ -168,7 +168,7 @@ def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFa
     try:
         stream, buffers = pickle_dataset(obj, _codec_of(storage_class))
         return pickle.loads(_join(stream), buffers=_private(buffers))
-    except Exception as err:  # noqa: BLE001  # the object's own code runs: it may raise anything
+    except Exception as err:  # the object's own code runs: it may raise anything
         if formatter is None:
             raise CodecError(
                 f"A {get_full_type_name(obj)} of storage class {storage_class.name!r} can't be copied:"

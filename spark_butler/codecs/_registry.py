@@ -111,7 +111,7 @@ def find_codec(name: str) -> Codec | None:
         loaded: Any = entry_point.load()
         if isinstance(loaded, type):
             loaded = loaded()
-    except Exception as err:  # noqa: BLE001  # the user's module may raise anything
+    except Exception as err:  # the user's module may raise anything
         raise CodecError(
             f"The codec {name!r} of the entry point {entry_point.value!r} can't be loaded: {err}"
         ) from err

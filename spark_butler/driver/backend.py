@@ -1,3 +1,5 @@
+"""Interface of the backends on which the driver runs groups.  Runs in the driver."""
+
 from __future__ import annotations
 
 __all__ = ["Backend", "ReportOutcome"]

@@ -88,7 +88,7 @@ class Scheduler:
     (`spark_butler.driver.batching.BatchSizer`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         plan: Plan,
         xgraph: networkx.DiGraph[uuid.UUID],

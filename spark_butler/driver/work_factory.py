@@ -55,7 +55,7 @@ class WorkFactory:
         Limits of the quanta, by task label.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         plan: Plan,
         graph: PredictedQuantumGraph,

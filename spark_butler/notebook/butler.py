@@ -109,7 +109,7 @@ class SparkButler:
         """The Spark session."""
         return self._session
 
-    def data_ids(
+    def data_ids(  # noqa: PLR0913
         self,
         dataset_type: str,
         *,

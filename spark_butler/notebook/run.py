@@ -132,7 +132,7 @@ class Run:
             self._last = self._snapshot().at_end()
             n_ingested = None if self._result is None else self._result.n_ingested
             self._active.finish(*self._describe_end(), n_ingested=n_ingested)
-        except Exception as exc:  # noqa: BLE001  (a report that fails must not lose the result)
+        except Exception as exc:  # a report that fails must not lose the result
             logger.warning("Run %s has no report: %s", self.output_run, brief(exc), exc_info=True)
             if self._result is None:
                 self._error = self._error or exc
@@ -146,7 +146,7 @@ class Run:
             end = self._active.drive(self._log)
             self._result = end.result
             self._error = end.unwritten
-        except Exception as exc:  # noqa: BLE001  (`wait` raises it)
+        except Exception as exc:  # `wait` raises it
             self._error = exc
             if not self._backend.is_stopped:
                 logger.error("Run %s stopped with an error: %s", self.output_run, brief(exc))

@@ -55,7 +55,7 @@ def parse_band_columns(text: str) -> BandColumns:
     return BandColumns(*match.groups())
 
 
-def ingest_refcats(
+def ingest_refcats(  # noqa: PLR0913
     butler: Butler,
     name: str,
     paths: Iterable[ResourcePathExpression],

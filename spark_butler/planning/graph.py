@@ -126,7 +126,7 @@ def read_task_modules(file: str) -> list[str]:
     try:
         with PredictedQuantumGraph.open(uri, import_mode=TaskImportMode.DO_NOT_IMPORT) as reader:
             return task_modules(reader.pipeline_graph)
-    except Exception:  # noqa: BLE001  (a broken file raises errors of many types)
+    except Exception:  # a broken file raises errors of many types
         logger.debug("The pipeline of %s can't be read.", file, exc_info=True)
         return []
 

@@ -294,7 +294,7 @@ def pack_attempt(
     """
     try:
         return scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure).to_bytes()
-    except Exception:  # noqa: BLE001  (serializing what a task gives may raise anything)
+    except Exception:  # serializing what a task gives may raise anything
         logger.warning("No provenance could be gathered for a quantum of %s.", task_node.label, exc_info=True)
         return None
 

@@ -70,7 +70,7 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
     """
     try:
         where = Butler.get_repo_uri(butler_config, return_label=True)
-    except Exception as exc:  # noqa: BLE001  (an index may be anywhere)
+    except Exception as exc:  # an index may be anywhere
         raise RepositoryError(f"Can't look up the Butler repository {butler_config!r}: {brief(exc)}") from exc
     # Without this, a configuration in a store that doesn't answer costs minutes of retries.
     check_store(where)

@@ -131,7 +131,7 @@ def _try_tasks(butler: Butler, graph: PredictedQuantumGraph, labels: Sequence[st
             init_outputs=[],
             labels=labels,
         )
-    except Exception as exc:  # noqa: BLE001  (a constructor may raise anything)
+    except Exception as exc:  # a constructor may raise anything
         logger.debug("A task can't be made.", exc_info=True)
         return exc
     return None

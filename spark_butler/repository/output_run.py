@@ -66,7 +66,7 @@ class OutputRequest:
         return bool(self.collections["extend_run"])
 
 
-def resolve_output(
+def resolve_output(  # noqa: PLR0913
     graph: PredictedQuantumGraph,
     *,
     repo: str,
@@ -279,7 +279,7 @@ def _fill(
             graph.write_packages(butler, compare_existing=request.extend)
 
 
-class _refusing:  # noqa: N801
+class _refusing:
     """Raise a `UserError` for what the middleware raises for unusable arguments."""
 
     def __init__(self, what: str):

@@ -28,7 +28,7 @@ class _JvmOutput:
     def hold(self) -> None:
         """Keep the output of a JVM that is launched from now on in a temporary file."""
         if self.file is None:
-            self.file = tempfile.TemporaryFile()
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
 
     def show(self) -> None:
         """Write to standard error what was held since the last call."""

@@ -58,10 +58,13 @@ def open_context(data: bytes) -> Any:
     _, context = pickle.loads(data)
     worker_context = context if isinstance(context, WorkerContext) else context.worker
     prepare_process(worker_context, _state)
-    if isinstance(tasks := worker_context.task_nodes, PackedTasks) and worker_context.isolation != "none":
-        # Without threads of theirs, children inherit them from here.
-        if _state.preloader.preload(tasks.modules, ChildRunner().ask):
-            tasks.open()
+    # Children inherit the tasks from here, unless their modules start threads.
+    if (
+        isinstance(tasks := worker_context.task_nodes, PackedTasks)
+        and worker_context.isolation != "none"
+        and _state.preloader.preload(tasks.modules, ChildRunner().ask)
+    ):
+        tasks.open()
     TemporaryFolder.remove_abandoned()
     clock.record_imports(began)
     return context

@@ -107,7 +107,7 @@ def project_references(
     return near[inside], np.asarray(x)[inside], np.asarray(y)[inside]
 
 
-def refine_wcs(
+def refine_wcs(  # noqa: PLR0913
     wcs: astropy.wcs.WCS,
     x: FloatArray,
     y: FloatArray,

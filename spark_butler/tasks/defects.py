@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ("find_defects",)
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,11 @@ def _columns(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
     if clean.shape[1] < 2 * _NEIGHBORHOOD or clean.shape[0] < 32:
         return found
     edges = np.linspace(0, clean.shape[0], max(round(clean.shape[0] / _BLOCK), 1) + 1).astype(int)
-    medians = np.stack(
-        [np.median(clean[start:stop:3], axis=0) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
-    )
+    medians = np.stack([np.median(clean[start:stop:3], axis=0) for start, stop in itertools.pairwise(edges)])
     differs = medians - scipy.ndimage.median_filter(medians, (1, _NEIGHBORHOOD), mode="nearest")
     # The error of the median of so many pixels of unit noise; every third row is enough.
     differs /= 1.2533 / np.sqrt((edges[1] - edges[0]) / 3.0)
-    for block, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for block, (start, stop) in enumerate(itertools.pairwise(edges)):
         found[start:stop, np.abs(differs[block]) > threshold] = True
     # Where every column differs from the next, none is defective: a mosaic of colors, say.
     return found if found.mean() < 0.1 else np.zeros_like(found)

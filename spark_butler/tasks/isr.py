@@ -149,7 +149,7 @@ class IsrTask(pipe_base.PipelineTask):
         )
         butlerQC.put(outputs, outputRefs)
 
-    def run(
+    def run(  # noqa: PLR0913
         self,
         raw: Image,
         camera: CameraDescription,

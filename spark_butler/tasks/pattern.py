@@ -6,7 +6,7 @@ under each of the best ones single pairs vote for a shift.  A map must stand out
 
 from __future__ import annotations
 
-__all__ = ("find_similarity", "find_shift", "mutual_matches")
+__all__ = ("find_shift", "find_similarity", "mutual_matches")
 
 import math
 

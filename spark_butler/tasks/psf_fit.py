@@ -125,7 +125,7 @@ def _affordable(count: int) -> int:
     return 2 if count >= 24 else 1 if count >= 10 else 0
 
 
-def _judge(
+def _judge(  # noqa: PLR0913
     model: PsfModel,
     stars: _Stars,
     data: FloatArray,

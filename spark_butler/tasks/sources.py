@@ -5,7 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("SourceMeasurements", "measure_sources", "make_source_table")
+__all__ = ("SourceMeasurements", "make_source_table", "measure_sources")
 
 import dataclasses
 import math

@@ -13,16 +13,16 @@ from __future__ import annotations
 __all__ = [
     "CHUNK_BYTES",
     "EMPTY_NOTICE",
-    "ReceiveBuffer",
-    "Kind",
     "CompletionNotice",
+    "Kind",
+    "ReceiveBuffer",
     "Record",
     "cut_object",
     "forward",
-    "make_record",
-    "partition_of",
-    "open_record",
     "hops_left",
+    "make_record",
+    "open_record",
+    "partition_of",
 ]
 
 import dataclasses
@@ -108,7 +108,7 @@ EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
 _NO_ID = uuid.UUID(int=0)
 
 
-def make_record(
+def make_record(  # noqa: PLR0913
     route: Route,
     kind: Kind,
     group: int,

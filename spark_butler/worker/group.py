@@ -221,9 +221,8 @@ def find_complete(
     if not last:
         return []
     with _open_butler(state, context, content) as butler:
-        if not sure:
-            if not butler.wrapped.stored(next(iter(last.values()))[-1]):
-                return []
+        if not sure and not butler.wrapped.stored(next(iter(last.values()))[-1]):
+            return []
         stored = butler.wrapped.stored_many(ref for refs in last.values() for ref in refs)
     outcomes = []
     for work in content.quanta:

@@ -124,7 +124,7 @@ def _why_not(each: type) -> Exception | None:
     """Return the error of pickling a class; the class may not be needed at all."""
     try:
         _Pickler(io.BytesIO()).dump(each)
-    except Exception as exc:  # noqa: BLE001  (as many as there are things that a class may refer to)
+    except Exception as exc:  # as many as there are things that a class may refer to
         logger.debug("%s stays here.", each, exc_info=True)
         return exc
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ class OrderByDetector(ExecutionGraphFixup):
         ordered = [
             quanta[data_id] for data_id in sorted(quanta, key=lambda data_id: -int(data_id["detector"]))
         ]
-        xgraph.add_edges_from(zip(ordered, ordered[1:], strict=False))
+        xgraph.add_edges_from(itertools.pairwise(ordered))
 
 
 class Cycle(OrderByDetector):

@@ -61,7 +61,7 @@ class SecretFormatter(FormatterV2):
 class SecretFormatterV1(Formatter):
     extension = ".npy"
 
-    def write(self, inMemoryDataset: Any) -> None:  # noqa: N803
+    def write(self, inMemoryDataset: Any) -> None:
         np.save(self.fileDescriptor.location.path, inMemoryDataset.values)
 
     def read(self, component: str | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["COMMAND", "make_record", "make_run"]
 
 import datetime
+import itertools
 import random
 import uuid
 from collections.abc import Sequence
@@ -62,9 +63,7 @@ def make_record(
     draw = random.Random(seed)
     ids = {(n, label): uuid.UUID(int=draw.getrandbits(128)) for n in range(n_visits) for label in labels}
     names = {quantum_id: label for (_, label), quantum_id in ids.items()}
-    edges = [
-        (ids[n, a], ids[n, b]) for n in range(n_visits) for a, b in zip(labels, labels[1:], strict=False)
-    ]
+    edges = [(ids[n, a], ids[n, b]) for n in range(n_visits) for a, b in itertools.pairwise(labels)]
     record = RunRecord()
     observer = ObserverGroup(record)
     observer.on_plan(cut_graph(GraphSketch(names, edges), group_by="fused", slots=slots))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 __all__ = [
     "RUN",
-    "WrappedBackend",
     "Case",
     "FaultInjector",
     "Observed",
     "Repo",
+    "WrappedBackend",
     "make_graph",
     "observe",
     "registered_files",

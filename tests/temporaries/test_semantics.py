@@ -214,7 +214,7 @@ def test_group_keeps_only_unread_temporaries_and_copies_only_for_several_readers
     scenario.real("second", "describe", {"i": first}, {"o": "second"})
     scenario.real("third", "describe", {"i": "second"}, {"o": "third"})
     scenario.real("fourth", "describe", {"i": "third", "j": first}, {"o": "fourth_end"})
-    graph, result = scenario.run(SerialBackend(), temporary=("array", "second", "third"), group_by="fused")
+    _graph, result = scenario.run(SerialBackend(), temporary=("array", "second", "third"), group_by="fused")
     assert not result.failed
     # After the first task the array; then also what the second and third have made; then nothing.
     assert live == [1, 2, 2, 0]

@@ -91,7 +91,7 @@ def test_each_failure_kind_fails_only_its_quantum_and_is_named(
         with make_repo(name).open() as helper:
             _add_detectors(helper.butler, n)
             start = time.monotonic()
-            result, outcomes, blocked = _run(
+            _result, outcomes, blocked = _run(
                 helper,
                 spark_backend,
                 given,

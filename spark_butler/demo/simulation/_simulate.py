@@ -298,7 +298,7 @@ def _pixel_angle(wcs: Any, sky: SkyCatalog, x: np.ndarray, y: np.ndarray) -> np.
     return np.asarray(np.arctan2(y1 - y, x1 - x))
 
 
-def _write(
+def _write(  # noqa: PLR0913
     raw_dir: Path,
     pixels: np.ndarray,
     camera: CameraDescription,

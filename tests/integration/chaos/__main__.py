@@ -26,11 +26,11 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
-from tests.integration.chaos.chaos_events import KINDS, write_script  # noqa: E402
-from tests.integration.chaos.chaos_report import describe, read_results, write_table  # noqa: E402
-from tests.integration.chaos.chaos_run import Result, perform  # noqa: E402
-from tests.integration.chaos.chaos_scenarios import ROOT, SCENARIOS  # noqa: E402
-from tests.integration.chaos.chaos_stage import Stage  # noqa: E402
+from tests.integration.chaos.chaos_events import KINDS, write_script
+from tests.integration.chaos.chaos_report import describe, read_results, write_table
+from tests.integration.chaos.chaos_run import Result, perform
+from tests.integration.chaos.chaos_scenarios import ROOT, SCENARIOS
+from tests.integration.chaos.chaos_stage import Stage
 
 DOCUMENT = ROOT / "docs" / "chaos-benchmark.md"
 
