@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("BackgroundMesh", "estimate_background", "mask_sources")
+__all__ = ("BackgroundMesh", "estimate_background", "mask_sources", "structured_sky")
 
 import dataclasses
 import math
@@ -18,6 +18,10 @@ from .detection import Detections
 from .psf_model import FWHM_PER_SIGMA, PsfModel
 
 type BoolArray = npt.NDArray[np.bool_]
+type FloatArray = npt.NDArray[np.float64]
+
+_SKY_CELL = 4.0
+"""Side, in FWHM, of the cells in which the structure of the sky between sources is measured."""
 
 _OWN_SKEW = 0.06
 """Difference of mean and median that a sky without sources may have, in standard deviations."""
@@ -189,3 +193,46 @@ def mask_sources(detections: Detections, sigma: float, shape: tuple[int, ...]) -
         inside = (columns >= 0) & (columns < shape[1]) & (rows >= 0) & (rows < shape[0])
         mask[rows[inside], columns[inside]] = True
     return mask
+
+
+def structured_sky(
+    residual: FloatArray, variance: npt.NDArray[np.floating[Any]], good: BoolArray, psf: PsfModel
+) -> FloatArray | float:
+    """Return what is left of the sky between the sources where it has structure, else zero.
+
+    Parameters
+    ----------
+    residual
+        Image without sky and sources; zero where not good.
+    variance, good
+        Variance of its pixels, and which of them to use.
+    psf
+        The PSF: its width sets the size of the cells.
+    """
+    cell = max(round(_SKY_CELL * psf.fwhm), 8)
+    rows, columns = (size // cell for size in residual.shape)
+    if min(rows, columns) < 2:
+        return 0.0
+
+    def in_cells(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        part = array[: rows * cell, : columns * cell].reshape(rows, cell, columns, cell)
+        return part.swapaxes(1, 2).reshape(rows, columns, cell * cell)
+
+    cells, used = in_cells(residual), in_cells(good)
+    count = used.sum(axis=2)
+    filled = count > 0.3 * cell**2
+    # Of the median.
+    error = 1.25 * np.sqrt(np.where(used, in_cells(variance), 0.0).sum(axis=2)) / np.maximum(count, 1)
+    square = np.ones((3, 3), dtype=bool)
+    # The mean is quick, and the few cells where it is large are looked at closely.
+    candidates = filled & (np.abs(cells.sum(axis=2)) > 4.0 * error * count)
+    candidates = filled & scipy.ndimage.binary_dilation(candidates, square)
+    if not candidates.any():
+        return 0.0
+    level = np.zeros((rows, columns))
+    level[candidates] = np.nanmedian(np.where(used[candidates], cells[candidates], np.nan), axis=1)
+    level[~scipy.ndimage.binary_dilation(np.abs(level) > 4.0 * error, square)] = 0.0
+    y, x = (np.arange(size) / cell - 0.5 + 0.5 / cell for size in residual.shape)
+    return np.asarray(
+        scipy.ndimage.map_coordinates(level, np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+    )

@@ -28,6 +28,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 import scipy.spatial
 
+from .background import structured_sky
 from .moments import windowed_centroids
 from .psf_model import PsfModel
 from .stamps import gather_windows, stamp_offsets
@@ -68,6 +69,9 @@ class PsfPhotometry:
 
     residual: npt.NDArray[np.float32]
     """The image minus all fitted PSFs; masked pixels are zero."""
+
+    sky: npt.NDArray[np.float32]
+    """What PSF fluxes are measured above: nebulae that are smaller than the cells of the sky."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +123,16 @@ def measure_psf_photometry(
     reach = np.full(len(x), radius)
     first_x, first_y = x, y
     ok = np.ones(len(x), dtype=bool)
+    sky: FloatArray | float = 0.0
     for _ in range(passes):
-        fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
+        fit = fit_psf_fluxes(data - sky, variance, good, x, y, psf, reach)
+        sky = sky + structured_sky(fit.residual, variance, good, psf)
         stamps, ix, iy, dx, dy = isolated_stamps(fit.residual, x, y, fit.flux, psf, radius, reach)
         dx, dy, converged = windowed_centroids(stamps, dx, dy, sigma, reach=sigma)
         ok = converged & (np.hypot(ix + dx - first_x, iy + dy - first_y) < 1.5 * sigma)
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
         reach = _reach(psf, fit.flux, noise, radius)
-    fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
+    fit = fit_psf_fluxes(data - sky, variance, good, x, y, psf, reach)
     # For a Gaussian in background noise (King 1983, PASP 95, 163).
     with np.errstate(divide="ignore", invalid="ignore"):
         position_err = math.sqrt(2.0) * sigma * np.abs(fit.flux_err / fit.flux)
@@ -141,7 +147,8 @@ def measure_psf_photometry(
         flux_ok=(fit.coverage > 0.5) & np.isfinite(fit.flux_err),
         blendedness=_blendedness(x, y, fit.flux, sigma),
         reach=reach,
-        residual=fit.residual.astype(np.float32),
+        residual=np.where(good, fit.residual + sky, 0.0).astype(np.float32),
+        sky=np.broadcast_to(np.asarray(sky, dtype=np.float32), data.shape),
     )
 
 

@@ -115,14 +115,40 @@ def fit_psf(
         usable = _agree(x, y, stars, usable, image.shape, order)
     if np.count_nonzero(usable) < min_stars:
         return None
-    order = min(max_order, _affordable(int(np.count_nonzero(usable))))
+    order = _best_order(x[usable], y[usable], stars, usable, image.shape, max_order)
     coefficients = _polynomials(x[usable], y[usable], stars, usable, image.shape, order)
     model = PsfModel(beta, order, coefficients, (image.shape[0], image.shape[1]))
     return _judge(model, stars, data, usable, x, y, ix, iy, radius)
 
 
 def _affordable(count: int) -> int:
+    """Return the largest order that so many stars allow."""
     return 2 if count >= 24 else 1 if count >= 10 else 0
+
+
+def _best_order(
+    x: FloatArray, y: FloatArray, stars: _Stars, used: BoolArray, shape: tuple[int, ...], max_order: int
+) -> int:
+    """Return the lowest order that predicts stars left out of the fit as well as any higher one."""
+    values, errors = stars.values[used, 2:5], np.hypot(stars.errors[used, 2:5], 0.01)
+    orders = range(min(max_order, _affordable(int(0.8 * len(x)))) + 1)
+    # Stars are dealt by chance, not by brightness or place.
+    fold = np.random.default_rng(1).permutation(len(x)) % 5
+    misfit = np.zeros((len(orders), len(x)))
+    for order in orders:
+        terms = polynomial_terms(x / shape[1], y / shape[0], order)
+        for k in range(5 if len(orders) > 1 else 0):
+            out = fold == k
+            for j in range(3):
+                solution = _robust(terms[~out], values[~out, j], errors[~out, j])
+                deviation = (values[out, j] - terms[out] @ solution) / errors[out, j]
+                misfit[order, out] += np.minimum(deviation**2, 9.0)
+    best = int(np.argmin(misfit.mean(axis=1)))
+    for order in orders[:best]:
+        worse = misfit[order] - misfit[best]
+        if worse.mean() < 2.0 * worse.std() / math.sqrt(len(x)):
+            return order
+    return best
 
 
 def _judge(  # noqa: PLR0913

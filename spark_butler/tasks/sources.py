@@ -140,7 +140,8 @@ def measure_sources(
     )
     margin = radius - model_radius(model)
     inner = slice(margin, stamps.shape[1] - margin)
-    moments = measure_moments(stamps[:, inner, inner], dx, dy, sigma)
+    sky = gather_windows(psf.sky, ix, iy, radius, fill=np.float32(0.0))
+    moments = measure_moments((stamps - sky)[:, inner, inner], dx, dy, sigma)
     expected = measure_moments(model.stamps(psf.x, psf.y, ix, iy, model_radius(model)), dx, dy, sigma)
     measured = SourceMeasurements(
         psf=psf,

@@ -67,6 +67,21 @@ def test_neighbors_do_not_spoil_each_other() -> None:
     assert (result.blendedness > 0.01).all()
 
 
+def test_a_nebula_between_stars_does_not_change_their_fluxes() -> None:
+    sky = make_image(size=600, stars=60, significance=(50.0, 300.0), seed=6)
+    yy, xx = np.mgrid[:600, :600]
+    # Filaments of half a sky cell, ten times as bright as the noise.
+    nebula = 10.0 * np.sqrt(np.median(sky.variance)) * np.cos(xx / 14.0) ** 2 * (yy < 300)
+    masked = np.zeros(sky.image.shape, dtype=bool)
+    image = sky.image - sky.sky + nebula
+    result = measure_psf_photometry(image, sky.variance + nebula, masked, sky.x, sky.y, PSF)
+    ratio = result.flux / sky.flux
+    inside = sky.y < 300
+    assert np.median(ratio[inside]) == pytest.approx(1.0, abs=0.03)
+    assert 1.4826 * np.median(np.abs(ratio[inside] - 1.0)) < 0.06
+    assert np.median(ratio[~inside]) == pytest.approx(1.0, abs=0.005)
+
+
 def test_masked_pixels_do_not_change_the_flux_of_a_perfect_star() -> None:
     star = stamps_of(ROUND, np.array([0.2]), np.array([-0.3]), 20)[0] * 1000.0
     masked = np.zeros(star.shape, dtype=bool)

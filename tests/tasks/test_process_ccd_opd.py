@@ -61,12 +61,18 @@ def clean(source: astropy.table.Table) -> astropy.table.Table:
     return source[~flagged]
 
 
-def test_each_frame_has_its_stars(catalogs: list[astropy.table.Table], outputs: Butler) -> None:
+def test_each_frame_has_its_stars(catalogs: list[astropy.table.Table]) -> None:
     assert len(catalogs) == 5
     for source in catalogs:
         assert 250 <= len(source) <= 1200
-    for ref in outputs.query_datasets("visit_summary"):
-        assert 3.7 < outputs.get(ref)["psfFwhm"][0] < 4.8
+
+
+def test_psf_has_the_width_of_isolated_stars(outputs: Butler) -> None:
+    refs = sorted(outputs.query_datasets("visit_summary"), key=lambda ref: ref.dataId["visit"])
+    found = [outputs.get(ref)["psfFwhm"][0] for ref in refs]
+    # Moffat profiles fitted to radial profiles of 28 to 40 isolated stars off the nebula, found by photutils
+    # in frames less the median bias and over the median flat; less the width of a pixel.
+    assert found == pytest.approx([3.72, 3.30, 3.31, 3.63, 3.41], rel=0.05)
 
 
 def test_detections_repeat(catalogs: list[astropy.table.Table]) -> None:

@@ -82,6 +82,22 @@ def test_a_varying_elliptical_psf_is_recovered(fwhm: float, change: float, beta:
         np.testing.assert_allclose(found, expected, atol=0.04 * (fwhm if expected.max() > 1.0 else 1.0))
 
 
+def test_a_psf_that_does_not_vary_gets_no_terms_that_follow_noise() -> None:
+    truth = PsfModel.constant(3.5, SHAPE, beta=2.5, g1=0.05)
+    image, x, y = make_stars(truth, 30)
+    fit = fit_psf(image, np.full(SHAPE, 225.0), np.zeros(SHAPE, dtype=bool), x, y, truth.sigma)
+    assert fit is not None
+    assert fit.model.order == 0
+
+
+def test_a_psf_that_varies_gets_the_terms_it_needs() -> None:
+    truth = PsfModel(3.0, 1, np.array([[3.0, 0.0, 0.6 / 700], [0.05, 0, 0], [0.0, 0, 0]]), SHAPE)
+    image, x, y = make_stars(truth, 30)
+    fit = fit_psf(image, np.full(SHAPE, 225.0), np.zeros(SHAPE, dtype=bool), x, y, truth.sigma)
+    assert fit is not None
+    assert fit.model.order == 1
+
+
 def test_galaxies_do_not_widen_the_psf() -> None:
     truth = PsfModel.constant(3.5, SHAPE, beta=3.0)
     image, x, y = make_stars(truth, 60)
