@@ -50,6 +50,7 @@ CONTENTS = {
     ],
     "Reference": [
         "vocabulary",
+        "pipetask-options",
         "process_ccd",
         "codecs",
         "reliability",

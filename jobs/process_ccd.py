@@ -23,7 +23,7 @@ PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "proc
 
 def main() -> None:
     """Run the command, and launch the JVM while the middleware is imported."""
-    launch_jvm_in_background()
+    launch_jvm_in_background(sys.argv)
     from spark_butler.cli.run import make_run_command
 
     make_run_command("process_ccd.py", PIPELINE)()

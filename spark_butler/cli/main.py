@@ -57,12 +57,17 @@ class _Main(CommandGroup):
             return command
         if cmd_name not in _RUN_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        if cmd_name == "run" and not ctx.resilient_parsing:
-            # The JVM starts while the middleware is imported below.
-            launch_jvm_in_background()
         from .run import make_run_command
 
         return make_run_command(cmd_name, only_plan=cmd_name == "plan")
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "run" and not ctx.resilient_parsing:
+            # The JVM starts while the middleware is imported.
+            launch_jvm_in_background(args)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = _RUN_COMMANDS | _WATCH_COMMANDS

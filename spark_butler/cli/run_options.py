@@ -150,13 +150,11 @@ def _check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
             f"--start-method {kwargs['start_method']} has no meaning: quanta run in processes forked from "
             "workers of Spark."
         )
-    if kwargs["coverage"] and importlib.util.find_spec("coverage") is None:
-        raise OptionsError("--coverage needs the package `coverage`, which is not installed.")
-    if not on_spark:
-        return
     for name in ("profile", "coverage"):
-        if kwargs[name]:
+        if kwargs[name] and on_spark:
             raise OptionsError(
                 f"--{name} measures only this process, and quanta run in workers of Spark; "
                 f"give --backend serial with --{name}."
             )
+    if kwargs["coverage"] and importlib.util.find_spec("coverage") is None:
+        raise OptionsError("--coverage needs the package `coverage`, which is not installed.")

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -29,14 +29,25 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN = 1.0
 
 
-def launch_jvm_in_background() -> None:
+# With one of these arguments, a command needs no Spark.
+_WITHOUT_SPARK = {"-h", "--help", "--dry-run", "--init-only", "--show", "serial", "--backend=serial"}
+
+
+def launch_jvm_in_background(arguments: Collection[str] = ()) -> None:
     """Launch the JVM of a command in a thread, and limit the threads of libraries that are imported now.
 
     If the JVM does not start, `SparkStart` tries again and raises the error.
     In a terminal, what the JVM and the workers below it write to standard
     error is not shown at once, since it would spoil the progress bars.
+
+    Parameters
+    ----------
+    arguments
+        Arguments of the command, some of which need no JVM.
     """
     limit_threads()
+    if not _WITHOUT_SPARK.isdisjoint(arguments):
+        return
     # The engine alone does not use the JVM enough for Java's full compiler to pay.
     os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
     if os.isatty(2):

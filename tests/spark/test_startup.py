@@ -7,11 +7,14 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from spark_butler.cli.main import main
 from spark_butler.errors import SessionError
 from spark_butler.spark import startup as spark_start
 from spark_butler.spark.startup import SparkStart
@@ -204,3 +207,16 @@ print("done")
 def test_concurrent_launches_start_one_jvm() -> None:
     process = subprocess.run([sys.executable, "-c", _TWO_LAUNCH], capture_output=True, text=True, timeout=120)
     assert process.stdout == "done\n", process.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", ["run -b x", "run --help", "run --backend serial", "plan", "run --dry-run"]
+)
+def test_jvm_is_launched_only_for_quanta(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    monkeypatch.setattr(spark_start, "_launch", lambda: launched.append("jvm"))
+    CliRunner().invoke(main, arguments.split(), catch_exceptions=False)
+    for thread in threading.enumerate():
+        if thread.name == "jvm-start":
+            thread.join()
+    assert len(launched) == (arguments == "run -b x")
