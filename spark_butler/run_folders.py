@@ -8,13 +8,13 @@ from __future__ import annotations
 
 __all__ = ["path_below", "report_root", "run_folder", "unknown_run"]
 
-import difflib
 import urllib.parse
 from collections.abc import Iterable
 
 from lsst.resources import ResourcePath
 
 from .errors import RepositoryError
+from .text import suggest
 
 
 def report_root(datastore_root: ResourcePath) -> ResourcePath:
@@ -100,11 +100,8 @@ def unknown_run(repo: str, run: str, names: Iterable[str], expected: str) -> Rep
         What these name.
     """
     names = sorted(set(names))
-    near = [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]
-    near = near or difflib.get_close_matches(run, names, n=3)
-    remedy = (
-        f"did you mean {' or '.join(map(repr, near))}?"
-        if near
-        else f"`spark-butler status {repo}` lists the runs."
-    )
+    if near := [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]:
+        remedy = f"did you mean {' or '.join(map(repr, near))}?"
+    else:
+        remedy = suggest(run, names, f"`spark-butler status {repo}` lists the runs.")
     return RepositoryError(f"The repository {repo!r} has no run {run!r}; expected {expected}; {remedy}")

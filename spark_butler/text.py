@@ -10,21 +10,24 @@ __all__ = [
     "as_engine_error",
     "best_effort",
     "brief",
+    "describe_expected",
     "explain_invalid",
     "format_bytes",
     "format_count",
     "format_data_id",
     "format_seconds",
     "hide_secrets",
+    "suggest",
     "translate_errors",
 ]
 
 import contextlib
+import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError, SparkButlerError
 
@@ -41,6 +44,35 @@ _PYTHON_ERROR = re.compile(
     r"^(?!org\.|java\.|py4j\.)[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*$", re.MULTILINE
 )
 _LONGEST = 600
+_MOST_NAMES = 20
+
+# What pydantic expects, by its type of error.
+_EXPECTED = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "literal_error": "{expected}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "string_too_short": "at least {min_length} character",
+    "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "dataclass_type": "a mapping",
+}
 
 
 def brief(exc: BaseException) -> str:
@@ -121,24 +153,71 @@ def as_engine_error(what: str, *, remedy: str = "") -> contextlib.AbstractContex
     return translate_errors(EngineError, what, remedy=remedy)
 
 
-def explain_invalid(error: pydantic.ValidationError, *, unknown: str, depth: int | None = None) -> str:
+def explain_invalid(
+    error: pydantic.ValidationError, *, known: Iterable[str], what: str = "option", depth: int | None = None
+) -> str:
     """Return a line about the first wrong value.
 
     Parameters
     ----------
     error
         Error of pydantic.
-    unknown
-        Text for an unknown name, with ``{name!r}`` or ``{name}`` in its
-        place.
+    known
+        The known names.
+    what
+        What they are names of.
     depth
         Number of parts of a value's name to keep; `None` for all.
     """
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"][:depth]))
     if first["type"] == "extra_forbidden":
-        return unknown.format(name=name)
-    return f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
+        return f"{name!r} is not a known {what}; {suggest(str(first['loc'][-1]), known)}"
+    return f"{name} is {first['input']!r}; {describe_expected(first)}."
+
+
+def describe_expected(item: Mapping[str, Any]) -> str:
+    """Return what pydantic expected for a value, in words.
+
+    Parameters
+    ----------
+    item
+        One of the errors of a `pydantic.ValidationError`.
+    """
+    if (expected := _EXPECTED.get(item["type"])) is not None:
+        return f"expected {expected.format(**item.get('ctx', {}))}"
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return what may have been meant by an unknown name.
+
+    Parameters
+    ----------
+    name
+        The unknown name.
+    known
+        The known names.
+    otherwise
+        Text if no name is near; by default it lists the known names.
+
+    Returns
+    -------
+    text
+        ``did you mean ...?``, or the other text.
+    """
+    names = sorted(set(known))
+    lower = {each.lower(): each for each in reversed(names)}
+    matches = difflib.get_close_matches(name.lower(), lower, n=2)
+    # One that is much nearer than the next is the one.
+    scores = [difflib.SequenceMatcher(None, each, name.lower()).ratio() for each in matches]
+    if near := [
+        repr(lower[each]) for each, score in zip(matches, scores, strict=True) if score > scores[0] - 0.1
+    ]:
+        return f"did you mean {' or '.join(near)}?"
+    if otherwise or not names:
+        return otherwise or "there is none."
+    return f"known are {', '.join(names[:_MOST_NAMES])}{', ...' if len(names) > _MOST_NAMES else '.'}"
 
 
 def _last_of_traceback(message: str) -> str:

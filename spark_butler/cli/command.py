@@ -10,24 +10,31 @@ __all__ = [
     "CONTEXT",
     "CommandGroup",
     "LeafCommand",
+    "Refusal",
     "check_encoding",
     "format_option",
     "keep_logging_arguments",
     "kept_logging_arguments",
     "logging_options",
+    "one_line_errors",
     "print_json",
+    "print_line",
 ]
 
-import difflib
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
+
+from ..errors import OptionsError, UserError
+from ..spark.session import print_stderr
+from ..text import hide_secrets, suggest
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Settings of click for all commands."""
@@ -120,8 +127,6 @@ def check_encoding(arguments: Sequence[str]) -> None:
     spark_butler.errors.OptionsError
         Raised if an argument has such characters and the JVM such a locale.
     """
-    from ..errors import OptionsError
-
     garbled = [each for each in arguments if "??" in each or "\ufffd" in each]
     if not garbled or "PYSPARK_GATEWAY_PORT" not in os.environ:
         return
@@ -139,6 +144,20 @@ def check_encoding(arguments: Sequence[str]) -> None:
         )
 
 
+def print_line(line: str) -> None:
+    """Print a line on standard error, that of ``spark-submit`` included.
+
+    Parameters
+    ----------
+    line
+        The line.
+    """
+    if not print_stderr(line):
+        with contextlib.suppress(BrokenPipeError, OSError):
+            # After Ctrl-C, spark-submit ends before this process; after SIGHUP, the terminal is closed.
+            click.echo(line, err=True)
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON.
 
@@ -150,6 +169,37 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
+class Refusal(click.ClickException):
+    """One line on standard error and exit status 2."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        print_line(f"Error: {hide_secrets(' '.join(self.format_message().split()))}")
+
+
+@contextlib.contextmanager
+def one_line_errors(ctx: click.Context) -> Iterator[None]:
+    """Raise errors in arguments as one line, without the usage of the command.
+
+    Parameters
+    ----------
+    ctx
+        Context of the command.
+    """
+    try:
+        yield
+    except (Refusal, click.exceptions.NoArgsIsHelpError):
+        raise
+    except UserError as exc:
+        raise Refusal(str(exc)) from exc
+    except click.ClickException as exc:
+        text = exc.format_message().replace("(Did", "Did").replace("?)", "?")
+        raise Refusal(
+            f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See `{ctx.command_path} --help`."
+        ) from exc
+
+
 class LeafCommand(click.Command):
     """A command that takes ``--format``, an options file, and logging options.
 
@@ -159,6 +209,10 @@ class LeafCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.params += _common.params
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with one_line_errors(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         given = {name: ctx.params.pop(name) for name in _LOGGING_NAMES}
@@ -200,19 +254,18 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         names = self.list_commands(ctx)
         if args and args[0] not in names and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], names, n=2)
-            remedy = f"Did you mean {' or '.join(near)}?" if near else f"Commands are {', '.join(names)}."
-            ctx.fail(f"{args[0]!r} is not a known command. {remedy}")
+            raise Refusal(f"{args[0]!r} is not a command of {ctx.command_path}; {suggest(args[0], names)}")
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        from ..errors import UserError
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with one_line_errors(ctx):
+            return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as err:
-            click.echo(f"Error: {' '.join(str(err).split())}", err=True)
-            ctx.exit(2)
+        except UserError as exc:
+            raise Refusal(str(exc)) from exc
 
 
 def _start_logging(arguments: list[str], *, verbose: bool) -> None:

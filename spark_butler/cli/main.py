@@ -143,9 +143,10 @@ def simulate(
     """
     from ..demo.simulation import SCENES, simulate
     from ..errors import OptionsError
+    from ..text import suggest
 
     if scene is not None and scene not in SCENES:
-        raise OptionsError(f"--scene {scene!r} is not a known scene; known are {', '.join(SCENES)}.")
+        raise OptionsError(f"--scene {scene!r} is not a known scene; {suggest(scene, SCENES)}")
     simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed, scene=scene)
     if form == "json":
         files = {"raw_dir": simulated.raw_dir, "truth": simulated.truth, "camera": simulated.camera}

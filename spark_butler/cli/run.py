@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import lsst.utils.timer
@@ -27,10 +27,19 @@ from ..planning.request import RunRequest
 from ..report import RunReporter, clean_command, format_report
 from ..report.summary import make_report
 from ..run import ActiveRun, OnlyShown, open_run, prepare
-from ..spark.session import check_platform, print_stderr
+from ..spark.session import check_platform
 from ..spark.startup import SparkStart
 from ..text import brief
-from .command import CONTEXT, check_encoding, format_option, kept_logging_arguments, print_json
+from .command import (
+    CONTEXT,
+    Refusal,
+    check_encoding,
+    format_option,
+    kept_logging_arguments,
+    one_line_errors,
+    print_json,
+    print_line,
+)
 from .ending import describe_run
 from .logging_options import logging_options, start_logging
 from .run_options import engine_options, make_request
@@ -71,16 +80,7 @@ Example:
 }
 
 
-class _Refusal(click.ClickException):
-    """One line on standard error and exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        _print(f"Error: {self.format_message()}")
-
-
-class _Breakdown(_Refusal):
+class _Breakdown(Refusal):
     """One line on standard error and exit status 1."""
 
     exit_code = 1
@@ -96,16 +96,10 @@ class _RunCommand(PipetaskCommand):
         # Logging options may also precede the name of the command.
         args = [*kept_logging_arguments(ctx), *args]
         ctx.meta[_COMMAND_KEY] = list(args)
-        try:
+        with one_line_errors(ctx):
             check_encoding(args)
             parsed: list[str] = super().parse_args(ctx, args)
-        except OptionsError as exc:
-            raise _Refusal(str(exc)) from exc
-        except click.UsageError:
-            raise
-        except click.ClickException as exc:
-            raise _Refusal(exc.format_message()) from exc
-        return parsed
+            return parsed
 
 
 def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -170,12 +164,12 @@ def make_run_command(
             status = _run(ctx, default_pipeline, **kwargs)
         except UserError as exc:
             logger.debug("Refused.", exc_info=True)
-            raise _Refusal(brief(exc)) from exc
+            raise Refusal(brief(exc)) from exc
         except EngineError as exc:
             logger.debug("The engine failed.", exc_info=True)
             raise _Breakdown(f"The engine failed: {brief(exc)}") from exc
         except KeyboardInterrupt:
-            _print("Stopped by SIGINT before any quantum ran.")
+            print_line("Stopped by SIGINT before any quantum ran.")
             status = 128 + signal.SIGINT
         ctx.exit(status)
 
@@ -220,7 +214,7 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
             )
         except OnlyShown as exc:
             _print_unhandled(request)
-            _print(f"{exc} The --show option was given and all options were processed.")
+            print_line(f"{exc} The --show option was given and all options were processed.")
             return 0
         except NothingToDo as exc:
             if as_json:
@@ -228,7 +222,7 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
                     {"run": request.output_run, "state": "succeeded", "reason": str(exc), "exit_status": 0}
                 )
             else:
-                _print(str(exc))
+                print_line(str(exc))
             return 0
         _print_unhandled(request)
         if dry_run:
@@ -260,10 +254,10 @@ def _drive(active: ActiveRun, *, summary: str | None, as_json: bool) -> int:
         if as_json:
             print_json(describe_run(reporter, active.name, "stopped", status))
         _print_report_location(reporter)
-        _print(f"Stopped by {by}. {how_to_resume}")
+        print_line(f"Stopped by {by}. {how_to_resume}")
         return status
     except EngineError:
-        _print(active.explain_resume())
+        print_line(active.explain_resume())
         _print_report_location(reporter)
         if as_json:
             print_json(describe_run(reporter, active.name, "broken", 1))
@@ -352,14 +346,6 @@ def _import_debug() -> None:
         logger.warning("No 'debug' module found.")
 
 
-def _print(line: str) -> None:
-    """Print a line on standard error."""
-    if not print_stderr(line):
-        with contextlib.suppress(BrokenPipeError, OSError):
-            # After Ctrl-C, spark-submit ends before this process; after SIGHUP, the terminal is closed.
-            click.echo(line, err=True)
-
-
 def _print_unhandled(request: RunRequest) -> None:
     """Print the values of ``--show`` that are not known."""
     if request.show.unhandled:
@@ -370,4 +356,4 @@ def _print_unhandled(request: RunRequest) -> None:
 def _print_report_location(reporter: RunReporter) -> None:
     """Print the report's location after a failed run."""
     if reporter.places:
-        _print(f"The report is in {reporter.places[0]}.")
+        print_line(f"The report is in {reporter.places[0]}.")

@@ -17,8 +17,7 @@ from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
 from lsst.ctrl.mpexec.showInfo import ShowInfo
 
 from ..errors import OptionsError
-from ..planning.request import RunRequest, build_request
-from ..text import brief
+from ..planning.request import RunRequest, build_request, refuse_action
 
 _OPTIONS = (
     click.option(
@@ -136,7 +135,7 @@ def make_request(
         kwargs = collect_pipeline_actions(ctx, **kwargs)
         show = ShowInfo(kwargs.pop("show") or [])
     except (TypeError, ValueError) as exc:
-        raise OptionsError(brief(exc)) from exc
+        raise refuse_action(exc) from exc
     _check_meaning(kwargs, on_spark=on_spark)
     return build_request(kwargs, show=show, command=command, default_pipeline=default_pipeline)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Limits", "ResourceRequests", "StopRule", "TaskRequests", "read_requests"]
+__all__ = ["Limits", "ResourceRequests", "StopRule", "TaskRequests", "explain_requests", "read_requests"]
 
 import dataclasses
 import random
@@ -220,9 +220,19 @@ def read_requests(file: str) -> ResourceRequests:
     try:
         return ResourceRequests.model_validate(content)
     except pydantic.ValidationError as exc:
-        known = ", ".join(field.alias or name for name, field in TaskRequests.model_fields.items())
-        unknown = f"{{name!r}} is not a known request; known are {known}, and pipetask.LABEL with the same."
-        raise OptionsError(f"--resources file {file!r}: {explain_invalid(exc, unknown=unknown)}") from exc
+        raise OptionsError(f"--resources file {file!r}: {explain_requests(exc)}") from exc
+
+
+def explain_requests(error: pydantic.ValidationError) -> str:
+    """Return a line about the first wrong request.
+
+    Parameters
+    ----------
+    error
+        Error of pydantic.
+    """
+    known = [field.alias or name for name, field in TaskRequests.model_fields.items()]
+    return explain_invalid(error, known=[*known, "pipetask"], what="request")
 
 
 @dataclasses.dataclass(frozen=True)

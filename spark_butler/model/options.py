@@ -79,8 +79,7 @@ class RunOptions(pydantic.BaseModel):
             try:
                 super().__init__(**options)
             except pydantic.ValidationError as exc:
-                unknown = f"{{name}} is not a known option; known are {', '.join(RunOptions.model_fields)}."
-                raise OptionsError(explain_invalid(exc, unknown=unknown, depth=1)) from exc
+                raise OptionsError(explain_invalid(exc, known=RunOptions.model_fields, depth=1)) from exc
 
     @pydantic.field_validator("group_by", mode="before")
     @classmethod

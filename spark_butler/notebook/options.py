@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["in_words_of_python", "make_notebook_request"]
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +20,12 @@ from lsst.utils.introspection import get_full_type_name
 
 from .._pipe_base import default_label
 from ..errors import OptionsError
-from ..model.limits import MIB, ResourceRequests
+from ..model.limits import MIB, ResourceRequests, explain_requests
 from ..model.options import RunOptions
-from ..planning.request import RunRequest, build_request
+from ..planning.request import RunRequest, build_request, refuse_action
 from ..report import clean_command
 from ..repository.checks import check_repository
-from ..text import brief, explain_invalid
+from ..text import brief, suggest
 
 _OTHER_NAMES = {"where": "data_query"}
 _ELSEWHERE = {
@@ -114,7 +113,7 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
     try:
         values["pipeline_actions"] = make_pipeline_actions(actions)
     except TypeError as exc:
-        raise OptionsError(brief(exc)) from exc
+        raise refuse_action(exc) from exc
     values |= {name: _convert(name, value) for name, value in given.items() if name not in _ACTIONS}
     check_repository(repo)
     command = clean_command(["spark-butler", "run", *arguments]) if not (in_memory or memory) else ()
@@ -145,9 +144,7 @@ def _check_name(name: str) -> None:
     if name in _ELSEWHERE:
         raise OptionsError(f"{name} has no meaning in a notebook: {_ELSEWHERE[name]}.")
     if name not in _KNOWN:
-        near = difflib.get_close_matches(name, sorted({*_KNOWN, *_OTHER_NAMES}), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise OptionsError(f"{name!r} is not a known option{hint}")
+        raise OptionsError(f"{name!r} is not a known option; {suggest(name, {*_KNOWN, *_OTHER_NAMES})}")
 
 
 def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,8 +209,7 @@ def _with_resources(request: RunRequest, requests: Mapping[str, Any] | None, mem
         if memory is not None:
             resources = _with_memory(resources, _read_memory(memory))
     except pydantic.ValidationError as exc:
-        text = explain_invalid(exc, unknown="there is no request {name!r}.")
-        raise OptionsError(f"resources: {text}") from exc
+        raise OptionsError(f"resources: {explain_requests(exc)}") from exc
     options = request.options.model_copy(update={"resources": resources})
     return request.model_copy(update={"options": options})
 

@@ -31,7 +31,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
 from ..repository.checks import check_repository, check_writeable
-from ..text import brief
+from ..text import brief, suggest
 from .description import CameraDescription
 from .instrument import YamlInstrument, make_instrument_class
 
@@ -152,9 +152,8 @@ def get_description(butler: Butler, instrument: str) -> CameraDescription:
     """
     known = [str(record.name) for record in butler.query_dimension_records("instrument", explain=False)]
     if instrument not in known:
-        listed = ", ".join(known) or "none"
         raise RepositoryError(
-            f"instrument {instrument!r} is not registered in the repository; it has {listed}"
+            f"instrument {instrument!r} is not registered in the repository; {suggest(instrument, known)}"
         )
     collection = make_instrument_class(instrument)().makeUnboundedCalibrationRunName()
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["build_predicted_graph"]
 
+import logging
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from astropy.table import Table
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
 from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
-from lsst.daf.butler import Butler, MissingCollectionError
+from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
     AllDimensionsQuantumGraphBuilder,
     DatasetQueryConstraintVariant,
@@ -26,12 +27,16 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantum
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
+from ..errors import RepositoryError
 from ..repository.collection_notes import read_temporaries
+from ..repository.names import check_collections, check_input_types, explain_query
 from ..repository.output_checks import check_configs
 from ..temporaries.dataset_types import find_temporary_types
 from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
 from .patterns import retained_types
 from .request import RunRequest
+
+logger = logging.getLogger(__name__)
 
 
 def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
@@ -64,6 +69,11 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
     )
     with butler:
         skip_existing_in = request.skip_existing_in
+        try:
+            check_collections(butler, skip_existing_in)
+        except RepositoryError as exc:
+            # Also pipetask skips nothing then.
+            logger.warning("--skip-existing-in has no effect: %s", exc)
         if request.skip_existing and run is not None:
             skip_existing_in += (run,)
         existing: frozenset[uuid.UUID] = frozenset()
@@ -94,11 +104,14 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
             "retained_dataset_types": request.retained_dataset_types,
             "data_query": request.where,
         }
-        components = builder.finish(
-            request.output,
-            metadata=metadata,
-            attach_datastore_records=request.qgraph_datastore_records,
-        )
+        try:
+            components = builder.finish(
+                request.output,
+                metadata=metadata,
+                attach_datastore_records=request.qgraph_datastore_records,
+            )
+        except InvalidQueryError as exc:
+            raise explain_query(butler, request.where or "", exc) from exc
     if existing and not request.clobber_outputs:
         check_outputs_in_the_way(components, existing)
     settle_dataset_ids(components, keep=existing)
@@ -177,5 +190,7 @@ def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
             force_failures=request.mock_failure,
         )
     with Butler.from_config(request.repo, writeable=False) as butler:
+        check_collections(butler, request.inputs)
         pipeline_graph.resolve(butler.registry)
+        check_input_types(butler, pipeline_graph)
     return pipeline_graph

@@ -16,21 +16,22 @@ __all__ = [
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import networkx
+import yaml
 from lsst.ctrl.mpexec.cli import script
-from lsst.daf.butler import InvalidQueryError
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from lsst.pipe.base.quantum_graph_builder import OutputExistsError
+from lsst.pipe.base.quantum_graph_builder import OutputExistsError, QuantumGraphBuilderError
 from lsst.resources import ResourcePath
 
 from .._pipe_base import import_graph_fixup
 from ..errors import EmptyGraphError, NothingToDo, OptionsError, UserError
 from ..text import brief
 from .builder import build_predicted_graph
+from .hints import hint_at_pipeline
 from .request import RunRequest
 
 logger = logging.getLogger(__name__)
@@ -76,13 +77,12 @@ def show_pipeline(request: RunRequest) -> Any:
     if not (shows_graph or request.pipeline_dot or request.pipeline_mermaid):
         # Opened for nothing, otherwise.
         del arguments["butler_config"]
-    with _refusing("The pipeline can't be built"):
+    with _refusing("The pipeline can't be built", lambda: hint_at_pipeline(request)):
         try:
             factory = script.build(**arguments, show=request.show)
         except KeyError as exc:
-            deleted = {action.label for action in request.pipeline_actions}
-            if exc.args and exc.args[0] in deleted:
-                raise OptionsError(f"--delete {exc.args[0]}: the pipeline has no such task.") from exc
+            if exc.args and exc.args[0] in {action.label for action in request.pipeline_actions}:
+                raise LookupError(f"--delete: there is no task {exc.args[0]!r}") from exc
             raise
         if not request.show.handled:
             factory(resolve=False)
@@ -165,8 +165,6 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
                 graph = script.qgraph(None, **arguments, show=request.show, for_execution=True)
             else:
                 graph = build_predicted_graph(request, factory)
-        except InvalidQueryError as exc:
-            raise OptionsError(f"The data query {request.where!r} can't be used: {brief(exc)}") from exc
         except OutputExistsError as exc:
             raise OptionsError(
                 "Outputs of earlier attempts exist already; give --clobber-outputs to replace them: "
@@ -188,7 +186,11 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
     if not reason and (request.skip_existing or request.skip_existing_in):
         return NothingToDo(f"Nothing left to do: all selected quanta have been done before{query}.")
     reason = reason or "all quanta that it selects lack inputs."
-    return EmptyGraphError(f"The quantum graph is empty{query}: {reason}")
+    inputs = f" --collections {','.join(request.inputs)}" if request.inputs else ""
+    return EmptyGraphError(
+        f"The quantum graph is empty{query}: {reason.rstrip('.')}; "
+        f"`butler query-datasets {request.repo}{inputs}` lists the inputs that exist."
+    )
 
 
 def _check_graph_file(file: str) -> None:
@@ -201,7 +203,7 @@ def _check_graph_file(file: str) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
     """Raise a `UserError` for any error of the middleware, since it refuses the user's input."""
     try:
         yield
@@ -209,11 +211,17 @@ def _refusing(what: str) -> Iterator[None]:
         raise
     except Exception as exc:
         logger.debug("%s.", what, exc_info=True)
-        raise UserError(f"{what}: {_reason(exc)}") from exc
+        text = f"{what}: {_reason(exc)}"
+        raise UserError(f"{text.rstrip('.')}; {remedy}" if (remedy := hint()) else text) from exc
 
 
 def _reason(exc: Exception) -> str:
     """Return the reason of an error of the middleware in one line."""
+    if isinstance(exc, yaml.MarkedYAMLError) and (mark := exc.problem_mark) is not None:
+        return (
+            f"{mark.name} is not YAML: line {mark.line + 1}, column {mark.column + 1}: {exc.problem}; "
+            "correct the file there."
+        )
     text = brief(exc)
     if exc.__cause__ is not None and (cause := brief(exc.__cause__)) not in text:
         text = f"{text.rstrip('.')}: {cause}"
@@ -221,7 +229,9 @@ def _reason(exc: Exception) -> str:
         return f"file not found: {text}"
     if isinstance(exc, ImportError):
         return f"a task can't be imported: {text}"
-    if isinstance(exc, ValueError | TypeError | RuntimeError):
+    if isinstance(exc, ValueError | TypeError | RuntimeError | AttributeError | QuantumGraphBuilderError):
+        return text
+    if type(exc) is LookupError:
         return text
     return f"{type(exc).__name__}: {text}"
 

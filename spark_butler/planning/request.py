@@ -5,9 +5,10 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["RunRequest", "build_request"]
+__all__ = ["RunRequest", "build_request", "refuse_action"]
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,25 @@ _ENGINE = frozenset(RunOptions.model_fields) - {"skip_existing", "clobber_output
 _IGNORED_WITH_GRAPH = ("data_query", "data_id_table", "qgraph_datastore_records", "prune_unanchored_quanta")
 
 
+_ACTION = re.compile(r"syntax for option '(\w+)': (.*) \(does not match")
+_ACTIONS = {"config": "config LABEL:NAME=VALUE", "configfile": "config-file LABEL:FILE"}
+
+
+def refuse_action(error: Exception) -> OptionsError:
+    """Return the error about a change to the pipeline that can't be read.
+
+    Parameters
+    ----------
+    error
+        The error of ctrl_mpexec.
+    """
+    text = brief(error)
+    if (found := _ACTION.search(text)) is not None:
+        option, form = _ACTIONS.get(found[1], "task TASK[:LABEL]").split()
+        text = f"--{option} is {found[2]}; expected {form}."
+    return OptionsError(text)
+
+
 def build_request(
     values: Mapping[str, Any],
     *,
@@ -220,7 +240,7 @@ def build_request(
             values, options=options, provenance_graph=provenance_graph, command=command, **own
         )
     except pydantic.ValidationError as exc:
-        text = explain_invalid(exc, unknown="{name!r} is not a known option.", depth=1)
+        text = explain_invalid(exc, known=RunRequest.model_fields, depth=1)
         raise OptionsError(_as_option(text)) from exc
     if request.graph_file is None:
         # The file is read again when the graph is built; here a bad file is refused early.

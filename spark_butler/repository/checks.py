@@ -86,7 +86,8 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
         raise
     except FileNotFoundError as exc:
         raise RepositoryError(
-            f"There is no Butler repository at {butler_config!r}, nor an alias of that name."
+            f"There is no Butler repository at {butler_config!r}, nor an alias of that name; correct the "
+            f"address, or make one by `butler create {butler_config}`."
         ) from exc
     except Exception as exc:  # the errors of several libraries
         raise RepositoryError(f"Can't open the Butler repository {butler_config!r}: {brief(exc)}") from exc

@@ -24,6 +24,7 @@ from lsst.daf.butler import (
     DatasetType,
     DimensionGroup,
     EmptyQueryResultError,
+    InvalidQueryError,
     MissingCollectionError,
     MissingDatasetTypeError,
 )
@@ -31,10 +32,9 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.utils import has_globs
 
 from .._daf_butler import export_records
-from ..errors import EmptyGraphError, OptionsError, RepositoryError
+from ..errors import EmptyGraphError, OptionsError
 from ..text import brief
-
-_MOST_SHOWN = 20
+from .names import explain_query, unknown_collection, unknown_dataset_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +149,8 @@ def find_data_ids(
             f"There are no datasets of type {dataset_type!r} in {', '.join(names)}{text}: "
             f"{' '.join(exc.reasons) or 'they exist, but not with such data IDs.'}"
         ) from exc
+    except InvalidQueryError as exc:
+        raise explain_query(butler, where, exc) from exc
     except (ButlerUserError, ValueError, LookupError, TypeError) as exc:
         raise OptionsError(f"The query {where!r} can't be used: {brief(exc)}") from exc
     refs.sort(key=lambda ref: ref.dataId)
@@ -325,12 +327,12 @@ def _find_collections(butler: Butler, collections: Sequence[str]) -> tuple[Seque
             try:
                 butler.collections.get_info(name)
             except MissingCollectionError as exc:
-                raise RepositoryError(f"The repository has no collection {name!r}.") from exc
+                raise unknown_collection(butler, name) from exc
             found[name] = None
         elif matches := sorted(butler.collections.query(name, flatten_chains=True)):
             found |= dict.fromkeys(matches)
         else:
-            raise RepositoryError(f"The repository has no collection like {name!r}.")
+            raise unknown_collection(butler, name)
     return tuple(found), not has_globs(names)
 
 
@@ -345,6 +347,4 @@ def _dataset_type(butler: Butler, name: str) -> DatasetType:
     try:
         return butler.get_dataset_type(name)
     except MissingDatasetTypeError as exc:
-        known = sorted(each.name for each in butler.registry.queryDatasetTypes())
-        some = ", ".join(known[:_MOST_SHOWN]) + (", ..." if len(known) > _MOST_SHOWN else "")
-        raise RepositoryError(f"The repository has no dataset type {name!r}; it has {some}.") from exc
+        raise unknown_dataset_type(butler, name) from exc

@@ -18,6 +18,7 @@ from .._daf_butler import export_records
 from ..codecs import check_storage_class
 from ..errors import OptionsError
 from ..model.options import RunOptions
+from ..text import suggest
 
 AUTO = "auto"
 """The pattern that stands for all that is made and read inside the graph."""
@@ -138,7 +139,6 @@ def _match(pattern: str, names: Collection[str], option: str) -> list[str]:
     found = fnmatch.filter(names, pattern)
     if not found:
         raise OptionsError(
-            f"{option} {pattern!r} matches no output of the pipeline; its outputs are "
-            f"{', '.join(sorted(names))}."
+            f"{option} {pattern!r} matches no output of the pipeline; {suggest(pattern, names)}"
         )
     return found

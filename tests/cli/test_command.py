@@ -59,6 +59,6 @@ def test_arguments_that_spark_submit_has_garbled_are_refused(
 def test_unknown_scene_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["demo", "simulate", str(tmp_path / "night"), "--scene", "vigneted"])
     assert result.exit_code == 2
-    assert "'vigneted' is not a known scene; known are" in result.output
+    assert "'vigneted' is not a known scene; did you mean 'vignetted'?" in result.output
     assert "vignetted" in result.output
     assert not (tmp_path / "night").exists()

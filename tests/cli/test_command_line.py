@@ -256,16 +256,16 @@ def test_logging_options_behind_a_small_command(job_repo: JobRepo, tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "remedy"),
     [
-        (["statsu"], "Did you mean status?"),
-        (["obs", "define-visit"], "Did you mean define-visits?"),
-        (["zzz"], "Commands are cancel, cleanup, demo, obs, plan, "),
+        (["statsu"], "did you mean 'status'?"),
+        (["obs", "define-visit"], "did you mean 'define-visits'?"),
+        (["zzz"], "known are cancel, cleanup, demo, obs, plan, "),
     ],
 )
 def test_unknown_command_is_refused_with_near_names(given: list[str], remedy: str) -> None:
     result = _call(*given)
     assert result.exit_code == 2
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"Error: {given[-1]!r} is not a known command.")
+    assert last.startswith(f"Error: {given[-1]!r} is not a command of spark-butler")
     assert remedy in last
 
 

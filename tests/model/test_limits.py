@@ -35,9 +35,9 @@ def test_options_override_file_defaults_but_not_its_tasks() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("requestmemory: 5", "'requestmemory' is not a known request; known are timeout, requestMemory"),
+        ("requestmemory: 5", "'requestmemory' is not a known request; did you mean 'requestMemory'?"),
         ("pipetask: {isr: {requestMemory: lots}}", "pipetask.isr.requestMemory is 'lots'"),
-        ("requestMemory: -1", "requestMemory is -1: Input should be greater than 0"),
+        ("requestMemory: -1", "requestMemory is -1; expected more than 0"),
         ("- a", "must contain a YAML mapping"),
         ("a: [", "can't be read"),
     ],
@@ -71,11 +71,11 @@ def test_request_options_are_parsed_as_on_the_command_line() -> None:
     assert RunOptions(group_by="visit").group_by == ("visit",)
     assert RunOptions(group_by="visit, detector").group_by == ("visit", "detector")
     assert RunOptions(group_by="fused").group_by == "fused"
-    with pytest.raises(OptionsError, match="group_by is 'visit,': expected auto, fused, or names"):
+    with pytest.raises(OptionsError, match="group_by is 'visit,'; expected auto, fused, or names"):
         RunOptions(group_by="visit,")
     with pytest.raises(OptionsError, match="retries is -1: .*greater than or equal to 0"):
         RunOptions(retries=-1)
-    with pytest.raises(OptionsError, match="tempory is not a known option; known are temporary, "):
+    with pytest.raises(OptionsError, match="'tempory' is not a known option; did you mean 'temporary'"):
         RunOptions(tempory=("a",))  # type: ignore[call-arg]
 
 

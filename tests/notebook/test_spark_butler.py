@@ -484,9 +484,11 @@ def test_invalid_run_is_refused_in_the_cell(butler: SparkButler, simulated: Nigh
 
     before = collections()
     for words, options in {
-        "'temporay' is not a known option; did you mean temporary": {"temporay": "auto"},
+        "'temporay' is not a known option; did you mean 'temporary'": {"temporay": "auto"},
         "memory is 'lots'": {"memory": "lots"},
-        "resources: there is no request 'requestmemory'": {"resources": {"requestmemory": 5}},
+        "resources: 'requestmemory' is not a known request; did you mean 'requestMemory'": {
+            "resources": {"requestmemory": 5}
+        },
         "form has no meaning in a notebook: use Run.report()": {"form": "json"},
         "resources: pipetask.isr.timeout is -1": {"resources": {"pipetask": {"isr": {"timeout": -1}}}},
         "use the logging of the notebook": {"log_level": "DEBUG"},

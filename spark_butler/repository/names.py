@@ -1,0 +1,130 @@
+"""Errors about names that a repository does not have, with near names that it has.
+
+Runs in the driver.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "check_collections",
+    "check_input_types",
+    "explain_query",
+    "unknown_collection",
+    "unknown_dataset_type",
+]
+
+import re
+from collections.abc import Iterable
+
+from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
+from lsst.daf.butler.utils import has_globs
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+
+from ..errors import OptionsError, RepositoryError
+from ..text import brief, suggest
+
+_IDENTIFIER = re.compile(r"identifier '(\w+)[\w.]*'")
+_FIELD = re.compile(r"field '(\w+)' for (\w+)")
+_EXAMPLE = "expected an expression such as \"instrument='SimCam' AND visit IN (1, 2)\"."
+_MOCK = "_mock_"
+
+
+def unknown_collection(butler: Butler, name: str) -> RepositoryError:
+    """Return the error about a collection that does not exist.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    name
+        The name, or a pattern that fits none.
+    """
+    known = suggest(name, butler.collections.query("*"))
+    return RepositoryError(f"The repository has no collection {'like ' * has_globs(name)}{name!r}; {known}")
+
+
+def unknown_dataset_type(butler: Butler, name: str) -> RepositoryError:
+    """Return the error about a dataset type that is not registered.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    name
+        The name.
+    """
+    known = suggest(name, (each.name for each in butler.registry.queryDatasetTypes()))
+    return RepositoryError(f"The repository has no dataset type {name!r}; {known}")
+
+
+def check_collections(butler: Butler, names: Iterable[str]) -> None:
+    """Check that collections exist.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    names
+        Names of the collections; patterns pass.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if one does not exist, with near names.
+    """
+    for name in names:
+        if not has_globs(name):
+            try:
+                butler.collections.get_info(name)
+            except MissingCollectionError as exc:
+                raise unknown_collection(butler, name) from exc
+
+
+def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
+    """Check that the dataset types that a pipeline reads are registered.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    graph
+        The pipeline.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if one is not, with near names or the option that is missing.
+    """
+    known = {each.name for each in butler.registry.queryDatasetTypes()}
+    for name, _ in graph.iter_overall_inputs():
+        if name in known:
+            continue
+        if (real := name.removeprefix(_MOCK)) in known and real != name:
+            raise RepositoryError(
+                f"The repository has no dataset type {name!r}; give --unmocked-dataset-types {real} to read "
+                f"{real!r} instead."
+            )
+        raise unknown_dataset_type(butler, name)
+
+
+def explain_query(butler: Butler, query: str, error: InvalidQueryError) -> OptionsError:
+    """Return the error about a data query, with near names for an unknown one.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    query
+        The query.
+    error
+        The error of the middleware.
+    """
+    reason = brief(error)
+    elements = butler.dimensions.elements
+    if (found := _IDENTIFIER.search(reason)) is not None:
+        remedy = suggest(found[1], elements.names, f"write texts in quotes: '{found[1]}'.")
+    elif (found := _FIELD.search(reason)) is not None and found[2] in elements:
+        remedy = suggest(found[1], elements[found[2]].schema.names)
+    else:
+        remedy = _EXAMPLE
+    return OptionsError(f"The data query {query!r} can't be used: {reason.rstrip('.')}; {remedy}")
