@@ -6,15 +6,13 @@ address.
 
 from __future__ import annotations
 
-__all__ = ["path_below", "report_root", "run_folder", "unknown_run"]
+__all__ = ["path_below", "report_root", "run_folder"]
 
 import urllib.parse
-from collections.abc import Iterable
 
 from lsst.resources import ResourcePath
 
 from .errors import RepositoryError
-from .text import suggest
 
 
 def report_root(datastore_root: ResourcePath) -> ResourcePath:
@@ -83,25 +81,3 @@ def path_below(top: ResourcePath, uri: ResourcePath) -> str | None:
     if not is_same_store or not path.startswith(top.unquoted_path):
         return None
     return path.removeprefix(top.unquoted_path)
-
-
-def unknown_run(repo: str, run: str, names: Iterable[str], expected: str) -> RepositoryError:
-    """Return the error about a run that a repository does not have.
-
-    Parameters
-    ----------
-    repo
-        Address or alias of the repository.
-    run
-        The name that a user gave.
-    names
-        The names that would do.
-    expected
-        What these name.
-    """
-    names = sorted(set(names))
-    if near := [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]:
-        remedy = f"did you mean {' or '.join(map(repr, near))}?"
-    else:
-        remedy = suggest(run, names, f"`spark-butler status {repo}` lists the runs.")
-    return RepositoryError(f"The repository {repo!r} has no run {run!r}; expected {expected}; {remedy}")

@@ -29,7 +29,7 @@ from ..report import (
 )
 from ..report.progress import ProgressSnapshot
 from ..repository.checks import check_repository, store_roots
-from ..run_folders import unknown_run
+from ..repository.names import unknown_run
 from ..text import align_rows, format_count, format_seconds, translate_errors
 from .command import LeafCommand, print_json
 

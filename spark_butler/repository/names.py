@@ -11,6 +11,7 @@ __all__ = [
     "explain_query",
     "unknown_collection",
     "unknown_dataset_type",
+    "unknown_run",
 ]
 
 import re
@@ -128,3 +129,25 @@ def explain_query(butler: Butler, query: str, error: InvalidQueryError) -> Optio
     else:
         remedy = _EXAMPLE
     return OptionsError(f"The data query {query!r} can't be used: {reason.rstrip('.')}; {remedy}")
+
+
+def unknown_run(repo: str, run: str, names: Iterable[str], expected: str) -> RepositoryError:
+    """Return the error about a run that a repository does not have.
+
+    Parameters
+    ----------
+    repo
+        Address or alias of the repository.
+    run
+        The name that a user gave.
+    names
+        The names that would do.
+    expected
+        What these name.
+    """
+    names = sorted(set(names))
+    if near := [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]:
+        remedy = f"did you mean {' or '.join(map(repr, near))}?"
+    else:
+        remedy = suggest(run, names, f"`spark-butler status {repo}` lists the runs.")
+    return RepositoryError(f"The repository {repo!r} has no run {run!r}; expected {expected}; {remedy}")
