@@ -68,14 +68,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
         prune_replaced=request.prune_replaced,
     )
     with butler:
-        skip_existing_in = request.skip_existing_in
-        try:
-            check_collections(butler, skip_existing_in)
-        except RepositoryError as exc:
-            # Also pipetask skips nothing then.
-            logger.warning("--skip-existing-in has no effect: %s", exc)
-        if request.skip_existing and run is not None:
-            skip_existing_in += (run,)
+        skip_existing_in = _find_skipped(request, butler, run)
         existing: frozenset[uuid.UUID] = frozenset()
         if run is not None and request.extend_run:
             if not request.skip_init_writes:
@@ -116,6 +109,16 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
         check_outputs_in_the_way(components, existing)
     settle_dataset_ids(components, keep=existing)
     return _finish(request, components)
+
+
+def _find_skipped(request: RunRequest, butler: Butler, run: str | None) -> tuple[str, ...]:
+    """Return the collections whose quanta are skipped, and warn about a name that does not exist."""
+    try:
+        check_collections(butler, request.skip_existing_in)
+    except RepositoryError as exc:
+        # Also pipetask skips nothing then.
+        logger.warning("--skip-existing-in has no effect: %s", exc)
+    return request.skip_existing_in + ((run,) if request.skip_existing and run is not None else ())
 
 
 def _finish(request: RunRequest, components: PredictedQuantumGraphComponents) -> PredictedQuantumGraph | None:
