@@ -18,7 +18,7 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 
-from spark_butler.model.quanta import all_inputs, all_outputs
+from spark_butler.model.work import all_inputs, all_outputs
 from tests.support.stock import read_graph
 
 

@@ -18,7 +18,7 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import MODULES, SIZES, prepare_graph  # noqa: E402
 
-from spark_butler.model.quanta import all_outputs  # noqa: E402
+from spark_butler.model.work import all_outputs  # noqa: E402
 from spark_butler.repository.ingest import Ingester  # noqa: E402
 from tests.support.stock import read_graph  # noqa: E402
 

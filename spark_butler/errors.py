@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CodecError",
     "EmptyGraphError",
     "EngineError",
     "FunctionError",
@@ -73,3 +74,7 @@ class FunctionError(SparkButlerError, RuntimeError):
 
 class NotSentError(SparkButlerError, LookupError):
     """A function in a worker asks for a dataset, or an output, that did not travel with its data IDs."""
+
+
+class CodecError(SparkButlerError, ValueError):
+    """A dataset can't be encoded or decoded."""

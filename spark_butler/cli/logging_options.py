@@ -50,7 +50,7 @@ def start_logging(kwargs: dict[str, Any]) -> None:
     }
     CliLog.initLog(**options)
     if not kwargs["log_level"]:
-        # Workers repeat these settings; see `spark_butler.worker.environment.prepare_process`.
+        # Workers repeat these settings; see `spark_butler.worker.state.WorkerState.prepare`.
         CliLog.configState[-1] = (CliLog.initLog, *{**options, "log_tty": False}.values())
     levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
     for component, level in dict(kwargs.pop("log_level")).items():

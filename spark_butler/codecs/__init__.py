@@ -33,8 +33,8 @@ __all__ = [
     "register_codec",
 ]
 
+from ..errors import CodecError
 from ._api import check_storage_class, copy_object, decode, encode
-from ._errors import CodecError
 from ._form import EncodedObject
 from ._formatter import FormatterFallback
 from ._registry import Codec, register_codec

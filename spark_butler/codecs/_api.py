@@ -12,8 +12,7 @@ import numpy as np
 from lsst.daf.butler import StorageClass
 from lsst.utils.introspection import get_full_type_name
 
-from ..errors import PlanError
-from ._errors import CodecError
+from ..errors import CodecError, PlanError
 from ._form import EncodedObject, Form
 from ._formatter import FormatterFallback
 from ._pickling import pickle_dataset

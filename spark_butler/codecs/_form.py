@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Self
 
-from ._errors import CodecError
+from ..errors import CodecError
 
 ALIGNMENT = 64
 

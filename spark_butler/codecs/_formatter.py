@@ -29,7 +29,7 @@ from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 
 from .._daf_butler import datastore_of
-from ._errors import CodecError
+from ..errors import CodecError
 
 
 def _factories(datastore: Datastore) -> Iterator[FormatterFactory]:

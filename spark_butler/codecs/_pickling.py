@@ -1,6 +1,8 @@
 """Pickling by protocol 5 with out-of-band buffers, and with reducers for types that need one.
 
-Runs in workers and children.
+Runs in workers and children.  A reducer returns a value as `object.__reduce__`
+does, or `NotImplemented` if the type's own method is as good.  Reducers are
+registered by the names of types, so that these need not be imported.
 """
 
 from __future__ import annotations
@@ -8,14 +10,261 @@ from __future__ import annotations
 __all__ = ["pickle_dataset"]
 
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle
+import numpy as np
 
-from ._errors import CodecError
-from ._reducers import find_reducer
+from ..errors import CodecError
 from ._registry import find_codec, find_codec_of_type
+
+Reducer = Callable[[Any], Any]
+
+# Smaller arrays are part of the pickle stream.
+_MIN_OUT_OF_BAND = 1024
+
+
+def _make_array(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> np.ndarray:
+    return np.ndarray(shape, dtype, buffer, order=order)
+
+
+class _ReadOnly:
+    """A read-only array that claims to be writable.
+
+    Pickle builds read-only arrays from read-only buffers, but the arrays of a
+    dataset that was read are writable.
+    """
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def _reduce_array(array: np.ndarray) -> Any:
+    if array.dtype.hasobject:
+        return NotImplemented
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = array.copy(order="K")
+        if not array.flags.f_contiguous:
+            array = np.ascontiguousarray(array)
+    order = "C" if array.flags.c_contiguous else "F"
+    buffer: Any
+    if array.nbytes < _MIN_OUT_OF_BAND:
+        buffer = bytearray(array.tobytes(order="A"))
+    else:
+        flat = (array if order == "C" else array.T).reshape(-1).view(np.uint8)
+        buffer = pickle.PickleBuffer(flat if flat.flags.writeable else np.asarray(_ReadOnly(flat)))
+    return _make_array, (buffer, array.shape, array.dtype, order)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    # Subclasses override the method of the array.
+    return np.ndarray.view(array, np.ndarray)
+
+
+def _view_array(cls: type, array: np.ndarray, attributes: dict[str, Any]) -> Any:
+    view: Any = array.view(cls)
+    for name, value in attributes.items():
+        setattr(view, name, value)
+    return view
+
+
+def _make_masked(cls: type, data: Any, mask: Any, attributes: dict[str, Any]) -> Any:
+    array = np.ma.MaskedArray.__new__(cls, data, mask=mask, copy=False)
+    for name, value in attributes.items():
+        setattr(array, name, value)
+    return array
+
+
+def _masked_parts(array: Any) -> tuple[np.ndarray, Any, dict[str, Any]]:
+    attributes = {name: getattr(array, name) for name in ("_fill_value", "_hardmask", "_baseclass")}
+    return _plain(array), array._mask, attributes
+
+
+def _reduce_masked(array: Any) -> Any:
+    cls: Any = type(array)
+    if (
+        cls.__reduce__ is not np.ma.MaskedArray.__reduce__
+        or cls.__setstate__ is not np.ma.MaskedArray.__setstate__
+    ):
+        return NotImplemented
+    return _make_masked, (cls, *_masked_parts(array))
+
+
+def _pickles_as_array(cls: Any) -> bool:
+    return (
+        cls.__reduce__ is np.ndarray.__reduce__
+        and cls.__reduce_ex__ is np.ndarray.__reduce_ex__
+        and cls.__setstate__ is np.ndarray.__setstate__
+    )
+
+
+def _reduce_subclass(array: np.ndarray) -> Any:
+    if not _pickles_as_array(type(array)):
+        return NotImplemented
+    return _view_array, (type(array), _plain(array), {})
+
+
+_COLUMN_ATTRIBUTES = ("_name", "_unit", "_format", "description", "meta")
+
+
+def _reduce_column(column: Any) -> Any:
+    base = sys.modules["astropy.table.column"].BaseColumn
+    cls = type(column)
+    if cls.__reduce__ is not base.__reduce__ or cls.__setstate__ is not base.__setstate__:
+        return NotImplemented
+    attributes = {name: getattr(column, name) for name in _COLUMN_ATTRIBUTES}
+    attributes["_parent_table"] = None
+    if isinstance(column, np.ma.MaskedArray):
+        data, mask, more = _masked_parts(column)
+        return _make_masked, (cls, data, mask, more | attributes)
+    return _view_array, (cls, _plain(column), attributes)
+
+
+def _make_with_state(cls: type, array: np.ndarray, state: dict[str, Any]) -> Any:
+    result: Any = array.view(cls)
+    result.__dict__.update(state)
+    return result
+
+
+def _reduce_quantity(quantity: Any) -> Any:
+    base = sys.modules["astropy.units.quantity"].Quantity
+    cls = type(quantity)
+    if cls.__reduce__ is not base.__reduce__ or cls.__setstate__ is not base.__setstate__:
+        return NotImplemented
+    return _make_with_state, (cls, _plain(quantity), quantity.__dict__)
+
+
+def _reduce_astropy_masked(array: Any) -> Any:
+    # Times and coordinates pickle these as arrays, which loses the mask.
+    if not _pickles_as_array(type(array)):
+        return NotImplemented
+    return _make_with_state, (type(array), _plain(array), array.__dict__)
+
+
+def _reduce_info(info: Any) -> Any:
+    make, arguments, state, *_ = info.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if state is not None:
+        # A table sets these attributes of its columns when it is unpickled.
+        state = {name: value for name, value in state.items() if name not in info._attrs_no_copy}
+    return make, arguments, state
+
+
+def _make_table(
+    cls: type,
+    columns: Mapping[str, Any],
+    indices: list[tuple[list[str], type, bool]],
+    attributes: Mapping[str, Any],
+) -> Any:
+    table: Any = cls(masked=attributes["masked"])
+    for name, column in columns.items():
+        table.columns[name] = column
+        column.info.parent_table = table
+    for names, engine, unique in indices:
+        table.add_index(names, engine=engine, unique=unique)
+    table.meta = attributes["meta"]
+    table.primary_key = attributes["primary_key"]
+    return table
+
+
+def _reduce_table(table: Any) -> Any:
+    module = sys.modules["astropy.table.table"]
+    if type(table) not in (module.Table, module.QTable):
+        return NotImplemented
+    indices = []
+    for index in table.indices:
+        whole = getattr(index, "index", index)
+        indices.append(([column.info.name for column in index.columns], type(whole.data), whole.data.unique))
+    attributes = {name: getattr(table, name) for name in ("masked", "meta", "primary_key")}
+    return _make_table, (type(table), dict(table.columns), indices, attributes)
+
+
+def _read_arrow(buffer: Any) -> Any:
+    import pyarrow.ipc
+
+    return pyarrow.ipc.open_stream(buffer).read_all()
+
+
+def _reduce_arrow(table: Any) -> Any:
+    import pyarrow.ipc
+
+    # A slice would pickle the whole table that it is part of.
+    if table.get_total_buffer_size() <= 2 * table.nbytes + _MIN_OUT_OF_BAND:
+        return NotImplemented
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return _read_arrow, (pickle.PickleBuffer(sink.getvalue()),)
+
+
+class _AstText:
+    """Lines of text that an AST channel writes to and reads from."""
+
+    def __init__(self, lines: list[str]):
+        self.lines = lines
+
+    def astsink(self, line: str) -> None:
+        self.lines.append(line)
+
+    def astsource(self) -> str | None:
+        return self.lines.pop() if self.lines else None
+
+
+def _make_ast(text: str) -> Any:
+    import starlink.Ast
+
+    return starlink.Ast.Channel(_AstText(text.split("\n")[::-1]), None).read()
+
+
+def _reduce_ast(obj: Any) -> Any:
+    import starlink.Ast
+
+    sink = _AstText([])
+    starlink.Ast.Channel(None, sink, "Comment=0,Full=-1,Indent=0").write(obj)
+    return _make_ast, ("\n".join(sink.lines),)
+
+
+_REDUCERS: dict[str, Reducer] = {
+    "astropy.table.column.BaseColumn": _reduce_column,
+    "astropy.table.table.Table": _reduce_table,
+    "astropy.units.quantity.Quantity": _reduce_quantity,
+    "astropy.utils.data_info.DataInfo": _reduce_info,
+    "astropy.utils.masked.core.MaskedNDArray": _reduce_astropy_masked,
+    "numpy.ma.MaskedArray": _reduce_masked,
+    "pyarrow.lib.Table": _reduce_arrow,
+    "starlink.Ast.Object": _reduce_ast,
+}
+
+_found: dict[type, Reducer | None] = {np.ndarray: _reduce_array}
+
+
+def _find_reducer(cls: type) -> Reducer | None:
+    """Return the reducer for instances of a type.
+
+    Parameters
+    ----------
+    cls
+        Any type.
+
+    Returns
+    -------
+    reducer
+        Reducer of the type, or of its nearest base that has one.
+    """
+    try:
+        return _found[cls]
+    except KeyError:
+        pass
+    names = (f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
+    reducer = next((_REDUCERS[name] for name in names if name in _REDUCERS), None)
+    if reducer is None and issubclass(cls, np.ndarray):
+        reducer = _reduce_subclass
+    _found[cls] = reducer
+    return reducer
 
 
 class _Pieces:
@@ -67,7 +316,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         cls = type(obj)
         if (name := find_codec_of_type(cls)) is not None:
             return _ByCodec(name, obj).__reduce__()
-        if (reducer := find_reducer(cls)) is not None:
+        if (reducer := _find_reducer(cls)) is not None:
             return reducer(obj)
         return super().reducer_override(obj)
 

@@ -12,7 +12,7 @@ import importlib.metadata
 import sys
 from typing import Any, Protocol, runtime_checkable
 
-from ._errors import CodecError
+from ..errors import CodecError
 
 _GROUP = "spark_butler.codecs"
 

@@ -33,8 +33,7 @@ from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_class_of
 
 from .._lsst_resources import bucket_of
-from ..model.quanta import all_outputs
-from ..model.work import GroupContent, QuantumWork, WorkerContext
+from ..model.work import GroupPayload, QuantumWork, WorkerContext, all_outputs
 from .files import Files, collect_files
 from .prefetch_queue import Fetched, FileKey, PrefetchQueue
 from .s3_clients import S3Clients
@@ -118,7 +117,7 @@ class Prefetcher:
     def __init__(
         self,
         context: WorkerContext,
-        content: GroupContent,
+        content: GroupPayload,
         butler: QuantumBackedButler | None,
         clients: S3Clients,
         *,

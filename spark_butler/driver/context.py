@@ -15,8 +15,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .._daf_butler import butler_config
 from ..errors import RepositoryError
-from ..model.limits import Limits
-from ..model.options import RunOptions
+from ..model.options import Limits, RunOptions
 from ..model.work import WorkerContext
 from ..repository.checks import store_roots
 from ..worker.environment import worker_environment

@@ -16,8 +16,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from ..errors import OptionsError
-from ..model.limits import Limits, StopRule
-from ..model.options import RunOptions
+from ..model.options import Limits, RunOptions, StopRule
 from ..model.outcomes import RunResult
 from ..planning.partition import cut_graph
 from ..planning.plan import GroupBy, Plan

@@ -26,7 +26,7 @@ from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
 from ..datastore.files import FileFinder, Place, find_changed_files, find_complete_files
-from ..model.quanta import all_outputs
+from ..model.work import all_outputs
 from ..provenance.graph_files import automatic_outputs, find_packs, open_pack
 from ..temporaries.dataset_types import TEMPORARIES_KEY
 

@@ -19,9 +19,8 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import InvalidQuantumError, QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
-from ..model.failures import FailureKind
-from ..model.limits import StopRule
-from ..model.outcomes import QuantumOutcome, exit_text, job_text
+from ..model.options import StopRule
+from ..model.outcomes import FailureKind, QuantumOutcome, exit_text, job_text
 from ..text import format_count
 
 logger = logging.getLogger(__name__)

@@ -21,9 +21,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import networkx
 
 from ..errors import EngineError
-from ..model.failures import FailureKind
-from ..model.limits import Limits, StopRule
-from ..model.outcomes import QuantumOutcome, RunResult, job_text
+from ..model.options import Limits, StopRule
+from ..model.outcomes import FailureKind, QuantumOutcome, RunResult, job_text
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan, Unit
 from ..text import brief

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
-from ..temporaries.shuffle import receive
-from ..temporaries.shuffle_records import ReceiveBuffer, partition_of
-from ..worker.environment import prepare_process
-from ..worker.group import InProcessRunner
+from ..temporaries.shuffle import ReceiveBuffer, partition_of, receive
 from ..worker.retry import run_attempts
 from ..worker.state import WorkerState
 from .backend import ReportOutcome
@@ -33,7 +30,7 @@ class SerialBackend:
         """Run units one after another.  See `Backend.run`."""
         with self._lock:
             self._cancelled.clear()
-            prepare_process(context, self._state)
+            self._state.prepare(context)
             for unit in batch:
                 if self._cancelled.is_set():
                     return
@@ -48,7 +45,7 @@ class SerialBackend:
             for record in passing:
                 heaps[partition_of(record)].append(record)
             while arrived:
-                events = run_attempts(self._state, context, *arrived.pop(0), runner=InProcessRunner())
+                events = run_attempts(self._state, context, *arrived.pop(0))
                 for event in events:
                     if isinstance(event, QuantumOutcome):
                         report(event)

@@ -16,9 +16,8 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .._daf_butler import export_records
-from ..model.limits import Limits
-from ..model.quanta import all_inputs, all_outputs
-from ..model.work import GroupContent, GroupWork, QuantumWork, Route, UnitWork
+from ..model.options import Limits
+from ..model.work import GroupPayload, GroupWork, QuantumWork, Route, UnitWork, all_inputs, all_outputs
 from ..planning.plan import Group, Plan, Unit
 from ..worker.pickling import dump_by_name
 
@@ -207,7 +206,7 @@ class WorkFactory:
         done: frozenset[uuid.UUID] = frozenset(),
         *,
         receivers: Collection[int] = (),
-    ) -> GroupContent:
+    ) -> GroupPayload:
         """Build the content of a group: its quanta, and the driver's records of their datasets.
 
         Parameters
@@ -261,7 +260,7 @@ class WorkFactory:
                 if ref.datasetType.nameAndComponent()[0] in self._temporary_types
             }
         )
-        return GroupContent(
+        return GroupPayload(
             works,
             records,
             frozenset(dataset_id for data in records.values() for dataset_id in data.records) & self._shared,

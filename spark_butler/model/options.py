@@ -1,17 +1,260 @@
-"""The options of a run, as one object that is passed whole."""
+"""Options of a run, passed as one object, and the limits of quanta that they give.
+
+The driver reads them; workers apply the limits of time, memory and attempts.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Isolation", "RunOptions"]
+__all__ = [
+    "Isolation",
+    "Limits",
+    "ResourceRequests",
+    "RunOptions",
+    "StopRule",
+    "TaskRequests",
+    "explain_requests",
+    "read_requests",
+]
 
+import dataclasses
+import random
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pydantic
+import yaml
+from lsst.resources import ResourcePath
 
 from ..errors import OptionsError
-from ..text import explain_invalid
-from .limits import ResourceRequests
+from ..text import brief, explain_invalid
+from .outcomes import FailureKind
+
+MIB = 2**20
+
+_FIRST_PAUSE = {FailureKind.IO: 2.0, FailureKind.LOST: 0.5}
+_LONGEST_PAUSE = 60.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the quanta of one task."""
+
+    timeout: float | None = None
+    """Seconds after which an attempt is killed."""
+
+    memory: int | None = None
+    """Resident memory in bytes beyond which an attempt is killed."""
+
+    memory_multiplier: float = 2.0
+    """Factor by which the memory grows after an attempt that had too little."""
+
+    memory_cap: int | None = None
+    """Memory in bytes up to which it grows; `None` sets no cap."""
+
+    retries: int = 2
+    """Further attempts after one that may have failed by chance."""
+
+    def grow(self, memory: int | None) -> int | None:
+        """Return the memory limit after one that was too small.
+
+        Parameters
+        ----------
+        memory
+            What was too little, in bytes; `None` when nothing limited it.
+
+        Returns
+        -------
+        memory
+            The next limit in bytes, the same when the cap is reached.
+        """
+        if memory is None:
+            return None
+        grown = int(memory * self.memory_multiplier)
+        return min(grown, max(memory, self.memory_cap)) if self.memory_cap is not None else grown
+
+    def may_retry(self, kind: FailureKind, n_failed: int, memory: int | None) -> bool:
+        """Return whether to make another attempt.
+
+        Parameters
+        ----------
+        kind
+            Why the last attempt failed.
+        n_failed
+            Number of attempts so far.
+        memory
+            Limit of the last attempt in bytes.
+        """
+        if not kind.may_pass or n_failed > self.retries:
+            return False
+        return kind is not FailureKind.MEMORY or memory is None or self.grow(memory) != memory
+
+    @staticmethod
+    def pause(kind: FailureKind, n_failed: int) -> float:
+        """Return the seconds to wait before another attempt: twice as long each time, with jitter.
+
+        Parameters
+        ----------
+        kind
+            Why the last attempt failed.
+        n_failed
+            Number of attempts so far.
+        """
+        base = _FIRST_PAUSE.get(kind, 0.0) * 2.0 ** (n_failed - 1)
+        return min(_LONGEST_PAUSE, base) * random.uniform(0.5, 1.5)
+
+
+class _Requests(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class TaskRequests(_Requests):
+    """Requests for the quanta of a task, in the words of ``ctrl_bps``."""
+
+    timeout: float | None = pydantic.Field(None, gt=0, description="Seconds after which a quantum is killed.")
+    request_memory: float | None = pydantic.Field(
+        None, gt=0, alias="requestMemory", description="Resident memory that a quantum may have, in MB."
+    )
+    memory_multiplier: float | None = pydantic.Field(
+        None, ge=1, alias="memoryMultiplier", description="Factor for the next attempt after too little."
+    )
+    memory_limit: float | None = pydantic.Field(
+        None, gt=0, alias="memoryLimit", description="Memory up to which it grows, in MB."
+    )
+    number_of_retries: int | None = pydantic.Field(
+        None, ge=0, alias="numberOfRetries", description="Further attempts after one that failed by chance."
+    )
+
+
+class ResourceRequests(TaskRequests):
+    """Requests for all tasks, and others for some tasks."""
+
+    pipetask: Mapping[str, TaskRequests] = pydantic.Field(
+        default_factory=dict, description="Requests for single tasks, by label."
+    )
+
+    @property
+    def asks_for_memory(self) -> bool:
+        """Whether any request is for memory."""
+        return any(request.request_memory is not None for request in (self, *self.pipetask.values()))
+
+    def limits(self, labels: Iterable[str], learned: Mapping[str, int] | None = None) -> dict[str, Limits]:
+        """Return the limits of tasks.
+
+        Parameters
+        ----------
+        labels
+            Labels of the tasks.
+        learned
+            Memory in bytes that tasks have turned out to need in earlier
+            runs, by label.
+
+        Returns
+        -------
+        limits
+            The limits of each, by label.
+
+        Raises
+        ------
+        spark_butler.errors.OptionsError
+            Raised if there are requests for a task that is not among them.
+        """
+        labels = list(labels)
+        if unknown := sorted(set(self.pipetask) - set(labels)):
+            raise OptionsError(
+                f"--resources has requests for {', '.join(unknown)}; "
+                f"the tasks of the pipeline are {', '.join(labels)}."
+            )
+        return {label: self._limits(label, (learned or {}).get(label, 0)) for label in labels}
+
+    def _limits(self, label: str, learned: int) -> Limits:
+        own = self.pipetask.get(label, TaskRequests())
+        given = {**self.model_dump(exclude={"pipetask"}), **own.model_dump(exclude_none=True)}
+        memory, cap = _to_bytes(given["request_memory"]), _to_bytes(given["memory_limit"])
+        if memory is not None:
+            if cap is not None and cap < memory:
+                raise OptionsError(
+                    f"--resources: memoryLimit of {label!r} is {given['memory_limit']:g} MB, less than its "
+                    f"requestMemory of {given['request_memory']:g} MB."
+                )
+            memory = max(memory, learned if cap is None else min(learned, cap))
+        defaults = Limits()
+        multiplier, retries = given["memory_multiplier"], given["number_of_retries"]
+        return Limits(
+            timeout=given["timeout"],
+            memory=memory,
+            memory_multiplier=defaults.memory_multiplier if multiplier is None else multiplier,
+            memory_cap=cap,
+            retries=defaults.retries if retries is None else retries,
+        )
+
+    def with_options(self, **values: Any) -> Self:
+        """Return a copy with other values for the tasks that have none of their own.
+
+        Parameters
+        ----------
+        **values
+            Values of fields; `None` leaves what there is.
+        """
+        return self.model_copy(update={name: value for name, value in values.items() if value is not None})
+
+
+def _to_bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else int(megabytes * MIB)
+
+
+def read_requests(file: str) -> ResourceRequests:
+    """Read a file of requests.
+
+    Parameters
+    ----------
+    file
+        Address of a YAML file with the keys of ``ctrl_bps``: ``requestMemory``
+        (MB), ``memoryMultiplier``, ``memoryLimit`` (MB), ``numberOfRetries``,
+        and ``timeout`` (seconds); under ``pipetask``, the same for single
+        tasks by label.
+
+    Returns
+    -------
+    requests
+        What stands in it.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if the file can't be read, or has other keys or values.
+    """
+    try:
+        content = yaml.safe_load(ResourcePath(file, forceAbsolute=False).read())
+    except (OSError, ValueError, yaml.YAMLError) as exc:
+        raise OptionsError(f"--resources file {file!r} can't be read: {brief(exc)}") from exc
+    if not isinstance(content, dict):
+        raise OptionsError(f"--resources file {file!r} must contain a YAML mapping.")
+    try:
+        return ResourceRequests.model_validate(content)
+    except pydantic.ValidationError as exc:
+        raise OptionsError(f"--resources file {file!r}: {explain_requests(exc)}") from exc
+
+
+def explain_requests(error: pydantic.ValidationError) -> str:
+    """Return a line about the first wrong request."""
+    known = [field.alias or name for name, field in TaskRequests.model_fields.items()]
+    return explain_invalid(error, known=[*known, "pipetask"], what="request")
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRule:
+    """How many failures stop a run."""
+
+    fail_fast: bool = False
+    """Whether the first failure stops it."""
+
+    most: int | None = None
+    """Number of failures that stop it."""
+
+    most_alike: int | None = None
+    """Number of consecutive failures of one task, alike but for numbers in the message, that stop it."""
+
 
 type Isolation = Literal["group", "quantum", "none"]
 """Unit that gets a process of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "EncodedTemporary",
-    "GroupContent",
+    "GroupPayload",
     "GroupWork",
     "PackedTasks",
     "QuantumOutputs",
@@ -12,6 +12,8 @@ __all__ = [
     "Route",
     "UnitWork",
     "WorkerContext",
+    "all_inputs",
+    "all_outputs",
 ]
 
 import dataclasses
@@ -20,15 +22,14 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lsst.daf.butler import Config, DatasetType, DimensionUniverse, Quantum
+from lsst.daf.butler import Config, DatasetRef, DatasetType, DimensionUniverse, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import ExecutionResources, TaskFactory
 from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 
 from ..codecs import EncodedObject
-from .limits import Limits
-from .options import Isolation
+from .options import Isolation, Limits
 
 NO_LIMITS = Limits(retries=0)
 
@@ -174,7 +175,7 @@ class QuantumWork:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class GroupContent:
+class GroupPayload:
     """The work of one group."""
 
     quanta: tuple[QuantumWork, ...]
@@ -241,7 +242,7 @@ class GroupWork:
     """Task labels and data ID, for people."""
 
     payload: bytes
-    """The pickled `GroupContent`, opened only where it runs."""
+    """The pickled `GroupPayload`, opened only where it runs."""
 
     memory: int = 0
     """Memory that its quanta may have, in bytes; 0 where nothing is asked for."""
@@ -255,10 +256,10 @@ class GroupWork:
     carried: tuple[tuple[Route, GroupWork], ...] = ()
     """Work of groups of the next level, which this group sends on with what it makes."""
 
-    def open(self) -> GroupContent:
+    def open(self) -> GroupPayload:
         """Unpickle the content; the `WorkerContext` must have been unpickled before."""
         content = pickle.loads(self.payload)
-        assert isinstance(content, GroupContent)
+        assert isinstance(content, GroupPayload)
         return content
 
 
@@ -274,3 +275,28 @@ class UnitWork:
 
     widths: tuple[int, ...]
     """Number of groups at each level."""
+
+
+def all_inputs(quantum: Quantum) -> Iterator[DatasetRef]:
+    """Yield all datasets that a quantum reads, init-inputs included.
+
+    Parameters
+    ----------
+    quantum
+        The quantum.
+    """
+    for refs in quantum.inputs.values():
+        yield from refs
+    yield from quantum.initInputs.values()
+
+
+def all_outputs(quantum: Quantum) -> Iterator[DatasetRef]:
+    """Yield all datasets that a quantum may make.
+
+    Parameters
+    ----------
+    quantum
+        The quantum.
+    """
+    for refs in quantum.outputs.values():
+        yield from refs

@@ -20,8 +20,7 @@ from lsst.utils.introspection import get_full_type_name
 
 from .._pipe_base import default_label
 from ..errors import OptionsError
-from ..model.limits import MIB, ResourceRequests, explain_requests
-from ..model.options import RunOptions
+from ..model.options import MIB, ResourceRequests, RunOptions, explain_requests
 from ..planning.request import RunRequest, build_request, refuse_action
 from ..report import clean_command
 from ..repository.checks import check_repository

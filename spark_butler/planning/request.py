@@ -19,8 +19,7 @@ from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.pipe.base import ExecutionResources, Pipeline
 
 from ..errors import OptionsError
-from ..model.limits import ResourceRequests, read_requests
-from ..model.options import RunOptions
+from ..model.options import ResourceRequests, RunOptions, read_requests
 from ..repository.output_checks import check_name
 from ..text import brief, explain_invalid
 from .patterns import read_patterns

@@ -42,8 +42,7 @@ from lsst.utils.introspection import get_full_type_name
 from .._pipe_base import init_quanta, quantum_datasets
 from ..atomic_write import atomic_write
 from ..errors import EngineError
-from ..model.failures import FailureKind
-from ..model.outcomes import Attempt, QuantumOutcome, RunResult
+from ..model.outcomes import Attempt, FailureKind, QuantumOutcome, RunResult
 from ..text import brief, hide_secrets
 from .readback import Readback
 from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success

@@ -19,8 +19,7 @@ from typing import Any
 
 from lsst.pipe.base import QuantumSuccessCaveats
 
-from ..model.failures import FailureKind
-from ..model.outcomes import QuantumOutcome
+from ..model.outcomes import FailureKind, QuantumOutcome
 from ..text import hide_secrets
 from .record import RunInfo, RunRecord, Span
 from .rerun import rerun_command

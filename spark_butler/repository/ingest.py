@@ -23,7 +23,7 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
 from .._daf_butler import datastore_of, import_datasets, remember_last_time
 from ..errors import EngineError
-from ..model.failures import FailureKind, classify
+from ..model.outcomes import FailureKind, classify
 from ..text import brief
 
 logger = logging.getLogger(__name__)

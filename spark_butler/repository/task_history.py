@@ -30,8 +30,7 @@ import networkx
 from lsst.daf.butler import DataCoordinate
 from lsst.resources import ResourcePath
 
-from ..model.failures import FailureKind
-from ..model.outcomes import QuantumOutcome
+from ..model.outcomes import FailureKind, QuantumOutcome
 from ..text import brief
 
 type Times = Mapping[tuple[str, str], float]

@@ -24,7 +24,7 @@ from ..driver.backend import ReportOutcome
 from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
-from ..temporaries.shuffle_records import partition_of
+from ..temporaries.shuffle import partition_of
 from ..text import brief
 from ..worker.pickling import dump_context
 from . import _pyspark

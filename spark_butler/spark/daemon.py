@@ -99,13 +99,12 @@ def serve() -> None:
 
     with _keep_stdout():
         is_fit = import_for_workers()
-        from ..worker.clock import process_start
         from .worker_entry import worker_state
     if not is_fit:
         # Threads can't be ended from outside; a fresh process leaves their modules out.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     # Half of it was imported before this function began.
-    worker_state().clock.record_imports(process_start())
+    worker_state().clock.record_startup()
     if folder := os.environ.get("PYTHON_WORKER_FACTORY_SOCK_DIR"):
         with contextlib.suppress(OSError):
             remove_dead_sockets(Path(folder))

@@ -21,12 +21,9 @@ from pyspark import Accumulator, Broadcast, SparkFiles, TaskContext
 
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, PackedTasks, WorkerContext
-from ..temporaries.shuffle import receive
-from ..temporaries.shuffle_records import ReceiveBuffer, partition_of
+from ..temporaries.shuffle import ReceiveBuffer, partition_of, receive
 from ..worker.child_process import ChildRunner
-from ..worker.environment import prepare_process
-from ..worker.group import InProcessRunner
-from ..worker.memory_lock import MemoryLock
+from ..worker.memory import MemoryLock
 from ..worker.retry import run_attempts
 from ..worker.state import WorkerState
 from ..worker.temporary_directory import TemporaryFolder
@@ -57,7 +54,7 @@ def open_context(data: bytes) -> Any:
     began = clock.start_of_imports()
     _, context = pickle.loads(data)
     worker_context = context if isinstance(context, WorkerContext) else context.worker
-    prepare_process(worker_context, _state)
+    _state.prepare(worker_context)
     # Children inherit the tasks from here, unless their modules start threads.
     if (
         isinstance(tasks := worker_context.task_nodes, PackedTasks)
@@ -178,7 +175,7 @@ def _run_here(
         context,
         work,
         received,
-        runner=InProcessRunner() if context.isolation == "none" else ChildRunner(),
+        runner=None if context.isolation == "none" else ChildRunner(),
         # Spark does not report that it runs a stage again for a lost shuffle, so a sender checks.
         again=_is_again() or (None if work.routes else False),
         memory_lock=MemoryLock(Path(SparkFiles.getRootDirectory())),

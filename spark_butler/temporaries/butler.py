@@ -31,11 +31,11 @@ from lsst.pipe.base import TaskMetadata
 
 from .._daf_butler import datastore_of
 from ..codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
-from ..model.quanta import all_outputs
+from ..model.work import all_outputs
 from .components import read_part
 from .dataset_types import TEMPORARIES_KEY
 from .scratch import fetch_scratch
-from .shuffle_records import ReceiveBuffer
+from .shuffle import ReceiveBuffer
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,14 @@ __all__ = ["read_part"]
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsst.daf.butler import StorageClass
 from lsst.pipe.base import InMemoryDatasetHandle
+from lsst.utils.iteration import ensure_iterable
+
+if TYPE_CHECKING:
+    from lsst.images import Box, GeneralizedImage
 
 
 def read_part(
@@ -22,21 +26,9 @@ def read_part(
     parameters: Mapping[str, Any] | None,
     target: StorageClass,
 ) -> Any:
-    """Read a dataset or a component of it, with parameters.
+    """Read a dataset or a component of it, with parameters, and return it as a target storage class.
 
-    Parameters
-    ----------
-    obj
-        The whole dataset; it is not changed, but the part may share its
-        arrays.
-    storage_class
-        Its storage class.
-    component
-        Name of the component; `None` for the whole.
-    parameters
-        Read parameters.
-    target
-        Storage class to return it as.
+    The dataset is not changed, but the part may share its arrays.
 
     Raises
     ------
@@ -48,14 +40,50 @@ def read_part(
     if not component and not parameters:
         return target.coerce_type(obj)
     # Without the library there is no image; it takes workers half a second to import.
-    if "lsst.images" in sys.modules:
-        from .image_components import is_image, read_image_part
-
-        if is_image(obj):
-            return target.coerce_type(read_image_part(obj, storage_class, component, dict(parameters or {})))
+    images = sys.modules.get("lsst.images")
+    if images is not None and isinstance(obj, images.GeneralizedImage):
+        return target.coerce_type(_read_image_part(obj, storage_class, component, dict(parameters or {})))
     if component:
         handle = InMemoryDatasetHandle(obj, storageClass=storage_class)
         return handle.get(component=component, parameters=dict(parameters or {}), storageClass=target)
     target.validateParameters(parameters)
     # A datastore applies what parameters its formatter doesn't know to what the formatter has converted.
     return target.delegate().handleParameters(target.coerce_type(obj), parameters)
+
+
+def _read_image_part(
+    image: GeneralizedImage, storage_class: StorageClass, component: str | None, parameters: dict[str, Any]
+) -> Any:
+    """Read a part of an image, as the formatter of lsst.images does: there is no delegate for its types."""
+    from lsst.images import Box
+
+    components = storage_class.allComponents()
+    bbox = parameters.pop("bbox", None)
+    if bbox is not None and not isinstance(bbox, Box):
+        bbox = Box.from_legacy(bbox)
+    if component == "components":
+        wanted = parameters.pop("components", None) or components.keys() - {"components", "masked_image"}
+        names = list(ensure_iterable(wanted))
+    else:
+        names = [component] if component else []
+    takers = [name for name in names if name in components and "bbox" in components[name].parameters]
+    storage_class.validateParameters(parameters)
+    if parameters or (component and bbox is not None and not takers):
+        given = sorted(parameters) if parameters else ["bbox"]
+        raise RuntimeError(f"Parameters {given} can't be used to read {component or 'all'} of an image.")
+    if not component:
+        return image[bbox]
+    found = {name: _read_component(image, name, bbox if name in takers else None) for name in names}
+    return found if component == "components" else found[component]
+
+
+def _read_component(image: GeneralizedImage, name: str, bbox: Box | None) -> Any:
+    """Read one component of an image, or a cutout of it."""
+    from lsst.images import MaskedImage
+
+    if name == "masked_image" and not hasattr(image, name):
+        assert isinstance(image, MaskedImage)
+        value: Any = MaskedImage(image.image, mask=image.mask, variance=image.variance)
+    else:
+        value = getattr(image, name)
+    return value if bbox is None else value[bbox]

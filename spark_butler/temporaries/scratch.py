@@ -8,6 +8,7 @@ be found after a crash.
 from __future__ import annotations
 
 __all__ = [
+    "cut_pieces",
     "fetch_scratch",
     "find_scratch",
     "list_scratch_runs",
@@ -20,7 +21,7 @@ __all__ = [
 import logging
 import re
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from lsst.resources import ResourcePath
 
@@ -103,25 +104,30 @@ def store_scratch(
     """
     parts: list[tuple[str, int]] = []
     attempt = uuid.uuid4()
-    held = bytearray()
+    for number, part in enumerate(cut_pieces(pieces, part_bytes)):
+        uri = ResourcePath(folder, forceDirectory=True).join(f"{dataset_id}.{attempt}.{number}")
+        data = b"".join(part)
+        uri.write(data)
+        parts.append((str(uri), len(data)))
+    return parts
 
-    def write() -> None:
-        uri = ResourcePath(folder, forceDirectory=True).join(f"{dataset_id}.{attempt}.{len(parts)}")
-        uri.write(bytes(held))
-        parts.append((str(uri), len(held)))
 
+def cut_pieces(pieces: Iterable[memoryview], nbytes: int) -> Iterator[list[memoryview]]:
+    """Yield consecutive pieces in lists of so many bytes and a rest; one empty list if there are none."""
+    part: list[memoryview] = []
+    free = nbytes
+    is_first = True
     for piece in pieces:
         view = memoryview(piece).cast("B")
         while len(view):
-            taken = view[: part_bytes - len(held)]
-            view = view[len(taken) :]
-            held += taken
-            if len(held) == part_bytes:
-                write()
-                held = bytearray()
-    if held or not parts:
-        write()
-    return parts
+            part.append(view[:free])
+            view = view[len(part[-1]) :]
+            free -= len(part[-1])
+            if not free:
+                yield part
+                part, free, is_first = [], nbytes, False
+    if part or is_first:
+        yield part
 
 
 def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:

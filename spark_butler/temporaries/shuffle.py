@@ -1,43 +1,125 @@
-"""Shuffle of temporaries: encode what a group makes as records, and sort them on arrival.
+"""Shuffle of temporaries: records that carry what a group makes to other groups, and their receipt.
 
 Runs in workers, their children, and the process of the serial backend.
+
+A record has a header and a payload.  The header has the route: the partitions
+(one at each level of a job) that the record still has to visit, the last of
+which is that of the group that it is for.  Large objects are cut into chunks
+so that no record is large.
 """
 
 from __future__ import annotations
 
-__all__ = ["Outgoing", "Pieces", "Sent", "pack_temporary", "receive"]
+__all__ = [
+    "EMPTY_NOTICE",
+    "CompletionNotice",
+    "Kind",
+    "Outgoing",
+    "Pieces",
+    "ReceiveBuffer",
+    "Record",
+    "Sent",
+    "hops_left",
+    "open_record",
+    "pack_temporary",
+    "partition_of",
+    "receive",
+]
 
 import dataclasses
-import logging
+import enum
 import os
 import pickle
+import secrets
 import shutil
+import struct
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
-from ..model.quanta import all_outputs
-from ..model.work import EncodedTemporary, GroupContent, GroupWork, QuantumWork, WorkerContext
-from .scratch import store_scratch
-from .shuffle_records import (
-    CompletionNotice,
-    Kind,
-    ReceiveBuffer,
-    cut_object,
-    forward,
-    hops_left,
-    make_record,
-    open_record,
+from ..model.work import (
+    EncodedTemporary,
+    GroupPayload,
+    GroupWork,
+    Route,
+    WorkerContext,
+    all_outputs,
 )
-
-logger = logging.getLogger(__name__)
+from .scratch import cut_pieces, store_scratch
 
 type Pieces = list[bytes | memoryview]
-"""A record in consecutive pieces."""
+"""A record in consecutive pieces, which are not copied."""
 
+_CHUNK_BYTES = 8 * 2**20
 _SPARE_DISK_BYTES = 2**30
+_ROUTE_LENGTH = struct.Struct("<H")
+_HEAD = struct.Struct("<BIIQ16sQQ")
+_NO_ID = uuid.UUID(int=0)
+
+
+class Kind(enum.IntEnum):
+    """Kind of the payload of a record."""
+
+    CHUNK = 0
+    """A piece of a serialized object."""
+
+    SCRATCH = 1
+    """A pickled list of addresses and lengths of the parts of a serialized object in the object store."""
+
+    NOTICE = 2
+    """A pickled `CompletionNotice`."""
+
+    WORK = 3
+    """The pickled work of the group that the record is for."""
+
+
+class Record(NamedTuple):
+    """A record."""
+
+    kind: Kind
+    """Kind of the payload."""
+
+    group: int
+    """Group that it is for."""
+
+    sender: int
+    """Group that it comes from."""
+
+    attempt: int = 0
+    """Random number of the attempt to send the object, so that pieces of two attempts never mix."""
+
+    dataset_id: uuid.UUID = _NO_ID
+    """Dataset that the payload belongs to."""
+
+    total: int = 0
+    """Length of the whole serialized object in bytes."""
+
+    offset: int = 0
+    """Position of the payload in it."""
+
+    payload: memoryview = memoryview(b"")
+    """The payload of a record that has arrived."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompletionNotice:
+    """The report of a finished group to one that depends on it."""
+
+    failed: frozenset[uuid.UUID]
+    """Quanta that failed or were not tried."""
+
+    produced: dict[uuid.UUID, bool]
+    """Whether the stored datasets that the other reads exist."""
+
+    sent: dict[uuid.UUID, int]
+    """Temporaries that were sent to it, with their serialized length in bytes."""
+
+
+EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
+"""A notice without content."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,19 +136,51 @@ class Sent:
     """When packing began, in seconds since the epoch."""
 
 
+def _pack(record: Record, route: Route, payload: Pieces) -> Pieces:
+    """Write a record with this payload for the partitions of a route."""
+    head = _HEAD.pack(
+        record.kind,
+        record.group,
+        record.sender,
+        record.attempt,
+        record.dataset_id.bytes,
+        record.total,
+        record.offset,
+    )
+    return [struct.pack(f"<H{len(route)}I", len(route), *route) + head, *payload]
+
+
+def partition_of(record: bytes | bytearray | memoryview) -> int:
+    """Return the partition that a record, of which the first piece is enough, is sent to."""
+    (partition,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
+    assert isinstance(partition, int)
+    return partition
+
+
+def hops_left(record: bytes | bytearray) -> int:
+    """Return the number of partitions that a record still has to visit, with the one where it is."""
+    (length,) = _ROUTE_LENGTH.unpack_from(record)
+    assert isinstance(length, int)
+    return length
+
+
+def _forward(record: bytes | bytearray) -> bytes:
+    """Return a record without the partition that it is at on its route."""
+    return _ROUTE_LENGTH.pack(hops_left(record) - 1) + memoryview(record)[_ROUTE_LENGTH.size + 4 :]
+
+
+def open_record(record: bytes | bytearray) -> Record:
+    """Read a record that has arrived: at most one partition is left on its route."""
+    start = _ROUTE_LENGTH.size + 4 * hops_left(record)
+    kind, group, sender, attempt, id_bytes, total, offset = _HEAD.unpack_from(record, start)
+    payload = memoryview(record)[start + _HEAD.size :]
+    return Record(Kind(kind), group, sender, attempt, uuid.UUID(bytes=id_bytes), total, offset, payload)
+
+
 def pack_temporary(
-    context: WorkerContext, work: GroupWork, content: GroupContent, temporary: EncodedTemporary
+    context: WorkerContext, work: GroupWork, payload: GroupPayload, temporary: EncodedTemporary
 ) -> Iterator[Pieces]:
     """Write the records of a temporary, once for each group that reads it.
-
-    Parameters
-    ----------
-    context
-        What all groups of the run have in common.
-    work, content
-        The group that sends.
-    temporary
-        The temporary.
 
     Yields
     ------
@@ -75,19 +189,19 @@ def pack_temporary(
         shuffles too full, the address of a file in the object store.
     """
     dataset_id, encoded = temporary.dataset_id, temporary.encoded
-    receivers = content.outgoing[dataset_id]
+    receivers = payload.outgoing[dataset_id]
     if _needs_scratch(context, encoded.nbytes * len(receivers)):
-        parts = store_scratch(context.scratch, dataset_id, encoded.pieces())
-        payload = pickle.dumps(parts)
+        data = pickle.dumps(store_scratch(context.scratch, dataset_id, encoded.pieces()))
         for group in receivers:
-            yield make_record(
-                work.routes[group], Kind.SCRATCH, group, work.index, [payload], dataset_id=dataset_id
-            )
+            record = Record(Kind.SCRATCH, group, work.index, dataset_id=dataset_id)
+            yield _pack(record, work.routes[group], [data])
         return
     for group in receivers:
-        yield from cut_object(
-            work.routes[group], group, work.index, dataset_id, encoded.pieces(), encoded.nbytes
-        )
+        attempt, offset = secrets.randbits(64), 0
+        for chunk in cut_pieces(encoded.pieces(), _CHUNK_BYTES):
+            record = Record(Kind.CHUNK, group, work.index, attempt, dataset_id, encoded.nbytes, offset)
+            yield _pack(record, work.routes[group], [*chunk])
+            offset += sum(map(len, chunk))
 
 
 def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
@@ -106,20 +220,18 @@ def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
 
 
 class Outgoing:
-    """Collects what became of a group, for the groups that need it.
+    """Collects what became of a group, for the groups that need it."""
 
-    Parameters
-    ----------
-    work, content
-        The group.
-    """
-
-    def __init__(self, work: GroupWork, content: GroupContent):
+    def __init__(self, work: GroupWork, payload: GroupPayload):
         self._work = work
-        self._content = content
+        self._payload = payload
         self._succeeded: set[uuid.UUID] = set()
         self._outputs: set[uuid.UUID] = set()
         self._sent: dict[uuid.UUID, int] = {}
+        for position in payload.done:
+            done = payload.quanta[position]
+            self._succeeded.add(done.quantum_id)
+            self._outputs.update(ref.id for ref in all_outputs(done.quantum) if payload.known.get(ref.id))
 
     def record(self, event: QuantumOutcome | Sent) -> None:
         """Record an outcome, or a temporary that was sent."""
@@ -130,11 +242,6 @@ class Outgoing:
             self._succeeded.add(event.quantum_id)
         self._outputs.update(event.outputs)
 
-    def record_done(self, work: QuantumWork) -> None:
-        """Record a quantum of which the driver knows that it succeeded."""
-        self._succeeded.add(work.quantum_id)
-        self._outputs.update(ref.id for ref in all_outputs(work.quantum) if self._content.known.get(ref.id))
-
     @property
     def sent(self) -> frozenset[uuid.UUID]:
         """Temporaries that were sent."""
@@ -142,30 +249,108 @@ class Outgoing:
 
     def closing_records(self) -> Iterator[Pieces]:
         """Write the completion notices to all groups that need this one, and the work that it carries."""
-        failed = frozenset(work.quantum_id for work in self._content.quanta) - self._succeeded
-        for group, reads in self._content.receivers.items():
+        failed = frozenset(work.quantum_id for work in self._payload.quanta) - self._succeeded
+        for group, reads in self._payload.receivers.items():
             notice = CompletionNotice(
                 failed=failed,
                 produced={dataset_id: dataset_id in self._outputs for dataset_id in reads},
                 sent={
                     dataset_id: nbytes
                     for dataset_id, nbytes in self._sent.items()
-                    if group in self._content.outgoing[dataset_id]
+                    if group in self._payload.outgoing[dataset_id]
                 },
             )
-            route = self._work.routes[group]
-            yield make_record(route, Kind.NOTICE, group, self._work.index, [pickle.dumps(notice)])
+            record = Record(Kind.NOTICE, group, self._work.index)
+            yield _pack(record, self._work.routes[group], [pickle.dumps(notice)])
         for route, work in self._work.carried:
-            yield make_record(route, Kind.WORK, work.index, self._work.index, [pickle.dumps(work)])
+            yield _pack(Record(Kind.WORK, work.index, self._work.index), route, [pickle.dumps(work)])
+
+
+class ReceiveBuffer:
+    """Collects the records of one group.
+
+    Notes
+    -----
+    Chunks are copied to their place in one buffer for each object, so that
+    no more than the objects themselves and a chunk are in memory.
+    """
+
+    def __init__(self, group: int):
+        self._group = group
+        self._buffers: dict[tuple[uuid.UUID, int], bytearray] = {}
+        self._lengths: dict[tuple[uuid.UUID, int], dict[int, int]] = {}
+        self._notices: dict[int, CompletionNotice] = {}
+        self.objects: dict[uuid.UUID, bytearray] = {}
+        """Serialized objects that are complete."""
+        self.scratch: dict[uuid.UUID, list[tuple[str, int]]] = {}
+        """Addresses and lengths of the parts of objects that wait in the object store."""
+
+    def add(self, record: Record) -> None:
+        """Add a record for this group, other than its work."""
+        match record.kind:
+            case Kind.NOTICE:
+                notice = pickle.loads(record.payload)
+                assert isinstance(notice, CompletionNotice)
+                self._notices[record.sender] = notice
+            case Kind.SCRATCH:
+                self.scratch[record.dataset_id] = pickle.loads(record.payload)
+            case _:
+                self._add_chunk(record)
+
+    def copy(self) -> ReceiveBuffer:
+        """Copy the objects, so that a reader may change one without spoiling it for another attempt."""
+        other = ReceiveBuffer(self._group)
+        other._notices = self._notices
+        other.objects = {dataset_id: bytearray(data) for dataset_id, data in self.objects.items()}
+        other.scratch = self.scratch
+        return other
+
+    def _add_chunk(self, record: Record) -> None:
+        if record.dataset_id in self.objects:
+            return
+        key = record.dataset_id, record.attempt
+        if key not in self._buffers:
+            self._buffers[key] = bytearray(record.total)
+            self._lengths[key] = {}
+        buffer, lengths = self._buffers[key], self._lengths[key]
+        if record.offset in lengths:
+            return
+        lengths[record.offset] = len(record.payload)
+        buffer[record.offset : record.offset + len(record.payload)] = record.payload
+        if sum(lengths.values()) == record.total:
+            self.objects[record.dataset_id] = buffer
+            for other in [other for other in self._buffers if other[0] == record.dataset_id]:
+                del self._buffers[other], self._lengths[other]
+
+    def close(self, senders: Iterable[int]) -> CompletionNotice:
+        """Check that everything was received, and merge the notices of the groups that send some.
+
+        Raises
+        ------
+        EngineError
+            Raised if a notice, or a temporary that a notice lists, is
+            missing.  Absence never means that a dataset was not produced.
+        """
+        silent = sorted(set(senders) - self._notices.keys())
+        if silent:
+            raise EngineError(
+                f"Group {self._group} received no completion notice from groups {silent}, which it needs."
+            )
+        notices = self._notices.values()
+        total = CompletionNotice(
+            failed=frozenset().union(*(notice.failed for notice in notices)),
+            produced={key: value for notice in notices for key, value in notice.produced.items()},
+            sent={key: value for notice in notices for key, value in notice.sent.items()},
+        )
+        lost = sorted(map(str, total.sent.keys() - self.objects.keys() - self.scratch.keys()))
+        if lost:
+            raise EngineError(f"Temporaries for group {self._group} were sent but have not arrived: {lost}.")
+        self._buffers.clear()
+        return total
 
 
 def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[GroupWork, ReceiveBuffer]]:
     """Sort the records that arrive at one partition.
-
-    Parameters
-    ----------
-    records
-        The records.
 
     Yields
     ------
@@ -182,7 +367,7 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
     received: ReceiveBuffer | None = None
     for data in records:
         if hops_left(data) > 1:
-            yield forward(data)
+            yield _forward(data)
             continue
         record = open_record(data)
         if received is None:

@@ -27,15 +27,13 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from ..errors import EngineError
-from ..model.failures import FailureKind
-from ..model.outcomes import QuantumOutcome, QuantumStarted, exit_text
+from ..model.outcomes import FailureKind, QuantumOutcome, QuantumStarted, exit_text
 from ..model.work import EncodedTemporary, QuantumOutputs, QuantumWork
 from ..processes import dying_with_parent
 from ..temporaries.shuffle import Sent
 from .group import AttemptEvent, Trial, find_outputs, run_group
-from .log_tail import LogTail
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
-from .pipe import END, Channel
+from .pipe import END, Channel, LogTail
 from .preload import Imported, imported_since
 from .state import WorkerState
 from .temporary_directory import TemporaryFolder
@@ -64,7 +62,7 @@ class ChildRunner:
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group and report their outcomes.  See `Runner.run`."""
-        positions = {item.quantum_id: position for position, item in enumerate(trial.content.quanta)}
+        positions = {item.quantum_id: position for position, item in enumerate(trial.payload.quanta)}
         with LogTail() as log_tail, TemporaryFolder() as folder:
 
             def target(channel: Channel) -> None:
@@ -105,7 +103,7 @@ class ChildRunner:
                 match child.receive():
                     case QuantumStarted() as event:
                         position = positions[event.quantum_id]
-                        current = trial.content.quanta[position]
+                        current = trial.payload.quanta[position]
                         limit = trial.memory.get(position)
                         started = time.monotonic()
                         child.limit(trial.context.limits_of(current.task_label).timeout, limit)
@@ -129,7 +127,7 @@ class ChildRunner:
         left = QuantumOutputs((), {})
         if trial.context.quantum_executor is None:
             dead = current.quantum_id
-            left = self.ask(lambda: find_outputs(trial.state, trial.context, trial.content, dead)) or left
+            left = self.ask(lambda: find_outputs(trial.state, trial.context, trial.payload, dead)) or left
         yield QuantumOutcome(
             current.quantum_id,
             QuantumAttemptStatus.ABORTED,

@@ -1,21 +1,10 @@
-"""Environment variables, threads and logging of workers.
-
-The driver collects the variables; `prepare_process` runs in each worker.
-"""
+"""Environment variables of workers, which the driver and the daemon set before they import libraries."""
 
 from __future__ import annotations
 
-__all__ = ["IMPORTS_VARIABLE", "limit_threads", "prepare_process", "worker_environment"]
+__all__ = ["IMPORTS_VARIABLE", "limit_threads", "worker_environment"]
 
-import logging
 import os
-from typing import TYPE_CHECKING
-
-from ..text import best_effort
-
-if TYPE_CHECKING:
-    from ..model.work import WorkerContext
-    from .state import WorkerState
 
 _ENVIRONMENT = {
     # `_lsst_resources.prepare_client` does the same where no worker is.
@@ -44,13 +33,6 @@ _PASSED_ON = (
 )
 _PROFILES = "LSST_RESOURCES_S3_PROFILE_"
 
-_WORKER_ENVIRONMENT = {
-    # Nothing may be left behind by a worker that is killed.
-    "DAF_BUTLER_CACHE_EXPIRATION_MODE": "disabled",
-    "LSST_RESOURCES_NUM_WORKERS": "1",
-    "LSST_S3_USE_THREADS": "False",
-}
-
 
 def limit_threads() -> None:
     """Limit libraries that are loaded from now on to one thread, unless the environment says otherwise."""
@@ -76,33 +58,3 @@ def worker_environment() -> dict[str, str]:
         if (name in _PASSED_ON or name.startswith(_PROFILES)) and "@" not in value
     )
     return environment
-
-
-def prepare_process(context: WorkerContext, state: WorkerState) -> None:
-    """Set up a worker process: environment, logging, threads.
-
-    Parameters
-    ----------
-    context
-        What all groups of the run have in common.
-    state
-        What the worker keeps from group to group.
-    """
-    # Not at the top: `limit_threads` is called before any library is loaded that starts threads.
-    from lsst.daf.butler.cli.cliLog import CliLog
-    from lsst.utils.threads import disable_implicit_threading
-
-    for name, value in (*context.environment.items(), *_WORKER_ENVIRONMENT.items()):
-        os.environ.setdefault(name, value)
-    disable_implicit_threading()
-    if context.log_state:
-        if not CliLog.configState:
-            CliLog.replayConfigState(list(context.log_state))
-        # Without a handler, Python would write warnings to standard error.
-        logging.getLogger().addHandler(logging.NullHandler())
-    elif logging.getLogger("lsst").level == logging.NOTSET:
-        logging.getLogger("lsst").setLevel(logging.INFO)
-    if context.butler_config is not None:
-        # The first quantum fails with the same error.
-        with best_effort("The datastore can't be set up", level=logging.DEBUG):
-            state.butlers.prepare(context.butler_config, context.universe)

@@ -17,11 +17,17 @@ from typing import Protocol
 
 from ..datastore.prefetch import Prefetcher
 from ..model.outcomes import QuantumOutcome, QuantumStarted
-from ..model.quanta import all_inputs, all_outputs
-from ..model.work import EncodedTemporary, GroupContent, GroupWork, QuantumOutputs, WorkerContext
+from ..model.work import (
+    EncodedTemporary,
+    GroupPayload,
+    GroupWork,
+    QuantumOutputs,
+    WorkerContext,
+    all_inputs,
+    all_outputs,
+)
 from ..temporaries.butler import GroupButler
-from ..temporaries.shuffle import Pieces, Sent, pack_temporary
-from ..temporaries.shuffle_records import EMPTY_NOTICE, CompletionNotice, ReceiveBuffer
+from ..temporaries.shuffle import EMPTY_NOTICE, CompletionNotice, Pieces, ReceiveBuffer, Sent, pack_temporary
 from .quantum import run_quantum, success_outcome
 from .state import WorkerState
 
@@ -42,7 +48,7 @@ class Trial:
     work: GroupWork
     """The group, as it travelled."""
 
-    content: GroupContent
+    payload: GroupPayload
     """The same, opened."""
 
     received: ReceiveBuffer | None
@@ -68,7 +74,7 @@ class Trial:
         encoded
             The temporary.
         """
-        return pack_temporary(self.context, self.work, self.content, encoded)
+        return pack_temporary(self.context, self.work, self.payload, encoded)
 
 
 class Runner(Protocol):
@@ -95,7 +101,7 @@ class InProcessRunner:
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group.  See `Runner.run`."""
         received = trial.received
-        labels = {item.task_label for item in trial.content.quanta}
+        labels = {item.task_label for item in trial.payload.quanta}
         if received is not None and any(trial.context.limits_of(label).retries for label in labels):
             received = received.copy()
         for event in run_group(trial, received):
@@ -136,26 +142,26 @@ def run_group(
         Raised if something that was sent has not arrived.  What a task
         raises is an outcome.
     """
-    context, content, clients = trial.context, trial.content, trial.state.clients
-    news = received.close(content.senders) if received is not None else EMPTY_NOTICE
+    context, payload, clients = trial.context, trial.payload, trial.state.clients
+    news = received.close(payload.senders) if received is not None else EMPTY_NOTICE
     butler = None
     if context.quantum_executor is None:
-        butler = _open_butler(trial.state, context, content, received, news)
+        butler = _open_butler(trial.state, context, payload, received, news)
     prefetcher = Prefetcher(
         context,
-        content,
+        payload,
         butler.wrapped if butler is not None else None,
         clients,
-        known={**content.known, **news.produced},
+        known={**payload.known, **news.produced},
         left_out=trial.skip,
         most_bytes=trial.most_ahead,
     )
-    wanted = content.outgoing.keys() - trial.sent
+    wanted = payload.outgoing.keys() - trial.sent
     bad: set[int] = set()
     before: list[uuid.UUID] = []
     try:
         with prefetcher:
-            for position, work in enumerate(content.quanta):
+            for position, work in enumerate(payload.quanta):
                 if position in trial.skip:
                     continue
                 if not bad.isdisjoint(work.upstream) or not news.failed.isdisjoint(work.needs):
@@ -183,7 +189,7 @@ def run_group(
 def find_complete(
     state: WorkerState,
     context: WorkerContext,
-    content: GroupContent,
+    payload: GroupPayload,
     positions: Collection[int],
     *,
     sure: bool = True,
@@ -196,7 +202,7 @@ def find_complete(
         What the worker keeps from group to group.
     context
         What all groups of the run have in common.
-    content
+    payload
         The group.
     positions
         Positions of the quanta to look for.
@@ -211,7 +217,7 @@ def find_complete(
         written last.
     """
     last = {}
-    for position, work in enumerate(content.quanta):
+    for position, work in enumerate(payload.quanta):
         if position in positions and not work.may_exist and not work.forced:
             node = context.task_nodes[work.task_label]
             edges = (node.metadata_output, node.log_output)
@@ -220,14 +226,14 @@ def find_complete(
             ]
     if not last:
         return []
-    with _open_butler(state, context, content) as butler:
+    with _open_butler(state, context, payload) as butler:
         if not sure and not butler.wrapped.stored(next(iter(last.values()))[-1]):
             return []
         stored = butler.wrapped.stored_many(ref for refs in last.values() for ref in refs)
     outcomes = []
-    for work in content.quanta:
+    for work in payload.quanta:
         if work.quantum_id in last and all(stored[ref] for ref in last[work.quantum_id]):
-            left = find_outputs(state, context, content, work.quantum_id, complete=True)
+            left = find_outputs(state, context, payload, work.quantum_id, complete=True)
             outcomes.append(
                 dataclasses.replace(
                     success_outcome(work, None), outputs=left.ids, records=left.records, recovered=True
@@ -239,7 +245,7 @@ def find_complete(
 def find_outputs(
     state: WorkerState,
     context: WorkerContext,
-    content: GroupContent,
+    payload: GroupPayload,
     quantum_id: uuid.UUID,
     *,
     complete: bool = False,
@@ -252,7 +258,7 @@ def find_outputs(
         What the worker keeps from group to group.
     context
         What all groups of the run have in common.
-    content
+    payload
         The group.
     quantum_id
         The quantum, one of the group.
@@ -265,42 +271,42 @@ def find_outputs(
     outputs
         The stored datasets that are there, with predicted datastore records.
     """
-    (work,) = (work for work in content.quanta if work.quantum_id == quantum_id)
+    (work,) = (work for work in payload.quanta if work.quantum_id == quantum_id)
     metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name
-    with _open_butler(state, context, content) as butler:
+    with _open_butler(state, context, payload) as butler:
         refs = [
             ref for ref in all_outputs(work.quantum) if ref.datasetType.name not in context.temporary_types
         ]
         stored = butler.wrapped.stored_many(refs)
         left = [ref for ref in refs if stored[ref] and (complete or ref.datasetType.name != metadata)]
         records = butler.wrapped.export_predicted_datastore_records(left) if left else {}
-    removed = tuple(ref.id for ref in refs if content.known.get(ref.id) and not stored[ref])
+    removed = tuple(ref.id for ref in refs if payload.known.get(ref.id) and not stored[ref])
     return QuantumOutputs(tuple(ref.id for ref in left), dict(records), removed)
 
 
 def _open_butler(
     state: WorkerState,
     context: WorkerContext,
-    content: GroupContent,
+    payload: GroupPayload,
     received: ReceiveBuffer | None = None,
     news: CompletionNotice = EMPTY_NOTICE,
 ) -> GroupButler:
     """Open the butler of a group."""
     assert context.butler_config is not None
-    quanta = [work.quantum for work in content.quanta]
+    quanta = [work.quantum for work in payload.quanta]
     wrapped = state.butlers.open(
         context.butler_config,
         context.universe,
         inputs=[ref.id for quantum in quanta for ref in all_inputs(quantum)],
         outputs=[ref.id for quantum in quanta for ref in all_outputs(quantum)],
-        records=content.records,
+        records=payload.records,
         dataset_types=context.dataset_types,
     )
     return GroupButler(
         wrapped,
         dataset_types=context.dataset_types,
         temporary_types=context.temporary_types,
-        consumers=content.consumers,
-        known={**content.known, **news.produced},
+        consumers=payload.consumers,
+        known={**payload.known, **news.produced},
         received=received,
     )

@@ -31,10 +31,8 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .._daf_butler import export_records
 from .._pipe_base import name_previous_quanta
-from ..model.failures import classify
-from ..model.outcomes import QuantumOutcome
-from ..model.quanta import all_outputs
-from ..model.work import EncodedTemporary, QuantumWork, WorkerContext
+from ..model.outcomes import QuantumOutcome, classify
+from ..model.work import EncodedTemporary, QuantumWork, WorkerContext, all_outputs
 from ..temporaries.butler import GroupButler
 from ..text import best_effort, brief, hide_secrets
 

@@ -18,15 +18,11 @@ from collections.abc import Collection, Iterator
 
 from ..datastore.files import collect_files
 from ..errors import EngineError
-from ..model.failures import FailureKind
-from ..model.outcomes import Attempt, QuantumOutcome, job_text
-from ..model.quanta import all_outputs
-from ..model.work import GroupContent, GroupWork, WorkerContext
-from ..temporaries.shuffle import Outgoing, Sent
-from ..temporaries.shuffle_records import ReceiveBuffer
-from .group import Runner, Trial, find_complete
-from .memory import machine_memory
-from .memory_lock import MemoryLock
+from ..model.outcomes import Attempt, FailureKind, QuantumOutcome, job_text
+from ..model.work import GroupPayload, GroupWork, WorkerContext, all_outputs
+from ..temporaries.shuffle import Outgoing, ReceiveBuffer, Sent
+from .group import InProcessRunner, Runner, Trial, find_complete
+from .memory import MemoryLock, machine_memory
 from .quantum import failure_outcome
 from .state import WorkerState
 
@@ -42,7 +38,7 @@ def run_attempts(
     work: GroupWork,
     received: ReceiveBuffer | None = None,
     *,
-    runner: Runner,
+    runner: Runner | None = None,
     again: bool | None = False,
     memory_lock: MemoryLock | None = None,
     slots: int = 1,
@@ -60,7 +56,7 @@ def run_attempts(
     received
         What has come for it from other groups.
     runner
-        What runs an attempt.
+        What runs an attempt; by default this process, without limits.
     again
         Whether this is another attempt at the whole group; `None` where that
         is unknown.  What an earlier one has completed is then left alone,
@@ -85,7 +81,7 @@ def run_attempts(
     EngineError
         Raised if the engine's own code fails.
     """
-    group = _GroupRun(state, context, work, received, runner, memory_lock, slots)
+    group = _GroupRun(state, context, work, received, runner or InProcessRunner(), memory_lock, slots)
     for event in group.run(again=work.again or again):
         yield state.clock.stamp(event) if isinstance(event, QuantumOutcome) else event
 
@@ -94,7 +90,7 @@ def run_attempts(
 class _Progress:
     """The progress of a group; quanta are given by their positions."""
 
-    content: GroupContent
+    payload: GroupPayload
     """The group, with what is known of its datasets by now."""
 
     memory: dict[int, int]
@@ -131,7 +127,7 @@ class _Progress:
         """Return the quanta that have no outcome and need none that failed."""
         blocked = set(self.bad)
         runnable: set[int] = set()
-        for position, work in enumerate(self.content.quanta):
+        for position, work in enumerate(self.payload.quanta):
             if not blocked.isdisjoint(work.upstream):
                 blocked.add(position)
             elif position not in self.reported and position not in self.bad:
@@ -142,13 +138,13 @@ class _Progress:
         """Return the quanta that make some of these datasets."""
         return {
             position
-            for position, work in enumerate(self.content.quanta)
+            for position, work in enumerate(self.payload.quanta)
             if any(ref.id in dataset_ids for ref in all_outputs(work.quantum))
         }
 
     def with_makers(self, todo: set[int]) -> set[int]:
         """Add the quanta whose temporaries are needed."""
-        quanta = self.content.quanta
+        quanta = self.payload.quanta
         maker = {
             ref.id: position
             for position, work in enumerate(quanta)
@@ -183,20 +179,18 @@ class _GroupRun:
         self._runner = runner
         self._memory_lock = memory_lock
         self._share = _MEMORY_SHARE * machine_memory() / max(1, slots)
-        content = work.open()
-        self._positions = {item.quantum_id: position for position, item in enumerate(content.quanta)}
-        needs_failed = received.close(content.senders).failed if received is not None else frozenset()
-        limits = [context.limits_of(item.task_label).memory for item in content.quanta]
+        payload = work.open()
+        self._positions = {item.quantum_id: position for position, item in enumerate(payload.quanta)}
+        needs_failed = received.close(payload.senders).failed if received is not None else frozenset()
+        limits = [context.limits_of(item.task_label).memory for item in payload.quanta]
         self._progress = _Progress(
-            content,
+            payload,
             memory={position: limit for position, limit in enumerate(limits) if limit is not None},
-            bad={n for n, item in enumerate(content.quanta) if not needs_failed.isdisjoint(item.needs)},
-            reported=set(content.done),
+            bad={n for n, item in enumerate(payload.quanta) if not needs_failed.isdisjoint(item.needs)},
+            reported=set(payload.done),
             temporary_types=context.temporary_types,
         )
-        self._outgoing = Outgoing(work, content)
-        for position in content.done:
-            self._outgoing.record_done(content.quanta[position])
+        self._outgoing = Outgoing(work, payload)
 
     def run(self, *, again: bool | None) -> Iterator[QuantumOutcome | bytearray]:
         """Run until nothing is left that can run, and what others need is on its way."""
@@ -224,16 +218,16 @@ class _GroupRun:
         """Yield what an earlier attempt at the group has completed."""
         if again is False or self._context.quantum_executor is not None:
             return
-        context, content = self._context, self._progress.content
+        context, payload = self._context, self._progress.payload
         spared = self._spared() - self._progress.reported
         if not spared:
             return
         found = self._runner.ask(
-            lambda: find_complete(self._state, context, content, spared, sure=bool(again))
+            lambda: find_complete(self._state, context, payload, spared, sure=bool(again))
         )
         for outcome in found or []:
             self._outgoing.record(outcome)
-            content.known.update(dict.fromkeys(outcome.outputs, True))
+            payload.known.update(dict.fromkeys(outcome.outputs, True))
             self._progress.reported.add(self._positions[outcome.quantum_id])
             yield outcome
 
@@ -241,12 +235,12 @@ class _GroupRun:
         """Run what can run, once each."""
         if self._context.isolation == "quantum":
             todo = {min(todo)}
-        skip = frozenset(range(len(self._progress.content.quanta))) - self._progress.with_makers(todo)
+        skip = frozenset(range(len(self._progress.payload.quanta))) - self._progress.with_makers(todo)
         trial = Trial(
             self._state,
             self._context,
             self._work,
-            self._progress.content,
+            self._progress.payload,
             self._received,
             skip,
             self._outgoing.sent,
@@ -270,12 +264,12 @@ class _GroupRun:
 
     def _cache_shared_files(self) -> None:
         """Read what many quanta of the run read, so that each worker does it once."""
-        stores, shared = self._context.stores, self._progress.content.shared
+        stores, shared = self._context.stores, self._progress.payload.shared
         if len(stores) != 1 or not shared:
             return
         files = {
             dataset_id: parts[0][1]
-            for dataset_id, parts in collect_files(self._progress.content.records).items()
+            for dataset_id, parts in collect_files(self._progress.payload.records).items()
             if dataset_id in shared and len(parts) == 1
         }
         self._state.clients.cache_files(stores[0], files, self._file_memory())
@@ -291,8 +285,8 @@ class _GroupRun:
         """Record an outcome, and yield it if it is final."""
         self._progress.n_outcomes += 1
         # The next attempt has to know what this one has seen for itself.
-        self._progress.content.known.update(dict.fromkeys(outcome.removed, False))
-        self._progress.content.known.update(dict.fromkeys(outcome.outputs, True))
+        self._progress.payload.known.update(dict.fromkeys(outcome.removed, False))
+        self._progress.payload.known.update(dict.fromkeys(outcome.outputs, True))
         position = self._positions[outcome.quantum_id]
         if not outcome.succeeded and self._will_retry(position, outcome):
             return
@@ -333,10 +327,10 @@ class _GroupRun:
             outcome.reason,
             pause,
         )
-        quanta = list(self._progress.content.quanta)
-        if not quanta[position].forced and position not in self._progress.content.done:
+        quanta = list(self._progress.payload.quanta)
+        if not quanta[position].forced and position not in self._progress.payload.done:
             quanta[position] = dataclasses.replace(quanta[position], may_exist=True, clobber=True)
-        self._progress.content = dataclasses.replace(self._progress.content, quanta=tuple(quanta))
+        self._progress.payload = dataclasses.replace(self._progress.payload, quanta=tuple(quanta))
         return True
 
     def _wait_for_memory(self, todo: set[int]) -> contextlib.AbstractContextManager[None]:
@@ -350,8 +344,8 @@ class _GroupRun:
 
     def _spared(self) -> set[int]:
         """Return the quanta that need not run again to make the temporaries that other groups read."""
-        makers = self._progress.makers_of(self._progress.content.outgoing)
-        return set(range(len(self._progress.content.quanta))) - self._progress.with_makers(makers)
+        makers = self._progress.makers_of(self._progress.payload.outgoing)
+        return set(range(len(self._progress.payload.quanta))) - self._progress.with_makers(makers)
 
     def _stranded_outcomes(self) -> Iterator[QuantumOutcome]:
         """Yield outcomes of quanta whose inputs were lost with a child and could not be made again.
@@ -359,7 +353,7 @@ class _GroupRun:
         The driver does not report them, since for it the makers succeeded.
         """
         blocked = self._progress.bad - self._progress.lost
-        quanta = self._progress.content.quanta
+        quanta = self._progress.payload.quanta
         for position, work in enumerate(quanta):
             if not blocked.isdisjoint(work.upstream):
                 blocked.add(position)
@@ -380,6 +374,6 @@ class _GroupRun:
 
     def _todo(self) -> set[int]:
         """Return the quanta to run next: without an outcome, or makers of what is not sent yet."""
-        unsent = self._progress.content.outgoing.keys() - self._outgoing.sent
-        makers = self._progress.makers_of(unsent) & self._progress.content.done
+        unsent = self._progress.payload.outgoing.keys() - self._outgoing.sent
+        makers = self._progress.makers_of(unsent) & self._progress.payload.done
         return self._progress.runnable() | (makers - self._progress.remade - self._progress.bad)

@@ -30,7 +30,6 @@ from spark_butler.datastore.prefetch import reads_whole_files
 from spark_butler.datastore.prefetch_queue import PrefetchQueue
 from spark_butler.datastore.s3_clients import S3Clients
 from spark_butler.demo.s3server import EmbeddedS3
-from spark_butler.driver import serial
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.serial import SerialBackend
@@ -73,7 +72,7 @@ def read_ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the serial backend runs groups in: this process, or a child."""
     if request.param == "child":
-        monkeypatch.setattr(serial, "InProcessRunner", ChildRunner)
+        monkeypatch.setattr("spark_butler.worker.retry.InProcessRunner", ChildRunner)
     name: str = request.param
     return name
 

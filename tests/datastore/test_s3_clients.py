@@ -28,7 +28,7 @@ from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
-from spark_butler.model.quanta import all_inputs, all_outputs
+from spark_butler.model.work import all_inputs, all_outputs
 from tests.support.engine_harness import Case, make_graph
 from tests.support.mock_night import insert_dimensions
 

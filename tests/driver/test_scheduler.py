@@ -17,7 +17,7 @@ from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.driver.scheduler import Scheduler
 from spark_butler.errors import EngineError
-from spark_butler.model.limits import StopRule
+from spark_butler.model.options import StopRule
 from spark_butler.model.outcomes import QuantumOutcome, RunResult
 from spark_butler.model.work import UnitWork
 from spark_butler.planning.partition import cut_graph

@@ -13,8 +13,7 @@ import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, QuantumReport
 
-from spark_butler.model.failures import FailureKind
-from spark_butler.model.outcomes import QuantumOutcome
+from spark_butler.model.outcomes import FailureKind, QuantumOutcome
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch
 from spark_butler.report.failures import Failures, describe_failure

@@ -32,10 +32,8 @@ from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.graph_executor import SparkGraphExecutor
-from spark_butler.model.failures import FailureKind
-from spark_butler.model.limits import ResourceRequests
-from spark_butler.model.options import RunOptions
-from spark_butler.model.outcomes import QuantumOutcome, RunResult
+from spark_butler.model.options import ResourceRequests, RunOptions
+from spark_butler.model.outcomes import FailureKind, QuantumOutcome, RunResult
 from spark_butler.provenance.graph_files import check_destination
 from spark_butler.provenance.recorder import ProvenanceRecorder
 from spark_butler.provenance.scan import QuantumScan, join_scans

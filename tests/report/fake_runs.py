@@ -14,8 +14,7 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.driver.events import ObserverGroup
-from spark_butler.model.failures import FailureKind
-from spark_butler.model.outcomes import Attempt, ImportTime, QuantumOutcome
+from spark_butler.model.outcomes import Attempt, FailureKind, ImportTime, QuantumOutcome
 from spark_butler.model.traffic import Traffic
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch

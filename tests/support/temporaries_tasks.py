@@ -356,7 +356,7 @@ def make_large(call: Call) -> dict[str, Any]:
 def lose_chunks(broadcast: Any, outcomes: Any, records: Any) -> Any:
     """Run the group that records are for, without the objects that were sent to it."""
     from spark_butler.spark import backend as spark
-    from spark_butler.temporaries import shuffle_records as parcels
+    from spark_butler.temporaries import shuffle as parcels
 
     kept = (
         record

@@ -10,9 +10,9 @@ import pytest
 from spark_butler.driver.engine import plan_graph
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError
-from spark_butler.model.failures import FailureKind
 from spark_butler.model.options import RunOptions
-from spark_butler.temporaries.shuffle_records import Kind
+from spark_butler.model.outcomes import FailureKind
+from spark_butler.temporaries.shuffle import Kind
 
 # On Spark too, but only where there is time.
 _more = pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def _drop(kind: Kind) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., 
 
     def wrap(receive: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def lossy(records: Any) -> Iterator[Any]:
-            from spark_butler.temporaries.shuffle_records import hops_left, open_record
+            from spark_butler.temporaries.shuffle import hops_left, open_record
 
             lost = False
             kept = []

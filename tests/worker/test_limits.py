@@ -18,10 +18,8 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicConnectionConfig
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.serial import SerialBackend
-from spark_butler.model.failures import FailureKind
-from spark_butler.model.limits import ResourceRequests
-from spark_butler.model.options import RunOptions
-from spark_butler.model.outcomes import QuantumOutcome, RunResult
+from spark_butler.model.options import ResourceRequests, RunOptions
+from spark_butler.model.outcomes import FailureKind, QuantumOutcome, RunResult
 from tests.support.engine_harness import Case, Repo, make_graph, registered_files, stored_files
 from tests.support.engine_tasks import TroubleConfig, TroubleTask
 

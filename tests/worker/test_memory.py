@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_butler.worker.memory import machine_memory, resident_memory
-from spark_butler.worker.memory_lock import MemoryLock
+from spark_butler.worker.memory import MemoryLock, machine_memory, resident_memory
 
 
 def _hold(folder: str, alone: bool, until: str) -> None:

@@ -13,8 +13,8 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.model.outcomes import QuantumOutcome
-from spark_butler.worker import clock as slot_clock
-from spark_butler.worker.clock import WorkerClock
+from spark_butler.worker import state as slot_clock
+from spark_butler.worker.state import WorkerClock
 
 
 class _Clock:

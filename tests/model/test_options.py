@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from spark_butler.errors import OptionsError
-from spark_butler.model.failures import FailureKind
-from spark_butler.model.limits import MIB, Limits, ResourceRequests, read_requests
-from spark_butler.model.options import RunOptions
+from spark_butler.model.options import MIB, Limits, ResourceRequests, RunOptions, read_requests
+from spark_butler.model.outcomes import FailureKind
 
 
 def test_task_request_overrides_default_request(tmp_path: Path) -> None:

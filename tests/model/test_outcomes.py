@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, Incomplete
 from lsst.daf.butler import FileIntegrityError
 from lsst.pipe.base import InvalidQuantumError, RepeatableQuantumError
 
-from spark_butler.model.failures import FailureKind, classify
+from spark_butler.model.outcomes import FailureKind, classify
 
 
 def _client_error(code: str, status: int) -> ClientError:
