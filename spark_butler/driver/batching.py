@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 _MEMORY = 100
 _ROUND_TRIP_SECONDS = 0.1
 _BATCH_SECONDS = 2.0
-_BATCHS_PER_SLOT = 4
+_BATCHES_PER_SLOT = 4
 _MAX_BATCH = 32
 
 
@@ -87,7 +87,7 @@ class BatchSizer:
         if not all(label in self._means for label in labels):
             return 1
         seconds = max(sum(self._means[label].value for label in labels), 1e-6)
-        most = min(_MAX_BATCH, n_ready // (_BATCHS_PER_SLOT * slots), _BATCH_SECONDS / seconds)
+        most = min(_MAX_BATCH, n_ready // (_BATCHES_PER_SLOT * slots), _BATCH_SECONDS / seconds)
         return max(1, int(most))
 
 

@@ -21,7 +21,7 @@ from ..repository.ingest import IngestStream
 from ..temporaries.scratch import remove_scratch
 from ..text import best_effort
 from .inventory import Inventory
-from .late_writes import Doubts
+from .late_writes import LateWrites
 
 
 class Collector:
@@ -62,14 +62,14 @@ class Collector:
         self._recorder = recorder
         self._scratch = scratch
         self._finder = FileFinder(butler, dataset_types)
-        self._late_writes = Doubts(inventory.registered, cut_off=inventory.cut_off)
+        self._late_writes = LateWrites(inventory.registered, cut_off=inventory.cut_off)
         self._packed = set(inventory.packed)
         self._stream = IngestStream(butler, dataset_types, existing=inventory.registered)
 
     @property
     def n_ingested(self) -> int:
         """Number of datasets that were registered for the run."""
-        return self._inventory.n_adopted + self._stream.n_ingested
+        return self._inventory.n_registered + self._stream.n_ingested
 
     def __enter__(self) -> Self:
         self._stream.__enter__()
@@ -79,7 +79,7 @@ class Collector:
         try:
             if self._scratch is not None:
                 _remove(self._scratch)
-            for change in self._late_writes.settle(self._finder):
+            for change in self._late_writes.reconcile(self._finder):
                 self._stream.add(change.predicted, change.written, change.records)
         finally:
             self._stream.__exit__(*exc_info)

@@ -239,10 +239,10 @@ def plan_graph(
         sizes = measure_sizes(butler, temporary_types)
         costs = find_costs(xgraph, _load_times(butler, len(xgraph)))
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes, costs=costs)
-    return cut_graph(sketch, group_by=_grain(options, temporary_types), slots=slots)
+    return cut_graph(sketch, group_by=_choose_grouping(options, temporary_types), slots=slots)
 
 
-def _grain(options: RunOptions, temporary_types: Collection[str]) -> GroupBy:
+def _choose_grouping(options: RunOptions, temporary_types: Collection[str]) -> GroupBy:
     """Return the grain; temporaries pass in memory only between quanta of one process."""
     if options.isolation != "quantum" or not temporary_types:
         return options.group_by

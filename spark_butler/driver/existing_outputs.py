@@ -7,7 +7,7 @@ not ingest are *adopted*; unfinished quanta run again and replace theirs.
 
 from __future__ import annotations
 
-__all__ = ["Adoption", "Stock", "choose_quanta", "needs_clobber", "take_stock"]
+__all__ = ["EarlierOutputs", "RegistryUpdate", "choose_quanta", "find_earlier_outputs", "needs_clobber"]
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ _THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Adoption:
+class RegistryUpdate:
     """Datasets of one quantum that are to be updated in the registry."""
 
     quantum_id: uuid.UUID
@@ -56,13 +56,13 @@ class Adoption:
 
 
 @dataclasses.dataclass
-class Stock:
+class EarlierOutputs:
     """Outputs of a run that exist before it resumes."""
 
     done: set[uuid.UUID]
     """Quanta that have succeeded."""
 
-    adoptions: list[Adoption] = dataclasses.field(default_factory=list)
+    updates: list[RegistryUpdate] = dataclasses.field(default_factory=list)
     """Updates of the registry."""
 
     leftovers: set[uuid.UUID] = dataclasses.field(default_factory=set)
@@ -74,11 +74,11 @@ class Stock:
     replaceable: set[uuid.UUID] = dataclasses.field(default_factory=set)
     """Quanta that have not succeeded, with outputs in the datastore but none in the registry."""
 
-    strays: list[ResourcePath] = dataclasses.field(default_factory=list)
+    stray_files: list[ResourcePath] = dataclasses.field(default_factory=list)
     """Files of quanta that have not succeeded, if these would not write them again."""
 
 
-def take_stock(
+def find_earlier_outputs(
     butler: Butler,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
@@ -86,7 +86,7 @@ def take_stock(
     temporary_types: Collection[str],
     existing: Collection[uuid.UUID],
     once_temporary: Collection[str] = (),
-) -> Stock:
+) -> EarlierOutputs:
     """Return the outputs that earlier attempts at the quanta of a graph have left.
 
     Parameters
@@ -108,32 +108,34 @@ def take_stock(
 
     Returns
     -------
-    stock
+    earlier
         The outputs.
     """
-    stock = Stock({quantum_id for quantum_id in xgraph if _is_registered(graph, quantum_id, existing)})
+    earlier = EarlierOutputs(
+        {quantum_id for quantum_id in xgraph if _is_registered(graph, quantum_id, existing)}
+    )
     finder = FileFinder(butler, dataset_types)
     run = graph.header.output_run
     quanta = graph.build_execution_quanta(
-        [quantum_id for quantum_id in xgraph if quantum_id not in stock.done]
+        [quantum_id for quantum_id in xgraph if quantum_id not in earlier.done]
     )
     places = {ref.id: finder.predict(ref) for quantum in quanta.values() for ref in all_outputs(quantum)}
     finder.prepare(list(itertools.chain.from_iterable(places.values())), run, len(existing))
     for quantum_id, quantum in quanta.items():
         node = graph.pipeline_graph.tasks[graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]]
         if _is_complete(finder, node, quantum, places):
-            stock.done.add(quantum_id)
-            stock.adoptions.append(_adopt(finder, quantum_id, quantum, existing))
+            earlier.done.add(quantum_id)
+            earlier.updates.append(_update_for_success(finder, quantum_id, quantum, existing))
         else:
-            _note_leftovers(stock, finder, quantum_id, quantum, places, temporary_types, existing)
+            _note_leftovers(earlier, finder, quantum_id, quantum, places, temporary_types, existing)
     if once_temporary:
         makers = [
             quantum_id
-            for quantum_id in stock.done - quanta.keys()
+            for quantum_id in earlier.done - quanta.keys()
             if not _output_types(graph, quantum_id).isdisjoint(once_temporary)
         ]
-        stock.adoptions.extend(_compare_sizes(finder, graph.build_execution_quanta(makers), existing, run))
-    return stock
+        earlier.updates.extend(_compare_sizes(finder, graph.build_execution_quanta(makers), existing, run))
+    return earlier
 
 
 def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
@@ -195,20 +197,20 @@ def _is_complete(
     return True
 
 
-def _adopt(
+def _update_for_success(
     finder: FileFinder, quantum_id: uuid.UUID, quantum: Quantum, existing: Collection[uuid.UUID]
-) -> Adoption:
+) -> RegistryUpdate:
     """Return the registry updates for a quantum that succeeded."""
     refs = list(all_outputs(quantum))
     files = finder.predict_files(refs)
     found = finder.find(place for parts in files.values() for place, _ in parts)
     written = find_complete_files(files, found)
     removed = frozenset(ref.id for ref in refs if ref.id in existing and ref.id not in written)
-    return Adoption(quantum_id, refs, frozenset(written), finder.make_records(written), removed)
+    return RegistryUpdate(quantum_id, refs, frozenset(written), finder.make_records(written), removed)
 
 
 def _note_leftovers(
-    stock: Stock,
+    earlier: EarlierOutputs,
     finder: FileFinder,
     quantum_id: uuid.UUID,
     quantum: Quantum,
@@ -225,24 +227,24 @@ def _note_leftovers(
         found = finder.find(place for parts in files.values() for place, _ in parts)
         gone = frozenset(files.keys() - find_complete_files(files, found).keys())
         if gone:
-            stock.gone |= gone
-            stock.adoptions.append(Adoption(quantum_id, refs, removed=gone))
+            earlier.gone |= gone
+            earlier.updates.append(RegistryUpdate(quantum_id, refs, removed=gone))
     left = False
     for ref in refs:
         if ref.id in existing or not (found := finder.find(places[ref.id])):
             continue
         if ref.datasetType.name in temporary_types:
-            stock.strays.extend(finder.locate(place) for place in found)
+            earlier.stray_files.extend(finder.locate(place) for place in found)
         else:
-            stock.leftovers.add(ref.id)
+            earlier.leftovers.add(ref.id)
             left = True
     if left and gone.issuperset(ref.id for ref in registered):
-        stock.replaceable.add(quantum_id)
+        earlier.replaceable.add(quantum_id)
 
 
 def _compare_sizes(
     finder: FileFinder, quanta: Mapping[uuid.UUID, Quantum], existing: Collection[uuid.UUID], run: str
-) -> Iterable[Adoption]:
+) -> Iterable[RegistryUpdate]:
     """Yield registry updates for outputs that were rewritten while temporaries were recreated."""
     refs = {
         quantum_id: [ref for ref in all_outputs(quantum) if ref.id in existing]
@@ -257,7 +259,7 @@ def _compare_sizes(
     for quantum_id, mine in refs.items():
         changed = find_changed_files({ref.id: files[ref.id] for ref in mine}, found)
         if changed:
-            yield Adoption(
+            yield RegistryUpdate(
                 quantum_id,
                 list(all_outputs(quanta[quantum_id])),
                 frozenset(changed),

@@ -45,7 +45,7 @@ class FailureCounter:
         self.number = 0
         """Number of quanta that failed."""
 
-    def forget_row(self, label: str) -> None:
+    def record_success(self, label: str) -> None:
         """Reset the count of consecutive failures of a task, since one of its quanta succeeded.
 
         Parameters

@@ -27,7 +27,7 @@ from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import best_effort, brief
-from .existing_outputs import choose_quanta, take_stock
+from .existing_outputs import choose_quanta, find_earlier_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Inventory:
     packed: frozenset[uuid.UUID] = frozenset()
     """IDs of the metadata and logs in provenance graphs whose quanta run again."""
 
-    n_adopted: int = 0
+    n_registered: int = 0
     """Number of datasets that were registered by the inventory."""
 
     cut_off: bool = False
@@ -128,34 +128,36 @@ def _take_inventory(
         with best_effort("Earlier temporaries stay in the datastore"):
             remove_scratch(folder, temporaries, one_run=True)
     once_temporary = read_temporaries(butler, [run])
-    stock = take_stock(butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary)
+    earlier = find_earlier_outputs(
+        butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary
+    )
     with best_effort("Unfinished outputs stay in the datastore"):
-        for uri, removal in ResourcePath.mremove(stock.strays, do_raise=False).items():
+        for uri, removal in ResourcePath.mremove(earlier.stray_files, do_raise=False).items():
             if not removal.success:
                 logger.warning("Could not remove %s: %s", uri, removal.exception)
     ingester = Ingester(butler, dataset_types, existing=existing)
-    for adoption in stock.adoptions:
-        ingester.add(adoption.predicted, adoption.written, adoption.records, adoption.removed)
+    for update in earlier.updates:
+        ingester.add(update.predicted, update.written, update.records, update.removed)
     ingester.flush()
-    existing = existing.union(*(adoption.written for adoption in stock.adoptions)).difference(
-        *(adoption.removed for adoption in stock.adoptions)
+    existing = existing.union(*(update.written for update in earlier.updates)).difference(
+        *(update.removed for update in earlier.updates)
     )
     forced: set[uuid.UUID] = set()
     if options.skip_existing:
-        forced = choose_quanta(butler, graph, xgraph, temporary_types, once_temporary, stock.done, existing)
-        skipped = stock.done - forced
+        forced = choose_quanta(butler, graph, xgraph, temporary_types, once_temporary, earlier.done, existing)
+        skipped = earlier.done - forced
         logger.info("Skipping %d quanta that succeeded before.", len(skipped))
         xgraph.remove_nodes_from(skipped)
     automatic = {each.dataset_id for q in xgraph.nodes - forced for each in automatic_outputs(graph, q)}
     packed = frozenset[uuid.UUID]().union(*find_packs(butler, automatic & existing).values())
     return Inventory(
         existing,
-        (existing | stock.leftovers) - packed,
-        frozenset(stock.replaceable),
+        (existing | earlier.leftovers) - packed,
+        frozenset(earlier.replaceable),
         frozenset(forced),
         packed,
         ingester.n_ingested,
-        cut_off=bool(stock.adoptions or stock.leftovers or stock.strays),
+        cut_off=bool(earlier.updates or earlier.leftovers or earlier.stray_files),
     )
 
 

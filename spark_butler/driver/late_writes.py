@@ -8,7 +8,7 @@ size differs from its record.
 
 from __future__ import annotations
 
-__all__ = ["Doubts"]
+__all__ = ["LateWrites"]
 
 import logging
 import time
@@ -21,14 +21,14 @@ from lsst.pipe.base import QuantumAttemptStatus
 from ..datastore.files import FileFinder, collect_files, find_changed_files
 from ..model.outcomes import QuantumOutcome
 from ..text import brief
-from .existing_outputs import Adoption
+from .existing_outputs import RegistryUpdate
 
 logger = logging.getLogger(__name__)
 
 _AFTERLIFE_SECONDS = 120.0
 
 
-class Doubts:
+class LateWrites:
     """Outcomes whose files may differ from their records.
 
     Parameters
@@ -66,7 +66,7 @@ class Doubts:
             self._doubtful[outcome.quantum_id] = outcome, predicted
         self._seen.add(outcome.quantum_id)
 
-    def settle(self, finder: FileFinder) -> list[Adoption]:
+    def reconcile(self, finder: FileFinder) -> list[RegistryUpdate]:
         """Return the registry updates for files in doubt.
 
         Parameters
@@ -76,7 +76,7 @@ class Doubts:
 
         Returns
         -------
-        adoptions
+        updates
             Updates of the registry.
         """
         if not self._doubtful:
@@ -94,13 +94,13 @@ class Doubts:
         except Exception as exc:  # noqa: BLE001  (the run has ended; no error of the store may fail it)
             logger.warning("Could not check the files of %d quanta again: %s", len(all_files), brief(exc))
             return []
-        adoptions: list[Adoption] = []
+        updates: list[RegistryUpdate] = []
         for quantum_id, files in all_files.items():
             changed = find_changed_files(files, found)
             if changed:
                 predicted = self._doubtful[quantum_id][1]
                 records = finder.make_records(changed)
-                adoptions.append(Adoption(quantum_id, predicted, frozenset(changed), records))
-        if adoptions:
-            logger.info("The files of %d quanta were written by more than one attempt.", len(adoptions))
-        return adoptions
+                updates.append(RegistryUpdate(quantum_id, predicted, frozenset(changed), records))
+        if updates:
+            logger.info("The files of %d quanta were written by more than one attempt.", len(updates))
+        return updates

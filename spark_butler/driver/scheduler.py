@@ -10,7 +10,6 @@ __all__ = ["Scheduler"]
 import heapq
 import logging
 import queue
-import re
 import tempfile
 import threading
 import uuid
@@ -41,7 +40,6 @@ _MAX_LOSSES = 3
 _FEW_QUANTA = 100
 # Shares of batches don't add up exactly.
 _WHOLE = 1 - 1e-6
-_NUMBER = re.compile(r"\d+")
 
 
 _NO_RULE = StopRule()
@@ -310,7 +308,7 @@ class Scheduler:
                 "; ".join(attempt.reason for attempt in outcome.attempts),
             )
         if outcome.succeeded:
-            self._failures.forget_row(outcome.report.taskLabel or "")
+            self._failures.record_success(outcome.report.taskLabel or "")
             if not (outcome.recovered or outcome.skipped_existing):
                 self._pace.record(outcome.report.taskLabel or "", outcome.wall_seconds)
             self._close(outcome.quantum_id)

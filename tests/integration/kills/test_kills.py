@@ -12,7 +12,7 @@ from lsst.ctrl.mpexec.cli import pipetask
 from lsst.daf.butler import Butler
 from lsst.daf.butler.cli.cliLog import CliLog
 
-from spark_butler.driver.late_writes import Doubts
+from spark_butler.driver.late_writes import LateWrites
 from tests.integration.kills.kill_harness import Site
 
 _RESUME = ("--extend-run", "--skip-existing")
@@ -38,7 +38,7 @@ def test_driver_killed_at_each_step_resumes(site: Site) -> None:
     assert site.executions() == []
     assert site.submit(*run, *_RESUME, kill_after=(dice.randint(4, 10), dice.uniform(0, 0.1))) == -9, site.log
     # At the end of its work, which is hardly registered.
-    end = f"{Doubts.__module__}:{Doubts.settle.__qualname__}", 1, "before"
+    end = f"{LateWrites.__module__}:{LateWrites.reconcile.__qualname__}", 1, "before"
     assert site.submit(*run, *_RESUME, mine=end) == -9, site.log
     assert len(set(site.executions())) == site.n_quanta
     n_before = len(site.executions())
