@@ -139,8 +139,6 @@ def prepare(
 
     Parameters
     ----------
-    request
-        The request.
     slots
         Returns how many groups can run at the same time.  Called last.
     start_workers
@@ -215,19 +213,7 @@ def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> Output
 
 
 class ActiveRun:
-    """A run whose output collections exist.  Built by `open_run`; a context manager.
-
-    Parameters
-    ----------
-    prepared
-        The run.
-    butler
-        Writeable butler of the repository.
-    backend
-        Backend that runs the quanta.
-    reporter
-        Writer of status and report.
-    """
+    """A run whose output collections exist.  Built by `open_run`; a context manager."""
 
     def __init__(self, prepared: PreparedRun, butler: Butler, backend: Backend, reporter: RunReporter):
         self.prepared = prepared
@@ -253,8 +239,6 @@ class ActiveRun:
 
         Parameters
         ----------
-        *observers
-            Observers of the run beside its reporter.
         guard
             Context in which quanta run.  It may stop the run by an exception.
 
@@ -330,10 +314,6 @@ def open_run(
 
     Parameters
     ----------
-    prepared
-        The run.
-    backend
-        Backend that runs the quanta.
     on_cancel
         Called, in another thread, after ``spark-butler cancel``.
     bars

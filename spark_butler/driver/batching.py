@@ -22,8 +22,6 @@ class BatchSizer:
 
     Parameters
     ----------
-    quanta_per_group
-        Mean number of quanta in a group.
     times
         Mean times of the quanta of tasks in earlier runs, in seconds, by
         label, as far as they are known.
@@ -42,26 +40,12 @@ class BatchSizer:
         self._means = {label: _Mean(1, seconds) for label, seconds in (times or {}).items()}
 
     def record(self, label: str, seconds: float) -> None:
-        """Record the time of a quantum.
-
-        Parameters
-        ----------
-        label
-            Label of its task.
-        seconds
-            Its time.
-        """
+        """Record the time of a quantum."""
         self._overall.record(seconds)
         self._means.setdefault(label, _Mean()).record(seconds)
 
     def limit(self, slots: int) -> int:
-        """Return how many Spark tasks to keep submitted.
-
-        Parameters
-        ----------
-        slots
-            Number that can run at the same time.
-        """
+        """Return how many Spark tasks to keep submitted."""
         group_seconds = max(self._overall.value * self._quanta_per_group, 1e-6)
         return slots + min(slots, math.ceil(slots * _ROUND_TRIP_SECONDS / group_seconds))
 
@@ -70,12 +54,8 @@ class BatchSizer:
 
         Parameters
         ----------
-        labels
-            Task labels of the quanta of such a group.
         slots
             Number of Spark tasks that can run at the same time.
-        n_ready
-            Number of ready groups.
 
         Returns
         -------

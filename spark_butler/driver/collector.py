@@ -32,8 +32,6 @@ class Collector:
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository.
     dataset_types
         Definitions of the dataset types of the graph, by name.
     inventory

@@ -39,12 +39,6 @@ def make_context(
 
     Parameters
     ----------
-    graph
-        The graph.
-    butler
-        The driver's butler.
-    options
-        Options of the run.
     dataset_types
         Definitions of all dataset types of the graph, by name.
     temporary_types
@@ -91,8 +85,6 @@ def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) ->
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     dataset_types
         Definitions of the dataset types.
     """
@@ -108,11 +100,6 @@ def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) ->
 
 def worker_config(butler: Butler) -> Config:
     """Return a copy of a butler's configuration without the driver's secrets.
-
-    Parameters
-    ----------
-    butler
-        The driver's butler.
 
     Returns
     -------

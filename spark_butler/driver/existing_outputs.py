@@ -91,12 +91,6 @@ def find_earlier_outputs(
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
-    graph
-        The graph.
-    xgraph
-        Its quanta.
     dataset_types
         Definitions of the dataset types in the repository, by name.
     temporary_types
@@ -105,11 +99,6 @@ def find_earlier_outputs(
         IDs of the datasets that are in the output run.
     once_temporary
         Names of the dataset types that were temporary in some earlier attempt.
-
-    Returns
-    -------
-    earlier
-        The outputs.
     """
     earlier = EarlierOutputs(
         {quantum_id for quantum_id in xgraph if _is_registered(graph, quantum_id, existing)}
@@ -140,13 +129,6 @@ def find_earlier_outputs(
 
 def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
     """Check whether a run can resume only if registered outputs may be replaced.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    graph
-        The graph.
 
     Returns
     -------
@@ -280,18 +262,10 @@ def choose_quanta(
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
-    graph
-        The graph.
-    xgraph
-        Its quanta.
     temporary_types
         Names of the dataset types that are temporary now.
     once_temporary
         Names of the dataset types that were temporary in some earlier attempt.
-    done
-        Quanta that have succeeded, their outputs registered.
     existing
         IDs of the datasets that are in the output run.
 

@@ -30,13 +30,7 @@ _MILESTONES = {10**n for n in range(1, 8)}
 
 
 class FailureCounter:
-    """Number of failures of a run so far.
-
-    Parameters
-    ----------
-    rule
-        Number of failures that stop the run.
-    """
+    """Number of failures of a run so far."""
 
     def __init__(self, rule: StopRule):
         self._rule = rule
@@ -46,13 +40,7 @@ class FailureCounter:
         """Number of quanta that failed."""
 
     def record_success(self, label: str) -> None:
-        """Reset the count of consecutive failures of a task, since one of its quanta succeeded.
-
-        Parameters
-        ----------
-        label
-            Label of the task.
-        """
+        """Reset the count of consecutive failures of a task, since one of its quanta succeeded."""
         self._alike.pop(label, None)
 
     def log(self, outcome: QuantumOutcome, n_blocked: int) -> None:
@@ -60,8 +48,6 @@ class FailureCounter:
 
         Parameters
         ----------
-        outcome
-            The outcome of a quantum that failed.
         n_blocked
             Number of quanta that can't run because of it.
         """
@@ -89,11 +75,6 @@ class FailureCounter:
     def record(self, outcome: QuantumOutcome) -> str:
         """Count a failure.
 
-        Parameters
-        ----------
-        outcome
-            The outcome of a quantum that failed.
-
         Returns
         -------
         reason
@@ -117,13 +98,7 @@ class FailureCounter:
 
 
 def explain_failure(outcome: QuantumOutcome) -> str:
-    """Log the traceback and the last log records of a failure, and return its reason.
-
-    Parameters
-    ----------
-    outcome
-        The outcome of a quantum that failed.
-    """
+    """Log the traceback and the last log records of a failure, and return its reason."""
     exit_code = outcome.report.exitCode
     job = job_text(outcome.report)
     if outcome.traceback:
@@ -145,8 +120,6 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
 
     Parameters
     ----------
-    first
-        The outcome that counts.
     again
         The outcome of an attempt that a lost temporary made necessary.
     """
@@ -167,19 +140,7 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
 def lost_outcome(
     quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str
 ) -> QuantumOutcome:
-    """Return the outcome of a quantum whose worker was lost.
-
-    Parameters
-    ----------
-    quantum_id
-        The quantum.
-    label
-        Label of its task.
-    data_id
-        Its data ID.
-    reason
-        The reason of the loss.
-    """
+    """Return the outcome of a quantum whose worker was lost."""
     report = QuantumReport(
         quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label
     )

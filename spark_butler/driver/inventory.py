@@ -70,23 +70,12 @@ def take_inventory(
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository.
-    graph
-        The quantum graph.
     xgraph
         Its quanta; those that need not run are removed.
-    dataset_types
-        Definitions in the repository of all dataset types of the graph.
     temporary_types
         Names of the temporary dataset types, with the reasons.
     options
         Options of the run, such as those for earlier outputs.
-
-    Returns
-    -------
-    inventory
-        The state of the run afterwards.
 
     Raises
     ------
@@ -166,8 +155,6 @@ def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str,
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     graph
         A graph that was built without quanta that succeeded before.
 
@@ -190,13 +177,6 @@ def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str,
 
 def scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:
     """Return the folders for temporaries of a run that are too large for a shuffle.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    run
-        The output run.
 
     Raises
     ------

@@ -53,8 +53,6 @@ class LateWrites:
         ----------
         outcome
             The outcome before it is ingested.
-        predicted
-            All stored outputs of the quantum.
         """
         if (
             outcome.again
@@ -67,18 +65,7 @@ class LateWrites:
         self._seen.add(outcome.quantum_id)
 
     def reconcile(self, finder: FileFinder) -> list[RegistryUpdate]:
-        """Return the registry updates for files in doubt.
-
-        Parameters
-        ----------
-        finder
-            Finder of files in the datastore.
-
-        Returns
-        -------
-        updates
-            Updates of the registry.
-        """
+        """Return the registry updates for files in doubt."""
         if not self._doubtful:
             return []
         all_files = {}

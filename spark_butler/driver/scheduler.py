@@ -50,13 +50,9 @@ class Scheduler:
 
     Parameters
     ----------
-    plan
-        The plan.
     xgraph
         Graph of quantum IDs; an edge leads to a quantum that needs another.
         Its nodes have the attributes ``task_label`` and ``data_id``.
-    backend
-        Backend that runs the quanta.
     make_work
         Builds the work item for one unit, or for several of one group each
         that one worker runs.  Called in the thread of `run`, when all
@@ -68,8 +64,6 @@ class Scheduler:
     limit
         The greatest number of groups to run at once.  `None` leaves it to the
         backend.
-    budget
-        Number of failures that stop the run.
     observer
         Observer of the run, called in the thread of `run`.
     times
@@ -130,16 +124,6 @@ class Scheduler:
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
-
-        Parameters
-        ----------
-        context
-            Settings that all groups share.
-
-        Returns
-        -------
-        result
-            Outcomes and blocked quanta.
 
         Raises
         ------

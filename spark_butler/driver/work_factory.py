@@ -31,10 +31,6 @@ class WorkFactory:
 
     Parameters
     ----------
-    plan
-        The plan.
-    graph
-        The graph.
     xgraph
         Its quanta with the edges to respect.
     temporary_types
@@ -88,15 +84,8 @@ class WorkFactory:
 
         Parameters
         ----------
-        quantum_id
-            The quantum.
         written
             IDs of the outputs that exist.
-
-        Returns
-        -------
-        predicted
-            References of all its stored outputs.
         """
         quantum = self._quantum(quantum_id)
         predicted = [ref for ref in all_outputs(quantum) if ref.datasetType.name not in self._temporary_types]
@@ -211,12 +200,8 @@ class WorkFactory:
 
         Parameters
         ----------
-        group
-            The group.
         blocked
             Its quanta that are not to run.
-        done
-            Its quanta that have succeeded.
         receivers
             Groups of the same unit that depend on it.
         """
@@ -297,15 +282,6 @@ def export_input_records(
     butler: Butler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
 ) -> dict[str, DatastoreRecordData]:
     """Read the datastore records of all inputs that no quantum of a graph makes.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    graph
-        The graph.
-    xgraph
-        Its quanta.
 
     Returns
     -------

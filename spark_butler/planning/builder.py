@@ -42,13 +42,6 @@ logger = logging.getLogger(__name__)
 def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
     """Build a graph as ``pipetask qgraph`` does, with dataset IDs that are the same when it is built again.
 
-    Parameters
-    ----------
-    request
-        The request.
-    factory
-        Factory of the pipeline graph.
-
     Returns
     -------
     graph

@@ -30,8 +30,6 @@ def check_outputs_in_the_way(
 
     Parameters
     ----------
-    components
-        Parts of the graph.
     existing
         IDs of the datasets that are in the output run.
 
@@ -63,8 +61,6 @@ def settle_dataset_ids(
 
     Parameters
     ----------
-    components
-        Parts of the graph, changed in place.
     keep
         IDs of existing datasets, which are kept.
 

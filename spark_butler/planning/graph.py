@@ -54,11 +54,6 @@ _NO_OUTPUT: dict[str, Any] = {
 def show_pipeline(request: RunRequest) -> Any:
     """Build the pipeline and print the parts of it that ``--show`` names.
 
-    Parameters
-    ----------
-    request
-        The request.
-
     Returns
     -------
     factory
@@ -103,11 +98,6 @@ def task_modules(pipeline_graph: PipelineGraph) -> list[str]:
 def read_task_modules(file: str) -> list[str]:
     """Return the modules of the tasks of a graph in a file, without reading its quanta.
 
-    Parameters
-    ----------
-    file
-        The file.
-
     Returns
     -------
     modules
@@ -136,8 +126,6 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
 
     Parameters
     ----------
-    request
-        The request.
     factory
         The result of `show_pipeline`.
 
@@ -241,8 +229,6 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
 
     Parameters
     ----------
-    graph
-        The graph.
     name
         Name of a class or factory of
         `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`.

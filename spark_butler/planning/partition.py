@@ -34,8 +34,6 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
 
     Parameters
     ----------
-    sketch
-        The graph.
     group_by
         ``fused``, or ``quantum`` to make every quantum a group of its own, or
         the names of dimensions, or ``auto`` for the coarsest grain that gives

@@ -22,13 +22,6 @@ from ..text import brief
 def read_patterns(option: str, file: str) -> list[str]:
     """Read a YAML file with a list of patterns.
 
-    Parameters
-    ----------
-    option
-        The option that names the file.
-    file
-        The file.
-
     Raises
     ------
     spark_butler.errors.OptionsError
@@ -50,8 +43,6 @@ def retained_types(
 
     Parameters
     ----------
-    pipeline_graph
-        The pipeline, resolved.
     retained
         The result of `RunRequest.read_retained`.
     absent

@@ -212,12 +212,8 @@ def build_request(
     values
         Values by parameter name of the command; absent ones have their
         defaults.  ``pipeline_actions`` holds the changes to the pipeline.
-    show
-        Parts of the pipeline and the graph to print.
     command
         The same as a command line, without secrets.
-    default_pipeline
-        Pipeline to run when none is given.
 
     Raises
     ------

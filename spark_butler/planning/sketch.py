@@ -28,8 +28,6 @@ def sketch_graph(
 
     Parameters
     ----------
-    graph
-        The graph.
     xgraph
         Its quanta with the edges to respect, if these differ from the graph's
         own.
@@ -37,8 +35,6 @@ def sketch_graph(
         Names of the dataset types that are temporary, with the reasons.
     sizes
         Mean sizes of datasets in bytes, by name of the type.
-    costs
-        Expected times of quanta.
 
     Returns
     -------

@@ -129,8 +129,6 @@ def shuffle_records(records: RDD[Any], width: int, partitioner: object) -> RDD[b
     ----------
     records
         Partitions (packed as 8 bytes) and records in turn.
-    width
-        Number of partitions.
     partitioner
         The function that has chosen the partitions; shuffles by the same one
         can be joined.

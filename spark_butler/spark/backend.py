@@ -231,17 +231,7 @@ def _name_stages(spark: SparkContext, text: str) -> None:
 
 
 def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]) -> Accumulator[T]:
-    """Build an accumulator; several threads may call this at once.
-
-    Parameters
-    ----------
-    spark
-        The context.
-    value
-        The start value.
-    param
-        The addition.
-    """
+    """Build an accumulator; several threads may call this at once."""
     with _accumulators:
         return spark.accumulator(value, param)
 

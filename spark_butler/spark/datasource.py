@@ -169,8 +169,6 @@ class ButlerReader(DataSourceReader):
     ----------
     options
         The options of ``spark.read``; see `ButlerDataSource`.
-    schema
-        Schema that Spark expects.
     """
 
     def __init__(self, options: Mapping[str, str], schema: StructType):

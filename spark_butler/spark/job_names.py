@@ -17,15 +17,7 @@ _DESCRIPTION = "spark.job.description"
 
 @contextlib.contextmanager
 def named_job(spark: SparkContext, text: str) -> Iterator[None]:
-    """Name the jobs of this thread, and with them their stages.
-
-    Parameters
-    ----------
-    spark
-        The context of the jobs.
-    text
-        The name.
-    """
+    """Name the jobs of this thread, and with them their stages."""
     before = spark.getLocalProperty(_DESCRIPTION)
     spark.setJobDescription(text)
     try:

@@ -34,8 +34,6 @@ def check_workers(context: SparkContext, modules: Collection[str] = (), stores: 
 
     Parameters
     ----------
-    context
-        The Spark context.
     modules
         Names of modules that workers must find.
     stores

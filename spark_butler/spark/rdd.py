@@ -81,20 +81,9 @@ def spread(
 
     Parameters
     ----------
-    spark
-        The Spark context.
-    context
-        The context that all batches share.
-    batches
-        The pickled batches; each becomes a partition.
     report
         Called in this process with each dataset that was put, possibly twice
         with the same.
-
-    Returns
-    -------
-    apply
-        Returns the RDD of a function's results.
     """
     # In the closure: the file of a broadcast would stay in the temporary folder as long as Spark runs.
     packed = dump_with_classes(context)
@@ -125,17 +114,8 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
 
     Parameters
     ----------
-    session
-        The session of the action.
     description
         Name of its jobs on Spark's pages.
-    action
-        The action.
-
-    Returns
-    -------
-    result
-        The result of the action.
 
     Raises
     ------

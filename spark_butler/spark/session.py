@@ -130,8 +130,6 @@ def make_spark_context(
         Address of the cluster; see `make_session`.
     app_name
         Name of the application on Spark's pages.
-    conf
-        Spark settings that go before all others.
     imports
         Names of modules that tasks are in.  Workers are forked with them
         imported, as far as they can be.
@@ -221,11 +219,6 @@ def spark_is_up() -> bool:
 def check_context(context: SparkContext) -> None:
     """Check that a context still runs.
 
-    Parameters
-    ----------
-    context
-        The context.
-
     Raises
     ------
     spark_butler.errors.SessionError
@@ -293,11 +286,6 @@ def _check_master(address: str) -> None:
 def check_session(session: SparkSession) -> None:
     """Check that a session can run the engine.
 
-    Parameters
-    ----------
-    session
-        The session.
-
     Raises
     ------
     spark_butler.errors.SessionError
@@ -334,11 +322,6 @@ def _find_pyspark() -> None:
 
 def print_stderr(line: str) -> bool:
     """Print a line on the standard error of ``spark-submit``, which makes one stream of both of this process.
-
-    Parameters
-    ----------
-    line
-        The line.
 
     Returns
     -------

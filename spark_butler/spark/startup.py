@@ -116,11 +116,6 @@ class SparkStart:
     def wait(self) -> SparkContext:
         """Wait until quanta can run.
 
-        Returns
-        -------
-        context
-            The Spark context.
-
         Raises
         ------
         spark_butler.errors.SessionError

@@ -72,22 +72,7 @@ def run_groups(
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
 ) -> Iterator[None]:
-    """Run groups that send nothing to others.
-
-    Parameters
-    ----------
-    broadcast
-        The context of the run.
-    outcomes
-        Takes the outcomes of quanta.
-    works
-        The groups of a Spark task.
-
-    Yields
-    ------
-    nothing
-        A job has results; this one has none.
-    """
+    """Run groups that send nothing to others."""
     yield from ()
     context: WorkerContext = open_context(broadcast.value)
     for work in works:
@@ -131,8 +116,6 @@ def run_next_level(
     ----------
     broadcast, outcomes
         As in `run_groups`.
-    records
-        The records that have arrived in one partition.
 
     Yields
     ------
