@@ -296,8 +296,7 @@ class ActiveRun:
     def explain_resume(self) -> str:
         """Return the sentence that names the options to resume the run."""
         options = "--extend-run --skip-existing"
-        with contextlib.suppress(Exception):
-            # The registry itself may have failed.
+        with best_effort("Can't list the outputs of the run", level=logging.DEBUG):
             if needs_clobber(self.butler, self.prepared.graph):
                 options += " --clobber-outputs"
         collections = self.prepared.output.collections

@@ -19,14 +19,13 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
-from ..errors import EngineError, UserError
 from ..model.options import RunOptions
 from ..provenance.graph_files import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
-from ..text import best_effort, brief
+from ..text import as_engine_error, best_effort
 from .existing_outputs import choose_quanta, find_earlier_outputs
 
 logger = logging.getLogger(__name__)
@@ -87,14 +86,10 @@ def take_inventory(
     # The name of the run is checked before anything is written.
     folders = scratch_folders(butler, run)
     register_run(butler, run)
-    try:
+    with as_engine_error(f"The contents of run {run!r} could not be listed"):
         return _take_inventory(
             butler, graph, xgraph, dataset_types, temporary_types, existing, options, folders
         )
-    except (EngineError, UserError):
-        raise
-    except Exception as exc:  # registry or store, after all their own attempts
-        raise EngineError(f"The contents of run {run!r} could not be listed: {brief(exc)}") from exc
 
 
 def _take_inventory(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["SparkStart", "launch_jvm_in_background"]
 
-import contextlib
 import logging
 import os
 import threading
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..errors import UserError
+from ..text import best_effort
 from ..worker.environment import limit_threads
 from .jvm import JVM_OUTPUT, launch_jvm
 from .preflight import check_workers
@@ -148,6 +148,6 @@ class SparkStart:
         with self._stopping:
             context, self._context = self._context, None
         if self._is_ours and context is not None:
-            with contextlib.suppress(Exception):
-                # The JVM may be gone already, as after Ctrl-C under spark-submit.
+            # The JVM may be gone already, as after Ctrl-C under spark-submit.
+            with best_effort("Can't stop Spark", level=logging.DEBUG):
                 context.stop()
