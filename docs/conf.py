@@ -39,6 +39,7 @@ CONTENTS = {
         "cameras",
         "watching",
         "provenance",
+        "without-registry",
         "clusters",
         "../conf/standalone/README",
         "../conf/kubernetes/README",

@@ -10,10 +10,7 @@ __all__ = ["ActiveRun", "OnlyShown", "PreparedRun", "RunEnd", "open_run", "prepa
 import contextlib
 import dataclasses
 import datetime
-import json
 import logging
-import platform
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +18,14 @@ from typing import Self
 
 import networkx
 from lsst.daf.butler import Butler
-from lsst.pipe.base import Pipeline
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.utils.packages import Packages
 
+from .datastore.graph_butler import GraphButler
 from .driver.backend import Backend
 from .driver.engine import execute_graph, plan_graph
 from .driver.events import ObserverGroup, RunObserver
 from .driver.existing_outputs import needs_clobber
-from .driver.inventory import count_done_before
 from .errors import EngineError
 from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
@@ -37,9 +33,9 @@ from .planning.plan import Plan
 from .planning.request import RunRequest
 from .provenance.graph_files import check_destination
 from .provenance.recorder import ProvenanceRecorder
-from .report import RunInfo, RunReporter
-from .report.progress import Progress
-from .repository.checks import check_repository, store_roots
+from .report import RunReporter
+from .report.build import build_reporter
+from .repository.checks import check_repository
 from .repository.output_run import (
     OutputRequest,
     check_output,
@@ -47,13 +43,8 @@ from .repository.output_run import (
     prepare_output,
     resolve_output,
 )
-from .repository.task_history import find_task_means, load_times
-from .text import best_effort, hide_secrets
+from .text import best_effort
 from .worker.pickling import check_tasks
-
-logger = logging.getLogger(__name__)
-
-_SHOWN = ("pipeline", "graph_file", "inputs", "output", "output_run", "where")
 
 
 class OnlyShown(Exception):
@@ -73,8 +64,9 @@ class PreparedRun:
     xgraph: networkx.DiGraph[uuid.UUID]
     """The quanta with the edges to respect."""
 
-    output: OutputRequest
-    """The output collections, and the files to write besides the outputs of quanta."""
+    output: OutputRequest | None
+    """The output collections, and the files to write besides the outputs of quanta; `None` where the run
+    opens no registry."""
 
     packages: Packages | None
     """Versions of all packages, if they are to be written."""
@@ -100,6 +92,32 @@ class PreparedRun:
         start = time.monotonic()
         yield
         self.phases[phase] = time.monotonic() - start
+
+    def make_reporter(
+        self,
+        butler: Butler | GraphButler,
+        backend: Backend,
+        *,
+        on_cancel: Callable[[], None],
+        bars: bool,
+    ) -> RunReporter:
+        """Build the reporter of the run; see `spark_butler.report.build.build_reporter`.
+
+        Parameters
+        ----------
+        butler, backend, on_cancel, bars
+            As there.
+        """
+        return build_reporter(
+            self.request,
+            self.graph,
+            butler,
+            backend,
+            phases=self.phases,
+            started=self.started,
+            on_cancel=on_cancel,
+            bars=bars,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +231,18 @@ def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> Output
 
 
 class ActiveRun:
-    """A run whose output collections exist.  Built by `open_run`; a context manager."""
+    """A run whose output collections exist.  Built by `open_run`; a context manager.
 
-    def __init__(self, prepared: PreparedRun, butler: Butler, backend: Backend, reporter: RunReporter):
+    Parameters
+    ----------
+    butler
+        Writeable butler of the repository, or that of the graph for a run
+        without a registry.
+    """
+
+    def __init__(
+        self, prepared: PreparedRun, butler: Butler | GraphButler, backend: Backend, reporter: RunReporter
+    ):
         self.prepared = prepared
         self.butler = butler
         self.backend = backend
@@ -295,6 +322,8 @@ class ActiveRun:
 
     def explain_resume(self) -> str:
         """Return the sentence that names the options to resume the run."""
+        if self.prepared.output is None or not isinstance(self.butler, Butler):
+            return f"Finished outputs are in run {self.name!r}; to resume, repeat the command."
         options = "--extend-run --skip-existing"
         with best_effort("Can't list the outputs of the run", level=logging.DEBUG):
             if needs_clobber(self.butler, self.prepared.graph):
@@ -323,51 +352,12 @@ def open_run(
     spark_butler.errors.UserError
         Raised if the repository refuses the collections or init-outputs.
     """
+    assert prepared.output is not None
     with prepared.timing("output run"):
         butler = prepare_output(prepared.graph, prepared.output, prepared.packages)
     try:
-        reporter = _make_reporter(prepared, butler, backend, on_cancel=on_cancel, bars=bars)
+        reporter = prepared.make_reporter(butler, backend, on_cancel=on_cancel, bars=bars)
     except BaseException:
         butler.close()
         raise
     return ActiveRun(prepared, butler, backend, reporter)
-
-
-def _make_reporter(
-    prepared: PreparedRun, butler: Butler, backend: Backend, *, on_cancel: Callable[[], None], bars: bool
-) -> RunReporter:
-    """Build the reporter of a run."""
-    request = prepared.request
-    options = {name: value for name in _SHOWN if (value := getattr(request, name))}
-    if isinstance(pipeline := options.get("pipeline"), Pipeline):
-        # As text, it is a whole file.
-        options["pipeline"] = f"in memory, of {', '.join(pipeline.task_labels)}"
-    options.update(request.options.model_dump(mode="json"))
-    roots = store_roots(butler)
-    slots = min(request.options.processes or backend.slots, backend.slots)
-    done_before: dict[str, int] = {}
-    if request.options.skip_existing:
-        with best_effort("Can't count the quanta that were done before"):
-            done_before = count_done_before(butler, prepared.graph)
-    return RunReporter(
-        RunInfo(
-            prepared.graph.header.output_run,
-            hide_secrets(request.repo),
-            slots=slots,
-            command=request.command,
-            options=json.loads(hide_secrets(json.dumps(options, default=str))),
-            platform={
-                "driver": socket.gethostname(),
-                "system": platform.platform(),
-                **getattr(backend, "platform", {}),
-            },
-            phases=prepared.phases,
-            done_before=done_before,
-            quanta={label: len(quanta) for label, quanta in prepared.graph.quanta_by_task.items()},
-            started=prepared.started,
-        ),
-        roots[0] if roots else None,
-        bars=bars,
-        progress=Progress(slots=slots, task_seconds=find_task_means(load_times(roots[0])) if roots else {}),
-        on_cancel=on_cancel,
-    )

@@ -6,6 +6,7 @@ __all__ = ("main", "program")
 
 import atexit
 import gc
+import importlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -18,16 +19,17 @@ from .cleanup import cleanup
 from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
 from .obs import obs
 
-_RUN_COMMANDS = {
-    "plan": "Print how a pipeline would run, with the options of 'run'.",
-    "run": "Build and run a pipeline on Spark, with the options of 'pipetask run'.",
+# Module of each command that needs the middleware, and its help.
+_LAZY = {
+    "cancel": ("reports", "Ask a run to stop."),
+    "plan": ("run", "Print how a pipeline would run, with the options of 'run'."),
+    "pre-exec-init-qbb": ("qbb", "Write the init-outputs of a quantum graph without the registry."),
+    "report": ("reports", "Print the report of a run that has ended."),
+    "run": ("run", "Build and run a pipeline on Spark, with the options of 'pipetask run'."),
+    "run-qbb": ("qbb", "Run a quantum graph on Spark without the registry."),
+    "status": ("reports", "Print the state of running and ended runs."),
 }
-
-_WATCH_COMMANDS = {
-    "cancel": "Ask a run to stop.",
-    "report": "Print the report of a run that has ended.",
-    "status": "Print the state of running and ended runs.",
-}
+_ON_SPARK = ("run", "run-qbb")
 
 _EPILOG = """Give logging options before or after the name of a command.  A YAML file may hold options
 below the name of the command: -@ FILE.
@@ -47,30 +49,25 @@ class _Main(CommandGroup):
     group_class = CommandGroup
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_RUN_COMMANDS, *_WATCH_COMMANDS})
+        return sorted({*super().list_commands(ctx), *_LAZY})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _WATCH_COMMANDS:
-            from . import reports as cli_reports
-
-            command: click.Command = getattr(cli_reports, cmd_name)
-            return command
-        if cmd_name not in _RUN_COMMANDS:
+        if cmd_name not in _LAZY:
             return super().get_command(ctx, cmd_name)
-        from .run import make_run_command
-
-        return make_run_command(cmd_name, only_plan=cmd_name == "plan")
+        module = importlib.import_module(f"{__package__}.{_LAZY[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] == "run" and not ctx.resilient_parsing:
+        if args[0] in _ON_SPARK and not ctx.resilient_parsing:
             # The JVM starts while the middleware is imported.
             launch_jvm_in_background(args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = _RUN_COMMANDS | _WATCH_COMMANDS
+        rows = {name: text for name, (_, text) in _LAZY.items()}
         rows.update((name, each.get_short_help_str(80)) for name, each in self.commands.items())
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))

@@ -5,7 +5,7 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["engine_options", "make_request"]
+__all__ = ["backend_options", "check_meaning", "engine_options", "make_request"]
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -90,6 +90,18 @@ _OPTIONS = (
 )
 
 
+_BACKEND = (
+    click.option("--dry-run", is_flag=True, help="Print the plan and end; nothing is written."),
+    click.option(
+        "--backend",
+        type=click.Choice(["spark", "serial"]),
+        default="spark",
+        show_default=True,
+        help="Backend of quanta: Spark, or one after another in this process.",
+    ),
+)
+
+
 def engine_options[C: Callable[..., Any]](command: C) -> C:
     """Add the options of the engine to a command.
 
@@ -99,6 +111,19 @@ def engine_options[C: Callable[..., Any]](command: C) -> C:
         The function of the command.
     """
     for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def backend_options[C: Callable[..., Any]](command: C) -> C:
+    """Add the options that choose where quanta run to a command.
+
+    Parameters
+    ----------
+    command
+        The function of the command.
+    """
+    for option in reversed(_BACKEND):
         command = option(command)
     return command
 
@@ -136,12 +161,25 @@ def make_request(
         show = ShowInfo(kwargs.pop("show") or [])
     except (TypeError, ValueError) as exc:
         raise refuse_action(exc) from exc
-    _check_meaning(kwargs, on_spark=on_spark)
+    check_meaning(kwargs, on_spark=on_spark)
     return build_request(kwargs, show=show, command=command, default_pipeline=default_pipeline)
 
 
-def _check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
-    """Raise if options of ``pipetask run`` have no meaning on Spark."""
+def check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
+    """Check that no option of ``pipetask run`` was given that has no meaning here.
+
+    Parameters
+    ----------
+    kwargs
+        Values of the options, by parameter name.
+    on_spark
+        Whether quanta are to run on Spark.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if one was given.
+    """
     if kwargs["pdb"]:
         raise OptionsError("--pdb works only in the process of a terminal; use `pipetask run --pdb -j 1`.")
     if kwargs["start_method"]:

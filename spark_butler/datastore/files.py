@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetRef, DatasetType
+from lsst.daf.butler import DatasetRef, DatasetType, LimitedButler
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
@@ -55,7 +55,7 @@ class FileFinder:
         Definitions of the dataset types in the repository, by name.
     """
 
-    def __init__(self, butler: Butler, dataset_types: Mapping[str, DatasetType]):
+    def __init__(self, butler: LimitedButler, dataset_types: Mapping[str, DatasetType]):
         self._butler = butler
         self._dataset_types = dataset_types
         self._stores = {store.name: store for store in file_datastores(butler)}
@@ -269,7 +269,7 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
     }
 
 
-def file_datastores(butler: Butler) -> list[FileDatastore]:
+def file_datastores(butler: LimitedButler) -> list[FileDatastore]:
     """List the datastores of a repository that keep files.
 
     Parameters

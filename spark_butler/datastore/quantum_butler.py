@@ -7,7 +7,7 @@ dictionaries here; to fill and ask the tables takes milliseconds a quantum.
 
 from __future__ import annotations
 
-__all__ = ["MemoryBridges", "MemoryTables", "QuantumButlers"]
+__all__ = ["MemoryBridges", "MemoryTables", "QuantumButlers", "read_datastore"]
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ class QuantumButlers:
         if last is not None and last[0] is config and last[1] is universe:
             return last[2]
         butler_config = ButlerConfig(config)
-        datastore = _read_datastore(butler_config, universe)
+        datastore = read_datastore(butler_config, universe)
         # A singleton.
         StorageClassFactory().addFromConfig(butler_config)
         self._datastore = config, universe, datastore
@@ -117,7 +117,7 @@ class QuantumButlers:
             datastore = datastore.clone(_make_bridges(universe))
         else:
             # Clones of one in memory would share what is in it.
-            datastore = _read_datastore(ButlerConfig(config), universe)
+            datastore = read_datastore(ButlerConfig(config), universe)
         trust_files_without_records(datastore)
         datastore.import_records(records)
         return QuantumBackedButler(
@@ -130,8 +130,16 @@ class QuantumButlers:
         )
 
 
-def _read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:
-    """Build a datastore as its configuration says."""
+def read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:
+    """Build a datastore as its configuration says, with its records in memory.
+
+    Parameters
+    ----------
+    config
+        Configuration of the repository.
+    universe
+        Definitions of the dimensions.
+    """
     return Datastore.fromConfig(config, _make_bridges(universe), config.get("root", config.configDir))
 
 

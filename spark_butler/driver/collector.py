@@ -15,6 +15,7 @@ from lsst.daf.butler import Butler, DatasetRef, DatasetType
 from lsst.resources import ResourcePath
 
 from ..datastore.files import FileFinder
+from ..datastore.graph_butler import GraphButler
 from ..model.outcomes import QuantumOutcome
 from ..provenance.recorder import ProvenanceRecorder
 from ..repository.ingest import IngestStream
@@ -32,6 +33,9 @@ class Collector:
 
     Parameters
     ----------
+    butler
+        Writeable butler of the repository, or that of the graph for a run
+        without a registry.
     dataset_types
         Definitions of the dataset types of the graph, by name.
     inventory
@@ -47,7 +51,7 @@ class Collector:
 
     def __init__(
         self,
-        butler: Butler,
+        butler: Butler | GraphButler,
         dataset_types: Mapping[str, DatasetType],
         inventory: Inventory,
         predict_outputs: Callable[[uuid.UUID, tuple[uuid.UUID, ...]], list[DatasetRef]],
@@ -62,25 +66,28 @@ class Collector:
         self._finder = FileFinder(butler, dataset_types)
         self._late_writes = LateWrites(inventory.registered, cut_off=inventory.cut_off)
         self._packed = set(inventory.packed)
-        self._stream = IngestStream(butler, dataset_types, existing=inventory.registered)
+        self._stream: IngestStream | None = None
+        if isinstance(butler, Butler):
+            self._stream = IngestStream(butler, dataset_types, existing=inventory.registered)
 
     @property
     def n_ingested(self) -> int:
         """Number of datasets that were registered for the run."""
-        return self._inventory.n_registered + self._stream.n_ingested
+        return self._inventory.n_registered + (self._stream.n_ingested if self._stream is not None else 0)
 
     def __enter__(self) -> Self:
-        self._stream.__enter__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         try:
             if self._scratch is not None:
                 _remove(self._scratch)
-            for change in self._late_writes.reconcile(self._finder):
-                self._stream.add(change.predicted, change.written, change.records)
+            if self._stream is not None:
+                for change in self._late_writes.reconcile(self._finder):
+                    self._stream.add(change.predicted, change.written, change.records)
         finally:
-            self._stream.__exit__(*exc_info)
+            if self._stream is not None:
+                self._stream.close()
 
     def collect(self, outcome: QuantumOutcome) -> None:
         """Schedule the outputs of a quantum for the next batch.
@@ -92,11 +99,12 @@ class Collector:
             its temporary was lost.
         """
         predicted = self._predict_outputs(outcome.quantum_id, outcome.outputs)
-        # The metadata and logs of an earlier attempt in a provenance graph, which no worker could remove.
-        replaced = self._packed.intersection(ref.id for ref in predicted)
-        self._packed.difference_update(replaced)
-        self._stream.add(predicted, outcome.outputs, outcome.records, (*outcome.removed, *replaced))
-        self._late_writes.note(outcome, predicted)
+        if self._stream is not None:
+            # The metadata and logs of an earlier attempt in a provenance graph, which no worker could remove.
+            replaced = self._packed.intersection(ref.id for ref in predicted)
+            self._packed.difference_update(replaced)
+            self._stream.add(predicted, outcome.outputs, outcome.records, (*outcome.removed, *replaced))
+            self._late_writes.note(outcome, predicted)
         if self._recorder is not None:
             self._recorder.add(outcome)
 

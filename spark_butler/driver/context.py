@@ -14,6 +14,7 @@ from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .._daf_butler import butler_config
+from ..datastore.graph_butler import GraphButler
 from ..errors import RepositoryError
 from ..model.options import Limits, RunOptions
 from ..model.work import WorkerContext
@@ -26,7 +27,7 @@ MAX_SHUFFLE_BYTES = 8 << 30
 
 def make_context(
     graph: PredictedQuantumGraph,
-    butler: Butler,
+    butler: Butler | GraphButler,
     options: RunOptions,
     *,
     dataset_types: Mapping[str, DatasetType],
@@ -98,7 +99,7 @@ def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) ->
     )
 
 
-def worker_config(butler: Butler) -> Config:
+def worker_config(butler: Butler | GraphButler) -> Config:
     """Return a copy of a butler's configuration without the driver's secrets.
 
     Returns
@@ -111,14 +112,18 @@ def worker_config(butler: Butler) -> Config:
     spark_butler.errors.RepositoryError
         Raised if the butler is a client of a Butler server.
     """
-    if not isinstance(butler, DirectButler):
+    if isinstance(butler, GraphButler):
+        source = butler.config
+    elif isinstance(butler, DirectButler):
+        source = butler_config(butler)
+    else:
         raise RepositoryError(
             f"The repository is served by a {type(butler).__name__}; the engine needs direct access to it."
         )
     # With all defaults, so that workers need not read those for each group.
-    config = ButlerConfig(butler_config(butler))
+    config = ButlerConfig(source)
     if "root" not in config:
-        config["root"] = str(butler_config(butler).configDir)
+        config["root"] = str(source.configDir)
     for section in ("registry", "db"):
         if section in config:
             del config[section]

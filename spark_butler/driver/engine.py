@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Collection
 
 import networkx
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, LimitedButler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from ..datastore.graph_butler import GraphButler
 from ..errors import OptionsError
 from ..model.options import Limits, RunOptions, StopRule
 from ..model.outcomes import RunResult
@@ -50,7 +51,7 @@ _WORTH_ORDERING = 100
 
 def execute_graph(
     graph: PredictedQuantumGraph,
-    butler: Butler,
+    butler: Butler | GraphButler,
     backend: Backend,
     options: RunOptions,
     *,
@@ -66,7 +67,8 @@ def execute_graph(
     graph
         The graph, with init-outputs already written.
     butler
-        Writeable butler of the repository.  Only this process uses it.
+        Writeable butler of the repository.  Only this process uses it.  With
+        that of a graph, no registry is opened and nothing registered.
     backend
         Backend that runs the quanta.
     options
@@ -104,7 +106,7 @@ def execute_graph(
     if plan is None or plan.task_labels.keys() != set(xgraph):
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
     ObserverGroup(observer).on_plan(plan)
-    if temporary_types:
+    if temporary_types and isinstance(butler, Butler):
         # Registered before the first quantum ends without them.
         record_temporaries(butler, run, temporary_types)
     factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
@@ -149,7 +151,7 @@ def _make_factory(
     plan: Plan,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
-    butler: Butler,
+    butler: LimitedButler,
     inventory: Inventory,
     options: RunOptions,
     temporary_types: Collection[str],
@@ -168,19 +170,19 @@ def _make_factory(
     )
 
 
-def _new_scratch_folder(butler: Butler, run: str) -> ResourcePath | None:
+def _new_scratch_folder(butler: LimitedButler, run: str) -> ResourcePath | None:
     """Return the folder for temporaries of this attempt at a run; `None` where the datastore has no files."""
     folders = scratch_folders(butler, run)
     return folders[0].join(f"{uuid.uuid4()}/", forceDirectory=True) if folders else None
 
 
-def _load_times(butler: Butler, n_quanta: int) -> Times:
+def _load_times(butler: LimitedButler, n_quanta: int) -> Times:
     """Read the times of quanta in earlier runs, where the order of the quanta is worth a request."""
     roots = store_roots(butler) if n_quanta >= _WORTH_ORDERING else []
     return load_times(roots[0]) if roots else {}
 
 
-def _save_history(butler: Butler, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> None:
+def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> None:
     """Write the memory needs and times of quanta for later runs."""
     if not (roots := store_roots(butler)):
         return
@@ -190,7 +192,9 @@ def _save_history(butler: Butler, xgraph: networkx.DiGraph[uuid.UUID], result: R
     )
 
 
-def _find_limits(graph: PredictedQuantumGraph, butler: Butler, options: RunOptions) -> dict[str, Limits]:
+def _find_limits(
+    graph: PredictedQuantumGraph, butler: LimitedButler, options: RunOptions
+) -> dict[str, Limits]:
     """Return the limits of all tasks, with the memory that they needed in earlier runs."""
     requests = options.resources.with_options(timeout=options.timeout, number_of_retries=options.retries)
     labels = graph.pipeline_graph.tasks
@@ -214,7 +218,7 @@ def plan_graph(
     *,
     xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     slots: int = 1,
-    butler: Butler | None = None,
+    butler: LimitedButler | None = None,
 ) -> Plan:
     """Partition a graph as `execute_graph` does for a new run.
 
@@ -236,7 +240,8 @@ def plan_graph(
     sizes: dict[str, float] = {}
     costs: dict[uuid.UUID, float] = {}
     if butler is not None:
-        sizes = measure_sizes(butler, temporary_types)
+        if isinstance(butler, Butler):
+            sizes = measure_sizes(butler, temporary_types)
         costs = find_costs(xgraph, _load_times(butler, len(xgraph)))
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes, costs=costs)
     return cut_graph(sketch, group_by=_choose_grouping(options, temporary_types), slots=slots)

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import networkx
-from lsst.daf.butler import Butler, DatasetRef, DatasetType, Quantum
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, LimitedButler, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
@@ -79,7 +79,7 @@ class EarlierOutputs:
 
 
 def find_earlier_outputs(
-    butler: Butler,
+    butler: LimitedButler,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
     dataset_types: Mapping[str, DatasetType],
@@ -250,7 +250,7 @@ def _compare_sizes(
 
 
 def choose_quanta(
-    butler: Butler,
+    butler: LimitedButler,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
     temporary_types: Collection[str],
@@ -291,7 +291,7 @@ def choose_quanta(
 
 
 def _find_unstored(
-    butler: Butler,
+    butler: LimitedButler,
     graph: PredictedQuantumGraph,
     done: Collection[uuid.UUID],
     names: Collection[str],
@@ -320,7 +320,7 @@ def _find_unstored(
 
 
 def _read_puts(
-    butler: Butler, graph: PredictedQuantumGraph, missing: Mapping[uuid.UUID, set[uuid.UUID]]
+    butler: LimitedButler, graph: PredictedQuantumGraph, missing: Mapping[uuid.UUID, set[uuid.UUID]]
 ) -> dict[uuid.UUID, set[uuid.UUID]]:
     """Read the IDs of the datasets that quanta have put from their metadata."""
     packed = _read_packed_puts(butler, graph, missing)
@@ -330,7 +330,7 @@ def _read_puts(
 
     def read(quantum_id: uuid.UUID) -> set[uuid.UUID]:
         if not hasattr(local, "butler"):
-            local.butler = butler.clone()
+            local.butler = butler.clone() if isinstance(butler, Butler) else butler
         label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
         name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
         try:
@@ -346,7 +346,7 @@ def _read_puts(
 
 
 def _read_packed_puts(
-    butler: Butler, graph: PredictedQuantumGraph, quantum_ids: Iterable[uuid.UUID]
+    butler: LimitedButler, graph: PredictedQuantumGraph, quantum_ids: Iterable[uuid.UUID]
 ) -> dict[uuid.UUID, set[uuid.UUID]]:
     """Read the same from metadata in provenance graphs."""
     owners = {automatic_outputs(graph, quantum_id)[0].dataset_id: quantum_id for quantum_id in quantum_ids}

@@ -14,11 +14,12 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 import networkx
-from lsst.daf.butler import Butler, DatasetType
+from lsst.daf.butler import Butler, DatasetType, LimitedButler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
-from .._daf_butler import fetch_run_ids
+from .._daf_butler import datastore_of, fetch_run_ids
+from ..datastore.graph_butler import GraphButler
 from ..model.options import RunOptions
 from ..provenance.graph_files import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
@@ -26,7 +27,7 @@ from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import as_engine_error, best_effort
-from .existing_outputs import choose_quanta, find_earlier_outputs
+from .existing_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Inventory:
 
 
 def take_inventory(
-    butler: Butler,
+    butler: Butler | GraphButler,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
     dataset_types: Mapping[str, DatasetType],
@@ -69,6 +70,9 @@ def take_inventory(
 
     Parameters
     ----------
+    butler
+        Writeable butler of the repository, or that of the graph for a run
+        without a registry.
     xgraph
         Its quanta; those that need not run are removed.
     temporary_types
@@ -82,10 +86,13 @@ def take_inventory(
         Raised if the registry or the datastore does not answer.
     """
     run = graph.header.output_run
-    existing = fetch_run_ids(butler, run)
+    existing: frozenset[uuid.UUID] = frozenset()
+    if isinstance(butler, Butler):
+        existing = fetch_run_ids(butler, run)
     # The name of the run is checked before anything is written.
     folders = scratch_folders(butler, run)
-    register_run(butler, run)
+    if isinstance(butler, Butler):
+        register_run(butler, run)
     with as_engine_error(f"The contents of run {run!r} could not be listed"):
         return _take_inventory(
             butler, graph, xgraph, dataset_types, temporary_types, existing, options, folders
@@ -93,7 +100,7 @@ def take_inventory(
 
 
 def _take_inventory(
-    butler: Butler,
+    butler: Butler | GraphButler,
     graph: PredictedQuantumGraph,
     xgraph: networkx.DiGraph[uuid.UUID],
     dataset_types: Mapping[str, DatasetType],
@@ -111,7 +118,7 @@ def _take_inventory(
     for folder in folders:
         with best_effort("Earlier temporaries stay in the datastore"):
             remove_scratch(folder, temporaries, one_run=True)
-    once_temporary = read_temporaries(butler, [run])
+    once_temporary = read_temporaries(butler, [run]) if isinstance(butler, Butler) else frozenset()
     earlier = find_earlier_outputs(
         butler, graph, xgraph, dataset_types, temporary_types, existing, once_temporary
     )
@@ -119,13 +126,13 @@ def _take_inventory(
         for uri, removal in ResourcePath.mremove(earlier.stray_files, do_raise=False).items():
             if not removal.success:
                 logger.warning("Could not remove %s: %s", uri, removal.exception)
-    ingester = Ingester(butler, dataset_types, existing=existing)
-    for update in earlier.updates:
-        ingester.add(update.predicted, update.written, update.records, update.removed)
-    ingester.flush()
+    n_registered = _register(butler, dataset_types, earlier.updates, existing)
     existing = existing.union(*(update.written for update in earlier.updates)).difference(
         *(update.removed for update in earlier.updates)
     )
+    if not isinstance(butler, Butler):
+        # No note says which types were temporary; the metadata of these quanta say what they have put.
+        once_temporary = _find_incomplete_types(graph, earlier.done, existing)
     forced: set[uuid.UUID] = set()
     if options.skip_existing:
         forced = choose_quanta(butler, graph, xgraph, temporary_types, once_temporary, earlier.done, existing)
@@ -140,8 +147,39 @@ def _take_inventory(
         frozenset(earlier.replaceable),
         frozenset(forced),
         packed,
-        ingester.n_ingested,
+        n_registered,
         cut_off=bool(earlier.updates or earlier.leftovers or earlier.stray_files),
+    )
+
+
+def _register(
+    butler: Butler | GraphButler,
+    dataset_types: Mapping[str, DatasetType],
+    updates: Iterable[RegistryUpdate],
+    existing: frozenset[uuid.UUID],
+) -> int:
+    """Update the registry, or only the butler where there is none; return how many were registered."""
+    if isinstance(butler, GraphButler):
+        for update in updates:
+            datastore_of(butler).import_records(update.records)
+        return 0
+    ingester = Ingester(butler, dataset_types, existing=existing)
+    for update in updates:
+        ingester.add(update.predicted, update.written, update.records, update.removed)
+    ingester.flush()
+    return ingester.n_ingested
+
+
+def _find_incomplete_types(
+    graph: PredictedQuantumGraph, done: Iterable[uuid.UUID], existing: frozenset[uuid.UUID]
+) -> frozenset[str]:
+    """Return the dataset types of which some quantum that succeeded has not all predicted outputs."""
+    xgraph = graph.bipartite_xgraph
+    return frozenset(
+        xgraph.nodes[dataset_id]["dataset_type_name"]
+        for quantum_id in done
+        for dataset_id in xgraph.successors(quantum_id)
+        if dataset_id not in existing
     )
 
 
@@ -170,7 +208,7 @@ def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str,
     return done_before
 
 
-def scratch_folders(butler: Butler, run: str) -> list[ResourcePath]:
+def scratch_folders(butler: LimitedButler, run: str) -> list[ResourcePath]:
     """Return the folders for temporaries of a run that are too large for a shuffle.
 
     Raises

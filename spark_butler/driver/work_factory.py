@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 
 import networkx
-from lsst.daf.butler import Butler, DatasetRef, Quantum
+from lsst.daf.butler import DatasetRef, LimitedButler, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
@@ -279,7 +279,7 @@ class WorkFactory:
 
 
 def export_input_records(
-    butler: Butler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
+    butler: LimitedButler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
 ) -> dict[str, DatastoreRecordData]:
     """Read the datastore records of all inputs that no quantum of a graph makes.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "apply_fixup",
     "build_graph",
+    "check_graph_file",
     "read_task_modules",
     "show_pipeline",
     "task_modules",
@@ -109,7 +110,7 @@ def read_task_modules(file: str) -> list[str]:
     spark_butler.errors.OptionsError
         Raised if there is no such file.
     """
-    _check_graph_file(file)
+    check_graph_file(file)
     uri = ResourcePath(file)
     if uri.getExtension() != ".qg":
         return []
@@ -142,7 +143,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
     """
     what = "The quantum graph can't be built"
     if (file := request.graph_file) is not None:
-        _check_graph_file(file)
+        check_graph_file(file)
         what = f"The quantum graph can't be read from {file!r}"
     with contextlib.ExitStack() as stack:
         messages = stack.enter_context(_keep_messages())
@@ -181,8 +182,19 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
     )
 
 
-def _check_graph_file(file: str) -> None:
-    """Check that a file may hold a graph."""
+def check_graph_file(file: str) -> None:
+    """Check that a file may hold a graph.
+
+    Parameters
+    ----------
+    file
+        Address of the file.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if it has another extension or does not exist.
+    """
     uri = ResourcePath(file)
     if uri.getExtension() not in (".qg", ".qgraph"):
         raise OptionsError(f"--qgraph is {file!r}; expected a file with the extension .qg or .qgraph.")

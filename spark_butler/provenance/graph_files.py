@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 import zstandard
-from lsst.daf.butler import Butler
+from lsst.daf.butler import LimitedButler
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import (
@@ -99,7 +99,7 @@ def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> li
     return [dataset for name in names for dataset in outputs.get(name, ())]
 
 
-def find_packs(butler: Butler, dataset_ids: Iterable[uuid.UUID]) -> dict[ResourcePath, set[uuid.UUID]]:
+def find_packs(butler: LimitedButler, dataset_ids: Iterable[uuid.UUID]) -> dict[ResourcePath, set[uuid.UUID]]:
     """Find the provenance graph files that serve datasets.
 
     Parameters

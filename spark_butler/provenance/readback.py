@@ -22,6 +22,8 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .._daf_butler import fetch_run_ids
 from .._pipe_base import butlers_of
+from ..datastore.files import FileFinder
+from ..model.quanta import all_outputs
 from .graph_files import automatic_outputs, find_packs, open_pack
 from .scan import QuantumScan, scan_attempt
 
@@ -46,14 +48,16 @@ class Readback:
     def __init__(
         self,
         graph: PredictedQuantumGraph,
-        butler: Butler | None = None,
+        butler: LimitedButler | None = None,
         quantum_executor: QuantumExecutor | None = None,
     ):
         self._graph = graph
         self._owner: LimitedButler | QuantumExecutor | None = butler or quantum_executor
         self._present: frozenset[uuid.UUID] | None = None
-        if butler is not None:
+        if isinstance(butler, Butler):
             self._present = fetch_run_ids(butler, graph.header.output_run)
+        elif butler is not None:
+            self._present = _find_outputs(butler, graph)
         self._own = threading.local()
 
     @property
@@ -62,7 +66,7 @@ class Readback:
         return self._present
 
     def has_trace(self, quantum_id: uuid.UUID) -> bool:
-        """Return whether the registry knows a log or metadata of a quantum.
+        """Return whether there are a log or metadata of a quantum.
 
         Parameters
         ----------
@@ -158,6 +162,21 @@ class Readback:
                 butler.close()
         else:
             yield None
+
+
+def _find_outputs(butler: LimitedButler, graph: PredictedQuantumGraph) -> frozenset[uuid.UUID]:
+    """Find which predicted outputs are in the datastore, where no registry is asked."""
+    types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
+    refs = [ref for quantum in graph.build_execution_quanta().values() for ref in all_outputs(quantum)]
+    refs += [ref for label in graph.pipeline_graph.tasks for ref in graph.get_init_outputs(label).values()]
+    packages = graph.get_init_outputs("").values()
+    types.update((ref.datasetType.name, ref.datasetType) for ref in packages)
+    finder = FileFinder(butler, types)
+    places = {ref.id: finder.predict(ref) for ref in (*refs, *packages)}
+    everything = list(itertools.chain.from_iterable(places.values()))
+    finder.prepare(everything, graph.header.output_run, 0)
+    found = finder.find(everything)
+    return frozenset(each for each, mine in places.items() if mine and all(place in found for place in mine))
 
 
 def _get(butler: LimitedButler | None, quantum: Quantum, dataset_type: str) -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import networkx
-from lsst.daf.butler import Butler, ButlerLogRecords, Quantum
+from lsst.daf.butler import ButlerLogRecords, LimitedButler, Quantum
 from lsst.pipe.base import ExceptionInfo, QuantumAttemptStatus
 from lsst.pipe.base.log_on_close import LogOnClose
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
@@ -79,7 +79,7 @@ class ProvenanceRecorder:
         graph: PredictedQuantumGraph,
         destination: ResourcePathExpression,
         *,
-        butler: Butler | None = None,
+        butler: LimitedButler | None = None,
         quantum_executor: QuantumExecutor | None = None,
         xgraph: networkx.DiGraph[uuid.UUID] | None = None,
     ):

@@ -24,7 +24,7 @@ from typing import Any
 import boto3
 import botocore.config
 from botocore.exceptions import BotoCoreError, ClientError
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, LimitedButler
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
@@ -96,7 +96,7 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
     return roots
 
 
-def store_roots(butler: Butler) -> list[ResourcePath]:
+def store_roots(butler: LimitedButler) -> list[ResourcePath]:
     """Return the places where the datastores of a repository keep files.
 
     Parameters
