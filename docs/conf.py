@@ -39,6 +39,7 @@ CONTENTS = {
         "cameras",
         "watching",
         "provenance",
+        "submit",
         "without-registry",
         "clusters",
         "../conf/standalone/README",

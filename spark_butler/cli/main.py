@@ -27,6 +27,7 @@ _LAZY = {
     "report": ("reports", "Print the report of a run that has ended."),
     "run": ("run", "Build and run a pipeline on Spark, with the options of 'pipetask run'."),
     "run-qbb": ("qbb", "Run a quantum graph on Spark without the registry."),
+    "submit": ("submit", "Start a run that goes on without the terminal."),
     "status": ("reports", "Print the state of running and ended runs."),
 }
 _ON_SPARK = ("run", "run-qbb")

@@ -1,0 +1,89 @@
+"""The command ``submit``, which starts another command detached from the terminal.
+
+Runs in the process of the command.
+"""
+
+from __future__ import annotations
+
+__all__ = ["submit"]
+
+import datetime
+import shlex
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from ..detached.job import DetachedJob, Step
+from ..errors import OptionsError
+from .command import LeafCommand, print_json
+
+_COMMANDS = ("run", "run-qbb")
+
+
+@click.command(
+    cls=LeafCommand, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.option("--submit-dir", metavar="DIR", help="Folder of the job, which is made; by default submit/TIME.")
+@click.option(
+    "--spark-submit",
+    "spark_submit",
+    metavar="OPTIONS",
+    help="Start the driver by spark-submit with these options, such as '--master yarn'.",
+)
+@click.option(
+    "--wait",
+    default=15.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to watch for a refusal before the command returns.",
+)
+@click.argument("command", type=click.Choice(_COMMANDS))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def submit(
+    submit_dir: str | None,
+    spark_submit: str | None,
+    wait: float,
+    command: str,
+    arguments: tuple[str, ...],
+    form: str,
+) -> None:
+    """Start COMMAND with ARGUMENTS; it goes on when the terminal is closed.
+
+    COMMAND is run or run-qbb.  If it is refused at once, its error is printed and its exit status returned.
+
+    \b
+    Examples:
+      spark-butler submit run -b s3-repo -p pipeline.yaml -i SimCam/defaults -o u/me/first
+      spark-butler submit --submit-dir night run -@ night.yaml
+      spark-butler submit --spark-submit "--master yarn --deploy-mode cluster" run-qbb s3-repo night.qg
+    """
+    now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
+    folder = Path(submit_dir or Path("submit", now))
+    call = [*_find_program(spark_submit), command, *arguments]
+    job = DetachedJob.create(folder, [Step(command, tuple(call))], {"command": call})
+    pid = job.start()
+    state = job.wait(wait)
+    log = job.log_file(command)
+    if state.state not in ("running", "succeeded"):
+        click.echo(log.read_text(errors="replace").rstrip(), err=True)
+        sys.exit(state.steps.get(command, {}).get("exit_status") or 1)
+    if form == "json":
+        print_json({"folder": str(job.folder), "pid": pid, "log": str(log), "state": state.state})
+        return
+    click.echo(f"Submitted as process {pid}; its log is {log}.")
+
+
+def _find_program(spark_submit: str | None) -> list[str]:
+    """Return the beginning of the command line."""
+    if spark_submit is None:
+        return [sys.executable, "-m", "spark_butler"]
+    if (program := shutil.which("spark-submit")) is None:
+        raise OptionsError("--spark-submit needs the program spark-submit, which is not in the PATH.")
+    try:
+        options = shlex.split(spark_submit)
+    except ValueError as exc:
+        raise OptionsError(f"--spark-submit {spark_submit!r} can't be split into options: {exc}.") from exc
+    return [program, *options, str(files("spark_butler").joinpath("__main__.py"))]

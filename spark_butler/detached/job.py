@@ -1,0 +1,250 @@
+"""The folder of a detached job: its steps, its state, and the process that runs it.
+
+Runs in the command that submits or watches the job, and in the job's own process.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DetachedJob", "JobState", "Step"]
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from ..atomic_write import atomic_write
+from ..errors import OptionsError, UserError
+
+_MODULE = "spark_butler.detached"
+_SECONDS_BETWEEN = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command of a job."""
+
+    name: str
+    """Its name, and that of its log."""
+
+    command: tuple[str, ...]
+    """Program and arguments."""
+
+    always: bool = False
+    """Whether it runs although a step before it has failed."""
+
+    retries: int = 0
+    """How often it is repeated when it fails."""
+
+    final_statuses: tuple[int, ...] = ()
+    """Exit statuses with which it is not repeated."""
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Variables of its environment beside those of the submitting process."""
+
+
+@dataclasses.dataclass
+class JobState:
+    """The state of a job, as its process last wrote it."""
+
+    state: str = "prepared"
+    """``prepared``, ``running``, ``succeeded``, ``failed``, ``stopped``; ``lost`` if its process is gone."""
+
+    pid: int = 0
+    """ID of its process."""
+
+    host: str = ""
+    """Machine of its process."""
+
+    started: str = ""
+    """When it began, in UTC."""
+
+    updated: str = ""
+    """When the state was written, in UTC."""
+
+    steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """``state``, ``exit_status``, ``started`` and ``ended`` of each step that has begun, by name."""
+
+
+class DetachedJob:
+    """A job in a folder.
+
+    Parameters
+    ----------
+    folder
+        The folder, which exists.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the folder holds no job.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        try:
+            content = json.loads(self._file.read_text())
+            self.steps = [Step(**{**step, "command": tuple(step["command"])}) for step in content["steps"]]
+            self.directory = Path(content["directory"])
+            self.details: dict[str, Any] = content["details"]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise UserError(f"The folder {str(folder)!r} holds no submitted job: {exc}") from exc
+
+    @classmethod
+    def create(cls, folder: Path, steps: Sequence[Step], details: Mapping[str, Any]) -> Self:
+        """Write a job that has not begun.
+
+        Parameters
+        ----------
+        folder
+            Its folder, which is made.
+        steps
+            Its commands, in their order.
+        details
+            Further facts, as `json.dumps` takes them.
+
+        Raises
+        ------
+        spark_butler.errors.OptionsError
+            Raised if the folder holds a job already.
+        """
+        file = folder / "job.json"
+        if file.exists():
+            raise OptionsError(f"The folder {str(folder)!r} holds a submitted job already; choose another.")
+        content = {
+            "steps": [dataclasses.asdict(step) for step in steps],
+            "directory": os.getcwd(),
+            "details": details,
+        }
+        with atomic_write(str(file)) as path:
+            path.write_text(json.dumps(content, indent=2))
+        return cls(folder)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "job.json"
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state.json"
+
+    def log_file(self, step: str) -> Path:
+        """Return the file with what a step has printed.
+
+        Parameters
+        ----------
+        step
+            Name of the step.
+        """
+        return self.folder / f"{step}.log"
+
+    def start(self) -> int:
+        """Start the process of the job; steps that have succeeded before are left out.
+
+        Returns
+        -------
+        pid
+            ID of the process, which belongs to no terminal.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if the job is running.
+        """
+        state = self.read_state()
+        if state.state == "running":
+            raise UserError(f"The job in {self.folder} is running already.")
+        self.write_state(dataclasses.replace(state, state="running", pid=0))
+        with open(self.log_file("job"), "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", _MODULE, str(self.folder)],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        while not self.read_state().pid:
+            if process.poll() is not None:
+                self.write_state(dataclasses.replace(state, state="failed"))
+                raise UserError(f"The job can't be started; see {self.log_file('job')}.")
+            time.sleep(_SECONDS_BETWEEN)
+        return process.pid
+
+    def read_state(self) -> JobState:
+        """Read the state; a job whose process has gone without a last word is lost."""
+        try:
+            state = JobState(**json.loads(self._state_file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return JobState()
+        here = state.host == socket.gethostname()
+        if state.state == "running" and state.pid and here and not _is_alive(state.pid):
+            state.state = "lost"
+        return state
+
+    def write_state(self, state: JobState) -> None:
+        """Write the state.
+
+        Parameters
+        ----------
+        state
+            The state; host and time are filled in.
+        """
+        state.host = socket.gethostname()
+        state.updated = utc_now()
+        with atomic_write(str(self._state_file)) as path:
+            path.write_text(json.dumps(dataclasses.asdict(state), indent=2))
+
+    def wait(self, seconds: float) -> JobState:
+        """Wait until the job has ended, at most for some time.
+
+        Parameters
+        ----------
+        seconds
+            How long to wait.
+        """
+        until = time.monotonic() + seconds
+        while (state := self.read_state()).state == "running" and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN)
+        return state
+
+    def cancel(self) -> None:
+        """Ask the job to stop, as with SIGTERM.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if it is not running, or not on this machine.
+        """
+        state = self.read_state()
+        if state.state != "running":
+            raise UserError(f"The job in {self.folder} is not running ({state.state}).")
+        if state.host != socket.gethostname():
+            raise UserError(f"The job in {self.folder} runs on {state.host}; cancel it there.")
+        os.kill(state.pid, signal.SIGTERM)
+
+
+def utc_now() -> str:
+    """Return the time as it is written into the state."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _is_alive(pid: int) -> bool:
+    """Return whether a process is one of a job; its ID may belong to another by now."""
+    with contextlib.suppress(OSError):
+        return _MODULE.encode() in Path("/proc", str(pid), "cmdline").read_bytes()
+    if Path("/proc/self").exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
