@@ -19,7 +19,7 @@ from .datastore.graph_butler import GraphButler
 from .driver.backend import Backend
 from .driver.engine import plan_graph
 from .errors import OptionsError, RepositoryError, UserError
-from .model.quanta import all_inputs, all_outputs
+from .model.work import all_inputs, all_outputs
 from .planning.graph import check_graph_file, task_modules
 from .planning.request import RunRequest
 from .provenance.graph_files import check_destination

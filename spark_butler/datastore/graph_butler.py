@@ -14,7 +14,7 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .._daf_butler import trust_files_without_records
-from ..model.quanta import all_inputs, all_outputs
+from ..model.work import all_inputs, all_outputs
 from .quantum_butler import read_datastore
 
 

@@ -23,7 +23,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from .._daf_butler import fetch_run_ids
 from .._pipe_base import butlers_of
 from ..datastore.files import FileFinder
-from ..model.quanta import all_outputs
+from ..model.work import all_outputs
 from .graph_files import automatic_outputs, find_packs, open_pack
 from .scan import QuantumScan, scan_attempt
 

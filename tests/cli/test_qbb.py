@@ -85,7 +85,8 @@ def test_run_qbb_equals_pipetask_run_qbb(
         *("run-qbb", job_repo.root, graph, "--backend", "serial", "--provenance-graph", provenance),
         *("--summary", tmp_path / "ours.json"),
     )
-    assert result.exit_code == int(fails) and "quanta" in result.stdout, result.output
+    assert result.exit_code == int(fails), result.output
+    assert "13 quanta" in result.stdout, result.output
     CliLog.resetLog()
     run_tool(pipetask.cli, "--log-level", "ERROR", "pre-exec-init-qbb", job_repo.root, other_graph)
     CliLog.resetLog()
