@@ -27,7 +27,7 @@ from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import as_engine_error, best_effort
-from .existing_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs
+from .earlier_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs
 
 logger = logging.getLogger(__name__)
 
