@@ -1,4 +1,4 @@
-"""Run from request to report, for the command line and the notebook: prepare, start, finish.
+"""Steps of a run, from its request to its report, for the command line and the notebook.
 
 Runs in the driver.
 """
@@ -48,7 +48,7 @@ from .worker.pickling import check_tasks
 
 
 class OnlyShown(Exception):
-    """End of a request that only prints something (``--show``)."""
+    """Raised when ``--show`` has printed what was asked for, and nothing is to run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PreparedRun:
     """The quantum graph."""
 
     xgraph: networkx.DiGraph[uuid.UUID]
-    """The quanta with the edges to respect."""
+    """Graph of the quanta, with the edges that the order of the run respects."""
 
     output: OutputRequest | None
     """The output collections, and the files to write besides the outputs of quanta; `None` where the run
@@ -72,7 +72,7 @@ class PreparedRun:
     """Versions of all packages, if they are to be written."""
 
     plan: Plan
-    """The plan.  It changes if earlier attempts have done a part of it."""
+    """The plan for all quanta of the graph.  A run that finds some of them finished makes another plan."""
 
     started: datetime.datetime
     """Time of the request."""
@@ -122,7 +122,7 @@ class PreparedRun:
 
 @dataclasses.dataclass(frozen=True)
 class RunEnd:
-    """Result of a run that ended regularly."""
+    """Result of a run that ended without an error of the engine."""
 
     result: RunResult
     """Outcomes and blocked quanta."""
@@ -132,7 +132,7 @@ class RunEnd:
 
     @property
     def state(self) -> str:
-        """The word for the end in status and report."""
+        """State of the run for status and report: succeeded, failed or stopped."""
         if self.result.stopped_by is not None:
             return "stopped"
         return "failed" if self.result.failed else "succeeded"
@@ -163,7 +163,8 @@ def prepare(
         Starts workers in the background.  Called with the modules of the
         tasks and the roots of the datastores, as soon as they are known.
     dry_run
-        Whether the run is only planned.  Then the datastore is not probed.
+        Whether the run is only planned.  Then no object is written to the
+        datastore as a probe.
 
     Raises
     ------
@@ -272,7 +273,7 @@ class ActiveRun:
         Returns
         -------
         end
-            The end of the run.  `finish` writes its report.
+            Result of the run.  Call `finish` afterwards to write the report.
 
         Raises
         ------
@@ -312,9 +313,9 @@ class ActiveRun:
         Parameters
         ----------
         state
-            The word for the end, as in `RunEnd.state`.
+            State of the run, as in `RunEnd.state`, or ``broken``.
         reason
-            The cause, if the run ended early.
+            The reason, if the run ended early.
         n_ingested
             Number of datasets that were registered, if known.
         """

@@ -40,8 +40,8 @@ _OPTIONS = (
         metavar="auto|fused|DIM[,DIM...]",
         default="auto",
         show_default=True,
-        help="Which quanta one worker runs in order: those of the same dimensions, those joined by narrow "
-        "edges (fused), or the coarsest that keeps every slot busy (auto).",
+        help="Which quanta one worker runs in order: those with the same values of DIM, those that feed "
+        "each other one to one (fused), or the largest groups that keep every slot busy (auto).",
     ),
     click.option(
         "--isolation",

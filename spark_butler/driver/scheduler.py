@@ -32,13 +32,15 @@ from .failure_counter import FailureCounter, lost_outcome, merge_outcomes
 
 logger = logging.getLogger(__name__)
 
+# Batches in one job, at most; more where `_MAX_JOBS` such jobs would leave slots idle.
 _MAX_BATCH = 16
+# Ready units that are passed over, at most, in the search for others that fit into a batch.
 _MAX_ASIDE = 32
 _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
 _FEW_QUANTA = 100
-# Shares of batches don't add up exactly.
+# The shares of the units of a batch, such as 3 × 1/3, may add up to slightly more or less than 1.
 _WHOLE = 1 - 1e-6
 
 
@@ -51,19 +53,22 @@ class Scheduler:
     Parameters
     ----------
     xgraph
-        Graph of quantum IDs; an edge leads to a quantum that needs another.
-        Its nodes have the attributes ``task_label`` and ``data_id``.
+        Graph of quantum IDs.  Each edge leads to a quantum from one that it
+        needs.  Nodes have the attributes ``task_label`` and ``data_id``.
     make_work
-        Builds the work item for one unit, or for several of one group each
-        that one worker runs.  Called in the thread of `run`, when all
-        upstream units have ended, with the quanta that are blocked and, where
-        an earlier worker was lost, those that had succeeded.
+        Builds the work item of a unit with several groups, or of a batch of
+        units with one group each.  Called in the thread of `run`, after all
+        upstream units have ended, with the units, their quanta that must not
+        run, and, if the unit has lost its worker before, its quanta that had
+        succeeded.
     on_outcome
-        Called in the thread of `run` with each outcome; again, if a quantum
-        is rerun after its temporary was lost.
+        Called in the thread of `run` with each outcome, also with a second
+        one of a quantum that was rerun for a lost temporary.
     limit
-        The greatest number of groups to run at once.  `None` leaves it to the
-        backend.
+        The greatest number of groups to run at once; by default as many as
+        the backend has slots.
+    budget
+        Rule by which failures stop the run.
     observer
         Observer of the run, called in the thread of `run`.
     times
@@ -72,10 +77,11 @@ class Scheduler:
 
     Notes
     -----
-    Units with the longest path ahead of them go first.  They are submitted in
-    small batches from threads that wait for them, a little more than the
-    backend can run at once, so that no slot waits for the driver.  Of short
-    quanta, a worker gets enough at once to be busy for a while
+    Units with the longest path ahead of them go first.  A job is a few
+    batches of units, submitted by a thread that waits for its end.  Slightly
+    more batches are submitted than the backend can run at once, so that no
+    slot waits for the driver.  Units of one group with short quanta share a
+    batch, which keeps a worker busy for a while
     (`spark_butler.driver.batching.BatchSizer`).
     """
 
@@ -161,7 +167,7 @@ class Scheduler:
             timer.cancel()
         pool.shutdown(wait=False, cancel_futures=True)
         while wait(jobs, timeout=0).not_done:
-            # Repeated, since a job may have been on its way to the backend the first time.
+            # Repeated, since the backend can't cancel a job that a thread has not submitted yet.
             self._backend.cancel()
             wait(jobs, timeout=_CANCEL_SECONDS)
         pool.shutdown(wait=True)
@@ -169,10 +175,10 @@ class Scheduler:
     def _dispatch(
         self, context: WorkerContext, pool: ThreadPoolExecutor, jobs: dict[Future[None], list[Unit]]
     ) -> None:
-        """Submit ready groups, as many as may run."""
+        """Submit ready units while there is room for them."""
         slots = max(1, self._backend.slots)
         limit = self._limit or self._pace.limit(slots)
-        # Jobs may be few and slots many.
+        # So many batches in a job that `_MAX_JOBS` jobs can fill all slots twice.
         most = max(_MAX_BATCH, -(-2 * slots // _MAX_JOBS))
         while self._ready and len(jobs) < _MAX_JOBS:
             batches = self._pick(min(limit - sum(self._running.values()), most))
@@ -187,10 +193,10 @@ class Scheduler:
             self._observer.on_dispatch([q for unit in units for q in self._open[unit.index]])
 
     def _pick(self, room: float) -> list[list[Unit]]:
-        """Return the most urgent units that may run now: batches of one level, or one unit of several levels.
+        """Return the most urgent ready units for one job: batches of units of one group, or one larger unit.
 
-        A batch counts once, and a unit as many times as it has groups at its
-        widest level.
+        A batch takes one place of the room, and a larger unit as many as it
+        has groups at its widest level.
         """
         if room < _WHOLE:
             return []
@@ -201,7 +207,7 @@ class Scheduler:
         aside: list[Unit] = []
         while self._ready and len(aside) < _MAX_ASIDE:
             unit = self._plan.units[heapq.heappop(self._ready)[1]]
-            # A unit that was lost before runs alone, so that it can't fail others again.
+            # A unit that has lost its worker before runs alone, so that no other unit is lost with it.
             if len(unit.levels) > 1 or unit.index in self._losses:
                 if n_batches:
                     aside.append(unit)
@@ -221,7 +227,7 @@ class Scheduler:
             alike[kind].append(unit)
         for unit in aside:
             heapq.heappush(self._ready, (-unit.remaining, unit.index))
-        # Dealt out like cards, so that each batch has its share of the urgent ones.
+        # Units are dealt out in turn, so that each batch has its share of the urgent ones.
         counts = {kind: -(-len(units) // sizes[kind]) for kind, units in alike.items()}
         batches = [units[n :: counts[kind]] for kind, units in alike.items() for n in range(counts[kind])]
         for batch in batches:
@@ -229,7 +235,7 @@ class Scheduler:
         return batches
 
     def _make_work_of(self, units: Sequence[Unit]) -> UnitWork:
-        """Build the work item of units, or of one that was lost before."""
+        """Build the work item of a batch, or of a unit that has lost its worker before."""
         closed = frozenset(
             q for unit in units for q in self._quanta_of(unit) if q not in self._open[unit.index]
         )
@@ -247,7 +253,7 @@ class Scheduler:
         if error is not None and not self._backend.is_alive():
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
         if isinstance(error, OSError | EngineError):
-            # Errors of workers have other types; this one would fail every job.
+            # Errors of workers have other types; one of the driver would repeat with every job.
             hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
             raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
         unfinished = [unit for unit in units if self._open[unit.index]]
@@ -261,7 +267,7 @@ class Scheduler:
         if error is not None:
             logger.debug("The job was lost.", exc_info=error)
         for unit in unfinished:
-            # Among several units, the faulty one is known only when each has run alone.
+            # Which of several units is faulty is known only after each has run alone, so only that counts.
             losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= _MAX_LOSSES:
@@ -281,7 +287,7 @@ class Scheduler:
             self._take(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason))
 
     def _take(self, outcome: QuantumOutcome) -> None:
-        """Record an outcome, and release or block its dependents."""
+        """Record an outcome, and release or block the quanta that need it."""
         if not self._record(outcome):
             return
         if outcome.attempts:
@@ -310,7 +316,7 @@ class Scheduler:
             # The rerun for a lost temporary has overwritten the first outputs.
             outcome = merge_outcomes(first, outcome)
         self._on_outcome(outcome)
-        # With scans, they would be the logs of the whole run.
+        # Scans contain logs; all logs of a run would be too much for the memory of the driver.
         self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
         return first is None
 
@@ -326,14 +332,14 @@ class Scheduler:
         self._failures.log(outcome, len(blocked))
         for quantum_id in blocked:
             node = self._xgraph.nodes[quantum_id]
-            logger.debug("Skipped %s %s, downstream of it.", node["task_label"], node["data_id"])
+            logger.debug("Skipped %s %s, downstream of the failure.", node["task_label"], node["data_id"])
         self._result.blocked.extend(blocked)
         self._observer.on_blocked(blocked)
         for quantum_id in (*blocked, outcome.quantum_id):
             self._close(quantum_id)
 
     def _block_dependents(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
-        """Return the quanta downstream of a failure; each edge is followed once in the whole run."""
+        """Return the quanta downstream of a failure, but those that an earlier failure has blocked."""
         blocked: list[uuid.UUID] = []
         todo = [quantum_id]
         while todo:
@@ -365,7 +371,7 @@ class Scheduler:
                     heapq.heappush(self._ready, (-self._plan.units[other].remaining, other))
 
     def _drain(self) -> None:
-        """Record the outcomes that arrived while the run was stopped."""
+        """Record the outcomes that arrived while the run was stopping."""
         while not self._events.empty():
             event = self._events.get()
             if isinstance(event, QuantumOutcome):
@@ -373,7 +379,7 @@ class Scheduler:
 
     def _log_progress(self) -> None:
         if self._is_observed:
-            # The observer logs one line for many quanta, now and then.
+            # The observer of the run logs its progress once a minute.
             return
         failed = self._failures.number + len(self._result.blocked)
         done, total = len(self._result.outcomes) - self._failures.number, len(self._plan)

@@ -27,17 +27,19 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
     """Cut a quantum graph into groups and units.
 
     With the grain ``fused``, a quantum joins the group of the quanta that it
-    needs when all of those are in one group and none of them feeds another
-    quantum of the same task; where quanta gather or fan out, a new group
-    begins.  Coarser grains join such groups when their data IDs agree in the
-    given dimensions, unless a path between them leaves and comes back.
+    needs if two conditions hold: all of these are in one group, and none of
+    them feeds another quantum of the same task.  Otherwise, where quanta
+    gather or fan out, a new group begins.  Coarser grains join fused groups
+    whose data IDs agree in the given dimensions.  They don't join two groups
+    if a path from one to the other leads through a group with another data
+    ID, since then the joined group would depend on itself.
 
     Parameters
     ----------
     group_by
-        ``fused``, or ``quantum`` to make every quantum a group of its own, or
-        the names of dimensions, or ``auto`` for the coarsest grain that gives
-        each slot several groups.
+        The grain: ``fused``; ``quantum`` to make every quantum a group of its
+        own; the names of dimensions; or ``auto`` for the coarsest of these
+        that gives each slot several groups.
     slots
         Number of groups that can run at the same time; only ``auto`` uses it.
 
@@ -57,7 +59,7 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
     if group_by == "quantum":
         home, grain = list(range(len(partitioner.ids))), "every quantum is a group of its own"
     elif group_by == "fused":
-        home, grain = partitioner.fuse(), "quanta joined by narrow edges share a group (fused)"
+        home, grain = partitioner.fuse(), "quanta that feed each other one to one share a group (fused)"
     elif group_by == "auto":
         home, grain = partitioner.choose(slots)
     else:
@@ -74,10 +76,10 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
 
 
 class _Partitioner:
-    """The graph with quanta as numbers, in topological order.
+    """A quantum graph in which quanta are numbers, in topological order.
 
-    A *home* is a list that gives each quantum the number of the first quantum
-    of its group.
+    A partition of it is a list, called *home*, with an item for each quantum:
+    the number of the first quantum of its group.
     """
 
     def __init__(self, sketch: GraphSketch):
@@ -99,7 +101,7 @@ class _Partitioner:
             self.feeds[position[before]].append(position[after])
 
     def fuse(self) -> list[int]:
-        """Join quanta along narrow edges."""
+        """Return the home of the grain ``fused``: join quanta along one-to-one edges."""
         fan_out: Counter[tuple[int, str]] = Counter()
         for before, afters in enumerate(self.feeds):
             for after in afters:
@@ -114,16 +116,17 @@ class _Partitioner:
     def join(self, fused: Sequence[int], dimensions: Sequence[str]) -> tuple[list[int], int]:
         """Join groups whose data IDs agree in some dimensions.
 
-        The depth of a group counts how often the key changes on the way to
-        it.  Along an edge between groups of different (key, depth) the depth
-        grows, so that joining those of the same can't make a cycle.
+        The key of a group is its values of the dimensions.  The depth of a
+        group is the number of changes of the key on a path to it, the greatest
+        one.  Groups with the same key and depth are joined.  An edge between
+        joined groups always leads to a greater depth, so there is no cycle.
 
         Returns
         -------
         home
             The joined groups.
         n_groups
-            How many of them have a key.
+            Number of the joined groups that have a key.
         """
         key = self._keys(fused, dimensions)
         depth: dict[int, int] = {}
@@ -157,7 +160,7 @@ class _Partitioner:
         }
 
     def choose(self, slots: int) -> tuple[list[int], str]:
-        """Return the coarsest grain that gives each slot several groups, and all slots about as much work."""
+        """Return the coarsest grain that gives each slot several groups, and all slots about equal work."""
         fused = self.fuse()
         wanted = _GROUPS_PER_SLOT * slots
         one_each: dict[str, Sequence[str]] = {}
@@ -180,19 +183,19 @@ class _Partitioner:
                 return home, (
                     f"grouped by {', '.join(dimensions)}{parts}, the coarsest grain that gives each of "
                     f"{format_count(slots, 'slot')} at least {_GROUPS_PER_SLOT} groups ({fewest} in all), "
-                    "and as much to do to each (auto)"
+                    "and all slots about equal work (auto)"
                 )
         return fused, (
-            "quanta joined by narrow edges share a group; anything coarser would give fewer than "
+            "quanta that feed each other one to one share a group; larger groups would give fewer than "
             f"{_GROUPS_PER_SLOT} groups to each of {format_count(slots, 'slot')}, "
-            "or not as much to do to each (auto)"
+            "or unequal work (auto)"
         )
 
     def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
-        """Cut joined groups that have many quanta; fused quanta stay together.
+        """Cut joined groups that have many quanta into parts; fused quanta stay together.
 
-        Parts follow the order of the fused groups, so that no two parts
-        depend on each other.
+        Parts follow the order of the fused groups, so that dependencies
+        between parts lead in one direction.
         """
         sizes = Counter(home)
         parted = list(home)
@@ -226,7 +229,7 @@ class _Partitioner:
         fewest
             The smallest number of joined groups in such a stage.
         is_even
-            Whether in each of them all slots are busy about as long.
+            Whether, in each such stage, all slots are busy about equally long.
         """
         members, needs = self._order_groups(home)
         stages: defaultdict[int, list[tuple[float, bool]]] = defaultdict(list)

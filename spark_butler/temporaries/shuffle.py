@@ -1,11 +1,11 @@
-"""Shuffle of temporaries: records that carry what a group makes to other groups, and their receipt.
+"""Shuffle records, which carry temporaries and completion notices of a group to other groups.
 
 Runs in workers, their children, and the process of the serial backend.
 
-A record has a header and a payload.  The header has the route: the partitions
-(one at each level of a job) that the record still has to visit, the last of
-which is that of the group that it is for.  Large objects are cut into chunks
-so that no record is large.
+A record has a route, a header and a payload.  The route is a list of partitions
+that the record still has to visit, one at each following level of its unit.
+The last of them is the partition of the receiving group.  Large objects are cut
+into chunks, so that no record is large.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ..model.work import (
 from .scratch import cut_pieces, store_scratch
 
 type Pieces = list[bytes | memoryview]
-"""A record in consecutive pieces, which are not copied."""
+"""The consecutive pieces of a record.  To join them would copy the payload."""
 
 _CHUNK_BYTES = 8 * 2**20
 _SPARE_DISK_BYTES = 2**30
@@ -73,20 +73,20 @@ class Kind(enum.IntEnum):
     """A pickled `CompletionNotice`."""
 
     WORK = 3
-    """The pickled work of the group that the record is for."""
+    """The pickled `GroupWork` of the receiving group, which one of its senders carries."""
 
 
 class Record(NamedTuple):
-    """A record."""
+    """Header and payload of a shuffle record."""
 
     kind: Kind
     """Kind of the payload."""
 
     group: int
-    """Group that it is for."""
+    """Number of the receiving group."""
 
     sender: int
-    """Group that it comes from."""
+    """Number of the sending group."""
 
     attempt: int = 0
     """Random number of the attempt to send the object, so that pieces of two attempts never mix."""
@@ -98,24 +98,24 @@ class Record(NamedTuple):
     """Length of the whole serialized object in bytes."""
 
     offset: int = 0
-    """Position of the payload in it."""
+    """Position of the payload in the serialized object, in bytes."""
 
     payload: memoryview = memoryview(b"")
-    """The payload of a record that has arrived."""
+    """The payload; empty in a record that is to be sent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompletionNotice:
-    """The report of a finished group to one that depends on it."""
+    """Report of a finished group to a group that depends on it, the receiver."""
 
     failed: frozenset[uuid.UUID]
     """Quanta that failed or were not tried."""
 
     produced: dict[uuid.UUID, bool]
-    """Whether the stored datasets that the other reads exist."""
+    """For each stored dataset that the receiver reads, whether it exists."""
 
     sent: dict[uuid.UUID, int]
-    """Temporaries that were sent to it, with their serialized length in bytes."""
+    """Temporaries that were sent to the receiver, with their serialized lengths in bytes."""
 
 
 EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
@@ -124,7 +124,7 @@ EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sent:
-    """The end of the records of a temporary."""
+    """Event after the last record of a temporary."""
 
     dataset_id: uuid.UUID
     """ID of the dataset."""
@@ -137,7 +137,7 @@ class Sent:
 
 
 def _pack(record: Record, route: Route, payload: Pieces) -> Pieces:
-    """Write a record with this payload for the partitions of a route."""
+    """Return a record as pieces: its route and header, then the payload."""
     head = _HEAD.pack(
         record.kind,
         record.group,
@@ -151,21 +151,21 @@ def _pack(record: Record, route: Route, payload: Pieces) -> Pieces:
 
 
 def partition_of(record: bytes | bytearray | memoryview) -> int:
-    """Return the partition that a record, of which the first piece is enough, is sent to."""
+    """Return the partition that a record goes to next; its first piece is enough."""
     (partition,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
     assert isinstance(partition, int)
     return partition
 
 
 def hops_left(record: bytes | bytearray) -> int:
-    """Return the number of partitions that a record still has to visit, with the one where it is."""
+    """Return the number of partitions on the route of a record, including the one where it is."""
     (length,) = _ROUTE_LENGTH.unpack_from(record)
     assert isinstance(length, int)
     return length
 
 
 def _forward(record: bytes | bytearray) -> bytes:
-    """Return a record without the partition that it is at on its route."""
+    """Return a record with the partition where it is removed from its route."""
     return _ROUTE_LENGTH.pack(hops_left(record) - 1) + memoryview(record)[_ROUTE_LENGTH.size + 4 :]
 
 
@@ -180,13 +180,13 @@ def open_record(record: bytes | bytearray) -> Record:
 def pack_temporary(
     context: WorkerContext, work: GroupWork, payload: GroupPayload, temporary: EncodedTemporary
 ) -> Iterator[Pieces]:
-    """Write the records of a temporary, once for each group that reads it.
+    """Build the records of a temporary, for each group that reads it.
 
     Yields
     ------
     record
-        Chunks of the object; or, where it is too large or the disk for
-        shuffles too full, the address of a file in the object store.
+        Chunks of the object.  If it is too large, or the disks for shuffles
+        are too full, the addresses of files in the object store.
     """
     dataset_id, encoded = temporary.dataset_id, temporary.encoded
     receivers = payload.outgoing[dataset_id]
@@ -205,7 +205,7 @@ def pack_temporary(
 
 
 def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
-    """Return whether an object is too large for the shuffle."""
+    """Return whether so many bytes are too much for the shuffle or its disks."""
     if not context.scratch:
         return False
     if context.max_shuffle_bytes is not None and nbytes >= context.max_shuffle_bytes:
@@ -215,12 +215,12 @@ def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
         free = max(shutil.disk_usage(folder).free for folder in folders.split(","))
     except OSError:
         return False
-    # Map outputs, and what is spilled on the way to them.
+    # Twice: Spark spills records to disk before it writes the map output.
     return free < 2 * nbytes + _SPARE_DISK_BYTES
 
 
 class Outgoing:
-    """Collects what became of a group, for the groups that need it."""
+    """Results of a group so far, to be reported to the groups that depend on it."""
 
     def __init__(self, work: GroupWork, payload: GroupPayload):
         self._work = work
@@ -248,7 +248,7 @@ class Outgoing:
         return frozenset(self._sent)
 
     def closing_records(self) -> Iterator[Pieces]:
-        """Write the completion notices to all groups that need this one, and the work that it carries."""
+        """Build the records of completion notices for groups that depend on this one, and of carried work."""
         failed = frozenset(work.quantum_id for work in self._payload.quanta) - self._succeeded
         for group, reads in self._payload.receivers.items():
             notice = CompletionNotice(
@@ -267,12 +267,12 @@ class Outgoing:
 
 
 class ReceiveBuffer:
-    """Collects the records of one group.
+    """Buffer of the records that one group receives.
 
     Notes
     -----
-    Chunks are copied to their place in one buffer for each object, so that
-    no more than the objects themselves and a chunk are in memory.
+    Each object has one buffer, and its chunks are copied to their places in
+    it.  So memory holds no more than the objects and one chunk.
     """
 
     def __init__(self, group: int):
@@ -283,10 +283,10 @@ class ReceiveBuffer:
         self.objects: dict[uuid.UUID, bytearray] = {}
         """Serialized objects that are complete."""
         self.scratch: dict[uuid.UUID, list[tuple[str, int]]] = {}
-        """Addresses and lengths of the parts of objects that wait in the object store."""
+        """Addresses and lengths of the parts of objects that are in scratch files in the object store."""
 
     def add(self, record: Record) -> None:
-        """Add a record for this group, other than its work."""
+        """Add a record for this group, of any kind but `Kind.WORK`."""
         match record.kind:
             case Kind.NOTICE:
                 notice = pickle.loads(record.payload)
@@ -298,7 +298,7 @@ class ReceiveBuffer:
                 self._add_chunk(record)
 
     def copy(self) -> ReceiveBuffer:
-        """Copy the objects, so that a reader may change one without spoiling it for another attempt."""
+        """Return a copy for one attempt, which may change the objects without spoiling them for the next."""
         other = ReceiveBuffer(self._group)
         other._notices = self._notices
         other.objects = {dataset_id: bytearray(data) for dataset_id, data in self.objects.items()}
@@ -323,18 +323,19 @@ class ReceiveBuffer:
                 del self._buffers[other], self._lengths[other]
 
     def close(self, senders: Iterable[int]) -> CompletionNotice:
-        """Check that everything was received, and merge the notices of the groups that send some.
+        """Check that all notices and objects have arrived, and merge the notices.
 
         Raises
         ------
         EngineError
             Raised if a notice, or a temporary that a notice lists, is
-            missing.  Absence never means that a dataset was not produced.
+            missing.  Only a notice can say that a dataset was not produced.
         """
         silent = sorted(set(senders) - self._notices.keys())
         if silent:
             raise EngineError(
-                f"Group {self._group} received no completion notice from groups {silent}, which it needs."
+                f"Group {self._group} received no completion notice from groups {silent}, "
+                "on which it depends."
             )
         notices = self._notices.values()
         total = CompletionNotice(
@@ -355,8 +356,8 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
     Yields
     ------
     item
-        First the records that are only passing through, to be sent on; last
-        the work of the group of this partition with what was received for it.
+        First the records for later levels, to be sent on.  Last the work of
+        the group of this partition, with the records that it received.
 
     Raises
     ------
