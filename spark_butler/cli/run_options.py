@@ -56,8 +56,8 @@ _OPTIONS = (
         "--retries",
         metavar="N",
         type=int,
-        help="Number of retries of a quantum that may have failed by chance: by an error of the object "
-        "store, a lost process, or too little memory.  By default 2.",
+        help="Number of retries of a quantum after a transient failure: an error of the object store, a lost "
+        "process, or too little memory.  By default 2.",
     ),
     click.option(
         "--resources",

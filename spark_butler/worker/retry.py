@@ -1,7 +1,7 @@
 """Retries of the quanta of a group until each has succeeded or failed for good.
 
-Runs in workers, and in the process of the serial backend.  What runs an attempt is
-a `spark_butler.worker.group.Runner`: a child process, or this process itself.
+Runs in workers, and in the driver with the serial backend.  A
+`spark_butler.worker.group.Runner` runs each attempt, in a child or in this process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run_attempts(
     memory_lock: MemoryLock | None = None,
     slots: int = 1,
 ) -> Iterator[QuantumOutcome | bytearray]:
-    """Run a group; retry what may have failed by chance.
+    """Run a group, and retry its quanta after transient failures.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ def run_attempts(
     Yields
     ------
     event
-        An outcome for each quantum that was tried, and the records for other
-        groups.  When a process dies, the quantum that it was at has failed,
-        and the others of the group that don't need it go on in a new one;
-        temporaries that died too are made again, which gives another outcome
-        for their makers.
+        The final outcome of each quantum that was tried, and the shuffle
+        records for other groups.  When a child dies, the quantum that was
+        running fails.  Another child runs the rest of the group, without
+        quanta that need the failed one.  Quanta whose temporaries were lost
+        with the child run again and get another outcome.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def run_attempts(
 
 @dataclasses.dataclass(slots=True)
 class _Progress:
-    """The progress of a group; quanta are given by their positions."""
+    """Progress of a group.  Quanta are given by their positions in it."""
 
     payload: GroupPayload
     """The group, with what is known of its datasets by now."""
@@ -97,7 +97,7 @@ class _Progress:
     """Memory in bytes that quanta may have."""
 
     bad: set[int]
-    """Quanta that failed for good, or need another group's that did."""
+    """Quanta that failed for good, or need a failed quantum of another group."""
 
     reported: set[int]
     """Quanta with an outcome."""
@@ -106,22 +106,22 @@ class _Progress:
     """Names of the dataset types that are temporary."""
 
     lost: set[int] = dataclasses.field(default_factory=set)
-    """Quanta that failed when they were to make a lost temporary again."""
+    """Quanta that failed when they were rerun for a lost temporary."""
 
     remade: set[int] = dataclasses.field(default_factory=set)
-    """Quanta that have run here."""
+    """Quanta that this worker has run to a final outcome."""
 
     failed: defaultdict[int, list[Attempt]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     """Failed attempts that were followed by others."""
 
     exclusive: set[int] = dataclasses.field(default_factory=set)
-    """Quanta without a limit that ran out of memory beside others."""
+    """Quanta without a limit that ran out of memory beside others, and have to run alone on the machine."""
 
     pause: float = 0.0
     """Seconds to wait before the next attempt."""
 
     n_outcomes: int = 0
-    """Outcomes of all attempts."""
+    """Number of outcomes so far, of all attempts."""
 
     def runnable(self) -> set[int]:
         """Return the quanta that have no outcome and need none that failed."""
@@ -193,7 +193,7 @@ class _GroupRun:
         self._outgoing = Outgoing(work, payload)
 
     def run(self, *, again: bool | None) -> Iterator[QuantumOutcome | bytearray]:
-        """Run until nothing is left that can run, and what others need is on its way."""
+        """Run what can run, then yield the records that other groups need."""
         yield from self._find_done(again=again)
         while (todo := self._todo()) and not self._is_stopped():
             time.sleep(self._progress.pause)
@@ -275,9 +275,9 @@ class _GroupRun:
         self._state.clients.cache_files(stores[0], files, self._file_memory())
 
     def _file_memory(self) -> int:
-        """Return the memory for cached files, and again for prefetched ones, in bytes.
+        """Return the memory in bytes for cached files, and also for prefetched files.
 
-        Both count as memory of a child.
+        Both are part of a child's memory.
         """
         return int(_FILE_SHARE * min([self._share, *self._progress.memory.values()]))
 
