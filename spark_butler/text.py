@@ -10,6 +10,7 @@ __all__ = [
     "as_engine_error",
     "best_effort",
     "brief",
+    "cell_name",
     "describe_expected",
     "explain_invalid",
     "format_bytes",
@@ -26,6 +27,7 @@ import difflib
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -304,6 +306,20 @@ def format_count(number: int, one: str, many: str | None = None) -> str:
         The plural, if it is not the singular with an *s*.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def cell_name(file: str) -> str | None:
+    """Return IPython's name of a cell, ``Cell In[3]``; `None` for other code.
+
+    Parameters
+    ----------
+    file
+        Name of the file that the code of the cell claims to be from.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    named = getattr(getattr(shell, "compile", None), "format_code_name", lambda file: None)(file)
+    return " ".join(named) if named else None
 
 
 def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:

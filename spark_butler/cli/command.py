@@ -24,16 +24,14 @@ __all__ = [
 import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import click
 
 from ..errors import OptionsError, UserError
-from ..spark.session import print_stderr
+from ..spark.session import print_stderr, submit_encoding
 from ..text import hide_secrets, suggest
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -114,8 +112,9 @@ def kept_logging_arguments(ctx: click.Context) -> list[str]:
 def check_encoding(arguments: Sequence[str]) -> None:
     """Check that ``spark-submit`` has not replaced characters of the arguments.
 
-    In the C locale, its JVM replaces each byte of a character that is not
-    ASCII, of which there are at least two, by a question mark.
+    Where its locale is not of UTF-8, or is not installed, its JVM replaces
+    each byte of a character that is not ASCII, of which there are at least
+    two, by a question mark.
 
     Parameters
     ----------
@@ -128,19 +127,10 @@ def check_encoding(arguments: Sequence[str]) -> None:
         Raised if an argument has such characters and the JVM such a locale.
     """
     garbled = [each for each in arguments if "??" in each or "\ufffd" in each]
-    if not garbled or "PYSPARK_GATEWAY_PORT" not in os.environ:
-        return
-    try:
-        # Python has changed LC_CTYPE of its own environment.
-        data = Path("/proc", str(os.getppid()), "environ").read_bytes()
-    except OSError:
-        return
-    variables = dict(item.split("=", 1) for item in os.fsdecode(data).split("\0") if "=" in item)
-    names = [variables.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
-    if next(filter(None, names), "C") in ("C", "POSIX"):
+    if garbled and (encoding := submit_encoding()) not in ("", "UTF-8"):
         raise OptionsError(
-            f"spark-submit runs in the C locale and has replaced characters of {garbled[0]!r} that are not "
-            "ASCII. Run `export LC_ALL=C.UTF-8` first."
+            f"spark-submit has replaced characters of {garbled[0]!r} that are not ASCII, since Java has "
+            f"the encoding {encoding} of its locale. Run `export LC_ALL=C.UTF-8` first."
         )
 
 

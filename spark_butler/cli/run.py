@@ -69,11 +69,11 @@ class RunCommand(PipetaskCommand):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Logging options may also precede the name of the command.
-        args = [*kept_logging_arguments(ctx), *args]
-        ctx.meta[_COMMAND_KEY] = list(args)
         with one_line_errors(ctx):
             check_encoding(args)
+            # Logging options may also precede the name of the command.
+            args = [*kept_logging_arguments(ctx), *args]
+            ctx.meta[_COMMAND_KEY] = list(args)
             parsed: list[str] = super().parse_args(ctx, args)
             return parsed
 

@@ -10,7 +10,7 @@ __all__ = ["SparkButler"]
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
 
 from lsst.daf.butler import Butler
 from lsst.daf.butler.utils import has_globs
@@ -25,6 +25,7 @@ from ..spark._pyspark import hide_task_errors
 from ..spark.preflight import check_workers
 from ..spark.session import check_session, make_session
 from ..text import best_effort
+from .arguments import RunArguments, with_run_arguments
 from .data_ids import DataIds
 from .options import PipelineLike, in_words_of_python, make_notebook_request
 from .run import Run
@@ -191,7 +192,8 @@ class SparkButler:
             partitions=partitions,
         )
 
-    def run(self, pipeline: PipelineLike | None = None, **options: Any) -> Run:
+    @with_run_arguments
+    def run(self, pipeline: PipelineLike | None = None, **options: Unpack[RunArguments]) -> Run:
         """Run a pipeline in the background.
 
         Parameters
@@ -200,14 +202,8 @@ class SparkButler:
             Address of a pipeline file, a `~lsst.pipe.base.Pipeline`, or the
             class of a task, which may be defined in a cell.
         **options
-            The options of ``pipetask run`` and of this package's ``run``, by
-            their names with underscores: ``output``, ``output_run``,
-            ``where`` (the data query), ``temporary``, ``group_by``,
-            ``extend_run``, ``skip_existing``, ``timeout``, ``retries``,
-            ``config={"isr:doDark": False}`` and so on; and ``memory``.
-            ``input`` is by default the collections of this butler, and
-            dataset types are registered unless
-            ``register_dataset_types=False``.
+            The options of ``spark-butler run``, by their names with
+            underscores; ``where`` is the data query.
 
         Returns
         -------
@@ -232,11 +228,12 @@ class SparkButler:
         return Run(
             prepared,
             backend,
-            again=lambda changes: self.run(pipeline, **{**options, **changes}),
+            again=lambda changes: self.run(pipeline, **cast("RunArguments", {**options, **changes})),
             finish=backend.close,
         )
 
-    def plan(self, pipeline: PipelineLike | None = None, **options: Any) -> Plan:
+    @with_run_arguments
+    def plan(self, pipeline: PipelineLike | None = None, **options: Unpack[RunArguments]) -> Plan:
         """Return the plan of a pipeline; nothing is written.
 
         Parameters

@@ -20,11 +20,12 @@ from lsst.utils.introspection import get_full_type_name
 
 from .._pipe_base import default_label
 from ..errors import OptionsError
-from ..model.options import MIB, ResourceRequests, RunOptions, explain_requests
+from ..model.options import MIB, ResourceRequests, explain_requests
 from ..planning.request import RunRequest, build_request, refuse_action
 from ..report import clean_command
 from ..repository.checks import check_repository
 from ..text import brief, suggest
+from .arguments import DEFAULTS
 
 _OTHER_NAMES = {"where": "data_query"}
 _ELSEWHERE = {
@@ -40,7 +41,8 @@ _ELSEWHERE = {
     "progress": "a run shows its own table",
     "start_method": "quanta run in processes forked from workers of Spark",
     "profile": "use the command with --backend serial",
-    "coverage": "use the command with --backend serial",
+    **dict.fromkeys(["coverage", "cov_report", "cov_packages"], "use the command with --backend serial"),
+    "enable_implicit_threading": "use the command",
     **dict.fromkeys(
         ["log_level", "long_log", "log_file", "log_tty", "log_label"], "use the logging of the notebook"
     ),
@@ -48,15 +50,7 @@ _ELSEWHERE = {
 _ACTIONS = ("task", "delete", "config", "config_file", "instrument")
 _WITH_COMMAS = ("input", "skip_existing_in", "unmocked_dataset_types", "qgraph_node_id", "task", "delete")
 _REPEATED = (*_WITH_COMMAS[:4], "data_id_table", "temporary", "store")
-_KNOWN = frozenset(
-    {*RunOptions.model_fields, *RunRequest.pipetask_names(), *_ACTIONS, "memory", "provenance_graph"}
-) - {"pipeline_actions"}
-_FLAGS = frozenset(
-    name
-    for model in (RunOptions, RunRequest)
-    for name, field in model.model_fields.items()
-    if field.annotation is bool
-)
+_FLAGS = {name for name, value in DEFAULTS.items() if isinstance(value, bool)}
 _PIPELINES = "the address of a pipeline file, a Pipeline or the class of a PipelineTask"
 _OTHER_NAMES_BACK = {option: name for name, option in _OTHER_NAMES.items()}
 # Text that is written as a command is not changed.
@@ -142,8 +136,8 @@ def _check_name(name: str) -> None:
     """Check that an option is known and has a meaning in a notebook."""
     if name in _ELSEWHERE:
         raise OptionsError(f"{name} has no meaning in a notebook: {_ELSEWHERE[name]}.")
-    if name not in _KNOWN:
-        raise OptionsError(f"{name!r} is not a known option; {suggest(name, {*_KNOWN, *_OTHER_NAMES})}")
+    if name not in DEFAULTS and name not in ("data_query", "pipeline"):
+        raise OptionsError(f"{name!r} is not a known option; {suggest(name, DEFAULTS)}")
 
 
 def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import dataclasses
 import datetime
 import enum
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_reports import Report
@@ -24,14 +25,15 @@ from ..driver.backend import Backend
 from ..errors import EngineError, UserError
 from ..model.outcomes import QuantumOutcome, RunResult
 from ..planning.plan import Plan
-from ..report import RunReporter
+from ..report import RunReporter, make_page
 from ..report.failures import Failures, describe_failure
-from ..report.live_table import LiveDisplay, make_html
+from ..report.live_table import LiveDisplay, ReportPage, make_html
 from ..report.progress import ProgressSnapshot
 from ..report.summary import make_report
 from ..report.text import format_progress
 from ..run import PreparedRun, RunEnd, open_run
 from ..text import brief
+from .arguments import RunArguments
 from .background import OutcomeLog, StoppableBackend
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ class Run:
         self._error: Exception | None = None
         self._ended = threading.Event()
         self._last: ProgressSnapshot | None = None
-        self._display = LiveDisplay(self._repr_html_, interval=_REFRESH_SECONDS)
+        self._display = LiveDisplay(self._make_bundle, interval=_REFRESH_SECONDS)
         self._active = open_run(prepared, self._backend, on_cancel=self._cancel_later)
         roots = self._active.butler.get_datastore_roots()
         self._roots = {name: root for name, root in roots.items() if root is not None}
@@ -228,6 +230,40 @@ class Run:
         places = self._reporter.places if self._ended.is_set() else []
         return str(places[0]) if places else None
 
+    def report_html(self, file: str | os.PathLike[str] | None = None) -> ReportPage:
+        """Return the report of the ended run as a page that a notebook shows.
+
+        Parameters
+        ----------
+        file
+            File to write the page to, as well.  JupyterLab opens it by the
+            link below the page, if it is beside the notebook or below.
+
+        Returns
+        -------
+        page
+            The page; ``str(page)`` is its HTML.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if the run has not ended, has no report, or if the file
+            can't be written.
+
+        Examples
+        --------
+        >>> run = butler.run(pipeline, output="u/me/page", where="visit = 202601010101 AND detector = 1")
+        >>> run.wait().report_html("report.html")
+        <ReportPage of u/me/page/..., in report.html>
+        """
+        if not self._ended.is_set():
+            raise UserError(f"Run {self.output_run!r} is still running; wait() for it, or cancel() it.")
+        if (content := self._reporter.content) is None:
+            raise UserError(f"Run {self.output_run!r} has no report; see its log.")
+        page = ReportPage(self.output_run, make_page(content), os.fspath(file) if file is not None else None)
+        page.save()
+        return page
+
     def report(self) -> Report:
         """Return pipe_base's report of the run so far, as in ``pipetask run --summary``."""
         result = RunResult(outcomes=self.outcomes, blocked=list(self._log.blocked_ids))
@@ -299,7 +335,7 @@ class Run:
         """Stop the run from a thread that the end of the run waits for."""
         threading.Thread(target=self.cancel, name="spark-butler-cancel", daemon=True).start()
 
-    def retry(self, **changes: Any) -> Run:
+    def retry(self, **changes: Unpack[RunArguments]) -> Run:
         """Retry the quanta that have not succeeded, into the same collection.
 
         Parameters
@@ -352,6 +388,10 @@ class Run:
     def _repr_html_(self) -> str:
         error = "" if self.error is None else brief(self.error)
         return make_html(self.output_run, self.status, self._snapshot(), error, report=self.report_uri)
+
+    def _make_bundle(self) -> dict[str, str]:
+        """Return the table for front ends with and without HTML."""
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
     def _ipython_display_(self) -> None:
         if not self._display.show():

@@ -21,6 +21,7 @@ from lsst.pipe.base import PipelineTask
 from lsst.resources import ResourcePath
 
 from ..model.outcomes import QuantumOutcome
+from ..text import cell_name
 from .html import render
 from .text import failure_text
 
@@ -57,7 +58,7 @@ class QuantumFailure:
     @property
     def traceback(self) -> str:
         """Python traceback, if there was one."""
-        return self.outcome.traceback
+        return _FRAME.sub(_name_cell, self.outcome.traceback)
 
     @property
     def log(self) -> str:
@@ -156,10 +157,18 @@ def _find_line(traceback: str, task_class: type[PipelineTask]) -> str:
         if hasattr(member, "__code__")
     }
     frame = next((each for each in reversed(frames) if each["file"] in files), frames[-1])
-    place = f"{Path(frame['file']).name}:{frame['line']} in {frame['where']}"
+    cell = cell_name(frame["file"])
+    place = f"{cell}, line {frame['line']}" if cell else f"{Path(frame['file']).name}:{frame['line']}"
+    place = f"{place} in {frame['where']}"
     # The worker does not have the text of a notebook's cells.
     code = frame["code"] or linecache.getline(frame["file"], int(frame["line"])).strip()
     return f"{place}: {code}" if code else place
+
+
+def _name_cell(frame: re.Match[str]) -> str:
+    """Return a frame of a traceback with the name of its cell."""
+    cell = cell_name(frame["file"])
+    return frame[0].replace(f'File "{frame["file"]}"', cell) if cell else frame[0]
 
 
 def _find_log(outcome: QuantumOutcome, log_type: str, roots: Mapping[str, ResourcePath]) -> str:

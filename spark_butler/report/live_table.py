@@ -5,15 +5,21 @@ Runs in the driver, that is in the notebook's kernel.
 
 from __future__ import annotations
 
-__all__ = ["LiveDisplay", "make_html"]
+__all__ = ["LiveDisplay", "ReportPage", "make_html"]
 
+import dataclasses
 import logging
+import os
 import sys
 import threading
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from ..text import best_effort
+from lsst.resources import ResourcePath
+
+from ..errors import UserError
+from ..text import best_effort, translate_errors
 from .html import render
 from .progress import ProgressSnapshot
 from .text import PROGRESS_COLUMNS, describe_state, list_tasks
@@ -45,39 +51,80 @@ def make_html(
         tasks=list_tasks(snapshot),
         error=error,
         report=report or "",
-        # Browsers open only some addresses.
-        is_link=report is not None and report.startswith(("http://", "https://", "file://")),
+        link=_find_link(report or ""),
     )
 
 
+def _find_link(address: str) -> str:
+    """Return what a notebook's page can link to; empty if that is nothing."""
+    if address.startswith(("http://", "https://")):
+        return address
+    # Pages of a server may not open files; JupyterLab opens those beside the notebook.
+    uri = ResourcePath(address, forceDirectory=False) if address else None
+    here = ResourcePath(os.getcwd(), forceDirectory=True)
+    path = uri.relative_to(here) if uri is not None and uri.isLocal else None
+    return urllib.parse.quote(path) if path else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportPage:
+    """A report that a notebook shows in a frame."""
+
+    run: str
+    """The output RUN collection."""
+
+    html: str
+    """The page."""
+
+    file: str | None = None
+    """File that the page is in, if it was written."""
+
+    def save(self) -> None:
+        """Write the page to its file."""
+        if self.file is not None:
+            with translate_errors(UserError, f"Can't write {self.file}"):
+                ResourcePath(self.file, forceAbsolute=False).write(self.html.encode())
+
+    def __str__(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return f"<ReportPage of {self.run}{f', in {self.file}' if self.file else ''}>"
+
+    def _repr_html_(self) -> str:
+        return render(
+            "frame.html.j2", title=self.run, page=self.html, file=self.file, link=_find_link(self.file or "")
+        )
+
+
 class LiveDisplay:
-    """HTML in cells of a notebook, which is rendered again until it is finished.
+    """A table in cells of a notebook, which is rendered again until it is finished.
 
     Parameters
     ----------
-    make_html
-        Builds the HTML.
+    make_bundle
+        Builds the table, as HTML and as text, by MIME type.
     interval
         Seconds between two renderings.
     """
 
-    def __init__(self, make_html: Callable[[], str], *, interval: float):
-        self._make_html = make_html
+    def __init__(self, make_bundle: Callable[[], dict[str, str]], *, interval: float):
+        self._make_bundle = make_bundle
         self._interval = interval
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
-        self._shown = ""
+        self._shown: dict[str, str] = {}
 
     def show(self) -> bool:
-        """Show the HTML below the current cell; return whether there is a notebook to show it in."""
+        """Show the table below the current cell; return whether there is a notebook to show it in."""
         if not _in_notebook():
             return False
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         with self._lock:
-            handle = display(HTML(self._make_html()), display_id=True)
+            handle = display(self._make_bundle(), raw=True, display_id=True)
             if handle is None or self._finished.is_set():
                 return True
             self._handles.append(handle)
@@ -89,24 +136,22 @@ class LiveDisplay:
         return True
 
     def finish(self) -> None:
-        """Render the HTML for the last time."""
+        """Render the table for the last time."""
         self._finished.set()
 
     def _refresh(self) -> None:
-        """Render the HTML again until it is finished, in the thread of the display."""
-        from IPython.display import HTML
-
+        """Render the table again until it is finished, in the thread of the display."""
         with best_effort("The table of the run is no longer updated", level=logging.DEBUG):
             last = False
             while not last:
                 last = self._finished.wait(self._interval)
-                text = self._make_html()
-                if text == self._shown:
+                bundle = self._make_bundle()
+                if bundle == self._shown:
                     continue
-                self._shown = text
+                self._shown = bundle
                 with self._lock:
                     for handle in self._handles:
-                        handle.update(HTML(text))
+                        handle.update(bundle, raw=True)
 
 
 def _in_notebook() -> bool:

@@ -24,7 +24,7 @@ from pyspark import RDD, Accumulator, AccumulatorParam, InheritableThread, Spark
 from pyspark.sql import SparkSession
 
 from ..errors import FunctionError, OptionsError, UserError
-from ..text import brief, hide_secrets
+from ..text import brief, cell_name, hide_secrets
 from ..worker.butler import DataIdBatch, DataIdContext, PutReport, run_batch
 from ..worker.pickling import dump_with_classes
 from .backend import new_accumulator
@@ -195,8 +195,10 @@ def _worker_traceback(exc: Exception) -> str | None:
         if not line.startswith("    "):
             frame = line
         if not _FRAME_OF_PYSPARK.match(frame):
-            shown.append(line)
-            if (place := _PLACE.match(line)) and not after.startswith("    "):
+            place = _PLACE.match(line)
+            cell = cell_name(place[1]) if place else None
+            shown.append(line.replace(f'File "{place[1]}"', cell) if place and cell else line)
+            if place and not after.startswith("    "):
                 # A cell of a notebook, which workers have no source of.
                 shown += filter(str.strip, [f"    {linecache.getline(place[1], int(place[2])).strip()}"])
     errors = " ".join(line for line in shown if line[:1] not in ("", " "))
@@ -204,7 +206,7 @@ def _worker_traceback(exc: Exception) -> str | None:
         errors = f"{errors.rstrip('.')}: {_REMEDY}"
     elif _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
         errors = f"What a function has returned can't be sent back from the worker: {errors}"
-    has_frames = any(line.startswith(_FRAME) for line in shown)
+    has_frames = any(line.startswith("  ") for line in shown)
     return hide_secrets("\n".join([errors, "", "In the worker:", *shown]) if has_frames else errors)
 
 

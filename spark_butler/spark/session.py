@@ -14,6 +14,7 @@ __all__ = [
     "make_spark_context",
     "print_stderr",
     "spark_is_up",
+    "submit_encoding",
 ]
 
 import importlib.util
@@ -335,6 +336,16 @@ def print_stderr(line: str) -> bool:
     except Exception:  # noqa: BLE001  (the JVM may be gone, or PySpark)
         return False
     return True
+
+
+def submit_encoding() -> str:
+    """Return the encoding of arguments that ``spark-submit`` passes on; empty without ``spark-submit``."""
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        return ""
+    with best_effort("Can't ask the JVM for its encoding", level=logging.DEBUG):
+        launch_jvm()
+        return _pyspark.java_property("sun.jnu.encoding")
+    return ""
 
 
 def _streams_are_one() -> bool:

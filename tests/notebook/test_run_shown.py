@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import types
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, QuantumReport
 
+from spark_butler import SparkButler
+from spark_butler.cli.run import make_run_command
+from spark_butler.errors import UserError
 from spark_butler.model.outcomes import FailureKind, QuantumOutcome
+from spark_butler.notebook.options import _ELSEWHERE
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch
 from spark_butler.report.failures import Failures, describe_failure
-from spark_butler.report.live_table import LiveDisplay, make_html
+from spark_butler.report.live_table import LiveDisplay, ReportPage, make_html
 from spark_butler.report.progress import Progress, ProgressSnapshot
 from spark_butler.report.text import format_progress
 from spark_butler.spark.rdd import _worker_traceback
@@ -75,11 +81,17 @@ def test_finished_run_shows_its_duration(snapshot: ProgressSnapshot) -> None:
     assert "<b>u/me/run</b>: failed after 10 s.</div>" in make_html("u/me/run", "failed", snapshot)
 
 
-def test_the_address_of_a_report_is_a_link_where_a_browser_can_open_it(snapshot: ProgressSnapshot) -> None:
+def test_the_address_of_a_report_is_a_link_where_a_notebook_can_open_it(
+    snapshot: ProgressSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def show(address: str) -> str:
         return make_html("u/me/run", "failed", snapshot, report=address).partition("Report: ")[2]
 
-    assert "<a href='file:///a/%20&amp;/report.html'" in show("file:///a/%20&/report.html")
+    assert "<a href='https://a/%20&amp;/report.html'" in show("https://a/%20&/report.html")
+    assert "<a href='u/%23%26.html'" in show(f"file://{tmp_path}/u/%23&.html")
+    assert "<a" not in show("file:///elsewhere/report.html")
     assert "s3://bucket/repo/report.html<" in show("s3://bucket/repo/report.html")
     assert "<a" not in show("s3://bucket/repo/report.html")
     assert "Report" not in make_html("u/me/run", "failed", snapshot)
@@ -160,26 +172,30 @@ def test_the_traceback_of_a_worker_begins_with_the_users_function(monkeypatch: p
 
 
 class _Handle:
-    def __init__(self, shown: list[str]):
+    def __init__(self, shown: list[dict[str, str]]):
         self._shown = shown
 
-    def update(self, html: str) -> None:
-        self._shown.append(html)
+    def update(self, bundle: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self._shown.append(bundle)
 
 
 @pytest.fixture
-def front_end(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def front_end(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """What an IPython that isn't there was told to show."""
-    shown: list[str] = []
+    shown: list[dict[str, str]] = []
     package, module = types.ModuleType("IPython"), types.ModuleType("IPython.display")
 
-    def display(html: str, *, display_id: bool) -> _Handle:
+    def display(bundle: dict[str, str], *, raw: bool, display_id: bool) -> _Handle:
+        assert raw
         assert display_id
-        shown.append(html)
+        shown.append(bundle)
         return _Handle(shown)
 
-    package.get_ipython = lambda: types.SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
-    module.HTML, module.display = str, display  # type: ignore[attr-defined]
+    compiler = types.SimpleNamespace(format_code_name={"/tmp/kernel/3.py": ("Cell", "In[3]")}.get)
+    shell = types.SimpleNamespace(kernel=object(), compile=compiler)
+    package.get_ipython = lambda: shell  # type: ignore[attr-defined]
+    module.display = display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", package)
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     return shown
@@ -192,16 +208,16 @@ def _wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_a_display_is_kept_up_to_date_until_the_end(front_end: list[str]) -> None:
+def test_a_display_is_kept_up_to_date_until_the_end(front_end: list[dict[str, str]]) -> None:
     states = ["one"]
-    live = LiveDisplay(lambda: states[-1], interval=0.02)
+    live = LiveDisplay(lambda: {"text/plain": states[-1]}, interval=0.02)
     assert live.show()
-    assert front_end == ["one"]
+    assert front_end == [{"text/plain": "one"}]
     states.append("two")
-    _wait_for(lambda: front_end[-1] == "two")
+    _wait_for(lambda: front_end[-1]["text/plain"] == "two")
     states.append("three")
     live.finish()
-    _wait_for(lambda: front_end[-1] == "three")
+    _wait_for(lambda: front_end[-1]["text/plain"] == "three")
     n_shown = len(front_end)
     states.append("four")
     time.sleep(0.1)
@@ -209,4 +225,55 @@ def test_a_display_is_kept_up_to_date_until_the_end(front_end: list[str]) -> Non
 
 
 def test_without_a_notebook_nothing_is_displayed() -> None:
-    assert not LiveDisplay(lambda: "", interval=1.0).show()
+    assert not LiveDisplay(dict, interval=1.0).show()
+
+
+@pytest.mark.usefixtures("front_end")
+def test_lines_of_cells_have_the_names_of_ipython() -> None:
+    traceback = (
+        'Traceback (most recent call last):\n  File "/tmp/kernel/3.py", line 17, in run\n'
+        '  File "/lib/other.py", line 5, in subtract\n    raise ValueError\nValueError: bad\n'
+    )
+    failure = describe_failure(_outcome(traceback=traceback), IsrTask, "isr_log", {})
+    assert "  Cell In[3], line 17, in run\n" in failure.traceback
+    assert '  File "/lib/other.py", line 5, in subtract\n' in failure.traceback
+    cell = traceback.replace('  File "/lib/other.py", line 5, in subtract\n    raise ValueError\n', "")
+    assert (
+        describe_failure(_outcome(traceback=cell), IsrTask, "isr_log", {}).line
+        == "Cell In[3], line 17 in run"
+    )
+    shown = _worker_traceback(RuntimeError(f"Job aborted: {cell}\n\tat org.apache.spark.X(Y.scala:1)\n"))
+    assert shown == "ValueError: bad\n\nIn the worker:\n  Cell In[3], line 17, in run\nValueError: bad"
+
+
+def test_page_of_a_report_is_framed_and_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    html = "<p title='a'>1 < 2</p>"
+    shown = ReportPage("u/me/run", html)._repr_html_()
+    assert "srcdoc='&lt;p title=&#39;a&#39;&gt;1 &lt; 2&lt;/p&gt;'" in shown
+    assert "<a" not in shown
+    page = ReportPage("u/me/run", html, "my report.html")
+    page.save()
+    assert (tmp_path / "my report.html").read_text() == html == str(page)
+    assert "<a href='my%20report.html' target='_blank'>my report.html</a>" in page._repr_html_()
+    assert repr(page) == "<ReportPage of u/me/run, in my report.html>"
+    with pytest.raises(UserError, match="Can't write"):
+        ReportPage("u/me/run", html, str(tmp_path)).save()
+
+
+def test_run_has_a_signature_with_documented_arguments() -> None:
+    for method in (SparkButler.run, SparkButler.plan):
+        parameters = inspect.signature(method).parameters
+        keywords = {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+        assert list(parameters)[:2] == ["self", "pipeline"]
+        assert not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        assert {"output", "where", "temporary", "memory", "config", "extend_run"} <= keywords.keys()
+        assert keywords["group_by"].default == "auto"
+        assert keywords["register_dataset_types"].default is True
+        for name in keywords:
+            assert f"\n{name}\n    " in str(method.__doc__)
+    # Every option of the command is an argument, or has no meaning in a notebook.
+    command = make_run_command("run")
+    options = {param.name for param in command.params if not str(param.name).startswith("option_section")}
+    assert options - keywords.keys() - _ELSEWHERE.keys() == {"data_query", "pipeline", "options_file"}
+    assert keywords.keys() - options == {"where", "memory"}
