@@ -65,8 +65,8 @@ class Scheduler:
         Called in the thread of `run` with each outcome, also with a second
         one of a quantum that was rerun for a lost temporary.
     limit
-        The greatest number of groups to run at once; by default as many as
-        the backend has slots.
+        The greatest number of groups to run at once; by default it follows
+        from the slots of the backend.
     budget
         Rule by which failures stop the run.
     observer
@@ -77,12 +77,12 @@ class Scheduler:
 
     Notes
     -----
-    Units with the longest path ahead of them go first.  A job is a few
-    batches of units, submitted by a thread that waits for its end.  Slightly
-    more batches are submitted than the backend can run at once, so that no
-    slot waits for the driver.  Units of one group with short quanta share a
-    batch, which keeps a worker busy for a while
-    (`spark_butler.driver.batching.BatchSizer`).
+    Units with the longest path ahead of them go first.  Units of one group
+    with short quanta share a batch, which keeps a worker busy for a while
+    (`spark_butler.driver.batching.BatchSizer`).  A job is several batches, or
+    one unit of several groups; a thread submits it and waits for its end.
+    The submitted jobs have slightly more batches than the backend has slots,
+    so that no slot waits for the driver.
     """
 
     def __init__(  # noqa: PLR0913
