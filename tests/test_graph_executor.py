@@ -169,8 +169,15 @@ def test_report_before_execution_is_refused() -> None:
 # Results.
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new-graph", "old-graph"])
-@pytest.mark.parametrize("made", [False, True], ids=["given", "made"])
+@pytest.mark.parametrize(
+    ("made", "old"),
+    [
+        pytest.param(False, False, id="given-new-graph"),
+        pytest.param(True, True, id="made-old-graph"),
+        pytest.param(False, True, id="given-old-graph", marks=pytest.mark.slow),
+        pytest.param(True, False, id="made-new-graph", marks=pytest.mark.slow),
+    ],
+)
 def test_graph_is_executed_on_spark(made: bool, old: bool, make_repo: MakeRepo, session: Any) -> None:
     case = Case(_chain())
     with make_repo("reference").open() as helper:
@@ -301,7 +308,9 @@ def test_signals_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, for
     assert answers == [expected, expected]
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGABRT], ids=["exception", "signal"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(None, marks=pytest.mark.slow), signal.SIGABRT], ids=["exception", "signal"]
+)
 def test_failures_with_fail_fast_equal_those_of_pipe_base(
     number: signal.Signals | None, make_repo: MakeRepo, session: Any, fork_server: None
 ) -> None:

@@ -298,6 +298,7 @@ class TestPlatform:
             _check_master(f"spark://127.0.0.1:1,127.0.0.1:{server.getsockname()[1]}")
         _check_master("local[2]")
 
+    @pytest.mark.slow
     def test_workers_without_a_way_to_the_store(
         self, job_repo: JobRepo, run_job: RunJob, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:

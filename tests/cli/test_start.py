@@ -47,6 +47,7 @@ def _assert_all_end(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_run_leaves_no_process(job_repo: JobRepo) -> None:
     status, output, names, processes = _run(

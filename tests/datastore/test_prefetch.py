@@ -168,6 +168,7 @@ def test_inputs_read_by_pipe_base_are_prefetched_from_the_first_quantum(
     assert sum("raw" in key for key in read_ahead) == 2 * (_N_DETECTORS - 1), names
 
 
+@pytest.mark.slow
 def test_prefetch_on_spark_adds_no_request(
     spark_backend: Backend, s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:

@@ -70,7 +70,9 @@ def _assert_whole(old: Path, run: str, *, temporary: str = "") -> None:
                 assert content["quantum"]["caveats"] == 0
 
 
-@pytest.mark.parametrize("temporary", ["mock_first", ""], ids=["temporary", "retained"])
+@pytest.mark.parametrize(
+    "temporary", ["mock_first", pytest.param("", marks=pytest.mark.slow)], ids=["temporary", "retained"]
+)
 def test_resume_of_killed_bundled_run(temporary: str, old: Path, run_job: RunJob) -> None:
     ours = old / "ours.qg"
     arguments = ["-b", old / "repo", "-g", old / "killed.qg", "--extend-run", "--skip-existing"]
@@ -101,6 +103,7 @@ def test_resume_of_killed_bundled_run_with_new_graph(old: Path, run_job: RunJob)
     _assert_whole(old, "old/killed")
 
 
+@pytest.mark.slow
 def test_clobber_of_killed_bundled_run(old: Path) -> None:
     graph = read_graph(old / "killed.qg")
     with Butler.from_config(old / "repo", writeable=True) as butler:

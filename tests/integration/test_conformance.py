@@ -281,6 +281,7 @@ def _has_temporaries(case: Case) -> bool:
     return bool({"temporary", "store"} & case.options.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["failure-before-gather", "temporary-and-no-work"])
 def test_engine_equals_pipe_base_on_an_object_store(
     name: str,

@@ -120,6 +120,7 @@ def check_stock_tools(job_repo: JobRepo, graph: Path, tmp_path: Path) -> None:
     assert rows["scatter"] == ["0", "3", "4"], report
 
 
+@pytest.mark.slow
 def test_failure_before_a_gather_and_resume(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, spark: object
 ) -> None:
@@ -183,6 +184,7 @@ def test_skipping_and_clobbering_equal_pipetask(job_repo: JobRepo, run_job: RunJ
         assert found["ours"] == found["stock"], number
 
 
+@pytest.mark.slow
 def test_temporaries_leave_no_files_and_are_made_again(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, spark: object
 ) -> None:
@@ -215,7 +217,7 @@ def test_temporaries_leave_no_files_and_are_made_again(
 @pytest.mark.parametrize(
     ("file", "records"),
     [
-        ("graph.qg", True),
+        pytest.param("graph.qg", True, marks=pytest.mark.slow),
         pytest.param("graph.qg", False, marks=pytest.mark.slow),
         ("graph.qgraph", True),
     ],
@@ -260,7 +262,11 @@ def test_graph_from_a_file(
     }
 
 
-@pytest.mark.parametrize("temporary", [(), ("--temporary", "mock_first")], ids=["stored", "temporary"])
+@pytest.mark.parametrize(
+    "temporary",
+    [(), pytest.param(("--temporary", "mock_first"), marks=pytest.mark.slow)],
+    ids=["stored", "temporary"],
+)
 def test_options_file_with_retained_dataset_types_loses_no_product(
     job_repo: JobRepo, run_job: Callable[..., Result], tmp_path: Path, temporary: tuple[str, ...]
 ) -> None:

@@ -48,7 +48,7 @@ def _datasets(repo: JobRepo, run: str) -> dict[Any, str]:
     ("fails", "temporary"),
     [
         pytest.param(False, False, id="success-stored"),
-        pytest.param(True, True, id="failure-temporary"),
+        pytest.param(True, True, id="failure-temporary", marks=pytest.mark.slow),
         pytest.param(False, True, id="success-temporary", marks=pytest.mark.slow),
         pytest.param(True, False, id="failure-stored", marks=pytest.mark.slow),
     ],

@@ -563,6 +563,7 @@ def test_a_plain_session_reads_the_tables_too(tables: dict[str, str], butler: Sp
     assert {"instrument", "visit", *table.colnames} <= set(registered)
 
 
+@pytest.mark.slow
 def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
     butler: SparkButler, tables: dict[str, str], simulated: Night, spark: SparkSession
 ) -> None:

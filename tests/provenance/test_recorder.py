@@ -107,12 +107,13 @@ def _executors(helper: DirectButlerRepo, session: Any) -> dict[str, Callable[[],
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        pytest.param({}, "SUCCESSFUL", id="success"),
+        pytest.param({}, "SUCCESSFUL", id="success", marks=pytest.mark.slow),
         pytest.param({"fail_condition": _FAIL}, "FAILED", id="failure"),
         pytest.param(
             {"fail_condition": _FAIL, "fail_exception": "lsst.pipe.base.NoWorkFound"},
             "SUCCESSFUL",
             id="no-work",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -68,7 +68,9 @@ def test_run_with_failures_leaves_a_report(job_repo: JobRepo, run_job: RunJob, t
     _check_commands(job_repo, tmp_path, content["run"])
 
 
-@pytest.mark.parametrize("mocked", [False, True], ids=["plain", "mocked"])
+@pytest.mark.parametrize(
+    "mocked", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "mocked"]
+)
 def test_pasted_rerun_commands_run_exactly_the_failed_quanta(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, mocked: bool
 ) -> None:
@@ -112,9 +114,8 @@ def test_pasted_rerun_commands_run_exactly_the_failed_quanta(
 
 
 @pytest.mark.jvm
-@pytest.mark.parametrize(
-    "daemon", ["spark_butler.spark.daemon", pytest.param("pyspark.daemon", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("daemon", ["spark_butler.spark.daemon", "pyspark.daemon"])
 def test_time_of_a_run_on_spark_is_split(job_repo: JobRepo, daemon: str) -> None:
     where = ("--master", "local[2]", "--conf", f"spark.python.daemon.module={daemon}")
     output = f"watched/{daemon.partition('.')[0]}"

@@ -76,6 +76,7 @@ def _attempts(outcome: QuantumOutcome) -> list[FailureKind]:
     return [attempt.kind for attempt in outcome.attempts]
 
 
+@pytest.mark.slow
 def test_each_failure_kind_fails_only_its_quantum_and_is_named(
     spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:

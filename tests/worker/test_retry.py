@@ -136,7 +136,15 @@ def _is_quantum(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("way", "status"), [("os._exit", 0), ("os._exit", 7), ("sys.exit", 0), ("sys.exit", 3), ("abandon", 0)]
+    ("way", "status"),
+    [
+        ("os._exit", 0),
+        ("sys.exit", 3),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("os._exit", 7), ("sys.exit", 0), ("abandon", 0))
+        ),
+    ],
 )
 def test_sys_exit_in_task_is_a_failure(
     way: str, status: int, spark_backend: Backend, make_repo: MakeRepo, no_child_left: None

@@ -29,6 +29,7 @@ def _children(site: Site, chain: str) -> list[str]:
         return [name for name in butler.collections.get_info(chain).children if name.startswith(chain)]
 
 
+@pytest.mark.slow
 def test_driver_killed_at_each_step_resumes(site: Site) -> None:
     run = ("--output-run", "killed/run")
     dice = random.Random(4)
