@@ -29,7 +29,8 @@ class Backend(Protocol):
         context
             Settings that all groups of the run share.
         batch
-            The units.  A unit with several levels is the only one of its batch.
+            Work items: either batches of groups, or one unit with several
+            levels.
         report
             Called with each outcome as soon as it arrives, from any thread,
             and possibly twice with the same outcome.
@@ -37,8 +38,8 @@ class Backend(Protocol):
         Notes
         -----
         May be called from several threads at once.  It never raises for errors
-        of a task.  An exception means that workers were lost: units of the
-        batch that lack outcomes have to run again.
+        of a task.  An exception means that workers were lost: units that lack
+        outcomes have to run again.
         """
         ...
 

@@ -265,10 +265,14 @@ class GroupWork:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnitWork:
-    """A unit as it travels to workers: the groups of its first level, which carry all others."""
+    """A unit as it travels to workers: the groups of its first level, which carry all others.
+
+    A batch travels in the same way, as one group with the quanta of all its
+    groups.
+    """
 
     index: int
-    """Position of the unit in the plan."""
+    """Position of the unit, or of the first of a batch, in the plan."""
 
     groups: tuple[GroupWork, ...]
     """The groups of its first level."""

@@ -50,7 +50,8 @@ class SparkBackend:
 
     Notes
     -----
-    A batch is one Spark job and a group one Spark task.  Outcomes come back
+    A call of `run` is one Spark job, and each batch of groups is one Spark
+    task (see the glossary, ``docs/vocabulary.md``).  Outcomes come back
     through an accumulator, which Spark updates when a Spark task ends, so
     that nothing waits for the slowest task of a job.
     """
