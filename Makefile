@@ -53,6 +53,13 @@ test-unit: $(INSTALLED) ## Run the tests that need neither Java nor an S3 server
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
 	@$(RUN) python -m pytest -o timeout=3600 -m slow $(ARGS)
 
+.PHONY: test-stores
+test-stores: $(INSTALLED) ## Run on each object store that is installed, over http and TLS (table in docs/stores.md)
+	@uv=$$(tools/install.sh --uv)
+	"$$uv" pip install --quiet --python $(BIN)/python -e ".[stores]"
+	[ -d .venv-swift ] || { "$$uv" venv --quiet .venv-swift && "$$uv" pip install --quiet --python .venv-swift/bin/python swift setuptools; }
+	$(RUN) STORES_TABLE=1 python -m pytest -o timeout=3600 -m stores $(ARGS)
+
 .PHONY: test-notebooks
 test-notebooks: $(INSTALLED) ## Execute the notebooks of docs/notebooks/ in a kernel, and stop a cell
 	@$(RUN) python -m pytest -o timeout=3600 -m "slow or not slow" tests/integration/test_notebooks.py $(ARGS)

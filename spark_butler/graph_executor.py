@@ -34,6 +34,7 @@ from .planning.partition import cut_graph
 from .planning.sketch import sketch_graph
 from .provenance.recorder import ProvenanceRecorder, RecordingExecutor
 from .report.summary import fill_report
+from .repository.lease import RunLease
 from .spark.session import make_session
 from .worker.environment import worker_environment
 
@@ -212,7 +213,10 @@ class SparkGraphExecutor(QuantumGraphExecutor):
                 options = RunOptions(
                     processes=self._num_proc, timeout=self._timeout, fail_fast=self._fail_fast
                 )
-                return execute_graph(graph, self._butler, backend, options, xgraph=xgraph, recorder=recorder)
+                with RunLease(self._butler, graph.header.output_run) as lease:
+                    return execute_graph(
+                        graph, self._butler, backend, options, xgraph=xgraph, recorder=recorder, lease=lease
+                    )
             return self._run_as_given(graph, xgraph, recorder, backend)
         finally:
             backend.close()

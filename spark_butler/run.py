@@ -35,7 +35,8 @@ from .provenance.graph_files import check_destination
 from .provenance.recorder import ProvenanceRecorder
 from .report import RunReporter
 from .report.build import build_reporter
-from .repository.checks import check_repository
+from .repository.checks import check_repository, refuse_read_only
+from .repository.lease import RunLease
 from .repository.output_run import (
     OutputRequest,
     check_output,
@@ -231,6 +232,7 @@ def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> Output
     )
 
 
+@dataclasses.dataclass
 class ActiveRun:
     """A run whose output collections exist.  Built by `open_run`; a context manager.
 
@@ -239,20 +241,22 @@ class ActiveRun:
     butler
         Writeable butler of the repository, or that of the graph for a run
         without a registry.
+    lease
+        The driver's lease on the output run, which ends with the context.
     """
 
-    def __init__(
-        self, prepared: PreparedRun, butler: Butler | GraphButler, backend: Backend, reporter: RunReporter
-    ):
-        self.prepared = prepared
-        self.butler = butler
-        self.backend = backend
-        self.reporter = reporter
+    prepared: PreparedRun
+    butler: Butler | GraphButler
+    backend: Backend
+    reporter: RunReporter
+    lease: RunLease | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self.lease is not None:
+            self.lease.__exit__(*exc_info)
         self.butler.close()
 
     @property
@@ -298,6 +302,7 @@ class ActiveRun:
                 plan=self.prepared.plan,
                 recorder=recorder,
                 observer=ObserverGroup(*observers, self.reporter.observer),
+                lease=self.lease,
             )
             unwritten: EngineError | None = None
             try:
@@ -351,14 +356,16 @@ def open_run(
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the repository refuses the collections or init-outputs.
+        Raised if the repository refuses the collections or init-outputs, or
+        if another driver writes to the output run.
     """
     assert prepared.output is not None
-    with prepared.timing("output run"):
-        butler = prepare_output(prepared.graph, prepared.output, prepared.packages)
-    try:
+    request, run = prepared.request, prepared.graph.header.output_run
+    with contextlib.ExitStack() as stack:
+        with prepared.timing("output run"):
+            with refuse_read_only(f"run {run!r}"), Butler.from_config(request.repo, writeable=True) as butler:
+                lease = stack.enter_context(RunLease(butler, run, take_over=request.take_over))
+            butler = stack.enter_context(prepare_output(prepared.graph, prepared.output, prepared.packages))
         reporter = prepared.make_reporter(butler, backend, on_cancel=on_cancel, bars=bars)
-    except BaseException:
-        butler.close()
-        raise
-    return ActiveRun(prepared, butler, backend, reporter)
+        stack.pop_all()
+    return ActiveRun(prepared, butler, backend, reporter, lease)

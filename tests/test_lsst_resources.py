@@ -1,4 +1,4 @@
-"""Settings of the S3 clients that lsst.resources makes: checksums, deadlines, and who gets them."""
+"""Settings of the S3 clients that lsst.resources makes: checksums, deadlines, and what workers get."""
 
 from __future__ import annotations
 

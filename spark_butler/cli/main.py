@@ -17,6 +17,7 @@ from .._version import __version__
 from ..spark.startup import launch_jvm_in_background
 from .cleanup import cleanup
 from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
+from .doctor import doctor
 from .obs import obs
 
 # Module of each command that needs the middleware, and its help.
@@ -107,6 +108,7 @@ def main(ctx: click.Context, /, verbose: bool, **options: Any) -> None:
 
 main.add_command(obs)
 main.add_command(cleanup)
+main.add_command(doctor)
 
 
 @main.group(

@@ -83,6 +83,12 @@ _OPTIONS = (
         "`butler ingest-graph`; its name ends in .qg; can be a URI.",
     ),
     click.option(
+        "--take-over",
+        is_flag=True,
+        help="Take the output RUN over from another driver that has given no sign of life for a minute; "
+        "the other driver, should it live, registers nothing more.",
+    ),
+    click.option(
         "--progress/--no-progress",
         default=None,
         help="Whether to draw a bar for each task; by default where standard error is a terminal.",

@@ -47,6 +47,8 @@ class Collector:
         Recorder of provenance.
     scratch
         Folder of temporaries that were too large for a shuffle.
+    check
+        Called with the butler in each transaction that registers datasets.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Collector:
         *,
         recorder: ProvenanceRecorder | None = None,
         scratch: ResourcePath | None = None,
+        check: Callable[[Butler], None] | None = None,
     ):
         self._inventory = inventory
         self._predict_outputs = predict_outputs
@@ -68,7 +71,7 @@ class Collector:
         self._packed = set(inventory.packed)
         self._stream: IngestStream | None = None
         if isinstance(butler, Butler):
-            self._stream = IngestStream(butler, dataset_types, existing=inventory.registered)
+            self._stream = IngestStream(butler, dataset_types, existing=inventory.registered, check=check)
 
     @property
     def n_ingested(self) -> int:

@@ -25,6 +25,7 @@ from ..planning.sketch import sketch_graph
 from ..provenance.recorder import ProvenanceRecorder
 from ..repository.checks import store_roots
 from ..repository.collection_notes import record_temporaries
+from ..repository.lease import RunLease
 from ..repository.task_history import (
     Times,
     find_costs,
@@ -49,7 +50,7 @@ from .work_factory import WorkFactory, export_input_records
 _WORTH_ORDERING = 100
 
 
-def execute_graph(
+def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     graph: PredictedQuantumGraph,
     butler: Butler | GraphButler,
     backend: Backend,
@@ -59,6 +60,7 @@ def execute_graph(
     plan: Plan | None = None,
     recorder: ProvenanceRecorder | None = None,
     observer: RunObserver | None = None,
+    lease: RunLease | None = None,
 ) -> RunResult:
     """Execute a quantum graph and register its outputs.
 
@@ -84,6 +86,9 @@ def execute_graph(
     observer
         Observer of the run, called in this thread.  Its exceptions are logged
         and do not disturb the run.
+    lease
+        The caller's lease on the output run: nothing is registered once it is
+        lost.
 
     Returns
     -------
@@ -98,24 +103,23 @@ def execute_graph(
         Raised if the engine fails.  The outputs of all outcomes that had
         arrived are registered.
     """
-    run = graph.header.output_run
+    check = None if lease is None else lease.check
     xgraph = (graph.quantum_only_xgraph if xgraph is None else xgraph).copy()
     temporary_types = find_temporary_types(graph.pipeline_graph, options)
-    dataset_types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
-    inventory = take_inventory(butler, graph, xgraph, dataset_types, temporary_types, options)
+    types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
+    inventory = take_inventory(butler, graph, xgraph, types, temporary_types, options, check)
     if plan is None or plan.task_labels.keys() != set(xgraph):
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
     ObserverGroup(observer).on_plan(plan)
     if temporary_types and isinstance(butler, Butler):
-        # Registered before the first quantum ends without them.
-        record_temporaries(butler, run, temporary_types)
+        record_temporaries(butler, graph.header.output_run, temporary_types)
     factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
-    scratch = _new_scratch_folder(butler, run)
+    scratch = _new_scratch_folder(butler, graph.header.output_run)
     context = make_context(
         graph,
         butler,
         options,
-        dataset_types=dataset_types,
+        dataset_types=types,
         temporary_types=temporary_types,
         limits=factory.limits,
         scratch="" if scratch is None else str(scratch),
@@ -123,11 +127,12 @@ def execute_graph(
     )
     collector = Collector(
         butler,
-        dataset_types,
+        types,
         inventory,
         factory.note_outputs,
         recorder=recorder,
         scratch=scratch if plan.crossings else None,
+        check=check,
     )
     scheduler = Scheduler(
         plan,

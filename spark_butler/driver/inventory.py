@@ -11,7 +11,7 @@ __all__ = ["Inventory", "count_done_before", "scratch_folders", "take_inventory"
 import dataclasses
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import networkx
 from lsst.daf.butler import Butler, DatasetType, LimitedButler
@@ -65,6 +65,7 @@ def take_inventory(
     dataset_types: Mapping[str, DatasetType],
     temporary_types: Mapping[str, str],
     options: RunOptions,
+    check: Callable[[Butler], None] | None = None,
 ) -> Inventory:
     """Register the output run and its unregistered outputs; drop quanta that need not run from a graph.
 
@@ -79,6 +80,8 @@ def take_inventory(
         Names of the temporary dataset types, with the reasons.
     options
         Options of the run, such as those for earlier outputs.
+    check
+        Called with the butler in each transaction that registers datasets.
 
     Raises
     ------
@@ -86,17 +89,12 @@ def take_inventory(
         Raised if the registry or the datastore does not answer.
     """
     run = graph.header.output_run
-    existing: frozenset[uuid.UUID] = frozenset()
-    if isinstance(butler, Butler):
-        existing = fetch_run_ids(butler, run)
     # The name of the run is checked before anything is written.
     folders = scratch_folders(butler, run)
     if isinstance(butler, Butler):
         register_run(butler, run)
     with as_engine_error(f"The contents of run {run!r} could not be listed"):
-        return _take_inventory(
-            butler, graph, xgraph, dataset_types, temporary_types, existing, options, folders
-        )
+        return _take_inventory(butler, graph, xgraph, dataset_types, temporary_types, options, folders, check)
 
 
 def _take_inventory(
@@ -105,13 +103,14 @@ def _take_inventory(
     xgraph: networkx.DiGraph[uuid.UUID],
     dataset_types: Mapping[str, DatasetType],
     temporary_types: Mapping[str, str],
-    existing: frozenset[uuid.UUID],
     options: RunOptions,
     folders: Iterable[ResourcePath],
+    check: Callable[[Butler], None] | None,
 ) -> Inventory:
+    run = graph.header.output_run
+    existing = fetch_run_ids(butler, run) if isinstance(butler, Butler) else frozenset[uuid.UUID]()
     if not (options.skip_existing or options.clobber_outputs):
         return Inventory(existing, existing)
-    run = graph.header.output_run
     temporaries = {
         dataset_id for name in temporary_types for dataset_id in graph.datasets_by_type.get(name, {}).values()
     }
@@ -126,7 +125,7 @@ def _take_inventory(
         for uri, removal in ResourcePath.mremove(earlier.stray_files, do_raise=False).items():
             if not removal.success:
                 logger.warning("Could not remove %s: %s", uri, removal.exception)
-    n_registered = _register(butler, dataset_types, earlier.updates, existing)
+    n_registered = _register(butler, dataset_types, earlier.updates, existing, check)
     existing = existing.union(*(update.written for update in earlier.updates)).difference(
         *(update.removed for update in earlier.updates)
     )
@@ -157,13 +156,14 @@ def _register(
     dataset_types: Mapping[str, DatasetType],
     updates: Iterable[RegistryUpdate],
     existing: frozenset[uuid.UUID],
+    check: Callable[[Butler], None] | None,
 ) -> int:
     """Update the registry, or only the butler where there is none; return how many were registered."""
     if isinstance(butler, GraphButler):
         for update in updates:
             datastore_of(butler).import_records(update.records)
         return 0
-    ingester = Ingester(butler, dataset_types, existing=existing)
+    ingester = Ingester(butler, dataset_types, existing=existing, check=check)
     for update in updates:
         ingester.add(update.predicted, update.written, update.records, update.removed)
     ingester.flush()

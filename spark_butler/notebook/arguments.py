@@ -62,6 +62,7 @@ class RunArguments(TypedDict, total=False):
     raise_on_partial_outputs: Annotated[bool, "Whether partial outputs are a failure."]
     cores_per_quantum: Annotated[int, "Cores that a task is told to use."]
     memory_per_quantum: Annotated[str, "Memory that a task is told to use."]
+    take_over: Annotated[bool, "Whether to take the output run over from a driver that seems dead."]
     no_versions: Annotated[bool, "Whether to store no versions of packages."]
     skip_init_writes: Annotated[bool, "Whether to store no configurations and schemas."]
     graph_fixup: Annotated[str, "Class that adds an order between quanta."]

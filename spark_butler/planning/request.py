@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Fields whose names differ from the parameters of pipetask.
 _PIPETASK_NAMES = {"repo": "butler_config", "graph_file": "qgraph", "where": "data_query", "inputs": "input"}
-_OWN = {"options", "show", "provenance_graph", "command", "graph_builder"}
+_OWN = {"options", "show", "provenance_graph", "command", "graph_builder", "take_over"}
 
 
 class RunRequest(pydantic.BaseModel):
@@ -104,6 +104,9 @@ class RunRequest(pydantic.BaseModel):
 
     provenance_graph: str | None = None
     """File of the provenance quantum graph to write."""
+
+    take_over: bool = False
+    """Whether to take the output run over from a driver that gives no sign of life."""
 
     command: Sequence[str] = ()
     """The request as a command line; empty where none can express it, as for a pipeline in a notebook."""

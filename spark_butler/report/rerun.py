@@ -17,7 +17,15 @@ _SPECIAL = frozenset('"$`\\!')
 _DROPPED_FLAGS = frozenset(
     {
         *("--extend-run", "--skip-existing", "--clobber-outputs", "--replace-run", "--rebase"),
-        *("--no-progress", "--progress", "--dry-run", "--coverage", "--cov-report", "--no-cov-report"),
+        *(
+            "--no-progress",
+            "--progress",
+            "--dry-run",
+            "--take-over",
+            "--coverage",
+            "--cov-report",
+            "--no-cov-report",
+        ),
     }
 )
 _DROPPED = frozenset(

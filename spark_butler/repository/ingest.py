@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Self
 
 import sqlalchemy.exc
@@ -50,6 +50,9 @@ class Ingester:
         Number of datasets at which a batch is written.
     patience
         For how many seconds a database that is locked or away is asked again.
+    check
+        Called with the butler first in each transaction; it may raise an
+        `~spark_butler.errors.EngineError`.
 
     Notes
     -----
@@ -66,6 +69,7 @@ class Ingester:
         existing: Collection[uuid.UUID] = (),
         batch_size: int = _BATCH_SIZE,
         patience: float = _PATIENCE_SECONDS,
+        check: Callable[[Butler], None] | None = None,
     ):
         remember_last_time()
         self._butler = butler
@@ -73,6 +77,7 @@ class Ingester:
         self._existing = set(existing)
         self._batch_size = batch_size
         self._patience = patience
+        self._check = check
         self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._records: dict[str, DatastoreRecordData] = {}
         self._stale: dict[uuid.UUID, DatasetRef] = {}
@@ -146,6 +151,8 @@ class Ingester:
             try:
                 self._write(again=again)
                 return
+            except EngineError:
+                raise
             except Exception as exc:
                 if not _may_pass(exc) or time.monotonic() + pause > deadline:
                     raise EngineError(self._refusal_text(exc)) from exc
@@ -179,6 +186,8 @@ class Ingester:
         forgotten = {**self._stale, **self._refs} if again else self._stale
         datastore = datastore_of(self._butler)
         with self._butler.transaction():
+            if self._check is not None:
+                self._check(self._butler)
             if forgotten:
                 datastore.forget(forgotten.values())
             if gone:
@@ -218,6 +227,8 @@ class IngestStream:
         IDs of the datasets that were in the output run before.
     interval
         Greatest number of seconds that a dataset waits for others.
+    check
+        See `Ingester`.
 
     Notes
     -----
@@ -232,9 +243,10 @@ class IngestStream:
         *,
         existing: Collection[uuid.UUID] = (),
         interval: float = _INTERVAL_SECONDS,
+        check: Callable[[Butler], None] | None = None,
     ):
         self._butler = butler.clone()
-        self._ingester = Ingester(self._butler, dataset_types, existing=existing)
+        self._ingester = Ingester(self._butler, dataset_types, existing=existing, check=check)
         self._interval = interval
         self._items: queue.Queue[_Item | None] = queue.Queue(_MAX_WAITING)
         self._error: Exception | None = None

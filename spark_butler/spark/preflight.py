@@ -5,7 +5,7 @@ The driver sends it to workers before a run.
 
 from __future__ import annotations
 
-__all__ = ["check_workers"]
+__all__ = ["check_workers", "diagnose_workers"]
 
 import importlib.util
 import logging
@@ -20,6 +20,9 @@ from ..text import brief, hide_secrets
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
+
+    from ..repository.diagnosis import ProcessFacts
+    from ..repository.store_checks import Finding
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +63,56 @@ def check_workers(context: SparkContext, modules: Collection[str] = (), stores: 
         raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
 
 
+def diagnose_workers(context: SparkContext, stores: Sequence[str]) -> list[Finding]:
+    """Check the machine, the environment and the stores of each worker, for ``spark-butler doctor``.
+
+    Parameters
+    ----------
+    context
+        The Spark context.
+    stores
+        Addresses of places in stores.
+    """
+    # As in `_check_worker`: the middleware is imported only when it is needed.
+    from ..repository.diagnosis import compare_processes, describe_process
+    from ..repository.store_checks import Finding
+
+    n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
+    places, driver = list(stores), describe_process()
+    try:
+        workers = context.parallelize(range(n_workers), n_workers)
+        answers = workers.map(lambda _: _diagnose_worker(places)).collect()
+    except Exception as exc:  # noqa: BLE001  (whatever keeps workers from starting)
+        remedy = "Give workers the driver's Python and packages: PYSPARK_PYTHON, or `make env-archive`."
+        return [Finding("workers", "start", "fault", _worker_reason(str(exc)), remedy)]
+    found: dict[Finding, None] = {}
+    for facts, findings in answers:
+        found.update(dict.fromkeys((*compare_processes(driver, facts), *findings)))
+    return list(found)
+
+
+def _diagnose_worker(stores: Sequence[str]) -> tuple[ProcessFacts, list[Finding]]:
+    """Return facts and findings of this worker."""
+    from lsst.resources import ResourcePath
+
+    from ..repository.diagnosis import describe_process, diagnose_machine
+    from ..repository.store_checks import diagnose_store
+
+    facts = describe_process()
+    where = f"worker on {facts.host}"
+    folders = [each for each in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if each]
+    found = diagnose_machine(where, folders)
+    for store in stores:
+        found += diagnose_store(ResourcePath(store, forceDirectory=True), where)
+    return facts, found
+
+
 def _check_worker(modules: Sequence[str], stores: Sequence[str]) -> str:
     """Return the first problem of this worker; an empty string if there is none."""
     from lsst.resources import ResourcePath
 
     from ..errors import UserError
-    from ..repository.checks import check_store
+    from ..repository.store_checks import check_store
     from .worker_entry import worker_state
 
     clock = worker_state().clock

@@ -92,7 +92,7 @@ class TestRepository:
         with socket.create_server(("127.0.0.1", 0)) as server:
             # Accepted by the system and never answered, like a hung gateway.
             monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-            monkeypatch.setattr("spark_butler.repository.checks._READ_SECONDS", 1)
+            monkeypatch.setattr("spark_butler.repository.store_checks._READ_SECONDS", 1)
             start = time.monotonic()
             _assert_refused(run_job(*job_repo.arguments, "-o", "u/x"), "can't be reached")
             assert time.monotonic() - start < 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from spark_butler.driver.serial import SerialBackend
 from tests.support.clusters import Cluster
 from tests.support.engine_harness import Repo
 from tests.support.mock_night import insert_dimensions
+from tests.support.postgres import PostgresServer, find_postgres
 from tests.support.scenarios import ScenarioRepo
 
 if TYPE_CHECKING:
@@ -40,6 +42,36 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_repo(template: Path, tmp_path: Path, log_level: None) -> Callable[[str], Repo]:
     """Make a repository on this machine's disk: ``make_repo("name")``."""
     return lambda name: Repo(tmp_path / name, template)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server."""
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    if (programs := find_postgres()) is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    with PostgresServer.serve(tmp_path_factory.mktemp("postgres") / "server", programs) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_repo(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Make a repository in PostgreSQL: ``postgres_repo()``; its role owns only the schema of the registry."""
+    name = f"r{uuid.uuid4().hex[:10]}"
+    postgres.write_credentials(tmp_path / "db-auth.yaml", name)
+    monkeypatch.setenv("LSST_DB_AUTH", str(tmp_path / "db-auth.yaml"))
+    return lambda datastore=None: postgres.make_repo(tmp_path / "repo", name, datastore)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def registry_repo(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty repository on a local disk, with each kind of registry in turn."""
+    if request.param == "postgres":
+        return Path(request.getfixturevalue("postgres_repo")())
+    Butler.makeRepo(tmp_path / "repo")
+    return tmp_path / "repo"
 
 
 @pytest.fixture(params=["serial", "spark"])
