@@ -38,9 +38,9 @@ def _describe(option: click.Option) -> Mapping[str, Any]:
     """Return what a user can notice of an option."""
     return {
         "names": (sorted(option.opts), sorted(option.secondary_opts)),
-        "type": repr(option.type),
+        "type": option.type.to_info_dict(),
         "values": (option.nargs, option.multiple, option.is_flag, option.flag_value, option.count),
-        "default": option.default,
+        "default": option.default if isinstance(option.default, bool | int | str) else None,
         "required": option.required,
         "metavar": option.metavar,
     }
@@ -87,6 +87,18 @@ def test_each_option_is_the_same_or_listed() -> None:
     assert different <= _DIFFERENT.keys()
     names = {each for option in _PIPETASK.values() for each in option.opts}
     assert _DIFFERENT.keys() <= names
+
+
+@pytest.mark.parametrize("name", ["run-qbb", "pre-exec-init-qbb"])
+def test_options_of_other_twins_are_the_same_or_listed(name: str) -> None:
+    ours, theirs = _options(_command(main, name)), _options(_command(pipetask, name))
+    listed = {*_DIFFERENT, *re.findall("`(--[^`]+)`", _table("Commands")[name])}
+    assert len(theirs) > 1
+    assert {
+        each
+        for each, option in theirs.items()
+        if each not in ours or _describe(option) != _describe(ours[each])
+    } <= listed
 
 
 def test_further_options_are_listed() -> None:
