@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What it costs to hand a dataset from one task to another: fused, shuffled, or through the object store.
+"""Costs of handing over a dataset: in memory, by the shuffle, by scratch files, or as a stored dataset.
 
 All ways run in one process tree, against one real S3 server, in turn.  CPU
 time is that of the driver, the JVM and all Python workers together, less what
@@ -35,12 +35,13 @@ from pyspark import SparkContext
 
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
+from spark_butler.driver import context
 from spark_butler.driver.engine import execute_graph
 from spark_butler.model.options import RunOptions
 from spark_butler.spark.backend import SparkBackend
 from spark_butler.spark.session import make_session
 
-WAYS = ("fused", "shuffle", "butler")
+WAYS = ("fused", "shuffle", "scratch", "butler")
 CHUNK = 8 * 2**20
 
 
@@ -197,7 +198,7 @@ class Bench:
             graph = builder.finish(attach_datastore_records=False).assemble()
             graph.pipeline_graph.register_dataset_types(butler)
             graph.init_output_run(butler)
-            with self.measure() as usage:
+            with self.measure() as usage, shuffle_limit(1 if way == "scratch" else context.MAX_SHUFFLE_BYTES):
                 result = execute_graph(graph, butler, self.backend, options)
             assert not result.failed, [outcome.traceback for outcome in result.failed]
             metadata = [
@@ -264,6 +265,16 @@ class Bench:
                 sum(int(length) for _, length in lines),
             )
         )
+
+
+@contextmanager
+def shuffle_limit(nbytes: int) -> Iterator[None]:
+    """Let temporaries of this length and more bypass the shuffle."""
+    before, context.MAX_SHUFFLE_BYTES = context.MAX_SHUFFLE_BYTES, nbytes
+    try:
+        yield
+    finally:
+        context.MAX_SHUFFLE_BYTES = before
 
 
 def serialized_bytes(case: Case) -> int:
@@ -337,7 +348,7 @@ def draw(rows: Sequence[tuple[str, int, str, dict[str, float]]], path: Path) -> 
             ]
             # Less than nothing is less than the noise, and has no place on such a scale.
             values = [value if value > 0 else math.nan for value in values]
-            axis.bar([x + 0.2 * (n - 1.5) for x in range(len(names))], values, 0.19, label=way)
+            axis.bar([x + 0.16 * (n - 2) for x in range(len(names))], values, 0.15, label=way)
         axis.set_xticks(range(len(names)), names)
         axis.set_yscale("log")
         axis.set_title(f"{readers} reader{'s' if readers > 1 else ''} of each dataset")
