@@ -22,7 +22,7 @@ from .errors import OptionsError, RepositoryError, UserError
 from .model.work import all_inputs, all_outputs
 from .planning.graph import check_graph_file, task_modules
 from .planning.request import RunRequest
-from .provenance.graph_files import check_destination
+from .provenance.recorder import check_destination
 from .repository.checks import check_writeable, store_roots
 from .repository.store_checks import check_store
 from .run import ActiveRun, PreparedRun

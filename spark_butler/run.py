@@ -31,8 +31,7 @@ from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
 from .planning.plan import Plan
 from .planning.request import RunRequest
-from .provenance.graph_files import check_destination
-from .provenance.recorder import ProvenanceRecorder
+from .provenance.recorder import ProvenanceRecorder, check_destination
 from .report import RunReporter
 from .report.build import build_reporter
 from .repository.checks import check_repository, refuse_read_only

@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 from ..errors import CodecError
-from ._api import check_storage_class, copy_object, decode, encode
-from ._form import EncodedObject
+from ._api import EncodedObject, check_storage_class, copy_object, decode, encode
 from ._formatter import FormatterFallback
 from ._registry import Codec, register_codec

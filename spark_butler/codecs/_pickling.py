@@ -239,32 +239,17 @@ _REDUCERS: dict[str, Reducer] = {
     "starlink.Ast.Object": _reduce_ast,
 }
 
+
 _found: dict[type, Reducer | None] = {np.ndarray: _reduce_array}
 
 
 def _find_reducer(cls: type) -> Reducer | None:
-    """Return the reducer for instances of a type.
-
-    Parameters
-    ----------
-    cls
-        Any type.
-
-    Returns
-    -------
-    reducer
-        Reducer of the type, or of its nearest base that has one.
-    """
-    try:
-        return _found[cls]
-    except KeyError:
-        pass
-    names = (f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
-    reducer = next((_REDUCERS[name] for name in names if name in _REDUCERS), None)
-    if reducer is None and issubclass(cls, np.ndarray):
-        reducer = _reduce_subclass
-    _found[cls] = reducer
-    return reducer
+    """Return the reducer of a type, or of its nearest base that has one."""
+    if cls not in _found:
+        names = (f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
+        default = _reduce_subclass if issubclass(cls, np.ndarray) else None
+        _found[cls] = next((_REDUCERS[name] for name in names if name in _REDUCERS), default)
+    return _found[cls]
 
 
 class _Pieces:
@@ -322,22 +307,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def pickle_dataset(obj: Any, codec: str | None = None) -> tuple[list[memoryview], list[memoryview]]:
-    """Pickle a dataset.
+    """Pickle a dataset, the whole by a codec if one is named.
 
-    Parameters
-    ----------
-    obj
-        The dataset.
-    codec
-        Name of the codec that converts the whole dataset, if any.
-
-    Returns
-    -------
-    stream
-        Consecutive pieces of the pickle stream.
-    buffers
-        Out-of-band buffers, flat and of bytes: views on the arrays of the
-        object.
+    Returns consecutive pieces of the pickle stream, and the out-of-band buffers:
+    flat views, of bytes, on the arrays of the object.
     """
     file = _Pieces()
     buffers: list[memoryview] = []

@@ -55,7 +55,6 @@ class Codec(Protocol):
 
 
 _registered: dict[str, Codec] = {}
-_loaded: dict[str, Codec] = {}
 _by_type: dict[type, str | None] = {}
 
 
@@ -86,24 +85,14 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def find_codec(name: str) -> Codec | None:
-    """Return the codec of a name.
-
-    Parameters
-    ----------
-    name
-        Name of a storage class, or full name of a Python type.
-
-    Returns
-    -------
-    codec
-        The codec, or `None` if there is none.
+    """Return the codec for a storage class or the full name of a Python type; `None` if there is none.
 
     Raises
     ------
     CodecError
         Raised if the entry point of that name can't be loaded.
     """
-    if (codec := _registered.get(name) or _loaded.get(name)) is not None:
+    if (codec := _registered.get(name)) is not None:
         return codec
     if (entry_point := _entry_points().get(name)) is None:
         return None
@@ -120,7 +109,7 @@ def find_codec(name: str) -> Codec | None:
             f"The entry point {entry_point.value!r} of the codec {name!r} is a {type(loaded).__name__},"
             " expected an object with the methods to_parts and from_parts."
         )
-    _loaded[name] = loaded
+    _registered[name] = loaded
     return loaded
 
 
@@ -133,24 +122,8 @@ def _same_type(name: str, cls: type) -> bool:
 
 
 def find_codec_of_type(cls: type) -> str | None:
-    """Return the name of the codec for instances of a type.
-
-    Parameters
-    ----------
-    cls
-        Any type.
-
-    Returns
-    -------
-    name
-        Name of the codec of the type, or of its nearest base that has one;
-        `None` if there is none.
-    """
-    try:
-        return _by_type[cls]
-    except KeyError:
-        pass
-    names = [name for name in {**_entry_points(), **_registered} if "." in name]
-    found = next((name for base in cls.__mro__ for name in names if _same_type(name, base)), None)
-    _by_type[cls] = found
-    return found
+    """Return the name of the codec of a type, or of its nearest base that has one; `None` if none has."""
+    if cls not in _by_type:
+        names = [name for name in {**_entry_points(), **_registered} if "." in name]
+        _by_type[cls] = next((name for base in cls.__mro__ for name in names if _same_type(name, base)), None)
+    return _by_type[cls]

@@ -26,9 +26,8 @@ from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
 from ..datastore.files import FileFinder, Place, find_changed_files, find_complete_files
-from ..model.work import all_outputs
-from ..provenance.graph_files import automatic_outputs, find_packs, open_pack
-from ..temporaries.dataset_types import TEMPORARIES_KEY
+from ..model.work import TEMPORARIES_KEY, all_outputs
+from ..provenance.readback import automatic_outputs, find_packs, open_pack
 
 logger = logging.getLogger(__name__)
 

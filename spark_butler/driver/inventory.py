@@ -21,7 +21,7 @@ from lsst.resources import ResourcePath
 from .._daf_butler import datastore_of, fetch_run_ids
 from ..datastore.graph_butler import GraphButler
 from ..model.options import RunOptions
-from ..provenance.graph_files import automatic_outputs, find_packs
+from ..provenance.readback import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester

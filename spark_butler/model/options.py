@@ -56,50 +56,21 @@ class Limits:
     """Further attempts after one that may have failed by chance."""
 
     def grow(self, memory: int | None) -> int | None:
-        """Return the memory limit after one that was too small.
-
-        Parameters
-        ----------
-        memory
-            What was too little, in bytes; `None` when nothing limited it.
-
-        Returns
-        -------
-        memory
-            The next limit in bytes, the same when the cap is reached.
-        """
+        """Return the memory limit in bytes after one that was too small; the same when the cap is reached."""
         if memory is None:
             return None
         grown = int(memory * self.memory_multiplier)
         return min(grown, max(memory, self.memory_cap)) if self.memory_cap is not None else grown
 
     def may_retry(self, kind: FailureKind, n_failed: int, memory: int | None) -> bool:
-        """Return whether to make another attempt.
-
-        Parameters
-        ----------
-        kind
-            Why the last attempt failed.
-        n_failed
-            Number of attempts so far.
-        memory
-            Limit of the last attempt in bytes.
-        """
+        """Return whether to try again after ``n_failed`` attempts; ``memory`` limited the last, in bytes."""
         if not kind.may_pass or n_failed > self.retries:
             return False
         return kind is not FailureKind.MEMORY or memory is None or self.grow(memory) != memory
 
     @staticmethod
     def pause(kind: FailureKind, n_failed: int) -> float:
-        """Return the seconds to wait before another attempt: twice as long each time, with jitter.
-
-        Parameters
-        ----------
-        kind
-            Why the last attempt failed.
-        n_failed
-            Number of attempts so far.
-        """
+        """Return the seconds to wait before another attempt: twice as long each time, with jitter."""
         base = _FIRST_PAUSE.get(kind, 0.0) * 2.0 ** (n_failed - 1)
         return min(_LONGEST_PAUSE, base) * random.uniform(0.5, 1.5)
 
@@ -139,25 +110,9 @@ class ResourceRequests(TaskRequests):
         return any(request.request_memory is not None for request in (self, *self.pipetask.values()))
 
     def limits(self, labels: Iterable[str], learned: Mapping[str, int] | None = None) -> dict[str, Limits]:
-        """Return the limits of tasks.
+        """Return the limits of tasks by label, and raise if there are requests for other tasks.
 
-        Parameters
-        ----------
-        labels
-            Labels of the tasks.
-        learned
-            Memory in bytes that tasks have turned out to need in earlier
-            runs, by label.
-
-        Returns
-        -------
-        limits
-            The limits of each, by label.
-
-        Raises
-        ------
-        spark_butler.errors.OptionsError
-            Raised if there are requests for a task that is not among them.
+        ``learned`` has the bytes that tasks have turned out to need in earlier runs.
         """
         labels = list(labels)
         if unknown := sorted(set(self.pipetask) - set(labels)):
@@ -189,13 +144,7 @@ class ResourceRequests(TaskRequests):
         )
 
     def with_options(self, **values: Any) -> Self:
-        """Return a copy with other values for the tasks that have none of their own.
-
-        Parameters
-        ----------
-        **values
-            Values of fields; `None` leaves what there is.
-        """
+        """Return a copy with other values for the tasks that have none of their own; `None` sets nothing."""
         return self.model_copy(update={name: value for name, value in values.items() if value is not None})
 
 
@@ -204,20 +153,10 @@ def _to_bytes(megabytes: float | None) -> int | None:
 
 
 def read_requests(file: str) -> ResourceRequests:
-    """Read a file of requests.
+    """Read a YAML file of requests.
 
-    Parameters
-    ----------
-    file
-        Address of a YAML file with the keys of ``ctrl_bps``: ``requestMemory``
-        (MB), ``memoryMultiplier``, ``memoryLimit`` (MB), ``numberOfRetries``,
-        and ``timeout`` (seconds); under ``pipetask``, the same for single
-        tasks by label.
-
-    Returns
-    -------
-    requests
-        What stands in it.
+    Its keys are those of ``ctrl_bps``: ``requestMemory`` (MB), ``memoryMultiplier``, ``memoryLimit`` (MB),
+    ``numberOfRetries``, and ``timeout`` (seconds); under ``pipetask``, the same for single tasks by label.
 
     Raises
     ------

@@ -85,13 +85,7 @@ _FINAL_CLIENT_ERRORS = frozenset({"404", "NoSuchKey", "NoSuchBucket", "InvalidBu
 
 
 def classify(exc: BaseException) -> FailureKind:
-    """Return the kind of failure that an exception means.
-
-    Parameters
-    ----------
-    exc
-        Exception raised by a task or by the middleware that ran it.
-    """
+    """Return the kind of failure that an exception means."""
     if isinstance(exc, InvalidQuantumError):
         return FailureKind.INVALID
     if isinstance(exc, RepeatableQuantumError):
@@ -301,25 +295,13 @@ class QuantumOutcome:
 
 
 def job_text(report: QuantumReport) -> str:
-    """Return the name of a quantum in the messages of pipe_base's executors.
-
-    Parameters
-    ----------
-    report
-        The report of an attempt at the quantum.
-    """
+    """Return the name of a quantum in the messages of pipe_base's executors."""
     data_id = ", ".join(f"{key}: {value!r}" for key, value in report.dataId.items())
     return f"<{report.taskLabel} dataId={{{data_id}}}>"
 
 
 def exit_text(exit_code: int) -> str:
-    """Return the meaning of an exit code in the words of pipe_base's executors.
-
-    Parameters
-    ----------
-    exit_code
-        Exit code of a process; negative when a signal ended it.
-    """
+    """Return the meaning of an exit code, negative for a signal, in the words of pipe_base's executors."""
     if exit_code >= 0:
         return f"exit code={exit_code}"
     text = f"killed by signal {-exit_code}"

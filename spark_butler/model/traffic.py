@@ -45,25 +45,13 @@ NO_TRAFFIC = Traffic()
 
 
 class TrafficCounter:
-    """A sum of traffic that several threads add to.
-
-    Parameters
-    ----------
-    traffic
-        The sum so far.
-    """
+    """A sum of traffic that several threads add to."""
 
     def __init__(self, traffic: Traffic = NO_TRAFFIC):
         self.traffic = traffic
         self._lock = threading.Lock()
 
     def add(self, traffic: Traffic) -> None:
-        """Add traffic to the sum.
-
-        Parameters
-        ----------
-        traffic
-            The traffic.
-        """
+        """Add traffic to the sum."""
         with self._lock:
             self.traffic += traffic

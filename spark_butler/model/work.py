@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 __all__ = [
+    "TEMPORARIES_KEY",
     "EncodedTemporary",
     "GroupPayload",
     "GroupWork",
     "PackedTasks",
-    "QuantumOutputs",
     "QuantumWork",
     "Route",
     "UnitWork",
@@ -33,20 +33,15 @@ from .options import Isolation, Limits
 
 NO_LIMITS = Limits(retries=0)
 
+TEMPORARIES_KEY = "temporaries"
+"""Where the metadata of a quantum lists the temporaries that it has put."""
+
 type Route = tuple[int, ...]
 """The partitions that a shuffle record visits, one at each following level of its Spark job."""
 
 
 class PackedTasks(Mapping[str, TaskNode]):
-    """Tasks by label, unpickled where the first of them is used.
-
-    Parameters
-    ----------
-    data
-        The pickled mapping.
-    modules
-        Names of the modules that the tasks are in.
-    """
+    """Tasks by label, unpickled where the first of them is used."""
 
     def __init__(self, data: bytes, modules: tuple[str, ...]):
         self._data = data
@@ -135,13 +130,7 @@ class WorkerContext:
     """Environment variables, without secrets, that a worker takes over unless it has its own."""
 
     def limits_of(self, label: str) -> Limits:
-        """Return the limits of the quanta of a task.
-
-        Parameters
-        ----------
-        label
-            Label of the task.
-        """
+        """Return the limits of the quanta of a task."""
         return self.limits.get(label, NO_LIMITS)
 
 
@@ -218,20 +207,6 @@ class EncodedTemporary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class QuantumOutputs:
-    """Files that a quantum whose process is gone has left in the datastore."""
-
-    ids: tuple[uuid.UUID, ...]
-    """IDs of the stored datasets that are there."""
-
-    records: dict[str, DatastoreRecordData]
-    """Their records, by name of the datastore."""
-
-    removed: tuple[uuid.UUID, ...] = ()
-    """IDs of datasets of an earlier attempt that are not there any more."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class GroupWork:
     """A group as it travels to a worker."""
 
@@ -282,25 +257,13 @@ class UnitWork:
 
 
 def all_inputs(quantum: Quantum) -> Iterator[DatasetRef]:
-    """Yield all datasets that a quantum reads, init-inputs included.
-
-    Parameters
-    ----------
-    quantum
-        The quantum.
-    """
+    """Yield all datasets that a quantum reads, init-inputs included."""
     for refs in quantum.inputs.values():
         yield from refs
     yield from quantum.initInputs.values()
 
 
 def all_outputs(quantum: Quantum) -> Iterator[DatasetRef]:
-    """Yield all datasets that a quantum may make.
-
-    Parameters
-    ----------
-    quantum
-        The quantum.
-    """
+    """Yield all datasets that a quantum may make."""
     for refs in quantum.outputs.values():
         yield from refs

@@ -1,31 +1,145 @@
-"""Reader of the metadata and logs of quanta for which no worker has sent a scan.
+"""Metadata and logs of quanta, read back from a repository: as datasets, or from provenance graph files.
 
 Runs in the driver.
 """
 
 from __future__ import annotations
 
-__all__ = ["Readback"]
+__all__ = ["PackedScan", "Readback", "automatic_outputs", "find_packs", "open_pack"]
 
 import contextlib
+import dataclasses
 import itertools
+import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
+import zstandard
 from lsst.daf.butler import Butler, DatasetRef, LimitedButler, Quantum
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.pipe.base import automatic_connection_constants as acc
+from lsst.pipe.base.quantum_graph import (
+    PredictedDatasetModel,
+    PredictedQuantumGraph,
+    ProvenanceQuantumGraphReader,
+)
+from lsst.pipe.base.quantum_graph.formatter import ProvenanceFormatter
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+from lsst.resources import ResourcePath
 
-from .._daf_butler import fetch_run_ids
-from .._pipe_base import butlers_of
-from ..datastore.files import FileFinder
+from .._daf_butler import fetch_run_ids, record_table
+from .._pipe_base import (
+    LOG_ADDRESS_INDEX,
+    LOG_MB_NAME,
+    METADATA_ADDRESS_INDEX,
+    METADATA_MB_NAME,
+    Address,
+    MultiblockReader,
+    ProvenanceQuantumInfo,
+    butlers_of,
+    quantum_datasets,
+)
+from ..datastore.files import FileFinder, file_datastores
 from ..model.work import all_outputs
-from .graph_files import automatic_outputs, find_packs, open_pack
 from .scan import QuantumScan, scan_attempt
+
+_IDS_PER_QUERY = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackedScan:
+    """Entry of a provenance graph file for a quantum that was tried."""
+
+    dataset_ids: frozenset[uuid.UUID]
+    """IDs of its metadata and, if its task keeps one, its log."""
+
+    scan: QuantumScan
+    """Its attempts."""
+
+
+def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> list[PredictedDatasetModel]:
+    """Find the metadata and, if there is one, the log of a quantum."""
+    outputs = quantum_datasets(graph)[quantum_id].outputs
+    names = (acc.METADATA_OUTPUT_CONNECTION_NAME, acc.LOG_OUTPUT_CONNECTION_NAME)
+    return [dataset for name in names for dataset in outputs.get(name, ())]
+
+
+def find_packs(butler: LimitedButler, dataset_ids: Iterable[uuid.UUID]) -> dict[ResourcePath, set[uuid.UUID]]:
+    """Find the provenance graph files that serve datasets, with the IDs of those datasets.
+
+    Datasets with files of their own are not among them.
+    """
+    packs: dict[ResourcePath, set[uuid.UUID]] = {}
+    found: dict[tuple[str, str], set[uuid.UUID]] = {}
+    formatter = ProvenanceFormatter.name()
+    stores = file_datastores(butler)
+    for batch in itertools.batched(dataset_ids, _IDS_PER_QUERY):
+        for store in stores:
+            for row in record_table(store).fetch(dataset_id=batch):
+                if row["formatter"] != formatter:
+                    continue
+                place = store.name, row["path"]
+                if place not in found:
+                    location = StoredFileInfo.from_record(row).file_location(store.locationFactory)
+                    found[place] = packs.setdefault(location.uri, set())
+                found[place].add(row["dataset_id"])
+    return packs
+
+
+@contextlib.contextmanager
+def open_pack(uri: ResourcePath) -> Iterator[Iterator[PackedScan]]:
+    """Open a provenance graph file to read the scans of all quanta that were tried, in order."""
+    with contextlib.ExitStack() as stack:
+        local = stack.enter_context(uri.as_local())
+        reader = stack.enter_context(ProvenanceQuantumGraphReader.open(local))
+        reader.read_full_graph()
+        addresses = reader.address_reader.read_all()
+        logs, metadata = (
+            stack.enter_context(_open_blocks(reader, name)) for name in (LOG_MB_NAME, METADATA_MB_NAME)
+        )
+        # What was compressed with a dictionary can't be copied into another file.
+        anew = "compression_dict" in reader.zf.namelist()
+
+        def read(blocks: MultiblockReader, address: Address) -> bytes:
+            data = blocks.read_bytes(address) or b""
+            if data and anew:
+                return zstandard.ZstdCompressor().compress(reader.decompressor.decompress(data))
+            return data
+
+        def scans() -> Iterator[PackedScan]:
+            xgraph = reader.graph.bipartite_xgraph
+            for quantum_id in itertools.chain.from_iterable(
+                quanta.values() for quanta in reader.graph.quanta_by_task.values()
+            ):
+                info = cast(ProvenanceQuantumInfo, xgraph.nodes[quantum_id])
+                if not info["attempts"]:
+                    continue
+                row = addresses[quantum_id].addresses
+                scan = QuantumScan.from_blocks(
+                    info["attempts"],
+                    logs=read(logs, row[LOG_ADDRESS_INDEX]),
+                    metadata=read(metadata, row[METADATA_ADDRESS_INDEX]),
+                    produced=frozenset(n for n in xgraph[quantum_id] if xgraph.nodes[n]["produced"]),
+                )
+                dataset_ids = {each for each in (info["metadata_id"], info.get("log_id")) if each is not None}
+                yield PackedScan(frozenset(dataset_ids), scan)
+
+        yield scans()
+
+
+@contextlib.contextmanager
+def _open_blocks(reader: ProvenanceQuantumGraphReader, name: str) -> Iterator[MultiblockReader]:
+    """Unpack a member of a graph file, since in some releases of CPython a seek in it goes astray."""
+    with tempfile.TemporaryFile(prefix="spark-butler-") as stream:
+        with reader.zf.open(f"{name}.mb") as member:
+            shutil.copyfileobj(member, stream)
+        yield MultiblockReader(stream, reader.header.int_size)
+
 
 _READERS = 8
 _BATCH = 256
@@ -34,15 +148,8 @@ _BATCH = 256
 class Readback:
     """Reader of the logs and metadata of quanta.
 
-    Parameters
-    ----------
-    graph
-        The graph.
-    butler
-        Butler of the repository.
-    quantum_executor
-        The executor that has run the quanta, for its butler, where there is
-        no other.  From one that isn't pipe_base's nothing can be read.
+    Without a butler of the repository, it reads by the butler of the executor that
+    has run the quanta.  From one that isn't pipe_base's nothing can be read.
     """
 
     def __init__(
@@ -66,40 +173,20 @@ class Readback:
         return self._present
 
     def has_trace(self, quantum_id: uuid.UUID) -> bool:
-        """Return whether there are a log or metadata of a quantum.
-
-        Parameters
-        ----------
-        quantum_id
-            The quantum.
-        """
+        """Return whether there are a log or metadata of a quantum."""
         return self._present is not None and not self._present.isdisjoint(self.automatic_ids(quantum_id))
 
     def automatic_ids(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
-        """Find the IDs of the metadata and the log of a quantum.
-
-        Parameters
-        ----------
-        quantum_id
-            The quantum.
-        """
+        """Find the IDs of the metadata and the log of a quantum."""
         return [dataset.dataset_id for dataset in automatic_outputs(self._graph, quantum_id)]
 
     def read_many(
         self, wanted: Iterable[tuple[uuid.UUID, bool]]
     ) -> Iterator[tuple[uuid.UUID, QuantumScan | None]]:
-        """Read the metadata and logs that quanta have written.
+        """Read the metadata and logs of quanta; yield `None` for those that have written neither.
 
-        Parameters
-        ----------
-        wanted
-            Their IDs, and for each whether metadata are its own and not those
-            of an earlier attempt.
-
-        Yields
-        ------
-        quantum_id, scan
-            The quanta; there is no scan for those that have written neither.
+        ``wanted`` tells of each quantum whether metadata are its own and not those
+        of an earlier attempt.
         """
         left = dict(wanted)
         for quantum_id, packed in self._read_packs(left):

@@ -7,11 +7,13 @@ its destination, and takes its place when it is whole.
 
 from __future__ import annotations
 
-__all__ = ["ProvenanceRecorder", "RecordingExecutor"]
+__all__ = ["ProvenanceRecorder", "RecordingExecutor", "check_destination"]
 
 import contextlib
 import dataclasses
 import logging
+import os
+import pickle
 import tempfile
 import time
 import uuid
@@ -36,12 +38,12 @@ from lsst.pipe.base.quantum_graph import (
 )
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.quantum_reports import QuantumReport
-from lsst.resources import ResourcePathExpression
+from lsst.resources import ResourcePath, ResourcePathExpression
 from lsst.utils.introspection import get_full_type_name
 
 from .._pipe_base import init_quanta, quantum_datasets
 from ..atomic_write import atomic_write
-from ..errors import EngineError
+from ..errors import EngineError, OptionsError
 from ..model.outcomes import Attempt, FailureKind, QuantumOutcome, RunResult
 from ..text import brief, hide_secrets
 from .readback import Readback
@@ -50,24 +52,33 @@ from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_succe
 logger = logging.getLogger(__name__)
 
 
+def check_destination(destination: ResourcePathExpression) -> None:
+    """Check that a provenance graph can be written, before there is anything to write.
+
+    Raises
+    ------
+    OptionsError
+        Raised if it can't.
+    """
+    uri = ResourcePath(destination, forceDirectory=None)
+    if uri.getExtension() != ".qg":
+        raise OptionsError(f"The provenance graph {str(destination)!r} needs a name that ends in .qg.")
+    if not uri.isLocal:
+        return
+    folder = Path(uri.ospath).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(uri.ospath).is_dir():
+        raise OptionsError(f"The provenance graph {str(destination)!r} can't be written there.")
+
+
 class ProvenanceRecorder:
     """Collector of the outcomes of a run's quanta, which writes their provenance graph.
 
-    Parameters
-    ----------
-    graph
-        The graph that is executed.
-    destination
-        Where to write the provenance graph.
-    butler
-        Butler of the repository, to read the logs and metadata that the
-        workers of this run have not sent: of quanta that earlier runs have
-        done, of those whose worker was lost, and very long ones.
-    quantum_executor
-        The executor that runs the quanta, where it brings its own butler.
-    xgraph
-        The quanta with the edges to respect, where those are not the graph's
-        own.
+    The butler, or that of the quantum executor, reads the logs and metadata that
+    the workers of this run have not sent: of quanta that earlier runs have done, of
+    those whose worker was lost, and very long ones.  ``xgraph`` has the edges to
+    respect, where those are not the graph's own.
 
     Notes
     -----
@@ -103,13 +114,7 @@ class ProvenanceRecorder:
         return False
 
     def add(self, outcome: QuantumOutcome) -> None:
-        """Keep what came with an outcome.
-
-        Parameters
-        ----------
-        outcome
-            The outcome.  There may be several of a quantum.
-        """
+        """Keep what came with an outcome; there may be several of a quantum."""
         if outcome.quantum_id in self._reported:
             # The quantum ran again; its first outcome has reported the attempts before.
             self._keep(outcome.quantum_id, outcome.scan)
@@ -136,12 +141,7 @@ class ProvenanceRecorder:
         return True
 
     def finish(self, result: RunResult) -> None:
-        """Write the graph.
-
-        Parameters
-        ----------
-        result
-            Outcome of the run.
+        """Write the graph when the run has ended.
 
         Raises
         ------
@@ -220,14 +220,8 @@ class ProvenanceRecorder:
     ) -> QuantumScan:
         """Return the scan of a quantum that was tried, joined from those of its attempts.
 
-        Parameters
-        ----------
-        outcome
-            The outcome that counts.
-        found
-            What is in the repository, if the worker has sent nothing.
-        automatic
-            IDs of metadata and log.
+        ``found`` is what the repository has, if the worker has sent nothing;
+        ``automatic`` are the IDs of metadata and log.
         """
         kept = [self._read(*place) for place in self._places.get(outcome.quantum_id, ())]
         if outcome.succeeded:
@@ -246,19 +240,13 @@ class ProvenanceRecorder:
 
     def _read(self, place: int, length: int) -> QuantumScan:
         self._spool.seek(place)
-        return QuantumScan.from_bytes(self._spool.read(length))
+        scan = pickle.loads(self._spool.read(length))
+        assert isinstance(scan, QuantumScan)
+        return scan
 
 
 class RecordingExecutor(QuantumExecutor):
-    """Executor that runs quanta in this process by another one, and records their outcomes.
-
-    Parameters
-    ----------
-    wrapped
-        The executor that runs them.
-    recorder
-        Takes their outcomes.
-    """
+    """Executor that runs quanta in this process by another one, and records their outcomes."""
 
     def __init__(self, wrapped: QuantumExecutor, recorder: ProvenanceRecorder):
         self._wrapped = wrapped
@@ -316,17 +304,7 @@ def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dic
 def _scan_data(
     predicted: PredictedQuantumDatasetsModel, scan: QuantumScan, writer: ProvenanceQuantumGraphWriter
 ) -> ProvenanceQuantumScanData:
-    """Return a scan in the form in which pipe_base writes it.
-
-    Parameters
-    ----------
-    predicted
-        The quantum.
-    scan
-        Its attempts.
-    writer
-        What is to write them.
-    """
+    """Return a scan in the form in which pipe_base writes it."""
     quantum = ProvenanceQuantumModel.from_predicted(predicted)
     quantum.attempts = scan.open_attempts()
     succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
@@ -342,13 +320,7 @@ def _scan_data(
 
 
 def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
-    """Return the scans of all attempts at a quantum, first to last; `None` for one without a scan.
-
-    Parameters
-    ----------
-    outcome
-        The outcome.
-    """
+    """Return the scans of all attempts at a quantum, first to last; `None` for one without a scan."""
     return [*(attempt.scan or _aborted_attempt(attempt) for attempt in outcome.attempts), outcome.scan]
 
 
@@ -357,7 +329,7 @@ def _aborted_attempt(attempt: Attempt) -> bytes | None:
     if attempt.status is not QuantumAttemptStatus.ABORTED:
         return None
     info = _abort_info(attempt.kind, attempt.reason)
-    return empty_scan(QuantumAttemptStatus.ABORTED, info).to_bytes()
+    return pickle.dumps(empty_scan(QuantumAttemptStatus.ABORTED, info))
 
 
 def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:

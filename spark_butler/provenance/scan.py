@@ -18,7 +18,6 @@ __all__ = [
 
 import dataclasses
 import itertools
-import logging
 import pickle
 import threading
 import uuid
@@ -41,9 +40,8 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.utils.introspection import get_full_type_name
 
 from .._pipe_base import ProvenanceQuantumAttemptModel
-from ..temporaries.dataset_types import TEMPORARIES_KEY
-
-logger = logging.getLogger(__name__)
+from ..model.work import TEMPORARIES_KEY
+from ..text import best_effort
 
 MAX_SCAN_BYTES = 1 << 20
 """Length from which on a scan does not travel through Spark; the driver reads the datasets instead."""
@@ -105,15 +103,7 @@ class QuantumScan:
 
     @classmethod
     def make(cls, attempts: Sequence[OpenedAttempt], produced: frozenset[uuid.UUID]) -> QuantumScan:
-        """Serialize and compress.
-
-        Parameters
-        ----------
-        attempts
-            The attempts, first to last.  They are numbered here.
-        produced
-            IDs of the datasets that the last has written.
-        """
+        """Serialize and compress the attempts, first to last, which are numbered here."""
         for number, attempt in enumerate(attempts):
             attempt.model.attempt = number
         logs: bytes = b""
@@ -138,17 +128,7 @@ class QuantumScan:
         metadata: bytes,
         produced: frozenset[uuid.UUID],
     ) -> QuantumScan:
-        """Build a scan from blocks of a graph file.
-
-        Parameters
-        ----------
-        models
-            The attempts, first to last.
-        logs, metadata
-            Compressed blocks.
-        produced
-            IDs of the datasets that the last attempt has written.
-        """
+        """Build a scan from the attempts, first to last, and compressed blocks of a graph file."""
         return cls(models[-1].status, _ATTEMPTS.dump_json(list(models)), logs, metadata, produced)
 
     def open(self) -> list[OpenedAttempt]:
@@ -167,21 +147,6 @@ class QuantumScan:
         """Return the attempts alone."""
         return _ATTEMPTS.validate_json(self.attempts)
 
-    def to_bytes(self) -> bytes:
-        """Pack it for the way to the driver."""
-        return pickle.dumps((self.status, self.attempts, self.logs, self.metadata, self.produced))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> QuantumScan:
-        """Unpack what `to_bytes` has made.
-
-        Parameters
-        ----------
-        data
-            The bytes.
-        """
-        return cls(*pickle.loads(data))
-
 
 def scan_attempt(
     task_node: TaskNode,
@@ -191,28 +156,12 @@ def scan_attempt(
     logs: ButlerLogRecords | None,
     failure: BaseException | None = None,
 ) -> QuantumScan:
-    """Gather what a provenance graph holds of a quantum.
+    """Gather what a provenance graph holds of a quantum: one attempt or more.
 
-    Parameters
-    ----------
-    task_node
-        Its task.
-    quantum
-        Its inputs and outputs.
-    quantum_id
-        Its ID in the predicted quantum graph.
-    metadata
-        Metadata of a success.
-    logs
-        Logs, with what `lsst.pipe.base.log_capture.LogCapture` adds to them:
-        the exception of a failure, and the attempts before.
-    failure
-        What was raised, in case the logs don't contain it.
-
-    Returns
-    -------
-    scan
-        At least one attempt, as pipe_base understands it.
+    Metadata are those of a success.  Logs come with what
+    `lsst.pipe.base.log_capture.LogCapture` adds to them: the exception of a failure,
+    and the attempts before.  ``failure`` is what was raised, in case they don't
+    contain it.
     """
     outputs = {
         edge.connection_name: [
@@ -279,24 +228,13 @@ def pack_attempt(
     logs: ButlerLogRecords,
     failure: BaseException | None = None,
 ) -> bytes | None:
-    """Gather what a provenance graph holds of a quantum for the way to the driver.
+    """Pack a `scan_attempt` for the way to the driver.
 
-    Parameters
-    ----------
-    task_node, quantum, quantum_id, metadata, logs, failure
-        As for `scan_attempt`.
-
-    Returns
-    -------
-    scan
-        What `QuantumScan.to_bytes` makes; `None` if it can't be made, since no
-        quantum is to fail for its provenance.
+    Returns `None` if it can't be made, since no quantum is to fail for its provenance.
     """
-    try:
-        return scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure).to_bytes()
-    except Exception:  # serializing what a task gives may raise anything
-        logger.warning("No provenance could be gathered for a quantum of %s.", task_node.label, exc_info=True)
-        return None
+    with best_effort(f"No provenance could be gathered for a quantum of {task_node.label}"):
+        return pickle.dumps(scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure))
+    return None
 
 
 def empty_scan(
@@ -304,17 +242,7 @@ def empty_scan(
     exception: ExceptionInfo | None = None,
     produced: frozenset[uuid.UUID] = frozenset(),
 ) -> QuantumScan:
-    """Describe an attempt without logs and metadata.
-
-    Parameters
-    ----------
-    status
-        How it ended.
-    exception
-        Why, if that is known.
-    produced
-        IDs of the datasets that it has written.
-    """
+    """Describe an attempt without logs and metadata, and why it ended so, if that is known."""
     model = ProvenanceQuantumAttemptModel(status=status, exception=exception)
     return QuantumScan.make([OpenedAttempt(model, None, None)], produced)
 
@@ -324,11 +252,6 @@ def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
 
     A quantum that ran again for a lost temporary may have failed then; that
     failure is reported for the readers of the temporary.
-
-    Parameters
-    ----------
-    scans
-        Scans of one quantum, in the order in which they came.
     """
     kept: list[QuantumScan] = []
     for scan in scans:
@@ -339,13 +262,7 @@ def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
 
 
 def join_scans(scans: Sequence[QuantumScan]) -> QuantumScan:
-    """Return the attempts of several scans as one scan, each attempt once.
-
-    Parameters
-    ----------
-    scans
-        Scans of one quantum, in the order in which they came.
-    """
+    """Return the attempts of scans of one quantum, which are in order, as one scan, each attempt once."""
     attempts: list[OpenedAttempt] = []
     for scan in scans:
         *before, last = scan.open()

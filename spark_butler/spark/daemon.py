@@ -78,7 +78,7 @@ def import_for_workers() -> bool:
         environment names those that have.
     """
     from ..worker.environment import IMPORTS_VARIABLE
-    from ..worker.preload import NOT_PRELOADED_VARIABLE
+    from ..worker.state import NOT_PRELOADED_VARIABLE
     from .worker_entry import worker_state
 
     preloader = worker_state().preloader

@@ -27,13 +27,13 @@ from lsst.daf.butler import (
     QuantumBackedButler,
     StorageClass,
 )
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import TaskMetadata
 
-from .._daf_butler import datastore_of
+from .._daf_butler import datastore_of, export_records
 from ..codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
-from ..model.work import all_outputs
+from ..model.work import TEMPORARIES_KEY, all_outputs
 from .components import read_part
-from .dataset_types import TEMPORARIES_KEY
 from .scratch import fetch_scratch
 from .shuffle import ReceiveBuffer
 
@@ -43,21 +43,9 @@ logger = logging.getLogger(__name__)
 class GroupButler(LimitedButler):
     """A butler that keeps temporary datasets in memory while a group runs.
 
-    Parameters
-    ----------
-    wrapped
-        Butler of the whole group for stored datasets.
-    dataset_types
-        Definitions in the repository of the dataset types of the graph.
-    temporary_types
-        Names of the dataset types that are temporary.
-    consumers
-        How many quanta of the group read each temporary dataset.
-    known
-        For datasets of other groups: whether they exist.  What is not in it
-        is asked of the datastore.
-    received
-        Temporaries of other groups, still serialized.
+    ``consumers`` tells how many quanta of the group read each temporary.
+    ``known`` tells of datasets of other groups whether they exist; the datastore
+    is asked about those that are not in it.
 
     Notes
     -----
@@ -101,15 +89,7 @@ class GroupButler(LimitedButler):
         self._pruned: set[uuid.UUID] = set()
 
     def begin_quantum(self, quantum: Quantum, automatic: Collection[str] = ()) -> None:
-        """Prepare for the inputs and outputs of a quantum.
-
-        Parameters
-        ----------
-        quantum
-            The quantum that runs next.
-        automatic
-            Names of the output dataset types that its task doesn't put itself.
-        """
+        """Prepare for a quantum; its task doesn't put the ``automatic`` dataset types itself."""
         self._automatic = frozenset(automatic)
         self._unmade = {
             ref.id
@@ -124,13 +104,7 @@ class GroupButler(LimitedButler):
         self._pruned.clear()
 
     def end_quantum(self, quantum: Quantum) -> None:
-        """Drop the temporaries that no later quantum of the group reads.
-
-        Parameters
-        ----------
-        quantum
-            The quantum that has ended.
-        """
+        """Drop the temporaries that no later quantum of the group reads."""
         used = {ref.id for refs in quantum.inputs.values() for ref in refs}
         for dataset_id in used & self._consumers.keys():
             self._consumers[dataset_id] -= 1
@@ -151,6 +125,11 @@ class GroupButler(LimitedButler):
         return list(self._put_refs.values())
 
     @property
+    def put_records(self) -> dict[str, DatastoreRecordData]:
+        """Datastore records of the same, by name of the datastore."""
+        return export_records(self._wrapped, self.put_refs) if self._put_refs else {}
+
+    @property
     def pruned(self) -> frozenset[uuid.UUID]:
         """IDs of the stored datasets that the current quantum has removed and not put again."""
         return frozenset(self._pruned - self._put_refs.keys())
@@ -161,13 +140,7 @@ class GroupButler(LimitedButler):
         return frozenset(self._temporaries.keys() | self._arrived.keys())
 
     def encode(self, dataset_id: uuid.UUID) -> EncodedObject:
-        """Serialize a temporary that was put.
-
-        Parameters
-        ----------
-        dataset_id
-            ID of the dataset.
-        """
+        """Serialize a temporary that was put."""
         ref = self._refs[dataset_id]
         return encode(
             self._temporaries[dataset_id], ref.datasetType.storageClass, formatter=self._formatter(ref)
@@ -240,15 +213,9 @@ class GroupButler(LimitedButler):
         return copy_object(obj, ref.datasetType.storageClass, formatter=self._formatter(ref))
 
     def _fetch(self, ref: DatasetRef, *, may_lend: bool) -> tuple[Any, bool]:
-        """Get a temporary.
+        """Return a temporary, and whether it is the reader's own, to be changed at will.
 
-        Returns
-        -------
-        obj
-            The whole dataset.
-        is_own
-            Whether it is the reader's own, to be changed at will.  It is for
-            the last reader, and where it had to be unpacked.
+        It is for the last reader, and where it had to be unpacked.
         """
         storage_class = ref.datasetType.storageClass
         lend = (

@@ -5,7 +5,7 @@ The driver uses it.
 
 from __future__ import annotations
 
-__all__ = ["AUTO", "TEMPORARIES_KEY", "find_temporary_types", "measure_sizes"]
+__all__ = ["AUTO", "find_temporary_types", "measure_sizes"]
 
 import fnmatch
 from collections.abc import Collection, Iterable
@@ -23,25 +23,11 @@ from ..text import suggest
 AUTO = "auto"
 """The pattern that stands for all that is made and read inside the graph."""
 
-TEMPORARIES_KEY = "temporaries"
-"""Where the metadata of a quantum lists the temporaries that it has put."""
-
 
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
-    """Find the dataset types that are temporary.
+    """Return the names of the dataset types that are temporary, with the reason for each.
 
-    Parameters
-    ----------
-    pipeline_graph
-        The pipeline, resolved.
-    options
-        Patterns of what is temporary and what is stored.
-
-    Returns
-    -------
-    temporary_types
-        Names, with the reason for each.  Metadata, logs and init-outputs are
-        never among them.
+    Metadata, logs and init-outputs are never among them.
 
     Raises
     ------
@@ -67,11 +53,15 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
         for pattern in options.store:
             _match(pattern, everything, "--store")
         for name in candidates:
-            if not any(fnmatch.fnmatchcase(name, p) for p in options.store):
+            if not _fits(name, options.store):
                 temporary[name] = "not among --store"
     for pattern in options.temporary:
         if pattern == AUTO:
-            temporary.update(_find_intermediates(pipeline_graph, candidates, options))
+            for name in candidates:
+                readers = pipeline_graph.consumers_of(name)
+                if readers and not _fits(name, options.store):
+                    labels = ", ".join(sorted(task.label for task in readers))
+                    temporary[name] = f"auto: read by {labels}"
         else:
             temporary.update(
                 (name, f"--temporary {pattern}") for name in _match(pattern, candidates, "--temporary")
@@ -81,37 +71,8 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
     return dict(sorted(temporary.items()))
 
 
-def _find_intermediates(
-    pipeline_graph: PipelineGraph, candidates: Collection[str], options: RunOptions
-) -> dict[str, str]:
-    """Return the outputs that other tasks of the pipeline read and that no option stores."""
-    kept = options.store or ()
-    return {
-        name: f"auto: read by {', '.join(sorted(task.label for task in readers))}"
-        for name in candidates
-        if (readers := pipeline_graph.consumers_of(name))
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)
-    }
-
-
 def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> dict[str, float]:
-    """Return how large datasets of some types have been in earlier runs.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    names
-        Names of dataset types.
-    sample
-        Greatest number of datasets to look at for each.
-
-    Returns
-    -------
-    sizes
-        Mean size of the files in bytes, by name, for the types of which the
-        repository has any.
-    """
+    """Return the mean file size in bytes of datasets of some types in earlier runs, if there are any."""
     sizes: dict[str, float] = {}
     for name in names:
         try:
@@ -132,6 +93,11 @@ def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> 
         if found:
             sizes[name] = sum(found) / len(found)
     return sizes
+
+
+def _fits(name: str, patterns: Iterable[str] | None) -> bool:
+    """Return whether a name fits any of some patterns."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns or ())
 
 
 def _match(pattern: str, names: Collection[str], option: str) -> list[str]:

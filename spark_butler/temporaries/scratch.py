@@ -40,25 +40,12 @@ _OF_RUN = re.compile(rf"(.+)/{_UUID}/[^/]+", re.DOTALL)
 
 
 def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
-    """Return the folder of all runs' scratch files.
-
-    Parameters
-    ----------
-    datastore_root
-        Root of the datastore.
-    """
+    """Return the folder of all runs' scratch files, below the root of the datastore."""
     return datastore_root.join(_FOLDER, forceDirectory=True)
 
 
 def scratch_folder(datastore_root: ResourcePath, run: str) -> ResourcePath:
     """Return the folder of a run's scratch files.
-
-    Parameters
-    ----------
-    datastore_root
-        Root of the datastore.
-    run
-        The output RUN collection.
 
     Raises
     ------
@@ -69,13 +56,7 @@ def scratch_folder(datastore_root: ResourcePath, run: str) -> ResourcePath:
 
 
 def list_scratch_runs(datastore_root: ResourcePath) -> set[str]:
-    """List the runs that have left scratch files.
-
-    Parameters
-    ----------
-    datastore_root
-        Root of the datastore.
-    """
+    """List the runs that have left scratch files."""
     top = scratch_root(datastore_root)
     paths = (path_below(top, uri) for uri in find_scratch(top))
     return {match[1] for path in paths if path is not None and (match := _OF_RUN.fullmatch(path))}
@@ -84,24 +65,7 @@ def list_scratch_runs(datastore_root: ResourcePath) -> set[str]:
 def store_scratch(
     folder: str, dataset_id: uuid.UUID, pieces: Iterable[memoryview], part_bytes: int = _PART_BYTES
 ) -> list[tuple[str, int]]:
-    """Write a serialized object to the object store.
-
-    Parameters
-    ----------
-    folder
-        Address of the run's scratch folder.
-    dataset_id
-        The dataset.
-    pieces
-        The serialized object, in pieces.
-    part_bytes
-        Greatest length of a file in bytes.
-
-    Returns
-    -------
-    parts
-        Address and length of each file, in order.
-    """
+    """Write a serialized object to the object store, and return address and length of each file, in order."""
     parts: list[tuple[str, int]] = []
     attempt = uuid.uuid4()
     for number, part in enumerate(cut_pieces(pieces, part_bytes)):
@@ -131,17 +95,7 @@ def cut_pieces(pieces: Iterable[memoryview], nbytes: int) -> Iterator[list[memor
 
 
 def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
-    """Read a serialized object back from the object store.
-
-    Parameters
-    ----------
-    parts
-        What `store_scratch` has returned.
-
-    Returns
-    -------
-    data
-        The whole object.
+    """Read a serialized object back from the files that `store_scratch` has returned.
 
     Raises
     ------
@@ -160,15 +114,9 @@ def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
 
 
 def find_scratch(folder: ResourcePath, *, one_run: bool = False) -> list[ResourcePath]:
-    """List scratch files.
+    """List the scratch files of a run, or those of all runs below `scratch_root`.
 
-    Parameters
-    ----------
-    folder
-        A run's scratch folder, or `scratch_root`.
-    one_run
-        Whether the folder is that of a run, and only files of that run are
-        meant, not those of runs whose names begin with its name.
+    With ``one_run``, the files of runs whose names begin with that run's name are left out.
     """
     return [uri for uri in _list(folder, one_run=one_run) if not uri.geturl().endswith("/")]
 
@@ -184,21 +132,9 @@ def _list(folder: ResourcePath, *, one_run: bool) -> list[ResourcePath]:
 def remove_scratch(
     folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None = None, *, one_run: bool = False
 ) -> int:
-    """Remove scratch files.
+    """Remove the scratch files of some datasets, or all, and return how many were removed.
 
-    Parameters
-    ----------
-    folder
-        A run's scratch folder, or `scratch_root`.
-    dataset_ids
-        The datasets whose files are to be removed; `None` for all.
-    one_run
-        Whether only files of the run are meant; see `find_scratch`.
-
-    Returns
-    -------
-    n_removed
-        How many were removed.
+    ``folder`` and ``one_run`` are those of `find_scratch`.
 
     Raises
     ------
@@ -206,15 +142,11 @@ def remove_scratch(
         Raised if the object store refuses to list or to remove files.
     """
     with translate_errors(RepositoryError, f"Scratch files in {folder} can't be removed"):
-        return _remove(folder, dataset_ids, one_run=one_run)
-
-
-def _remove(folder: ResourcePath, dataset_ids: Collection[uuid.UUID] | None, *, one_run: bool) -> int:
-    found = _list(folder, one_run=one_run)
-    if dataset_ids is not None:
-        names = {str(dataset_id) for dataset_id in dataset_ids}
-        found = [uri for uri in found if uri.basename().partition(".")[0] in names]
-    removals = ResourcePath.mremove(found, do_raise=False)
+        found = _list(folder, one_run=one_run)
+        if dataset_ids is not None:
+            names = {str(dataset_id) for dataset_id in dataset_ids}
+            found = [uri for uri in found if uri.basename().partition(".")[0] in names]
+        removals = ResourcePath.mremove(found, do_raise=False)
     for uri, result in removals.items():
         if not result.success:
             logger.warning("Could not remove scratch file %s: %s", uri, result.exception)

@@ -83,17 +83,6 @@ class PutReport:
 class WorkerButler:
     """Reads and writes the datasets of some data IDs, in a worker.
 
-    Parameters
-    ----------
-    state
-        What the worker keeps from batch to batch.
-    context
-        What all batches have in common.
-    batch
-        The data IDs and their datasets.
-    report
-        Called with each dataset that was put.
-
     Notes
     -----
     A dataset that is put has an ID that is made of its dataset type, data ID
@@ -198,15 +187,7 @@ class WorkerButler:
         )
 
     def refs(self, dataset_type: str, data_id: DataId) -> list[DatasetRef]:
-        """List the datasets of a type that a data ID leads to.
-
-        Parameters
-        ----------
-        dataset_type
-            Name of the dataset type.
-        data_id
-            The data ID that the function was called with.
-        """
+        """List the datasets of a type that a data ID, as the function was called with it, leads to."""
         self._check_sent(dataset_type)
         return list(self._related(dataset_type, data_id) or ())
 
@@ -316,26 +297,7 @@ def run_batch(
     function: Callable[[WorkerButler, DataCoordinate], Any],
     report: Callable[[PutReport], None],
 ) -> Iterator[Any]:
-    """Call a function with each data ID of a batch.
-
-    Parameters
-    ----------
-    state
-        What the worker keeps from batch to batch.
-    context
-        What all batches have in common.
-    batch
-        The batch.
-    function
-        Called with a butler and a data ID.
-    report
-        Called with each dataset that was put.
-
-    Yields
-    ------
-    result
-        What the function returns.
-    """
+    """Call a function with a butler and each data ID of a batch, and yield the results."""
     state.clients.open(context.worker.stores)
     butler = WorkerButler(state, context, batch, report)
     try:

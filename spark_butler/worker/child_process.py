@@ -28,15 +28,13 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 
 from ..errors import EngineError
 from ..model.outcomes import FailureKind, QuantumOutcome, QuantumStarted, exit_text
-from ..model.work import EncodedTemporary, QuantumOutputs, QuantumWork
+from ..model.work import QuantumWork
 from ..processes import dying_with_parent
 from ..temporaries.shuffle import Sent
+from .child_io import END, Channel, LogTail, TemporaryFolder
 from .group import AttemptEvent, Trial, find_outputs, run_group
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
-from .pipe import END, Channel, LogTail
-from .preload import Imported, imported_since
-from .state import WorkerState
-from .temporary_directory import TemporaryFolder
+from .state import Imported, WorkerState, imported_since
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +68,8 @@ class ChildRunner:
                 folder.use()
                 log_tail.attach()
                 for event in run_group(trial, trial.received):
-                    if isinstance(event, EncodedTemporary):
-                        began = time.time()
-                        for pieces in trial.pack(event):
-                            channel.send_record(pieces)
-                        channel.send(Sent(event.dataset_id, event.encoded.nbytes, began))
+                    if isinstance(event, list):
+                        channel.send_record(event)
                         continue
                     if isinstance(event, QuantumStarted):
                         log_tail.clear()
@@ -124,10 +119,9 @@ class ChildRunner:
                 raise EngineError(f"A child process failed between two quanta: {exit_text(exit_code)}.")
             return
         kind, reason = child.find_reason(n_kills)
-        left = QuantumOutputs((), {})
+        dead, left = current, None
         if trial.context.quantum_executor is None:
-            dead = current.quantum_id
-            left = self.ask(lambda: find_outputs(trial.state, trial.context, trial.payload, dead)) or left
+            left = self.ask(lambda: find_outputs(trial, dead))
         yield QuantumOutcome(
             current.quantum_id,
             QuantumAttemptStatus.ABORTED,
@@ -135,9 +129,7 @@ class ChildRunner:
             kind=kind,
             reason=reason,
             log_tail=log_tail.read(),
-            outputs=left.ids,
-            records=left.records,
-            removed=left.removed,
+            **(left or {}),
             started=time.time() - (time.monotonic() - started),
             wall_seconds=time.monotonic() - started,
             peak_memory=child.peak_memory,
@@ -165,13 +157,7 @@ class ChildRunner:
 
 
 class _Child:
-    """A forked process that sends objects back.
-
-    Parameters
-    ----------
-    target
-        What the child does; it is given the channel to send with.
-    """
+    """A forked process that sends objects back through the channel that its target is given."""
 
     def __init__(self, target: Callable[[Channel], None]):
         self._receiver, sender = Channel.make_pair()
@@ -202,15 +188,7 @@ class _Child:
         return False
 
     def limit(self, timeout: float | None, memory: int | None) -> None:
-        """Set the limits of what it does from now on.
-
-        Parameters
-        ----------
-        timeout
-            Seconds that it may take.
-        memory
-            Resident memory that it may have, in bytes.
-        """
+        """Set the limits, in seconds and bytes of resident memory, of what it does from now on."""
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._memory = memory
@@ -250,13 +228,7 @@ class _Child:
         return event
 
     def find_reason(self, n_kills: int) -> tuple[FailureKind, str]:
-        """Return why the child has ended in the middle of a quantum.
-
-        Parameters
-        ----------
-        n_kills
-            `count_out_of_memory_kills` from before it was started.
-        """
+        """Return why the child has ended in a quantum; ``n_kills`` were counted before it was started."""
         exit_code = self.wait()
         used = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
         if self._broken is FailureKind.TIMEOUT:

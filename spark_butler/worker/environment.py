@@ -41,14 +41,10 @@ def limit_threads() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the environment variables that workers take over from the driver.
+    """Return the variables for threads and the object store that workers take over from the driver.
 
-    Returns
-    -------
-    environment
-        Variables for threads and for object stores: addresses, also those of
-        profiles, regions and the file of certificates.  Never credentials:
-        workers have their own, from their environment, a file or a role.
+    Object stores have addresses, also those of profiles, regions and the file of certificates.
+    Never credentials: workers have their own, from their environment, a file or a role.
     """
     environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
     environment.update(

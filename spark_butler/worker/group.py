@@ -12,16 +12,17 @@ __all__ = ["AttemptEvent", "InProcessRunner", "Runner", "Trial", "find_complete"
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Generator, Iterator
+from typing import Any, Protocol
+
+from lsst.daf.butler import DatasetRef
 
 from ..datastore.prefetch import Prefetcher
 from ..model.outcomes import QuantumOutcome, QuantumStarted
 from ..model.work import (
-    EncodedTemporary,
     GroupPayload,
     GroupWork,
-    QuantumOutputs,
+    QuantumWork,
     WorkerContext,
     all_inputs,
     all_outputs,
@@ -31,13 +32,13 @@ from ..temporaries.shuffle import EMPTY_NOTICE, CompletionNotice, Pieces, Receiv
 from .quantum import run_quantum, success_outcome
 from .state import WorkerState
 
-type AttemptEvent = QuantumOutcome | Sent | bytearray | Pieces
+type AttemptEvent = QuantumOutcome | Pieces | bytearray | Sent
 """What a runner yields: outcomes, records for other groups, and the end of the records of a temporary."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
-    """Quanta of a group that are to be run, each once at most."""
+    """A group, with the quanta of it that are to be run, each once at most."""
 
     state: WorkerState
     """What the worker keeps from group to group."""
@@ -54,40 +55,24 @@ class Trial:
     received: ReceiveBuffer | None
     """What has come for it from other groups."""
 
-    skip: frozenset[int]
+    skip: frozenset[int] = frozenset()
     """Positions of the quanta that are not to run."""
 
-    sent: frozenset[uuid.UUID]
+    sent: frozenset[uuid.UUID] = frozenset()
     """Temporaries that are not to be sent again."""
 
-    memory: Mapping[int, int]
+    memory: dict[int, int] = dataclasses.field(default_factory=dict)
     """Memory in bytes that quanta may have, by position."""
 
     most_ahead: int = 0
     """Memory in bytes for prefetched files."""
-
-    def pack(self, encoded: EncodedTemporary) -> Iterator[Pieces]:
-        """Write the records of a temporary; see `spark_butler.temporaries.shuffle.pack_temporary`.
-
-        Parameters
-        ----------
-        encoded
-            The temporary.
-        """
-        return pack_temporary(self.context, self.work, self.payload, encoded)
 
 
 class Runner(Protocol):
     """A way to run the quanta of a group once."""
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
-        """Run quanta of a group.
-
-        Parameters
-        ----------
-        trial
-            The quanta, and what they need.
-        """
+        """Run quanta of a group."""
         ...
 
     def ask[T](self, question: Callable[[], T]) -> T | None:
@@ -105,11 +90,7 @@ class InProcessRunner:
         if received is not None and any(trial.context.limits_of(label).retries for label in labels):
             received = received.copy()
         for event in run_group(trial, received):
-            if isinstance(event, EncodedTemporary):
-                began = time.time()
-                yield from trial.pack(event)
-                yield Sent(event.dataset_id, event.encoded.nbytes, began)
-            elif isinstance(event, QuantumOutcome):
+            if not isinstance(event, QuantumStarted):
                 yield event
 
     def ask[T](self, question: Callable[[], T]) -> T | None:
@@ -119,22 +100,15 @@ class InProcessRunner:
 
 def run_group(
     trial: Trial, received: ReceiveBuffer | None
-) -> Iterator[QuantumStarted | QuantumOutcome | EncodedTemporary]:
-    """Run the quanta of a group, one after another, in this process.
-
-    Parameters
-    ----------
-    trial
-        The quanta.
-    received
-        Temporaries and notices from other groups, complete; they are used up.
+) -> Iterator[QuantumStarted | QuantumOutcome | Pieces | Sent]:
+    """Run the quanta of a group, one after another, in this process; what was received is used up.
 
     Yields
     ------
     event
         A start and an outcome for each quantum that was tried, and between
-        them each temporary that other groups read.  Quanta that need one that
-        failed are left out.
+        them the records of each temporary that other groups read.  Quanta that
+        need one that failed are left out.
 
     Raises
     ------
@@ -146,7 +120,7 @@ def run_group(
     news = received.close(payload.senders) if received is not None else EMPTY_NOTICE
     butler = None
     if context.quantum_executor is None:
-        butler = _open_butler(trial.state, context, payload, received, news)
+        butler = _open_butler(trial, received, news)
     prefetcher = Prefetcher(
         context,
         payload,
@@ -176,7 +150,10 @@ def run_group(
                     bad.add(position)
                 prefetcher.end(position, bad)
                 outcome = dataclasses.replace(outcome, traffic=clients.traffic - traffic)
-                yield from encoded
+                for temporary in encoded:
+                    began = time.time()
+                    yield from pack_temporary(context, trial.work, payload, temporary)
+                    yield Sent(temporary.dataset_id, temporary.encoded.nbytes, began)
                 del encoded
                 yield outcome
                 if butler is not None:
@@ -186,115 +163,65 @@ def run_group(
             butler.close()
 
 
-def find_complete(
-    state: WorkerState,
-    context: WorkerContext,
-    payload: GroupPayload,
-    positions: Collection[int],
-    *,
-    sure: bool = True,
-) -> list[QuantumOutcome]:
+def find_complete(trial: Trial, positions: Collection[int], *, sure: bool = True) -> list[QuantumOutcome]:
     """Find the quanta of a group that an earlier attempt has completed, in the datastore.
 
-    Parameters
-    ----------
-    state
-        What the worker keeps from group to group.
-    context
-        What all groups of the run have in common.
-    payload
-        The group.
-    positions
-        Positions of the quanta to look for.
-    sure
-        Whether there was an earlier attempt.  Otherwise the first of the
-        quanta is asked for first: without a log of it, nothing was begun.
-
-    Returns
-    -------
-    outcomes
-        Outcomes of the quanta whose metadata and log are there, which are
-        written last.
+    Their metadata and logs, which are written last, are there.  Unless there is sure
+    to have been an earlier attempt, the first of the quanta is asked for first:
+    without a log of it, nothing was begun.
     """
-    last = {}
-    for position, work in enumerate(payload.quanta):
+    last: dict[int, list[DatasetRef]] = {}
+    for position, work in enumerate(trial.payload.quanta):
         if position in positions and not work.may_exist and not work.forced:
-            node = context.task_nodes[work.task_label]
+            node = trial.context.task_nodes[work.task_label]
             edges = (node.metadata_output, node.log_output)
-            last[work.quantum_id] = [
+            last[position] = [
                 work.quantum.outputs[edge.dataset_type_name][0] for edge in edges if edge is not None
             ]
     if not last:
         return []
-    with _open_butler(state, context, payload) as butler:
+    with _open_butler(trial) as butler:
         if not sure and not butler.wrapped.stored(next(iter(last.values()))[-1]):
             return []
         stored = butler.wrapped.stored_many(ref for refs in last.values() for ref in refs)
-    outcomes = []
-    for work in payload.quanta:
-        if work.quantum_id in last and all(stored[ref] for ref in last[work.quantum_id]):
-            left = find_outputs(state, context, payload, work.quantum_id, complete=True)
-            outcomes.append(
-                dataclasses.replace(
-                    success_outcome(work, None), outputs=left.ids, records=left.records, recovered=True
-                )
-            )
-    return outcomes
+    complete = [trial.payload.quanta[n] for n, refs in last.items() if all(stored[ref] for ref in refs)]
+    return [
+        dataclasses.replace(
+            success_outcome(work, None), **find_outputs(trial, work, complete=True), recovered=True
+        )
+        for work in complete
+    ]
 
 
-def find_outputs(
-    state: WorkerState,
-    context: WorkerContext,
-    payload: GroupPayload,
-    quantum_id: uuid.UUID,
-    *,
-    complete: bool = False,
-) -> QuantumOutputs:
-    """Find what a quantum whose process is gone has left in the datastore.
+def find_outputs(trial: Trial, work: QuantumWork, *, complete: bool = False) -> dict[str, Any]:
+    """Find what a quantum whose process is gone has left in the datastore, as fields of its outcome.
 
-    Parameters
-    ----------
-    state
-        What the worker keeps from group to group.
-    context
-        What all groups of the run have in common.
-    payload
-        The group.
-    quantum_id
-        The quantum, one of the group.
-    complete
-        Whether it has succeeded; otherwise metadata can only be an earlier
-        attempt's, and is left out.
-
-    Returns
-    -------
-    outputs
-        The stored datasets that are there, with predicted datastore records.
+    Unless it is complete, metadata can only be an earlier attempt's, and are left out.
+    The datastore records are predicted ones.
     """
-    (work,) = (work for work in payload.quanta if work.quantum_id == quantum_id)
+    context = trial.context
     metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name
-    with _open_butler(state, context, payload) as butler:
-        refs = [
-            ref for ref in all_outputs(work.quantum) if ref.datasetType.name not in context.temporary_types
-        ]
+    refs = [ref for ref in all_outputs(work.quantum) if ref.datasetType.name not in context.temporary_types]
+    with _open_butler(trial) as butler:
         stored = butler.wrapped.stored_many(refs)
         left = [ref for ref in refs if stored[ref] and (complete or ref.datasetType.name != metadata)]
         records = butler.wrapped.export_predicted_datastore_records(left) if left else {}
-    removed = tuple(ref.id for ref in refs if payload.known.get(ref.id) and not stored[ref])
-    return QuantumOutputs(tuple(ref.id for ref in left), dict(records), removed)
+    known = trial.payload.known
+    return {
+        "outputs": tuple(ref.id for ref in left),
+        "records": dict(records),
+        "removed": tuple(ref.id for ref in refs if known.get(ref.id) and not stored[ref]),
+    }
 
 
 def _open_butler(
-    state: WorkerState,
-    context: WorkerContext,
-    payload: GroupPayload,
-    received: ReceiveBuffer | None = None,
-    news: CompletionNotice = EMPTY_NOTICE,
+    trial: Trial, received: ReceiveBuffer | None = None, news: CompletionNotice = EMPTY_NOTICE
 ) -> GroupButler:
     """Open the butler of a group."""
+    context, payload = trial.context, trial.payload
     assert context.butler_config is not None
     quanta = [work.quantum for work in payload.quanta]
-    wrapped = state.butlers.open(
+    wrapped = trial.state.butlers.open(
         context.butler_config,
         context.universe,
         inputs=[ref.id for quantum in quanta for ref in all_inputs(quantum)],

@@ -28,18 +28,7 @@ _HUGE = 1 << 60
 
 
 def resident_memory(process_id: int) -> int:
-    """Return the resident memory of a process.
-
-    Parameters
-    ----------
-    process_id
-        ID of the process.
-
-    Returns
-    -------
-    nbytes
-        Bytes, including shared pages; 0 if the system doesn't tell.
-    """
+    """Return a process's resident memory in bytes, with shared pages; 0 if the system doesn't tell."""
     try:
         return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
@@ -48,12 +37,9 @@ def resident_memory(process_id: int) -> int:
 
 @functools.cache
 def machine_memory() -> int:
-    """Return how much memory all processes of this machine or container may have together.
+    """Return how many bytes all processes of this machine or container may have together.
 
-    Returns
-    -------
-    nbytes
-        Bytes; 0 if the system doesn't tell.
+    0 if the system doesn't tell.
     """
     found = []
     with contextlib.suppress(ValueError, OSError):
@@ -75,15 +61,10 @@ def count_out_of_memory_kills() -> int:
 
 
 def limit_allocations(nbytes: int | None) -> None:
-    """Limit how much more memory this process can allocate.
+    """Limit how many more bytes this process can allocate; `None` removes the limit.
 
     One allocation beyond the limit raises `MemoryError`, with a traceback in
     the task.  The worker watches the memory that is really used.
-
-    Parameters
-    ----------
-    nbytes
-        Bytes; `None` removes the limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = hard
@@ -101,12 +82,7 @@ def limit_allocations(nbytes: int | None) -> None:
 
 
 class MemoryLock:
-    """A lock that many processes of a host share and one process takes exclusively.
-
-    Parameters
-    ----------
-    folder
-        Directory for its two files, common to the processes to keep apart.
+    """A lock that many processes of a host share, by files in a common folder, or that one takes exclusively.
 
     Notes
     -----
@@ -121,13 +97,7 @@ class MemoryLock:
 
     @contextlib.contextmanager
     def acquire(self, *, exclusive: bool) -> Iterator[None]:
-        """Wait for the lock and hold it.
-
-        Parameters
-        ----------
-        exclusive
-            Whether no other process may hold it meanwhile.
-        """
+        """Wait for the lock and hold it; exclusively if no other process may hold it meanwhile."""
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         with self._open("entrance") as entrance, self._open("inside") as inside:
             try_lock(entrance, kind)

@@ -37,17 +37,9 @@ _KINDS = (Config, PipelineTaskConnections, Task)
 def dump_with_classes(obj: Any) -> bytes:
     """Pickle an object with all that it needs of this process's ``__main__``.
 
-    Parameters
-    ----------
-    obj
-        The object.
-
-    Returns
-    -------
-    data
-        To be opened by ``pickle.loads(data)[1]``.  Tasks, configurations and
-        connections of ``__main__`` are then in the ``__main__`` of the
-        process that opens it, too.
+    The result is to be opened by ``pickle.loads(data)[1]``.  Tasks, configurations
+    and connections of ``__main__`` are then in the ``__main__`` of the process that
+    opens it, too.
     """
     stream = io.BytesIO()
     # In one pickle, so that the classes in the object are those that were installed before it.
@@ -56,13 +48,7 @@ def dump_with_classes(obj: Any) -> bytes:
 
 
 def dump_context(context: WorkerContext) -> bytes:
-    """Pickle a context as `dump_with_classes` does, but so that its tasks are imported where they are used.
-
-    Parameters
-    ----------
-    context
-        The context.
-    """
+    """Pickle a context as `dump_with_classes` does, with tasks that are imported where they are used."""
     nodes = dict(context.task_nodes)
     modules = sorted({node.task_class_name.rpartition(".")[0] for node in nodes.values()})
     packed = PackedTasks(dump_by_name(nodes), tuple(modules))
@@ -71,11 +57,6 @@ def dump_context(context: WorkerContext) -> bytes:
 
 def check_tasks(tasks: Mapping[str, TaskNode]) -> None:
     """Check that tasks that were written in this process can be sent to workers.
-
-    Parameters
-    ----------
-    tasks
-        The tasks, by label.
 
     Raises
     ------
@@ -88,13 +69,7 @@ def check_tasks(tasks: Mapping[str, TaskNode]) -> None:
 
 
 def dump_by_name(obj: Any) -> bytes:
-    """Pickle an object that goes where `dump_with_classes` has brought this process's classes before.
-
-    Parameters
-    ----------
-    obj
-        The object.
-    """
+    """Pickle an object that goes where `dump_with_classes` has brought this process's classes before."""
     stream = io.BytesIO()
     _NamePickler(stream).dump(obj)
     return stream.getvalue()

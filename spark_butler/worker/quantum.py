@@ -29,7 +29,6 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, Quantu
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
-from .._daf_butler import export_records
 from .._pipe_base import name_previous_quanta
 from ..model.outcomes import QuantumOutcome, classify
 from ..model.work import EncodedTemporary, QuantumWork, WorkerContext, all_outputs
@@ -55,27 +54,10 @@ def run_quantum(
     wanted: Collection[uuid.UUID],
     before: Sequence[uuid.UUID],
 ) -> tuple[QuantumOutcome, list[EncodedTemporary]]:
-    """Make one attempt at one quantum.
+    """Make one attempt at one quantum; return its outcome, and the wanted temporaries that it has made.
 
-    Parameters
-    ----------
-    context
-        What all groups of the run have in common.
-    work
-        The quantum.
-    butler
-        Butler of its group; `None` if the context's executor brings its own.
-    wanted
-        Temporaries to encode for other groups, if this quantum makes them.
-    before
-        Quanta that ran in this process before.
-
-    Returns
-    -------
-    outcome
-        The outcome, also of a task that raised.
-    encoded
-        The temporaries.
+    The butler is `None` if the context's executor brings its own.  ``before`` are
+    the quanta that ran in this process before.
     """
     wall, cpu = time.time(), time.process_time()
     logs = ButlerLogRecords([]) if context.provenance else None
@@ -165,10 +147,9 @@ def _stored(
         refs = [ref for ref in butler.put_refs if ref.datasetType.name == name]
         with best_effort("Metadata of a failed quantum could not be removed"):
             butler.pruneDatasets(refs, unstore=True, purge=True)
-    put_refs = butler.put_refs
     return {
-        "outputs": tuple(ref.id for ref in put_refs),
-        "records": export_records(butler, put_refs) if put_refs else {},
+        "outputs": tuple(ref.id for ref in butler.put_refs),
+        "records": butler.put_records,
         "removed": tuple(butler.pruned),
     }
 
@@ -201,15 +182,7 @@ def _true_cause(exc: BaseException) -> BaseException:
 
 
 def success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) -> QuantumOutcome:
-    """Describe an attempt that succeeded.
-
-    Parameters
-    ----------
-    work
-        The quantum.
-    result
-        What pipe_base returned; `None` for an attempt of an earlier process.
-    """
+    """Describe an attempt that succeeded; ``result`` is `None` for one of an earlier process."""
     report = result.report if isinstance(result, QuantumExecutionResult) else None
     caveats = QuantumSuccessCaveats.NO_CAVEATS
     skipped = False
@@ -239,23 +212,9 @@ def success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) ->
 
 
 def failure_outcome(work: QuantumWork, failure: BaseException, *, fail_fast: bool) -> QuantumOutcome:
-    """Describe an attempt that raised.
+    """Describe an attempt that raised, with the exit code of pipe_base's multiprocess executor.
 
-    Parameters
-    ----------
-    work
-        The quantum.
-    failure
-        What was raised.
-    fail_fast
-        Whether the first failure ends the run, which gives some exceptions an
-        exit code of their own.
-
-    Returns
-    -------
-    outcome
-        The outcome, with the exit code that pipe_base's multiprocess executor
-        would give.
+    That gives some exceptions an exit code of their own with ``fail_fast``.
     """
     assert work.quantum.dataId is not None
     exit_code = 1

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 from ..datastore.files import collect_files
 from ..errors import EngineError
 from ..model.outcomes import Attempt, FailureKind, QuantumOutcome, job_text
-from ..model.work import GroupPayload, GroupWork, WorkerContext, all_outputs
+from ..model.work import GroupWork, QuantumWork, WorkerContext, all_outputs
 from ..temporaries.shuffle import Outgoing, ReceiveBuffer, Sent
 from .group import InProcessRunner, Runner, Trial, find_complete
 from .memory import MemoryLock, machine_memory
@@ -45,27 +45,10 @@ def run_attempts(
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group, and retry its quanta after transient failures.
 
-    Parameters
-    ----------
-    state
-        What the worker keeps from group to group.
-    context
-        What all groups of the run have in common.
-    work
-        The group.
-    received
-        What has come for it from other groups.
-    runner
-        What runs an attempt; by default this process, without limits.
-    again
-        Whether this is another attempt at the whole group; `None` where that
-        is unknown.  What an earlier one has completed is then left alone,
-        unless a temporary of it is needed.
-    memory_lock
-        Keeps quanta that need more than their share of memory apart from all
-        others of this machine.
-    slots
-        Number of groups that run on this machine at the same time.
+    What an earlier attempt at the whole group has completed is left alone, unless
+    a temporary of it is needed; ``again`` tells if there was one, and is `None` where
+    that is unknown.  The lock keeps quanta that need more than their share of memory
+    apart from all others of this machine, on which groups run in so many slots.
 
     Yields
     ------
@@ -81,7 +64,8 @@ def run_attempts(
     EngineError
         Raised if the engine's own code fails.
     """
-    group = _GroupRun(state, context, work, received, runner or InProcessRunner(), memory_lock, slots)
+    trial = Trial(state, context, work, work.open(), received)
+    group = _GroupRun(trial, runner or InProcessRunner(), memory_lock, slots)
     for event in group.run(again=work.again or again):
         yield state.clock.stamp(event) if isinstance(event, QuantumOutcome) else event
 
@@ -90,20 +74,14 @@ def run_attempts(
 class _Progress:
     """Progress of a group.  Quanta are given by their positions in it."""
 
-    payload: GroupPayload
-    """The group, with what is known of its datasets by now."""
-
-    memory: dict[int, int]
-    """Memory in bytes that quanta may have."""
+    trial: Trial
+    """The group, with what is known of its datasets by now, and the memory that its quanta may have."""
 
     bad: set[int]
     """Quanta that failed for good, or need a failed quantum of another group."""
 
     reported: set[int]
     """Quanta with an outcome."""
-
-    temporary_types: frozenset[str]
-    """Names of the dataset types that are temporary."""
 
     lost: set[int] = dataclasses.field(default_factory=set)
     """Quanta that failed when they were rerun for a lost temporary."""
@@ -123,11 +101,16 @@ class _Progress:
     n_outcomes: int = 0
     """Number of outcomes so far, of all attempts."""
 
+    @property
+    def quanta(self) -> tuple[QuantumWork, ...]:
+        """The quanta, in the order in which they run."""
+        return self.trial.payload.quanta
+
     def runnable(self) -> set[int]:
         """Return the quanta that have no outcome and need none that failed."""
         blocked = set(self.bad)
         runnable: set[int] = set()
-        for position, work in enumerate(self.payload.quanta):
+        for position, work in enumerate(self.quanta):
             if not blocked.isdisjoint(work.upstream):
                 blocked.add(position)
             elif position not in self.reported and position not in self.bad:
@@ -138,59 +121,45 @@ class _Progress:
         """Return the quanta that make some of these datasets."""
         return {
             position
-            for position, work in enumerate(self.payload.quanta)
+            for position, work in enumerate(self.quanta)
             if any(ref.id in dataset_ids for ref in all_outputs(work.quantum))
         }
 
-    def with_makers(self, todo: set[int]) -> set[int]:
-        """Add the quanta whose temporaries are needed."""
-        quanta = self.payload.quanta
+    def all_but(self, todo: set[int]) -> frozenset[int]:
+        """Return the quanta but some, and but those that make the temporaries that these need."""
         maker = {
             ref.id: position
-            for position, work in enumerate(quanta)
+            for position, work in enumerate(self.quanta)
             for ref in all_outputs(work.quantum)
-            if ref.datasetType.name in self.temporary_types
+            if ref.datasetType.name in self.trial.context.temporary_types
         }
         wanted = set(todo)
-        for position in range(len(quanta) - 1, -1, -1):
+        for position in range(len(self.quanta) - 1, -1, -1):
             if position in wanted:
-                inputs = quanta[position].quantum.inputs
+                inputs = self.quanta[position].quantum.inputs
                 wanted.update(maker[ref.id] for refs in inputs.values() for ref in refs if ref.id in maker)
-        return wanted
+        return frozenset(range(len(self.quanta))) - wanted
 
 
 class _GroupRun:
     """Runs one group until nothing is left that can run."""
 
-    def __init__(
-        self,
-        state: WorkerState,
-        context: WorkerContext,
-        work: GroupWork,
-        received: ReceiveBuffer | None,
-        runner: Runner,
-        memory_lock: MemoryLock | None,
-        slots: int,
-    ):
-        self._state = state
-        self._context = context
-        self._work = work
-        self._received = received
+    def __init__(self, trial: Trial, runner: Runner, memory_lock: MemoryLock | None, slots: int):
+        self._state, self._context = trial.state, trial.context
         self._runner = runner
         self._memory_lock = memory_lock
         self._share = _MEMORY_SHARE * machine_memory() / max(1, slots)
-        payload = work.open()
+        payload, received = trial.payload, trial.received
         self._positions = {item.quantum_id: position for position, item in enumerate(payload.quanta)}
         needs_failed = received.close(payload.senders).failed if received is not None else frozenset()
-        limits = [context.limits_of(item.task_label).memory for item in payload.quanta]
+        limits = [self._context.limits_of(item.task_label).memory for item in payload.quanta]
+        memory = {position: limit for position, limit in enumerate(limits) if limit is not None}
         self._progress = _Progress(
-            payload,
-            memory={position: limit for position, limit in enumerate(limits) if limit is not None},
+            dataclasses.replace(trial, memory=memory),
             bad={n for n, item in enumerate(payload.quanta) if not needs_failed.isdisjoint(item.needs)},
             reported=set(payload.done),
-            temporary_types=context.temporary_types,
         )
-        self._outgoing = Outgoing(work, payload)
+        self._outgoing = Outgoing(trial.work, payload)
 
     def run(self, *, again: bool | None) -> Iterator[QuantumOutcome | bytearray]:
         """Run what can run, then yield the records that other groups need."""
@@ -215,41 +184,33 @@ class _GroupRun:
         return self._context.fail_fast and not self._progress.bad.isdisjoint(self._progress.reported)
 
     def _find_done(self, *, again: bool | None) -> Iterator[QuantumOutcome]:
-        """Yield what an earlier attempt at the group has completed."""
+        """Yield what an earlier attempt at the group has completed and no other group's temporary needs."""
         if again is False or self._context.quantum_executor is not None:
             return
-        context, payload = self._context, self._progress.payload
-        spared = self._spared() - self._progress.reported
+        progress, trial = self._progress, self._progress.trial
+        spared = progress.all_but(progress.makers_of(trial.payload.outgoing)) - progress.reported
         if not spared:
             return
-        found = self._runner.ask(
-            lambda: find_complete(self._state, context, payload, spared, sure=bool(again))
-        )
+        found = self._runner.ask(lambda: find_complete(trial, spared, sure=bool(again)))
         for outcome in found or []:
             self._outgoing.record(outcome)
-            payload.known.update(dict.fromkeys(outcome.outputs, True))
-            self._progress.reported.add(self._positions[outcome.quantum_id])
+            trial.payload.known.update(dict.fromkeys(outcome.outputs, True))
+            progress.reported.add(self._positions[outcome.quantum_id])
             yield outcome
 
     def _run_once(self, todo: set[int]) -> Iterator[QuantumOutcome | bytearray]:
         """Run what can run, once each."""
         if self._context.isolation == "quantum":
             todo = {min(todo)}
-        skip = frozenset(range(len(self._progress.payload.quanta))) - self._progress.with_makers(todo)
-        trial = Trial(
-            self._state,
-            self._context,
-            self._work,
-            self._progress.payload,
-            self._received,
-            skip,
-            self._outgoing.sent,
-            self._progress.memory,
-            self._file_memory(),
+        trial = dataclasses.replace(
+            self._progress.trial,
+            skip=self._progress.all_but(todo),
+            sent=self._outgoing.sent,
+            most_ahead=self._file_memory(),
         )
         # In this process, for all children to come.
         self._state.clients.open(self._context.stores)
-        self._cache_shared_files()
+        self._cache_shared_files(trial)
         with contextlib.closing(self._runner.run(trial)) as events:
             for event in events:
                 if isinstance(event, QuantumOutcome):
@@ -262,64 +223,65 @@ class _GroupRun:
                 else:
                     yield event if isinstance(event, bytearray) else bytearray().join(event)
 
-    def _cache_shared_files(self) -> None:
+    def _cache_shared_files(self, trial: Trial) -> None:
         """Read what many quanta of the run read, so that each worker does it once."""
-        stores, shared = self._context.stores, self._progress.payload.shared
+        stores, shared = trial.context.stores, trial.payload.shared
         if len(stores) != 1 or not shared:
             return
         files = {
             dataset_id: parts[0][1]
-            for dataset_id, parts in collect_files(self._progress.payload.records).items()
+            for dataset_id, parts in collect_files(trial.payload.records).items()
             if dataset_id in shared and len(parts) == 1
         }
-        self._state.clients.cache_files(stores[0], files, self._file_memory())
+        self._state.clients.cache_files(stores[0], files, trial.most_ahead)
 
     def _file_memory(self) -> int:
         """Return the memory in bytes for cached files, and also for prefetched files.
 
         Both are part of a child's memory.
         """
-        return int(_FILE_SHARE * min([self._share, *self._progress.memory.values()]))
+        return int(_FILE_SHARE * min([self._share, *self._progress.trial.memory.values()]))
 
     def _take(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         """Record an outcome, and yield it if it is final."""
-        self._progress.n_outcomes += 1
+        progress = self._progress
+        progress.n_outcomes += 1
         # The next attempt has to know what this one has seen for itself.
-        self._progress.payload.known.update(dict.fromkeys(outcome.removed, False))
-        self._progress.payload.known.update(dict.fromkeys(outcome.outputs, True))
+        progress.trial.payload.known.update(dict.fromkeys(outcome.removed, False))
+        progress.trial.payload.known.update(dict.fromkeys(outcome.outputs, True))
         position = self._positions[outcome.quantum_id]
-        if not outcome.succeeded and self._will_retry(position, outcome):
-            return
         if not outcome.succeeded:
-            self._progress.bad.add(position)
-            if position in self._progress.reported:
-                self._progress.lost.add(position)
-        self._progress.reported.add(position)
-        self._progress.remade.add(position)
-        outcome = dataclasses.replace(outcome, attempts=tuple(self._progress.failed[position]))
+            if self._will_retry(position, outcome):
+                return
+            progress.bad.add(position)
+            if position in progress.reported:
+                progress.lost.add(position)
+        progress.reported.add(position)
+        progress.remade.add(position)
+        outcome = dataclasses.replace(outcome, attempts=tuple(progress.failed[position]))
         self._outgoing.record(outcome)
         yield outcome
 
     def _will_retry(self, position: int, outcome: QuantumOutcome) -> bool:
         """Decide whether a failed quantum is tried again, and prepare for it."""
-        kind = outcome.kind
+        progress, payload, kind = self._progress, self._progress.trial.payload, outcome.kind
         assert kind is not None
         limits = self._context.limits_of(outcome.report.taskLabel or "")
-        memory = self._progress.memory.get(position)
-        n_failed = len(self._progress.failed[position]) + 1
+        memory = progress.trial.memory.get(position)
+        n_failed = len(progress.failed[position]) + 1
         if not limits.may_retry(kind, n_failed, memory):
             return False
-        self._progress.failed[position].append(outcome.as_attempt())
+        progress.failed[position].append(outcome.as_attempt())
         pause = limits.pause(kind, n_failed)
+        progress.pause = max(progress.pause, pause)
         if kind is FailureKind.IO:
             # Credentials may have been renewed, or addresses changed.
             self._state.clients.forget()
-        self._progress.pause = max(self._progress.pause, pause)
         if kind is FailureKind.MEMORY:
             if (grown := limits.grow(memory)) is not None:
-                self._progress.memory[position] = grown
+                progress.trial.memory[position] = grown
             else:
-                self._progress.exclusive.add(position)
+                progress.exclusive.add(position)
         logger.warning(
             "Attempt %d at task %s failed (%s); trying again in %.1f s.",
             n_failed,
@@ -327,53 +289,46 @@ class _GroupRun:
             outcome.reason,
             pause,
         )
-        quanta = list(self._progress.payload.quanta)
-        if not quanta[position].forced and position not in self._progress.payload.done:
+        if not payload.quanta[position].forced and position not in payload.done:
+            quanta = list(payload.quanta)
             quanta[position] = dataclasses.replace(quanta[position], may_exist=True, clobber=True)
-        self._progress.payload = dataclasses.replace(self._progress.payload, quanta=tuple(quanta))
+            payload = dataclasses.replace(payload, quanta=tuple(quanta))
+            progress.trial = dataclasses.replace(progress.trial, payload=payload)
         return True
 
     def _wait_for_memory(self, todo: set[int]) -> contextlib.AbstractContextManager[None]:
         """Wait until there is memory for what is to run."""
         if self._memory_lock is None:
             return contextlib.nullcontext()
-        alone = any(
-            n in self._progress.exclusive or self._progress.memory.get(n, 0) > self._share > 0 for n in todo
-        )
+        memory, exclusive = self._progress.trial.memory, self._progress.exclusive
+        alone = any(n in exclusive or memory.get(n, 0) > self._share > 0 for n in todo)
         return self._memory_lock.acquire(exclusive=alone)
-
-    def _spared(self) -> set[int]:
-        """Return the quanta that need not run again to make the temporaries that other groups read."""
-        makers = self._progress.makers_of(self._progress.payload.outgoing)
-        return set(range(len(self._progress.payload.quanta))) - self._progress.with_makers(makers)
 
     def _stranded_outcomes(self) -> Iterator[QuantumOutcome]:
         """Yield outcomes of quanta whose inputs were lost with a child and could not be made again.
 
         The driver does not report them, since for it the makers succeeded.
         """
-        blocked = self._progress.bad - self._progress.lost
-        quanta = self._progress.payload.quanta
+        progress, quanta = self._progress, self._progress.quanta
+        blocked = progress.bad - progress.lost
         for position, work in enumerate(quanta):
+            lost = progress.lost.intersection(work.upstream)
             if not blocked.isdisjoint(work.upstream):
                 blocked.add(position)
-            elif position not in self._progress.reported and not self._progress.lost.isdisjoint(
-                work.upstream
-            ):
+            elif position not in progress.reported and lost:
                 blocked.add(position)
-                makers = ", ".join(
-                    quanta[n].task_label for n in sorted(self._progress.lost.intersection(work.upstream))
-                )
+                makers = ", ".join(quanta[n].task_label for n in sorted(lost))
                 error = EngineError(
                     f"A temporary that this quantum needs was lost when a process died, and {makers} "
                     "failed when it was run again to make it."
                 )
                 outcome = failure_outcome(work, error, fail_fast=self._context.fail_fast)
-                attempts = tuple(self._progress.failed[position])
+                attempts = tuple(progress.failed[position])
                 yield dataclasses.replace(outcome, kind=FailureKind.UPSTREAM, attempts=attempts)
 
     def _todo(self) -> set[int]:
         """Return the quanta to run next: without an outcome, or makers of what is not sent yet."""
-        unsent = self._progress.payload.outgoing.keys() - self._outgoing.sent
-        makers = self._progress.makers_of(unsent) & self._progress.payload.done
-        return self._progress.runnable() | (makers - self._progress.remade - self._progress.bad)
+        progress, payload = self._progress, self._progress.trial.payload
+        unsent = payload.outgoing.keys() - self._outgoing.sent
+        makers = progress.makers_of(unsent) & payload.done
+        return progress.runnable() | (makers - progress.remade - progress.bad)

@@ -1,4 +1,4 @@
-"""What a worker keeps from group to group: clients, butlers, and a clock.
+"""What a worker keeps from group to group: clients, butlers, a clock, and a preloader of modules.
 
 The worker entry of Spark makes one for its process, before it is forked from the
 daemon, and the serial backend makes its own.
@@ -6,13 +6,25 @@ daemon, and the serial backend makes its own.
 
 from __future__ import annotations
 
-__all__ = ["WorkerClock", "WorkerState"]
+__all__ = [
+    "NOT_PRELOADED_VARIABLE",
+    "Imported",
+    "Preloader",
+    "WorkerClock",
+    "WorkerState",
+    "count_threads",
+    "imported_since",
+]
 
 import dataclasses
+import importlib
 import logging
 import os
 import socket
+import sys
+import threading
 import time
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from lsst.daf.butler.cli.cliLog import CliLog
@@ -23,7 +35,11 @@ from ..datastore.s3_clients import S3Clients
 from ..model.outcomes import ImportTime, QuantumOutcome
 from ..model.work import WorkerContext
 from ..text import best_effort
-from .preload import Preloader
+
+logger = logging.getLogger(__name__)
+
+NOT_PRELOADED_VARIABLE = "SPARK_BUTLER_NOT_PRELOADED"
+"""Environment variable that names the modules that a daemon has found to start threads, with commas."""
 
 _ENVIRONMENT = {
     # Nothing may be left behind by a worker that is killed.
@@ -56,13 +72,7 @@ class WorkerClock:
         self._until_stamped = 0.0
 
     def record_shuffle(self, began: float) -> None:
-        """Record that temporaries were received or sent from then until now; no moment counts twice.
-
-        Parameters
-        ----------
-        began
-            When that began, in seconds since the epoch.
-        """
+        """Record that temporaries were received or sent from then until now; no moment counts twice."""
         now = time.time()
         self._shuffle += max(0.0, now - max(began, self._until))
         self._until = now
@@ -71,11 +81,6 @@ class WorkerClock:
         """Record that this process has imported things from then until now, unless it took no time.
 
         Shorter times within that one are dropped.
-
-        Parameters
-        ----------
-        began
-            When it began, in seconds since the epoch.
         """
         self._has_recorded_imports = True
         seconds = time.time() - began
@@ -103,13 +108,7 @@ class WorkerClock:
         return recorded
 
     def stamp(self, outcome: QuantumOutcome) -> QuantumOutcome:
-        """Add to an outcome what was measured since the last one.
-
-        Parameters
-        ----------
-        outcome
-            The outcome of a quantum of this worker.
-        """
+        """Add to an outcome what was measured since the last one."""
         if outcome.started:
             # A child may have begun its next quantum before its parent had sent on all of the one before.
             self._shuffle -= max(0.0, self._until_stamped - outcome.started)
@@ -130,6 +129,100 @@ def _process_start() -> float:
     except (OSError, AttributeError, ValueError, IndexError):
         age = time.process_time()
     return time.time() - age
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Imported:
+    """The imports of a child."""
+
+    names: tuple[str, ...]
+    """Names of modules, in the order in which they were imported."""
+
+    has_threads: bool = False
+    """Whether the child has threads now, which may come from an import."""
+
+
+def count_threads() -> int:
+    """Return the number of threads of this process, those of libraries in C included."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
+
+
+def imported_since(before: Collection[str]) -> Imported:
+    """List the modules that this process has imported, but for those that it had before."""
+    names = tuple(
+        name
+        for name, module in list(sys.modules.items())
+        # Some names stand for what is in another module, or for nothing.
+        if name not in before and getattr(module, "__spec__", None) is not None
+    )
+    return Imported(names, count_threads() > 1)
+
+
+class Preloader:
+    """Imports in a parent what its children had to import, so that later forks inherit it.
+
+    Threads do not survive a fork: a module that starts some when it is imported is
+    left to the children.
+    """
+
+    def __init__(self) -> None:
+        self._tried: set[str] = set()
+        self._threaded = set(os.environ.get(NOT_PRELOADED_VARIABLE, "").split(","))
+
+    def find_missing(self, names: Iterable[str]) -> list[str]:
+        """Return the modules that were not imported here, nor tried before, nor start threads."""
+        done = self._tried | self._threaded | sys.modules.keys()
+        return [name for name in names if name not in done]
+
+    def import_modules(self, names: Iterable[str]) -> list[str]:
+        """Import modules, each once in the life of this process; return those that have started threads.
+
+        Those that can't be imported here are left alone.
+        """
+        threaded = []
+        n_threads = count_threads()
+        for name in self.find_missing(names):
+            self._tried.add(name)
+            # The child that needs it raises the error.
+            with best_effort(f"A worker can't import {name}", level=logging.DEBUG):
+                importlib.import_module(name)
+            before, n_threads = n_threads, count_threads()
+            if n_threads > before:
+                threaded.append(name)
+        return threaded
+
+    def preload(
+        self, names: Iterable[str], ask: Callable[[Callable[[], list[str]]], list[str] | None]
+    ) -> bool:
+        """Import modules that start no threads; return whether they all may be imported in this process.
+
+        ``ask`` calls a function in a forked process to find out which do, and returns
+        `None` if that process has died.
+        """
+        names = list(names)
+        while missing := self.find_missing(names):
+            threaded = ask(lambda missing=missing: self.import_modules(missing))  # type: ignore[misc]
+            if threaded is None:
+                self._tried.update(missing)
+                return False
+            if not threaded:
+                self.import_modules(missing)
+                break
+            self.exclude(threaded)
+        return self._threaded.isdisjoint(names)
+
+    def exclude(self, names: Iterable[str]) -> None:
+        """Leave modules that start threads to children, and log a warning that names them."""
+        self._threaded.update(names)
+        for name in names:
+            logger.warning(
+                "Module %s starts threads when it is imported, which do not survive a fork; each process "
+                "that runs quanta imports it anew.  Start the threads when they are first used.",
+                name,
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -34,8 +35,7 @@ from spark_butler.errors import EngineError, OptionsError
 from spark_butler.graph_executor import SparkGraphExecutor
 from spark_butler.model.options import ResourceRequests, RunOptions
 from spark_butler.model.outcomes import FailureKind, QuantumOutcome, RunResult
-from spark_butler.provenance.graph_files import check_destination
-from spark_butler.provenance.recorder import ProvenanceRecorder
+from spark_butler.provenance.recorder import ProvenanceRecorder, check_destination
 from spark_butler.provenance.scan import QuantumScan, join_scans
 from tests.provenance.provenance_harness import Seen, look, look_at
 from tests.support.engine_harness import RUN, Case, FaultInjector, Repo, make_graph
@@ -355,7 +355,7 @@ def test_attempts_of_one_run_are_joined_once(make_repo: MakeRepo, tmp_path: Path
     def keep(outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         if outcome.report.taskLabel == "a" and outcome.report.dataId["visit"] == 1:
             assert outcome.scan is not None
-            scans.append(QuantumScan.from_bytes(outcome.scan))
+            scans.append(pickle.loads(outcome.scan))
         yield outcome
 
     def build(helper: DirectButlerRepo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def _scan(
         failure = error
     scan = scan_attempt(node, quantum, quantum_id, metadata, logs if with_logs else None, failure)
     outputs = {ref.datasetType.name: ref.id for refs in quantum.outputs.values() for ref in refs}
-    return QuantumScan.from_bytes(scan.to_bytes()), outputs, logs
+    return pickle.loads(pickle.dumps(scan)), outputs, logs
 
 
 def test_success_is_scanned(make_repo: MakeRepo) -> None:

@@ -24,7 +24,7 @@ from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.model.options import RunOptions
 from spark_butler.model.outcomes import RunResult
-from spark_butler.temporaries.dataset_types import TEMPORARIES_KEY
+from spark_butler.model.work import TEMPORARIES_KEY
 from tests.support.temporaries_tasks import FunctionTask, ProbeConfig, ProbeMockTask
 
 type Outputs = dict[tuple[str, tuple[int | str, ...]], Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_butler.worker.preload import NOT_PRELOADED_VARIABLE, Preloader, count_threads
+from spark_butler.worker.state import NOT_PRELOADED_VARIABLE, Preloader, count_threads
 
 _THREADED = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
 
@@ -63,7 +63,7 @@ def test_process_that_dies_of_an_import_leaves_all_to_children(modules: list[str
 
 def test_modules_that_start_threads_are_found(modules: list[str]) -> None:
     code = (
-        "from spark_butler.worker.preload import Preloader; "
+        "from spark_butler.worker.state import Preloader; "
         f"print(*Preloader().import_modules({modules!r}), *Preloader().import_modules({modules!r}))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -12,7 +12,7 @@ import pytest
 def test_log_of_killed_process_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     script = """
 import ctypes, logging, os, sys
-from spark_butler.worker.pipe import LogTail
+from spark_butler.worker.child_io import LogTail
 tail = LogTail()
 child = os.fork()
 if not child:

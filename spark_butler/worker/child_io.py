@@ -1,11 +1,11 @@
-"""What comes from a child to its worker: a one-way pipe for objects and large records, and a log.
+"""What a worker makes for a child before it forks it: a pipe, a log, and a temporary directory.
 
-The worker makes both ends before it forks the child.
+Workers make, read and remove them; children write to them.
 """
 
 from __future__ import annotations
 
-__all__ = ["END", "Channel", "LogTail"]
+__all__ = ["END", "Channel", "LogTail", "TemporaryFolder"]
 
 import contextlib
 import faulthandler
@@ -14,22 +14,27 @@ import logging
 import os
 import pickle
 import select
+import shutil
 import struct
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Literal, Self
 
+from lsst.resources.utils import get_tempdir
+
+from ..processes import try_lock
 from ..text import hide_secrets
 
 _HEAD = struct.Struct("<?Q")
 _PIPE_BYTES = 2**20
-_POLL_SECONDS = 3600.0
 _MAX_PIECES = 512
 _MAX_LOG_BYTES = 256 * 1024
 _LOG_LINES = 20
 _STACK_LINES = 12
+_FOLDER_PREFIX = "spark-butler-child-"
+_LOCK_FILE = ".lock"
 
 END: Final = object()
 """The item that a receiver gets when the sender is gone."""
@@ -37,11 +42,6 @@ END: Final = object()
 
 class Channel:
     """One end of a pipe.
-
-    Parameters
-    ----------
-    descriptor
-        File descriptor of the end.
 
     Notes
     -----
@@ -70,24 +70,12 @@ class Channel:
             self._descriptor = -1
 
     def send(self, obj: object) -> None:
-        """Send an object.
-
-        Parameters
-        ----------
-        obj
-            The object, small enough to be pickled at once.
-        """
+        """Send an object that is small enough to be pickled at once."""
         data = pickle.dumps(obj)
         self._write([_HEAD.pack(True, len(data)), data])
 
     def send_record(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Send a record.
-
-        Parameters
-        ----------
-        pieces
-            The record, in consecutive pieces.
-        """
+        """Send a record that is given in consecutive pieces."""
         self._write([_HEAD.pack(False, sum(map(len, pieces))), *pieces])
 
     def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
@@ -99,22 +87,15 @@ class Channel:
             if written:
                 views[0] = views[0][written:]
 
-    def receive(self, limit: float | None = None) -> object:
-        """Wait for what comes next.
+    def receive(self, limit: float) -> object:
+        """Wait for what comes next, for so many seconds.
 
-        Parameters
-        ----------
-        limit
-            Seconds to wait for it to begin; `None` for ever.
-
-        Returns
-        -------
-        item
-            An object that was sent, or a record as a `bytearray`; `None` when
-            the time is over, `END` when the sender is gone, also in the middle
-            of a record.
+        Returns an object that was sent, or a record as a `bytearray`; `None` when
+        the time is over, `END` when the sender is gone, also in the middle of a record.
         """
-        if not self._wait(limit):
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
+        if not poll.poll(1000 * limit):
             return None
         head = self._read(_HEAD.size)
         if head is None:
@@ -124,18 +105,6 @@ class Channel:
         if data is None:
             return END
         return pickle.loads(data) if is_object else data
-
-    def _wait(self, limit: float | None) -> bool:
-        """Wait until there is something to read."""
-        deadline = None if limit is None else time.monotonic() + limit
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
-        while True:
-            left = _POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
-            if poll.poll(1000 * min(left, _POLL_SECONDS)):
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
 
     def _read(self, length: int) -> bytearray | None:
         """Read so many bytes; `None` if they end before."""
@@ -210,3 +179,59 @@ class _TailHandler(logging.Handler):
             os.write(self._file, line)
         except Exception:  # noqa: BLE001  (as all handlers of the standard library do)
             self.handleError(record)
+
+
+class TemporaryFolder:
+    """A directory that is removed with everything in it when a child ends, however it ends.
+
+    Made before the fork; the child calls `use`.
+
+    Notes
+    -----
+    When this process is killed, too, the directory stays until
+    `remove_abandoned` is called on the same host.  A directory is abandoned
+    when its lock is free: the kernel releases it when the last process ends
+    that holds it.  On a file system without locks there is no lock file, and
+    `remove_abandoned` leaves the directory alone.
+    """
+
+    def __init__(self) -> None:
+        self._path = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=get_tempdir()))
+        new = self._path / f"{_LOCK_FILE}.new"
+        # Open for writing, since NFS gives exclusive locks for nothing else.
+        self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
+        if try_lock(self._lock, fcntl.LOCK_EX):
+            # Renamed when it is locked, so that no other worker finds it free.
+            new.rename(self._path / _LOCK_FILE)
+        else:
+            new.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> Literal[False]:
+        shutil.rmtree(self._path, ignore_errors=True)
+        os.close(self._lock)
+        return False
+
+    def use(self) -> None:
+        """Make all later temporary files of this process in the directory."""
+        os.environ.update(dict.fromkeys(("LSST_RESOURCES_TMPDIR", "TMPDIR"), str(self._path)))
+        # Both have read the variables before the fork.
+        tempfile.tempdir = None
+        get_tempdir.cache_clear()
+
+    @staticmethod
+    def remove_abandoned() -> None:
+        """Remove the directories of processes that were killed."""
+        for path in Path(get_tempdir()).glob(f"{_FOLDER_PREFIX}*"):
+            # Another process may remove it at the same time, or it is another user's.
+            with contextlib.suppress(OSError):
+                if path.lstat().st_uid != os.geteuid():
+                    continue
+                lock = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    if try_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(lock)
