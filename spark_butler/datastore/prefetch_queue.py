@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ..model.traffic import NO_TRAFFIC, Traffic
+from ..model.outcomes import NO_TRAFFIC, Traffic
 
 type FileKey = tuple[str, str]
 """Bucket and key of a file."""

@@ -28,7 +28,7 @@ from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 
 from .._lsst_resources import close_client, forget_s3_clients, prepare_client
-from ..model.traffic import Traffic, TrafficCounter
+from ..model.outcomes import Traffic, TrafficCounter
 from ..text import best_effort
 from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import PrefetchQueue

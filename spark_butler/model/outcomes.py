@@ -1,4 +1,4 @@
-"""Outcomes of attempts to run quanta, and kinds of failures, which decide whether a quantum is retried.
+"""Outcomes of attempts to run quanta: what they read and wrote, and the kinds of their failures.
 
 Workers build the outcomes; the driver collects them.
 """
@@ -6,12 +6,14 @@ Workers build the outcomes; the driver collects them.
 from __future__ import annotations
 
 __all__ = [
-    "Attempt",
+    "NO_TRAFFIC",
     "FailureKind",
     "ImportTime",
     "QuantumOutcome",
     "QuantumStarted",
     "RunResult",
+    "Traffic",
+    "TrafficCounter",
     "classify",
     "exit_text",
     "job_text",
@@ -20,8 +22,10 @@ __all__ = [
 import dataclasses
 import enum
 import signal
+import threading
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from lsst.daf.butler import FileIntegrityError
@@ -32,8 +36,6 @@ from lsst.pipe.base import (
     RepeatableQuantumError,
 )
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
-
-from .traffic import NO_TRAFFIC, Traffic
 
 if TYPE_CHECKING:
     from lsst.daf.butler.datastore.record_data import DatastoreRecordData
@@ -127,10 +129,55 @@ def _is_io(exc: BaseException) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests and bytes; they can be added and subtracted."""
+
+    requests: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Number of requests by HTTP method, repeated ones included."""
+
+    sent: int = 0
+    """Bytes of the bodies that were sent."""
+
+    received: int = 0
+    """Bytes of the objects that were read."""
+
+    @property
+    def n_requests(self) -> int:
+        """Number of all requests."""
+        return sum(self.requests.values())
+
+    def __add__(self, other: Traffic) -> Traffic:
+        requests = Counter(self.requests) + Counter(other.requests)
+        return Traffic(dict(requests), self.sent + other.sent, self.received + other.received)
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        requests = Counter(self.requests) - Counter(other.requests)
+        return Traffic(dict(requests), self.sent - other.sent, self.received - other.received)
+
+
+NO_TRAFFIC = Traffic()
+"""No request and no byte."""
+
+
+class TrafficCounter:
+    """A sum of traffic that several threads add to."""
+
+    def __init__(self, traffic: Traffic = NO_TRAFFIC):
+        self.traffic = traffic
+        self._lock = threading.Lock()
+
+    def add(self, traffic: Traffic) -> None:
+        """Add traffic to the sum."""
+        with self._lock:
+            self.traffic += traffic
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class QuantumStarted:
     """The begin of a quantum in a worker."""
 
-    quantum_id: uuid.UUID
+    position: int
+    """Position of the quantum in its group."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,35 +192,6 @@ class ImportTime:
 
     seconds: float
     """How long it took, in seconds."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Attempt:
-    """Summary of an attempt that was not the last."""
-
-    status: QuantumAttemptStatus
-    """How it ended."""
-
-    kind: FailureKind
-    """Why it failed."""
-
-    reason: str
-    """The reason in words."""
-
-    peak_memory: int
-    """Peak resident memory of its process, in bytes; 0 when unknown."""
-
-    wall_seconds: float
-    """How long it took, in seconds."""
-
-    worker: str
-    """Host name and process ID of the worker."""
-
-    started: float = 0.0
-    """When it began by the worker's clock, in seconds since the epoch; 0 when unknown."""
-
-    scan: bytes | None = None
-    """Its part of a provenance graph, as `QuantumOutcome.scan`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,8 +240,8 @@ class QuantumOutcome:
     log_tail: str = ""
     """The last lines that a process logged that could not write its log any more."""
 
-    attempts: tuple[Attempt, ...] = ()
-    """The failed attempts before this one."""
+    attempts: tuple[QuantumOutcome, ...] = ()
+    """The failed attempts before this one, without what they have left."""
 
     memory_limit: int | None = None
     """Memory that the attempt might have, in bytes; `None` when nothing limited it."""
@@ -274,18 +292,10 @@ class QuantumOutcome:
         """Whether the attempt was ended because it took too long."""
         return self.report.status is ExecutionStatus.TIMEOUT
 
-    def as_attempt(self) -> Attempt:
-        """Return the summary that is kept when another attempt follows."""
-        assert self.kind is not None
-        return Attempt(
-            self.status,
-            self.kind,
-            self.reason,
-            self.peak_memory,
-            self.wall_seconds,
-            self.worker,
-            self.started,
-            self.scan,
+    def as_attempt(self) -> QuantumOutcome:
+        """Return the summary of an attempt that is followed by another."""
+        return dataclasses.replace(
+            self, outputs=(), records={}, removed=(), traceback="", log_tail="", imports=()
         )
 
     def without_scans(self) -> QuantumOutcome:

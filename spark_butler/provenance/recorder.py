@@ -44,7 +44,7 @@ from lsst.utils.introspection import get_full_type_name
 from .._pipe_base import init_quanta, quantum_datasets
 from ..atomic_write import atomic_write
 from ..errors import EngineError, OptionsError
-from ..model.outcomes import Attempt, FailureKind, QuantumOutcome, RunResult
+from ..model.outcomes import FailureKind, QuantumOutcome, RunResult
 from ..text import brief, hide_secrets
 from .readback import Readback
 from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success
@@ -324,7 +324,7 @@ def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
     return [*(attempt.scan or _aborted_attempt(attempt) for attempt in outcome.attempts), outcome.scan]
 
 
-def _aborted_attempt(attempt: Attempt) -> bytes | None:
+def _aborted_attempt(attempt: QuantumOutcome) -> bytes | None:
     """Describe an attempt that died; return `None` if the log of the next describes it."""
     if attempt.status is not QuantumAttemptStatus.ABORTED:
         return None

@@ -19,8 +19,7 @@ import socket
 import sys
 import time
 import traceback
-import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import Literal, NoReturn, Self, cast
 
 from lsst.pipe.base import QuantumAttemptStatus
@@ -60,7 +59,6 @@ class ChildRunner:
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
         """Run quanta of a group and report their outcomes.  See `Runner.run`."""
-        positions = {item.quantum_id: position for position, item in enumerate(trial.payload.quanta)}
         with LogTail() as log_tail, TemporaryFolder() as folder:
 
             def target(channel: Channel) -> None:
@@ -74,18 +72,14 @@ class ChildRunner:
                     if isinstance(event, QuantumStarted):
                         log_tail.clear()
                         if trial.memory:
-                            limit_allocations(trial.memory.get(positions[event.quantum_id]))
+                            limit_allocations(trial.memory.get(event.position))
                     channel.send(event)
                 channel.send(imported_since(modules))
 
-            yield from self._watch(trial, positions, target, log_tail)
+            yield from self._watch(trial, target, log_tail)
 
     def _watch(
-        self,
-        trial: Trial,
-        positions: Mapping[uuid.UUID, int],
-        target: Callable[[Channel], None],
-        log_tail: LogTail,
+        self, trial: Trial, target: Callable[[Channel], None], log_tail: LogTail
     ) -> Generator[AttemptEvent]:
         """Start a child, yield its events, and kill it when it exceeds a limit."""
         current: QuantumWork | None = None
@@ -97,9 +91,8 @@ class ChildRunner:
             while True:
                 match child.receive():
                     case QuantumStarted() as event:
-                        position = positions[event.quantum_id]
-                        current = trial.payload.quanta[position]
-                        limit = trial.memory.get(position)
+                        current = trial.payload.quanta[event.position]
+                        limit = trial.memory.get(event.position)
                         started = time.monotonic()
                         child.limit(trial.context.limits_of(current.task_label).timeout, limit)
                     case QuantumOutcome() as outcome:

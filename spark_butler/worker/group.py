@@ -142,7 +142,7 @@ def run_group(
                     bad.add(position)
                     continue
                 prefetcher.begin(position, bad)
-                yield QuantumStarted(work.quantum_id)
+                yield QuantumStarted(position)
                 traffic = clients.traffic
                 outcome, encoded = run_quantum(context, work, butler, wanted=wanted, before=before)
                 before.append(work.quantum_id)

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 
 from ..datastore.files import collect_files
 from ..errors import EngineError
-from ..model.outcomes import Attempt, FailureKind, QuantumOutcome, job_text
+from ..model.outcomes import FailureKind, QuantumOutcome, job_text
 from ..model.work import GroupWork, QuantumWork, WorkerContext, all_outputs
 from ..temporaries.shuffle import Outgoing, ReceiveBuffer, Sent
 from .group import InProcessRunner, Runner, Trial, find_complete
@@ -89,7 +89,9 @@ class _Progress:
     remade: set[int] = dataclasses.field(default_factory=set)
     """Quanta that this worker has run to a final outcome."""
 
-    failed: defaultdict[int, list[Attempt]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    failed: defaultdict[int, list[QuantumOutcome]] = dataclasses.field(
+        default_factory=lambda: defaultdict(list)
+    )
     """Failed attempts that were followed by others."""
 
     exclusive: set[int] = dataclasses.field(default_factory=set)

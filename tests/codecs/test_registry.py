@@ -48,7 +48,7 @@ class ListCodec:
 
 @pytest.fixture(autouse=True)
 def _fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("_registered", "_loaded", "_by_type"):
+    for name in ("_registered", "_by_type"):
         monkeypatch.setattr(_registry, name, {})
     _registry._entry_points.cache_clear()
     yield

@@ -34,8 +34,7 @@ from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
-from spark_butler.model.outcomes import RunResult
-from spark_butler.model.traffic import NO_TRAFFIC, Traffic, TrafficCounter
+from spark_butler.model.outcomes import NO_TRAFFIC, RunResult, Traffic, TrafficCounter
 from spark_butler.worker.child_process import ChildRunner
 from tests.support.engine_harness import Case, make_graph
 from tests.support.engine_tasks import LazyTask, WholeTask

@@ -14,8 +14,7 @@ from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import QuantumReport
 
 from spark_butler.driver.events import ObserverGroup
-from spark_butler.model.outcomes import Attempt, FailureKind, ImportTime, QuantumOutcome
-from spark_butler.model.traffic import Traffic
+from spark_butler.model.outcomes import FailureKind, ImportTime, QuantumOutcome, Traffic
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch
 from spark_butler.report import RunInfo, RunRecord
@@ -76,17 +75,19 @@ def make_record(
         for position, label in enumerate(labels):
             seconds = draw.lognormvariate(0.4 * position, 0.5)
             worker = f"node{host + 1}:{1000 + n}"
-            attempts: tuple[Attempt, ...] = ()
+            attempts: tuple[QuantumOutcome, ...] = ()
             if position == 0 and n_failed <= n < n_failed + n_retried:
                 attempts = (
-                    Attempt(
+                    QuantumOutcome(
+                        ids[n, label],
                         QuantumAttemptStatus.ABORTED,
-                        FailureKind.LOST,
-                        "killed by signal 9 (Killed), from outside; peak memory 512 MiB",
-                        512 * 2**20,
-                        seconds / 2,
-                        f"node{host + 1}:{900 + n}",
-                        now,
+                        QuantumReport(dataId={}, taskLabel=label, exitCode=-9, quantumId=ids[n, label]),
+                        kind=FailureKind.LOST,
+                        reason="killed by signal 9 (Killed), from outside; peak memory 512 MiB",
+                        peak_memory=512 * 2**20,
+                        wall_seconds=seconds / 2,
+                        worker=f"node{host + 1}:{900 + n}",
+                        started=now,
                     ),
                 )
                 now += seconds / 2

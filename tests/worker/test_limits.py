@@ -72,7 +72,7 @@ def _add_detectors(butler: Butler, n: int) -> None:
     butler.registry.insertDimensionData("detector", *rows)
 
 
-def _attempts(outcome: QuantumOutcome) -> list[FailureKind]:
+def _attempts(outcome: QuantumOutcome) -> list[FailureKind | None]:
     return [attempt.kind for attempt in outcome.attempts]
 
 
