@@ -7,7 +7,7 @@ files of an S3 store that formatters read through `lsst.resources`.
 
 from __future__ import annotations
 
-__all__ = ["Prefetcher", "reads_whole_files"]
+__all__ = ["Prefetcher", "cache_shared_files", "reads_whole_files"]
 
 import contextlib
 import functools
@@ -49,6 +49,20 @@ _WHOLE_READERS = {
     for cls in (FormatterV2, JsonFormatter, PackagesFormatter, PickleFormatter, YamlFormatter)
 }
 """Methods that read all of an address at once, or leave it to a local copy."""
+
+
+def cache_shared_files(
+    context: WorkerContext, payload: GroupPayload, clients: S3Clients, most_bytes: int
+) -> None:
+    """Read what many quanta of the run read, so that each worker does it once."""
+    if len(context.stores) != 1 or not payload.shared:
+        return
+    files = {
+        dataset_id: parts[0][1]
+        for dataset_id, parts in collect_files(payload.records).items()
+        if dataset_id in payload.shared and len(parts) == 1
+    }
+    clients.cache_files(context.stores[0], files, most_bytes)
 
 
 @functools.cache

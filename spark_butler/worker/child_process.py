@@ -29,7 +29,6 @@ from ..errors import EngineError
 from ..model.outcomes import FailureKind, QuantumOutcome, QuantumStarted, exit_text
 from ..model.work import QuantumWork
 from ..processes import dying_with_parent
-from ..temporaries.shuffle import Sent
 from .child_io import END, Channel, LogTail, TemporaryFolder
 from .group import AttemptEvent, Trial, find_outputs, run_group
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
@@ -99,12 +98,12 @@ class ChildRunner:
                         current = None
                         child.limit(None, None)
                         yield dataclasses.replace(outcome, memory_limit=limit)
-                    case Sent() | bytearray() as event:
-                        yield event
                     case Imported() as imported:
                         pass
                     case None:
                         break
+                    case record:
+                        yield cast("AttemptEvent", record)
             exit_code = child.stop() if child.alive else child.wait()
         self._preload(trial.state, imported)
         if current is None:

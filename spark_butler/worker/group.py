@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from lsst.daf.butler import DatasetRef
 
-from ..datastore.prefetch import Prefetcher
+from ..datastore.prefetch import Prefetcher, cache_shared_files
 from ..model.outcomes import QuantumOutcome, QuantumStarted
 from ..model.work import (
     GroupPayload,
@@ -65,7 +65,12 @@ class Trial:
     """Memory in bytes that quanta may have, by position."""
 
     most_ahead: int = 0
-    """Memory in bytes for prefetched files."""
+    """Memory in bytes for prefetched files, and again for cached ones."""
+
+    def cache_shared_files(self) -> None:
+        """Read what many quanta of the run read, for this process and those that it forks later."""
+        self.state.clients.open(self.context.stores)
+        cache_shared_files(self.context, self.payload, self.state.clients, self.most_ahead)
 
 
 class Runner(Protocol):

@@ -16,7 +16,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 
-from ..datastore.files import collect_files
 from ..errors import EngineError
 from ..model.outcomes import FailureKind, QuantumOutcome, job_text
 from ..model.work import GroupWork, QuantumWork, WorkerContext, all_outputs
@@ -210,9 +209,7 @@ class _GroupRun:
             sent=self._outgoing.sent,
             most_ahead=self._file_memory(),
         )
-        # In this process, for all children to come.
-        self._state.clients.open(self._context.stores)
-        self._cache_shared_files(trial)
+        trial.cache_shared_files()
         with contextlib.closing(self._runner.run(trial)) as events:
             for event in events:
                 if isinstance(event, QuantumOutcome):
@@ -224,18 +221,6 @@ class _GroupRun:
                     self._state.clock.record_shuffle(event.began)
                 else:
                     yield event if isinstance(event, bytearray) else bytearray().join(event)
-
-    def _cache_shared_files(self, trial: Trial) -> None:
-        """Read what many quanta of the run read, so that each worker does it once."""
-        stores, shared = trial.context.stores, trial.payload.shared
-        if len(stores) != 1 or not shared:
-            return
-        files = {
-            dataset_id: parts[0][1]
-            for dataset_id, parts in collect_files(trial.payload.records).items()
-            if dataset_id in shared and len(parts) == 1
-        }
-        self._state.clients.cache_files(stores[0], files, trial.most_ahead)
 
     def _file_memory(self) -> int:
         """Return the memory in bytes for cached files, and also for prefetched files.
