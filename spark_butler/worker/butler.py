@@ -187,7 +187,15 @@ class WorkerButler:
         )
 
     def refs(self, dataset_type: str, data_id: DataId) -> list[DatasetRef]:
-        """List the datasets of a type that a data ID, as the function was called with it, leads to."""
+        """List the datasets of a type that a data ID leads to.
+
+        Parameters
+        ----------
+        dataset_type
+            Name of the dataset type.
+        data_id
+            The data ID that the function was called with.
+        """
         self._check_sent(dataset_type)
         return list(self._related(dataset_type, data_id) or ())
 
