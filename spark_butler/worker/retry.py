@@ -44,10 +44,10 @@ def run_attempts(
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group, and retry its quanta after transient failures.
 
-    What an earlier attempt at the whole group has completed is left alone, unless
-    a temporary of it is needed; ``again`` tells if there was one, and is `None` where
-    that is unknown.  The lock keeps quanta that need more than their share of memory
-    apart from all others of this machine, on which groups run in so many slots.
+    ``again`` tells whether this is another attempt at the whole group; `None` means
+    that it may be.  What an earlier one has completed is left alone, unless a temporary
+    of it is needed.  ``memory_lock`` keeps quanta that need more than their share of
+    memory apart from all others of this machine, on which ``slots`` groups run at once.
 
     Yields
     ------
