@@ -53,7 +53,7 @@ class Limits:
     """Memory in bytes up to which it grows; `None` sets no cap."""
 
     retries: int = 2
-    """Further attempts after one that may have failed by chance."""
+    """Number of retries after transient failures."""
 
     def grow(self, memory: int | None) -> int | None:
         """Return the memory limit in bytes after one that was too small; the same when the cap is reached."""
@@ -93,7 +93,7 @@ class TaskRequests(_Requests):
         None, gt=0, alias="memoryLimit", description="Memory up to which it grows, in MB."
     )
     number_of_retries: int | None = pydantic.Field(
-        None, ge=0, alias="numberOfRetries", description="Further attempts after one that failed by chance."
+        None, ge=0, alias="numberOfRetries", description="Number of retries after transient failures."
     )
 
 
@@ -226,7 +226,7 @@ class RunOptions(pydantic.BaseModel):
     )
     timeout: float | None = pydantic.Field(None, gt=0, description="Seconds after which a quantum is killed.")
     retries: int | None = pydantic.Field(
-        None, ge=0, description="Further attempts after one that may have failed by chance."
+        None, ge=0, description="Number of retries after transient failures."
     )
     resources: ResourceRequests = pydantic.Field(
         ResourceRequests(), description="Memory, time and attempts that tasks may have."

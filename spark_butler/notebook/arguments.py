@@ -49,7 +49,7 @@ class RunArguments(TypedDict, total=False):
     register_dataset_types: Annotated[bool, "Whether to register dataset types of outputs."]
     memory: Annotated[int | str, "Memory that each task may have, such as ``'4GB'``."]
     timeout: Annotated[float, "Seconds after which a quantum is ended."]
-    retries: Annotated[int, "Further attempts after a failure by chance; by default 2."]
+    retries: Annotated[int, "Number of retries after transient failures; by default 2."]
     resources: Annotated[
         Address | Mapping[str, Any], "Memory, time and retries by task, as ``--resources`` of the command."
     ]

@@ -185,7 +185,7 @@ class Readback:
     ) -> Iterator[tuple[uuid.UUID, QuantumScan | None]]:
         """Read the metadata and logs of quanta; yield `None` for those that have written neither.
 
-        ``wanted`` tells of each quantum whether metadata are its own and not those
+        ``wanted`` tells for each quantum whether metadata are its own and not those
         of an earlier attempt.
         """
         left = dict(wanted)

@@ -44,7 +44,7 @@ class GroupButler(LimitedButler):
     """A butler that keeps temporary datasets in memory while a group runs.
 
     ``consumers`` tells how many quanta of the group read each temporary.
-    ``known`` tells of datasets of other groups whether they exist; the datastore
+    ``known`` tells for datasets of other groups whether they exist; the datastore
     is asked about those that are not in it.
 
     Notes

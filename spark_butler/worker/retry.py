@@ -45,9 +45,9 @@ def run_attempts(
     """Run a group, and retry its quanta after transient failures.
 
     ``again`` tells whether this is another attempt at the whole group; `None` means
-    that it may be.  What an earlier one has completed is left alone, unless a temporary
-    of it is needed.  ``memory_lock`` keeps quanta that need more than their share of
-    memory apart from all others of this machine, on which ``slots`` groups run at once.
+    that it may be.  Quanta that an earlier attempt has completed don't run again, unless
+    one of their temporaries is needed.  With ``memory_lock``, quanta that need more than
+    their share of memory run alone on this machine; otherwise ``slots`` groups run at once.
 
     Yields
     ------
@@ -91,7 +91,7 @@ class _Progress:
     failed: defaultdict[int, list[QuantumOutcome]] = dataclasses.field(
         default_factory=lambda: defaultdict(list)
     )
-    """Failed attempts that were followed by others."""
+    """Failed attempts that were retried, by quantum."""
 
     exclusive: set[int] = dataclasses.field(default_factory=set)
     """Quanta without a limit that ran out of memory beside others, and have to run alone on the machine."""
@@ -127,7 +127,7 @@ class _Progress:
         }
 
     def all_but(self, todo: set[int]) -> frozenset[int]:
-        """Return the quanta but some, and but those that make the temporaries that these need."""
+        """Return all quanta except these, and except the makers of temporaries that these need."""
         maker = {
             ref.id: position
             for position, work in enumerate(self.quanta)
@@ -185,7 +185,7 @@ class _GroupRun:
         return self._context.fail_fast and not self._progress.bad.isdisjoint(self._progress.reported)
 
     def _find_done(self, *, again: bool | None) -> Iterator[QuantumOutcome]:
-        """Yield what an earlier attempt at the group has completed and no other group's temporary needs."""
+        """Yield outcomes of quanta that an earlier attempt has completed and that need not run again."""
         if again is False or self._context.quantum_executor is not None:
             return
         progress, trial = self._progress, self._progress.trial
@@ -233,7 +233,7 @@ class _GroupRun:
         """Record an outcome, and yield it if it is final."""
         progress = self._progress
         progress.n_outcomes += 1
-        # The next attempt has to know what this one has seen for itself.
+        # The next attempt needs to know which datasets this one has written or removed.
         progress.trial.payload.known.update(dict.fromkeys(outcome.removed, False))
         progress.trial.payload.known.update(dict.fromkeys(outcome.outputs, True))
         position = self._positions[outcome.quantum_id]
@@ -284,7 +284,7 @@ class _GroupRun:
         return True
 
     def _wait_for_memory(self, todo: set[int]) -> contextlib.AbstractContextManager[None]:
-        """Wait until there is memory for what is to run."""
+        """Return a context that waits for the memory that these quanta need, and holds it."""
         if self._memory_lock is None:
             return contextlib.nullcontext()
         memory, exclusive = self._progress.trial.memory, self._progress.exclusive
@@ -292,9 +292,10 @@ class _GroupRun:
         return self._memory_lock.acquire(exclusive=alone)
 
     def _stranded_outcomes(self) -> Iterator[QuantumOutcome]:
-        """Yield outcomes of quanta whose inputs were lost with a child and could not be made again.
+        """Yield failures of quanta whose inputs were lost with a child and could not be made again.
 
-        The driver does not report them, since for it the makers succeeded.
+        The driver can't report these quanta as blocked, since it was told that the makers of
+        the inputs succeeded.
         """
         progress, quanta = self._progress, self._progress.quanta
         blocked = progress.bad - progress.lost
@@ -314,7 +315,7 @@ class _GroupRun:
                 yield dataclasses.replace(outcome, kind=FailureKind.UPSTREAM, attempts=attempts)
 
     def _todo(self) -> set[int]:
-        """Return the quanta to run next: without an outcome, or makers of what is not sent yet."""
+        """Return the quanta to run next: those without an outcome, and makers of temporaries yet to send."""
         progress, payload = self._progress, self._progress.trial.payload
         unsent = payload.outgoing.keys() - self._outgoing.sent
         makers = progress.makers_of(unsent) & payload.done
