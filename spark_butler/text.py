@@ -17,7 +17,6 @@ __all__ = [
     "format_count",
     "format_data_id",
     "format_seconds",
-    "hide_secrets",
     "suggest",
     "translate_errors",
 ]
@@ -25,21 +24,19 @@ __all__ = [
 import contextlib
 import difflib
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError, SparkButlerError
+from .masking import hide_secrets
 
 if TYPE_CHECKING:
     import pydantic
 
 logger = logging.getLogger(__name__)
 
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
-_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
 _JAVA_CAUSE = re.compile(r"^(?:: |Caused by: )(?:[\w.$]+\.)?(\w+): (.+)$", re.MULTILINE)
 _HINT = re.compile(r"^\s*(?:\(Background on|\[SQL:|For further info|For more info)", re.MULTILINE)
 _PYTHON_ERROR = re.compile(
@@ -229,20 +226,6 @@ def _last_of_traceback(message: str) -> str:
         return message
     errors = _PYTHON_ERROR.findall(stacks)
     return errors[-1] if errors else message
-
-
-def hide_secrets(text: str) -> str:
-    """Return a text without passwords and the secret keys of this process's environment.
-
-    Parameters
-    ----------
-    text
-        The text.
-    """
-    for name in _SECRET_VARIABLES:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def format_seconds(seconds: float) -> str:

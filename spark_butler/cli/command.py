@@ -31,8 +31,9 @@ from typing import IO, Any
 import click
 
 from ..errors import OptionsError, UserError
+from ..masking import hide_secrets
 from ..spark.session import print_stderr, submit_encoding
-from ..text import hide_secrets, suggest
+from ..text import suggest
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Settings of click for all commands."""

@@ -22,6 +22,7 @@ from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
 from ..errors import EngineError, NothingToDo, UserError
+from ..masking import hide_secrets
 from ..planning.request import RunRequest
 from ..report import RunReporter, format_report
 from ..report.summary import make_report
@@ -168,8 +169,8 @@ def _drive(active: ActiveRun, *, summary: str | None, as_json: bool) -> int:
     if not as_json and reporter.content is not None:
         click.echo(format_report(reporter.content))
     if summary:
-        with ResourcePath(summary).open("w") as stream:
-            stream.write(make_report(graph, result).model_dump_json(exclude_none=True, indent=2))
+        text = make_report(graph, result).model_dump_json(exclude_none=True, indent=2)
+        ResourcePath(summary).write(hide_secrets(text).encode())
     status = 1 if result.failed or end.unwritten is not None else 0
     if as_json:
         print_json(describe_run(reporter, active.name, end.state, status))

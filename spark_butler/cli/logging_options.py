@@ -17,6 +17,8 @@ from lsst.daf.butler.cli.opt import (
     long_log_option,
 )
 
+from ..masking import mask_logs
+
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:
     """Add the logging options of ``pipetask`` to a command.
@@ -49,6 +51,7 @@ def start_logging(kwargs: dict[str, Any]) -> None:
         "log_label": kwargs.pop("log_label"),
     }
     CliLog.initLog(**options)
+    mask_logs()
     if not kwargs["log_level"]:
         # Workers repeat these settings; see `spark_butler.worker.state.WorkerState.prepare`.
         CliLog.configState[-1] = (CliLog.initLog, *{**options, "log_tty": False}.values())

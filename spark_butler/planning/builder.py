@@ -28,6 +28,7 @@ from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
 from ..errors import RepositoryError
+from ..masking import hide_secrets
 from ..repository.collection_notes import read_temporaries
 from ..repository.names import check_collections, check_input_types, explain_query
 from ..repository.output_checks import check_configs
@@ -83,7 +84,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
             run=run,
         )
         metadata = {
-            "butler_argument": request.repo,
+            "butler_argument": hide_secrets(request.repo),
             "extend_run": request.extend_run,
             "skip_existing_in": skip_existing_in,
             "skip_existing": request.skip_existing,
@@ -116,6 +117,8 @@ def _find_skipped(request: RunRequest, butler: Butler, run: str | None) -> tuple
 
 def _finish(request: RunRequest, components: PredictedQuantumGraphComponents) -> PredictedQuantumGraph | None:
     """Write and show a graph as the request asks; return `None` for an empty graph."""
+    # By default, it is the command line as it was given.
+    components.header.command = hide_secrets(components.header.command)
     if file := request.save_qgraph:
         components.write(file)
     graph = components.assemble()

@@ -44,8 +44,9 @@ from lsst.utils.introspection import get_full_type_name
 from .._pipe_base import init_quanta, quantum_datasets
 from ..atomic_write import atomic_write
 from ..errors import EngineError, OptionsError
+from ..masking import hide_secrets
 from ..model.outcomes import FailureKind, QuantumOutcome, RunResult
-from ..text import brief, hide_secrets
+from ..text import brief
 from .readback import Readback
 from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success
 

@@ -20,10 +20,11 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from ..datastore.graph_butler import GraphButler
 from ..driver.backend import Backend
 from ..driver.inventory import count_done_before
+from ..masking import hide_secrets
 from ..planning.request import RunRequest
 from ..repository.checks import store_roots
 from ..repository.task_history import find_task_means, load_times
-from ..text import best_effort, hide_secrets
+from ..text import best_effort
 from .progress import Progress
 from .record import RunInfo
 from .watch import RunReporter

@@ -19,8 +19,8 @@ from typing import Any
 
 from lsst.pipe.base import QuantumSuccessCaveats
 
+from ..masking import hide_secrets
 from ..model.outcomes import FailureKind, QuantumOutcome
-from ..text import hide_secrets
 from .record import RunInfo, RunRecord, Span
 from .rerun import rerun_command
 from .text import failure_text

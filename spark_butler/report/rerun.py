@@ -10,7 +10,7 @@ __all__ = ["clean_command", "data_id_expression", "rerun_command"]
 import shlex
 from collections.abc import Mapping, Sequence
 
-from ..text import hide_secrets
+from ..masking import hide_secrets
 
 _SPECIAL = frozenset('"$`\\!')
 # Options that write files, that only show something, or that a rerun replaces by its own.

@@ -21,8 +21,9 @@ from typing import Any, Self
 from lsst.resources import ResourcePath
 
 from ..driver.events import ObserverGroup, RunObserver
+from ..masking import hide_secrets
 from ..model.outcomes import job_text
-from ..text import best_effort, brief, hide_secrets
+from ..text import best_effort, brief
 from .content import make_content
 from .folder import AttemptFolder, new_attempt
 from .html import make_page

@@ -25,7 +25,8 @@ from lsst.resources.s3 import S3ResourcePath
 
 from .._lsst_resources import bucket_of, connection_parameters, prepare_client
 from ..errors import RepositoryError
-from ..text import best_effort, brief, format_seconds, hide_secrets
+from ..masking import hide_secrets
+from ..text import best_effort, brief, format_seconds
 
 _CONNECT_SECONDS = 4
 _READ_SECONDS = 15

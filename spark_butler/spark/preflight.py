@@ -16,7 +16,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
-from ..text import brief, hide_secrets
+from ..masking import hide_secrets
+from ..text import brief
 
 if TYPE_CHECKING:
     from pyspark import SparkContext

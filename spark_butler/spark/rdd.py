@@ -24,7 +24,8 @@ from pyspark import RDD, Accumulator, AccumulatorParam, InheritableThread, Spark
 from pyspark.sql import SparkSession
 
 from ..errors import FunctionError, OptionsError, UserError
-from ..text import brief, cell_name, hide_secrets
+from ..masking import hide_secrets
+from ..text import brief, cell_name
 from ..worker.butler import DataIdBatch, DataIdContext, PutReport, run_batch
 from ..worker.pickling import dump_with_classes
 from .backend import new_accumulator

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["GroupButler"]
 
 import contextlib
+import json
 import logging
 import uuid
 from collections import Counter
@@ -32,6 +33,7 @@ from lsst.pipe.base import TaskMetadata
 
 from .._daf_butler import datastore_of, export_records
 from ..codecs import EncodedObject, FormatterFallback, copy_object, decode, encode
+from ..masking import hide_secrets
 from ..model.work import TEMPORARIES_KEY, all_outputs
 from .components import read_part
 from .scratch import fetch_scratch
@@ -163,6 +165,8 @@ class GroupButler(LimitedButler):
         if not self._is_temporary(ref):
             if self._refs and ref.datasetType.name in self._automatic:
                 _list_stored(obj, self._refs.keys())
+            if isinstance(obj, ButlerLogRecords):
+                _mask_extra(obj)
             self._wrapped.put(obj, ref, provenance=provenance)
             self._known[ref.id] = True
             self._put_refs[ref.id] = ref
@@ -341,6 +345,12 @@ def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
         outputs = obj["quantum"].getArray("outputs")
         obj["quantum"]["outputs"] = [each for each in outputs if each not in names]
         obj["quantum"][TEMPORARIES_KEY] = [each for each in outputs if each in names]
+
+
+def _mask_extra(records: ButlerLogRecords) -> None:
+    """Mask secrets in what pipe_base stores with the messages of a quantum, such as its exception."""
+    if (masked := hide_secrets(text := json.dumps(records.extra, default=str))) != text:
+        records.extra = json.loads(masked)
 
 
 class _DeferredReader:

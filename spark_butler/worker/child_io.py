@@ -24,8 +24,8 @@ from typing import Final, Literal, Self
 
 from lsst.resources.utils import get_tempdir
 
+from ..masking import hide_secrets
 from ..processes import try_lock
-from ..text import hide_secrets
 
 _HEAD = struct.Struct("<?Q")
 _PIPE_BYTES = 2**20

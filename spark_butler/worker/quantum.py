@@ -30,10 +30,11 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from .._pipe_base import name_previous_quanta
+from ..masking import hide_secrets
 from ..model.outcomes import QuantumOutcome, classify
 from ..model.work import EncodedTemporary, QuantumWork, WorkerContext, all_outputs
 from ..temporaries.butler import GroupButler
-from ..text import best_effort, brief, hide_secrets
+from ..text import best_effort, brief
 
 
 @dataclasses.dataclass(slots=True)

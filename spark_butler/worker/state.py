@@ -32,6 +32,7 @@ from lsst.utils.threads import disable_implicit_threading
 
 from ..datastore.quantum_butler import QuantumButlers
 from ..datastore.s3_clients import S3Clients
+from ..masking import mask_logs
 from ..model.outcomes import ImportTime, QuantumOutcome
 from ..model.work import WorkerContext
 from ..text import best_effort
@@ -246,6 +247,7 @@ class WorkerState:
         for name, value in (*context.environment.items(), *_ENVIRONMENT.items()):
             os.environ.setdefault(name, value)
         disable_implicit_threading()
+        mask_logs()
         if context.log_state:
             if not CliLog.configState:
                 CliLog.replayConfigState(list(context.log_state))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from spark_butler.text import brief, hide_secrets
+from spark_butler.masking import hide_secrets
+from spark_butler.text import brief
 
 
 def test_java_stack_becomes_its_message() -> None:

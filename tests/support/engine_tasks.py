@@ -347,3 +347,12 @@ def _count(path: Path) -> int:
         stream.truncate(0)
         stream.write(str(count))
     return count
+
+
+class LeakTask(_CallTask):
+    """Logs the secret key of its environment, and raises an error with it."""
+
+    def act(self, *args: Any) -> None:
+        text = f"key {os.environ['AWS_SECRET_ACCESS_KEY']} of https://me:{os.environ['PLANTED']}@host/x"
+        self.log.warning(text)
+        raise RuntimeError(text)
