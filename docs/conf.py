@@ -40,6 +40,7 @@ CONTENTS = {
         "watching",
         "provenance",
         "submit",
+        "bps",
         "without-registry",
         "clusters",
         "../conf/standalone/README",

@@ -1,0 +1,10 @@
+"""Plugin for Rubin's batch system (``lsst.ctrl.bps``): a submission's whole quantum graph is one Spark run.
+
+Set ``wmsServiceClass: spark_butler.bps.SparkService`` in the submit YAML.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SparkService"]
+
+from .service import SparkService

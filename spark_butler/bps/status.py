@@ -1,0 +1,129 @@
+"""Reports of submissions: counts of quanta from the status that the driver writes.
+
+Runs in ``bps report`` and ``bps status``; no registry is opened.
+"""
+
+from __future__ import annotations
+
+__all__ = ["find_roots", "is_recent", "make_report", "run_state"]
+
+import datetime
+from collections import Counter
+from typing import Any
+
+from lsst.ctrl.bps import WmsRunReport, WmsStates
+from lsst.daf.butler import ButlerConfig, DimensionUniverse
+from lsst.resources import ResourcePath
+
+from ..datastore.quantum_butler import read_datastore
+from ..detached.job import DetachedJob, JobState
+from ..errors import UserError
+from ..report.folder import find_attempts, read_json
+from ..text import translate_errors
+from .translate import RUN_STEP
+
+_STATES = {
+    "prepared": WmsStates.READY,
+    "running": WmsStates.RUNNING,
+    "succeeded": WmsStates.SUCCEEDED,
+    "failed": WmsStates.FAILED,
+    "stopped": WmsStates.DELETED,
+    "lost": WmsStates.FAILED,
+}
+
+_OF_QUANTA = {
+    "pending": WmsStates.UNREADY,
+    "running": WmsStates.RUNNING,
+    "done": WmsStates.SUCCEEDED,
+    "failed": WmsStates.FAILED,
+    "blocked": WmsStates.PRUNED,
+}
+
+
+def run_state(state: JobState) -> tuple[WmsStates, str]:
+    """Return the state of a job, with a message if its process is gone."""
+    message = ""
+    if state.state == "lost":
+        message = f"The process of the submission on {state.host} is gone; `bps restart` resumes it."
+    return _STATES.get(state.state, WmsStates.UNKNOWN), message
+
+
+def is_recent(job: DetachedJob, days: float) -> bool:
+    """Return whether a job runs, or has ended not longer than some days ago."""
+    state = job.read_state()
+    if state.state in ("prepared", "running"):
+        return True
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(state.updated)
+    return age < datetime.timedelta(days=days)
+
+
+def find_roots(job: DetachedJob) -> list[ResourcePath]:
+    """Return the places where the datastores of a job's repository keep files."""
+    config = ButlerConfig(job.details["repository"])
+    roots = read_datastore(config, DimensionUniverse()).roots.values()
+    return [root for root in roots if root is not None]
+
+
+def make_report(job: DetachedJob) -> WmsRunReport:
+    """Build the report of a job; its "jobs" are quanta, and the steps before and after them.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the status can't be read.
+    """
+    state = job.read_state()
+    details = job.details
+    with translate_errors(UserError, f"Can't read the status of {job.folder}"):
+        summary = {label: dict(counts) for label, counts in _count(job, state).items()}
+    totals: Counter[WmsStates] = Counter()
+    for counts in summary.values():
+        totals.update(counts)
+    return WmsRunReport(
+        wms_id=str(job.folder),
+        global_wms_id=str(job.folder),
+        path=str(job.folder),
+        label=details["payload"],
+        run=details["name"],
+        project=details["project"],
+        campaign=details["campaign"],
+        payload=details["payload"],
+        operator=details["operator"],
+        site=details["site"],
+        run_summary=";".join(f"{label}:{sum(counts.values())}" for label, counts in summary.items()),
+        state=run_state(state)[0],
+        jobs=None,
+        total_number_jobs=totals.total(),
+        job_state_counts={each: totals[each] for each in WmsStates},
+        job_summary={label: {each: n.get(each, 0) for each in WmsStates} for label, n in summary.items()},
+        exit_code_summary={
+            name: [step["exit_status"]] for name, step in state.steps.items() if step.get("exit_status")
+        },
+    )
+
+
+def _count(job: DetachedJob, state: JobState) -> dict[str, Counter[WmsStates]]:
+    """Count the quanta of each task by state, and each further step as one."""
+    summary: dict[str, Counter[WmsStates]] = {}
+    for step in job.steps:
+        if step.name == RUN_STEP:
+            progress = _read_progress(job) if RUN_STEP in state.steps else {}
+            for label, n_quanta in job.details["quanta"].items():
+                task = progress.get(label, {"pending": n_quanta})
+                counts = Counter({_OF_QUANTA[name]: task.get(name, 0) for name in _OF_QUANTA})
+                if counts.total() < n_quanta:
+                    # The others have succeeded in an earlier attempt.
+                    counts[WmsStates.SUCCEEDED] += n_quanta - counts.total()
+                summary[label] = counts
+        else:
+            entry = state.steps.get(step.name)
+            state_of_step = WmsStates.UNREADY if entry is None else _STATES[entry["state"]]
+            summary[step.name] = Counter({state_of_step: 1})
+    return summary
+
+
+def _read_progress(job: DetachedJob) -> dict[str, Any]:
+    """Read the counts of the latest attempt, by task label."""
+    attempts = find_attempts(find_roots(job), job.details["output_run"])
+    content = read_json(attempts[-1].status_file) if attempts else None
+    return {task["label"]: task for task in (content or {}).get("tasks", ())}

@@ -1,0 +1,290 @@
+"""Translation of a generic workflow of BPS to the steps of a detached job.
+
+Runs in ``bps prepare``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Translation", "translate"]
+
+import dataclasses
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import networkx
+import yaml
+from lsst.ctrl.bps import BpsConfig, GenericWorkflow, GenericWorkflowJob
+
+from ..atomic_write import atomic_write
+from ..detached.job import Step
+from ..errors import OptionsError
+
+logger = logging.getLogger(__name__)
+
+RUN_STEP = "run"
+"""Name of the step that runs the quanta."""
+
+# Attributes of a job that nothing here can carry out.
+_WITHOUT_MEANING = (
+    *("request_disk", "accounting_group", "accounting_user", "mail_to", "when_to_mail", "abort_on_value"),
+    *("abort_return_value", "category", "queue", "pre_cmdline", "post_cmdline", "compute_cloud"),
+    *("profile", "attrs"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """The steps of a job and what its report needs to know."""
+
+    steps: list[Step]
+    """Commands in their order."""
+
+    details: dict[str, Any]
+    """Facts for ``bps report``, as JSON can hold them."""
+
+
+def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Translation:
+    """Translate a workflow.
+
+    Jobs without quanta become steps of their own; all jobs with quanta become
+    one run of ``spark-butler run-qbb``.
+
+    Parameters
+    ----------
+    folder
+        The submit directory, for the file of resources.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if a job does something else than ``run-qbb``, or if a request
+        can't be carried out.
+    """
+    jobs = list(_list_jobs(workflow))
+    payload = [job for job in jobs if job.quanta_counts]
+    steps = []
+    has_run = False
+    for job in jobs:
+        if not job.quanta_counts:
+            steps.append(_plain_step(workflow, job))
+        elif not has_run:
+            steps.append(_run_step(config, workflow, payload, folder))
+            has_run = True
+    if isinstance(final := workflow.get_final(), GenericWorkflowJob):
+        always = str(config.search(".finalJob.whenRun", opt={"default": "ALWAYS"})[1]).upper() == "ALWAYS"
+        steps.append(dataclasses.replace(_plain_step(workflow, final), always=always))
+    _warn_of(payload)
+    labels: defaultdict[str, int] = defaultdict(int)
+    for job in payload:
+        for label, n_quanta in job.quanta_counts.items():
+            labels[label] += n_quanta
+    values = payload[0].cmdvals if payload else {}
+    facts = {name: str(config.search(name, opt={"default": ""})[1]) for name in ("project", "campaign")}
+    return Translation(
+        steps,
+        {
+            "name": workflow.name,
+            "run": workflow.run_attrs.get("bps_run", workflow.name),
+            "payload": str(config.search("payloadName", opt={"default": ""})[1]),
+            "operator": str(config.search("operator", opt={"default": ""})[1]),
+            "site": str(config.search("computeSite", opt={"default": ""})[1]),
+            "output_run": str(config.search("outputRun", opt={"default": ""})[1]),
+            "repository": str(values.get("butlerConfig", "")),
+            "quanta": dict(labels),
+            **facts,
+        },
+    )
+
+
+def _list_jobs(workflow: GenericWorkflow) -> Iterable[GenericWorkflowJob]:
+    """Yield the jobs of a workflow and of its groups in an order that respects their edges."""
+    for name in networkx.topological_sort(workflow):
+        node = workflow.get_job(name)
+        if isinstance(node, GenericWorkflowJob):
+            yield node
+            continue
+        logger.warning("The %s %r orders jobs, which has no meaning on Spark.", type(node).__name__, name)
+        if isinstance(node, GenericWorkflow):
+            yield from _list_jobs(node)
+
+
+def _plain_step(workflow: GenericWorkflow, job: GenericWorkflowJob) -> Step:
+    """Return the step of a job without quanta."""
+    final = job.retry_unless_exit
+    return Step(
+        job.name,
+        ("/bin/bash", "-c", _fill(workflow, job)),
+        retries=job.number_of_retries or 0,
+        final_statuses=tuple(final) if isinstance(final, list | tuple) else () if final is None else (final,),
+        environment={name: str(value) for name, value in job.environment.items()},
+    )
+
+
+def _fill(workflow: GenericWorkflow, job: GenericWorkflowJob) -> str:
+    """Return the command line of a job, with files and values filled in."""
+    assert job.executable is not None
+    text = f"{job.executable.src_uri} {job.arguments or ''}"
+    text = re.sub(r"<FILE:([^>]+)>", lambda match: workflow.get_file(match[1]).src_uri, text)
+    text = re.sub(r"<ENV:([^>]+)>", r"${\1}", text.format(**job.cmdvals) if job.cmdvals else text)
+    return text
+
+
+def _run_step(
+    config: BpsConfig, workflow: GenericWorkflow, payload: list[GenericWorkflowJob], folder: Path
+) -> Step:
+    """Return the step that runs all quanta."""
+    for job in payload:
+        if "run-qbb" not in (job.arguments or ""):
+            raise OptionsError(
+                f"The job {job.name!r} runs {job.arguments!r}; on Spark, runQuantumCommand can only be "
+                "`pipetask run-qbb`, whose options go to extraRunQuantumOptions."
+            )
+    values = payload[0].cmdvals
+    options = [os.path.expandvars(_text(values.get("extraRunQuantumOptions")))]
+    before = os.path.expandvars(_text(values.get("runPreCmdOpts")))
+    resources = folder / "resources.yaml"
+    with atomic_write(str(resources)) as path:
+        path.write_text(yaml.safe_dump(_find_requests(config, payload)))
+    cores = max(job.request_cpus or 1 for job in payload)
+    command = [
+        *_find_program(config, payload, cores),
+        *shlex.split(before),
+        "run-qbb",
+        os.path.expandvars(re.sub(r"<ENV:([^>]+)>", r"${\1}", str(values["butlerConfig"]))),
+        workflow.get_file("runQgraphFile").src_uri,
+        *("--resources", str(resources)),
+        *("--cores-per-quantum", str(cores)),
+        *_find_grouping(config),
+        *shlex.split(" ".join(options)),
+    ]
+    environment = {name: str(value) for job in payload for name, value in job.environment.items()}
+    return Step(RUN_STEP, tuple(command), environment=environment)
+
+
+def _text(value: object) -> str:
+    return re.sub(r"<ENV:([^>]+)>", r"${\1}", str(value or ""))
+
+
+def _find_requests(config: BpsConfig, payload: list[GenericWorkflowJob]) -> dict[str, Any]:
+    """Return memory, time and retries of all tasks, as the file of ``--resources`` has them."""
+    limit = int(config.search("memoryLimit", opt={"default": 0})[1] or 0)
+    tasks: dict[str, dict[str, Any]] = {}
+    for job in payload:
+        most = job.request_memory_max or limit
+        walltime = job.request_walltime
+        for label in job.quanta_counts:
+            task = tasks.setdefault(label, {})
+            _raise_to(task, "requestMemory", job.request_memory)
+            _raise_to(task, "memoryLimit", max(most, job.request_memory or 0) if most else None)
+            _raise_to(task, "memoryMultiplier", max(1.0, job.memory_multiplier or 1.0))
+            _raise_to(task, "numberOfRetries", job.number_of_retries)
+            _raise_to(task, "timeout", float(walltime) if walltime else None)
+    return {"pipetask": tasks}
+
+
+def _raise_to(task: dict[str, Any], name: str, value: float | None) -> None:
+    """Take the greatest of the values of several jobs."""
+    if value:
+        task[name] = max(value, task.get(name, value))
+
+
+def _find_grouping(config: BpsConfig) -> list[str]:
+    """Return ``--group-by`` for the definitions of clusters, if they have dimensions in common."""
+    algorithm = str(config.search("clusterAlgorithm", opt={"default": ""})[1]).rpartition(".")[2]
+    if algorithm != "dimension_clustering":
+        if algorithm not in ("", "single_quantum_clustering"):
+            logger.warning(
+                "clusterAlgorithm %s has no meaning on Spark; groups are found by cost.", algorithm
+            )
+        return []
+    section = config["cluster"]
+    found = {
+        tuple(name.strip().split(":")[0] for name in str(section[label]["dimensions"]).split(",") if name)
+        for label in section
+        if label != "clusterTemplate" and "dimensions" in section[label]
+    }
+    if len(found) != 1:
+        text = "; ".join(sorted(", ".join(names) for names in found)) or "none"
+        logger.warning(
+            "The clusters have no common dimensions (%s), so they can't be --group-by; groups are found by "
+            "cost.",
+            text,
+        )
+        return []
+    return ["--group-by", ",".join(found.pop())]
+
+
+def _find_program(config: BpsConfig, payload: Iterable[GenericWorkflowJob], cores: int) -> list[str]:
+    """Return the beginning of the command line, as the section of the compute site says."""
+    site = str(config.search("computeSite", opt={"default": ""})[1])
+    curvals = {"curvals": {"curr_site": site}}
+
+    def find(name: str) -> str:
+        return str(config.search(name, opt={**curvals, "default": ""})[1])
+
+    settings = _read_settings(config, site)
+    if cores > 1:
+        settings["spark.task.cpus"] = str(cores)
+    master = find("sparkMaster")
+    priorities = {str(job.priority) for job in payload if job.priority is not None}
+    if priorities and master == "yarn":
+        settings["spark.yarn.priority"] = max(priorities)
+    elif priorities:
+        logger.warning("priority has a meaning only with sparkMaster yarn; it is %s.", ", ".join(priorities))
+    if not (master or settings):
+        return [sys.executable, "-m", "spark_butler"]
+    if (program := shutil.which("spark-submit")) is None:
+        raise OptionsError("sparkMaster and sparkConf need the program spark-submit, which is not in PATH.")
+    command = [program]
+    if master:
+        command += ["--master", master]
+    if mode := find("sparkDeployMode"):
+        command += ["--deploy-mode", mode]
+    for name, value in settings.items():
+        command += ["--conf", f"{name}={value}"]
+    return [*command, str(files("spark_butler").joinpath("__main__.py"))]
+
+
+def _read_settings(config: BpsConfig, site: str) -> dict[str, str]:
+    """Return the Spark settings of a compute site."""
+    found, section = config.search("sparkConf", opt={"curvals": {"curr_site": site}, "replaceVars": False})
+    if not found or not section:
+        return {}
+    if isinstance(section, str):
+        raise OptionsError(f"sparkConf of site {site!r} is {section!r}; expected settings of Spark by name.")
+    return dict(_flatten(section))
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Yield settings by full name, whether dots nest sections or not."""
+    for name in section:
+        value = section[name]
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
+
+
+def _warn_of(payload: list[GenericWorkflowJob]) -> None:
+    """Name what has no meaning in a run on Spark."""
+    for name in _WITHOUT_MEANING:
+        if labels := sorted({job.label for job in payload if getattr(job, name)}):
+            logger.warning("%s has no meaning on Spark; it is set for %s.", name, ", ".join(labels))
+    for job in payload:
+        final = job.retry_unless_exit
+        statuses = [final] if isinstance(final, int) else final or []
+        if job.number_of_retries and 1 not in statuses:
+            logger.warning(
+                "retryUnlessExit lacks 1, but exceptions of tasks are never retried on Spark; what may have "
+                "failed by chance is."
+            )
+            break
