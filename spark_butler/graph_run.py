@@ -8,12 +8,15 @@ from __future__ import annotations
 __all__ = ["open_graph_run", "prepare_graph_run"]
 
 import datetime
+import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
 
 from lsst.daf.butler import ButlerConfig
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.resources import ResourcePath
 
 from .datastore.graph_butler import GraphButler
 from .driver.backend import Backend
@@ -23,6 +26,7 @@ from .model.work import all_inputs, all_outputs
 from .planning.graph import check_graph_file, task_modules
 from .planning.request import RunRequest
 from .provenance.recorder import check_destination
+from .report.folder import find_attempts, is_silent, read_json
 from .repository.checks import check_writeable, store_roots
 from .repository.store_checks import check_store
 from .run import ActiveRun, PreparedRun
@@ -136,7 +140,40 @@ def open_graph_run(
         Called, in another thread, after ``spark-butler cancel``.
     bars
         Whether to draw progress bars.
+
+    Raises
+    ------
+    spark_butler.errors.RepositoryError
+        Raised if another driver writes into the run.
     """
     butler = _open_butler(prepared.request, prepared.graph)
+    _refuse_second_driver(prepared, store_roots(butler))
     reporter = prepared.make_reporter(butler, backend, on_cancel=on_cancel, bars=bars)
     return ActiveRun(prepared, butler, backend, reporter)
+
+
+def _refuse_second_driver(prepared: PreparedRun, roots: Sequence[ResourcePath]) -> None:
+    """Raise if another driver has just written the status of the run; no registry can hold a lease."""
+    run = prepared.graph.header.output_run
+    latest = [each for each in find_attempts(roots, run) if each.run == run][-1:]
+    status = read_json(latest[0].status_file) if latest else None
+    if status is None or status["state"] != "running" or prepared.request.take_over:
+        return
+    host, _, pid = status["driver"].rpartition(":")
+    has_ended = host == socket.gethostname() and not _exists(int(pid))
+    if not (has_ended or is_silent(status, datetime.datetime.now(datetime.UTC))):
+        raise RepositoryError(
+            f"Another driver ({status['driver']}) writes into run {run!r}; end it by `spark-butler cancel`, "
+            "or give --take-over if it is dead."
+        )
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is a process of this ID."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -109,7 +109,7 @@ def _count(job: DetachedJob, state: JobState) -> dict[str, Counter[WmsStates]]:
         if step.name == RUN_STEP:
             progress = _read_progress(job) if RUN_STEP in state.steps else {}
             for label, n_quanta in job.details["quanta"].items():
-                task = progress.get(label, {"pending": n_quanta})
+                task = progress.get(label, {} if progress else {"pending": n_quanta})
                 counts = Counter({_OF_QUANTA[name]: task.get(name, 0) for name in _OF_QUANTA})
                 if counts.total() < n_quanta:
                     # The others have succeeded in an earlier attempt.

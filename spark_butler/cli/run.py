@@ -177,7 +177,9 @@ def command_line(ctx: click.Context) -> list[str]:
         Context of the command.
     """
     program = ctx.command_path.split()
-    if program[0] != "spark-butler":
+    if Path(sys.argv[0]).name == "__main__.py":
+        program = ["spark-butler", ctx.info_name or ""]
+    elif program[0] != "spark-butler":
         program = ["spark-submit" if "PYSPARK_GATEWAY_PORT" in os.environ else "python", sys.argv[0]]
     return clean_command([*program, *ctx.meta.get(_COMMAND_KEY, ())])
 

@@ -99,7 +99,12 @@ def rerun_command(
     if not command:
         return ""
     kept: list[str] = []
-    narrow = label is not None and not {"-g", "--qgraph"}.intersection(map(_option_name, command))
+    without_registry = "run-qbb" in command
+    narrow = (
+        label is not None
+        and not without_registry
+        and not {"-g", "--qgraph"}.intersection(map(_option_name, command))
+    )
     dropped = _DROPPED | ({"--select-tasks"} if narrow else set())
     words = iter(command)
     for word in words:
@@ -108,7 +113,9 @@ def rerun_command(
             next(words, None)
         elif name not in dropped and name not in _DROPPED_FLAGS:
             kept.append(word)
-    kept += ["--extend-run", "--skip-existing", "--clobber-outputs"]
+    if not without_registry:
+        # Otherwise what is done is always left out.
+        kept += ["--extend-run", "--skip-existing", "--clobber-outputs"]
     terms = [where] if where else []
     if narrow and label is not None:
         if "--mock" in command:

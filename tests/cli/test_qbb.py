@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from lsst.ctrl.mpexec.cli import pipetask
+from lsst.daf.butler import Butler
 from lsst.daf.butler.cli import butler as butler_cli
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.direct_butler import DirectButler
 
 from spark_butler.cli.main import main
+from spark_butler.report.folder import new_attempt
+from spark_butler.repository.checks import store_roots
 from tests.support.job_harness import JobRepo, count_quanta, run_tool
 from tests.support.stock import read_graph
 
@@ -147,6 +153,25 @@ def test_run_qbb_resumes_from_the_files_alone(
     last = run_without_registry(*common)
     assert json.loads(last.stdout)["totals"]["done"] == 4, last.output
     assert len([key for key in _keys(job_repo, run) if key.startswith("mock_first/")]) == 4
+
+
+def test_second_driver_of_a_run_is_refused(
+    job_repo: JobRepo, run_without_registry: Callable[..., Result], tmp_path: Path
+) -> None:
+    """The status of the first names a process that lives."""
+    run = "qbb/twice"
+    graph = _make_graph(job_repo, tmp_path, run)
+    with Butler.from_config(job_repo.root, writeable=False) as butler:
+        folder = new_attempt(store_roots(butler)[0], run, datetime.datetime.now(datetime.UTC))
+    status = {"state": "running", "every": 10.0, "driver": f"{socket.gethostname()}:{os.getpid()}"}
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    folder.status_file.write(json.dumps(status | {"updated": now}).encode())
+    call = ("run-qbb", job_repo.root, graph, "--backend", "serial")
+    run_without_registry("pre-exec-init-qbb", job_repo.root, graph)
+    result = run_without_registry(*call)
+    assert result.exit_code == 2, result.output
+    assert "Another driver" in result.output
+    assert run_without_registry(*call, "--take-over").exit_code == 0
 
 
 def test_run_qbb_runs_the_chosen_quanta(

@@ -335,6 +335,12 @@ def _writing_options() -> list[str]:
     ]
 
 
+def test_rerun_command_of_a_graph_without_registry_is_the_command_itself() -> None:
+    command = ["spark-butler", "run-qbb", "repo", "night.qg", "--summary", "s.json", "--retries", "1"]
+    expected = "spark-butler run-qbb repo night.qg --retries 1"
+    assert rerun_command(command, "", label="isr", data_id={"visit": 1}) == expected
+
+
 def test_rerun_command_writes_no_files() -> None:
     names = _writing_options()
     assert {"-q", "--save-pipeline", "--summary", "--provenance-graph", "--qgraph-dot", "--log-file"} <= {
