@@ -141,7 +141,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         factory.make_work,
         on_outcome=collector.collect,
         limit=options.processes,
-        budget=_stop_rule(options, len(plan)),
+        stop_rule=_stop_rule(options, len(plan)),
         observer=observer,
         times=find_task_means(_load_times(butler, len(plan))),
     )

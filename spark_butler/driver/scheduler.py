@@ -33,13 +33,12 @@ from .failure_counter import FailureCounter, lost_outcome, merge_outcomes
 logger = logging.getLogger(__name__)
 
 # Batches in one job, at most; more where `_MAX_JOBS` such jobs would leave slots idle.
-_MAX_BATCH = 16
+_MAX_JOB_BATCHES = 16
 # Ready units that are passed over, at most, in the search for others that fit into a batch.
 _MAX_ASIDE = 32
 _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 _MAX_LOSSES = 3
-_FEW_QUANTA = 100
 # The shares of the units of a batch, such as 3 × 1/3, may add up to slightly more or less than 1.
 _WHOLE = 1 - 1e-6
 
@@ -67,7 +66,7 @@ class Scheduler:
     limit
         The greatest number of groups to run at once; by default it follows
         from the slots of the backend.
-    budget
+    stop_rule
         Rule by which failures stop the run.
     observer
         Observer of the run, called in the thread of `run`.
@@ -94,7 +93,7 @@ class Scheduler:
         *,
         on_outcome: Callable[[QuantumOutcome], None],
         limit: int | None = None,
-        budget: StopRule = _NO_RULE,
+        stop_rule: StopRule = _NO_RULE,
         observer: RunObserver | None = None,
         times: Mapping[str, float] | None = None,
     ):
@@ -104,7 +103,7 @@ class Scheduler:
         self._make_work = make_work
         self._on_outcome = on_outcome
         self._limit = limit
-        self._pace = BatchSizer(len(plan) / max(1, len(plan.groups)), times)
+        self._batch_sizer = BatchSizer(len(plan) / max(1, len(plan.groups)), times)
         self._observer = ObserverGroup(observer)
         self._is_observed = observer is not None
         self._blocked: set[uuid.UUID] = set()
@@ -126,7 +125,7 @@ class Scheduler:
         self._losses: dict[int, int] = {}
         self._resting: dict[int, threading.Timer] = {}
         self._result = RunResult()
-        self._failures = FailureCounter(budget)
+        self._failures = FailureCounter(stop_rule)
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -177,9 +176,9 @@ class Scheduler:
     ) -> None:
         """Submit ready units while there is room for them."""
         slots = max(1, self._backend.slots)
-        limit = self._limit or self._pace.limit(slots)
+        limit = self._limit or self._batch_sizer.limit(slots)
         # So many batches in a job that `_MAX_JOBS` jobs can fill all slots twice.
-        most = max(_MAX_BATCH, -(-2 * slots // _MAX_JOBS))
+        most = max(_MAX_JOB_BATCHES, -(-2 * slots // _MAX_JOBS))
         while self._ready and len(jobs) < _MAX_JOBS:
             batches = self._pick(min(limit - sum(self._running.values()), most))
             if not batches:
@@ -217,7 +216,7 @@ class Scheduler:
             labels = [self._plan.task_labels[quantum_id] for quantum_id in self._quanta_of(unit)]
             kind = tuple(dict.fromkeys(labels))
             if kind not in sizes:
-                sizes[kind] = self._pace.next_batch(labels, slots, n_ready)
+                sizes[kind] = self._batch_sizer.next_batch(labels, slots, n_ready)
             if len(alike[kind]) % sizes[kind] == 0:
                 if room < _WHOLE:
                     aside.append(unit)
@@ -300,7 +299,7 @@ class Scheduler:
         if outcome.succeeded:
             self._failures.record_success(outcome.report.taskLabel or "")
             if not (outcome.recovered or outcome.skipped_existing):
-                self._pace.record(outcome.report.taskLabel or "", outcome.wall_seconds)
+                self._batch_sizer.record(outcome.report.taskLabel or "", outcome.wall_seconds)
             self._close(outcome.quantum_id)
         else:
             self._fail(outcome)

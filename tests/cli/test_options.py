@@ -77,7 +77,7 @@ def test_nothing_is_written_or_started(
     def refuse(*arguments: object) -> None:
         raise AssertionError("a Spark session is made")
 
-    monkeypatch.setattr("spark_butler.cli.run.SparkStart", refuse)
+    monkeypatch.setattr("spark_butler.cli.execute.SparkStart", refuse)
     before = job_repo.contents()
     result = run_job(*job_repo.arguments, "-o", "u/nothing", "--temporary", "mock_f*", *more)
     assert result.exit_code == 0, result.output

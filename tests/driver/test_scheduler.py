@@ -222,7 +222,7 @@ class _LateCancelBackend(_Backend):
 def test_job_submitted_during_cancel_is_cancelled() -> None:
     graph = _graph("a" * 40, [])
     results: list[RunResult] = []
-    dispatcher = _dispatcher(graph, _LateCancelBackend(), budget=StopRule(fail_fast=True))
+    dispatcher = _dispatcher(graph, _LateCancelBackend(), stop_rule=StopRule(fail_fast=True))
     thread = threading.Thread(target=lambda: results.append(_run(dispatcher)), daemon=True)
     thread.start()
     thread.join(timeout=20)
