@@ -84,7 +84,7 @@ def prepare_graph_run(
             phases["Spark session"] = time.monotonic() - clock
         xgraph = graph.quantum_only_xgraph.copy()
         plan = plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
-    return PreparedRun(request, graph, xgraph, None, None, plan, started, phases)
+    return PreparedRun(request, graph, xgraph, None, None, plan, started, phases, tuple(map(str, roots)))
 
 
 def _read_graph(request: RunRequest) -> PredictedQuantumGraph:

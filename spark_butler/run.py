@@ -80,6 +80,9 @@ class PreparedRun:
     phases: dict[str, float]
     """Seconds that each step took, by its name."""
 
+    stores: tuple[str, ...] = ()
+    """The places where the datastores of the repository keep files."""
+
     @contextlib.contextmanager
     def timing(self, phase: str) -> Iterator[None]:
         """Record the time of a step.
@@ -208,7 +211,7 @@ def prepare(
         phases["Spark session"] = time.monotonic() - clock
     with Butler.from_config(request.repo, writeable=False) as butler:
         plan = plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
-    return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases)
+    return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases, tuple(stores))
 
 
 def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> OutputRequest:

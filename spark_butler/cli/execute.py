@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import lsst.utils.timer
@@ -26,6 +26,8 @@ from ..masking import hide_secrets
 from ..planning.request import RunRequest
 from ..report import RunReporter, format_report
 from ..report.summary import make_report
+from ..report.usage import format_usage, predict_usage, price_usage, read_price
+from ..repository.task_history import load_peaks, load_times
 from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
 from ..spark.session import check_platform
 from ..spark.startup import SparkStart
@@ -78,6 +80,7 @@ def carry_out(
     dry_run: bool,
     bars: bool | None,
     as_json: bool,
+    price: str | None = None,
     prepare: Callable[..., PreparedRun] = prepare,
     open_run: Callable[..., ActiveRun] = open_run,
 ) -> int:
@@ -95,6 +98,8 @@ def carry_out(
         Whether to draw progress bars; by default on a terminal.
     as_json
         Whether to print JSON.
+    price
+        The value of ``--price``.
     prepare, open_run
         Functions that prepare and start the run.
     """
@@ -128,7 +133,7 @@ def carry_out(
             return 0
         _print_unhandled(request)
         if dry_run:
-            print_json(prepared.plan.describe()) if as_json else click.echo(prepared.plan.explain())
+            _print_plan(prepared, as_json=as_json, price=price)
             return 0
         logger.info("%s", prepared.plan.explain())
         if request.options.debug:
@@ -179,6 +184,29 @@ def _drive(active: ActiveRun, *, summary: str | None, as_json: bool) -> int:
     if end.unwritten is not None:
         raise end.unwritten
     return status
+
+
+def _print_plan(prepared: PreparedRun, *, as_json: bool, price: str | None) -> None:
+    """Print the plan, and what it will use if earlier runs tell."""
+    money = None if price is None else read_price(price)
+    tasks: list[dict[str, Any]] = []
+    if prepared.stores:
+        root = ResourcePath(prepared.stores[0])
+        tasks = predict_usage(
+            prepared.xgraph,
+            load_times(root),
+            load_peaks(root),
+            prepared.request.options.cores_per_quantum,
+        )
+    if as_json:
+        usage = [task | ({"price": price_usage(task, money)} if money else {}) for task in tasks]
+        print_json(prepared.plan.describe() | {"usage": usage})
+        return
+    click.echo(prepared.plan.explain())
+    if any(task["core_hours"] is not None for task in tasks):
+        click.echo(f"Expected usage, from earlier runs:\n{format_usage(tasks, money)}")
+    elif money:
+        click.echo("No earlier run of these tasks tells what the plan will use.")
 
 
 class _Workers:

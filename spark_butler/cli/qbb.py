@@ -52,7 +52,7 @@ def run_qbb(ctx: click.Context, /, repo: str, qgraph: str, no_existing_outputs: 
     def run() -> int:
         start_logging(kwargs)
         on_spark = kwargs.pop("backend") == "spark"
-        dry_run, bars, form = (kwargs.pop(name) for name in ("dry_run", "progress", "form"))
+        dry_run, bars, form, price = (kwargs.pop(name) for name in ("dry_run", "progress", "form", "price"))
         check_meaning(kwargs, on_spark=on_spark)
         options = {"skip_existing": not no_existing_outputs, "extend_run": not no_existing_outputs}
         request = build_request(
@@ -65,6 +65,7 @@ def run_qbb(ctx: click.Context, /, repo: str, qgraph: str, no_existing_outputs: 
             dry_run=dry_run,
             bars=bars,
             as_json=form == "json",
+            price=price,
             prepare=prepare_graph_run,
             open_run=open_graph_run,
         )

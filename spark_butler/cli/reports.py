@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["cancel", "report", "status"]
 
 import datetime
+import fnmatch
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from ..report import (
     read_json,
 )
 from ..report.progress import ProgressSnapshot
+from ..report.usage import Price, format_runs, format_usage, price_usage, read_price
 from ..repository.checks import check_repository, store_roots
 from ..repository.names import unknown_run
 from ..text import align_rows, format_count, format_seconds, translate_errors
@@ -105,21 +107,33 @@ def cancel(repo: str, run: str, form: str) -> None:
 
 @click.command(cls=LeafCommand)
 @click.argument("repo")
-@click.argument("run", required=False)
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option("--html", "page", metavar="FILE", help="File to write the report to, as a page; can be a URI.")
-def report(repo: str, run: str | None, page: str | None, form: str) -> None:
+@click.option(
+    "--price",
+    metavar="CORE_HOUR,GB_HOUR",
+    help="Money for a core-hour and for a GB-hour; prints a table of the usage of each task.",
+)
+def report(repo: str, runs: tuple[str, ...], page: str | None, price: str | None, form: str) -> None:
     """Print the report of a run that has ended.
 
     REPO is a repository and RUN an output RUN, or the CHAINED collection of -o; without RUN, it is the
-    repository's latest report.  Instead of both, REPO may be a file report.json.
+    repository's latest report.  Instead of both, REPO may be a file report.json.  Several RUNs, or patterns
+    such as 'u/me/*', give a table with a row for each task of each run.
 
     \b
     Examples:
       spark-butler report s3-repo u/me/first
       spark-butler report s3-repo u/me/first --html first.html
       spark-butler report s3-repo u/me/first --format json | jq '.failures[].rerun'
+      spark-butler report s3-repo 'u/me/*' --price 0.04,0.005
       spark-butler report reports/report.json
     """
+    money = None if price is None else read_price(price)
+    run = runs[0] if runs else None
+    if len(runs) > 1 or set("*?[").intersection(run or ""):
+        _report_many(repo, runs, money, form)
+        return
     if repo.endswith(".json") and run is None:
         content = _read_report(ResourcePath(repo))
         if content is None:
@@ -138,9 +152,34 @@ def report(repo: str, run: str | None, page: str | None, form: str) -> None:
             ResourcePath(page).write(html.encode())
         click.echo(f"The report is in {page}.", err=True)
     if form == "json":
-        print_json(content)
+        print_json(content if money is None else _add_prices(content, money))
     elif text:
         click.echo(text)
+        if money is not None:
+            click.echo(format_usage(content["tasks"], money))
+
+
+def _report_many(repo: str, runs: tuple[str, ...], money: Price | None, form: str) -> None:
+    """Print the latest reports of several runs."""
+    latest = {
+        attempt.run: attempt
+        for attempt in _find(repo, None)
+        if any(fnmatch.fnmatchcase(attempt.run, each) or attempt.run.startswith(f"{each}/") for each in runs)
+    }
+    contents = [c for each in latest.values() if (c := _read_report(each.report_file)) is not None]
+    if not contents:
+        raise UserError(f"No run with a report matches {' '.join(runs)}; see `spark-butler status {repo}`.")
+    if form == "json":
+        print_json([content if money is None else _add_prices(content, money) for content in contents])
+    else:
+        click.echo(format_runs(contents, money))
+
+
+def _add_prices(content: dict[str, Any], money: Price) -> dict[str, Any]:
+    """Return the content of a report with the price of each task and of all."""
+    tasks = [task | {"price": price_usage(task, money)} for task in content["tasks"]]
+    totals = content["totals"] | {"price": price_usage(content["totals"], money)}
+    return content | {"tasks": tasks, "totals": totals}
 
 
 def _find(repo: str, run: str | None) -> list[AttemptFolder]:

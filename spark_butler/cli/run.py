@@ -157,7 +157,7 @@ def adapt_options(command: click.Command) -> click.Command:
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
     """Run the command and return its exit status."""
     start_logging(kwargs)
-    dry_run, backend_name = kwargs.pop("dry_run"), kwargs.pop("backend")
+    dry_run, backend_name, price = (kwargs.pop(name) for name in ("dry_run", "backend", "price"))
     bars, as_json = kwargs.pop("progress"), kwargs.pop("form") == "json"
     if as_json and kwargs["show"]:
         raise OptionsError("--show prints for people; it can't be combined with --format json.")
@@ -165,7 +165,7 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
     request = make_request(
         ctx, kwargs, default_pipeline=default_pipeline, on_spark=on_spark, command=command_line(ctx)
     )
-    return carry_out(request, on_spark=on_spark, dry_run=dry_run, bars=bars, as_json=as_json)
+    return carry_out(request, on_spark=on_spark, dry_run=dry_run, bars=bars, as_json=as_json, price=price)
 
 
 def command_line(ctx: click.Context) -> list[str]:

@@ -105,6 +105,11 @@ _BACKEND = (
         show_default=True,
         help="Backend of quanta: Spark, or one after another in this process.",
     ),
+    click.option(
+        "--price",
+        metavar="CORE_HOUR,GB_HOUR",
+        help="Money for a core-hour and for a GB-hour, for the expected usage in a plan.",
+    ),
 )
 
 

@@ -35,6 +35,7 @@ from ..repository.task_history import (
     load_needs,
     load_times,
     save_needs,
+    save_peaks,
     save_times,
 )
 from ..temporaries.dataset_types import find_temporary_types, measure_sizes
@@ -192,9 +193,10 @@ def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], re
     if not (roots := store_roots(butler)):
         return
     save_needs(roots[0], find_needs(result.outcomes.values()))
-    save_times(
-        roots[0], find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
-    )
+    times = find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
+    save_times(roots[0], times)
+    if times:
+        save_peaks(roots[0], result.outcomes.values())
 
 
 def _find_limits(

@@ -25,6 +25,7 @@ from .record import RunInfo, RunRecord, Span
 from .rerun import rerun_command
 from .text import failure_text
 from .timeline import busy_slots, make_lanes, split_time
+from .usage import measure_usage
 
 FORMAT = 1
 """Version of the layout of ``report.json``."""
@@ -79,6 +80,7 @@ def make_content(
             n_blocked=record.n_blocked.get(label, 0),
             n_before=n_before,
         )
+        | measure_usage(by_task[label], int(str(run.options.get("cores_per_quantum", 1))))
         for label, n_before in _count_done_before(run, record).items()
     ]
     return {
@@ -196,7 +198,7 @@ def _total(
 ) -> dict[str, Any]:
     """Return the sums over all tasks."""
     names = ["quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried"]
-    names += ["cpu_seconds", "bytes_read", "bytes_written"]
+    names += ["cpu_seconds", "core_hours", "gb_hours", "bytes_read", "bytes_written"]
     totals: dict[str, Any] = {name: sum(task[name] for task in tasks) for name in names}
     totals["requests"] = sum(sum(task["requests"].values()) for task in tasks)
     totals["peak_memory"] = max((outcome.peak_memory for outcome in outcomes), default=0)

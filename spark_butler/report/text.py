@@ -155,6 +155,8 @@ def format_report(content: Mapping[str, Any]) -> str:
     if shares := time.get("shares"):
         parts = (f"{name.replace('_', ' ')} {100 * share:.1f} %" for name, share in shares.items() if share)
         lines.append(f"Slot time: {', '.join(parts)}.")
+    if "core_hours" in totals:
+        lines.append(f"Used: {totals['core_hours']:.3g} core-hours, {totals['gb_hours']:.3g} GB-hours.")
     if totals["ingested"] is not None:
         lines.append(f"{format_count(totals['ingested'], 'dataset')} registered.")
     if totals["retried"]:

@@ -12,8 +12,10 @@ __all__ = [
     "find_task_means",
     "find_times",
     "load_needs",
+    "load_peaks",
     "load_times",
     "save_needs",
+    "save_peaks",
     "save_times",
 ]
 
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 _MARGIN = 1.2
 _MEMORY = "spark-butler-learned/memory.json"
 _TIMES = "spark-butler-learned/times.json"
+_PEAKS = "spark-butler-learned/peaks.json"
 _WORTH_SECONDS = 60.0
 _MOST_QUANTA = 100_000
 
@@ -134,6 +137,25 @@ def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Tim
         if outcome.succeeded and not (outcome.recovered or outcome.skipped_existing)
     }
     return times if sum(times.values()) >= _WORTH_SECONDS else {}
+
+
+def load_peaks(root: ResourcePath) -> dict[str, float]:
+    """Read the mean peak memory of a quantum of each task in its last run, in bytes by label."""
+    try:
+        return {label: float(nbytes) for label, nbytes in _load(root, _PEAKS).items()}
+    except (TypeError, ValueError) as exc:
+        logger.warning("What earlier runs learned (%s) can't be read: %s", _PEAKS, brief(exc))
+        return {}
+
+
+def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
+    """Write the mean peak memory of a quantum of each task, beside what earlier runs have written."""
+    peaks: defaultdict[str, list[int]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.succeeded and outcome.peak_memory and not outcome.skipped_existing:
+            peaks[outcome.report.taskLabel or ""].append(outcome.peak_memory)
+    if peaks:
+        _save(root, _PEAKS, load_peaks(root) | {label: statistics.fmean(n) for label, n in peaks.items()})
 
 
 def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.UUID, float]:
