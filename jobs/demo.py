@@ -17,9 +17,9 @@ from pathlib import Path
 
 from spark_butler.cli import main as butler_command
 from spark_butler.demo.night import INSTRUMENT, NIGHT_COLLECTION, DemoNight
-from spark_butler.demo.quicklook import draw_detector, draw_focal_plane
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.errors import UserError
+from spark_butler.products.pictures import draw_detector, draw_focal_plane
 from spark_butler.spark.java import find_java_home
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,11 +11,11 @@ import pytest
 import scipy.spatial
 from lsst.daf.butler import Butler
 
-from spark_butler.demo.quicklook import draw_detector
 from spark_butler.obs.calibs import ingest_calibs
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
+from spark_butler.products.pictures import draw_detector
 
 pytestmark = pytest.mark.pipeline
 

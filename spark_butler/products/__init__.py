@@ -1,0 +1,1 @@
+"""Products of process_ccd for people: pictures and catalogs.  Runs in the process of the command."""

@@ -1,0 +1,82 @@
+"""The sources of a run as one table.
+
+Runs in the process of the command.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FORMATS", "read_catalog", "write_catalog"]
+
+import os
+
+from astropy.table import Table, vstack
+from lsst.daf.butler import Butler
+from lsst.resources import ResourcePath
+
+from ..errors import RepositoryError, UserError
+from ..text import translate_errors
+
+FORMATS = {"csv": "ascii.csv", "parquet": "parquet", "votable": "votable"}
+"""Astropy's names of the formats."""
+
+
+def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_type: str = "source") -> Table:
+    """Read the tables of all images of a run, and join them.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository.
+    collection
+        Collection of the run.
+    where
+        Data query that selects images.
+    dataset_type
+        Name of the dataset type of the tables.
+
+    Returns
+    -------
+    catalog
+        The rows of all tables, in the order of their data IDs.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if there is no such dataset type, collection or table.
+    """
+    # One checked search, with near names in its errors, for all commands.
+    from ..repository.query import find_data_ids
+
+    found = find_data_ids(butler, dataset_type, collections=(collection,), where=where)
+    with translate_errors(RepositoryError, f"Can't read the tables of {collection}"):
+        tables = [butler.get(ref) for ref in found.refs]
+        return vstack(tables, metadata_conflicts="silent")
+
+
+def write_catalog(catalog: Table, file: str, form: str, *, overwrite: bool = False) -> None:
+    """Write a catalog to a file.
+
+    Parameters
+    ----------
+    catalog
+        The catalog.
+    file
+        The file; can be a URI.
+    form
+        One of `FORMATS`.
+    overwrite
+        Whether to replace an existing file.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if the file exists or can't be written.
+    """
+    target = ResourcePath(file, forceDirectory=False)
+    with translate_errors(UserError, f"Can't write {file}"):
+        if not overwrite and target.exists():
+            raise UserError(f"The file {file} exists; give --overwrite to replace it.")
+        # A file that appears is complete.
+        with ResourcePath.temporary_uri(suffix=f".{form}") as temporary:
+            catalog.write(os.fspath(temporary.ospath), format=FORMATS[form], overwrite=True)
+            target.transfer_from(temporary, transfer="copy", overwrite=overwrite)
