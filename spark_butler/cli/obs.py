@@ -4,19 +4,26 @@ from __future__ import annotations
 
 __all__ = ["obs"]
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import UserError
+from ..text import format_count, translate_errors
 from .command import CommandGroup, print_json
 
 if TYPE_CHECKING:
     from lsst.daf.butler import DatasetRef
 
+_DIGITS = re.compile(r"\d+")
+
 _EPILOG = """\b
 Examples:
+  spark-butler obs describe my-frames/ -o my-camera.yaml
   spark-butler obs register-instrument s3-repo conf/cameras/simcam.yaml
   spark-butler obs ingest-raws s3-repo night1/ --transfer copy
   spark-butler obs ingest-calibs s3-repo --kind bias night1/
@@ -34,6 +41,45 @@ _instrument = click.option("--instrument", help="Instrument of the files; by def
 
 def _needs_paths[F: Callable[..., Any]](command: F) -> F:
     return click.argument("paths", nargs=-1, required=True)(command)
+
+
+@obs.command()
+@_needs_paths
+@click.option("-o", "--output", metavar="FILE", help="File to write; standard output by default.")
+@click.option("--name", help="Name of the instrument; by default from the headers.")
+def describe(paths: tuple[str, ...], output: str | None, name: str | None, form: str) -> None:
+    """Draft the description of a camera from the headers of its files.
+
+    PATHS are raw frames of all kinds, of one camera: FITS files, directories, globs or URIs.  Guesses are
+    marked in the draft, and what only you know is marked QUESTION.
+
+    \b
+    Example:
+      spark-butler obs describe my-frames/ -o my-camera.yaml
+    """
+    from lsst.resources import ResourcePath
+
+    from ..obs.draft import draft_description
+    from ..obs.raws import RAW_SUFFIXES
+    from ..obs.repository import expand_paths
+
+    draft = draft_description(expand_paths(paths, RAW_SUFFIXES), name=name)
+    if output is not None:
+        with translate_errors(UserError, f"Can't write {output}"):
+            target = ResourcePath(output, forceAbsolute=False)
+            if target.exists():
+                raise UserError(f"The file {output} exists; give another name.")
+            target.write(draft.text.encode())
+    if form == "json":
+        failures = _list_failures(draft.failures)
+        print_json({"description": draft.text, "questions": draft.questions, "failures": failures})
+    elif output is None:
+        click.echo(draft.text, nl=False)
+    for question in draft.questions:
+        click.echo(f"QUESTION {question}", err=True)
+    file = output or "CAMERA.yaml"
+    click.echo(f"Check the guesses, then: spark-butler obs register-instrument REPO {file}", err=True)
+    _end_with(draft.failures)
 
 
 @obs.command()
@@ -103,7 +149,7 @@ def ingest_raws(
             transfer=transfer,
             fail_fast=fail_fast,
         )
-    reasons = {file: " ".join(reason.split()) for file, reason in result.failures.items()}
+    reasons = result.failures
     if form == "json":
         print_json(
             {
@@ -111,18 +157,16 @@ def ingest_raws(
                 "existing": len(result.existing),
                 "failed": len(reasons),
                 "skipped": _list_data_ids(result.existing),
-                "failures": [{"file": file, "reason": reason} for file, reason in reasons.items()],
+                "failures": _list_failures(reasons),
             }
         )
     else:
+        n_existing = len(result.existing)
         click.echo(
-            f"{len(result.ingested)} files ingested, {len(result.existing)} were there already, "
+            f"{format_count(len(result.ingested), 'file')} ingested, {n_existing} were there already, "
             f"{len(reasons)} failed."
         )
-    for reason in reasons.values():
-        click.echo(f"Error: {reason}", err=True)
-    if result.failures:
-        sys.exit(1)
+    _end_with(reasons)
 
 
 @obs.command()
@@ -153,13 +197,21 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
     from ..obs.repository import writing_butler
 
     validity = parse_validity(begin_date, end_date)
+    failures: dict[str, str] = {}
     with writing_butler(repo) as butler:
-        refs = ingest_calibs(butler, validity=validity, **options)
+        refs = ingest_calibs(butler, validity=validity, failures=failures, **options)
     if form == "json":
         masters = _list_data_ids(refs)
-        print_json({"kind": options["kind"], "certified": len(refs), "run": refs[0].run, "masters": masters})
-        return
-    click.echo(f"{len(refs)} {options['kind']} masters certified, in {refs[0].run}.")
+        description = {
+            "kind": options["kind"],
+            "certified": len(refs),
+            "run": refs[0].run,
+            "masters": masters,
+        }
+        print_json({**description, "failures": _list_failures(failures)})
+    else:
+        click.echo(f"{format_count(len(refs), f'{options["kind"]} master')} certified, in {refs[0].run}.")
+    _end_with(failures)
 
 
 @obs.command()
@@ -181,7 +233,7 @@ def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
     if form == "json":
         print_json({"instrument": instrument, "defined": len(visits), "visits": visits})
         return
-    click.echo(f"{len(visits)} visits defined.")
+    click.echo(f"{format_count(len(visits), 'visit')} defined.")
 
 
 @obs.command()
@@ -214,12 +266,32 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **option
     from ..obs.repository import writing_butler
 
     bands = [parse_band_columns(text) for text in band_columns]
+    failures: dict[str, str] = {}
     with writing_butler(repo) as butler:
-        refs = ingest_refcats(butler, bands=bands, **options)
+        refs = ingest_refcats(butler, bands=bands, failures=failures, **options)
     if form == "json":
-        print_json({"name": options["name"], "shards": len(refs), "run": refs[0].run})
-        return
-    click.echo(f"{len(refs)} shards of {options['name']} ingested into {refs[0].run}.")
+        description = {"name": options["name"], "shards": len(refs), "run": refs[0].run}
+        print_json({**description, "failures": _list_failures(failures)})
+    else:
+        click.echo(f"{format_count(len(refs), 'shard')} of {options['name']} ingested into {refs[0].run}.")
+    _end_with(failures)
+
+
+def _list_failures(failures: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"file": file, "reason": " ".join(reason.split())} for file, reason in failures.items()]
+
+
+def _end_with(failures: Mapping[str, str]) -> None:
+    """Print the files that could not be used, one line for each reason, and end with exit status 1."""
+    files: defaultdict[str, list[str]] = defaultdict(list)
+    for file, reason in failures.items():
+        # The same error has other numbers in other files.
+        files[_DIGITS.sub("0", reason.removeprefix(f"{file}: "))].append(file)
+    for alike in files.values():
+        more = f" (and {format_count(len(alike) - 1, 'file')} alike, such as {alike[1]})" if alike[1:] else ""
+        click.echo(f"Error: {' '.join(failures[alike[0]].split())}{more}", err=True)
+    if failures:
+        sys.exit(1)
 
 
 def _list_data_ids(refs: Sequence[DatasetRef]) -> list[dict[str, Any]]:

@@ -184,7 +184,10 @@ def _observation_type(header: Mapping[str, Any], camera: CameraDescription) -> O
         if text.upper() in (value.upper() for value in values):
             return observation_type
     known = ", ".join(value for values in camera.image_types.values() for value in values)
-    raise HeaderValueError(f"image type {text!r} is not one of {camera.name}'s: {known}")
+    raise HeaderValueError(
+        f"image type {text!r} is not one of {camera.name}'s: {known}; add it to image_types "
+        "(under unknown if it has no use)"
+    )
 
 
 def _filter(

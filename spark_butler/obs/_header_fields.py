@@ -16,6 +16,7 @@ import astropy.units as u
 import pydantic
 
 from ..errors import UserError
+from ..text import suggest
 
 
 class HeaderValueError(UserError, ValueError):
@@ -98,11 +99,14 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         text = str(value).strip()
         if self.pattern is not None:
             if (match := re.search(self.pattern, text)) is None:
-                raise HeaderValueError(f"{keyword} = {text!r} does not match {self.pattern!r}")
+                raise HeaderValueError(
+                    f"{keyword} = {text!r} does not match {self.pattern!r} of the key pattern"
+                )
             value = text = match.group(1) if match.re.groups else match.group()
         if self.values is not None:
             if text not in self.values:
-                raise HeaderValueError(f"{keyword} = {text!r} is not one of {sorted(self.values)}")
+                known = suggest(text, self.values)
+                raise HeaderValueError(f"{keyword} = {text!r} is not listed in the key values; {known}")
             return self.values[text]
         return value.strip() if isinstance(value, str) else value
 
@@ -110,7 +114,14 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         origin = "/".join(self.keyword) or "constant"
         if value is None:
             return HeaderValueError(f"{origin} is missing or blank; expected {expected}")
-        return HeaderValueError(f"{origin} = {value!r} is not {expected}")
+        remedy = ""
+        if isinstance(value, str) and not self.decimal_comma and re.fullmatch(r"[-+ :\d]*\d,\d+", value):
+            remedy = "; decimal_comma: true reads decimal commas"
+        elif "time" in expected:
+            remedy = "; time_format, pattern or join (of a day and a time in two cards) read other forms"
+        elif "angle" in expected:
+            remedy = "; unit or pattern read other forms"
+        return HeaderValueError(f"{origin} = {value!r} is not {expected}{remedy}")
 
     def text(self, header: Mapping[str, Any]) -> str | None:
         """Return the value as text, or `None`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = ("CalibrationKind", "ingest_calibs", "parse_validity")
 
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import astropy.time
@@ -56,7 +57,7 @@ def parse_validity(begin: str | None, end: str | None) -> Timespan:
     return validity
 
 
-def ingest_calibs(
+def ingest_calibs(  # noqa: PLR0913
     butler: Butler,
     kind: CalibrationKind,
     paths: Iterable[ResourcePathExpression],
@@ -66,6 +67,7 @@ def ingest_calibs(
     output_run: str | None = None,
     validity: Timespan | None = None,
     replace: bool = False,
+    failures: dict[str, str] | None = None,
 ) -> list[DatasetRef]:
     """Combine raw calibration frames into a master for each detector, and certify it.
 
@@ -90,6 +92,8 @@ def ingest_calibs(
         When the masters are valid; by default always.
     replace
         Whether masters certified before give way where their validity overlaps.
+    failures
+        Gets the reason for each file that can't be used; without it, the first such file is an error.
 
     Returns
     -------
@@ -110,9 +114,9 @@ def ingest_calibs(
     files = expand_paths(paths, RAW_SUFFIXES)
     validity = Timespan(None, None) if validity is None else validity
     if master:
-        camera, images = _read_masters(kind, files, cameras)
+        camera, images = _read_masters(kind, files, cameras, failures)
     else:
-        camera, images = _make_masters(butler, kind, files, cameras)
+        camera, images = _make_masters(butler, kind, files, cameras, failures)
     owner = make_instrument_class(camera.name)()
     run = output_run or owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
     calib = owner.makeCalibrationCollectionName()
@@ -153,7 +157,8 @@ def _check_free(
         if found in wanted and association.timespan is not None and association.timespan.overlaps(validity):
             raise RepositoryError(
                 f"{kind} of detector {association.ref.dataId['detector']} is certified in {calib} for "
-                f"{association.timespan} (from {association.ref.run}); give another validity, or replace it"
+                f"{association.timespan} (from {association.ref.run}); give "
+                "--replace, or another validity (--begin-date, --end-date)"
             )
 
 
@@ -165,13 +170,22 @@ def _only_camera(names: Iterable[str], cameras: Sequence[CameraDescription]) -> 
 
 
 def _make_masters(
-    butler: Butler, kind: CalibrationKind, files: Sequence[ResourcePath], cameras: Sequence[CameraDescription]
+    butler: Butler,
+    kind: CalibrationKind,
+    files: Sequence[ResourcePath],
+    cameras: Sequence[CameraDescription],
+    failures: dict[str, str] | None,
 ) -> tuple[CameraDescription, dict[CalibrationKey, Image]]:
-    raws, _ = read_raw_files(files, cameras, fail_fast=True)
+    raws, failed = read_raw_files(files, cameras, fail_fast=failures is None)
+    if failures is not None:
+        failures |= failed
     frames = [raw for raw in raws if raw.observation_type == kind]
     if not frames:
         present = ", ".join(sorted({raw.observation_type for raw in raws}))
-        raise UserError(f"none of the {len(raws)} files is a {kind} frame; they are {present}")
+        reason = next(
+            iter(failed.values()), f"none of the {len(raws)} files is a {kind} frame; they are {present}"
+        )
+        raise UserError(reason)
     logger.info("%d of %d files are %s frames.", len(frames), len(raws), kind)
     camera = _only_camera((raw.instrument for raw in frames), cameras)
     if kind not in camera.calibrations:
@@ -183,9 +197,31 @@ def _make_masters(
     for key, group in sorted(groups.items(), key=str):
         corrections = _find_corrections(butler, kind, camera, group[0])
         detector = camera.get_detector(group[0].detector)
-        frames_of_detector = [_read_frame(raw, kind, detector, corrections) for raw in group]
-        images[key] = _as_image(combine(frames_of_detector), kind, len(group))
-    return camera, images
+        pixels = []
+        for raw in group:
+            with _collecting(failures, raw.uri):
+                pixels.append(_read_frame(raw, kind, detector, corrections))
+        if pixels:
+            images[key] = _as_image(combine(pixels), kind, len(pixels))
+    return camera, _some(images, failures)
+
+
+@contextlib.contextmanager
+def _collecting(failures: dict[str, str] | None, file: ResourcePath) -> Iterator[None]:
+    """Keep the reason why a file can't be used, if there is a place for it."""
+    try:
+        yield
+    except UserError as err:
+        if failures is None:
+            raise
+        failures[display_name(file)] = str(err)
+
+
+def _some[K](images: dict[K, Image], failures: dict[str, str] | None) -> dict[K, Image]:
+    """Return images; raise the first failure if there are none."""
+    if not images and failures:
+        raise UserError(next(iter(failures.values())))
+    return images
 
 
 def _find_corrections(
@@ -260,25 +296,39 @@ def _as_image(pixels: np.ndarray, kind: str, frames: int) -> Image:
 
 
 def _read_masters(
-    kind: CalibrationKind, files: Sequence[ResourcePath], cameras: Sequence[CameraDescription]
+    kind: CalibrationKind,
+    files: Sequence[ResourcePath],
+    cameras: Sequence[CameraDescription],
+    failures: dict[str, str] | None,
 ) -> tuple[CameraDescription, dict[CalibrationKey, Image]]:
-    owners, images = [], {}
+    owners: list[str] = []
+    images: dict[CalibrationKey, Image] = {}
     for file in files:
-        name = display_name(file)
-        with file.open("rb") as stream:
-            pixels, header = read_raw_pixels(stream, name)
-        camera, detector, physical_filter = describe_master(file, header, cameras, with_filter=kind == "flat")
-        if pixels.shape != (detector.ny, detector.nx):
-            raise UserError(
-                f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels; a master of detector "
-                f"{detector.id} has {detector.nx} x {detector.ny}"
-            )
-        key = (detector.id, physical_filter)
-        if key in images:
-            raise UserError(f"{name}: another file is the {kind} of detector {detector.id} too")
-        owners.append(camera.name)
-        frame = pixels.astype(np.float32)
-        if kind == "flat":
-            frame = _as_response(frame, name)
-        images[key] = Image(frame, unit=_UNITS[kind], metadata=dict(header))
+        with _collecting(failures, file):
+            owner, key, image = _read_master(kind, file, cameras)
+            if key in images:
+                raise UserError(f"{display_name(file)}: another file is the {kind} of detector {key[0]} too")
+            owners.append(owner)
+            images[key] = image
+    _some(images, failures)
     return _only_camera(owners, cameras), images
+
+
+def _read_master(
+    kind: CalibrationKind, file: ResourcePath, cameras: Sequence[CameraDescription]
+) -> tuple[str, CalibrationKey, Image]:
+    """Read a master calibration; return its instrument, what it is of, and its pixels."""
+    name = display_name(file)
+    with file.open("rb") as stream:
+        pixels, header = read_raw_pixels(stream, name)
+    camera, detector, physical_filter = describe_master(file, header, cameras, with_filter=kind == "flat")
+    if pixels.shape != (detector.ny, detector.nx):
+        raise UserError(
+            f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels; a master of detector "
+            f"{detector.id} has {detector.nx} x {detector.ny}"
+        )
+    frame = pixels.astype(np.float32)
+    if kind == "flat":
+        frame = _as_response(frame, name)
+    image = Image(frame, unit=_UNITS[kind], metadata=dict(header))
+    return camera.name, (detector.id, physical_filter), image

@@ -24,7 +24,8 @@ __all__ = (
 )
 
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import astropy.wcs
@@ -34,6 +35,7 @@ from lsst.images import Box, DetectorFrame, SkyProjection
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import UserError
+from ..text import describe_expected, suggest
 from ._geometry import Section, make_tan_wcs
 from ._header_fields import HeaderMap
 
@@ -268,14 +270,17 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
             if header_value in (candidate.header_values or (candidate.name,)):
                 return candidate
         known = ", ".join(v for f in self.filters for v in f.header_values or (f.name,))
-        raise LookupError(f"{self.name} has no filter {header_value!r} in its headers; it has {known}")
+        raise LookupError(
+            f"{self.name} has no filter {header_value!r} in its headers; it has {known}; add the name to the "
+            "header_values of its filter"
+        )
 
     def mismatch(self, header: Mapping[str, Any]) -> str | None:
         """Say why a header is not from this camera, or return `None` if it is."""
         for keyword, pattern in self.match.items():
             value = header.get(keyword)
             if value is None or re.search(pattern, str(value)) is None:
-                return f"{keyword} = {value!r} does not match {pattern!r}"
+                return f"{keyword} = {value!r} does not match {pattern!r} of its key match"
         return None
 
     def initial_wcs(
@@ -324,13 +329,40 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
 
 
 def _explain(error: pydantic.ValidationError) -> str:
-    clauses = []
+    """Return a clause for each mistake: its place, its value, what was expected, and a near key."""
+    clauses: dict[str, str] = {}
     for item in error.errors(include_url=False):
-        where = ""
-        for part in item["loc"]:
-            where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-        message = item["msg"].removeprefix("Value error, ")
+        # Types of a union are no part of the place.
+        location = [part for part in item["loc"] if part not in ("bool", "int", "float", "str")]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+        where = where.removeprefix(".") or "the camera"
         value = item["input"]
         shown = f" = {value!r}" if isinstance(value, str | int | float) else ""
-        clauses.append(f"{where or 'the camera'}{shown}: {message}")
-    return "; ".join(clauses)
+        if item["type"] == "extra_forbidden":
+            clause = f"{where}{shown}: there is no such key; {suggest(str(location[-1]), _keys_at(location))}"
+        elif item["type"] == "missing":
+            clause = f"{where} is missing"
+        elif item["type"] == "string_pattern_mismatch":
+            clause = f"{where}{shown}: expected a letter, then letters, digits, _ or -, at most 32 in all"
+        elif item["type"] == "dict_type":
+            clause = f"{where}{shown}: expected a mapping, such as {{KEY: TEXT}}"
+        else:
+            clause = f"{where}{shown}: {describe_expected(item)}"
+        clauses.setdefault(where, clause.rstrip("."))
+    return "; ".join(clauses.values())
+
+
+def _keys_at(location: Sequence[str | int]) -> Sequence[str]:
+    """Return the keys that a mapping of the description can have, by the place of one of them."""
+    model: Any = CameraDescription
+    for part in location[:-1]:
+        if isinstance(part, str) and part in getattr(model, "model_fields", ()):
+            model = _find_model(model.model_fields[part].annotation)
+    return list(getattr(model, "model_fields", ()))
+
+
+def _find_model(annotation: Any) -> Any:
+    """Return the model in the annotation of a field."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    return next(filter(None, map(_find_model, typing.get_args(annotation))), None)

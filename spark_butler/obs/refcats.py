@@ -21,6 +21,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 from lsst.sphgeom import HtmPixelization, LonLat, UnitVector3d
 
 from ..errors import RepositoryError, UserError
+from ..text import suggest
 from ._raw_fits import display_name
 from .repository import check_run, expand_paths
 
@@ -66,6 +67,7 @@ def ingest_refcats(  # noqa: PLR0913
     id_column: str = "id",
     output_run: str | None = None,
     replace: bool = False,
+    failures: dict[str, str] | None = None,
 ) -> list[DatasetRef]:
     """Ingest a reference catalog.
 
@@ -90,6 +92,8 @@ def ingest_refcats(  # noqa: PLR0913
         RUN collection, by default ``refcats/NAME``; it is put into the chain ``refcats``.
     replace
         Whether shards give way that the collection has already.
+    failures
+        Gets the reason for each file that can't be used; without it, the first such file is an error.
 
     Returns
     -------
@@ -112,7 +116,12 @@ def ingest_refcats(  # noqa: PLR0913
         try:
             tables.append(_standardize(_read(file), bands, ra_column, dec_column, id_column))
         except (KeyError, ValueError, u.UnitsError) as err:
-            raise UserError(f"{display_name(file)}: {err.args[0] if err.args else err}") from None
+            text = f"{display_name(file)}: {err.args[0] if err.args else err}"
+            if failures is None:
+                raise UserError(text) from None
+            failures[display_name(file)] = text
+    if not tables and failures:
+        raise UserError(next(iter(failures.values())))
     # Different columns in different files would make shards that can't be concatenated.
     if len(columns := {tuple(sorted(table.colnames)) for table in tables}) > 1:
         raise UserError(
@@ -155,7 +164,7 @@ def _put_shards(
         existing = [ref for ref in found if ref is not None]
     if existing and not replace:
         ids = ", ".join(str(ref.dataId["htm7"]) for ref in existing)
-        raise RepositoryError(f"{run} has shards of {name} already: {ids}; replace them, or give another run")
+        raise RepositoryError(f"{run} has shards of {name} already ({ids}); give --replace or --output-run")
     if existing:
         butler.pruneDatasets(existing, disassociate=True, unstore=True, purge=True)
     butler.collections.register(run)
@@ -213,7 +222,7 @@ def _standardize(
 
 def _column(table: astropy.table.Table, name: str) -> astropy.table.Column:
     if name not in table.colnames:
-        raise KeyError(f"no column {name!r}; it has {', '.join(table.colnames)}")
+        raise KeyError(f"no column {name!r}; {suggest(name, table.colnames)}")
     return table[name]
 
 

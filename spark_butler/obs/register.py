@@ -6,12 +6,15 @@ __all__ = ("register_instrument",)
 
 import logging
 
-from lsst.daf.butler import Butler, Timespan
+from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError, Timespan
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePathExpression
 
 from ..errors import RepositoryError
-from .description import CameraDescription
+from ._exposures import describe_raw
+from ._header_fields import HeaderValueError
+from ._raw_fits import RawFileError, display_name, read_raw_header
+from .description import CameraDescription, CameraDescriptionError
 from .instrument import YamlInstrument
 from .repository import define_collections, register_dataset_types
 
@@ -39,13 +42,14 @@ def register_instrument(
     Raises
     ------
     CameraDescriptionError
-        Raised if the description is not valid.
+        Raised if the description is not valid, or if a raw frame of the
+        repository does not fit a description that replaces another one.
     RepositoryError
         Raised if the repository has another description, and ``update`` is false.
     """
     description = CameraDescription.from_yaml(camera)
     instrument = YamlInstrument.from_description(description)
-    hint = f"the repository has another description of {description.name}; update replaces it"
+    hint = f"the repository has another description of {description.name}; --update replaces it"
     run = instrument.makeUnboundedCalibrationRunName()
     present = None
     if run in butler.collections.query("*"):
@@ -54,6 +58,8 @@ def register_instrument(
     changed = present is not None and butler.get(present) != content
     if changed and not update:
         raise RepositoryError(hint)
+    if changed:
+        _check_with_raw(butler, description)
     register_dataset_types(butler)
     try:
         instrument.register(butler.registry, update=update)
@@ -70,3 +76,33 @@ def register_instrument(
     else:
         logger.info("%s is registered already.", description.name)
     return description
+
+
+def _check_with_raw(butler: Butler, description: CameraDescription) -> None:
+    """Raise if the newest raw frame in the repository does not fit a new description of its camera."""
+    run = YamlInstrument.from_description(description).makeDefaultRawIngestRunName()
+    try:
+        refs = butler.query_datasets(
+            "raw", run, instrument=description.name, explain=False, limit=1, order_by="-exposure"
+        )
+        uri = butler.getURI(refs[0]) if refs else None
+        header = read_raw_header(uri) if uri is not None else None
+    except (MissingCollectionError, MissingDatasetTypeError, RawFileError, LookupError) as err:
+        logger.debug("There is no raw frame to check the description with: %s", err)
+        return
+    if uri is None or header is None:
+        return
+    name = display_name(uri)
+    try:
+        if (mismatch := description.mismatch(header)) is not None:
+            raise HeaderValueError(mismatch)
+        found = describe_raw(uri, header, description).data_id
+    except HeaderValueError as err:
+        raise CameraDescriptionError(
+            f"the new description does not fit {name}, a frame of the repository, and replaces nothing: {err}"
+        ) from None
+    if found != dict(refs[0].dataId.required):
+        raise CameraDescriptionError(
+            f"the new description makes {found} of {name}, which is {dict(refs[0].dataId.required)} in the "
+            "repository; keep exposure_id and detector, or make a new repository"
+        )

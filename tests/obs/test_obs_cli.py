@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import astropy.io.fits
 import pytest
 import sqlalchemy.exc
+import yaml
 from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
 
@@ -62,7 +64,7 @@ def test_failed_files_give_status_1_and_the_others_are_ingested(
     bad.write_text("bad")
     result = _run("obs", "ingest-raws", repo, good, bad)
     assert result.exit_code == 1
-    assert result.stdout == "1 files ingested, 0 were there already, 1 failed.\n"
+    assert result.stdout == "1 file ingested, 0 were there already, 1 failed.\n"
     assert result.stderr.startswith(f"Error: {bad}: not a readable FITS image")
     assert result.stderr.count("\n") == 1
 
@@ -230,3 +232,65 @@ def test_simulate_writes_what_register_and_ingest_read(tmp_path: Path, repo: Pat
 def test_commands_are_imported_lazily() -> None:
     code = "import sys, spark_butler.cli.main; sys.exit(any(name.startswith('lsst') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_same_error_in_many_files_is_one_line(simcam: Butler, night: SimulatedData, tmp_path: Path) -> None:
+    repo = tmp_path / "repo"
+    for number in range(20):
+        file = tmp_path / f"bad{number:02d}.fits"
+        shutil.copy(night.raw_dir / night.raws[0].name, file)
+        astropy.io.fits.setval(file, "EXPTIME", value=f"{number},5")
+    (tmp_path / "notes.fits").write_text("no FITS file")
+    result = _run("obs", "ingest-raws", repo, *sorted(tmp_path.glob("*.fits")))
+    assert result.exit_code == 1
+    errors = result.stderr.splitlines()
+    assert len(errors) == 2
+    assert (
+        "bad00.fits: EXPTIME = '0,5' is not a number; decimal_comma: true reads decimal commas" in errors[0]
+    )
+    assert f"(and 19 files alike, such as {tmp_path / 'bad01.fits'})" in errors[0]
+
+
+def test_broken_file_does_not_stop_calibrations_and_catalogs(
+    simcam: Butler, night: SimulatedData, tmp_path: Path
+) -> None:
+    repo, broken = tmp_path / "repo", tmp_path / "broken.fits"
+    broken.write_bytes((night.raw_dir / night.raws[0].name).read_bytes()[:8000])
+    bias = _run("obs", "ingest-calibs", repo, "--kind", "bias", night.raw_dir, broken)
+    assert bias.exit_code == 1, bias.output
+    assert "2 bias masters certified" in bias.stdout
+    assert len(bias.stderr.splitlines()) == 1
+    assert f"Error: {broken}: " in bias.stderr
+    given = ("--name", "cat", "-b", "r=r_mag,r_mag_err", night.refcat)
+    catalog = _run("obs", "ingest-refcats", repo, *given, broken)
+    assert catalog.exit_code == 1, catalog.output
+    assert "of cat ingested into refcats/cat." in catalog.stdout
+    assert f"Error: {broken}: " in catalog.stderr
+    alone = _run("obs", "ingest-calibs", repo, "--kind", "bias", broken)
+    assert (alone.exit_code, alone.stdout) == (2, "")
+
+
+def test_description_that_does_not_fit_a_frame_replaces_nothing(
+    simcam: Butler, night: SimulatedData, tmp_path: Path
+) -> None:
+    repo = tmp_path / "repo"
+    assert _run("obs", "ingest-raws", repo, night.raw_dir, "--transfer", "direct").exit_code == 0
+    content = yaml.safe_load(night.camera.read_text())
+    header = content["header"]
+    for changes, words in (
+        ({"header": {**header, "exposure_time": "EXPTIM"}}, "EXPTIM is missing or blank"),
+        (
+            {"header": {**header, "exposure_id": {"keyword": "EXPID", "pattern": r"(\d)$"}}},
+            "keep exposure_id",
+        ),
+        ({"match": {"INSTRUME": "^SimCan$"}}, "does not match"),
+    ):
+        changed = tmp_path / "changed.yaml"
+        changed.write_text(yaml.safe_dump({**content, **changes}))
+        result = _run("obs", "register-instrument", repo, changed, "--update")
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr
+        assert "--update" in _run("obs", "register-instrument", repo, changed).stderr
+    good = tmp_path / "good.yaml"
+    good.write_text(yaml.safe_dump({**content, "description": "better"}))
+    assert _run("obs", "register-instrument", repo, good, "--update").exit_code == 0

@@ -66,8 +66,8 @@ def test_units_of_fluxes_are_converted(butler: Butler, tmp_path: Path) -> None:
     ("columns", "bands", "expected"),
     [
         ({"ra": [1.0], "dec": [2.0], "r_mag": [20.0]}, [], "no band columns were given"),
-        ({"ra": [1.0], "r_mag": [20.0]}, ["r=r_mag"], "no column 'dec'; it has ra, r_mag"),
-        ({"ra": [1.0], "dec": [2.0]}, ["r=r_mag"], "no column 'r_mag'; it has ra, dec"),
+        ({"ra": [1.0], "r_mag": [20.0]}, ["r=r_mag"], "no column 'dec'; known are r_mag, ra"),
+        ({"ra": [1.0], "dec": [2.0]}, ["r=r_mag"], "no column 'r_mag'; known are dec, ra"),
         ({"ra": [1.0], "dec": [95.0], "r_mag": [20.0]}, ["r=r_mag"], "not on the sky"),
     ],
 )
@@ -95,7 +95,7 @@ def test_band_columns_have_one_form(text: str) -> None:
 
 def test_shards_that_are_there_give_way_only_if_told(butler: Butler, night: SimulatedData) -> None:
     first = ingest_refcats(butler, "cat", [night.refcat], bands=R_BAND)
-    with pytest.raises(RepositoryError, match=r"refcats/cat has shards of cat already: \d+"):
+    with pytest.raises(RepositoryError, match=r"refcats/cat has shards of cat already \(\d+"):
         ingest_refcats(butler, "cat", [night.refcat], bands=R_BAND)
     second = ingest_refcats(butler, "cat", [night.refcat], bands=R_BAND, replace=True)
     assert {ref.dataId for ref in first} == {ref.dataId for ref in second}

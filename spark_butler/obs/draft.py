@@ -1,0 +1,377 @@
+"""Draft of a camera's description, from the headers of its files.
+
+Runs in the process of the command.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Draft", "draft_description")
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from lsst.resources import ResourcePath
+
+from ..errors import UserError
+from ._exposures import describe_raw
+from ._header_fields import HeaderField, HeaderValueError
+from ._raw_fits import display_name, read_raw_header
+from .description import CameraDescription
+
+type Header = Mapping[str, Any]
+
+_MOST_QUESTIONS = 3
+_MATCH = ("CAMSN", "SERNO", "SERIALNO", "DETSERNO", "INSTRUME", "CAMERA", "DETECTOR", "TELESCOP")
+_TYPES = ("IMAGETYP", "OBSTYPE", "IMGTYPE", "IMAGETYPE", "EXPTYPE", "ESO DPR TYPE", "ESO GEN EXPO TYPE")
+_KINDS = {
+    "bias": ("bias", "zero"),
+    "dark": ("dark",),
+    "flat": ("flat",),
+    "focus": ("focus",),
+    "science": ("light", "sci", "object", "target"),
+}
+_TIMES: tuple[dict[str, Any], ...] = (
+    {"keyword": "DATE-OBS"},
+    {"keyword": "DATE-BEG"},
+    {"keyword": ["DATE-OBS", "TIME-OBS"], "join": "T"},
+    {"keyword": ["DATE-OBS", "UT"], "join": "T"},
+    {"keyword": ["DATE-OBS", "UTC-OBS"], "join": "T"},
+    {"keyword": "MJD-OBS", "time_format": "mjd"},
+    {"keyword": "JD", "time_format": "jd"},
+)
+_EXPOSURES = ("EXPTIME", "EXPOSURE", "EXP_TIME", "ITIME", "ESO DET DIT")
+_NUMBERS = ("EXPID", "EXPNUM", "ESO GEN EXPO NO", "FRAMENUM", "RUNNO")
+_POSITIONS = (
+    ("RA", "DEC"),
+    ("OBJCTRA", "OBJCTDEC"),
+    ("TELRA", "TELDEC"),
+    ("RA-MNT", "DEC-MNT"),
+    ("RA_OBJ", "DEC_OBJ"),
+    ("CRVAL1", "CRVAL2"),
+)
+_FILTERS = ("FILTER", "FILTER1", "FILTNAME", "FILTERID", "ESO INS FILT1 NAME", "ESO INS OPTI-7 NAME")
+_TARGETS = ("OBJECT", "TARGET", "FIELD")
+_DETECTORS = ("DETID", "CCDNUM", "CCDID", "CHIPID", "DETNUM")
+_SCALES = ("PIXSCALE", "SECPIX", "SECPIX1", "PLATESCL", "SCALE")
+_GAINS = ("EGAIN", "GAIN", "ESO DET OUT1 CONAD")
+_NOISES = ("RDNOISE", "READNOIS", "RON", "ESO DET OUT1 RON")
+_SATURATIONS = ("SATURATE", "SATLEVEL")
+
+
+@dataclasses.dataclass
+class Draft:
+    """A draft, and what remains to be done."""
+
+    text: str
+    """The description, as YAML."""
+
+    questions: list[str]
+    """What only the owner of the camera knows; the lines are marked ``QUESTION``."""
+
+    failures: dict[str, str]
+    """Reason for each file that the draft does not fit."""
+
+
+def draft_description(files: Iterable[ResourcePath], *, name: str | None = None) -> Draft:
+    """Draft the description of the camera that files are from.
+
+    Parameters
+    ----------
+    files
+        Raw frames of all kinds, of one camera.
+    name
+        Name of the instrument; by default from the headers.
+
+    Raises
+    ------
+    UserError
+        Raised if none of the files can be read.
+    """
+    headers: dict[str, Header] = {}
+    failures: dict[str, str] = {}
+    uris = {display_name(uri): uri for uri in files}
+    for file, uri in uris.items():
+        try:
+            headers[file] = read_raw_header(uri)
+        except UserError as err:
+            failures[file] = str(err)
+    if not headers:
+        raise UserError(next(iter(failures.values()), "no files were given"))
+    writer = _Writer(list(headers.values()), name)
+    text = writer.write()
+    camera = CameraDescription.from_dict(yaml.safe_load(text), origin="the draft")
+    for file, header in headers.items():
+        try:
+            if (mismatch := camera.mismatch(header)) is not None:
+                raise HeaderValueError(mismatch)
+            describe_raw(uris[file], header, camera)
+        except HeaderValueError as err:
+            failures[file] = f"{file}: {err}"
+    return Draft(text, writer.questions, failures)
+
+
+class _Writer:
+    """Writer of a draft, which marks what it guesses and what it can't know."""
+
+    def __init__(self, headers: Sequence[Header], name: str | None):
+        sizes = Counter((header.get("NAXIS1"), header.get("NAXIS2")) for header in headers)
+        self.size: tuple[Any, Any] = sizes.most_common(1)[0][0]
+        self.headers = [each for each in headers if (each.get("NAXIS1"), each.get("NAXIS2")) == self.size]
+        self.first = self.headers[0]
+        self.questions: list[str] = []
+        self.lines: list[str] = []
+        self.name = name
+        self.type_keyword: str | None = None
+        self.filter_keyword: str | None = None
+        self.detector_keyword: str | None = None
+
+    def write(self) -> str:
+        """Return the draft."""
+        self._write_identity()
+        kind = self._find_kinds()
+        science = [each for each in self.headers if kind(each) == "science"] or self.headers
+        self._write_filters([each for each in self.headers if kind(each) not in ("bias", "dark")] or science)
+        self._write_types(kind)
+        self._write_header(science)
+        self._write_detectors(science)
+        return "\n".join(self.lines) + "\n"
+
+    def _ask(self, key: str, question: str) -> str:
+        """Return the mark of a value that only the owner knows; beyond three, that of a guess."""
+        if len(self.questions) >= _MOST_QUESTIONS:
+            return f"  # guess: {question}"
+        self.questions.append(f"{key}: {question}")
+        return f"  # QUESTION: {question}"
+
+    def _add(self, key: str, value: Any, mark: str = "") -> None:
+        indent = len(key) - len(key.lstrip())
+        self.lines.append(f"{' ' * indent}{key.strip()}: {_flow(value)}{mark}")
+
+    def _present(self, keywords: Iterable[str], headers: Sequence[Header] | None = None) -> list[str]:
+        """Return the keywords that have a value in all headers."""
+        return [key for key in keywords if all(_is_there(each.get(key)) for each in headers or self.headers)]
+
+    def _write_identity(self) -> None:
+        same = [key for key in self._present(_MATCH) if len({str(each[key]) for each in self.headers}) == 1]
+        label = str(self.first.get("INSTRUME") or self.first.get("TELESCOP") or "MyCamera")
+        found = re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-")
+        found = found if re.match("[A-Za-z]", found) else f"Camera-{found}"
+        self._add("name", self.name or found[:32].rstrip("-"))
+        self.lines.append("east: left  # guess: where east is when the top of the image is north")
+        chosen = same[:1] + [key for key in same[1:] if key == "INSTRUME"]
+        self._add("match", {key: f"^{re.escape(str(self.first[key]).strip())}$" for key in chosen})
+
+    def _find_kinds(self) -> Callable[[Header], str]:
+        """Choose the keyword of the image type, and return what tells the kind of a frame."""
+
+        def classify(text: Any) -> str:
+            words = str(text).lower()
+            kinds = (kind for kind, parts in _KINDS.items() if any(part in words for part in parts))
+            return next(kinds, "unknown")
+
+        for key in self._present(_TYPES):
+            if {classify(each[key]) for each in self.headers} != {"unknown"}:
+                self.type_keyword = key
+                return lambda header: classify(header[key])
+        return lambda header: "science"
+
+    def _write_filters(self, headers: Sequence[Header]) -> None:
+        self.filter_keyword = next(iter(self._present(_FILTERS, headers)), None)
+        if self.filter_keyword is None:
+            names, mark = ["clear"], self._ask("filters", "the headers name no filter; which one is it?")
+        else:
+            names, mark = sorted({str(each[self.filter_keyword]).strip() for each in headers}), ""
+        self.lines.append("filters:")
+        for each in names:
+            band = each if re.fullmatch(r"[A-Za-z]\w{0,31}", each) else "other"
+            described: dict[str, Any] = {"name": each[:32], "band": band}
+            if each != each[:32]:
+                described["header_values"] = [each]
+            guess = "" if each in "ugrizyUBVRI" else "  # guess: the band"
+            self.lines.append(f"  - {_flow(described)}{mark or guess}")
+
+    def _write_types(self, kind: Callable[[Header], str]) -> None:
+        types: dict[str, list[str]] = {}
+        for each in self.headers:
+            value = str(each[self.type_keyword]).strip() if self.type_keyword else "light"
+            if value.upper() not in (text.upper() for text in types.setdefault(kind(each), [])):
+                types[kind(each)].append(value)
+        types.setdefault("science", ["light"])
+        self._add("image_types", types)
+        found = [each for each in ("bias", "dark", "flat") if each in types]
+        mark = "" if found else "  # e.g. [bias, dark, flat], if there are such frames"
+        self._add("calibrations", found, mark)
+
+    def _write_header(self, science: Sequence[Header]) -> None:
+        self.lines.append("header:")
+        time = next((each for each in _TIMES if self._can_read(each, "time")), None)
+        time_mark = ""
+        if time is None:
+            time = {"constant": "2000-01-01T00:00:00"}
+            time_mark = self._ask("date_begin", "the headers have no time; when was it?")
+        number = next((key for key in _NUMBERS if self._can_read({"keyword": key}, "integer")), None)
+        if number is not None:
+            self._add("  exposure_id", number)
+        else:
+            self._add("  exposure_id", {**time, "date_id": "%y%m%d%H%M%S"}, "  # the time as a number")
+        chips = (key for key in _DETECTORS if self._can_read({"keyword": key}, "integer"))
+        several = (key for key in chips if len({each[key] for each in self.headers}) > 1)
+        self.detector_keyword = next(several, None)
+        self._add("  detector", self.detector_keyword or {"constant": 0})
+        self._add("  image_type", self.type_keyword or {"constant": "light"})
+        self._add("  date_begin", _short(time), time_mark)
+        seconds = self._number(_EXPOSURES)
+        mark = "" if seconds else self._ask("exposure_time", "the headers have none; how many seconds?")
+        self._add("  exposure_time", _short(seconds or {"constant": 1.0}), mark)
+        self._add("  physical_filter", self.filter_keyword or {"constant": "clear"})
+        self._write_position(science)
+        if target := self._present(_TARGETS, science):
+            self._add("  target", target[0])
+
+    def _write_position(self, science: Sequence[Header]) -> None:
+        for ra, dec in _POSITIONS:
+            if len(self._present((ra, dec), science)) < 2:
+                continue
+            if ra == "CRVAL1" and not str(self.first.get("CTYPE1", "")).startswith("RA"):
+                continue
+            is_text = isinstance(science[0][ra], str) and _as_number(science[0][ra]) is None
+            field = {"keyword": ra, "unit": "hour"} if is_text else {"keyword": ra}
+            if self._can_read(field, "angle", science) and self._can_read({"keyword": dec}, "angle", science):
+                mark = "" if is_text or ra == "CRVAL1" else "  # guess: degrees; else unit: hour"
+                self._add("  ra", _short(field), mark)
+                self._add("  dec", dec)
+                return
+        mark = self._ask("ra, dec", "the headers have no position; where on the sky is it, in degrees?")
+        self._add("  ra", {"constant": 0.0}, mark)
+        self._add("  dec", {"constant": 0.0})
+
+    def _write_detectors(self, science: Sequence[Header]) -> None:
+        numbers = [0]
+        if self.detector_keyword:
+            numbers = sorted({int(each[self.detector_keyword]) for each in self.headers})
+        data, overscan = self._sections()
+        nx, ny = data[1] - data[0] + 1, data[3] - data[2] + 1
+        scale, scale_mark = self._pixel_scale(science)
+        electronics = self._electronics()
+        self.lines.append("detectors:")
+        for n, number in enumerate(numbers):
+            self.lines.append(f"  - id: {number}")
+            sizes = {"raw_nx": self.size[0], "raw_ny": self.size[1], "nx": nx, "ny": ny}
+            for key, value in {"name": f"ccd{number}", **sizes}.items():
+                self._add(f"    {key}", value)
+            self._add("    pixel_scale", scale, scale_mark or "  # arcseconds")
+            if len(numbers) > 1:
+                mark = "  # as above" if n else self._ask("offset", "where is the center of each, in pixels?")
+                self._add("    offset", [0.0, 0.0], mark)
+            self.lines.append("    amplifiers:")
+            self.lines.append("      - name: all")
+            self._add("        raw_data_section", _section(data))
+            if overscan is not None:
+                self._add("        raw_overscan_section", _section(overscan))
+            self._add("        section", f"[1:{nx}, 1:{ny}]")
+            for key, (number_of, mark) in electronics.items():
+                self._add(f"        {key}", number_of, mark if n == 0 else "  # as above")
+            scale_mark = "  # as above"
+
+    def _electronics(self) -> dict[str, tuple[float, str]]:
+        """Return gain, read noise and saturation, with their marks."""
+        values: dict[str, tuple[float, str]] = {}
+        is_integer = self.first.get("BITPIX") in (8, 16) and self.first.get("BSCALE") in (None, 1)
+        for key, keywords, default, unit in (
+            ("gain", _GAINS, 1.0, "electrons per ADU"),
+            ("read_noise", _NOISES, 10.0, "electrons"),
+            ("saturation", _SATURATIONS, 60000.0 if is_integer else 1e5, "ADU"),
+        ):
+            for keyword in keywords:
+                if (number := _as_number(self.first.get(keyword))) and number > 0:
+                    values[key] = number, f"  # {unit}, by {keyword}"
+                    break
+            else:
+                values[key] = default, self._ask(key, f"how many {unit}?")
+        return values
+
+    def _pixel_scale(self, science: Sequence[Header]) -> tuple[float, str]:
+        """Return arcseconds per pixel, and a mark if they are a guess."""
+        header = science[0]
+        columns = [_as_number(header.get(key)) for key in ("CD1_1", "CD2_1")]
+        if str(header.get("CTYPE1", "")).startswith("RA"):
+            step = math.hypot(*(each or 0.0 for each in columns))
+            step = step or abs(_as_number(header.get("CDELT1")) or 0.0)
+            if 0 < step < 1:
+                return round(3600 * step, 4), ""
+        found = (_as_number(header.get(key)) for key in ("XBINNING", "HBIN", "CCDXBIN"))
+        binning = next(filter(None, found), 1.0)
+        for key in _SCALES:
+            if (number := _as_number(header.get(key))) and 0 < number < 1000:
+                guess = f"  # guess: {key}, of unbinned pixels, times {binning:g}" if binning > 1 else ""
+                return round(number * binning, 4), guess
+        size, focal = _as_number(header.get("XPIXSZ")), _as_number(header.get("FOCALLEN"))
+        if size and focal:
+            return round(206.265 * size / focal, 4), "  # guess: from XPIXSZ and FOCALLEN"
+        return 1.0, self._ask("pixel_scale", "how many arcseconds is a pixel?")
+
+    def _sections(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Return the light-sensitive section and the overscan, as columns and rows from 1."""
+        whole = (1, int(self.size[0]), 1, int(self.size[1]))
+        found = (_read_section(self.first.get(key)) for key in ("DATASEC", "TRIMSEC"))
+        data = next(filter(None, found), whole)
+        overscan = _read_section(self.first.get("BIASSEC"))
+        fits = overscan is not None and overscan[2:] == data[2:] and overscan[1] <= whole[1]
+        return (data if data[1] <= whole[1] and data[3] <= whole[3] else whole), overscan if fits else None
+
+    def _number(self, keywords: Iterable[str]) -> dict[str, Any] | None:
+        """Return the field of a number, with a decimal comma if need be."""
+        for key in keywords:
+            for more in ({}, {"decimal_comma": True}):
+                if self._can_read({"keyword": key, **more}, "number"):
+                    return {"keyword": key, **more}
+        return None
+
+    def _can_read(self, field: Mapping[str, Any], how: str, headers: Sequence[Header] | None = None) -> bool:
+        """Return whether a field has a value of a kind in all headers."""
+        reader = HeaderField.model_validate(dict(field))
+        try:
+            return all(getattr(reader, how)(each) is not None for each in headers or self.headers)
+        except HeaderValueError:
+            return False
+
+
+def _short(field: Mapping[str, Any]) -> Any:
+    """Return a field as a bare keyword, if it has no options."""
+    return field["keyword"] if set(field) == {"keyword"} else dict(field)
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text: str = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and bool(str(value).strip())
+
+
+def _as_number(value: Any) -> float | None:
+    """Return a header value as a finite number, also with a decimal comma."""
+    try:
+        number = float(str(value).replace(",", "."))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _section(bounds: Sequence[int]) -> str:
+    return f"[{bounds[0]}:{bounds[1]}, {bounds[2]}:{bounds[3]}]"
+
+
+def _read_section(value: Any) -> tuple[int, ...] | None:
+    """Return a section of a header as columns and rows from 1."""
+    match = re.fullmatch(r"\s*\[(\d+):(\d+),\s*(\d+):(\d+)\]\s*", str(value or ""))
+    return tuple(map(int, match.groups())) if match else None

@@ -1,0 +1,116 @@
+"""Drafts of cameras' descriptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from spark_butler.cli.main import main
+from spark_butler.demo.simulation import SimulatedData
+
+
+def _run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_draft_of_a_camera_registers_and_ingests_its_frames(
+    repo: Path, night: SimulatedData, tmp_path: Path
+) -> None:
+    draft = tmp_path / "draft.yaml"
+    result = _run("obs", "describe", night.raw_dir, "-o", draft)
+    assert result.exit_code == 0, result.output
+    questions = [line for line in result.stderr.splitlines() if line.startswith("QUESTION ")]
+    text = draft.read_text()
+    assert len(questions) == text.count("# QUESTION: ") <= 3
+    camera = yaml.safe_load(text)
+    assert camera["name"] == "SimCam"
+    assert camera["calibrations"] == ["bias", "dark", "flat"]
+    assert [each["id"] for each in camera["detectors"]] == [0, 1]
+    assert camera["header"]["detector"] == "DETID"
+    assert _run("obs", "register-instrument", repo, draft).exit_code == 0
+    ingested = _run("obs", "ingest-raws", repo, night.raw_dir, "-t", "direct")
+    assert ingested.exit_code == 0, ingested.output
+    again = _run("obs", "describe", night.raw_dir, "-o", draft)
+    assert again.exit_code == 2
+    assert "exists; give another name" in again.stderr
+    notes = tmp_path / "notes.fits"
+    notes.write_text("no FITS file")
+    mixed = _run("obs", "describe", night.raw_dir, notes, "--format", "json")
+    assert mixed.exit_code == 1
+    assert [each["file"] for each in json.loads(mixed.stdout)["failures"]] == [str(notes)]
+    assert _run("obs", "describe", notes).exit_code == 2
+
+
+_TIME = {"DATE-OBS": "2026-01-02T03:04:05"}
+_AMATEUR = {"INSTRUME": "1 bad! name", "EXPTIME": "30,5", "XPIXSZ": 9.0, "FOCALLEN": 3325.0, "FILTER": "V"}
+_POSITION = {"OBJCTRA": "01 02 03", "OBJCTDEC": "+04 05 06"}
+_TWO_CARDS = {
+    "TELESCOP": "Tel",
+    "DATE-OBS": "2026-01-02",
+    "UT": "03:04:05",
+    "EXPTIME": 1.0,
+    "FILTER": "clear",
+}
+_WCS = {"RA": 10.0, "DEC": -3.0, "CTYPE1": "RA---TAN", "CD1_1": 0.0, "CD2_1": 2.0e-4}
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected", "questions"),
+    [
+        pytest.param(
+            _TIME | _AMATEUR | _POSITION,
+            ("Camera-1-bad-name", 0.5583, {"keyword": "OBJCTRA", "unit": "hour"}),
+            {"gain", "read_noise", "saturation"},
+            id="amateur",
+        ),
+        pytest.param(
+            {**_TWO_CARDS, **_WCS, "GAIN": 1.5, "RDNOISE": 4.0},
+            ("Tel", 0.72, "RA"),
+            {"saturation"},
+            id="two cards",
+        ),
+        pytest.param(
+            {}, ("MyCamera", 1.0, {"constant": 0.0}), {"filters", "date_begin", "exposure_time"}, id="none"
+        ),
+    ],
+)
+def test_draft_follows_the_headers(
+    repo: Path, tmp_path: Path, cards: dict[str, Any], expected: tuple[Any, ...], questions: set[str]
+) -> None:
+    frame = tmp_path / "frame.fits"
+    header = astropy.io.fits.Header(cards)
+    astropy.io.fits.PrimaryHDU(np.zeros((20, 30), dtype=np.uint16), header).writeto(frame)
+    result = _run("obs", "describe", frame, "--format", "json")
+    assert result.exit_code == 0, result.output
+    draft = json.loads(result.stdout)
+    camera = yaml.safe_load(draft["description"])
+    detector = camera["detectors"][0]
+    assert (camera["name"], detector["pixel_scale"], camera["header"]["ra"]) == expected
+    assert (detector["raw_nx"], detector["raw_ny"]) == (30, 20)
+    asked = [each.partition(":")[0] for each in draft["questions"]]
+    assert set(asked) == questions
+    file = tmp_path / "camera.yaml"
+    file.write_text(draft["description"])
+    assert _run("obs", "register-instrument", repo, file).exit_code == 0
+    assert _run("obs", "ingest-raws", repo, frame).exit_code == 0
+
+
+def test_drafts_of_real_cameras_register(repo: Path, shared_data: Path, tmp_path: Path) -> None:
+    frames = shared_data / "opd_ngc346"
+    draft = tmp_path / "draft.yaml"
+    described = _run("obs", "describe", frames, "-o", draft)
+    assert described.exit_code == 0, described.output
+    assert draft.read_text().count("# QUESTION: ") <= 3
+    camera = yaml.safe_load(draft.read_text())
+    assert camera["header"]["exposure_time"] == {"keyword": "EXPTIME", "decimal_comma": True}
+    assert camera["detectors"][0]["pixel_scale"] == 0.68
+    assert _run("obs", "register-instrument", repo, draft).exit_code == 0
+    ingested = _run("obs", "ingest-raws", repo, frames, "-t", "direct")
+    assert ingested.stdout == "15 files ingested, 0 were there already, 0 failed.\n"
