@@ -47,6 +47,7 @@ class PackedTasks(Mapping[str, TaskNode]):
         self._data = data
         self._tasks: Mapping[str, TaskNode] | None = None
         self.modules = modules
+        """Names of the modules that the tasks are in."""
 
     def open(self) -> Mapping[str, TaskNode]:
         """Unpickle the tasks, once in a process and those that it forks later."""

@@ -41,10 +41,11 @@ def limit_threads() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the variables for threads and the object store that workers take over from the driver.
+    """Return the environment variables that workers take over from the driver.
 
-    Object stores have addresses, also those of profiles, regions and the file of certificates.
-    Never credentials: workers have their own, from their environment, a file or a role.
+    They limit threads, and give the addresses of object stores, also those of profiles,
+    their regions, and the file of certificates.  Never credentials: workers have their
+    own, from their environment, a file or a role.
     """
     environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
     environment.update(
