@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.driver_programs import Driver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.jvm]
 
 _CLUSTER_CONF = {"spark.cores.max": "2", "spark.executor.memory": "1g"}
 
