@@ -6,7 +6,7 @@ __all__ = ("BackgroundMesh", "estimate_background", "mask_sources", "structured_
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ class BackgroundMesh:
 
     n_empty: int
     """Number of cells that had too few good pixels and were filled from their neighbors."""
+
+    def plus(self, other: Self) -> Self:
+        """Return the sum of two models on the same grid, with the other's noise."""
+        return dataclasses.replace(other, level=self.level + other.level)
 
     def as_field(self, bbox: Box, unit: Any = None) -> SplineField:
         """Return the model as a field that can be stored with an image (Akima splines between the nodes)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ("CharacterizeConfig", "CharacterizeConnections", "CharacterizeTask")
 
-import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -15,23 +14,26 @@ import lsst.pipe.base.connectionTypes as cT
 import numpy as np
 import numpy.typing as npt
 from astro_metadata_translator import ObservationInfo
-from lsst.images import Background, BackgroundMap, Image, MaskedImage, ObservationSummaryStats, VisitImage
+from lsst.images import (
+    Box,
+    MaskedImage,
+)
 from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
 from ..obs.description import CameraDescription
-from .background import BackgroundMesh, estimate_background, mask_sources
+from .background import estimate_background, mask_sources
 from .cosmic_rays import find_cosmic_rays, star_contrast
+from .deblend import find_hidden
 from .defects import find_defects
-from .detection import Detections, detect_sources, sky_variance
+from .detection import detect_sources, sky_variance
+from .detector_summary import Characterized, make_preliminary_image
 from .geometry import make_detector
 from .masks import plane_union
-from .measurement import model_radius
-from .moments import measure_moments
 from .observation import describe_observation
 from .psf import estimate_psf
-from .psf_fit import PsfFit, fit_psf
-from .psf_model import FWHM_PER_SIGMA, PsfModel, moffat_stamps
+from .psf_fit import fit_psf, stamp_radius
+from .psf_model import FWHM_PER_SIGMA, PsfModel
 from .source_ids import make_source_ids
 
 type BoolArray = npt.NDArray[np.bool_]
@@ -143,21 +145,6 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
     )
 
 
-@dataclasses.dataclass
-class _State:
-    """What the rounds of the iteration improve."""
-
-    sigma: float
-    mesh: BackgroundMesh
-    subtracted: Image32
-    detections: Detections
-    psf: PsfModel
-    fit: PsfFit | None
-    stars: npt.NDArray[np.intp]
-    defects: BoolArray
-    rays: BoolArray
-
-
 class CharacterizeTask(pipe_base.PipelineTask):
     """Model the background and the PSF and detect sources.
 
@@ -232,7 +219,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
             )
         state = self._iterate(post_isr_image, noise_floor(camera.get_detector(detector)))
         described = make_detector(camera, detector, visit=obs_info.visit_id)
-        image = self._make_visit_image(post_isr_image, state, described, band, obs_info)
+        image = make_preliminary_image(post_isr_image, state, described, band, obs_info)
         detections = state.detections
         psf_star = np.zeros(len(detections), dtype=bool)
         psf_star[state.stars] = True
@@ -262,7 +249,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         )
         return pipe_base.Struct(preliminary_visit_image=image, preliminary_source=source)
 
-    def _iterate(self, image: MaskedImage, floor: Image32) -> _State:
+    def _iterate(self, image: MaskedImage, floor: Image32) -> Characterized:
         config = self.config
         pixels, variance = image.image.array, image.variance.array
         defects = plane_union(image.mask, "BAD", "NO_DATA")
@@ -309,28 +296,57 @@ class CharacterizeTask(pipe_base.PipelineTask):
             elif step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
                 break
             sources = mask_sources(detections, sigma, pixels.shape)
-        chosen = psf.candidates
-        places = detections.x[chosen], detections.y[chosen]
-        fit = fit_psf(
-            *(subtracted, sky, hidden | saturated, *places, sigma),
-            max_order=config.psf_order,
-            min_stars=config.psf_min_stars,
-        )
-        if fit is None:
-            self._no_psf(len(detections), sigma)
-            model = PsfModel.constant(sigma * FWHM_PER_SIGMA, pixels.shape)
-            return _State(sigma, mesh, subtracted, detections, model, None, chosen[:0], defects, rays)
-        return _State(sigma, mesh, subtracted, detections, fit.model, fit, chosen[fit.used], defects, rays)
+        state = Characterized(sigma, mesh, subtracted, detections, psf.candidates, defects, rays)
+        self._fit_psf(state, variance, sky, hidden | saturated, image.bbox, cell)
+        return state
+
+    def _fit_psf(
+        self,
+        state: Characterized,
+        variance: Image32,
+        sky: Image32,
+        ignore: BoolArray,
+        bbox: Box,
+        cell: int,
+    ) -> None:
+        """Fit the PSF; then find hidden sources and do sky and PSF once more, with all sources subtracted."""
+        config, shape, sigma = self.config, variance.shape, state.sigma
+        first, candidates = state.detections, state.stars
+        state.psf = PsfModel.constant(sigma * FWHM_PER_SIGMA, (shape[0], shape[1]))
+        state.stars = candidates[:0]
+        stamps = None
+        for step in range(2):
+            fit = fit_psf(
+                *(state.subtracted, sky, ignore, first.x[candidates], first.y[candidates], sigma),
+                max_order=config.psf_order,
+                min_stars=config.psf_min_stars,
+                stamps=stamps,
+            )
+            if fit is None:
+                if step == 0:
+                    self._no_psf(len(first), sigma)
+                return
+            state.psf, state.psf_scatter = fit.model, fit.scatter
+            found = find_hidden(
+                *(state.subtracted, variance, ignore, first, fit.model),
+                stars=candidates,
+                stamp_radius=stamp_radius(sigma),
+                threshold=config.detection_threshold,
+            )
+            state.detections, stamps = found.detections, found.stars
+            state.stars = np.nonzero(np.isin(found.origin, candidates[fit.used]))[0]
+            if step == 0:
+                more = estimate_background(
+                    found.residual, ignore | found.bright, cell=cell, smooth=config.background_smooth
+                )
+                state.mesh = state.mesh.plus(more)
+                state.subtracted = state.subtracted - more.as_field(bbox).render(dtype=np.float32).array
 
     def _find_cosmic_rays(
         self, pixels: Image32, variance: Image32, ignore: BoolArray, sigma: float
     ) -> BoolArray:
-        shifts = np.linspace(-0.5, 0.5, 5)
-        dx, dy = (grid.ravel() for grid in np.meshgrid(shifts, shifts))
         # The pixel's own width is not part of the profile's.
-        fwhm = FWHM_PER_SIGMA * math.sqrt(max(sigma**2 - 1.0 / 12.0, 0.1))
-        round_psf = (np.full(25, fwhm), np.zeros(25), np.zeros(25))
-        sharpest = star_contrast(moffat_stamps(dx, dy, *round_psf, 12.0, max(math.ceil(4.0 * sigma), 3)))
+        sharpest = star_contrast(FWHM_PER_SIGMA * math.sqrt(max(sigma**2 - 1.0 / 12.0, 0.1)))
         return find_cosmic_rays(
             pixels,
             np.sqrt(np.maximum(variance - np.maximum(pixels, 0.0), 1.0)),
@@ -348,48 +364,3 @@ class CharacterizeTask(pipe_base.PipelineTask):
         if self.config.require_psf_stars:
             raise RuntimeError(f"{message}: no PSF.")
         self.log.warning("%s: a PSF of FWHM %.2f pixels is assumed.", message, sigma * FWHM_PER_SIGMA)
-
-    def _make_visit_image(
-        self, image: MaskedImage, state: _State, detector: Any, band: str, obs_info: ObservationInfo
-    ) -> VisitImage:
-        bbox = image.bbox
-        mask = image.mask.copy()
-        mask.set("BAD", state.defects & ~image.mask.get("NO_DATA"))
-        mask.set("COSMIC_RAY", state.rays)
-        mask.set("DETECTED", state.detections.footprint)
-        edge = np.ones(bbox.shape, dtype=bool)
-        border = math.ceil(3.0 * state.sigma)
-        edge[border:-border, border:-border] = False
-        mask.set("DETECTION_EDGE", edge)
-        field = state.mesh.as_field(bbox, unit=u.electron)
-        fwhm = state.psf.parameters(*state.psf.grid())[0]
-        stamp = state.psf.central_stamp(model_radius(state.psf))
-        moments = measure_moments(stamp, np.zeros(1), np.zeros(1), state.psf.sigma)
-        stats = ObservationSummaryStats(
-            psfSigma=float(moments.sigma[0]),
-            psfArea=float(stamp.sum() ** 2 / (stamp**2).sum()),
-            psfIxx=float(moments.ixx[0]),
-            psfIyy=float(moments.iyy[0]),
-            psfIxy=float(moments.ixy[0]),
-            nPsfStar=int(state.stars.size),
-            psfStarDeltaSizeScatter=math.nan if state.fit is None else state.fit.scatter * state.sigma,
-            psfTraceRadiusDelta=float(np.ptp(fwhm)) / FWHM_PER_SIGMA,
-            skyBg=float(np.median(state.mesh.level)),
-            skyNoise=state.mesh.noise,
-            meanVar=float(np.mean(image.variance.array[~plane_union(mask, "BAD", "DETECTED")])),
-            expTime=obs_info.exposure_time.to_value(u.s) if obs_info.exposure_time is not None else math.nan,
-        )
-        return VisitImage(
-            Image(state.subtracted, bbox=bbox, unit=u.electron),
-            mask=mask,
-            variance=image.variance.copy(),
-            sky_projection=image.sky_projection,
-            obs_info=obs_info,
-            summary_stats=stats,
-            psf=state.psf.to_piff(bbox, 2 * model_radius(state.psf) + 1),
-            detector=detector,
-            backgrounds=BackgroundMap(
-                [Background("sky", field, "Sky in cells, median-filtered, Akima splines.")], subtracted="sky"
-            ),
-            band=band,
-        )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 __all__ = ("find_cosmic_rays", "star_contrast")
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from .psf_model import moffat_stamps
 from .stamps import gather_windows
 
 type BoolArray = npt.NDArray[np.bool_]
@@ -75,14 +77,18 @@ def find_cosmic_rays(
     return found
 
 
-def star_contrast(stamps: npt.NDArray[np.floating[Any]]) -> float:
+def star_contrast(fwhm: float) -> float:
     """Return the largest contrast, in the sense of `find_cosmic_rays`, that a star reaches.
 
     Parameters
     ----------
-    stamps
-        Noiseless images of stars at several positions within a pixel, shape ``(n, size, size)``.
+    fwhm
+        Width of its profile in pixels; the steepest that seeing makes is a Gaussian.
     """
+    shifts = np.linspace(-0.5, 0.5, 5)
+    dx, dy = (grid.ravel() for grid in np.meshgrid(shifts, shifts))
+    round_psf = (np.full(25, fwhm), np.zeros(25), np.zeros(25))
+    stamps = moffat_stamps(dx, dy, *round_psf, 12.0, max(math.ceil(1.7 * fwhm), 3))
     tiles = np.concatenate(list(np.pad(stamps, ((0, 0), (4, 4), (4, 4)))), axis=0).astype(np.float32)
     laplacian = 0.5 * _subsampled_laplacian(tiles)
     median3 = _median3(tiles)

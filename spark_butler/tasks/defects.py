@@ -58,8 +58,10 @@ def _columns(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
     edges = np.linspace(0, clean.shape[0], max(round(clean.shape[0] / _BLOCK), 1) + 1).astype(int)
     medians = np.stack([np.median(clean[start:stop:3], axis=0) for start, stop in itertools.pairwise(edges)])
     differs = medians - scipy.ndimage.median_filter(medians, (1, _NEIGHBORHOOD), mode="nearest")
-    # The error of the median of so many pixels of unit noise; every third row is enough.
-    differs /= 1.2533 / np.sqrt((edges[1] - edges[0]) / 3.0)
+    # The error of the median of so many pixels of unit noise (every third row is enough), or the scatter that
+    # stars make where they are crowded.
+    scatter = 1.4826 * np.median(np.abs(differs), axis=1, keepdims=True)
+    differs /= np.maximum(scatter, 1.2533 / np.sqrt((edges[1] - edges[0]) / 3.0))
     for block, (start, stop) in enumerate(itertools.pairwise(edges)):
         found[start:stop, np.abs(differs[block]) > threshold] = True
     # Where every column differs from the next, none is defective: a mosaic of colors, say.

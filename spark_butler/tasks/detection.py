@@ -119,13 +119,12 @@ def detect_sources(
     data = np.where(good, image, 0.0).astype(np.float32)
     significance = _matched_filter(data, weight, sigma)
     excess = np.where(good, variance, sky) / sky
-    x, y = _find_peaks(significance, excess, good, sigma, threshold, contrast, reach=12.0 * sigma)
+    x, y = _find_peaks(significance, excess, sigma, threshold, contrast, reach=12.0 * sigma)
     # The filter widens stars and merges close pairs; one half as wide tells the bright ones apart.
     finer = _matched_filter(data, weight, 0.5 * sigma)
     fine_x, fine_y = _find_peaks(
-        finer,
+        np.where(significance >= threshold, finer, 0.0),
         excess,
-        good & (significance >= threshold),
         0.5 * sigma,
         1.5 * threshold,
         2.0 * contrast,
@@ -182,7 +181,6 @@ def _on_streak(
 def _find_peaks(
     significance: npt.NDArray[np.float32],
     excess: FloatImage,
-    allowed: BoolArray,
     sigma: float,
     threshold: float,
     contrast: float,
@@ -195,7 +193,7 @@ def _find_peaks(
     ``excess`` is the ratio of the full variance to that of the sky.  A saddle must lie ``contrast`` times the
     noise, and the fraction ``relative`` of the peak, below the peak.
     """
-    y, x = np.nonzero((significance >= threshold) & allowed)
+    y, x = np.nonzero(significance >= threshold)
     highest = gather_windows(significance, x, y, 1).max(axis=(1, 2), initial=-np.inf)
     peak = significance[y, x] >= highest
     x, y = x[peak], y[peak]
@@ -238,7 +236,7 @@ def _matched_filter(
     information = narrow / (4.0 * np.pi * sigma**2)
     # Where most of the PSF is masked or off the image a peak has no meaning.
     typical = float(np.median(information))
-    usable = information > 0.1 * typical
+    usable = information > 0.3 * typical
     result = np.zeros_like(data)
     np.divide(numerator, np.sqrt(np.where(usable, information, 1.0)), out=result, where=usable)
     return result

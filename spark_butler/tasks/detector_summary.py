@@ -5,8 +5,9 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("make_summary_table", "make_visit_image", "summarize")
+__all__ = ("Characterized", "make_preliminary_image", "make_summary_table", "make_visit_image", "summarize")
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +15,104 @@ from typing import Any
 import astropy.table
 import astropy.units as u
 import numpy as np
-from lsst.images import Image, ObservationSummaryStats, SkyProjection, VisitImage
+import numpy.typing as npt
+from astro_metadata_translator import ObservationInfo
+from lsst.images import (
+    Background,
+    BackgroundMap,
+    Image,
+    MaskedImage,
+    ObservationSummaryStats,
+    SkyProjection,
+    VisitImage,
+)
 from lsst.images.fields import ChebyshevField
 
 from .astrometry import AstrometrySolution
+from .background import BackgroundMesh
+from .detection import Detections
+from .masks import plane_union
+from .measurement import model_radius
+from .moments import measure_moments
 from .photometry import ZeroPoint
+from .psf_model import FWHM_PER_SIGMA, PsfModel
 from .quality import Measure, names_beyond
 from .sources import SourceMeasurements
+
+type BoolArray = npt.NDArray[np.bool_]
+type Image32 = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass
+class Characterized:
+    """What `CharacterizeTask` finds on an image; its rounds improve it."""
+
+    sigma: float
+    mesh: BackgroundMesh
+    subtracted: Image32
+    detections: Detections
+    stars: npt.NDArray[np.intp]
+    defects: BoolArray
+    rays: BoolArray
+    psf: PsfModel = dataclasses.field(init=False)
+    psf_scatter: float = math.nan
+
+
+def make_preliminary_image(
+    image: MaskedImage, state: Characterized, detector: Any, band: str, obs_info: ObservationInfo
+) -> VisitImage:
+    """Return the sky-subtracted image with its PSF, in electrons.
+
+    Parameters
+    ----------
+    image
+        Image from isr.
+    state
+        What `CharacterizeTask` found.
+    detector, band, obs_info
+        What the image carries with it.
+    """
+    bbox = image.bbox
+    mask = image.mask.copy()
+    mask.set("BAD", state.defects & ~image.mask.get("NO_DATA"))
+    mask.set("COSMIC_RAY", state.rays)
+    mask.set("DETECTED", state.detections.footprint)
+    edge = np.ones(bbox.shape, dtype=bool)
+    border = math.ceil(3.0 * state.sigma)
+    edge[border:-border, border:-border] = False
+    mask.set("DETECTION_EDGE", edge)
+    field = state.mesh.as_field(bbox, unit=u.electron)
+    fwhm = state.psf.parameters(*state.psf.grid())[0]
+    stamp = state.psf.central_stamp(model_radius(state.psf))
+    moments = measure_moments(stamp, np.zeros(1), np.zeros(1), state.psf.sigma)
+    stats = ObservationSummaryStats(
+        psfSigma=float(moments.sigma[0]),
+        psfArea=float(stamp.sum() ** 2 / (stamp**2).sum()),
+        psfIxx=float(moments.ixx[0]),
+        psfIyy=float(moments.iyy[0]),
+        psfIxy=float(moments.ixy[0]),
+        nPsfStar=int(state.stars.size),
+        psfStarDeltaSizeScatter=state.psf_scatter * state.sigma,
+        psfTraceRadiusDelta=float(np.ptp(fwhm)) / FWHM_PER_SIGMA,
+        skyBg=float(np.median(state.mesh.level)),
+        skyNoise=state.mesh.noise,
+        meanVar=float(np.mean(image.variance.array[~plane_union(mask, "BAD", "DETECTED")])),
+        expTime=obs_info.exposure_time.to_value(u.s) if obs_info.exposure_time is not None else math.nan,
+    )
+    return VisitImage(
+        Image(state.subtracted, bbox=bbox, unit=u.electron),
+        mask=mask,
+        variance=image.variance.copy(),
+        sky_projection=image.sky_projection,
+        obs_info=obs_info,
+        summary_stats=stats,
+        psf=state.psf.to_piff(bbox, 2 * model_radius(state.psf) + 1),
+        detector=detector,
+        backgrounds=BackgroundMap(
+            [Background("sky", field, "Sky in cells, median-filtered, Akima splines.")], subtracted="sky"
+        ),
+        band=band,
+    )
 
 
 def summarize(

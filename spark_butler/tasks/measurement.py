@@ -83,10 +83,6 @@ class Apertures:
     truncated: BoolArray
     """Whether the aperture has masked pixels or leaves the image."""
 
-    def without_last(self) -> Apertures:
-        """Return all but the last radius."""
-        return Apertures(self.flux[:, :-1], self.flux_err[:, :-1], self.truncated[:, :-1])
-
 
 def measure_psf_photometry(
     image: FloatImage,

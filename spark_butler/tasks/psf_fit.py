@@ -5,7 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("PsfFit", "fit_psf", "half_sample_mode")
+__all__ = ("PsfFit", "fit_psf", "half_sample_mode", "stamp_radius", "weighted_median")
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ class _Stars:
     chi2: FloatArray
 
 
-def fit_psf(
+def fit_psf(  # noqa: PLR0913
     image: npt.NDArray[np.floating[Any]],
     sky: npt.NDArray[np.floating[Any]],
     masked: BoolArray,
@@ -62,6 +62,7 @@ def fit_psf(
     *,
     max_order: int = 2,
     min_stars: int = 3,
+    stamps: FloatArray | None = None,
 ) -> PsfFit | None:
     """Fit a Moffat to each star, and polynomials to the widths and ellipticities of those that agree.
 
@@ -81,6 +82,9 @@ def fit_psf(
         Largest order of the polynomials; a term takes four stars.
     min_stars
         Least number of stars.
+    stamps
+        Cut-outs of the candidates with other sources subtracted, of half size `stamp_radius`; by default
+        those of the image.
 
     Returns
     -------
@@ -89,11 +93,13 @@ def fit_psf(
     """
     if len(x) < min_stars:
         return None
-    radius = max(math.ceil(4.0 * sigma), 3)
+    radius = stamp_radius(sigma)
     ix, iy = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
     good = np.isfinite(image) & ~masked
     weights = gather_windows(good, ix, iy, radius, fill=False)
-    data = gather_windows(np.where(good, image, 0.0).astype(np.float64), ix, iy, radius, fill=0.0)
+    data = stamps
+    if data is None:
+        data = gather_windows(np.where(good, image, 0.0).astype(np.float64), ix, iy, radius, fill=0.0)
     floor = gather_windows(np.asarray(sky, dtype=np.float64), ix, iy, radius)
     start = np.tile([0.0, 0.0, math.log(max(FWHM_PER_SIGMA * 0.95 * sigma, 0.8)), 0.0, 0.0, 0.3], (len(x), 1))
     start[:, 0], start[:, 1] = x - ix, y - iy
@@ -103,7 +109,7 @@ def fit_psf(
         return None
     chosen = usable & _agree(x, y, stars, usable, image.shape, order=0)
     # The wings are the same everywhere, and best known from all stars together.
-    beta = 1.0 / _weighted_median(stars.values[chosen, 5], (1.0 / stars.errors[chosen, 5]) ** 2)
+    beta = 1.0 / weighted_median(stars.values[chosen, 5], (1.0 / stars.errors[chosen, 5]) ** 2)
     stars.values[:, 5] = 1.0 / beta
     stars = _fit_stars(data, floor, weights, stars.values, free=5)
     usable = _plausible(stars, sigma)
@@ -119,6 +125,11 @@ def fit_psf(
     coefficients = _polynomials(x[usable], y[usable], stars, usable, image.shape, order)
     model = PsfModel(beta, order, coefficients, (image.shape[0], image.shape[1]))
     return _judge(model, stars, data, usable, x, y, ix, iy, radius)
+
+
+def stamp_radius(sigma: float) -> int:
+    """Return the half size in pixels of the squares that a PSF is fitted on, from its width."""
+    return max(math.ceil(4.0 * sigma), 3)
 
 
 def _affordable(count: int) -> int:
@@ -324,7 +335,14 @@ def _polynomials(
     return np.asarray(np.stack(rows) * powers)
 
 
-def _weighted_median(values: FloatArray, weights: FloatArray) -> float:
+def weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    """Return the weighted median; no weight counts for more than ten times a typical one.
+
+    Parameters
+    ----------
+    values, weights
+        Values and their weights: for the least error, the inverse errors.
+    """
     order = np.argsort(values)
     total = np.cumsum(np.minimum(weights, 10.0 * np.median(weights))[order])
     return float(values[order][np.searchsorted(total, 0.5 * total[-1])])

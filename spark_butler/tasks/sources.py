@@ -28,14 +28,21 @@ from .measurement import (
     model_radius,
 )
 from .moments import AdaptiveMoments, measure_moments
+from .psf_fit import weighted_median
 from .psf_model import PsfModel
-from .stamps import gather_windows
+from .stamps import gather_windows, stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
 
 _SIZE_NOISE = 1.2
 """Relative error of an adaptive size times the signal-to-noise ratio; measured on simulated stars."""
+
+_CORRECTION_SCATTER = 0.003
+"""Relative scatter of bright stars' aperture corrections that is not noise."""
+
+_CORRECTION_STARS = 300
+"""Most stars that the aperture correction comes from, the brightest."""
 
 _PIXEL_FLAGS = {
     "bad": "BAD",
@@ -126,8 +133,7 @@ def measure_sources(
     sigma = model.sigma
     masked = plane_union(image.mask, "BAD", "COSMIC_RAY", "NO_DATA")
     psf = measure_psf_photometry(pixels, variance, masked, x, y, model)
-    all_radii = [*radii, correction_radius * model.fwhm]
-    radius = max(model_radius(model), math.ceil(max(all_radii)) + 1)
+    radius = max(model_radius(model), math.ceil(max(radii, default=0.0)) + 1)
     stamps, ix, iy, dx, dy = isolated_stamps(psf.residual, psf.x, psf.y, psf.flux, model, radius, psf.reach)
     hidden = masked | plane_union(image.mask, "SATURATED")
     apertures = aperture_fluxes(
@@ -136,7 +142,7 @@ def measure_sources(
         gather_windows(hidden, ix, iy, radius, fill=True),
         dx,
         dy,
-        all_radii,
+        radii,
     )
     margin = radius - model_radius(model)
     inner = slice(margin, stamps.shape[1] - margin)
@@ -149,39 +155,59 @@ def measure_sources(
         apertures=apertures,
         moments=moments,
         psf_moments=expected,
-        correction_radius=all_radii[-1],
+        correction_radius=correction_radius * model.fwhm,
         aperture_correction=1.0,
         aperture_correction_err=math.nan,
         n_aperture_correction=0,
         extendedness=_classify(moments, expected, psf),
         flags=_make_flags(image, psf, ix, iy, sigma),
     )
-    measured = _with_correction(
-        measured, _correction_stars(measured, correction_min_snr), correction_min_stars
-    )
-    return dataclasses.replace(measured, apertures=apertures.without_last())
+    stars = np.nonzero(measured.usable(correction_min_snr) & (psf.blendedness < 0.02))[0]
+    stars = stars[np.argsort(-psf.flux[stars], kind="stable")][:_CORRECTION_STARS]
+    return _with_correction(measured, stars, variance, hidden, correction_min_stars)
 
 
-def _correction_stars(measured: SourceMeasurements, min_snr: float) -> BoolArray:
-    """Tell which stars are good enough for the PSF's profile and the aperture correction."""
-    return np.asarray(
-        measured.usable(min_snr) & (measured.psf.blendedness < 0.02) & ~measured.apertures.truncated[:, -1]
-    )
+def _with_correction(
+    measured: SourceMeasurements,
+    stars: npt.NDArray[np.intp],
+    variance: npt.NDArray[np.float32],
+    hidden: BoolArray,
+    min_stars: int,
+) -> SourceMeasurements:
+    """Return the measurements with the aperture correction of stars, above the light around their apertures.
 
-
-def _with_correction(measured: SourceMeasurements, stars: BoolArray, min_stars: int) -> SourceMeasurements:
-    """Return the measurements with the aperture correction that the stars' last apertures give."""
-    if np.count_nonzero(stars) < min_stars:
+    That light is of sources too faint to be subtracted: in crowded fields more than the sky's mode has.
+    """
+    psf, rim = measured.psf, measured.correction_radius
+    radius = math.ceil(1.5 * rim) + 1
+    star = psf.x[stars], psf.y[stars], psf.flux[stars]
+    stamps, ix, iy, dx, dy = isolated_stamps(psf.residual, *star, measured.model, radius, psf.reach[stars])
+    bad = gather_windows(hidden, ix, iy, radius, fill=True)
+    around = gather_windows(psf.residual, ix, iy, radius, fill=np.float32(0.0))
+    offsets = stamp_offsets(radius)
+    distance = np.hypot(offsets[:, None], offsets[None, :])
+    sector = np.floor(4.0 * np.arctan2(offsets[:, None], offsets[None, :]) / math.pi + 1e-9)
+    ring = (distance > rim) & (distance < 1.5 * rim)
+    # The median over sectors of the mean, which counts faint sources but no bright one.
+    parts = [ring & (sector == k) & ~bad for k in range(-4, 4)]
+    count = np.stack([part.sum(axis=(1, 2)) for part in parts])
+    light = np.stack([np.where(part, around, 0.0).sum(axis=(1, 2)) for part in parts])
+    level = np.median(light / np.maximum(count, 1), axis=0)
+    noise = gather_windows(variance.astype(np.float64), ix, iy, radius, fill=0.0)
+    aperture = aperture_fluxes(stamps - level[:, None, None], noise, bad, dx, dy, [rim])
+    whole = ~aperture.truncated[:, 0]
+    if np.count_nonzero(whole) < min_stars:
         return measured
-    psf, radius = measured.psf, measured.correction_radius
-    total = measured.apertures.flux[stars, -1] / measured.model.enclosed(psf.x[stars], psf.y[stars], radius)
-    ratio = total / psf.flux[stars]
-    middle = float(np.median(ratio))
-    spread = 1.4826 * float(np.median(np.abs(ratio - middle)))
+    enclosed = measured.model.enclosed(*star[:2], rim) * star[2]
+    ratio, error = ((a[:, 0] / enclosed)[whole] for a in (aperture.flux, aperture.flux_err))
+    weight = 1.0 / np.hypot(error, _CORRECTION_SCATTER)
+    middle = weighted_median(ratio, weight)
+    # Of each star, in units of its expected error; then of the median.
+    spread = 1.4826 * float(np.median(np.abs(ratio - middle) * weight))
     return dataclasses.replace(
         measured,
         aperture_correction=middle,
-        aperture_correction_err=spread * math.sqrt(0.5 * math.pi / ratio.size),
+        aperture_correction_err=spread * math.sqrt(0.5 * math.pi / float((weight**2).sum())),
         n_aperture_correction=int(ratio.size),
     )
 
