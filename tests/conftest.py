@@ -59,8 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def java_only_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let no other test start a JVM, in this process or in another."""
-    if "jvm" not in request.keywords:
+    """Let no other test but the slow ones start a JVM, in this process or in another."""
+    if not {"jvm", "slow"} & set(request.keywords):
         monkeypatch.setenv("JAVA_HOME", _NO_JAVA)
     yield
     # A refused command does not wait for them; a context that they stop later would be the next test's.
