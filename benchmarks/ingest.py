@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""How fast the driver puts the datasets of mock quanta, as workers report them, into a registry (SQLite)."""
+"""How fast the driver puts the datasets of mock quanta, as workers report them, into a registry."""
 
 from __future__ import annotations
 
 __all__: list[str] = []
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -18,8 +20,10 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 from lsst.daf.butler import Butler  # noqa: E402
 from mock_graphs import MODULES, SIZES, prepare_graph  # noqa: E402
 
+from spark_butler.demo.repository import make_repository  # noqa: E402
 from spark_butler.model.work import all_outputs  # noqa: E402
 from spark_butler.repository.ingest import Ingester  # noqa: E402
+from tests.support.postgres import PostgresServer, find_postgres  # noqa: E402
 from tests.support.stock import read_graph  # noqa: E402
 
 
@@ -28,15 +32,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, choices=SIZES, default=4000, help="number of quanta")
     parser.add_argument("--repeats", type=int, default=3, help="repositories to fill")
+    parser.add_argument("--registry", choices=["sqlite", "postgres"], default="sqlite", help="its database")
     arguments = parser.parse_args()
     sys.path[:0] = map(str, MODULES)
     for number in range(arguments.repeats):
-        with tempfile.TemporaryDirectory(prefix="spark-butler-ingest-") as folder:
-            _fill(Path(folder), arguments.size, number)
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spark-butler-ingest-"))
+            make = make_repository
+            if arguments.registry == "postgres":
+                make = stack.enter_context(_postgres(Path(folder)))
+            _fill(Path(folder), arguments.size, number, make)
 
 
-def _fill(folder: Path, size: int, number: int) -> None:
-    repo, file = prepare_graph(folder / "graph", f"{folder}/store/", size)
+@contextlib.contextmanager
+def _postgres(folder: Path) -> Iterator[Callable[[Path, str], Path]]:
+    """Start a server, and return what makes a repository there."""
+    programs = find_postgres()
+    if programs is None:
+        raise SystemExit("PostgreSQL is not installed.")
+    folder.chmod(0o755)
+    with PostgresServer.serve(folder / "postgres", programs) as server:
+        server.write_credentials(folder / "db-auth.yaml", "ingest")
+        os.environ["LSST_DB_AUTH"] = str(folder / "db-auth.yaml")
+        yield lambda root, datastore: server.make_repo(root, "ingest", datastore)
+
+
+def _fill(folder: Path, size: int, number: int, make: Callable[[Path, str], Path]) -> None:
+    repo, file = prepare_graph(folder / "graph", f"{folder}/store/", size, make=make)
     graph = read_graph(file)
     with Butler.from_config(repo, writeable=True) as butler:
         graph.pipeline_graph.register_dataset_types(butler)
@@ -55,7 +77,7 @@ def _fill(folder: Path, size: int, number: int) -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     n = ingester.n_ingested
     sys.stdout.write(
-        f"{number + 1}: {n} datasets, {n / wall:.0f} a second of wall time, "
+        f"{number + 1}: {n} datasets, {1000 * wall / n:.3f} ms each, {n / wall:.0f} a second of wall time, "
         f"{n / cpu:.0f} a second of processor time; load {os.getloadavg()[0]:.1f}\n"
     )
 

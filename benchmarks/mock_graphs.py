@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["MODULES", "RUN", "SIZES", "prepare_graph"]
 
+from collections.abc import Callable
 from pathlib import Path
 
 from spark_butler.demo.repository import make_repository
@@ -70,7 +71,13 @@ def _pipeline(seconds: float, *, mixed: bool) -> str:
 
 
 def prepare_graph(
-    folder: Path, datastore: str, size: int, *, seconds: float = 0.0, mixed: bool = False
+    folder: Path,
+    datastore: str,
+    size: int,
+    *,
+    seconds: float = 0.0,
+    mixed: bool = False,
+    make: Callable[[Path, str], Path] = make_repository,
 ) -> tuple[Path, Path]:
     """Make a repository and a graph for it.
 
@@ -86,6 +93,8 @@ def prepare_graph(
         Time of each quantum, in seconds.
     mixed
         Whether the times differ.
+    make
+        Makes the repository.
 
     Returns
     -------
@@ -98,7 +107,7 @@ def prepare_graph(
     folder.mkdir(parents=True)
     pipeline = folder / "pipeline.yaml"
     pipeline.write_text(_pipeline(seconds, mixed=mixed))
-    repo = make_repository(folder / "repo", datastore)
+    repo = make(folder / "repo", datastore)
     fill_mock_night(repo, pipeline, visits=visits, detectors=detectors, inputs=("flat",))
     graph = folder / "graph.qg"
     query = ("-i", "inputs", "--output-run", RUN, "-d", f"instrument='{CAMERA}'")

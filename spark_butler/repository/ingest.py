@@ -25,6 +25,7 @@ from .._daf_butler import datastore_of, import_datasets, remember_last_time
 from ..errors import EngineError
 from ..model.outcomes import FailureKind, classify
 from ..text import brief
+from .copy_inserts import insert_by_copy
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Ingester:
         check: Callable[[Butler], None] | None = None,
     ):
         remember_last_time()
+        insert_by_copy()
         self._butler = butler
         self._dataset_types = dataset_types
         self._existing = set(existing)

@@ -281,6 +281,9 @@ pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempau
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+node_timeout = 60
+recoverable_node_timeout = 60
+conn_timeout = 5
 [filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
