@@ -38,6 +38,7 @@ CONTENTS = {
         "temporaries",
         "cameras",
         "watching",
+        "metrics",
         "provenance",
         "submit",
         "bps",

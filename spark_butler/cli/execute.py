@@ -5,15 +5,16 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["carry_out", "exit_with"]
+__all__ = ["Manner", "carry_out", "exit_with"]
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 import lsst.utils.timer
@@ -21,12 +22,12 @@ from lsst.ctrl.mpexec.cli.cmd.commands import coverage_context
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
-from ..errors import EngineError, NothingToDo, UserError
+from ..errors import EngineError, NothingToDo, OptionsError, UserError
 from ..masking import hide_secrets
 from ..planning.request import RunRequest
 from ..report import RunReporter, format_report
 from ..report.summary import make_report
-from ..report.usage import format_usage, predict_usage, price_usage, read_price
+from ..report.usage import Price, format_usage, predict_usage, price_usage, read_price
 from ..repository.task_history import load_peaks, load_times
 from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
 from ..spark.session import check_platform
@@ -38,6 +39,7 @@ from .signals import Stopped, end_in_order, ending_on_signals
 
 if TYPE_CHECKING:
     from ..driver.backend import Backend
+    from ..monitoring.metrics import RunMetrics
     from ..spark.backend import SparkBackend
 
 logger = logging.getLogger(__name__)
@@ -73,14 +75,65 @@ def exit_with(ctx: click.Context, run: Callable[[], int]) -> None:
     ctx.exit(status)
 
 
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How a command runs a request and what it prints."""
+
+    on_spark: bool
+    """Whether quanta run on Spark."""
+
+    dry_run: bool
+    """Whether only the plan is printed."""
+
+    bars: bool | None
+    """Whether to draw progress bars; by default on a terminal."""
+
+    as_json: bool
+    """Whether to print JSON."""
+
+    price: Price | None
+    """Money for the usage in a plan."""
+
+    metrics_port: int | None
+    """Port for metrics."""
+
+    metrics_file: str | None
+    """File for metrics."""
+
+    @classmethod
+    def take(cls, kwargs: dict[str, Any]) -> Self:
+        """Take the options that it stands for out of those of a command."""
+        price = kwargs.pop("price")
+        return cls(
+            on_spark=kwargs.pop("backend") == "spark",
+            dry_run=kwargs.pop("dry_run"),
+            bars=kwargs.pop("progress"),
+            as_json=kwargs.pop("form") == "json",
+            price=None if price is None else read_price(price),
+            metrics_port=kwargs.pop("metrics_port"),
+            metrics_file=kwargs.pop("metrics_file"),
+        )
+
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[RunMetrics | None]:
+        """Publish metrics while the context lasts, if asked for."""
+        if self.metrics_port is None and self.metrics_file is None:
+            yield None
+            return
+        try:
+            from ..monitoring.metrics import publish_metrics
+        except ModuleNotFoundError as exc:
+            raise OptionsError(
+                f"Metrics need the package {exc.name}; run `pip install 'spark-butler[metrics]'`."
+            ) from exc
+        with publish_metrics(self.metrics_port, self.metrics_file) as metrics:
+            yield metrics
+
+
 def carry_out(
     request: RunRequest,
+    manner: Manner,
     *,
-    on_spark: bool,
-    dry_run: bool,
-    bars: bool | None,
-    as_json: bool,
-    price: str | None = None,
     prepare: Callable[..., PreparedRun] = prepare,
     open_run: Callable[..., ActiveRun] = open_run,
 ) -> int:
@@ -88,18 +141,6 @@ def carry_out(
 
     Parameters
     ----------
-    request
-        The request.
-    on_spark
-        Whether quanta run on Spark.
-    dry_run
-        Whether only the plan is printed.
-    bars
-        Whether to draw progress bars; by default on a terminal.
-    as_json
-        Whether to print JSON.
-    price
-        The value of ``--price``.
     prepare, open_run
         Functions that prepare and start the run.
     """
@@ -108,23 +149,24 @@ def carry_out(
         disable_implicit_threading()
     with contextlib.ExitStack() as stack:
         stack.enter_context(coverage_context(dict(further)))
-        if on_spark:
+        metrics = stack.enter_context(manner.publishing())
+        if manner.on_spark:
             check_platform()
-        needs_spark = on_spark and not dry_run and not request.init_only
+        needs_spark = manner.on_spark and not manner.dry_run and not request.init_only
         workers = _Workers(stack, needs_spark=needs_spark, slots=request.options.processes)
         try:
             prepared = prepare(
                 request,
                 slots=workers.slots,
                 start_workers=workers.start if needs_spark else None,
-                dry_run=dry_run,
+                dry_run=manner.dry_run,
             )
         except OnlyShown as exc:
             _print_unhandled(request)
             print_line(f"{exc} The --show option was given and all options were processed.")
             return 0
         except NothingToDo as exc:
-            if as_json:
+            if manner.as_json:
                 print_json(
                     {"run": request.output_run, "state": "succeeded", "reason": str(exc), "exit_status": 0}
                 )
@@ -132,27 +174,30 @@ def carry_out(
                 print_line(str(exc))
             return 0
         _print_unhandled(request)
-        if dry_run:
-            _print_plan(prepared, as_json=as_json, price=price)
+        if manner.dry_run:
+            _print_plan(prepared, manner)
             return 0
         logger.info("%s", prepared.plan.explain())
         if request.options.debug:
             _import_debug()
-        bars = sys.stderr.isatty() if bars is None else bars
+        bars = sys.stderr.isatty() if manner.bars is None else manner.bars
         active = stack.enter_context(open_run(prepared, workers.backend(), on_cancel=end_in_order, bars=bars))
         if request.init_only:
-            if as_json:
+            if manner.as_json:
                 print_json({"run": active.name, "state": "initialized", "exit_status": 0})
             return 0
         stack.enter_context(lsst.utils.timer.profile(further["profile"], logger))
-        return _drive(active, summary=further["summary"], as_json=as_json)
+        if metrics is not None:
+            metrics.attach(active.name, active.reporter.progress.snapshot)
+        return _drive(active, metrics, summary=further["summary"], as_json=manner.as_json)
 
 
-def _drive(active: ActiveRun, *, summary: str | None, as_json: bool) -> int:
+def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | None, as_json: bool) -> int:
     """Run all quanta, print the summary, and return the exit status."""
     reporter = active.reporter
     try:
-        end = active.drive(guard=ending_on_signals())
+        observers = () if observer is None else (observer,)
+        end = active.drive(*observers, guard=ending_on_signals())
     except Stopped as exc:
         by = "`spark-butler cancel`" if reporter.cancelled else exc.number.name
         how_to_resume = active.explain_resume()
@@ -186,9 +231,9 @@ def _drive(active: ActiveRun, *, summary: str | None, as_json: bool) -> int:
     return status
 
 
-def _print_plan(prepared: PreparedRun, *, as_json: bool, price: str | None) -> None:
+def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
     """Print the plan, and what it will use if earlier runs tell."""
-    money = None if price is None else read_price(price)
+    money = manner.price
     tasks: list[dict[str, Any]] = []
     if prepared.stores:
         root = ResourcePath(prepared.stores[0])
@@ -198,7 +243,7 @@ def _print_plan(prepared: PreparedRun, *, as_json: bool, price: str | None) -> N
             load_peaks(root),
             prepared.request.options.cores_per_quantum,
         )
-    if as_json:
+    if manner.as_json:
         usage = [task | ({"price": price_usage(task, money)} if money else {}) for task in tasks]
         print_json(prepared.plan.describe() | {"usage": usage})
         return

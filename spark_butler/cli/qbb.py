@@ -19,7 +19,7 @@ from ..graph_run import open_graph_run, prepare_graph_run
 from ..planning.request import build_request
 from ..text import translate_errors
 from .command import CONTEXT, LeafCommand, format_option
-from .execute import carry_out, exit_with
+from .execute import Manner, carry_out, exit_with
 from .logging_options import logging_options, start_logging
 from .run import RunCommand, adapt_options, command_line
 from .run_options import backend_options, check_meaning, engine_options
@@ -51,24 +51,14 @@ def run_qbb(ctx: click.Context, /, repo: str, qgraph: str, no_existing_outputs: 
 
     def run() -> int:
         start_logging(kwargs)
-        on_spark = kwargs.pop("backend") == "spark"
-        dry_run, bars, form, price = (kwargs.pop(name) for name in ("dry_run", "progress", "form", "price"))
-        check_meaning(kwargs, on_spark=on_spark)
+        manner = Manner.take(kwargs)
+        check_meaning(kwargs, on_spark=manner.on_spark)
         options = {"skip_existing": not no_existing_outputs, "extend_run": not no_existing_outputs}
         request = build_request(
             {**kwargs, **options, "butler_config": repo, "qgraph": qgraph, "clobber_outputs": True},
             command=command_line(ctx),
         )
-        return carry_out(
-            request,
-            on_spark=on_spark,
-            dry_run=dry_run,
-            bars=bars,
-            as_json=form == "json",
-            price=price,
-            prepare=prepare_graph_run,
-            open_run=open_graph_run,
-        )
+        return carry_out(request, manner, prepare=prepare_graph_run, open_run=open_graph_run)
 
     exit_with(ctx, run)
 

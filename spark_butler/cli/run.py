@@ -27,7 +27,7 @@ from lsst.daf.butler.cli.utils import yaml_presets
 from ..errors import OptionsError
 from ..report import clean_command
 from .command import CONTEXT, check_encoding, format_option, kept_logging_arguments, one_line_errors
-from .execute import carry_out, exit_with
+from .execute import Manner, carry_out, exit_with
 from .logging_options import logging_options, start_logging
 from .run_options import backend_options, engine_options, make_request
 
@@ -157,15 +157,13 @@ def adapt_options(command: click.Command) -> click.Command:
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
     """Run the command and return its exit status."""
     start_logging(kwargs)
-    dry_run, backend_name, price = (kwargs.pop(name) for name in ("dry_run", "backend", "price"))
-    bars, as_json = kwargs.pop("progress"), kwargs.pop("form") == "json"
-    if as_json and kwargs["show"]:
+    manner = Manner.take(kwargs)
+    if manner.as_json and kwargs["show"]:
         raise OptionsError("--show prints for people; it can't be combined with --format json.")
-    on_spark = backend_name == "spark"
     request = make_request(
-        ctx, kwargs, default_pipeline=default_pipeline, on_spark=on_spark, command=command_line(ctx)
+        ctx, kwargs, default_pipeline=default_pipeline, on_spark=manner.on_spark, command=command_line(ctx)
     )
-    return carry_out(request, on_spark=on_spark, dry_run=dry_run, bars=bars, as_json=as_json, price=price)
+    return carry_out(request, manner)
 
 
 def command_line(ctx: click.Context) -> list[str]:

@@ -106,6 +106,17 @@ _BACKEND = (
         help="Backend of quanta: Spark, or one after another in this process.",
     ),
     click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        metavar="PORT",
+        help="Port on which the driver serves metrics of the run for Prometheus.",
+    ),
+    click.option(
+        "--metrics-file",
+        metavar="FILE",
+        help="File to write the same to every 10 s, for the textfile collector of a node exporter.",
+    ),
+    click.option(
         "--price",
         metavar="CORE_HOUR,GB_HOUR",
         help="Money for a core-hour and for a GB-hour, for the expected usage in a plan.",

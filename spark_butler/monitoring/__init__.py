@@ -1,0 +1,3 @@
+"""Numbers of a run for monitoring systems."""
+
+__all__: list[str] = []

@@ -1,0 +1,201 @@
+"""Metrics of a run for Prometheus: a page to scrape, and a file for node exporters.
+
+Runs in the driver.  Needs the package ``prometheus-client`` (extra ``metrics``).
+"""
+
+from __future__ import annotations
+
+__all__ = ["RunMetrics", "publish_metrics"]
+
+import contextlib
+import logging
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..errors import OptionsError
+from ..model.outcomes import QuantumOutcome
+from ..report.progress import ProgressSnapshot
+from ..text import best_effort
+
+if TYPE_CHECKING:
+    from ..planning.plan import Plan
+
+_PREFIX = "spark_butler_"
+_SECONDS_BETWEEN = 10.0
+_STATES = ("pending", "running", "done", "failed", "blocked")
+
+
+class RunMetrics(Collector):
+    """Collector of the metrics of a run, and a `~spark_butler.driver.RunObserver`.
+
+    The numbers of quanta are those of the status; all others are sums over
+    outcomes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run = ""
+        self._snapshot: Callable[[], ProgressSnapshot] | None = None
+        self._failures: Counter[tuple[str, str]] = Counter()
+        self._retries: Counter[tuple[str, str]] = Counter()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str]] = Counter()
+        self._seconds: Counter[tuple[str, str]] = Counter()
+        self._memory: defaultdict[str, int] = defaultdict(int)
+        self._submitted = 0
+
+    def attach(self, run: str, snapshot: Callable[[], ProgressSnapshot]) -> None:
+        """Begin to show a run.
+
+        Parameters
+        ----------
+        snapshot
+            Returns the progress of the run.
+        """
+        self._run, self._snapshot = run, snapshot
+
+    def on_plan(self, plan: Plan) -> None:
+        """Do nothing.  See `RunObserver.on_plan`."""
+
+    def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Count quanta that were submitted.  See `RunObserver.on_dispatch`."""
+        with self._lock:
+            self._submitted += len(quantum_ids)
+
+    def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
+        """Do nothing; the snapshot has them.  See `RunObserver.on_blocked`."""
+
+    def on_outcome(self, outcome: QuantumOutcome) -> None:
+        """Add an outcome.  See `RunObserver.on_outcome`."""
+        label = outcome.report.taskLabel or ""
+        with self._lock:
+            if not outcome.succeeded:
+                self._failures[label, str(outcome.kind or "")] += 1
+            for attempt in outcome.attempts:
+                self._retries[label, str(attempt.kind)] += 1
+            for name, number in outcome.traffic.requests.items():
+                self._requests[label, name] += number
+            self._bytes[label, "read"] += outcome.traffic.received
+            self._bytes[label, "written"] += outcome.traffic.sent
+            for attempt in (outcome, *outcome.attempts):
+                self._seconds[label, "wall"] += attempt.wall_seconds  # type: ignore[assignment]
+            self._seconds[label, "cpu"] += outcome.cpu_seconds  # type: ignore[assignment]
+            self._memory[label] = max(self._memory[label], outcome.peak_memory)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, as a registry of prometheus_client asks for them."""
+        if self._snapshot is None:
+            return
+        snapshot = self._snapshot()
+        states = {(each.label, s): getattr(each, s) for each in snapshot.tasks for s in _STATES}
+        yield self._gauge("quanta", "Quanta by task and state.", ("task", "state"), states)
+        yield self._gauge("slots", "Groups that can run at the same time.", (), {(): snapshot.slots})
+        yield self._gauge("busy_slots", "Slots that run a quantum.", (), {(): snapshot.busy})
+        yield self._gauge(
+            "queued_quanta",
+            "Quanta that were not submitted or have not begun.",
+            (),
+            {(): sum(each.pending for each in snapshot.tasks)},
+        )
+        with self._lock:
+            memory = {(label,): nbytes for label, nbytes in self._memory.items()}
+            yield self._gauge(
+                "peak_memory_bytes", "Greatest resident memory of a quantum.", ("task",), memory
+            )
+            for name, text, labels, values in (
+                ("failures", "Quanta that failed, by kind.", ("task", "kind"), self._failures),
+                (
+                    "retries",
+                    "Attempts that were followed by another, by kind.",
+                    ("task", "kind"),
+                    self._retries,
+                ),
+                ("requests", "Requests to object stores.", ("task", "operation"), self._requests),
+                ("traffic_bytes", "Bytes from and to object stores.", ("task", "direction"), self._bytes),
+                ("quantum_seconds", "Time of quanta, all attempts.", ("task", "clock"), self._seconds),
+            ):
+                family = CounterMetricFamily(f"{_PREFIX}{name}", text, labels=("run", *labels))
+                for key, value in values.items():
+                    family.add_metric((self._run, *key), value)
+                yield family
+            family = CounterMetricFamily(
+                f"{_PREFIX}submitted_quanta", "Quanta that were submitted, again included.", labels=("run",)
+            )
+            family.add_metric((self._run,), self._submitted)
+            yield family
+
+    def _gauge(
+        self, name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, int]
+    ) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"{_PREFIX}{name}", text, labels=("run", *labels))
+        for key, value in values.items():
+            family.add_metric((self._run, *key), value)
+        return family
+
+
+@contextlib.contextmanager
+def publish_metrics(port: int | None, file: str | None) -> Iterator[RunMetrics]:
+    """Serve metrics on a port, and write them to a file every 10 s and at the end.
+
+    Parameters
+    ----------
+    port
+        Where to serve them; 0 stands for any port.
+    file
+        Where to write them; its name ends in ``.prom`` for a node exporter.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if the port or the file can't be used.
+    """
+    metrics = RunMetrics()
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    with contextlib.ExitStack() as stack:
+        if port is not None:
+            try:
+                server, thread = start_http_server(port, registry=registry)
+            except OSError as exc:
+                raise OptionsError(f"--metrics-port {port} can't be used: {exc}.") from exc
+            stack.callback(thread.join, 5.0)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            logger = logging.getLogger(__name__)
+            logger.info("Metrics are at http://%s:%d/metrics.", *server.server_address[:2])
+        if file is not None:
+            if not Path(file).absolute().parent.is_dir():
+                raise OptionsError(f"--metrics-file {file!r} is in a folder that does not exist.")
+            stack.enter_context(_writing(file, registry))
+        yield metrics
+
+
+@contextlib.contextmanager
+def _writing(file: str, registry: CollectorRegistry) -> Iterator[None]:
+    """Write the metrics to a file while the context lasts."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while True:
+            with best_effort(f"The metrics can't be written to {file}"):
+                write_to_textfile(file, registry)
+            if ended.wait(_SECONDS_BETWEEN):
+                return
+
+    thread = threading.Thread(target=write, name="spark-butler metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_SECONDS_BETWEEN)
+        with best_effort(f"The metrics can't be written to {file}"):
+            write_to_textfile(file, registry)
