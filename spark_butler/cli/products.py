@@ -10,6 +10,7 @@ from lsst.daf.butler import Butler
 from ..errors import OptionsError, RepositoryError, UserError
 from ..products.catalog import FORMATS, read_catalog, write_catalog
 from ..repository.checks import check_repository
+from ..repository.output_checks import check_name
 from ..repository.query import find_data_ids
 from ..text import format_count
 from .command import LeafCommand, print_json
@@ -48,6 +49,7 @@ def show(
         from ..products.pictures import draw_detector, draw_focal_plane
     except ModuleNotFoundError as exc:
         raise UserError("Pictures need matplotlib: `pip install matplotlib`.") from exc
+    check_name("COLLECTION", collection)
     check_repository(repo)
     given = {"instrument": instrument, "visit": visit, "detector": detector}
     where = " AND ".join(f"{name} = {value!r}" for name, value in given.items() if value is not None)

@@ -31,6 +31,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
 from ..repository.checks import check_repository, check_writeable
+from ..repository.output_checks import check_name
 from ..text import brief, suggest
 from .description import CameraDescription
 from .instrument import YamlInstrument, make_instrument_class
@@ -111,9 +112,12 @@ def check_run(butler: Butler, run: str) -> None:
 
     Raises
     ------
+    OptionsError
+        Raised if the name is a pattern, or one that the middleware refuses elsewhere.
     RepositoryError
         Raised if it is of another type.
     """
+    check_name("--output-run", run)
     try:
         found = butler.collections.get_info(run).type
     except MissingCollectionError:

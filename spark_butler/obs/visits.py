@@ -7,11 +7,18 @@ __all__ = ("define_visits", "detector_region")
 import logging
 
 import numpy as np
-from lsst.daf.butler import Butler, ButlerUserError, DimensionRecord, EmptyQueryResultError
+from lsst.daf.butler import (
+    Butler,
+    ButlerUserError,
+    DimensionRecord,
+    EmptyQueryResultError,
+    InvalidQueryError,
+)
 from lsst.daf.butler.registry import UserExpressionError
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from ..errors import UserError
+from ..repository.names import explain_query
 from .description import CameraDescription
 from .instrument import ONE_TO_ONE
 from .repository import get_description
@@ -117,6 +124,8 @@ def _select(butler: Butler, instrument: str, where: str) -> list[DimensionRecord
         selected = f" with {where!r}" if where else ""
         reason = "".join(f"; {reason}" for reason in err.reasons)
         raise UserError(f"the repository has no science exposure of {instrument}{selected}{reason}") from None
+    except InvalidQueryError as err:
+        raise explain_query(butler, where, err) from None
     except (UserExpressionError, ButlerUserError) as err:
         raise UserError(f"where = {where!r}: {' '.join(str(err).split())}") from None
 

@@ -24,6 +24,7 @@ from lsst.pipe.base.dot_tools import graph2dot
 from lsst.pipe.base.mermaid_tools import graph2mermaid
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
+from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
@@ -99,6 +100,9 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
             )
         except InvalidQueryError as exc:
             raise explain_query(butler, request.where or "", exc) from exc
+        except QuantumGraphBuilderError:
+            check_input_types(butler, pipeline_graph)
+            raise
     if existing and not request.clobber_outputs:
         check_outputs_in_the_way(components, existing)
     settle_dataset_ids(components, keep=existing)
@@ -191,5 +195,4 @@ def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
     with Butler.from_config(request.repo, writeable=False) as butler:
         check_collections(butler, request.inputs)
         pipeline_graph.resolve(butler.registry)
-        check_input_types(butler, pipeline_graph)
     return pipeline_graph

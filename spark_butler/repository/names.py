@@ -82,7 +82,7 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
 
 
 def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
-    """Check that the dataset types that a pipeline reads are registered.
+    """Check that the dataset types that a pipeline can't do without are registered.
 
     Parameters
     ----------
@@ -97,8 +97,8 @@ def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
         Raised if one is not, with near names or the option that is missing.
     """
     known = {each.name for each in butler.registry.queryDatasetTypes()}
-    for name, _ in graph.iter_overall_inputs():
-        if name in known:
+    for name, node in graph.iter_overall_inputs():
+        if name in known or (node is not None and node.is_prerequisite):
             continue
         if (real := name.removeprefix(_MOCK)) in known and real != name:
             raise RepositoryError(

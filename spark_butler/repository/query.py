@@ -35,6 +35,7 @@ from .._daf_butler import export_records
 from ..errors import EmptyGraphError, OptionsError
 from ..text import brief
 from .names import explain_query, unknown_collection, unknown_dataset_type
+from .output_checks import check_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,7 @@ def find_output_types(
         raise OptionsError(
             "outputs (what is put) and output_run (the RUN collection it goes to) belong together."
         )
+    check_name("output_run", output_run)
     classes = dict(outputs) if isinstance(outputs, Mapping) else dict.fromkeys(outputs, "")
     dimensions = next(iter(data_ids)).dimensions
     types: dict[str, DatasetType] = {}

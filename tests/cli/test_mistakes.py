@@ -40,6 +40,9 @@ _COMMANDS = [
     ("run of cancel", "cancel {repo} u/x", "`spark-butler status {repo}` lists the runs."),
     ("run of cleanup", "cleanup {repo} --run raw/al", "did you mean 'raw/all'?"),
     ("instrument", "obs define-visits {repo} Cam2", "did you mean 'Cam1'?"),
+    ("collection of show", "show {repo} raw/*", "expected a name without *"),
+    ("collection of catalog", "catalog {repo} raw/al --csv x.csv", "did you mean 'raw/all'?"),
+    ("type of catalog", "catalog {repo} raw/all --csv x --dataset-type mock_rwa", "did you mean 'mock_raw'?"),
     (
         "dataset type of the pipeline",
         "run -b {repo} -p {folder}/type.yaml -i defaults -o u/x",
@@ -127,6 +130,19 @@ def test_mistake_is_one_line_with_a_remedy(
     names: dict[str, Path], mistake: str, command: str, remedy: str
 ) -> None:
     assert remedy.format(**names) in _refuse(names, command)
+
+
+def test_input_that_may_be_absent_is_no_mistake(names: dict[str, Path]) -> None:
+    line = 'config.inputs["raw"] = C('
+    assert line in PIPELINE
+    settings = 'dataset_type_name="mock_more", dimensions=["detector"], minimum=0'
+    optional = f'config.prerequisite_inputs["more"] = C({settings})'
+    pipeline = names["folder"] / "optional.yaml"
+    pipeline.write_text(PIPELINE.replace(line, f"{optional}\n        {line}"))
+    given = ["plan", "-b", str(names["repo"]), "-i", "defaults", "-o", "u/x", "--register-dataset-types"]
+    result = CliRunner().invoke(main, [*given, "-p", str(pipeline)])
+    pipeline.unlink()
+    assert result.exit_code == 0, result.output
 
 
 def test_old_python_is_one_line(names: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
