@@ -10,15 +10,19 @@ from typing import Any
 
 import astropy.time
 import astropy.units as u
+from astropy.coordinates import FK4, FK5, SkyCoord
 from lsst.daf.butler import Timespan
 from lsst.resources import ResourcePath
 
-from ._header_fields import HeaderField, HeaderValueError
-from ._raw_fits import display_name, read_raw_header
+from ._header_fields import HeaderField, HeaderMap, HeaderValueError
+from ._raw_fits import JOINED, display_name, read_raw_header
 from .description import CameraDescription, DetectorDescription, FilterDescription, ObservationType
 
 _SHORTEST = 1e-3
 """Seconds that the timespan of an exposure has at least: an empty timespan overlaps no validity range."""
+
+_FIRST = astropy.time.Time("1970-01-03T00:00:00", scale="tai")
+"""The Butler's registry holds no earlier times; the night of an exposure begins a day before it."""
 
 _LONGEST = 1e6
 """Seconds that no exposure lasts."""
@@ -70,9 +74,23 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
     """
     header = read_raw_header(uri)
     try:
-        return describe_raw(uri, header, _find_camera(header, cameras))
+        camera = _find_camera(header, cameras)
+        raw = describe_raw(uri, header, camera)
+        _check_joined(header, camera.get_detector(raw.detector))
+        return raw
     except HeaderValueError as err:
         raise HeaderValueError(f"{display_name(uri)}: {err}") from None
+
+
+def _check_joined(header: Mapping[str, Any], detector: DetectorDescription) -> None:
+    """Raise if a file has several images of one size that the description does not speak of."""
+    size, described = (header.get("NAXIS1"), header.get("NAXIS2")), (detector.raw_nx, detector.raw_ny)
+    if header.get(JOINED) and size != described:
+        raise HeaderValueError(
+            f"{header[JOINED]} HDUs hold images of the same size, {size[0]} x {size[1]} pixels side by side; "
+            f"raw_nx and raw_ny of detector {detector.name} are {described[0]} x {described[1]}: describe "
+            "the amplifiers of all of them, as one image joined from left to right"
+        )
 
 
 def describe_master(
@@ -117,6 +135,10 @@ def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDes
     exposure_id = _needed(fields.exposure_id.integer(header), "exposure_id", fields.exposure_id)
     if not 0 <= exposure_id < camera.exposure_max:
         raise HeaderValueError(f"exposure_id = {exposure_id} is not within 0 and {camera.exposure_max}")
+    if begin < _FIRST:
+        raise HeaderValueError(
+            f"date_begin = {begin.utc.isot} is before 1970-01-03: a Butler repository can't hold it"
+        )
     if not 0 <= duration < _LONGEST:
         raise HeaderValueError(f"exposure_time = {duration} is not within 0 and {_LONGEST:.0f} seconds")
     obs_id = _text(fields.obs_id, header) or str(exposure_id)
@@ -124,6 +146,7 @@ def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDes
     day_obs, night = _night(begin, camera.day_obs_offset_hours)
     seq_num = None if fields.seq_num is None else fields.seq_num.integer(header)
     on_sky = observation_type == "science"
+    ra, dec = _pointing(header, fields) if on_sky else (None, None)
     exposure = {
         "instrument": camera.name,
         "id": exposure_id,
@@ -140,8 +163,8 @@ def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDes
         "seq_end": seq_num,
         "target_name": _text(fields.target, header),
         "science_program": _text(fields.program, header),
-        "tracking_ra": _within(header, "ra", fields.ra, -180.0, 360.0) % 360.0 if on_sky else None,
-        "tracking_dec": _within(header, "dec", fields.dec, -90.0, 90.0) if on_sky else None,
+        "tracking_ra": ra,
+        "tracking_dec": dec,
         "sky_angle": fields.rotation.angle(header) if on_sky else None,
         "azimuth": None if fields.azimuth is None else fields.azimuth.angle(header),
         "zenith_angle": None if fields.zenith_angle is None else fields.zenith_angle.angle(header),
@@ -161,6 +184,24 @@ def _needed[T](value: T | None, label: str, field: HeaderField) -> T:
     if value is None:
         raise HeaderValueError(f"{label}: {' or '.join(field.keyword)} is missing or blank in the header")
     return value
+
+
+def _pointing(header: Mapping[str, Any], fields: HeaderMap) -> tuple[float, float]:
+    """Return the ICRS position of the boresight in degrees."""
+    ra = _within(header, "ra", fields.ra, -180.0, 360.0) % 360.0
+    dec = _within(header, "dec", fields.dec, -90.0, 90.0)
+    year = None if fields.equinox is None else (fields.equinox.text(header) or "").strip().lstrip("JB")
+    if not year:
+        return ra, dec
+    try:
+        equinox = float(year)
+    except ValueError:
+        raise HeaderValueError(f"equinox = {year!r} is not a year, such as 2000.0 or B1950") from None
+    if not 1800.0 <= equinox <= 2200.0:
+        raise HeaderValueError(f"equinox = {equinox:g} is not a year within 1800 and 2200")
+    frame = FK4(equinox=f"B{equinox}") if equinox < 1984.0 else FK5(equinox=f"J{equinox}")
+    icrs = SkyCoord(ra * u.deg, dec * u.deg, frame=frame).icrs
+    return float(icrs.ra.deg), float(icrs.dec.deg)
 
 
 def _within(header: Mapping[str, Any], label: str, field: HeaderField, low: float, high: float) -> float:

@@ -48,7 +48,8 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
     unit: Literal["deg", "hour", "rad"] = "deg"
     """Unit of an angle; sexagesimal text is understood for ``deg`` and ``hour``."""
     time_format: str = "isot"
-    """Format of a time, one of astropy's (``isot``, ``mjd``, ``jd``, ``unix``, ...)."""
+    """Format of a time: one of astropy's (``isot``, ``mjd``, ``jd``, ``unix``, ...), or one
+    of ``strptime`` (``%d/%m/%y``)."""
     time_scale: Literal["utc", "tai", "tt"] = "utc"
     date_id: str | None = None
     """`datetime.datetime.strftime` format that turns a time into an integer identifier."""
@@ -185,7 +186,10 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             except ValueError:
                 raise self._fail(value, f"a time in {self.time_format}") from None
         try:
-            time = astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
+            if "%" in self.time_format:
+                time = astropy.time.Time.strptime(str(value), self.time_format, scale=self.time_scale)
+            else:
+                time = astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
             if not math.isfinite(time.jd):
                 raise ValueError("not finite")
             return time
@@ -211,6 +215,8 @@ class HeaderMap(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Right ascension of the boresight."""
     dec: HeaderField
     """Declination of the boresight."""
+    equinox: HeaderField | None = None
+    """Equinox of ``ra`` and ``dec``, a year: before 1984 of FK4, else of FK5. Without it they are ICRS."""
     rotation: HeaderField = HeaderField(constant=0.0)
     """Position angle of the focal plane's y axis, from north through east."""
     dark_time: HeaderField | None = None

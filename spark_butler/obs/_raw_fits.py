@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("RawFileError", "display_name", "read_raw_header", "read_raw_pixels")
+__all__ = ("JOINED", "RawFileError", "display_name", "read_raw_header", "read_raw_pixels")
 
+import bz2
 import contextlib
 import gzip
 import io
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 
 import astropy.io.fits
@@ -24,7 +25,12 @@ type Stream = IO[bytes] | BinaryIO | ResourceHandleProtocol[Any]
 
 _SKIPPED = frozenset({"", "COMMENT", "HISTORY"})
 _COMPANIONS = frozenset({"DQ", "MASK", "BPM", "WHT", "WEIGHT", "ERR", "SIGMA", "VAR", "VARIANCE"})
-_GZIP = b"\x1f\x8b"
+_PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": ("gzip", gzip.decompress),
+    b"BZ": ("bzip2", bz2.decompress),
+}
+JOINED = "NJOINED"
+"""Card, not in the file, with the number of images that were joined."""
 
 
 class RawFileError(UserError, OSError):
@@ -46,27 +52,29 @@ def _as_plain(header: astropy.io.fits.Header, name: str) -> dict[str, HeaderValu
     return values
 
 
-def _find_image(hdus: astropy.io.fits.HDUList, name: str) -> tuple[int, Any, dict[str, HeaderValue]]:
-    """Return the only HDU with raw pixels, and its cards over those of the primary header."""
+def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, Any], dict[str, HeaderValue]]:
+    """Return the HDUs with raw pixels, and the first one's cards over those of the primary header.
+
+    Several of one size are amplifiers in extensions of their own: one image, joined from left to right.
+    """
     primary: dict[str, HeaderValue] = {}
-    found: list[tuple[int, Any]] = []
+    found: dict[int, Any] = {}
     for index, hdu in enumerate(hdus):
         if index == 0:
             primary = _as_plain(hdu.header, name)
         if hdu.is_image and _plane_shape(hdu.header) is not None and not _is_companion(hdu.header):
-            found.append((index, hdu))
+            found[index] = hdu
     if not found:
         raise RawFileError(f"{name}: no HDU holds a two-dimensional image")
-    index, hdu = found[0]
+    index, hdu = next(iter(found.items()))
     shape = _plane_shape(hdu.header)
+    assert shape is not None, "It was among those with one."
     # An image of another size is a guide camera's or a preview.
-    if alike := [other for other, image in found[1:] if _plane_shape(image.header) == shape]:
-        raise RawFileError(
-            f"{name}: HDUs {', '.join(str(number) for number in (index, *alike))} hold images of the same "
-            "size, and only the first would be read: amplifiers in extensions of their own can't be "
-            "described; join them in one image"
-        )
-    return index, hdu, primary if index == 0 else {**primary, **_as_plain(hdu.header, name)}
+    found = {k: image for k, image in found.items() if _plane_shape(image.header) == shape}
+    cards = primary if index == 0 else {**primary, **_as_plain(hdu.header, name)}
+    if len(found) > 1:
+        cards |= {"NAXIS": 2, "NAXIS1": len(found) * shape[1], "NAXIS2": shape[0], JOINED: len(found)}
+    return found, cards
 
 
 def _plane_shape(header: astropy.io.fits.Header) -> tuple[int, int] | None:
@@ -99,15 +107,16 @@ def _opened(stream: Stream, name: str, **options: Any) -> Iterator[astropy.io.fi
 
 
 def _plain_stream(stream: Stream, name: str) -> Stream:
-    """Return the stream itself, or what it holds where it is gzipped."""
-    magic = stream.read(len(_GZIP))
+    """Return the stream itself, or what it holds where it is packed as a whole."""
+    magic = stream.read(2)
     stream.seek(0)
-    if magic != _GZIP:
+    if magic not in _PACKED:
         return stream
+    kind, unpack = _PACKED[magic]
     try:
-        return io.BytesIO(gzip.decompress(stream.read()))
-    except (OSError, EOFError, zlib.error) as err:
-        raise RawFileError(f"{name}: truncated or corrupt gzip file: {err}") from None
+        return io.BytesIO(unpack(stream.read()))
+    except (OSError, EOFError, ValueError, zlib.error) as err:
+        raise RawFileError(f"{name}: truncated or corrupt {kind} file: {err}") from None
 
 
 def display_name(uri: ResourcePath) -> str:
@@ -138,7 +147,7 @@ def read_raw_header(uri: ResourcePathExpression) -> dict[str, HeaderValue]:
     name = display_name(path)
     try:
         with path.open("rb") as stream, _opened(_plain_stream(stream, name), name) as hdus:
-            return _find_image(hdus, name)[2]
+            return _find_images(hdus, name)[1]
     except FileNotFoundError:
         raise RawFileError(f"{name}: no such file") from None
 
@@ -168,21 +177,23 @@ def read_raw_pixels(stream: Stream, name: str) -> tuple[np.ndarray, dict[str, He
     # One read of the whole file: every byte is needed, and a remote stream is slow to seek in.
     content = _plain_stream(stream, name).read()
     with _opened(io.BytesIO(content), name) as hdus:
-        index, hdu, header = _find_image(hdus, name)
-        _check_stored(content, index, name)
-        pixels = hdu.data
-        pixels = pixels.reshape(pixels.shape[-2:])
+        images, header = _find_images(hdus, name)
+        _check_stored(content, list(images), name)
+        planes = [hdu.data.reshape(hdu.data.shape[-2:]) for hdu in images.values()]
+        pixels = planes[0] if len(planes) == 1 else np.hstack(planes)
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("=")), header
 
 
-def _check_stored(content: bytes, index: int, name: str) -> None:
-    """Raise if the bytes of an HDU, as they are stored, are too few or disagree with their checksum."""
+def _check_stored(content: bytes, indices: list[int], name: str) -> None:
+    """Raise if the bytes of HDUs, as they are stored, are too few or disagree with their checksums."""
     with _opened(io.BytesIO(content), name, disable_image_compression=True) as hdus:
-        hdu = hdus[index]
-        needed = hdu.fileinfo()["datLoc"] + hdu.size
-        if len(content) < needed:
-            raise RawFileError(f"{name}: truncated: {len(content)} bytes; its header needs at least {needed}")
-        if hdu.verify_datasum() == 0:
-            raise RawFileError(
-                f"{name}: corrupt: the pixels do not agree with DATASUM = {hdu.header['DATASUM']}"
-            )
+        for hdu in (hdus[index] for index in indices):
+            needed = hdu.fileinfo()["datLoc"] + hdu.size
+            if len(content) < needed:
+                raise RawFileError(
+                    f"{name}: truncated: {len(content)} bytes; its header needs at least {needed}"
+                )
+            if hdu.verify_datasum() == 0:
+                raise RawFileError(
+                    f"{name}: corrupt: the pixels do not agree with DATASUM = {hdu.header['DATASUM']}"
+                )

@@ -82,13 +82,13 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
         limit = amplifier.saturation
         if (ceiling := _ceiling(pixels)) is not None and ceiling < limit:
             limit = clipped[amplifier.name] = ceiling
-        saturated[target] = pixels >= limit
+        saturated[target] = amplifier.assembled(pixels >= limit)
         trimmed = pixels.astype(np.float32)
         if amplifier.raw_overscan_section is not None:
-            level, spread, per_row = _overscan_level(raw, amplifier, detector.overscan)
+            level, spread, line = _overscan_level(raw, amplifier, detector.overscan)
             levels[amplifier.name] = (level, spread)
-            trimmed -= per_row[:, None]
-        image[target] = trimmed
+            trimmed -= line
+        image[target] = amplifier.assembled(trimmed)
         gain[target] = amplifier.gain
         noise[target] = amplifier.read_noise
     return AssembledImage(
@@ -111,14 +111,18 @@ def _ceiling(pixels: npt.NDArray[Any]) -> float | None:
 def _overscan_level(
     raw: npt.NDArray[Any], amplifier: AmplifierDescription, model: OverscanDescription
 ) -> tuple[float, float, Image32]:
+    """Return the level, its spread, and what to subtract: one value for each row, or for each column."""
     assert amplifier.raw_overscan_section is not None, "The caller has looked."
     overscan = raw[amplifier.raw_overscan_section.slices].astype(np.float32)
+    beside = amplifier.raw_overscan_section.slices[0] == amplifier.raw_data_section.slices[0]
+    if not beside:
+        overscan = overscan.T
     level = float(np.median(overscan))
     spread = 1.4826 * float(np.median(np.abs(overscan - level)))
     if model.fit == "constant":
         # The mean of what lies within three sigma: a median of integers has steps of half an ADU.
         near = np.abs(overscan - level) <= 3.0 * max(spread, 1.0)
-        return level, spread, np.full(len(overscan), overscan[near].mean(), dtype=np.float32)
+        return level, spread, np.full((1, 1), overscan[near].mean(), dtype=np.float32)
     # Deviant pixels (trails of saturated stars, cosmic rays) are left out, then rows are averaged.
     rows = np.median(overscan, axis=1, keepdims=True)
     near = np.abs(overscan - rows) <= 3.0 * max(spread, 1.0)
@@ -127,7 +131,8 @@ def _overscan_level(
         # An odd reflection continues a drift beyond the first and the last row.
         padded = np.pad(per_row, half, mode="reflect", reflect_type="odd")
         per_row = scipy.ndimage.median_filter(padded, 2 * half + 1, mode="nearest")[half:-half]
-    return level, spread, per_row.astype(np.float32)
+    line = per_row.astype(np.float32)
+    return level, spread, line[:, None] if beside else line[None, :]
 
 
 def noise_floor(detector: DetectorDescription) -> Image32:

@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import astropy.wcs
+import numpy.typing as npt
 import pydantic
 import yaml
 from lsst.images import Box, DetectorFrame, SkyProjection
@@ -53,9 +54,13 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
     raw_data_section: Section
     """Light-sensitive pixels, in the raw image."""
     raw_overscan_section: Section | None = None
-    """Horizontal overscan, in the raw image: the same rows as the data section."""
+    """Overscan or prescan on any side, in the raw image: the rows, or the columns, of the data section."""
     section: Section
     """Where the data section goes in the assembled image."""
+    transpose: bool = False
+    """Whether the data section's rows become columns, before it is mirrored."""
+    mirror: Literal["none", "x", "y", "xy"] = "none"
+    """Along which axes of the assembled image the amplifier was read out backwards."""
     gain: float = pydantic.Field(gt=0)
     """Electrons per ADU."""
     read_noise: float = pydantic.Field(ge=0)
@@ -65,16 +70,17 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
 
     @pydantic.model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if self.raw_data_section.shape != self.section.shape:
+        step = -1 if self.transpose else 1
+        if self.raw_data_section.shape[::step] != self.section.shape:
             raise ValueError(
                 f"raw_data_section {self.raw_data_section} and section {self.section} differ in size"
             )
         overscan = self.raw_overscan_section
         if overscan is not None:
-            if overscan.slices[0] != self.raw_data_section.slices[0]:
+            if not any(a == b for a, b in zip(overscan.slices, self.raw_data_section.slices, strict=True)):
                 raise ValueError(
-                    f"raw_overscan_section {overscan} must have the rows of the raw_data_section "
-                    f"{self.raw_data_section}"
+                    f"raw_overscan_section {overscan} must have the rows, or the columns, of the "
+                    f"raw_data_section {self.raw_data_section}"
                 )
             if overscan.overlaps(self.raw_data_section):
                 raise ValueError(
@@ -82,12 +88,24 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
                 )
         return self
 
+    def assembled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return pixels of the data section in the orientation of the assembled image.
+
+        Parameters
+        ----------
+        pixels
+            Array of the shape of ``raw_data_section``.
+        """
+        pixels = pixels.T if self.transpose else pixels
+        return pixels[:: -1 if "y" in self.mirror else 1, :: -1 if "x" in self.mirror else 1]
+
 
 class OverscanDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How the overscan is modeled; raw frames of masters and of science exposures are treated alike."""
 
     fit: Literal["row", "constant"] = "row"
-    """``row`` subtracts the mean of each row, smoothed along the column; ``constant`` one number."""
+    """``row`` subtracts the mean of each row (of each column, where the overscan is above or below), smoothed
+    along the column; ``constant`` one number."""
     smooth: int = pydantic.Field(default=51, ge=1)
     """Rows of the median filter that ``row`` smooths with; 1 does not smooth."""
 

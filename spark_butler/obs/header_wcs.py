@@ -40,7 +40,7 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
         (a.raw_data_section.x_start - a.section.x_start, a.raw_data_section.y_start - a.section.y_start)
         for a in detector.amplifiers
     }
-    if len(shifts) != 1:
+    if len(shifts) != 1 or any(a.transpose or a.mirror != "none" for a in detector.amplifiers):
         return None
     ((shift_x, shift_y),) = shifts
     cards = astropy.io.fits.Header()

@@ -24,7 +24,17 @@ from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)
 
-RAW_SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fits.gz", ".fit.gz", ".fts.gz")
+RAW_SUFFIXES = (
+    ".fits",
+    ".fit",
+    ".fts",
+    ".fits.fz",
+    ".fits.gz",
+    ".fit.gz",
+    ".fts.gz",
+    ".fits.bz2",
+    ".fit.bz2",
+)
 
 
 @dataclasses.dataclass

@@ -78,3 +78,52 @@ def test_pixels_that_pile_up_below_the_described_saturation_are_saturated() -> N
     assert clipped.clipped == {"A": 32767.0}
     assert np.count_nonzero(clipped.saturated) == np.count_nonzero(np.rint(raw) >= 32767)
     assert assemble(np.rint(raw).astype(np.uint16), DETECTOR).clipped == {}
+
+
+@pytest.mark.parametrize("mirror", ["none", "x", "y", "xy"])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("side", ["left", "right", "below", "above"])
+def test_an_amplifier_may_be_mirrored_and_transposed_with_its_overscan_on_any_side(
+    mirror: str, transpose: bool, side: str
+) -> None:
+    ny, nx, width = 6, 8, 4
+    truth = np.arange(float(ny * nx)).reshape(ny, nx) * 7.0
+    # What the read-out makes of the image: the way back, in the reverse order.
+    stored = np.flip(truth, tuple(axis for axis, name in ((0, "y"), (1, "x")) if name in mirror))
+    stored = stored.T if transpose else stored
+    rows, columns = stored.shape
+    beside = side in ("left", "right")
+    level = 500.0 + 3.0 * np.arange(rows if beside else columns)
+    level = level[:, None] if beside else level[None, :]
+    extra = np.broadcast_to(level, (rows, width) if beside else (width, columns))
+    parts = [extra, stored + level] if side in ("left", "below") else [stored + level, extra]
+    raw = np.concatenate(parts, axis=1 if beside else 0)
+    shift = width if side in ("left", "below") else 0
+    dx, dy = (shift, 0) if beside else (0, shift)
+    ox = (0 if shift else columns) if beside else 0
+    oy = 0 if beside else (0 if shift else rows)
+    amplifier = {
+        "name": "A",
+        "raw_data_section": f"[{dx + 1}:{dx + columns}, {dy + 1}:{dy + rows}]",
+        "raw_overscan_section": f"[{ox + 1}:{ox + extra.shape[1]}, {oy + 1}:{oy + extra.shape[0]}]",
+        "section": f"[1:{nx}, 1:{ny}]",
+        "transpose": transpose,
+        "mirror": mirror,
+        "gain": 1.0,
+        "read_noise": 1.0,
+        "saturation": 1e5,
+    }
+    detector = DetectorDescription.model_validate(
+        {
+            "id": 0,
+            "name": "d",
+            "raw_nx": raw.shape[1],
+            "raw_ny": raw.shape[0],
+            "nx": nx,
+            "ny": ny,
+            "pixel_scale": 1.0,
+            "overscan": {"smooth": 1},
+            "amplifiers": [amplifier],
+        }
+    )
+    np.testing.assert_allclose(assemble(raw, detector).image, truth, atol=1e-3)

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from lsst.resources import ResourcePath
+
+from spark_butler.obs import CameraDescription
+from spark_butler.obs._exposures import RawFile, describe_raw
 from spark_butler.obs._header_fields import HeaderField, HeaderValueError
+from tests.tasks.scene_harness import make_camera
 
 
 def test_a_day_and_a_time_in_two_cards_are_joined() -> None:
@@ -29,3 +35,65 @@ def test_a_factor_scales_numbers_and_turns_angles_around() -> None:
 def test_what_is_no_finite_number_is_refused_with_its_value(value: str) -> None:
     with pytest.raises(HeaderValueError, match=f"EXPTIME = '{value}' is not a"):
         HeaderField(keyword=("EXPTIME",)).number({"EXPTIME": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "expected"),
+    [
+        ("05/04/87", "%d/%m/%y", "1987-04-05T00:00:00.000"),
+        ("1999-12-31 23:10:05", "%Y-%m-%d %H:%M:%S", "1999-12-31T23:10:05.000"),
+    ],
+)
+def test_old_forms_of_dates_are_read_by_a_strptime_format(text: str, layout: str, expected: str) -> None:
+    time = HeaderField(keyword=("DATE",), time_format=layout).time({"DATE": text})
+    assert time is not None
+    assert time.isot == expected
+
+
+def describe(**header: Any) -> RawFile:
+    """Return what a header says to a camera that reads date, position and equinox from it."""
+    keywords = {
+        "ra": {"keyword": "RA", "unit": "hour"},
+        "dec": "DEC",
+        "equinox": "EQUINOX",
+        "date_begin": "DATE",
+    }
+    content = make_camera(32).model_dump(mode="json", exclude_defaults=True)
+    constants = {
+        "detector": 0,
+        "image_type": "x",
+        "physical_filter": "r",
+        "exposure_id": 1,
+        "exposure_time": 1,
+    }
+    content["header"] = {**{name: {"constant": value} for name, value in constants.items()}, **keywords}
+    cards = {"DATE": "1987-04-05T01:00:00", **header}
+    return describe_raw(ResourcePath("a.fits"), cards, CameraDescription.from_dict(content))
+
+
+@pytest.mark.parametrize(
+    ("equinox", "ra", "dec"),
+    [
+        (None, "18:36:56.34", "38:47:01.3"),
+        (2000.0, "18:36:56.34", "38:47:01.3"),
+        # Vega in the FK4; the FK5's was precessed by hand by Newcomb's rates, to a minute of arc.
+        ("B1950", "18:35:14.66", "38:44:09.7"),
+        (1950.0, "18:35:14.66", "38:44:09.7"),
+        (1987.3, "18:36:30.6", "38:46:20"),
+    ],
+)
+def test_positions_of_any_equinox_become_icrs(equinox: Any, ra: str, dec: str) -> None:
+    exposure = describe(RA=ra, DEC=dec, EQUINOX=equinox).exposure
+    # Vega, from SIMBAD; proper motion moves it by 17 arcseconds in 50 years.
+    assert exposure["tracking_ra"] == pytest.approx(279.2347, abs=0.02)
+    assert exposure["tracking_dec"] == pytest.approx(38.7837, abs=0.006)
+
+
+def test_an_equinox_that_is_no_year_is_refused() -> None:
+    with pytest.raises(HeaderValueError, match="equinox = 'mean' is not a year"):
+        describe(RA="18:36:56", DEC="38:47:01", EQUINOX="mean")
+
+
+def test_a_date_that_the_registry_can_not_hold_is_refused() -> None:
+    with pytest.raises(HeaderValueError, match=r"date_begin = 1965-03-01T00:00:00\.000 is before 1970"):
+        describe(DATE="1965-03-01T00:00:00", RA="18:36:56", DEC="38:47:01")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import pickle
 import shutil
@@ -11,9 +12,12 @@ import lsst.images
 import numpy as np
 import pytest
 from lsst.daf.butler import Butler
+from lsst.resources import ResourcePath
 
 from spark_butler.demo.simulation import SimulatedData
-from spark_butler.obs import RawFileError
+from spark_butler.obs import CameraDescription, RawFileError
+from spark_butler.obs._exposures import read_raw_file
+from spark_butler.obs._header_fields import HeaderValueError
 from spark_butler.obs._raw_fits import read_raw_header, read_raw_pixels
 from spark_butler.obs.raws import ingest_raws
 
@@ -105,11 +109,11 @@ def test_file_without_image_is_refused(tmp_path: Path) -> None:
         read_raw_header(path)
 
 
-@pytest.mark.parametrize("how", ["gzip", "fpack", "extension"])
+@pytest.mark.parametrize("how", ["gzip", "bzip2", "fpack", "extension"])
 def test_packed_files_are_read_and_checked(tmp_path: Path, how: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 60_000, (50, 40)).astype(np.uint16)
     path = tmp_path / "packed.fits"
-    primary = astropy.io.fits.PrimaryHDU(pixels if how == "gzip" else None)
+    primary = astropy.io.fits.PrimaryHDU(pixels if how in ("gzip", "bzip2") else None)
     primary.header["EXPID"] = 7
     hdus = [primary]
     if how == "fpack":
@@ -119,6 +123,8 @@ def test_packed_files_are_read_and_checked(tmp_path: Path, how: str) -> None:
     astropy.io.fits.HDUList(hdus).writeto(path, checksum=True)
     if how == "gzip":
         path.write_bytes(gzip.compress(path.read_bytes()))
+    if how == "bzip2":
+        path.write_bytes(bz2.compress(path.read_bytes()))
     with path.open("rb") as stream:
         read, header = read_raw_pixels(stream, "packed")
     np.testing.assert_array_equal(read, pixels)
@@ -129,12 +135,34 @@ def test_packed_files_are_read_and_checked(tmp_path: Path, how: str) -> None:
         read_raw_pixels(stream, "packed")
 
 
-def test_amplifiers_in_extensions_of_their_own_are_refused(tmp_path: Path) -> None:
-    amplifiers = [astropy.io.fits.ImageHDU(np.full((8, 9), k, dtype=np.uint16)) for k in range(4)]
+def test_amplifiers_in_extensions_of_their_own_are_joined_from_left_to_right(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    planes = [rng.integers(0, 60_000, (8, 9)).astype(np.uint16) for _ in range(4)]
     path = tmp_path / "four.fits"
-    astropy.io.fits.HDUList([astropy.io.fits.PrimaryHDU(), *amplifiers]).writeto(path)
-    with pytest.raises(RawFileError, match=r"four\.fits: HDUs 1, 2, 3, 4 hold images of the same size"):
-        read_raw_header(path)
+    hdus = [astropy.io.fits.PrimaryHDU(), *(astropy.io.fits.ImageHDU(plane) for plane in planes)]
+    astropy.io.fits.HDUList(hdus).writeto(path, checksum=True)
+    with path.open("rb") as stream:
+        pixels, header = read_raw_pixels(stream, "four")
+    np.testing.assert_array_equal(pixels, np.concatenate(planes, axis=1))
+    assert (header["NAXIS1"], header["NAXIS2"]) == (36, 8)
+    content = bytearray(path.read_bytes())
+    # The first pixel of the last plane, which fills one block.
+    content[-2880] ^= 1
+    path.write_bytes(content)
+    with path.open("rb") as stream, pytest.raises(RawFileError, match="DATASUM"):
+        read_raw_pixels(stream, "four")
+
+
+def test_extensions_that_the_description_does_not_speak_of_are_refused(
+    tmp_path: Path, night: SimulatedData
+) -> None:
+    camera = CameraDescription.from_yaml(night.camera)
+    source = sorted(night.raw_dir.glob("object_*"))[0]
+    with astropy.io.fits.open(source) as hdus:
+        both = [hdus[0], astropy.io.fits.ImageHDU(hdus[0].data)]
+        astropy.io.fits.HDUList(both).writeto(tmp_path / "two.fits")
+    with pytest.raises(HeaderValueError, match=r"two\.fits: 2 HDUs hold images of the same size"):
+        read_raw_file(ResourcePath(tmp_path / "two.fits"), [camera])
 
 
 def test_companions_of_the_pixels_and_other_images_are_passed_over(tmp_path: Path) -> None:
