@@ -36,7 +36,7 @@ from ..codecs import EncodedObject, FormatterFallback, copy_object, decode, enco
 from ..masking import hide_secrets
 from ..model.work import TEMPORARIES_KEY, all_outputs
 from .components import read_part
-from .scratch import fetch_scratch
+from .scratch import ScratchPart, fetch_scratch
 from .shuffle import ReceiveBuffer
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class GroupButler(LimitedButler):
         self._consumers = Counter(consumers)
         self._known = dict(known)
         self._temporaries: dict[uuid.UUID, Any] = {}
-        self._arrived: dict[uuid.UUID, bytearray | list[tuple[str, int]]] = {}
+        self._arrived: dict[uuid.UUID, bytearray | list[ScratchPart]] = {}
         if received is not None:
             self._arrived.update(received.objects)
             self._arrived.update(received.scratch)

@@ -8,6 +8,7 @@ be found after a crash.
 from __future__ import annotations
 
 __all__ = [
+    "ScratchPart",
     "cut_pieces",
     "fetch_scratch",
     "find_scratch",
@@ -18,6 +19,7 @@ __all__ = [
     "store_scratch",
 ]
 
+import hashlib
 import logging
 import re
 import uuid
@@ -30,6 +32,9 @@ from ..run_folders import path_below, run_folder
 from ..text import translate_errors
 
 logger = logging.getLogger(__name__)
+
+type ScratchPart = tuple[str, int, bytes]
+"""Address, length and SHA-256 digest of a file."""
 
 _FOLDER = "spark-butler-scratch/"
 _PART_BYTES = 256 * 2**20
@@ -64,15 +69,15 @@ def list_scratch_runs(datastore_root: ResourcePath) -> set[str]:
 
 def store_scratch(
     folder: str, dataset_id: uuid.UUID, pieces: Iterable[memoryview], part_bytes: int = _PART_BYTES
-) -> list[tuple[str, int]]:
-    """Write a serialized object to the object store, and return address and length of each file, in order."""
-    parts: list[tuple[str, int]] = []
+) -> list[ScratchPart]:
+    """Write a serialized object to the object store, and return the files in order."""
+    parts: list[ScratchPart] = []
     attempt = uuid.uuid4()
     for number, part in enumerate(cut_pieces(pieces, part_bytes)):
         uri = ResourcePath(folder, forceDirectory=True).join(f"{dataset_id}.{attempt}.{number}")
         data = b"".join(part)
         uri.write(data)
-        parts.append((str(uri), len(data)))
+        parts.append((str(uri), len(data), hashlib.sha256(data).digest()))
     return parts
 
 
@@ -94,20 +99,23 @@ def cut_pieces(pieces: Iterable[memoryview], nbytes: int) -> Iterator[list[memor
         yield part
 
 
-def fetch_scratch(parts: Sequence[tuple[str, int]]) -> bytearray:
+def fetch_scratch(parts: Sequence[ScratchPart]) -> bytearray:
     """Read a serialized object back from the files that `store_scratch` has returned.
 
     Raises
     ------
     OSError
-        Raised if a file is shorter or longer than it was.
+        Raised if a file is not the one that was written.
     """
-    data = bytearray(sum(length for _, length in parts))
+    data = bytearray(sum(length for _, length, _ in parts))
     offset = 0
-    for address, length in parts:
+    for address, length, digest in parts:
         content = ResourcePath(address).read()
         if len(content) != length:
             raise OSError(f"Scratch file {address} has {len(content)} bytes; {length} were written.")
+        if hashlib.sha256(content).digest() != digest:
+            # It would be unpickled: another writer of the bucket must not run code here.
+            raise OSError(f"Scratch file {address} is not the one that was written; it was not read.")
         data[offset : offset + length] = content
         offset += length
     return data

@@ -48,7 +48,7 @@ from ..model.work import (
     WorkerContext,
     all_outputs,
 )
-from .scratch import cut_pieces, store_scratch
+from .scratch import ScratchPart, cut_pieces, store_scratch
 
 type Pieces = list[bytes | memoryview]
 """The consecutive pieces of a record.  To join them would copy the payload."""
@@ -282,7 +282,7 @@ class ReceiveBuffer:
         self._notices: dict[int, CompletionNotice] = {}
         self.objects: dict[uuid.UUID, bytearray] = {}
         """Serialized objects that are complete."""
-        self.scratch: dict[uuid.UUID, list[tuple[str, int]]] = {}
+        self.scratch: dict[uuid.UUID, list[ScratchPart]] = {}
         """Addresses and lengths of the parts of objects that are in scratch files in the object store."""
 
     def add(self, record: Record) -> None:

@@ -14,7 +14,13 @@ from lsst.resources import ResourcePath
 from lsst.resources._resourcePath import MBulkResult
 
 from spark_butler.cli.main import main
-from spark_butler.temporaries.scratch import fetch_scratch, find_scratch, scratch_root, store_scratch
+from spark_butler.temporaries.scratch import (
+    ScratchPart,
+    fetch_scratch,
+    find_scratch,
+    scratch_root,
+    store_scratch,
+)
 
 
 @pytest.fixture(params=["s3", "posix"])
@@ -26,7 +32,7 @@ def repo(request: pytest.FixtureRequest, s3_repo: Callable[[str], Path], tmp_pat
     return root
 
 
-def _leave(repo: Path, run: str) -> list[tuple[str, int]]:
+def _leave(repo: Path, run: str) -> list[ScratchPart]:
     with Butler.from_config(repo) as butler:
         (root,) = butler.get_datastore_roots().values()
     assert root is not None

@@ -57,16 +57,7 @@ _HEAD = (
 _CASES = ("gather", "failure-in-diamond")
 _BUCKET = "butler-stores"
 _PLUGIN = {"BOTOCORE_EXPERIMENTAL__PLUGINS": "spark_butler=spark_butler._lsst_resources"}
-_REMOVE = """
-import sys
-from lsst.daf.butler.cli.butler import cli
-repo, run = sys.argv[1:]
-for command in (
-    ["prune-datasets", repo, run, "--datasets", "source", "--purge", run, "--no-confirm"],
-    ["remove-runs", repo, run, "--force", "--no-confirm"],
-):
-    cli(command, standalone_mode=False)
-"""
+_BUTLER = "from lsst.daf.butler.cli.butler import cli; import sys; cli(sys.argv[1:])"
 
 
 @dataclasses.dataclass
@@ -263,23 +254,32 @@ def _check_other_clients(place: Place, repo: Path, run: str, folder: Path) -> No
 
 
 def _check_removal(place: Place, repo: Path, run: str) -> str:
-    """Remove datasets and the run by ``butler``; return what it needs for that."""
-    for setting in ({}, _PLUGIN):
-        done = subprocess.run(
-            [sys.executable, "-c", _REMOVE, repo, run],
-            env={**os.environ, **setting},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        with Butler.from_config(repo, writeable=False) as butler:
-            gone = run not in butler.collections.query("*")
-            (root,) = (root for root in butler.get_datastore_roots().values() if root is not None)
-        folder = root.join(run, forceDirectory=True)
-        left = [uri for uri in ResourcePath.findFileResources([folder]) if uri.size()]
-        if done.returncode == 0 and gone and not left:
-            return "with the plugin" if setting else "yes"
-    raise AssertionError(done.stderr[-2000:])
+    """Remove datasets and the run by ``butler``, as in a shell; return what it needs for that."""
+
+    def call(setting: dict[str, str], *arguments: str) -> None:
+        command = [sys.executable, "-c", _BUTLER, *arguments, "--no-confirm"]
+        done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True)
+        assert done.returncode == 0 or not setting, done.stderr[-2000:]
+
+    def find_files(below: str) -> list[ResourcePath]:
+        folder = root.join(f"{run}/{below}", forceDirectory=True)
+        # Some stores show a folder that has become empty.
+        return [uri for uri in ResourcePath.findFileResources([folder]) if not uri.geturl().endswith("/")]
+
+    (root,) = check_repository(str(repo))
+    needs = "yes"
+    for setting, name in (({}, "source"), (_PLUGIN, "visit_image")):
+        assert find_files(name)
+        call(setting, "prune-datasets", str(repo), run, "--datasets", name, "--purge", run)
+        if not find_files(name):
+            break
+        assert not setting, "the plugin has no effect"
+        needs = "with the plugin"
+    call(_PLUGIN if needs != "yes" else {}, "remove-runs", str(repo), run, "--force")
+    with Butler.from_config(repo, writeable=False) as butler:
+        assert run not in butler.collections.query("*")
+    assert not find_files("")
+    return needs
 
 
 def _measure(place: Place) -> tuple[str, str]:

@@ -277,7 +277,7 @@ log_level = WARNING
 """
 _SWIFT_PROXY = """\
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo dlo proxy-server
+pipeline = catch_errors gatekeeper healthcheck {cache} listing_formats bulk {rest}
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -287,10 +287,14 @@ conn_timeout = 5
 [filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:{cache_port}
 [filter:tempauth]
 use = egg:swift#tempauth
 user_butler_s3 = {secret} .admin
 """
+_SWIFT_REST = "s3api tempauth copy slo dlo proxy-server"
 _SWIFT_FILTERS = (
     "catch_errors",
     "gatekeeper",
@@ -306,7 +310,7 @@ _SWIFT_FILTERS = (
 def _swift(programs: Programs, folder_of_programs: Path) -> Store:
     folder = programs.folder
     (folder / "devices" / "d").mkdir(parents=True)
-    ports = find_free_ports(4)
+    *ports, cache_port = find_free_ports(5)
     store = Store(f"http://127.0.0.1:{ports[3]}", key="butler:s3")
     shebang = (folder_of_programs / "swift-proxy-server").read_text().splitlines()[0]
     python = shebang.removeprefix("#!").split()[0]
@@ -316,10 +320,15 @@ def _swift(programs: Programs, folder_of_programs: Path) -> Store:
     )
     subprocess.run([python, "-c", _SWIFT_RINGS, folder, *map(str, ports[:3])], check=True)
     user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+    if (cache := _find("memcached")) is not None:
+        # Swift 2.30 has no authentication without it.
+        programs.start("cache", cache, "-l", "127.0.0.1", "-p", str(cache_port), "-U", "0", "-u", user)
     for kind, port in zip(("account", "container", "object", "proxy"), ports, strict=True):
         text = _SWIFT_COMMON.format(port=port, user=user, folder=folder)
         if kind == "proxy":
-            text += _SWIFT_PROXY.format(secret=store.secret)
+            text += _SWIFT_PROXY.format(
+                secret=store.secret, cache="cache" * bool(cache), cache_port=cache_port
+            )
             text += "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in _SWIFT_FILTERS)
         else:
             # A listing shows an object once its container server has it.
@@ -354,7 +363,7 @@ class Server:
 
 
 _CEPH_PACKAGES = "ceph-mon ceph-osd radosgw ceph-common"
-_SWIFT_PACKAGES = "swift-proxy swift-account swift-container swift-object"
+_SWIFT_PACKAGES = "memcached swift-proxy swift-account swift-container swift-object"
 _SWIFT_PROGRAMS = tuple(f"swift-{kind}-server" for kind in ("proxy", "account", "container", "object"))
 
 SERVERS = {
@@ -367,7 +376,7 @@ SERVERS = {
     "swift-2.30": Server(
         "OpenStack Swift 2.30 (Debian)",
         _swift_of_debian,
-        tuple(f"/usr/bin/{name}" for name in _SWIFT_PROGRAMS),
+        (*(f"/usr/bin/{name}" for name in _SWIFT_PROGRAMS), "memcached"),
         _SWIFT_PACKAGES,
     ),
     "swift": Server(

@@ -119,16 +119,19 @@ def test_objects_are_written_in_parts_and_read_as_one(tmp_path: Path) -> None:
     data = os.urandom(10_000)
     pieces = [memoryview(data[:3]), memoryview(data[3:9000]), memoryview(data[9000:])]
     parts = scratch.store_scratch(tmp_path.as_uri(), uuid.uuid4(), pieces, part_bytes=4096)
-    assert [length for _, length in parts] == [4096, 4096, 1808]
+    assert [length for _, length, _ in parts] == [4096, 4096, 1808]
     assert scratch.fetch_scratch(parts) == data
     Path(ResourcePath(parts[1][0]).ospath).write_bytes(b"short")
     with pytest.raises(OSError, match="has 5 bytes; 4096 were written"):
+        scratch.fetch_scratch(parts)
+    Path(ResourcePath(parts[1][0]).ospath).write_bytes(bytes(4096))
+    with pytest.raises(OSError, match="is not the one that was written"):
         scratch.fetch_scratch(parts)
 
 
 def test_empty_object_is_one_empty_part(tmp_path: Path) -> None:
     parts = scratch.store_scratch(tmp_path.as_uri(), uuid.uuid4(), [])
-    assert [length for _, length in parts] == [0]
+    assert [length for _, length, _ in parts] == [0]
     assert scratch.fetch_scratch(parts) == b""
 
 
