@@ -248,7 +248,7 @@ class SparkGraphExecutor(QuantumGraphExecutor):
             maker.make_work,
             on_outcome=recorder.add if recorder is not None else lambda outcome: None,
             limit=self._num_proc,
-            budget=StopRule(fail_fast=self._fail_fast),
+            stop_rule=StopRule(fail_fast=self._fail_fast),
         )
         return dispatcher.run(context)
 

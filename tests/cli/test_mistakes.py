@@ -185,7 +185,7 @@ def test_module_that_workers_lack_is_one_line() -> None:
 
 # What is wrong in a notebook, and the remedy.
 _CALLS: list[tuple[str, Callable[[SparkButler, Path], object], str]] = [
-    ("argument", lambda b, p: b.run(p, output="u/x", temporay="auto"), "did you mean 'temporary'?"),
+    ("argument", lambda b, p: b.run(p, output="u/x", temporay="auto"), "did you mean 'temporary'?"),  # type: ignore[call-arg]
     ("dataset type", lambda b, p: b.data_ids("mock_rwa"), "did you mean 'mock_raw'?"),
     ("collection", lambda b, p: b.data_ids("mock_raw", collections="defualts"), "did you mean 'defaults'?"),
     ("query", lambda b, p: b.data_ids("mock_raw", where="detectr = 1"), "did you mean 'detector'?"),

@@ -13,7 +13,7 @@ from spark_butler.detached.job import DetachedJob
 from tests.support.job_harness import JobRepo
 
 
-def _submit(*arguments: str | Path) -> Result:
+def _submit(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["submit", *map(str, arguments)], prog_name="spark-butler")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["check_contents", "check_objects", "check_reports"]
 
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -48,8 +49,8 @@ def _text(content: tuple[str, str, str]) -> str:
 def check_objects(copy: Copy, server: EmbeddedS3) -> list[str]:
     """Check that each object belongs to a dataset, and each dataset has its object."""
     keys = set(list_keys(server, copy.prefix)) - copy.inputs
-    # What attempts keep for people, whether they came to an end or not.
-    keys = {key for key in keys if "/spark-butler-reports/" not in f"/{key}"}
+    # Reports of attempts, and what later runs learn from those of more than a minute.
+    keys = {key for key in keys if not re.search("(^|/)spark-butler-(reports|learned)/", key)}
     known = set(copy.registered().values())
     findings = [f"stray object: {key}" for key in sorted(keys - known)]
     findings += [f"no object: {key}" for key in sorted(known - keys)]
