@@ -32,7 +32,7 @@ from .detector_summary import make_summary_table, make_visit_image, summarize
 from .photometry import ZeroPoint, fit_zero_point
 from .quality import Measure, QualityConfig, judge, measure_pixels, measure_psf, names_beyond
 from .references import load_references
-from .sources import SourceMeasurements, make_source_table, measure_sources
+from .sources import SourceMeasurements, coordinate_errors, make_source_table, measure_sources
 
 _DIMENSIONS = ("instrument", "visit", "detector")
 
@@ -239,6 +239,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             njy_per_electron=zero_point.njy_per_count,
             radii=list(self.config.aperture_radii),
             extra={
+                **coordinate_errors(astrometry.wcs, measured),
                 **_match_columns(len(preliminary_source), astrometry, references, used),
                 "calib_psf_used": psf_star,
                 "streak_flag": streak,

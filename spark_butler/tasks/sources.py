@@ -5,7 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("SourceMeasurements", "make_source_table", "measure_sources")
+__all__ = ("SourceMeasurements", "coordinate_errors", "make_source_table", "measure_sources")
 
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from typing import Any
 
 import astropy.table
 import astropy.units as u
+import astropy.wcs
 import numpy as np
 import numpy.typing as npt
 from lsst.images import VisitImage
@@ -233,6 +234,24 @@ def _classify(moments: AdaptiveMoments, expected: AdaptiveMoments, psf: PsfPhoto
         excess = moments.sigma / expected.sigma - 1.0
     extended = np.where(excess > np.maximum(3.0 * error, 0.1), 1.0, 0.0)
     return np.where(psf.flux_ok & (psf.flux > 0.0) & np.isfinite(error), extended, np.nan)
+
+
+def coordinate_errors(wcs: astropy.wcs.WCS, measured: SourceMeasurements) -> dict[str, astropy.table.Column]:
+    """Return errors along right ascension (on the sky) and declination that those of the centroids make.
+
+    Parameters
+    ----------
+    wcs
+        Projection.
+    measured
+        What `measure_sources` returned.
+    """
+    variance = np.stack([measured.psf.x_err**2, measured.psf.y_err**2])
+    ra, dec = np.sqrt(wcs.pixel_scale_matrix**2 @ variance)
+    return {
+        "coord_raErr": astropy.table.Column(ra, unit=u.deg),
+        "coord_decErr": astropy.table.Column(dec, unit=u.deg),
+    }
 
 
 def make_source_table(

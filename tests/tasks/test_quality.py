@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.spatial
 
 from spark_butler.tasks.calibrate import NoSourcesError
 from spark_butler.tasks.defects import find_defects
@@ -22,6 +23,23 @@ def test_a_good_image_is_not_flagged_and_its_numbers_are_true() -> None:
     assert done.summary["quality_noise_ratio"] == pytest.approx(1.0, abs=0.03)
     assert done.summary["psfFwhm"] == pytest.approx(4.0, rel=0.02)
     assert done.summary["zeroPoint"] == pytest.approx(ZERO_POINT, abs=0.01)
+
+
+def test_errors_of_coordinates_are_those_of_the_positions() -> None:
+    scene = make_scene(640, 250, flux=(1e3, 3e4), seed=13)
+    done = process(scene)
+    distance, index = done.match()
+    ra, dec = make_camera(640).initial_wcs(0, 30.0, 10.0, 0.0).all_pix2world(scene.x, scene.y, 0)
+    apart = scipy.spatial.cKDTree(np.column_stack([scene.x, scene.y]))
+    good = (distance < 1.0) & (apart.query(apart.data, k=2)[0][:, 1] > 12.0)
+    good &= ~done.column("pixelFlags_edge")[index]
+    assert np.count_nonzero(good) > 80
+    errors = (
+        ((done.column("coord_ra")[index] - ra) * np.cos(np.deg2rad(dec)), done.column("coord_raErr")[index]),
+        (done.column("coord_dec")[index] - dec, done.column("coord_decErr")[index]),
+    )
+    for error, sigma in errors:
+        assert 1.4826 * np.median(np.abs(error / sigma)[good]) == pytest.approx(1.0, abs=0.25)
 
 
 def test_the_stored_psf_and_correction_give_the_catalogs_fluxes() -> None:
