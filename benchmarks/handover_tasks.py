@@ -33,7 +33,7 @@ from lsst.images.tests import make_random_sky_projection
 from lsst.pex.config import Field
 
 from spark_butler.demo.simulation import make_simcam
-from spark_butler.tasks.geometry import make_detector
+from spark_butler.tasks.frames import make_detector
 
 REQUESTS = "BENCHMARK_REQUESTS"
 """Environment variable that names a file to which each request to the object store adds a line."""

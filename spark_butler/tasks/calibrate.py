@@ -28,11 +28,10 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, refine_wcs
-from .detector_summary import make_summary_table, make_visit_image, summarize
-from .photometry import ZeroPoint, fit_zero_point
+from .photometry import ZeroPoint, fit_zero_point, load_references
 from .quality import Measure, QualityConfig, judge, measure_pixels, measure_psf, names_beyond
-from .references import load_references
-from .sources import SourceMeasurements, coordinate_errors, make_source_table, measure_sources
+from .sources import SourceMeasurements, make_source_table, measure_sources
+from .visit_summary import make_summary_table, make_visit_image, summarize
 
 _DIMENSIONS = ("instrument", "visit", "detector")
 
@@ -230,16 +229,13 @@ class CalibrateTask(pipe_base.PipelineTask):
         projection = SkyProjection.from_fits_wcs(
             astrometry.wcs, image.sky_projection.pixel_frame, x0=image.bbox.x.start, y0=image.bbox.y.start
         )
-        ra, dec = astrometry.wcs.pixel_to_world_values(measured.psf.x, measured.psf.y)
         source = make_source_table(
             measured,
             ids=np.asarray(preliminary_source["id"], dtype=np.int64),
-            ra_deg=np.asarray(ra),
-            dec_deg=np.asarray(dec),
+            wcs=astrometry.wcs,
             njy_per_electron=zero_point.njy_per_count,
             radii=list(self.config.aperture_radii),
             extra={
-                **coordinate_errors(astrometry.wcs, measured),
                 **_match_columns(len(preliminary_source), astrometry, references, used),
                 "calib_psf_used": psf_star,
                 "streak_flag": streak,

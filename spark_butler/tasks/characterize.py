@@ -22,19 +22,15 @@ from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
 from ..obs.description import CameraDescription
+from .artifacts import find_cosmic_rays, find_defects, star_contrast
 from .background import estimate_background, mask_sources
-from .cosmic_rays import find_cosmic_rays, star_contrast
 from .deblend import find_hidden
-from .defects import find_defects
 from .detection import detect_sources, sky_variance
-from .detector_summary import Characterized, make_preliminary_image
-from .geometry import make_detector
-from .masks import plane_union
-from .observation import describe_observation
+from .frames import describe_observation, make_detector, make_source_ids, plane_union
 from .psf import estimate_psf
 from .psf_fit import fit_psf, stamp_radius
 from .psf_model import FWHM_PER_SIGMA, PsfModel
-from .source_ids import make_source_ids
+from .visit_summary import Characterized, make_preliminary_image
 
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.float32]

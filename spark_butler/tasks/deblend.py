@@ -17,8 +17,8 @@ import scipy.spatial
 
 from .detection import Detections, detect_sources
 from .measurement import PsfPhotometry, isolated_stamps, measure_psf_photometry, model_radius
-from .moments import measure_moments
 from .psf_model import PsfModel
+from .stamps import measure_moments
 
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.floating[Any]]

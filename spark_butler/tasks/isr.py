@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
 from ..obs.description import CameraDescription, DetectorDescription
 from ..obs.header_wcs import header_wcs
-from .masks import make_mask_schema
+from .frames import make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
 

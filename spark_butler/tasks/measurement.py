@@ -29,9 +29,8 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from .background import structured_sky
-from .moments import windowed_centroids
 from .psf_model import PsfModel
-from .stamps import gather_windows, stamp_offsets
+from .stamps import gather_windows, stamp_offsets, windowed_centroids
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]

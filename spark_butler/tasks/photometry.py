@@ -1,15 +1,32 @@
-"""Calibrate instrumental fluxes against reference fluxes."""
+"""Reference catalogs and the zero point.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
-__all__ = ("AB_ZERO_NJY", "ZeroPoint", "fit_zero_point")
+__all__ = (
+    "AB_ZERO_NJY",
+    "ReferenceColumnError",
+    "ZeroPoint",
+    "fit_zero_point",
+    "load_references",
+)
 
 import dataclasses
 import math
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, Self
 
+import astropy.table
+import astropy.time
+import astropy.units as u
 import numpy as np
 import numpy.typing as npt
+from lsst.daf.butler import DeferredDatasetHandle
+from lsst.pipe.base import InMemoryDatasetHandle
+
+from ..errors import UserError
 
 type FloatArray = npt.NDArray[np.float64]
 
@@ -91,3 +108,74 @@ def fit_zero_point(
 def _center_and_spread(values: FloatArray) -> tuple[float, float]:
     center = float(np.median(values))
     return center, 1.4826 * float(np.median(np.abs(values - center)))
+
+
+class ReferenceColumnError(UserError, KeyError):
+    """A reference catalog lacks a column."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def load_references(
+    handles: Sequence[DeferredDatasetHandle | InMemoryDatasetHandle],
+    flux: str,
+    time: astropy.time.Time | None,
+) -> astropy.table.Table | None:
+    """Return ``id``, ``ra`` and ``dec`` [deg] and ``flux`` [nJy] of all shards together, or `None`.
+
+    Parameters
+    ----------
+    handles
+        Shards.
+    flux
+        Column of the fluxes.
+    time
+        When the image was taken: positions with proper motions are brought there.
+
+    Raises
+    ------
+    ReferenceColumnError
+        Raised if a shard lacks a column.
+    """
+    shards = []
+    for handle in handles:
+        shard = handle.get()
+        if missing := [name for name in ("id", "coord_ra", "coord_dec", flux) if name not in shard.colnames]:
+            raise ReferenceColumnError(
+                f"The reference catalog {getattr(handle, 'ref', handle)} has no column "
+                f"{', '.join(missing)}; it has {', '.join(shard.colnames)}."
+            )
+        ra, dec = _at_time(shard, time)
+        shards.append({"id": np.asarray(shard["id"]), "ra": ra, "dec": dec, "flux": _values(shard, flux)})
+    if not shards:
+        return None
+    return astropy.table.Table({name: np.concatenate([s[name] for s in shards]) for name in shards[0]})
+
+
+def _values(
+    shard: astropy.table.Table, name: str, unit: u.UnitBase | None = None, default: Any = None
+) -> FloatArray:
+    """Return a column as numbers, in ``unit`` where one is given; ``default`` is the unit of one without."""
+    column = shard[name]
+    values = np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
+    if unit is None:
+        return np.asarray(values, dtype=np.float64)
+    return np.asarray((values * (getattr(column, "unit", None) or default)).to_value(unit), dtype=np.float64)
+
+
+def _at_time(shard: astropy.table.Table, time: astropy.time.Time | None) -> tuple[FloatArray, FloatArray]:
+    """Return positions in degrees, moved from the catalog's epoch where it has one and proper motions.
+
+    As in all Rubin reference catalogs, angles without a unit are in radians, motions in radians a year with
+    the cosine of the declination in the first one, and epochs modified Julian days.
+    """
+    ra, dec = (_values(shard, name, u.deg, u.rad) for name in ("coord_ra", "coord_dec"))
+    if time is None or not {"epoch", "pm_ra", "pm_dec"} <= set(shard.colnames):
+        return ra, dec
+    years = (time.tai.mjd - _values(shard, "epoch")) / 365.25
+    along_ra, along_dec = (
+        np.nan_to_num(_values(shard, name, u.deg / u.yr, u.rad / u.yr) * years)
+        for name in ("pm_ra", "pm_dec")
+    )
+    return ra + along_ra / np.cos(np.radians(dec)), dec + along_dec

@@ -16,9 +16,8 @@ import numpy.typing as npt
 import scipy.spatial
 
 from .detection import Detections
-from .moments import measure_moments, windowed_centroids
 from .psf_fit import half_sample_mode
-from .stamps import gather_windows
+from .stamps import gather_windows, measure_moments, windowed_centroids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lsst.images import VisitImage
 from lsst.pex.config import ChoiceField, Config, RangeField
 
 from ..errors import UserError
-from .masks import plane_union
+from .frames import plane_union
 from .measurement import nearest_pixel
 from .psf_model import polynomial_terms
 from .sources import SourceMeasurements

@@ -5,7 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("SourceMeasurements", "coordinate_errors", "make_source_table", "measure_sources")
+__all__ = ("SourceMeasurements", "make_source_table", "measure_sources")
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import VisitImage
 
-from .masks import plane_union
+from .frames import plane_union
 from .measurement import (
     Apertures,
     PsfPhotometry,
@@ -28,10 +28,9 @@ from .measurement import (
     measure_psf_photometry,
     model_radius,
 )
-from .moments import AdaptiveMoments, measure_moments
 from .psf_fit import weighted_median
 from .psf_model import PsfModel
-from .stamps import gather_windows, stamp_offsets
+from .stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -236,30 +235,11 @@ def _classify(moments: AdaptiveMoments, expected: AdaptiveMoments, psf: PsfPhoto
     return np.where(psf.flux_ok & (psf.flux > 0.0) & np.isfinite(error), extended, np.nan)
 
 
-def coordinate_errors(wcs: astropy.wcs.WCS, measured: SourceMeasurements) -> dict[str, astropy.table.Column]:
-    """Return errors along right ascension (on the sky) and declination that those of the centroids make.
-
-    Parameters
-    ----------
-    wcs
-        Projection.
-    measured
-        What `measure_sources` returned.
-    """
-    variance = np.stack([measured.psf.x_err**2, measured.psf.y_err**2])
-    ra, dec = np.sqrt(wcs.pixel_scale_matrix**2 @ variance)
-    return {
-        "coord_raErr": astropy.table.Column(ra, unit=u.deg),
-        "coord_decErr": astropy.table.Column(dec, unit=u.deg),
-    }
-
-
 def make_source_table(
     measured: SourceMeasurements,
     *,
     ids: npt.NDArray[np.int64],
-    ra_deg: FloatArray,
-    dec_deg: FloatArray,
+    wcs: astropy.wcs.WCS,
     njy_per_electron: float,
     radii: Sequence[float],
     extra: Mapping[str, Any],
@@ -272,8 +252,8 @@ def make_source_table(
         What `measure_sources` returned.
     ids
         Identifiers.
-    ra_deg, dec_deg
-        Sky positions in degrees.
+    wcs
+        Projection.
     njy_per_electron
         Calibration; NaN if there is none, which makes the calibrated fluxes NaN.
     radii
@@ -287,8 +267,13 @@ def make_source_table(
     table["id"] = ids
     for name, values in (("x", psf.x), ("y", psf.y), ("xErr", psf.x_err), ("yErr", psf.y_err)):
         table[name] = astropy.table.Column(values, unit=u.pix)
-    table["coord_ra"] = astropy.table.Column(ra_deg, unit=u.deg)
-    table["coord_dec"] = astropy.table.Column(dec_deg, unit=u.deg)
+    coordinates = wcs.pixel_to_world_values(psf.x, psf.y)
+    # Those of the centroids; along right ascension they are on the sky.
+    errors = np.sqrt(wcs.pixel_scale_matrix**2 @ np.stack([psf.x_err**2, psf.y_err**2]))
+    for name, values in zip(("coord_ra", "coord_dec"), coordinates, strict=True):
+        table[name] = astropy.table.Column(values, unit=u.deg)
+    for name, values in zip(("coord_raErr", "coord_decErr"), errors, strict=True):
+        table[name] = astropy.table.Column(values, unit=u.deg)
     table["psfFlux"] = astropy.table.Column(measured.inst_flux * njy_per_electron, unit=u.nJy)
     table["psfFluxErr"] = astropy.table.Column(measured.inst_flux_err * njy_per_electron, unit=u.nJy)
     table["instFlux"] = astropy.table.Column(measured.inst_flux, unit=u.electron)

@@ -1,9 +1,19 @@
-"""Square cut-outs around many positions at once, as one array."""
+"""Cut-outs of images, and centroids and moments of what is on them.
+
+Runs in workers.
+"""
 
 from __future__ import annotations
 
-__all__ = ("gather_windows", "stamp_offsets")
+__all__ = (
+    "AdaptiveMoments",
+    "gather_windows",
+    "measure_moments",
+    "stamp_offsets",
+    "windowed_centroids",
+)
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -51,3 +61,138 @@ def _mirrored(index: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
 def stamp_offsets(radius: int) -> npt.NDArray[np.float64]:
     """Pixel offsets from the center along one axis of a window of this radius."""
     return np.arange(-radius, radius + 1, dtype=np.float64)
+
+
+type FloatArray = npt.NDArray[np.float64]
+_WIDER = 0.6
+"""Square pixels by which the weight's moments exceed the source's."""
+
+type Stamps = npt.NDArray[np.floating[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveMoments:
+    """Second moments of sources, deweighted, in pixels squared."""
+
+    ixx: FloatArray
+    iyy: FloatArray
+    ixy: FloatArray
+    ok: npt.NDArray[np.bool_]
+    """Whether the iteration stayed within bounds."""
+
+    @property
+    def sigma(self) -> FloatArray:
+        """Determinant radius in pixels: the standard deviation of a Gaussian of the same area."""
+        return np.asarray(np.maximum(self.ixx * self.iyy - self.ixy**2, 0.0) ** 0.25)
+
+
+def windowed_centroids(
+    stamps: Stamps, dx: FloatArray, dy: FloatArray, sigma: float, *, iterations: int = 6, reach: float = 2.0
+) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    """Centroids with a circular Gaussian weight as wide as the PSF (the XWIN of SExtractor).
+
+    Parameters
+    ----------
+    stamps
+        Sky-subtracted cut-outs, shape ``(n, size, size)``.
+    dx, dy
+        First guess, relative to the central pixel of each stamp.
+    sigma
+        Standard deviation of the weight in pixels; at least 0.85, which pixels still sample.
+    iterations
+        Number of steps; each moves by twice the weighted mean offset, the exact step for a source as wide as
+        the weight.
+    reach
+        Sources that move farther than this from the first guess, in pixels, keep it and are marked as failed.
+
+    Returns
+    -------
+    dx, dy
+        Centroids.
+    ok
+        `False` where the first guess was kept.
+    """
+    offsets = stamp_offsets(stamps.shape[1] // 2)
+    sigma = max(sigma, 0.85)
+    x, y = dx.copy(), dy.copy()
+    for _ in range(iterations):
+        weight_x = np.exp(-0.5 * ((offsets - x[:, None]) / sigma) ** 2)
+        weight_y = np.exp(-0.5 * ((offsets - y[:, None]) / sigma) ** 2)
+        # The weight is a product of one in x and one in y, so sums over stamps are two small contractions.
+        rows = np.einsum("nji,ni->nj", stamps, weight_x)
+        total = np.einsum("nj,nj->n", rows, weight_y)
+        moment_y = np.einsum("nj,nj->n", rows, weight_y * (offsets - y[:, None]))
+        moment_x = np.einsum(
+            "nji,ni,nj->n", stamps, weight_x * (offsets - x[:, None]), weight_y, optimize=True
+        )
+        positive = total > 0.0
+        step_x = np.divide(2.0 * moment_x, total, out=np.zeros_like(x), where=positive)
+        step_y = np.divide(2.0 * moment_y, total, out=np.zeros_like(y), where=positive)
+        x += np.clip(step_x, -1.0, 1.0)
+        y += np.clip(step_y, -1.0, 1.0)
+    ok = np.hypot(x - dx, y - dy) <= reach
+    return np.where(ok, x, dx), np.where(ok, y, dy), ok
+
+
+def measure_moments(
+    stamps: Stamps,
+    dx: FloatArray,
+    dy: FloatArray,
+    sigma: float,
+    *,
+    iterations: int = 12,
+    largest: float = 4.0,
+) -> AdaptiveMoments:
+    """Second moments with an elliptical Gaussian weight matched to each source.
+
+    The iteration is that of Bernstein & Jarvis (2002, AJ 123, 583).
+
+    Parameters
+    ----------
+    stamps
+        Sky-subtracted cut-outs, shape ``(n, size, size)``; masked pixels zero.
+    dx, dy
+        Centroids relative to the central pixel of each stamp.
+    sigma
+        Standard deviation of the PSF in pixels, from which the iteration starts.
+    iterations
+        Number of steps.
+    largest
+        Most that a source may be wider (and a fifth of it, narrower) than ``sigma``; sources that reach
+        either bound are marked as failed.
+    """
+    offsets = stamp_offsets(stamps.shape[1] // 2)
+    u = (offsets[None, :] - dx[:, None])[:, None, :]
+    v = (offsets[None, :] - dy[:, None])[:, :, None]
+    count = len(stamps)
+    ixx, iyy, ixy = np.full(count, sigma**2), np.full(count, sigma**2), np.zeros(count)
+    low, high = (sigma / 5.0) ** 2, (largest * sigma) ** 2
+    ok = np.ones(count, dtype=bool)
+    for _ in range(iterations):
+        # A weight that is somewhat wider than the source: pixels don't sample a narrower one.
+        wxx, wyy = ixx + _WIDER, iyy + _WIDER
+        det = wxx * wyy - ixy**2
+        a, b, c = (m[:, None, None] / det[:, None, None] for m in (wyy, wxx, ixy))
+        weighted = np.exp(-0.5 * (a * u**2 + b * v**2) + c * u * v) * stamps
+        total = weighted.sum(axis=(1, 2))
+        positive = total > 0.0
+        safe = np.where(positive, total, 1.0)
+        columns, rows = weighted.sum(axis=1), weighted.sum(axis=2)
+        mxx = (columns * u[:, 0, :] ** 2).sum(axis=1) / safe
+        myy = (rows * v[:, :, 0] ** 2).sum(axis=1) / safe
+        mxy = np.einsum("nji,nj,ni->n", weighted, v[:, :, 0], u[:, 0, :], optimize=True) / safe
+        # The inverse moments of a Gaussian seen through a weight are the sum of both.
+        measured = mxx * myy - mxy**2
+        positive &= measured > 0.0
+        measured = np.where(positive, measured, 1.0)
+        pxx, pyy, pxy = myy / measured - wyy / det, mxx / measured - wxx / det, ixy / det - mxy / measured
+        inverse = pxx * pyy - pxy**2
+        positive &= (inverse > 0.0) & (pxx > 0.0) & (pyy > 0.0)
+        inverse = np.where(positive, inverse, 1.0)
+        new_xx, new_yy, new_xy = pyy / inverse, pxx / inverse, -pxy / inverse
+        ok = positive & (new_xx > low) & (new_yy > low) & (new_xx < high) & (new_yy < high)
+        ixx = np.clip(np.where(positive, new_xx, ixx), low, high)
+        iyy = np.clip(np.where(positive, new_yy, iyy), low, high)
+        limit = 0.9 * np.sqrt(ixx * iyy)
+        ixy = np.clip(np.where(positive, new_xy, ixy), -limit, limit)
+    return AdaptiveMoments(ixx=ixx, iyy=iyy, ixy=ixy, ok=ok)

@@ -10,8 +10,7 @@ from astropy.coordinates import SkyCoord
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from spark_butler.tasks.astrometry import project_references, refine_wcs
-from spark_butler.tasks.photometry import AB_ZERO_NJY, fit_zero_point
-from spark_butler.tasks.references import load_references
+from spark_butler.tasks.photometry import AB_ZERO_NJY, fit_zero_point, load_references
 
 SHAPE = (1000, 1200)
 

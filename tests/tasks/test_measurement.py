@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from spark_butler.tasks.measurement import aperture_fluxes, isolated_stamps, measure_psf_photometry
-from spark_butler.tasks.moments import measure_moments
 from spark_butler.tasks.psf_model import FWHM_PER_SIGMA, PsfModel
-from spark_butler.tasks.stamps import gather_windows
+from spark_butler.tasks.stamps import gather_windows, measure_moments
 from tests.tasks.synthetic import make_image
 
 

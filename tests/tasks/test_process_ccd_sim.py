@@ -20,8 +20,8 @@ from spark_butler.demo.simulation import SimulatedData, read_table
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.visits import define_visits
+from spark_butler.tasks.frames import plane_union
 from spark_butler.tasks.isr import CalibrationMissingError
-from spark_butler.tasks.masks import plane_union
 from tests.tasks.processed_night import ProcessedNight
 
 pytestmark = pytest.mark.pipeline

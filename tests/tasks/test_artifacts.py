@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from spark_butler.tasks.cosmic_rays import find_cosmic_rays, star_contrast
+from spark_butler.tasks.artifacts import find_cosmic_rays, star_contrast
 from spark_butler.tasks.psf_model import FWHM_PER_SIGMA
 from tests.tasks.synthetic import make_image
 

@@ -1,13 +1,19 @@
-"""Find cosmic rays by Laplacian edge detection (L.A.Cosmic: van Dokkum 2001, PASP 113, 1420).
+"""Cosmic rays and defects: what looks like no source.
 
-The maps that the paper computes for every pixel are computed here only where the Laplacian is significant,
-which is a few per cent of an image: the result is the same, the cost a fraction.
+Runs in workers.  Cosmic rays are found by Laplacian edge detection (L.A.Cosmic: van Dokkum 2001, PASP 113,
+1420).  The maps that the paper computes for every pixel are computed here only where the Laplacian is
+significant, which is a few per cent of an image: the result is the same, the cost a fraction.
 """
 
 from __future__ import annotations
 
-__all__ = ("find_cosmic_rays", "star_contrast")
+__all__ = (
+    "find_cosmic_rays",
+    "find_defects",
+    "star_contrast",
+)
 
+import itertools
 import math
 from typing import Any
 
@@ -217,3 +223,53 @@ def _fill_with_neighbors(image: Image32, masked: BoolArray, pixels: BoolArray) -
 
 def _parts(size: int, step: int = 200_000) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+_BLOCK = 128
+_NEIGHBORHOOD = 11
+
+
+def find_defects(
+    scaled: npt.NDArray[np.floating[Any]], masked: BoolArray, *, threshold: float = 6.5
+) -> BoolArray:
+    """Return pixels far below their neighbors, and parts of columns that differ from the columns beside them.
+
+    Parameters
+    ----------
+    scaled
+        Sky-subtracted image in units of the sky's noise.
+    masked
+        Pixels that are known to be bad.
+    threshold
+        Significance from which on a pixel or a part of a column is a defect.
+    """
+    clean = np.where(masked | ~np.isfinite(scaled), 0.0, scaled).astype(np.float32)
+    return _dead_pixels(clean, threshold) | _columns(clean, threshold)
+
+
+def _dead_pixels(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
+    """Return pixels that are darker than the sky: no light has a negative sign."""
+    found = clean < -threshold
+    y, x = np.nonzero(found)
+    if not x.size or x.size > 0.2 * found.size:
+        return np.zeros(clean.shape, dtype=bool)
+    around = np.median(gather_windows(clean, x, y, 2).reshape(x.size, -1), axis=1)
+    found[y, x] = clean[y, x] - around < -threshold
+    return np.asarray(found)
+
+
+def _columns(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
+    found = np.zeros(clean.shape, dtype=bool)
+    if clean.shape[1] < 2 * _NEIGHBORHOOD or clean.shape[0] < 32:
+        return found
+    edges = np.linspace(0, clean.shape[0], max(round(clean.shape[0] / _BLOCK), 1) + 1).astype(int)
+    medians = np.stack([np.median(clean[start:stop:3], axis=0) for start, stop in itertools.pairwise(edges)])
+    differs = medians - scipy.ndimage.median_filter(medians, (1, _NEIGHBORHOOD), mode="nearest")
+    # The error of the median of so many pixels of unit noise (every third row is enough), or the scatter that
+    # stars make where they are crowded.
+    scatter = 1.4826 * np.median(np.abs(differs), axis=1, keepdims=True)
+    differs /= np.maximum(scatter, 1.2533 / np.sqrt((edges[1] - edges[0]) / 3.0))
+    for block, (start, stop) in enumerate(itertools.pairwise(edges)):
+        found[start:stop, np.abs(differs[block]) > threshold] = True
+    # Where every column differs from the next, none is defective: a mosaic of colors, say.
+    return found if found.mean() < 0.1 else np.zeros_like(found)
