@@ -119,8 +119,10 @@ def place(
             place = Place(SERVERS[name].name, f"s3://{_BUCKET}/{request.param}/", variables, store)
             if name == "webdav":
                 place.address = f"davs://127.0.0.1:{store.port}/repo/"
-                variables["LSST_HTTP_CACERT_BUNDLE"] = variables["AWS_CA_BUNDLE"]
-                variables["REQUESTS_CA_BUNDLE"] = variables["AWS_CA_BUNDLE"]
+                config = tmp_path / "webdav.yaml"
+                where = f"davs://127.0.0.1:{store.port}/"
+                config.write_text(f"- base_url: {where}\n  trusted_authorities: {authority}\n")
+                variables["LSST_RESOURCES_WEBDAV_CONFIG"] = str(config)
         for variable in (*context_variables(), "AWS_CA_BUNDLE"):
             monkeypatch.delenv(variable, raising=False)
         for variable, value in variables.items():
@@ -278,7 +280,8 @@ def _check_removal(place: Place, repo: Path, run: str) -> str:
     call(_PLUGIN if needs != "yes" else {}, "remove-runs", str(repo), run, "--force")
     with Butler.from_config(repo, writeable=False) as butler:
         assert run not in butler.collections.query("*")
-    assert not find_files("")
+    # What `butler` could not remove at first, it has forgotten.
+    assert not [uri for uri in find_files("") if needs == "yes" or "/source/" not in uri.geturl()]
     return needs
 
 

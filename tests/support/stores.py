@@ -327,7 +327,7 @@ def _swift(programs: Programs, folder_of_programs: Path) -> Store:
         text = _SWIFT_COMMON.format(port=port, user=user, folder=folder)
         if kind == "proxy":
             text += _SWIFT_PROXY.format(
-                secret=store.secret, cache="cache" * bool(cache), cache_port=cache_port
+                secret=store.secret, cache="cache" * bool(cache), cache_port=cache_port, rest=_SWIFT_REST
             )
             text += "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in _SWIFT_FILTERS)
         else:
