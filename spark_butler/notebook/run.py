@@ -253,8 +253,8 @@ class Run:
         Examples
         --------
         >>> run = butler.run(pipeline, output="u/me/page", where="visit = 202601010101 AND detector = 1")
-        >>> run.wait().report_html("report.html")
-        <ReportPage of u/me/page/..., in report.html>
+        >>> run.wait().report_html()
+        <ReportPage of u/me/page/...>
         """
         if not self._ended.is_set():
             raise UserError(f"Run {self.output_run!r} is still running; wait() for it, or cancel() it.")

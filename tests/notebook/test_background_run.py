@@ -187,8 +187,8 @@ def test_times_of_earlier_runs_give_time_left_at_once(
 
 def test_public_names_of_run_are_listed() -> None:
     assert {name for name in dir(Run) if not name.startswith("_")} == {
-        *("cancel", "error", "failures", "graph", "outcomes", "output_run", "plan", "report", "report_uri"),
-        *("retry", "status", "wait", "watch"),
+        *("cancel", "error", "failures", "graph", "outcomes", "output_run", "plan", "report", "report_html"),
+        *("report_uri", "retry", "status", "wait", "watch"),
     }
 
 

@@ -326,7 +326,7 @@ def test_queries_that_select_nothing_or_make_no_sense_are_refused(butler: SparkB
     level = {"level": "StructuredDataDict"}
     with pytest.raises(EmptyGraphError, match="There are no datasets of type 'raw'"):
         butler.data_ids("raw", where="exposure.day_obs = 19990101")
-    with pytest.raises(RepositoryError, match="no dataset type 'row'; it has bias, "):
+    with pytest.raises(RepositoryError, match="no dataset type 'row'; did you mean 'raw'"):
         butler.data_ids("row")
     with pytest.raises(OptionsError, match="Unrecognized field 'color'"):
         butler.data_ids("raw", where="exposure.color = 3")
