@@ -155,7 +155,7 @@ def run_photutils(post: MaskedImage, fwhm: float) -> Found:
     """Run photutils: Background2D, DAOStarFinder at five sigma, an aperture of three half widths."""
     start = time.process_time()
     data, mask = np.asarray(post.image.array, dtype=np.float64), post.mask.get("BAD")
-    background = photutils.background.Background2D(data, 64, mask=mask)
+    background = photutils.background.Background2D(data, 64, mask=mask, exclude_percentile=50.0)
     data = data - background.background
     finder = photutils.detection.DAOStarFinder(
         threshold=5.0 * background.background_rms_median, fwhm=max(fwhm, 1.5)
