@@ -22,7 +22,7 @@ from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.notebook.options import make_notebook_request
 from spark_butler.notebook.run import Run, RunStatus
-from spark_butler.report import AttemptFolder, RunReporter, find_attempts, read_json
+from spark_butler.report import AttemptFolder, RunReporter, build, find_attempts, read_json
 from spark_butler.repository.checks import store_roots
 from spark_butler.repository.task_history import save_times
 from spark_butler.run import prepare
@@ -96,7 +96,7 @@ def test_a_pipeline_that_is_only_in_the_notebook_has_no_command(job_repo: JobRep
 def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     job_repo: JobRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_elsewhere: bool
 ) -> None:
-    monkeypatch.setattr(one_run, "RunReporter", functools.partial(RunReporter, seconds_between=0.1))
+    monkeypatch.setattr(build, "RunReporter", functools.partial(RunReporter, seconds_between=0.1))
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 2.0\n")
     name = f"back/cancelled{from_elsewhere:d}"
