@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -34,7 +34,6 @@ from ..spark.session import check_platform
 from ..spark.startup import SparkStart
 from ..text import brief
 from .command import Refusal, print_json, print_line
-from .ending import describe_run
 from .signals import Stopped, end_in_order, ending_on_signals
 
 if TYPE_CHECKING:
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
     from ..spark.backend import SparkBackend
 
 logger = logging.getLogger(__name__)
+
+_COUNTS = ("quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried")
+_OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
 
 
 class _Breakdown(Refusal):
@@ -204,7 +206,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
         active.finish("stopped", f"Stopped by {by}.")
         status = 128 + exc.number
         if as_json:
-            print_json(describe_run(reporter, active.name, "stopped", status))
+            print_json(_describe_run(reporter, active.name, "stopped", status))
         _print_report_location(reporter)
         print_line(f"Stopped by {by}. {how_to_resume}")
         return status
@@ -212,7 +214,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
         print_line(active.explain_resume())
         _print_report_location(reporter)
         if as_json:
-            print_json(describe_run(reporter, active.name, "broken", 1))
+            print_json(_describe_run(reporter, active.name, "broken", 1))
         raise
     result, graph = end.result, active.prepared.graph
     active.finish(end.state, end.reason, n_ingested=result.n_ingested)
@@ -223,7 +225,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
         ResourcePath(summary).write(hide_secrets(text).encode())
     status = 1 if result.failed or end.unwritten is not None else 0
     if as_json:
-        print_json(describe_run(reporter, active.name, end.state, status))
+        print_json(_describe_run(reporter, active.name, end.state, status))
     elif reporter.places:
         click.echo(f"The report is in {reporter.places[0]}.")
     if end.unwritten is not None:
@@ -252,6 +254,45 @@ def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
         click.echo(f"Expected usage, from earlier runs:\n{format_usage(tasks, money)}")
     elif money:
         click.echo("No earlier run of these tasks tells what the plan will use.")
+
+
+def _describe_run(reporter: RunReporter, run: str, state: str, status: int) -> dict[str, Any]:
+    """Return the description of an ended run, with the keys of its report.
+
+    Parameters
+    ----------
+    reporter
+        Reporter of the run.
+    run
+        The output RUN collection.
+    state
+        State of the run, if there is no report.
+    status
+        Exit status of the command.
+
+    Returns
+    -------
+    description
+        The description, as `json.dumps` takes it.
+    """
+    description: dict[str, Any] = {"run": run, "state": state, "exit_status": status}
+    if (content := reporter.content) is not None:
+        description |= {
+            "state": content["state"],
+            "reason": content["reason"],
+            "seconds": content["seconds"],
+            "time": content["time"]["driver"],
+            "totals": _count(content["totals"]),
+            "tasks": [{"label": task["label"], **_count(task)} for task in content["tasks"]],
+            "n_ingested": content["totals"]["ingested"],
+            "failures": [{name: each[name] for name in _OF_FAILURE} for each in content["failures"]],
+            "resume": content["resume"],
+        }
+    return description | {"reports": [str(uri) for uri in reporter.places]}
+
+
+def _count(content: Mapping[str, Any]) -> dict[str, int]:
+    return {name: content[name] for name in _COUNTS}
 
 
 class _Workers:

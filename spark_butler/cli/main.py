@@ -17,6 +17,7 @@ from .._version import __version__
 from ..spark.startup import launch_jvm_in_background
 from .cleanup import cleanup
 from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
+from .demo import run_demo, serve_demo
 from .doctor import doctor
 from .obs import obs
 
@@ -157,6 +158,10 @@ def simulate(
     click.echo(
         f"{len(simulated.raws)} raw frames are in {simulated.raw_dir}, the truth in {simulated.truth}."
     )
+
+
+demo.add_command(run_demo)
+demo.add_command(serve_demo)
 
 
 def program() -> None:
