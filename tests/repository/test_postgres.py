@@ -23,7 +23,9 @@ MakeRepo = Callable[[str], Repo]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gather", "failure-in-diamond", "init", "no-work-in-chain", "components"])
+@pytest.mark.parametrize(
+    "name", ["gather", "failure-in-diamond", "init-datasets", "no-work-in-chain", "components"]
+)
 def test_engine_runs_with_postgresql_as_pipe_base_without(
     name: str, postgres_repo: Callable[..., Path], make_repo: MakeRepo
 ) -> None:
