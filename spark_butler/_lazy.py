@@ -18,8 +18,6 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], obje
     ----------
     package
         Name of the package.
-    modules
-        The module of each name, relative to the package.
     """
 
     def getattribute(name: str) -> object:

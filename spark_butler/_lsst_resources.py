@@ -67,11 +67,6 @@ def forget_s3_clients() -> None:
 def prepare_client(uri: S3ResourcePath) -> Any:
     """Return the client of an object's store, with deadlines and with what older stores want.
 
-    Parameters
-    ----------
-    uri
-        The object.
-
     Returns
     -------
     client
@@ -112,13 +107,7 @@ def initialize_client_plugin(client: Any, profile: str | None = None) -> None:
 
 
 def close_client(client: Any) -> None:
-    """Close the connections of a client; it opens others when it is used again.
-
-    Parameters
-    ----------
-    client
-        The client.
-    """
+    """Close the connections of a client; it opens others when it is used again."""
     if (sender := _SENDERS.get(client)) is not None:
         sender.close()
     client.close()

@@ -132,10 +132,6 @@ def open_graph_run(
 
     Parameters
     ----------
-    prepared
-        The run.
-    backend
-        Backend that runs the quanta.
     on_cancel
         Called, in another thread, after ``spark-butler cancel``.
     bars

@@ -55,13 +55,7 @@ _PATTERNS = tuple(
 
 
 def hide_secrets(text: str) -> str:
-    """Return a text without passwords, tokens and signatures, and without any secret that this process knows.
-
-    Parameters
-    ----------
-    text
-        The text.
-    """
+    """Return a text without passwords, tokens, signatures and other secrets that this process knows."""
     variables = tuple(
         (name, value)
         for name, value in os.environ.items()

@@ -53,8 +53,6 @@ def try_lock(descriptor: int, operation: int) -> bool:
 
     Parameters
     ----------
-    descriptor
-        Descriptor of the file.
     operation
         The operation, as `fcntl.flock` takes it.
 

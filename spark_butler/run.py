@@ -104,13 +104,7 @@ class PreparedRun:
         on_cancel: Callable[[], None],
         bars: bool,
     ) -> RunReporter:
-        """Build the reporter of the run; see `spark_butler.report.build.build_reporter`.
-
-        Parameters
-        ----------
-        butler, backend, on_cancel, bars
-            As there.
-        """
+        """Build the reporter of the run; see `spark_butler.report.build.build_reporter`."""
         return build_reporter(
             self.request,
             self.graph,

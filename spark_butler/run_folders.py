@@ -16,13 +16,7 @@ from .errors import RepositoryError
 
 
 def report_root(datastore_root: ResourcePath) -> ResourcePath:
-    """Name the folder of the reports and notes of all runs.
-
-    Parameters
-    ----------
-    datastore_root
-        Root of the datastore.
-    """
+    """Name the folder of the reports and notes of all runs."""
     return datastore_root.join("spark-butler-reports/", forceDirectory=True)
 
 
@@ -66,8 +60,6 @@ def path_below(top: ResourcePath, uri: ResourcePath) -> str | None:
 
     Parameters
     ----------
-    top
-        The folder.
     uri
         Address of the file or folder.
 

@@ -77,11 +77,6 @@ _EXPECTED = {
 def brief(exc: BaseException) -> str:
     """Return an error in one line, without secrets.
 
-    Parameters
-    ----------
-    exc
-        The error.
-
     Returns
     -------
     text
@@ -122,12 +117,8 @@ def translate_errors(error: type[SparkButlerError], what: str, *, remedy: str = 
 
     Parameters
     ----------
-    error
-        The type of the error to raise.
     what
         What failed, as the beginning of a message: ``"Can't read the run's notes"``.
-    remedy
-        A sentence on what to do, which follows the reason.
     """
     try:
         yield
@@ -146,8 +137,6 @@ def as_engine_error(what: str, *, remedy: str = "") -> contextlib.AbstractContex
     ----------
     what
         What failed, as the beginning of a message: ``"Can't write the run's notes"``.
-    remedy
-        A sentence on what to do, which follows the reason.
     """
     return translate_errors(EngineError, what, remedy=remedy)
 
@@ -159,12 +148,6 @@ def explain_invalid(
 
     Parameters
     ----------
-    error
-        Error of pydantic.
-    known
-        The known names.
-    what
-        What they are names of.
     depth
         Number of parts of a value's name to keep; `None` for all.
     """
@@ -193,10 +176,6 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
     Parameters
     ----------
-    name
-        The unknown name.
-    known
-        The known names.
     otherwise
         Text if no name is near; by default it lists the known names.
 
@@ -250,13 +229,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes as text.
-
-    Parameters
-    ----------
-    n_bytes
-        The number.
-    """
+    """Return a number of bytes as text."""
     value = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 999.5 or unit == "TB":
@@ -281,10 +254,6 @@ def format_count(number: int, one: str, many: str | None = None) -> str:
 
     Parameters
     ----------
-    number
-        The number.
-    one
-        The noun in the singular.
     many
         The plural, if it is not the singular with an *s*.
     """

@@ -58,11 +58,6 @@ def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Tra
     Jobs without quanta become steps of their own; all jobs with quanta become
     one run of ``spark-butler run-qbb``.
 
-    Parameters
-    ----------
-    folder
-        The submit directory, for the file of resources.
-
     Raises
     ------
     spark_butler.errors.OptionsError

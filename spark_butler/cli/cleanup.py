@@ -63,10 +63,6 @@ def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
-    repo
-        Its address.
     run
         Name of the run in the command.
 

@@ -71,13 +71,7 @@ format_option = click.option(
 
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:
-    """Add logging options to a command, with the names of ``pipetask``.
-
-    Parameters
-    ----------
-    command
-        The command, or its function.
-    """
+    """Add logging options to a command, with the names of ``pipetask``."""
     for option in reversed(_LOGGING_OPTIONS):
         command = option(command)
     return command
@@ -88,10 +82,6 @@ def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, ve
 
     Parameters
     ----------
-    ctx
-        Context of the group of all commands.
-    options
-        Values of the options.
     verbose
         Whether to log at level INFO without such options.
     """
@@ -100,13 +90,7 @@ def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, ve
 
 
 def kept_logging_arguments(ctx: click.Context) -> list[str]:
-    """Return the arguments that `keep_logging_arguments` has stored.
-
-    Parameters
-    ----------
-    ctx
-        Context of the command.
-    """
+    """Return the arguments that `keep_logging_arguments` has stored."""
     return list(ctx.meta.get(_BEFORE_KEY, ()))
 
 
@@ -116,11 +100,6 @@ def check_encoding(arguments: Sequence[str]) -> None:
     Where its locale is not of UTF-8, or is not installed, its JVM replaces
     each byte of a character that is not ASCII, of which there are at least
     two, by a question mark.
-
-    Parameters
-    ----------
-    arguments
-        The arguments of the command.
 
     Raises
     ------
@@ -136,13 +115,7 @@ def check_encoding(arguments: Sequence[str]) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line on standard error, that of ``spark-submit`` included.
-
-    Parameters
-    ----------
-    line
-        The line.
-    """
+    """Print a line on standard error, that of ``spark-submit`` included."""
     if not print_stderr(line):
         with contextlib.suppress(BrokenPipeError, OSError):
             # After Ctrl-C, spark-submit ends before this process; after SIGHUP, the terminal is closed.
@@ -171,13 +144,7 @@ class Refusal(click.ClickException):
 
 @contextlib.contextmanager
 def one_line_errors(ctx: click.Context) -> Iterator[None]:
-    """Raise errors in arguments as one line, without the usage of the command.
-
-    Parameters
-    ----------
-    ctx
-        Context of the command.
-    """
+    """Raise errors in arguments as one line, without the usage of the command."""
     try:
         yield
     except (Refusal, click.exceptions.NoArgsIsHelpError):

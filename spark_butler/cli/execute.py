@@ -54,15 +54,7 @@ class _Breakdown(Refusal):
 
 
 def exit_with(ctx: click.Context, run: Callable[[], int]) -> None:
-    """Run a command and end with its exit status; print an error of the package as one line.
-
-    Parameters
-    ----------
-    ctx
-        Context of the command.
-    run
-        Runs the command and returns its exit status.
-    """
+    """Run a command and end with its exit status; print an error of the package as one line."""
     try:
         status = run()
     except UserError as exc:
@@ -139,13 +131,7 @@ def carry_out(
     prepare: Callable[..., PreparedRun] = prepare,
     open_run: Callable[..., ActiveRun] = open_run,
 ) -> int:
-    """Run a request to its end and return the exit status.
-
-    Parameters
-    ----------
-    prepare, open_run
-        Functions that prepare and start the run.
-    """
+    """Run a request to its end and return the exit status."""
     further = request.graph_builder
     if not further["enable_implicit_threading"]:
         disable_implicit_threading()
@@ -261,14 +247,8 @@ def _describe_run(reporter: RunReporter, run: str, state: str, status: int) -> d
 
     Parameters
     ----------
-    reporter
-        Reporter of the run.
-    run
-        The output RUN collection.
     state
         State of the run, if there is no report.
-    status
-        Exit status of the command.
 
     Returns
     -------
@@ -300,8 +280,6 @@ class _Workers:
 
     Parameters
     ----------
-    stack
-        Stops Spark at the end.
     needs_spark
         Whether quanta run on Spark.
     slots

@@ -21,13 +21,7 @@ from ..masking import mask_logs
 
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:
-    """Add the logging options of ``pipetask`` to a command.
-
-    Parameters
-    ----------
-    command
-        The command.
-    """
+    """Add the logging options of ``pipetask`` to a command."""
     for option in (log_label_option, log_tty_option, log_file_option, long_log_option, log_level_option):
         command = option()(command)
     return command
@@ -65,11 +59,6 @@ def start_logging(kwargs: dict[str, Any]) -> None:
 
 def read_logging_options(arguments: Sequence[str]) -> None:
     """Start logging by the options that precede the name of a command.
-
-    Parameters
-    ----------
-    arguments
-        The options and their values.
 
     Raises
     ------

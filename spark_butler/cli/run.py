@@ -103,8 +103,6 @@ def make_run_command(
     ----------
     name
         Name of the command.
-    default_pipeline
-        Pipeline to run when none is given.
     only_plan
         Whether the command prints the plan and ends, as with ``--dry-run``.
 
@@ -137,13 +135,7 @@ def make_run_command(
 
 
 def adapt_options(command: click.Command) -> click.Command:
-    """Return a command whose options of ``pipetask`` are changed where the engine differs.
-
-    Parameters
-    ----------
-    command
-        The command, which is changed.
-    """
+    """Return a command whose options of ``pipetask`` are changed where the engine differs."""
     for param in command.params:
         if param.name == "options_file":
             param.callback = _read_options_file
@@ -167,13 +159,7 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
 
 
 def command_line(ctx: click.Context) -> list[str]:
-    """Return the command as it was given, without secrets.
-
-    Parameters
-    ----------
-    ctx
-        Context of the command.
-    """
+    """Return the command as it was given, without secrets."""
     program = ctx.command_path.split()
     if Path(sys.argv[0]).name == "__main__.py":
         program = ["spark-butler", ctx.info_name or ""]

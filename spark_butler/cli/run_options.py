@@ -125,26 +125,14 @@ _BACKEND = (
 
 
 def engine_options[C: Callable[..., Any]](command: C) -> C:
-    """Add the options of the engine to a command.
-
-    Parameters
-    ----------
-    command
-        The function of the command.
-    """
+    """Add the options of the engine to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def backend_options[C: Callable[..., Any]](command: C) -> C:
-    """Add the options that choose where quanta run to a command.
-
-    Parameters
-    ----------
-    command
-        The function of the command.
-    """
+    """Add the options that choose where quanta run to a command."""
     for option in reversed(_BACKEND):
         command = option(command)
     return command
@@ -164,10 +152,6 @@ def make_request(
     ----------
     ctx
         Context of the command, which knows the order of pipeline options.
-    kwargs
-        Values of the options, by parameter name.
-    default_pipeline
-        Pipeline to run when none is given.
     on_spark
         Whether quanta are to run on Spark.
     command
@@ -192,8 +176,6 @@ def check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
 
     Parameters
     ----------
-    kwargs
-        Values of the options, by parameter name.
     on_spark
         Whether quanta are to run on Spark.
 

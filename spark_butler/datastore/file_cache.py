@@ -39,29 +39,13 @@ class FileCache:
         return dataset_id in self._urls
 
     def want(self, dataset_ids: Collection[uuid.UUID]) -> None:
-        """Mark files as recently used.
-
-        Parameters
-        ----------
-        dataset_ids
-            Datasets whose files are wanted.
-        """
+        """Mark files as recently used."""
         for dataset_id in dataset_ids:
             if dataset_id in self._urls:
                 self._files.move_to_end(self._urls[dataset_id])
 
     def keep(self, dataset_id: uuid.UUID, url: str, data: bytes) -> None:
-        """Add a file, and drop the least recently used ones beyond the limit.
-
-        Parameters
-        ----------
-        dataset_id
-            The dataset.
-        url
-            Where it is, as botocore writes it.
-        data
-            Contents of the file.
-        """
+        """Add a file, and drop the least recently used ones beyond the limit."""
         self.drop(url)
         self._files[url] = dataset_id, data
         self._urls[dataset_id] = url
@@ -69,25 +53,13 @@ class FileCache:
             self.drop(next(iter(self._files)))
 
     def drop(self, url: str) -> None:
-        """Drop a file, if it is there.
-
-        Parameters
-        ----------
-        url
-            Where it is.
-        """
+        """Drop a file, if it is there."""
         dataset_id, _ = self._files.pop(url, (None, b""))
         if dataset_id is not None:
             del self._urls[dataset_id]
 
     def get(self, url: str) -> bytes | None:
-        """Return the contents of a file; `None` if it is not there.
-
-        Parameters
-        ----------
-        url
-            Where it is.
-        """
+        """Return the contents of a file; `None` if it is not there."""
         return self._files[url][1] if url in self._files else None
 
 
@@ -98,12 +70,6 @@ def answer_from_memory(operation: str, url: str, headers: Mapping[str, Any], dat
     ----------
     operation
         What is asked: ``HeadObject`` or ``GetObject``.
-    url
-        Where the file is.
-    headers
-        Headers of the request.
-    data
-        Contents of the file.
 
     Returns
     -------

@@ -49,8 +49,6 @@ class FileFinder:
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     dataset_types
         Definitions of the dataset types in the repository, by name.
     """
@@ -68,12 +66,8 @@ class FileFinder:
 
         Parameters
         ----------
-        places
-            The places.
         run
             The output run, whose folder may be listed instead.
-        n_known
-            How many datasets the run has, roughly.
         """
         if len(places) * _KEYS_PER_REQUEST > n_known + _KEYS_PER_REQUEST:
             for name, store in self._stores.items():
@@ -84,13 +78,7 @@ class FileFinder:
         self.find(places)
 
     def find(self, places: Iterable[Place]) -> dict[Place, int]:
-        """Return the places that have a file, with its size in bytes.
-
-        Parameters
-        ----------
-        places
-            The places.
-        """
+        """Return the places that have a file, with its size in bytes."""
         places = list(places)
         unknown = [
             place
@@ -109,13 +97,7 @@ class FileFinder:
             return None
 
     def locate(self, place: Place) -> ResourcePath:
-        """Return the address of a place.
-
-        Parameters
-        ----------
-        place
-            The place.
-        """
+        """Return the address of a place."""
         name, path = place
         return self._stores[name].locationFactory.fromPath(path).uri
 
@@ -171,11 +153,6 @@ class FileFinder:
     def registered_files(self, refs: Iterable[DatasetRef]) -> Files:
         """Return where datasets are according to the repository.
 
-        Parameters
-        ----------
-        refs
-            The datasets.
-
         Returns
         -------
         files
@@ -187,11 +164,6 @@ class FileFinder:
 
     def make_records(self, files: Files) -> dict[str, DatastoreRecordData]:
         """Build datastore records with the sizes that files have.
-
-        Parameters
-        ----------
-        files
-            Files that have been found.
 
         Returns
         -------
@@ -219,11 +191,6 @@ def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
     ----------
     records
         Datastore records, by name of the datastore.
-
-    Returns
-    -------
-    files
-        Places and records.
     """
     files: Files = {}
     for name, data in records.items():
@@ -240,8 +207,6 @@ def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
 
     Parameters
     ----------
-    files
-        Places and records of the files of datasets.
     found
         What `FileFinder.find` has found of the places.
     """
@@ -257,8 +222,6 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
 
     Parameters
     ----------
-    files
-        Places and records of the files of datasets.
     found
         What `FileFinder.find` has found of the places.
     """
@@ -270,13 +233,7 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
 
 
 def file_datastores(butler: LimitedButler) -> list[FileDatastore]:
-    """List the datastores of a repository that keep files.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    """
+    """List the datastores of a repository that keep files."""
     return list(_file_datastores(datastore_of(butler)))
 
 

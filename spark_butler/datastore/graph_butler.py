@@ -26,15 +26,7 @@ class GraphButler(QuantumBackedButler):
 
     @classmethod
     def open(cls, config: ButlerConfig, graph: PredictedQuantumGraph) -> Self:
-        """Open the butler of a graph.
-
-        Parameters
-        ----------
-        config
-            Configuration of the repository.
-        graph
-            The graph, complete for execution.
-        """
+        """Open the butler of a graph."""
         universe = graph.pipeline_graph.universe
         datastore = read_datastore(config, universe)
         trust_files_without_records(datastore)

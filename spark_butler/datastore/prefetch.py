@@ -67,13 +67,7 @@ def cache_shared_files(
 
 @functools.cache
 def reads_whole_files(formatter: str) -> bool:
-    """Return whether a formatter, asked for a whole dataset, reads its file through `lsst.resources`.
-
-    Parameters
-    ----------
-    formatter
-        Full name of the class.
-    """
+    """Return whether a formatter, asked for a whole dataset, reads its file through `lsst.resources`."""
     try:
         cls: Any = get_class_of(formatter)
     except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
@@ -105,14 +99,8 @@ class Prefetcher:
 
     Parameters
     ----------
-    context
-        What all groups of the run have in common.
-    content
-        The group.
     butler
         Butler of the group for stored datasets; `None` switches prefetch off.
-    clients
-        Clients of the object stores.
     known
         Datasets of which is known whether they exist.
     left_out
@@ -184,15 +172,7 @@ class Prefetcher:
         )
 
     def begin(self, position: int, bad: Collection[int]) -> None:
-        """Order the inputs of the next quantum that has any, while one runs.
-
-        Parameters
-        ----------
-        position
-            Position of the quantum that begins.
-        bad
-            Positions of those that have failed, or need one that has.
-        """
+        """Order the inputs of the next quantum that has any, while one runs."""
         if self._root is None:
             return
         self._began = time.monotonic()
@@ -219,8 +199,6 @@ class Prefetcher:
 
         Parameters
         ----------
-        position
-            Position of the quantum that has ended.
         bad
             Positions of those that have failed, it included, or need one that
             has.

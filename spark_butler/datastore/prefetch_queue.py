@@ -57,12 +57,8 @@ class PrefetchQueue:
 
         Parameters
         ----------
-        key
-            The file.
         size
             Its size in bytes.
-        owner
-            Position of the quantum that will read it.
         fetch
             Reads the file in another thread; it must not raise.
         """
@@ -73,11 +69,6 @@ class PrefetchQueue:
 
     def ask(self, key: FileKey) -> Fetched:
         """Return a file that was read; wait for one that is being read.
-
-        Parameters
-        ----------
-        key
-            The file.
 
         Returns
         -------
@@ -99,8 +90,6 @@ class PrefetchQueue:
 
         Parameters
         ----------
-        key
-            The file.
         size
             Size of the whole file in bytes.
         """
@@ -112,13 +101,7 @@ class PrefetchQueue:
         return read
 
     def drop(self, key: FileKey) -> None:
-        """Drop a file, if it is there.
-
-        Parameters
-        ----------
-        key
-            The file.
-        """
+        """Drop a file, if it is there."""
         file = self._files.pop(key, None)
         if file is not None and not file.fetched.cancel() and not file.is_counted:
             file.fetched.add_done_callback(lambda fetched: self._count(fetched.result()[1]))

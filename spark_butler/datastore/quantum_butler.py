@@ -60,8 +60,6 @@ class QuantumButlers:
 
         Parameters
         ----------
-        config
-            Configuration of the datastore.
         universe
             Definitions of the dimensions.
 
@@ -94,23 +92,12 @@ class QuantumButlers:
 
         Parameters
         ----------
-        config
-            Configuration of the datastore; the same object for all butlers of it.
         universe
             Definitions of the dimensions; as `config`.
         inputs
             IDs of the datasets that may be read.
         outputs
             IDs of the datasets that may be written.
-        records
-            Datastore records of the inputs that have some.
-        dataset_types
-            Definitions in the repository of the dataset types.
-
-        Returns
-        -------
-        butler
-            A butler whose datastore records are in memory.
         """
         datastore = self.prepare(config, universe)
         if _is_in_files(datastore):
@@ -135,8 +122,6 @@ def read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datasto
 
     Parameters
     ----------
-    config
-        Configuration of the repository.
     universe
         Definitions of the dimensions.
     """

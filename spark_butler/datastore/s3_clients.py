@@ -94,13 +94,7 @@ class S3Clients:
 
     @contextlib.contextmanager
     def counted_apart(self) -> Iterator[TrafficCounter]:
-        """Read files in this thread for others: nothing is answered from memory, and all is counted apart.
-
-        Yields
-        ------
-        counter
-            Counts the requests.
-        """
+        """Read files in this thread for others: nothing is answered from memory, and all is counted apart."""
         counter = self._thread.apart = TrafficCounter()
         try:
             yield counter
@@ -110,11 +104,6 @@ class S3Clients:
     @contextlib.contextmanager
     def look_ahead(self, queue: PrefetchQueue) -> Iterator[bool]:
         """Answer requests from prefetched files.
-
-        Parameters
-        ----------
-        queue
-            The files.
 
         Yields
         ------
@@ -131,22 +120,11 @@ class S3Clients:
                 self._queue = None
 
     def is_cached(self, dataset_id: uuid.UUID) -> bool:
-        """Return whether the file of a dataset is kept in memory; see `cache_files`.
-
-        Parameters
-        ----------
-        dataset_id
-            The dataset.
-        """
+        """Return whether the file of a dataset is kept in memory; see `cache_files`."""
         return dataset_id in self._cache
 
     def find_client(self, uri: ResourcePath) -> Any:
         """Return the client that reads a file.
-
-        Parameters
-        ----------
-        uri
-            The file.
 
         Returns
         -------

@@ -77,11 +77,6 @@ class JobState:
 class DetachedJob:
     """A job in a folder.
 
-    Parameters
-    ----------
-    folder
-        The folder, which exists.
-
     Raises
     ------
     spark_butler.errors.UserError
@@ -104,8 +99,6 @@ class DetachedJob:
 
         Parameters
         ----------
-        folder
-            Its folder, which is made.
         steps
             Its commands, in their order.
         details
@@ -191,26 +184,14 @@ class DetachedJob:
         return state
 
     def write_state(self, state: JobState) -> None:
-        """Write the state.
-
-        Parameters
-        ----------
-        state
-            The state; host and time are filled in.
-        """
+        """Write the state."""
         state.host = socket.gethostname()
         state.updated = utc_now()
         with atomic_write(str(self._state_file)) as path:
             path.write_text(json.dumps(dataclasses.asdict(state), indent=2))
 
     def wait(self, seconds: float) -> JobState:
-        """Wait until the job has ended, at most for some time.
-
-        Parameters
-        ----------
-        seconds
-            How long to wait.
-        """
+        """Wait until the job has ended, at most for some time."""
         until = time.monotonic() + seconds
         while (state := self.read_state()).state == "running" and time.monotonic() < until:
             time.sleep(_SECONDS_BETWEEN)

@@ -66,8 +66,6 @@ class Scheduler:
     limit
         The greatest number of groups to run at once; by default it follows
         from the slots of the backend.
-    stop_rule
-        Rule by which failures stop the run.
     observer
         Observer of the run, called in the thread of `run`.
     times

@@ -53,13 +53,7 @@ class RunMetrics(Collector):
         self._submitted = 0
 
     def attach(self, run: str, snapshot: Callable[[], ProgressSnapshot]) -> None:
-        """Begin to show a run.
-
-        Parameters
-        ----------
-        snapshot
-            Returns the progress of the run.
-        """
+        """Begin to show a run."""
         self._run, self._snapshot = run, snapshot
 
     def on_plan(self, plan: Plan) -> None:

@@ -101,13 +101,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def with_run_arguments[F: Callable[..., Any]](method: F) -> F:
-    """Give a method whose ``**options`` are `RunArguments` a signature and a documentation that list them.
-
-    Parameters
-    ----------
-    method
-        The method.
-    """
+    """Give a method whose ``**options`` are `RunArguments` a signature and a documentation that list them."""
     hints = typing.get_type_hints(RunArguments, include_extras=True)
     signature = inspect.signature(method)
     kept = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]

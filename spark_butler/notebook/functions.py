@@ -25,8 +25,6 @@ def check_function(caller: str, function: Callable[..., Any], arguments: Sequenc
     ----------
     caller
         Name of the method that was given the function.
-    function
-        The function.
     arguments
         Names of the arguments that it is called with.
 
@@ -63,8 +61,6 @@ def check_arguments(caller: str, function: Callable[..., Any], arguments: Sequen
     ----------
     caller
         Name of the method that was given the function.
-    function
-        The function.
     arguments
         Names of the arguments that it is called with.
 

@@ -27,11 +27,6 @@ from .request import RunRequest
 def hint_at_pipeline(request: RunRequest) -> str:
     """Return what a request may mean by a name that makes its pipeline impossible.
 
-    Parameters
-    ----------
-    request
-        The request.
-
     Returns
     -------
     hint

@@ -187,13 +187,7 @@ _ACTIONS = {"config": "config LABEL:NAME=VALUE", "configfile": "config-file LABE
 
 
 def refuse_action(error: Exception) -> OptionsError:
-    """Return the error about a change to the pipeline that can't be read.
-
-    Parameters
-    ----------
-    error
-        The error of ctrl_mpexec.
-    """
+    """Return the error about a change to the pipeline that can't be read."""
     text = brief(error)
     if (found := _ACTION.search(text)) is not None:
         option, form = _ACTIONS.get(found[1], "task TASK[:LABEL]").split()

@@ -25,12 +25,6 @@ def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_ty
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
-    collection
-        Collection of the run.
-    where
-        Data query that selects images.
     dataset_type
         Name of the dataset type of the tables.
 
@@ -58,10 +52,6 @@ def write_catalog(catalog: Table, file: str, form: str, *, overwrite: bool = Fal
 
     Parameters
     ----------
-    catalog
-        The catalog.
-    file
-        The file; can be a URI.
     form
         One of `FORMATS`.
     overwrite

@@ -66,10 +66,6 @@ def draw_focal_plane(
     ----------
     butler
         Butler with the collections to read from.
-    path
-        PNG file to write.
-    instrument, visit
-        Which visit.
     max_pixels
         Detectors are binned so that the focal plane's longer side is at most so many pixels.
 
@@ -128,10 +124,6 @@ def draw_detector(
     ----------
     butler
         Butler with the collections to read from.
-    path
-        PNG file to write.
-    instrument, visit, detector
-        Which image.
     """
     data_id = {"instrument": instrument, "visit": visit, "detector": detector}
     image = butler.get("visit_image", data_id)

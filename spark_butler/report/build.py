@@ -47,19 +47,9 @@ def build_reporter(
 
     Parameters
     ----------
-    request
-        The request.
-    graph
-        The quantum graph.
     butler
         Butler of the repository, or that of the graph for a run without a
         registry.
-    backend
-        Backend that runs the quanta.
-    phases
-        Seconds that each step took before, by its name.
-    started
-        Time of the request.
     on_cancel
         Called, in another thread, after ``spark-butler cancel``.
     bars

@@ -46,10 +46,6 @@ def make_content(
 
     Parameters
     ----------
-    run
-        Facts that are known before the run.
-    record
-        Outcomes of the run.
     state
         State of the run: ``succeeded``, ``failed``, ``stopped`` or ``broken``
         (the engine itself failed).

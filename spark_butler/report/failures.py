@@ -124,10 +124,6 @@ def describe_failure(
 
     Parameters
     ----------
-    outcome
-        Its outcome.
-    task_class
-        Class of its task.
     log_type
         Name of the dataset type of its log.
     roots

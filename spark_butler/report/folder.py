@@ -61,17 +61,7 @@ class AttemptFolder:
 
 
 def new_attempt(datastore_root: ResourcePath, run: str, started: datetime.datetime) -> AttemptFolder:
-    """Return the folder of a new attempt.
-
-    Parameters
-    ----------
-    datastore_root
-        Root of the datastore.
-    run
-        The output RUN collection.
-    started
-        When the attempt began, in UTC.
-    """
+    """Return the folder of a new attempt."""
     stamp = f"{started:%Y%m%dT%H%M%S}{started.microsecond // 1000:03d}Z"
     uri = run_folder(report_root(datastore_root), run).join(f"{stamp}/", forceDirectory=True)
     return AttemptFolder(run, stamp, uri)
@@ -82,8 +72,6 @@ def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = Non
 
     Parameters
     ----------
-    datastore_roots
-        Roots of the repository's datastores.
     run
         Only those at this run, or at runs whose names begin with it and a
         slash, as those of a chain do.
@@ -120,15 +108,7 @@ def read_json(uri: ResourcePath) -> dict[str, Any] | None:
 
 
 def is_silent(status: Mapping[str, Any], now: datetime.datetime) -> bool:
-    """Return whether the driver of a run that is not over has stopped to update its status.
-
-    Parameters
-    ----------
-    status
-        The content of the status file.
-    now
-        The time, in UTC.
-    """
+    """Return whether the driver of a run that is not over has stopped to update its status."""
     updated = datetime.datetime.fromisoformat(status["updated"])
     silent = (now - updated).total_seconds() > _SILENT_AFTER * float(status["every"])
     return silent and status["state"] == "running"

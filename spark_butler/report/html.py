@@ -90,11 +90,6 @@ def make_page(content: Mapping[str, Any]) -> str:
     content
         The return value of `spark_butler.report.make_content`, or the content
         of ``report.json``.
-
-    Returns
-    -------
-    text
-        One file, which refers to nothing outside itself.
     """
     # Reports of earlier releases have no counts of quanta done before.
     totals = {"done_before": 0, **content["totals"]}

@@ -34,10 +34,6 @@ def make_html(
     ----------
     title
         Name of the run.
-    state
-        Its state.
-    snapshot
-        Its progress.
     error
         The error that ended it, if one did.
     report
@@ -104,8 +100,6 @@ class LiveDisplay:
     ----------
     make_bundle
         Builds the table, as HTML and as text, by MIME type.
-    interval
-        Seconds between two renderings.
     """
 
     def __init__(self, make_bundle: Callable[[], dict[str, str]], *, interval: float):

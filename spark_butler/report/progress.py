@@ -109,13 +109,7 @@ class ProgressSnapshot:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> ProgressSnapshot:
-        """Build a snapshot from a status file, without the failures.
-
-        Parameters
-        ----------
-        description
-            The content of the file.
-        """
+        """Build a snapshot from a status file, without the failures."""
         names = [field.name for field in dataclasses.fields(TaskProgress)]
         tasks = (TaskProgress(*(task[name] for name in names)) for task in description["tasks"])
         return cls(

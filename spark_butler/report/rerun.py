@@ -46,13 +46,7 @@ def _quote(word: str) -> str:
 
 
 def clean_command(command: Sequence[str]) -> list[str]:
-    """Blank out secrets in a command line.
-
-    Parameters
-    ----------
-    command
-        The program and its arguments.
-    """
+    """Blank out secrets in a command line."""
     return [hide_secrets(word) for word in command]
 
 
@@ -82,8 +76,6 @@ def rerun_command(
 
     Parameters
     ----------
-    command
-        The program and the arguments of the run.
     where
         Data query of the run, which may come from an options file.
     label, data_id

@@ -20,15 +20,7 @@ from ..model.outcomes import RunResult
 
 
 def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
-    """Build the report of a run.
-
-    Parameters
-    ----------
-    graph
-        The graph.
-    result
-        Outcomes of the run.
-    """
+    """Build the report of a run."""
     report = Report(qgraphSummary=make_summary(graph))
     fill_report(report, graph.quantum_only_xgraph, result)
     return report
@@ -43,8 +35,6 @@ def fill_report(report: Report, xgraph: networkx.DiGraph[uuid.UUID], result: Run
         The report, still without quanta.
     xgraph
         Graph of quantum IDs, whose nodes have ``task_label`` and ``data_id``.
-    result
-        Outcomes of the run.
     """
     report.quantaReports = _sorted([outcome.report for outcome in result.outcomes.values()])
     nodes = xgraph.nodes

@@ -29,13 +29,7 @@ _MAX_WIDTH = 110
 
 
 def render_bars(snapshot: ProgressSnapshot) -> Group:
-    """Build the bars of a run.
-
-    Parameters
-    ----------
-    snapshot
-        Progress of the run.
-    """
+    """Build the bars of a run."""
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
     table.add_column(ratio=1, min_width=8)
@@ -108,8 +102,6 @@ class Bars:
 
     Parameters
     ----------
-    look
-        Returns the progress of the run.
     console
         Where to draw; standard error by default.
     """

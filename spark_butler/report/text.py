@@ -33,13 +33,7 @@ _MAX_KINDS = 10
 
 
 def list_rates(snapshot: ProgressSnapshot) -> list[str]:
-    """Return the busy slots, the rate, the time so far and the time left.
-
-    Parameters
-    ----------
-    snapshot
-        Progress of the run.
-    """
+    """Return the busy slots, the rate, the time so far and the time left."""
     words = [
         f"{snapshot.busy} of {format_count(snapshot.slots, 'slot')} busy",
         f"{snapshot.rate:.3g} quanta/s",
@@ -51,26 +45,12 @@ def list_rates(snapshot: ProgressSnapshot) -> list[str]:
 
 
 def list_tasks(snapshot: ProgressSnapshot) -> list[TaskProgress]:
-    """Return the counts of each task and, of several, their sums.
-
-    Parameters
-    ----------
-    snapshot
-        Progress of the run.
-    """
+    """Return the counts of each task and, of several, their sums."""
     return [*snapshot.tasks, *([snapshot.total] if len(snapshot.tasks) > 1 else [])]
 
 
 def describe_state(state: str, snapshot: ProgressSnapshot) -> str:
-    """Return the state of a run, with its rates as long as it is running.
-
-    Parameters
-    ----------
-    state
-        The state in a word or two.
-    snapshot
-        Progress of the run.
-    """
+    """Return the state of a run, with its rates as long as it is running."""
     if state.startswith("running"):
         return f"{state}. {', '.join(list_rates(snapshot))}."
     return f"{state} after {format_seconds(snapshot.elapsed)}."
@@ -83,10 +63,6 @@ def format_progress(run: str, state: str, snapshot: ProgressSnapshot) -> str:
     ----------
     run
         Name of the run.
-    state
-        Its state.
-    snapshot
-        Its progress.
     """
     rows: list[tuple[str, ...]] = [("task", *PROGRESS_COLUMNS)]
     rows += [
@@ -97,13 +73,7 @@ def format_progress(run: str, state: str, snapshot: ProgressSnapshot) -> str:
 
 
 def progress_line(snapshot: ProgressSnapshot) -> str:
-    """Return the progress of a run in one line, in the words of ``pipetask``.
-
-    Parameters
-    ----------
-    snapshot
-        Progress of the run.
-    """
+    """Return the progress of a run in one line, in the words of ``pipetask``."""
     total = snapshot.total
     failed = total.failed + total.blocked
     text = (
@@ -118,13 +88,7 @@ def progress_line(snapshot: ProgressSnapshot) -> str:
 
 
 def failure_text(outcome: QuantumOutcome) -> str:
-    """Return why a quantum failed: its exception, or the reason why its process ended.
-
-    Parameters
-    ----------
-    outcome
-        The failure.
-    """
+    """Return why a quantum failed: its exception, or the reason why its process ended."""
     if outcome.reason:
         return outcome.reason
     if (info := outcome.report.exceptionInfo) is not None:

@@ -40,11 +40,6 @@ def make_lanes(spans: Iterable[Span]) -> list[Lane]:
     """Return the attempts on as few lanes for each host as hold them without overlap.
 
     A process is not a lane: the quanta of each group may run in one of its own.
-
-    Parameters
-    ----------
-    spans
-        The attempts.
     """
     by_host: defaultdict[str, list[Span]] = defaultdict(list)
     for span in spans:
@@ -76,19 +71,8 @@ def busy_slots(
 
     Parameters
     ----------
-    spans
-        The attempts.
-    labels
-        Task labels.
     start, end
         First and last moment, in seconds since the epoch.
-    n_bins
-        Number of bins.
-
-    Returns
-    -------
-    busy
-        For each task label, the mean number in each bin.
     """
     busy = {label: [0.0] * n_bins for label in labels}
     # As slopes, so that a long attempt costs no more than a short one.
@@ -125,12 +109,6 @@ def split_time(run: RunInfo, record: RunRecord, spans: Sequence[Span], end: floa
 
     Parameters
     ----------
-    run
-        Facts that are known before the run.
-    record
-        Outcomes of the run.
-    spans
-        The attempts that ran.
     end
         End of the run, in seconds since the epoch.
 
@@ -211,8 +189,6 @@ def round_shares(sizes: Mapping[str, float], digits: int = 3) -> dict[str, float
     ----------
     sizes
         Sizes by name of the part.
-    digits
-        Number of decimal digits.
     """
     whole = sum(sizes.values())
     if not whole:

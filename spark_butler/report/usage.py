@@ -83,10 +83,6 @@ def predict_usage(
 
     Parameters
     ----------
-    xgraph
-        The quanta that are to run.
-    times
-        Times of quanta in earlier runs.
     peaks
         Mean peak memory of a quantum of each task, in bytes.
     cores

@@ -200,10 +200,6 @@ class _Ticker:
     ----------
     action
         The function.  Only its first error is a warning.
-    seconds
-        Time between two calls.
-    name
-        What the function does, for the log.
     """
 
     def __init__(self, action: Callable[[], None], seconds: float, name: str):

@@ -73,23 +73,12 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
 
 
 def store_roots(butler: LimitedButler) -> list[ResourcePath]:
-    """Return the places where the datastores of a repository keep files.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    """
+    """Return the places where the datastores of a repository keep files."""
     return [root for root in butler.get_datastore_roots().values() if root is not None]
 
 
 def check_writeable(roots: Sequence[ResourcePath]) -> None:
     """Check that datastores may be written to.
-
-    Parameters
-    ----------
-    roots
-        Places of the datastores.
 
     Raises
     ------
@@ -121,13 +110,6 @@ def register_run(butler: Butler, run: str) -> None:
     """Register an output run, as the first write of all, so that a registry that refuses is found.
 
     Where the run exists, its documentation is written again as it is.
-
-    Parameters
-    ----------
-    butler
-        Writeable butler of the repository.
-    run
-        The output run.
 
     Raises
     ------

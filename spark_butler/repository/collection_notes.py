@@ -33,10 +33,6 @@ def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
-    run
-        The output run.
     names
         Names of the dataset types, added to those recorded before.
 
@@ -62,8 +58,6 @@ def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     runs
         Output runs.  Those that don't exist are left out.
 

@@ -61,13 +61,7 @@ def describe_process() -> ProcessFacts:
 
 
 def compare_processes(driver: ProcessFacts, worker: ProcessFacts) -> list[Finding]:
-    """Compare Python and packages of a worker with those of the driver.
-
-    Parameters
-    ----------
-    driver, worker
-        Facts of both.
-    """
+    """Compare Python and packages of a worker with those of the driver."""
     where = f"worker on {worker.host}"
     remedy = "Give workers the driver's environment: PYSPARK_PYTHON, or `make env-archive`."
     same = worker.python.split(".")[:2] == driver.python.split(".")[:2]
@@ -90,8 +84,6 @@ def diagnose_machine(where: str, folders: Sequence[str] = ()) -> list[Finding]:
 
     Parameters
     ----------
-    where
-        The process that checks, for the findings.
     folders
         Further folders for temporary files, such as Spark's.
     """
@@ -135,8 +127,6 @@ def diagnose_repository(repo: str, where: str) -> tuple[list[Finding], list[Reso
     ----------
     repo
         Address or alias of the repository.
-    where
-        The process that checks, for the findings.
 
     Returns
     -------

@@ -41,14 +41,10 @@ class Ingester:
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository.
     dataset_types
         Definitions of the dataset types in the repository, by name.
     existing
         IDs of the datasets that were in the output run before.
-    batch_size
-        Number of datasets at which a batch is written.
     patience
         For how many seconds a database that is locked or away is asked again.
     check
@@ -221,8 +217,6 @@ class IngestStream:
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository, which is cloned.
     dataset_types
         Definitions of the dataset types in the repository, by name.
     existing

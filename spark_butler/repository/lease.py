@@ -82,10 +82,6 @@ class RunLease:
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository, which is cloned.
-    run
-        The output run.
     take_over
         Whether to take the lease of a driver that gives no sign of life.
 
@@ -123,11 +119,6 @@ class RunLease:
 
     def check(self, butler: Butler) -> None:
         """Check, inside a transaction that is to write to the run, that the lease is still this driver's.
-
-        Parameters
-        ----------
-        butler
-            The butler of the transaction.
 
         Raises
         ------

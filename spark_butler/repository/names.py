@@ -31,29 +31,13 @@ _MOCK = "_mock_"
 
 
 def unknown_collection(butler: Butler, name: str) -> RepositoryError:
-    """Return the error about a collection that does not exist.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    name
-        The name, or a pattern that fits none.
-    """
+    """Return the error about a collection that does not exist."""
     known = suggest(name, butler.collections.query("*"))
     return RepositoryError(f"The repository has no collection {'like ' * has_globs(name)}{name!r}; {known}")
 
 
 def unknown_dataset_type(butler: Butler, name: str) -> RepositoryError:
-    """Return the error about a dataset type that is not registered.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    name
-        The name.
-    """
+    """Return the error about a dataset type that is not registered."""
     known = suggest(name, (each.name for each in butler.registry.queryDatasetTypes()))
     return RepositoryError(f"The repository has no dataset type {name!r}; {known}")
 
@@ -63,8 +47,6 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     names
         Names of the collections; patterns pass.
 
@@ -84,13 +66,6 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
 def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
     """Check that the dataset types that a pipeline can't do without are registered.
 
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    graph
-        The pipeline.
-
     Raises
     ------
     spark_butler.errors.RepositoryError
@@ -109,17 +84,7 @@ def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
 
 
 def explain_query(butler: Butler, query: str, error: InvalidQueryError) -> OptionsError:
-    """Return the error about a data query, with near names for an unknown one.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    query
-        The query.
-    error
-        The error of the middleware.
-    """
+    """Return the error about a data query, with near names for an unknown one."""
     reason = brief(error)
     elements = butler.dimensions.elements
     if (found := _IDENTIFIER.search(reason)) is not None:
@@ -138,12 +103,6 @@ def unknown_run(repo: str, run: str, names: Iterable[str], expected: str) -> Rep
     ----------
     repo
         Address or alias of the repository.
-    run
-        The name that a user gave.
-    names
-        The names that would do.
-    expected
-        What these name.
     """
     names = sorted(set(names))
     if near := [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]:

@@ -26,13 +26,6 @@ _PATTERN_CHARACTERS = "*?[]{}"
 def check_name(option: str, name: str) -> None:
     """Check that a collection to be written to has a name that the middleware takes everywhere.
 
-    Parameters
-    ----------
-    option
-        The option that gives the name.
-    name
-        The name.
-
     Raises
     ------
     spark_butler.errors.OptionsError
@@ -76,15 +69,6 @@ def check_dataset_types(butler: Butler, graph: PredictedQuantumGraph, *, registe
 
 def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> None:
     """Check that a run to be extended was made with the same configurations.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository.
-    pipeline_graph
-        The pipeline.
-    run
-        The output RUN collection.
 
     Raises
     ------

@@ -85,8 +85,6 @@ def resolve_output(  # noqa: PLR0913
 
     Parameters
     ----------
-    graph
-        The graph.
     repo
         Address or alias of the repository.
     from_file
@@ -144,10 +142,6 @@ def check_output(
 
     Parameters
     ----------
-    graph
-        The graph.
-    request
-        Where its outputs go.
     probe_datastore
         Whether to write an object to the datastore and remove it again.
 
@@ -178,11 +172,6 @@ def check_output(
 def find_packages(request: OutputRequest) -> Packages | None:
     """Find the versions of all packages, which takes half a second.
 
-    Parameters
-    ----------
-    request
-        What else is asked for.
-
     Returns
     -------
     packages
@@ -200,8 +189,6 @@ def prepare_output(
 
     Parameters
     ----------
-    graph
-        The graph.
     request
         Where its outputs go; `check_output` has accepted it.
     packages
@@ -234,11 +221,6 @@ def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
 
     `ButlerFactory` makes run and chain one after the other, and takes a chain
     that is still empty for one with other inputs.
-
-    Returns
-    -------
-    collections
-        The collections as they are to be opened now.
     """
     collections = request.collections
     if request.extend or collections["replace_run"] or collections["rebase"]:

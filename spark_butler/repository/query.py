@@ -73,13 +73,7 @@ class Resolved:
         return [ref.dataId for ref in self.refs]
 
     def related(self, ref: DatasetRef) -> dict[str, tuple[DatasetRef, ...]]:
-        """Return the datasets that a data ID leads to, by name of the dataset type.
-
-        Parameters
-        ----------
-        ref
-            The dataset that has the data ID.
-        """
+        """Return the datasets that a data ID leads to, by name of the dataset type."""
         key = ref.dataId.required_values
         found = {name: by_data_id.get(key, ()) for name, by_data_id in self.others.items()}
         return {ref.datasetType.name: (ref,), **found}
@@ -99,27 +93,14 @@ def find_data_ids(
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     dataset_type
         Name of the dataset type whose data IDs are wanted.
     also
         Names of further dataset types: each data ID leads to those of their
         datasets that go with it, calibrations by their validity.
-    where
-        Expression that narrows the data IDs.
-    bind
-        Values of names in it.
     collections
         Collections to search, or patterns of their names (``"u/me/*"``); the
         butler's own by default.
-    limit
-        Greatest number of data IDs.
-
-    Returns
-    -------
-    resolved
-        The data IDs, sorted, and their datasets.
 
     Raises
     ------
@@ -184,15 +165,9 @@ def find_output_types(
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     outputs
         Names of dataset types; or names with storage classes, for types that
         are registered, if need be, with the dimensions of the data IDs.
-    output_run
-        RUN collection of what is put.
-    data_ids
-        The data IDs.
     clobber
         Whether datasets that are in the run are replaced.
 

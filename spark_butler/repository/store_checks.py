@@ -163,8 +163,6 @@ def diagnose_store(root: ResourcePath, where: str) -> list[Finding]:
     root
         A place in the store.  For places that are not in an S3 store, a file
         is written, read and removed.
-    where
-        The process that checks, for the findings.
 
     Returns
     -------

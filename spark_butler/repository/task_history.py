@@ -52,11 +52,6 @@ _MOST_QUANTA = 100_000
 def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
     """Return how much memory was enough for tasks of which a quantum had too little at first.
 
-    Parameters
-    ----------
-    outcomes
-        Outcomes of a run.
-
     Returns
     -------
     needs
@@ -77,11 +72,6 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
 def load_needs(root: ResourcePath) -> dict[str, int]:
     """Read how much memory tasks needed in earlier runs.
 
-    Parameters
-    ----------
-    root
-        Root of the datastore.
-
     Returns
     -------
     needs
@@ -100,8 +90,6 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
 
     Parameters
     ----------
-    root
-        Root of the datastore.
     needs
         Bytes, by task label.
     """
@@ -161,13 +149,6 @@ def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
 def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.UUID, float]:
     """Find how long quanta will take, to start those with the longest path ahead of them first.
 
-    Parameters
-    ----------
-    xgraph
-        The quanta that are to run.
-    times
-        Times of quanta in earlier runs.
-
     Returns
     -------
     costs
@@ -182,13 +163,7 @@ def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.U
 
 
 def find_task_means(times: Times) -> dict[str, float]:
-    """Return the mean time of the quanta of each task, in seconds by label.
-
-    Parameters
-    ----------
-    times
-        Times of quanta.
-    """
+    """Return the mean time of the quanta of each task, in seconds by label."""
     by_label: defaultdict[str, list[float]] = defaultdict(list)
     for (label, _), seconds in times.items():
         by_label[label].append(seconds)
@@ -197,11 +172,6 @@ def find_task_means(times: Times) -> dict[str, float]:
 
 def load_times(root: ResourcePath) -> Times:
     """Read how long quanta took when they ran last.
-
-    Parameters
-    ----------
-    root
-        Root of the datastore.
 
     Returns
     -------
@@ -221,15 +191,7 @@ def load_times(root: ResourcePath) -> Times:
 
 
 def save_times(root: ResourcePath, times: Times) -> None:
-    """Write how long quanta took beside what earlier runs wrote, 100,000 quanta at most.
-
-    Parameters
-    ----------
-    root
-        Root of the datastore.
-    times
-        Times of the quanta of this run.
-    """
+    """Write how long quanta took beside what earlier runs wrote, 100,000 quanta at most."""
     if not times:
         return
     older = {key: seconds for key, seconds in load_times(root).items() if key not in times}

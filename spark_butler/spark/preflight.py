@@ -69,8 +69,6 @@ def diagnose_workers(context: SparkContext, stores: Sequence[str]) -> list[Findi
 
     Parameters
     ----------
-    context
-        The Spark context.
     stores
         Addresses of places in stores.
     """
