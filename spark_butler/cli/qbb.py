@@ -13,6 +13,7 @@ from typing import Any
 import click
 from lsst.ctrl.mpexec.cli import script
 from lsst.ctrl.mpexec.cli.cmd import commands as stock
+from lsst.daf.butler.cli.opt import options_file_option
 
 from ..errors import UserError
 from ..graph_run import open_graph_run, prepare_graph_run
@@ -65,6 +66,7 @@ def run_qbb(ctx: click.Context, /, repo: str, qgraph: str, no_existing_outputs: 
 
 run_qbb.params = [*copy.deepcopy(stock.run_qbb.params), *run_qbb.params]
 adapt_options(run_qbb)
+options_file_option()(run_qbb)
 
 
 @click.command(cls=LeafCommand)

@@ -202,7 +202,10 @@ def _find(repo: str, run: str | None) -> list[AttemptFolder]:
 def _read_status(attempt: AttemptFolder) -> dict[str, Any]:
     """Return the last status of an attempt, with its age."""
     with translate_errors(RepositoryError, f"Can't read {attempt.status_file}"):
-        status = read_json(attempt.status_file) or {"run": attempt.run, "state": "unknown", "tasks": []}
+        # A driver that has just started knows its tasks only later.
+        status = {"run": attempt.run, "state": "unknown", "tasks": []} | (
+            read_json(attempt.status_file) or {}
+        )
     status["folder"] = str(attempt.uri)
     if "updated" in status:
         now = datetime.datetime.now(datetime.UTC)

@@ -33,6 +33,7 @@ _DROPPED = frozenset(
         *("-d", "--data-query", "--prune-replaced", "--show", "--format", "--cov-packages", "--profile"),
         *("-q", "--save-qgraph", "-s", "--save-pipeline", "--pipeline-dot", "--pipeline-mermaid"),
         *("--qgraph-dot", "--qgraph-mermaid", "--summary", "--provenance-graph", "--log-file"),
+        *("--metrics-file", "--metrics-port"),
     }
 )
 _MOCK_PREFIX = "_mock_"
