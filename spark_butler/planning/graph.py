@@ -145,6 +145,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
     if (file := request.graph_file) is not None:
         check_graph_file(file)
         what = f"The quantum graph can't be read from {file!r}"
+        logger.info("Reading %s, which executes the task configurations in it.", file)
     with contextlib.ExitStack() as stack:
         messages = stack.enter_context(_keep_messages())
         stack.enter_context(_refusing(what))

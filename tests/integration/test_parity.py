@@ -224,7 +224,12 @@ def test_temporaries_leave_no_files_and_are_made_again(
     ids=str,
 )
 def test_graph_from_a_file(
-    job_repo: JobRepo, run_job: RunJob, tmp_path: Path, file: str, records: bool
+    job_repo: JobRepo,
+    run_job: RunJob,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    records: bool,
 ) -> None:
     output = f"file/{file.replace('.', '-')}-{records}"
     path = tmp_path / file
@@ -239,6 +244,7 @@ def test_graph_from_a_file(
     given = ["-b", job_repo.root, "-g", path, "--backend", "serial"]
     result = run_job(*given)
     assert result.exit_code == 1, result.output
+    assert f"Reading {path}, which executes the task configurations" in caplog.text
     assert ("mock_gather", "Cam1") in job_repo.datasets(output)
     with Butler.from_config(job_repo.root, writeable=False) as butler:
         run, *others = butler.collections.get_info(output).children
