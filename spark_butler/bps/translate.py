@@ -236,7 +236,7 @@ def _find_program(config: BpsConfig, payload: Iterable[GenericWorkflowJob], core
     elif priorities:
         logger.warning("priority has a meaning only with sparkMaster yarn; it is %s.", ", ".join(priorities))
     if not (master or settings):
-        return [sys.executable, "-m", "spark_butler"]
+        return [sys.executable, "-m", "spark_butler.cli"]
     if (program := shutil.which("spark-submit")) is None:
         raise OptionsError("sparkMaster and sparkConf need the program spark-submit, which is not in PATH.")
     command = [program]
@@ -246,7 +246,7 @@ def _find_program(config: BpsConfig, payload: Iterable[GenericWorkflowJob], core
         command += ["--deploy-mode", mode]
     for name, value in settings.items():
         command += ["--conf", f"{name}={value}"]
-    return [*command, str(files("spark_butler").joinpath("__main__.py"))]
+    return [*command, str(files("spark_butler.cli").joinpath("__main__.py"))]
 
 
 def _read_settings(config: BpsConfig, site: str) -> dict[str, str]:

@@ -79,11 +79,11 @@ def submit(
 def _find_program(spark_submit: str | None) -> list[str]:
     """Return the beginning of the command line."""
     if spark_submit is None:
-        return [sys.executable, "-m", "spark_butler"]
+        return [sys.executable, "-m", "spark_butler.cli"]
     if (program := shutil.which("spark-submit")) is None:
         raise OptionsError("--spark-submit needs the program spark-submit, which is not in the PATH.")
     try:
         options = shlex.split(spark_submit)
     except ValueError as exc:
         raise OptionsError(f"--spark-submit {spark_submit!r} can't be split into options: {exc}.") from exc
-    return [program, *options, str(files("spark_butler").joinpath("__main__.py"))]
+    return [program, *options, str(files("spark_butler.cli").joinpath("__main__.py"))]

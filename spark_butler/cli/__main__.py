@@ -1,4 +1,4 @@
-"""The command ``spark-butler``, for ``python -m spark_butler`` and ``spark-submit``.  Runs in the driver."""
+"""The command ``spark-butler`` for ``python -m`` and ``spark-submit``.  Runs in the driver."""
 
 from __future__ import annotations
 
