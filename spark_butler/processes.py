@@ -1,12 +1,13 @@
-"""Services of the operating system that may be absent: death signals and file locks.
+"""Services of the operating system: death signals, file locks, and the signals that stop a run.
 
-Runs in workers and in their children.
+Runs in every process; only the driver stops on signals.
 """
 
 from __future__ import annotations
 
-__all__ = ["dying_with_parent", "try_lock"]
+__all__ = ["Stopped", "dying_with_parent", "end_in_order", "ending_on_signals", "try_lock"]
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -15,7 +16,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 # Lustre without ``-o flock``, NFS without a lock daemon, and NFS that locks only what is open for writing.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def dying_with_parent() -> Callable[[], None] | None:
@@ -86,3 +89,43 @@ def _log_missing_locks(name: str) -> None:
         "killed workers may stay.",
         name,
     )
+
+
+class Stopped(BaseException):
+    """Request of a signal to stop the run."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Raise `Stopped` at the first SIGINT, SIGTERM or SIGHUP in the block; the second kills."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(signal.Signals(number))
+
+    try:
+        # nohup ignores SIGHUP, and so does the run.
+        numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in numbers}
+    except ValueError:
+        # Only the main thread receives signals.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_in_order() -> None:
+    """Stop the run of this process with SIGTERM, on which it stops cleanly."""
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
+        logger.warning("This process has no handler of SIGTERM; the run continues.")
+        return
+    os.kill(os.getpid(), signal.SIGTERM)

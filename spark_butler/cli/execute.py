@@ -25,6 +25,7 @@ from lsst.utils.threads import disable_implicit_threading
 from ..errors import EngineError, NothingToDo, OptionsError, UserError
 from ..masking import hide_secrets
 from ..planning.request import RunRequest
+from ..processes import Stopped, end_in_order, ending_on_signals
 from ..report import RunReporter, format_report
 from ..report.summary import make_report
 from ..report.usage import Price, format_usage, predict_usage, price_usage, read_price
@@ -34,7 +35,6 @@ from ..spark.session import check_platform
 from ..spark.startup import SparkStart
 from ..text import brief
 from .command import Refusal, print_json, print_line
-from .signals import Stopped, end_in_order, ending_on_signals
 
 if TYPE_CHECKING:
     from ..driver.backend import Backend
