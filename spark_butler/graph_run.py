@@ -8,12 +8,12 @@ from __future__ import annotations
 __all__ = ["open_graph_run", "prepare_graph_run"]
 
 import datetime
-import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
 
+import psutil
 from lsst.daf.butler import ButlerConfig
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
@@ -42,25 +42,9 @@ def prepare_graph_run(
     start_workers: Callable[[Sequence[str], Sequence[str]], None] | None = None,
     dry_run: bool = False,
 ) -> PreparedRun:
-    """Read a quantum graph, check the datastore, and plan the run; nothing is written.
+    """Read a quantum graph, check the datastore, and plan the run.  See `spark_butler.run.prepare`.
 
-    Parameters
-    ----------
-    request
-        The request, of which the repository, the graph and the options of the
-        execution count.
-    slots
-        Returns how many groups can run at the same time.  Called last.
-    start_workers
-        Starts workers in the background.  Called with the modules of the
-        tasks and the roots of the datastores.
-    dry_run
-        Whether the run is only planned.  Then the datastore is not probed.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the request can't be carried out.
+    Only the repository, the graph and the options of the execution count.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     if request.provenance_graph is not None:
@@ -128,20 +112,7 @@ def _open_butler(request: RunRequest, graph: PredictedQuantumGraph) -> GraphButl
 def open_graph_run(
     prepared: PreparedRun, backend: Backend, *, on_cancel: Callable[[], None], bars: bool = False
 ) -> ActiveRun:
-    """Open the datastore and start the reporter.  See `spark_butler.run.open_run`.
-
-    Parameters
-    ----------
-    on_cancel
-        Called, in another thread, after ``spark-butler cancel``.
-    bars
-        Whether to draw progress bars.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if another driver writes into the run.
-    """
+    """Open the datastore and start the reporter.  See `spark_butler.run.open_run`."""
     butler = _open_butler(prepared.request, prepared.graph)
     _refuse_second_driver(prepared, store_roots(butler))
     reporter = prepared.make_reporter(butler, backend, on_cancel=on_cancel, bars=bars)
@@ -156,20 +127,9 @@ def _refuse_second_driver(prepared: PreparedRun, roots: Sequence[ResourcePath]) 
     if status is None or status["state"] != "running" or prepared.request.take_over:
         return
     host, _, pid = status["driver"].rpartition(":")
-    has_ended = host == socket.gethostname() and not _exists(int(pid))
+    has_ended = host == socket.gethostname() and not psutil.pid_exists(int(pid))
     if not (has_ended or is_silent(status, datetime.datetime.now(datetime.UTC))):
         raise RepositoryError(
             f"Another driver ({status['driver']}) writes into run {run!r}; end it by `spark-butler cancel`, "
             "or give --take-over if it is dead."
         )
-
-
-def _exists(pid: int) -> bool:
-    """Return whether there is a process of this ID."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

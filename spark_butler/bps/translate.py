@@ -8,15 +8,13 @@ from __future__ import annotations
 __all__ = ["Translation", "translate"]
 
 import dataclasses
+import functools
 import logging
 import os
 import re
 import shlex
-import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import yaml
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow, GenericWorkflowJob
 
 from ..atomic_write import atomic_write
-from ..detached.job import Step
+from ..detached.job import Step, find_program
 from ..errors import OptionsError
 
 logger = logging.getLogger(__name__)
@@ -83,16 +81,16 @@ def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Tra
         for label, n_quanta in job.quanta_counts.items():
             labels[label] += n_quanta
     values = payload[0].cmdvals if payload else {}
-    facts = {name: str(config.search(name, opt={"default": ""})[1]) for name in ("project", "campaign")}
+    facts = {name: _find(config, name) for name in ("project", "campaign")}
     return Translation(
         steps,
         {
             "name": workflow.name,
             "run": workflow.run_attrs.get("bps_run", workflow.name),
-            "payload": str(config.search("payloadName", opt={"default": ""})[1]),
-            "operator": str(config.search("operator", opt={"default": ""})[1]),
-            "site": str(config.search("computeSite", opt={"default": ""})[1]),
-            "output_run": str(config.search("outputRun", opt={"default": ""})[1]),
+            "payload": _find(config, "payloadName"),
+            "operator": _find(config, "operator"),
+            "site": _find(config, "computeSite"),
+            "output_run": _find(config, "outputRun"),
             "repository": str(values.get("butlerConfig", "")),
             "quanta": dict(labels),
             **facts,
@@ -129,8 +127,7 @@ def _fill(workflow: GenericWorkflow, job: GenericWorkflowJob) -> str:
     assert job.executable is not None
     text = f"{job.executable.src_uri} {job.arguments or ''}"
     text = re.sub(r"<FILE:([^>]+)>", lambda match: workflow.get_file(match[1]).src_uri, text)
-    text = re.sub(r"<ENV:([^>]+)>", r"${\1}", text.format(**job.cmdvals) if job.cmdvals else text)
-    return text
+    return _text(text.format(**job.cmdvals) if job.cmdvals else text)
 
 
 def _run_step(
@@ -144,7 +141,7 @@ def _run_step(
                 "`pipetask run-qbb`, whose options go to extraRunQuantumOptions."
             )
     values = payload[0].cmdvals
-    options = [os.path.expandvars(_text(values.get("extraRunQuantumOptions")))]
+    options = os.path.expandvars(_text(values.get("extraRunQuantumOptions")))
     before = os.path.expandvars(_text(values.get("runPreCmdOpts")))
     resources = folder / "resources.yaml"
     with atomic_write(str(resources)) as path:
@@ -154,18 +151,24 @@ def _run_step(
         *_find_program(config, payload, cores),
         *shlex.split(before),
         "run-qbb",
-        os.path.expandvars(re.sub(r"<ENV:([^>]+)>", r"${\1}", str(values["butlerConfig"]))),
+        os.path.expandvars(_text(values["butlerConfig"])),
         workflow.get_file("runQgraphFile").src_uri,
         *("--resources", str(resources)),
         *("--cores-per-quantum", str(cores)),
         *_find_grouping(config),
-        *shlex.split(" ".join(options)),
+        *shlex.split(options),
     ]
     environment = {name: str(value) for job in payload for name, value in job.environment.items()}
     return Step(RUN_STEP, tuple(command), environment=environment)
 
 
+def _find(config: BpsConfig, name: str, **options: Any) -> str:
+    """Return a setting as text, empty if it is absent."""
+    return str(config.search(name, opt={"default": "", **options})[1])
+
+
 def _text(value: object) -> str:
+    """Return a value with the variables of a shell in place of those of BPS."""
     return re.sub(r"<ENV:([^>]+)>", r"${\1}", str(value or ""))
 
 
@@ -194,7 +197,7 @@ def _raise_to(task: dict[str, Any], name: str, value: float | None) -> None:
 
 def _find_grouping(config: BpsConfig) -> list[str]:
     """Return ``--group-by`` for the definitions of clusters, if they have dimensions in common."""
-    algorithm = str(config.search("clusterAlgorithm", opt={"default": ""})[1]).rpartition(".")[2]
+    algorithm = _find(config, "clusterAlgorithm").rpartition(".")[2]
     if algorithm != "dimension_clustering":
         if algorithm not in ("", "single_quantum_clustering"):
             logger.warning(
@@ -220,11 +223,8 @@ def _find_grouping(config: BpsConfig) -> list[str]:
 
 def _find_program(config: BpsConfig, payload: Iterable[GenericWorkflowJob], cores: int) -> list[str]:
     """Return the beginning of the command line, as the section of the compute site says."""
-    site = str(config.search("computeSite", opt={"default": ""})[1])
-    curvals = {"curvals": {"curr_site": site}}
-
-    def find(name: str) -> str:
-        return str(config.search(name, opt={**curvals, "default": ""})[1])
+    site = _find(config, "computeSite")
+    find = functools.partial(_find, config, curvals={"curr_site": site})
 
     settings = _read_settings(config, site)
     if cores > 1:
@@ -236,17 +236,13 @@ def _find_program(config: BpsConfig, payload: Iterable[GenericWorkflowJob], core
     elif priorities:
         logger.warning("priority has a meaning only with sparkMaster yarn; it is %s.", ", ".join(priorities))
     if not (master or settings):
-        return [sys.executable, "-m", "spark_butler.cli"]
-    if (program := shutil.which("spark-submit")) is None:
-        raise OptionsError("sparkMaster and sparkConf need the program spark-submit, which is not in PATH.")
-    command = [program]
-    if master:
-        command += ["--master", master]
+        return find_program(None, "")
+    options = ["--master", master] if master else []
     if mode := find("sparkDeployMode"):
-        command += ["--deploy-mode", mode]
+        options += ["--deploy-mode", mode]
     for name, value in settings.items():
-        command += ["--conf", f"{name}={value}"]
-    return [*command, str(files("spark_butler.cli").joinpath("__main__.py"))]
+        options += ["--conf", f"{name}={value}"]
+    return find_program(options, "sparkMaster and sparkConf need")
 
 
 def _read_settings(config: BpsConfig, site: str) -> dict[str, str]:

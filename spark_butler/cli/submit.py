@@ -9,14 +9,12 @@ __all__ = ["submit"]
 
 import datetime
 import shlex
-import shutil
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import click
 
-from ..detached.job import DetachedJob, Step
+from ..detached.job import DetachedJob, Step, find_program
 from ..errors import OptionsError
 from .command import LeafCommand, print_json
 
@@ -78,12 +76,8 @@ def submit(
 
 def _find_program(spark_submit: str | None) -> list[str]:
     """Return the beginning of the command line."""
-    if spark_submit is None:
-        return [sys.executable, "-m", "spark_butler.cli"]
-    if (program := shutil.which("spark-submit")) is None:
-        raise OptionsError("--spark-submit needs the program spark-submit, which is not in the PATH.")
     try:
-        options = shlex.split(spark_submit)
+        options = None if spark_submit is None else shlex.split(spark_submit)
     except ValueError as exc:
         raise OptionsError(f"--spark-submit {spark_submit!r} can't be split into options: {exc}.") from exc
-    return [program, *options, str(files("spark_butler.cli").joinpath("__main__.py"))]
+    return find_program(options, "--spark-submit needs")

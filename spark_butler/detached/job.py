@@ -12,12 +12,14 @@ import dataclasses
 import datetime
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
@@ -211,6 +213,28 @@ class DetachedJob:
         if state.host != socket.gethostname():
             raise UserError(f"The job in {self.folder} runs on {state.host}; cancel it there.")
         os.kill(state.pid, signal.SIGTERM)
+
+
+def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str]:
+    """Return the beginning of a command line of ``spark-butler``, by spark-submit where it has options.
+
+    Parameters
+    ----------
+    spark_submit
+        Options of spark-submit; `None` for this interpreter.
+    wanted_by
+        What needs spark-submit, with a verb: the beginning of the error.
+
+    Raises
+    ------
+    spark_butler.errors.OptionsError
+        Raised if there is no spark-submit.
+    """
+    if spark_submit is None:
+        return [sys.executable, "-m", "spark_butler.cli"]
+    if (program := shutil.which("spark-submit")) is None:
+        raise OptionsError(f"{wanted_by} the program spark-submit, which is not in the PATH.")
+    return [program, *spark_submit, str(files("spark_butler.cli").joinpath("__main__.py"))]
 
 
 def utc_now() -> str:

@@ -34,7 +34,7 @@ from lsst.daf.butler.utils import has_globs
 from .._daf_butler import export_records
 from ..errors import EmptyGraphError, OptionsError
 from ..text import brief
-from .names import explain_query, unknown_collection, unknown_dataset_type
+from .names import check_collections, explain_query, unknown_collection, unknown_dataset_type
 from .output_checks import check_name
 
 
@@ -301,10 +301,7 @@ def _find_collections(butler: Butler, collections: Sequence[str]) -> tuple[Seque
     found: dict[str, None] = {}
     for name in names:
         if not has_globs(name):
-            try:
-                butler.collections.get_info(name)
-            except MissingCollectionError as exc:
-                raise unknown_collection(butler, name) from exc
+            check_collections(butler, [name])
             found[name] = None
         elif matches := sorted(butler.collections.query(name, flatten_chains=True)):
             found |= dict.fromkeys(matches)

@@ -78,11 +78,7 @@ def load_needs(root: ResourcePath) -> dict[str, int]:
         Bytes, by task label; empty where nothing was found out, or where it
         can't be read.
     """
-    try:
-        return {label: int(nbytes) for label, nbytes in _load(root, _MEMORY).items()}
-    except (TypeError, ValueError) as exc:
-        logger.warning("What earlier runs learned (%s) can't be read: %s", _MEMORY, brief(exc))
-        return {}
+    return _load_numbers(root, _MEMORY, int)
 
 
 def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
@@ -129,11 +125,7 @@ def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Tim
 
 def load_peaks(root: ResourcePath) -> dict[str, float]:
     """Read the mean peak memory of a quantum of each task in its last run, in bytes by label."""
-    try:
-        return {label: float(nbytes) for label, nbytes in _load(root, _PEAKS).items()}
-    except (TypeError, ValueError) as exc:
-        logger.warning("What earlier runs learned (%s) can't be read: %s", _PEAKS, brief(exc))
-        return {}
+    return _load_numbers(root, _PEAKS, float)
 
 
 def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
@@ -215,6 +207,15 @@ def _load(root: ResourcePath, file: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except Exception as exc:  # noqa: BLE001  (nothing depends on it)
+        logger.warning("What earlier runs learned (%s) can't be read: %s", file, brief(exc))
+        return {}
+
+
+def _load_numbers[N: (int, float)](root: ResourcePath, file: str, number: type[N]) -> dict[str, N]:
+    """Read a number for each task label; nothing where that can't be done."""
+    try:
+        return {label: number(value) for label, value in _load(root, file).items()}
+    except (TypeError, ValueError) as exc:
         logger.warning("What earlier runs learned (%s) can't be read: %s", file, brief(exc))
         return {}
 
