@@ -231,7 +231,7 @@ class RunOptions(pydantic.BaseModel):
     resources: ResourceRequests = pydantic.Field(
         ResourceRequests(), description="Memory, time and attempts that tasks may have."
     )
-    isolation: Isolation = pydantic.Field("group", description="What gets a process of its own.")
+    isolation: Isolation = pydantic.Field("group", description="The unit that runs in its own process.")
     fail_fast: bool = pydantic.Field(False, description="Stop at the first failure.")
     max_failures: str | None = pydantic.Field(
         None,

@@ -1,4 +1,4 @@
-"""Outcomes of attempts to run quanta: what they read and wrote, and the kinds of their failures.
+"""Outcomes of attempts to run quanta: their inputs, outputs and kinds of failure.
 
 Workers build the outcomes; the driver collects them.
 """

@@ -54,7 +54,7 @@ class RunArguments(TypedDict, total=False):
         Address | Mapping[str, Any], "Memory, time and retries by task, as ``--resources`` of the command."
     ]
     group_by: Annotated[Names, "``'auto'``, ``'fused'``, or dimensions whose quanta share a group."]
-    isolation: Annotated[Literal["group", "quantum", "none"], "What gets a process of its own."]
+    isolation: Annotated[Literal["group", "quantum", "none"], "The unit that runs in its own process."]
     processes: Annotated[int, "Greatest number of quanta to run at once; by default Spark's slots."]
     fail_fast: Annotated[bool, "Whether to stop at the first failure."]
     max_failures: Annotated[str, "Number or percentage of failures that stop the run."]

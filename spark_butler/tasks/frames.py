@@ -1,4 +1,4 @@
-"""What an image carries besides its pixels: mask planes, detector, observation, identifiers of its sources.
+"""Parts of an image beside its pixels: mask planes, detector, observation, identifiers of its sources.
 
 Runs in workers.
 """

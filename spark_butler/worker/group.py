@@ -199,7 +199,7 @@ def find_complete(trial: Trial, positions: Collection[int], *, sure: bool = True
 
 
 def find_outputs(trial: Trial, work: QuantumWork, *, complete: bool = False) -> dict[str, Any]:
-    """Find what a quantum whose process is gone has left in the datastore, as fields of its outcome.
+    """Find the outputs that a quantum wrote before its process ended, as fields of its outcome.
 
     Unless it is complete, metadata can only be an earlier attempt's, and are left out.
     The datastore records are predicted ones.

@@ -52,7 +52,7 @@ def run_attempts(
     Yields
     ------
     event
-        The final outcome of each quantum that was tried, and the shuffle
+        The final outcome of each attempted quantum, and the shuffle
         records for other groups.  When a child dies, the quantum that was
         running fails.  Another child runs the rest of the group, without
         quanta that need the failed one.  Quanta whose temporaries were lost
@@ -74,7 +74,7 @@ class _Progress:
     """Progress of a group.  Quanta are given by their positions in it."""
 
     trial: Trial
-    """The group, with what is known of its datasets by now, and the memory that its quanta may have."""
+    """The group, with the datasets known so far and the memory limits of its quanta."""
 
     bad: set[int]
     """Quanta that failed for good, or need a failed quantum of another group."""
@@ -185,7 +185,7 @@ class _GroupRun:
         return self._context.fail_fast and not self._progress.bad.isdisjoint(self._progress.reported)
 
     def _find_done(self, *, again: bool | None) -> Iterator[QuantumOutcome]:
-        """Yield outcomes of quanta that an earlier attempt has completed and that need not run again."""
+        """Yield outcomes of quanta that an earlier attempt completed; they don't run again."""
         if again is False or self._context.quantum_executor is not None:
             return
         progress, trial = self._progress, self._progress.trial
