@@ -28,7 +28,7 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, refine_wcs
-from .photometry import ZeroPoint, fit_zero_point, load_references
+from .photometry import ZeroPoint, fit_zero_point, load_references, make_match_columns
 from .quality import Measure, QualityConfig, judge, measure_pixels, measure_psf, names_beyond
 from .sources import SourceMeasurements, make_source_table, measure_sources
 from .visit_summary import make_summary_table, make_visit_image, summarize
@@ -236,7 +236,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             njy_per_electron=zero_point.njy_per_count,
             radii=list(self.config.aperture_radii),
             extra={
-                **_match_columns(len(preliminary_source), astrometry, references, used),
+                **make_match_columns(measured.psf.x, measured.psf.y, astrometry, references, used),
                 "calib_psf_used": psf_star,
                 "streak_flag": streak,
                 "image_flag": np.full(len(preliminary_source), bool(names_beyond(measures))),
@@ -360,28 +360,3 @@ class CalibrateTask(pipe_base.PipelineTask):
             row["nZeroPoint"],
             row["astromScatter"],
         )
-
-
-def _match_columns(
-    n_sources: int,
-    astrometry: AstrometrySolution,
-    references: astropy.table.Table | None,
-    used: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Return the columns that say which references sources match, and what those were used for."""
-    reference_id = np.full(n_sources, -1, dtype=np.int64)
-    if references is not None:
-        ids = np.asarray(references["id"], dtype=np.int64)
-        reference_id[astrometry.sources] = ids[astrometry.references]
-    return {
-        "refId": reference_id,
-        "calib_astrometry_used": _flagged(astrometry.sources, n_sources),
-        "calib_astrometry_reserved": _flagged(astrometry.reserved, n_sources),
-        "calib_photometry_used": _flagged(used, n_sources),
-    }
-
-
-def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:
-    flags = np.zeros(count, dtype=bool)
-    flags[index] = True
-    return flags

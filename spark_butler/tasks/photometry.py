@@ -11,6 +11,7 @@ __all__ = (
     "ZeroPoint",
     "fit_zero_point",
     "load_references",
+    "make_match_columns",
 )
 
 import dataclasses
@@ -23,10 +24,12 @@ import astropy.time
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
+from astropy.coordinates import SkyCoord
 from lsst.daf.butler import DeferredDatasetHandle
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..errors import UserError
+from .astrometry import AstrometrySolution
 
 type FloatArray = npt.NDArray[np.float64]
 
@@ -179,3 +182,58 @@ def _at_time(shard: astropy.table.Table, time: astropy.time.Time | None) -> tupl
         for name in ("pm_ra", "pm_dec")
     )
     return ra + along_ra / np.cos(np.radians(dec)), dec + along_dec
+
+
+def make_match_columns(
+    x: FloatArray,
+    y: FloatArray,
+    astrometry: AstrometrySolution,
+    references: astropy.table.Table | None,
+    used: npt.NDArray[np.intp],
+) -> dict[str, Any]:
+    """Return the catalog's columns on matched references, and on what the matches were used for.
+
+    Parameters
+    ----------
+    x, y
+        Centroids of the sources in pixels.
+    astrometry
+        Projection and matches.
+    references
+        What `load_references` returned.
+    used
+        Indices of the sources that the zero point comes from.
+
+    Returns
+    -------
+    columns
+        ``refId``; ``refFlux`` [nJy]; ``refOffset_ra`` and ``refOffset_dec`` [arcsec], the source less its
+        reference, on the sky; ``calib_astrometry_used``, ``calib_astrometry_reserved`` and
+        ``calib_photometry_used``.  Sources without a match have -1 and NaN.
+    """
+    count = len(x)
+    reference_id = np.full(count, -1, dtype=np.int64)
+    along_ra, along_dec, flux = (np.full(count, np.nan) for _ in range(3))
+    if references is not None and astrometry.sources.size:
+        matched, partners = astrometry.sources, references[astrometry.references]
+        reference_id[matched] = np.asarray(partners["id"], dtype=np.int64)
+        flux[matched] = np.asarray(partners["flux"])
+        expected = SkyCoord(partners["ra"], partners["dec"], unit=u.deg)
+        seen = SkyCoord(*astrometry.wcs.pixel_to_world_values(x[matched], y[matched]), unit=u.deg)
+        for column, offset in zip((along_ra, along_dec), expected.spherical_offsets_to(seen), strict=True):
+            column[matched] = offset.to_value(u.arcsec)
+    return {
+        "refId": reference_id,
+        "refFlux": astropy.table.Column(flux, unit=u.nJy),
+        "refOffset_ra": astropy.table.Column(along_ra, unit=u.arcsec),
+        "refOffset_dec": astropy.table.Column(along_dec, unit=u.arcsec),
+        "calib_astrometry_used": _flagged(astrometry.sources, count),
+        "calib_astrometry_reserved": _flagged(astrometry.reserved, count),
+        "calib_photometry_used": _flagged(used, count),
+    }
+
+
+def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:
+    flags = np.zeros(count, dtype=bool)
+    flags[index] = True
+    return flags

@@ -290,6 +290,9 @@ def make_source_table(
         table[f"{stem}Flux_flag"] = measured.apertures.truncated[:, index]
     for name, values in (("ixx", moments.ixx), ("iyy", moments.iyy), ("ixy", moments.ixy)):
         table[name] = astropy.table.Column(np.where(shape_ok, values, np.nan), unit=u.pix**2)
+    expected = measured.psf_moments
+    for name, values in (("ixxPSF", expected.ixx), ("iyyPSF", expected.iyy), ("ixyPSF", expected.ixy)):
+        table[name] = astropy.table.Column(values, unit=u.pix**2)
     table["shape_flag"] = ~shape_ok
     table["extendedness"] = measured.extendedness
     table["blendedness"] = psf.blendedness

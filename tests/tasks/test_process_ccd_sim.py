@@ -213,6 +213,24 @@ def test_the_catalog_keeps_units_and_unique_identifiers(matched: list[Matched]) 
     assert 0 < np.count_nonzero(source["calib_photometry_used"]) <= len(source)
 
 
+def test_the_catalog_has_residuals_of_matched_references(matched: list[Matched]) -> None:
+    for one in matched:
+        source = one.source
+        matches = np.asarray(source["refId"]) >= 0
+        for name, unit in (("refFlux", u.nJy), ("refOffset_ra", u.arcsec), ("refOffset_dec", u.arcsec)):
+            assert source[name].unit == unit
+            assert np.isfinite(np.asarray(source[name])[matches]).all()
+            assert np.isnan(np.asarray(source[name])[~matches]).all()
+        bright = matches & (np.asarray(source["snr"]) > 100.0)
+        # The bounds are those of the catalog as a whole, see docs/process_ccd.md.
+        assert np.abs(np.median(source["refOffset_ra"][bright])) < 0.02
+        assert np.median(source["psfFlux"][bright] / source["refFlux"][bright]) == pytest.approx(
+            1.0, abs=0.02
+        )
+        stars = np.asarray(source["calib_psf_used"])
+        assert np.median(source["ixx"][stars] / source["ixxPSF"][stars]) == pytest.approx(1.0, abs=0.05)
+
+
 def test_the_visit_summary_has_one_row_for_each_detector(processed: ProcessedNight) -> None:
     for visit in processed.simulated.visits:
         summary = processed.butler.get("visit_summary", instrument="SimCam", visit=visit)
