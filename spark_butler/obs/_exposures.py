@@ -17,6 +17,7 @@ from lsst.resources import ResourcePath
 from ._header_fields import HeaderField, HeaderMap, HeaderValueError
 from ._raw_fits import JOINED, display_name, read_raw_header
 from .description import CameraDescription, DetectorDescription, FilterDescription, ObservationType
+from .frame_detector import bin_detector, check_size, describe_frame
 
 _SHORTEST = 1e-3
 """Seconds that the timespan of an exposure has at least: an empty timespan overlaps no validity range."""
@@ -76,7 +77,9 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
     try:
         camera = _find_camera(header, cameras)
         raw = describe_raw(uri, header, camera)
-        _check_joined(header, camera.get_detector(raw.detector))
+        frame = describe_frame(camera, raw.detector, header)
+        _check_joined(header, frame)
+        check_size(header, frame)
         return raw
     except HeaderValueError as err:
         raise HeaderValueError(f"{display_name(uri)}: {err}") from None
@@ -105,7 +108,7 @@ def describe_master(
     """
     try:
         camera = _find_camera(header, cameras)
-        detector = camera.get_detector(_detector(header, camera))
+        detector = bin_detector(camera, camera.get_detector(_detector(header, camera)), header)
         return camera, detector, _filter(header, camera, "flat").name if with_filter else None
     except HeaderValueError as err:
         raise HeaderValueError(f"{display_name(uri)}: {err}") from None

@@ -54,6 +54,21 @@ class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
         """Number of rows and of columns."""
         return self.y_stop - self.y_start, self.x_stop - self.x_start
 
+    def scaled(self, binning: int, *, outward: bool = False) -> Section:
+        """Return the section in binned pixels; ``outward`` keeps binned pixels that are partly inside."""
+        x_start, y_start = self.x_start // binning, self.y_start // binning
+        rows, columns = self.shape
+        x_stop, y_stop = x_start + columns // binning, y_start + rows // binning
+        if outward:
+            x_stop, y_stop = -(-self.x_stop // binning), -(-self.y_stop // binning)
+        return Section.model_construct(x_start=x_start, x_stop=x_stop, y_start=y_start, y_stop=y_stop)
+
+    def cropped(self, nx: int, ny: int) -> Section:
+        """Return the part of the section in an image of a size; at least its last pixel."""
+        x_stop, y_stop = min(self.x_stop, nx), min(self.y_stop, ny)
+        x_start, y_start = min(self.x_start, x_stop - 1), min(self.y_start, y_stop - 1)
+        return Section(x_start=x_start, x_stop=x_stop, y_start=y_start, y_stop=y_stop)
+
     @property
     def slices(self) -> tuple[slice, slice]:
         """Row and column slices, to index an array of the whole image with."""

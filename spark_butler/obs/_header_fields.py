@@ -219,6 +219,8 @@ class HeaderMap(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Equinox of ``ra`` and ``dec``, a year: before 1984 of FK4, else of FK5. Without it they are ICRS."""
     rotation: HeaderField = HeaderField(constant=0.0)
     """Position angle of the focal plane's y axis, from north through east."""
+    binning: HeaderField | None = None
+    """Pixels of the description's sections along each side of a binned one: ``2``, ``'2 2'``, ``2x2``."""
     dark_time: HeaderField | None = None
     """Seconds; the exposure time where it is not given."""
     obs_id: HeaderField | None = None

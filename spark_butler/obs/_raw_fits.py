@@ -73,6 +73,9 @@ def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, An
     found = {k: image for k, image in found.items() if _plane_shape(image.header) == shape}
     cards = primary if index == 0 else {**primary, **_as_plain(hdu.header, name)}
     if len(found) > 1:
+        for number, image in enumerate(found.values(), start=1):
+            own = _as_plain(image.header, name)
+            cards |= {f"{keyword}@{number}": value for keyword, value in own.items()}
         cards |= {"NAXIS": 2, "NAXIS1": len(found) * shape[1], "NAXIS2": shape[0], JOINED: len(found)}
     return found, cards
 

@@ -5,9 +5,10 @@ Runs in the driver, which makes masters, and in workers, which process science f
 
 from __future__ import annotations
 
-__all__ = ("FLAT_MEDIAN", "AssembledImage", "RawShapeError", "assemble", "noise_floor")
+__all__ = ("FLAT_MEDIAN", "AssembledImage", "MosaicPatternError", "RawShapeError", "assemble", "noise_floor")
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,16 @@ class RawShapeError(UserError, ValueError):
     """A raw image or a calibration frame does not have the size that the camera's description says."""
 
 
+class MosaicPatternError(UserError, ValueError):
+    """The pixels contradict the described pattern of colors."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AssembledImage:
     """A detector's light-sensitive pixels, and maps of its amplifiers' properties."""
+
+    detector: DetectorDescription
+    """The detector as the assembled image has it: the same unless a color was extracted."""
 
     image: Image32
     """ADU above the overscan."""
@@ -58,13 +66,17 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
     raw
         Raw image in ADU, shape ``(raw_ny, raw_nx)``.
     detector
-        Geometry, nominal properties, and how the overscan is modeled.
+        The frame's detector, as from `describe_frame`.
 
     Raises
     ------
     RawShapeError
         Raised if the image is not of the size described.
+    MosaicPatternError
+        Raised if the pixels contradict the described pattern of colors.
     """
+    if cards := [key for amplifier in detector.amplifiers for key in amplifier.cards]:
+        raise ValueError(f"{cards[0]} of detector {detector.id} is in headers: call describe_frame first")
     expected = (detector.raw_ny, detector.raw_nx)
     if raw.shape != expected:
         raise RawShapeError(
@@ -91,9 +103,40 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
         image[target] = amplifier.assembled(trimmed)
         gain[target] = amplifier.gain
         noise[target] = amplifier.read_noise
+    if detector.mosaic is not None:
+        _check_pattern(image, detector)
+        image = np.sum(detector.mosaic.extract(image), axis=0, dtype=np.float32)
+        gain = detector.mosaic.extract(gain)[0]
+        noise = np.sqrt(np.sum(np.square(detector.mosaic.extract(noise)), axis=0, dtype=np.float32))
+        saturated = np.any(detector.mosaic.extract(saturated), axis=0)
     return AssembledImage(
-        image=image, gain=gain, read_noise=noise, saturated=saturated, overscan=levels, clipped=clipped
+        detector=detector.assembled,
+        image=image,
+        gain=gain,
+        read_noise=noise,
+        saturated=saturated,
+        overscan=levels,
+        clipped=clipped,
     )
+
+
+def _check_pattern(image: Image32, detector: DetectorDescription) -> None:
+    """Raise if the two greens are not alike, and the two other colors are: a shifted or mirrored pattern."""
+    mosaic = detector.mosaic
+    assert mosaic is not None, "The caller has looked."
+    parts = [[image[row::2, column::2] for column in (0, 1)] for row in (0, 1)]
+    diagonals = [(parts[0][0], parts[1][1]), (parts[0][1], parts[1][0])]
+    green_first = mosaic.pattern[0] == "G"
+    greens, others = diagonals if green_first else diagonals[::-1]
+    unlike, alike = (abs(float(np.median(a) - np.median(b))) for a, b in (greens, others))
+    spread = 1.4826 * float(np.median(np.abs(greens[0] - np.median(greens[0]))))
+    error = max(1.8 * spread / math.sqrt(greens[0].size), 0.5)
+    if unlike > max(5.0 * alike, 10.0 * error):
+        raise MosaicPatternError(
+            f"mosaic.pattern = {mosaic.pattern} of detector {detector.id} ({detector.name}): the pixels that "
+            f"are green by it differ by {unlike:.4g} ADU, those of the other diagonal by {alike:.4g}; the "
+            f"stored image begins with another color, try {'RGGB or BGGR' if green_first else 'GRBG or GBRG'}"
+        )
 
 
 def _ceiling(pixels: npt.NDArray[Any]) -> float | None:

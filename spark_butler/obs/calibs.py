@@ -23,7 +23,8 @@ from ._combine import combine, normalize
 from ._exposures import RawFile, describe_master
 from ._raw_fits import display_name, read_raw_pixels
 from .assembly import FLAT_MEDIAN, assemble
-from .description import CameraDescription, DetectorDescription
+from .description import CameraDescription
+from .frame_detector import describe_frame
 from .instrument import make_instrument_class
 from .raws import RAW_SUFFIXES, read_raw_files
 from .repository import check_run, describe_instruments, expand_paths
@@ -196,11 +197,16 @@ def _make_masters(
     images = {}
     for key, group in sorted(groups.items(), key=str):
         corrections = _find_corrections(butler, kind, camera, group[0])
-        detector = camera.get_detector(group[0].detector)
-        pixels = []
+        pixels: list[np.ndarray] = []
         for raw in group:
             with _collecting(failures, raw.uri):
-                pixels.append(_read_frame(raw, kind, detector, corrections))
+                frame = _read_frame(raw, kind, camera, corrections)
+                if pixels and frame.shape != pixels[0].shape:
+                    raise UserError(
+                        f"{display_name(raw.uri)}: {_size(frame)} pixels; the frames before have "
+                        f"{_size(pixels[0])}: a master is of one binning, so give only its frames"
+                    )
+                pixels.append(frame)
         if pixels:
             images[key] = _as_image(combine(pixels), kind, len(pixels))
     return camera, _some(images, failures)
@@ -251,14 +257,18 @@ def _find_corrections(
 
 
 def _read_frame(
-    raw: RawFile, kind: CalibrationKind, detector: DetectorDescription, corrections: dict[str, np.ndarray]
+    raw: RawFile, kind: CalibrationKind, camera: CameraDescription, corrections: dict[str, np.ndarray]
 ) -> np.ndarray:
     name = display_name(raw.uri)
     with raw.uri.open("rb") as stream:
-        pixels, _ = read_raw_pixels(stream, name)
+        pixels, header = read_raw_pixels(stream, name)
     seconds = raw.exposure["dark_time"] or 0.0
     try:
-        frame = assemble(pixels, detector).image
+        assembled = assemble(pixels, describe_frame(camera, raw.detector, header))
+        frame = assembled.image
+        for label, master in corrections.items():
+            if master.shape != frame.shape:
+                raise ValueError(f"{_size(frame)} pixels, and the {label} has {_size(master)}")
         if "bias" in corrections:
             frame -= corrections["bias"]
         if "dark" in corrections:
@@ -268,12 +278,14 @@ def _read_frame(
                 raise ValueError(f"a dark frame of {seconds} s")
             frame /= np.float32(seconds)
         if kind == "flat":
-            for amplifier in detector.amplifiers:
-                frame[amplifier.section.slices] *= np.float32(amplifier.gain)
-            frame = normalize(frame)
+            frame = normalize(frame * assembled.gain)
     except ValueError as err:
         raise UserError(f"{name}: {err}") from None
     return frame
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _as_response(flat: np.ndarray, name: str) -> np.ndarray:
@@ -322,6 +334,7 @@ def _read_master(
     with file.open("rb") as stream:
         pixels, header = read_raw_pixels(stream, name)
     camera, detector, physical_filter = describe_master(file, header, cameras, with_filter=kind == "flat")
+    detector = detector.assembled
     if pixels.shape != (detector.ny, detector.nx):
         raise UserError(
             f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels; a master of detector "

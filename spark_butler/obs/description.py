@@ -19,6 +19,7 @@ __all__ = (
     "CameraDescriptionError",
     "DetectorDescription",
     "FilterDescription",
+    "MosaicDescription",
     "ObservationType",
     "OverscanDescription",
 )
@@ -29,15 +30,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import astropy.wcs
-import numpy.typing as npt
 import pydantic
 import yaml
-from lsst.images import Box, DetectorFrame, SkyProjection
+from lsst.images import DetectorFrame, SkyProjection
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import UserError
 from ..text import describe_expected, suggest
-from ._geometry import Section, make_tan_wcs
+from ._detectors import (
+    AmplifierDescription,
+    DetectorDescription,
+    MosaicDescription,
+    OverscanDescription,
+)
+from ._geometry import make_tan_wcs
 from ._header_fields import HeaderMap
 
 type ObservationType = Literal["science", "bias", "dark", "flat", "focus", "test", "unknown"]
@@ -45,127 +51,6 @@ type ObservationType = Literal["science", "bias", "dark", "flat", "focus", "test
 
 class CameraDescriptionError(UserError, ValueError):
     """A camera's description can't be read or contradicts itself."""
-
-
-class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """One readout channel of a detector."""
-
-    name: str
-    raw_data_section: Section
-    """Light-sensitive pixels, in the raw image."""
-    raw_overscan_section: Section | None = None
-    """Overscan or prescan on any side, in the raw image: the rows, or the columns, of the data section."""
-    section: Section
-    """Where the data section goes in the assembled image."""
-    transpose: bool = False
-    """Whether the data section's rows become columns, before it is mirrored."""
-    mirror: Literal["none", "x", "y", "xy"] = "none"
-    """Along which axes of the assembled image the amplifier was read out backwards."""
-    gain: float = pydantic.Field(gt=0)
-    """Electrons per ADU."""
-    read_noise: float = pydantic.Field(ge=0)
-    """Electrons, RMS."""
-    saturation: float = pydantic.Field(gt=0)
-    """Raw ADU (bias level included) from which on a pixel is saturated."""
-
-    @pydantic.model_validator(mode="after")
-    def _sections_agree(self) -> Self:
-        step = -1 if self.transpose else 1
-        if self.raw_data_section.shape[::step] != self.section.shape:
-            raise ValueError(
-                f"raw_data_section {self.raw_data_section} and section {self.section} differ in size"
-            )
-        overscan = self.raw_overscan_section
-        if overscan is not None:
-            if not any(a == b for a, b in zip(overscan.slices, self.raw_data_section.slices, strict=True)):
-                raise ValueError(
-                    f"raw_overscan_section {overscan} must have the rows, or the columns, of the "
-                    f"raw_data_section {self.raw_data_section}"
-                )
-            if overscan.overlaps(self.raw_data_section):
-                raise ValueError(
-                    f"raw_overscan_section {overscan} overlaps the raw_data_section {self.raw_data_section}"
-                )
-        return self
-
-    def assembled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return pixels of the data section in the orientation of the assembled image.
-
-        Parameters
-        ----------
-        pixels
-            Array of the shape of ``raw_data_section``.
-        """
-        pixels = pixels.T if self.transpose else pixels
-        return pixels[:: -1 if "y" in self.mirror else 1, :: -1 if "x" in self.mirror else 1]
-
-
-class OverscanDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How the overscan is modeled; raw frames of masters and of science exposures are treated alike."""
-
-    fit: Literal["row", "constant"] = "row"
-    """``row`` subtracts the mean of each row (of each column, where the overscan is above or below), smoothed
-    along the column; ``constant`` one number."""
-    smooth: int = pydantic.Field(default=51, ge=1)
-    """Rows of the median filter that ``row`` smooths with; 1 does not smooth."""
-
-
-class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """One detector: its size, its place in the focal plane and its amplifiers."""
-
-    id: int = pydantic.Field(ge=0)
-    name: str = pydantic.Field(min_length=1, max_length=32)
-    purpose: str = "SCIENCE"
-    raw_nx: int = pydantic.Field(gt=0)
-    raw_ny: int = pydantic.Field(gt=0)
-    """Columns and rows of the raw image, overscan included."""
-    nx: int = pydantic.Field(gt=0)
-    ny: int = pydantic.Field(gt=0)
-    """Columns and rows of the assembled image."""
-    pixel_scale: float = pydantic.Field(gt=0)
-    """Arcseconds per pixel."""
-    offset: tuple[float, float] = (0.0, 0.0)
-    """Focal-plane x, y of the detector's center from the boresight, in pixels."""
-    rotation: float = 0.0
-    """Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees."""
-    amplifiers: tuple[AmplifierDescription, ...] = pydantic.Field(min_length=1)
-    overscan: OverscanDescription = OverscanDescription()
-    defects: tuple[Section, ...] = ()
-    """Bad columns and regions, in the assembled image."""
-
-    @pydantic.model_validator(mode="after")
-    def _amplifiers_fit(self) -> Self:
-        names = [amplifier.name for amplifier in self.amplifiers]
-        if len(set(names)) != len(names):
-            raise ValueError(f"amplifier names {names} are not unique")
-        covered = 0
-        for index, amplifier in enumerate(self.amplifiers):
-            where = f"amplifier {amplifier.name!r}:"
-            for label in ("raw_data_section", "raw_overscan_section"):
-                section = getattr(amplifier, label)
-                if section is not None and not section.fits_in(self.raw_nx, self.raw_ny):
-                    raise ValueError(
-                        f"{where} {label} {section} leaves the raw image of {self.raw_nx} x {self.raw_ny}"
-                    )
-            if not amplifier.section.fits_in(self.nx, self.ny):
-                raise ValueError(
-                    f"{where} section {amplifier.section} leaves the {self.nx} x {self.ny} detector"
-                )
-            for other in self.amplifiers[:index]:
-                if amplifier.section.overlaps(other.section):
-                    raise ValueError(f"{where} section {amplifier.section} overlaps that of {other.name!r}")
-            covered += amplifier.section.shape[0] * amplifier.section.shape[1]
-        if covered != self.nx * self.ny:
-            raise ValueError(f"the amplifiers cover {covered} of {self.nx * self.ny} pixels of the detector")
-        for defect in self.defects:
-            if not defect.fits_in(self.nx, self.ny):
-                raise ValueError(f"defect {defect} leaves the {self.nx} x {self.ny} detector")
-        return self
-
-    @property
-    def bbox(self) -> Box:
-        """Bounding box of the assembled image; its first pixel is (0, 0)."""
-        return Box.factory[0 : self.ny, 0 : self.nx]
 
 
 class FilterDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -275,6 +160,11 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
                 return candidate
         known = ", ".join(f"{candidate.id} ({candidate.name})" for candidate in self.detectors)
         raise LookupError(f"{self.name} has no detector {detector!r}; it has {known}")
+
+    def with_detector(self, detector: DetectorDescription) -> Self:
+        """Return the camera with another description of one of its detectors, such as that of one frame."""
+        detectors = (detector if each.id == detector.id else each for each in self.detectors)
+        return self.model_copy(update={"detectors": tuple(detectors)})
 
     def get_filter(self, header_value: str) -> FilterDescription:
         """Return the filter that headers call so.

@@ -8,7 +8,6 @@ from __future__ import annotations
 __all__ = ("Draft", "draft_description")
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import yaml
 from lsst.resources import ResourcePath
 
 from ..errors import UserError
+from ._draft_detectors import DetectorDraft, as_number, find_binning, flow, unbinned_size
 from ._exposures import describe_raw
 from ._header_fields import HeaderField, HeaderValueError
 from ._raw_fits import display_name, read_raw_header
@@ -57,10 +57,6 @@ _POSITIONS = (
 _FILTERS = ("FILTER", "FILTER1", "FILTNAME", "FILTERID", "ESO INS FILT1 NAME", "ESO INS OPTI-7 NAME")
 _TARGETS = ("OBJECT", "TARGET", "FIELD")
 _DETECTORS = ("DETID", "CCDNUM", "CCDID", "CHIPID", "DETNUM")
-_SCALES = ("PIXSCALE", "SECPIX", "SECPIX1", "PLATESCL", "SCALE")
-_GAINS = ("EGAIN", "GAIN", "ESO DET OUT1 CONAD")
-_NOISES = ("RDNOISE", "READNOIS", "RON", "ESO DET OUT1 RON")
-_SATURATIONS = ("SATURATE", "SATLEVEL")
 
 
 @dataclasses.dataclass
@@ -119,9 +115,10 @@ class _Writer:
     """Writer of a draft, which marks what it guesses and what it can't know."""
 
     def __init__(self, headers: Sequence[Header], name: str | None):
-        sizes = Counter((header.get("NAXIS1"), header.get("NAXIS2")) for header in headers)
+        # Binned frames are of one camera with unbinned ones: the sizes of both agree but for the binning.
+        sizes = Counter(unbinned_size(header) for header in headers)
         self.size: tuple[Any, Any] = sizes.most_common(1)[0][0]
-        self.headers = [each for each in headers if (each.get("NAXIS1"), each.get("NAXIS2")) == self.size]
+        self.headers = [each for each in headers if unbinned_size(each) == self.size]
         self.first = self.headers[0]
         self.questions: list[str] = []
         self.lines: list[str] = []
@@ -150,7 +147,7 @@ class _Writer:
 
     def _add(self, key: str, value: Any, mark: str = "") -> None:
         indent = len(key) - len(key.lstrip())
-        self.lines.append(f"{' ' * indent}{key.strip()}: {_flow(value)}{mark}")
+        self.lines.append(f"{' ' * indent}{key.strip()}: {flow(value)}{mark}")
 
     def _present(self, keywords: Iterable[str], headers: Sequence[Header] | None = None) -> list[str]:
         """Return the keywords that have a value in all headers."""
@@ -193,7 +190,7 @@ class _Writer:
             if each != each[:32]:
                 described["header_values"] = [each]
             guess = "" if each in "ugrizyUBVRI" else "  # guess: the band"
-            self.lines.append(f"  - {_flow(described)}{mark or guess}")
+            self.lines.append(f"  - {flow(described)}{mark or guess}")
 
     def _write_types(self, kind: Callable[[Header], str]) -> None:
         types: dict[str, list[str]] = {}
@@ -229,6 +226,8 @@ class _Writer:
         mark = "" if seconds else self._ask("exposure_time", "the headers have none; how many seconds?")
         self._add("  exposure_time", _short(seconds or {"constant": 1.0}), mark)
         self._add("  physical_filter", self.filter_keyword or {"constant": "clear"})
+        if binning := find_binning(self.headers):
+            self._add("  binning", _short(binning))
         self._write_position(science)
         if target := self._present(_TARGETS, science):
             self._add("  target", target[0])
@@ -239,7 +238,7 @@ class _Writer:
                 continue
             if ra == "CRVAL1" and not str(self.first.get("CTYPE1", "")).startswith("RA"):
                 continue
-            is_text = isinstance(science[0][ra], str) and _as_number(science[0][ra]) is None
+            is_text = isinstance(science[0][ra], str) and as_number(science[0][ra]) is None
             field = {"keyword": ra, "unit": "hour"} if is_text else {"keyword": ra}
             if self._can_read(field, "angle", science) and self._can_read({"keyword": dec}, "angle", science):
                 mark = "" if is_text or ra == "CRVAL1" else "  # guess: degrees; else unit: hour"
@@ -254,75 +253,10 @@ class _Writer:
         numbers = [0]
         if self.detector_keyword:
             numbers = sorted({int(each[self.detector_keyword]) for each in self.headers})
-        data, overscan = self._sections()
-        nx, ny = data[1] - data[0] + 1, data[3] - data[2] + 1
-        scale, scale_mark = self._pixel_scale(science)
-        electronics = self._electronics()
+        draft = DetectorDraft(self.headers, science[0], self._ask)
         self.lines.append("detectors:")
-        for n, number in enumerate(numbers):
-            self.lines.append(f"  - id: {number}")
-            sizes = {"raw_nx": self.size[0], "raw_ny": self.size[1], "nx": nx, "ny": ny}
-            for key, value in {"name": f"ccd{number}", **sizes}.items():
-                self._add(f"    {key}", value)
-            self._add("    pixel_scale", scale, scale_mark or "  # arcseconds")
-            if len(numbers) > 1:
-                mark = "  # as above" if n else self._ask("offset", "where is the center of each, in pixels?")
-                self._add("    offset", [0.0, 0.0], mark)
-            self.lines.append("    amplifiers:")
-            self.lines.append("      - name: all")
-            self._add("        raw_data_section", _section(data))
-            if overscan is not None:
-                self._add("        raw_overscan_section", _section(overscan))
-            self._add("        section", f"[1:{nx}, 1:{ny}]")
-            for key, (number_of, mark) in electronics.items():
-                self._add(f"        {key}", number_of, mark if n == 0 else "  # as above")
-            scale_mark = "  # as above"
-
-    def _electronics(self) -> dict[str, tuple[float, str]]:
-        """Return gain, read noise and saturation, with their marks."""
-        values: dict[str, tuple[float, str]] = {}
-        is_integer = self.first.get("BITPIX") in (8, 16) and self.first.get("BSCALE") in (None, 1)
-        for key, keywords, default, unit in (
-            ("gain", _GAINS, 1.0, "electrons per ADU"),
-            ("read_noise", _NOISES, 10.0, "electrons"),
-            ("saturation", _SATURATIONS, 60000.0 if is_integer else 1e5, "ADU"),
-        ):
-            for keyword in keywords:
-                if (number := _as_number(self.first.get(keyword))) and number > 0:
-                    values[key] = number, f"  # {unit}, by {keyword}"
-                    break
-            else:
-                values[key] = default, self._ask(key, f"how many {unit}?")
-        return values
-
-    def _pixel_scale(self, science: Sequence[Header]) -> tuple[float, str]:
-        """Return arcseconds per pixel, and a mark if they are a guess."""
-        header = science[0]
-        columns = [_as_number(header.get(key)) for key in ("CD1_1", "CD2_1")]
-        if str(header.get("CTYPE1", "")).startswith("RA"):
-            step = math.hypot(*(each or 0.0 for each in columns))
-            step = step or abs(_as_number(header.get("CDELT1")) or 0.0)
-            if 0 < step < 1:
-                return round(3600 * step, 4), ""
-        found = (_as_number(header.get(key)) for key in ("XBINNING", "HBIN", "CCDXBIN"))
-        binning = next(filter(None, found), 1.0)
-        for key in _SCALES:
-            if (number := _as_number(header.get(key))) and 0 < number < 1000:
-                guess = f"  # guess: {key}, of unbinned pixels, times {binning:g}" if binning > 1 else ""
-                return round(number * binning, 4), guess
-        size, focal = _as_number(header.get("XPIXSZ")), _as_number(header.get("FOCALLEN"))
-        if size and focal:
-            return round(206.265 * size / focal, 4), "  # guess: from XPIXSZ and FOCALLEN"
-        return 1.0, self._ask("pixel_scale", "how many arcseconds is a pixel?")
-
-    def _sections(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Return the light-sensitive section and the overscan, as columns and rows from 1."""
-        whole = (1, int(self.size[0]), 1, int(self.size[1]))
-        found = (_read_section(self.first.get(key)) for key in ("DATASEC", "TRIMSEC"))
-        data = next(filter(None, found), whole)
-        overscan = _read_section(self.first.get("BIASSEC"))
-        fits = overscan is not None and overscan[2:] == data[2:] and overscan[1] <= whole[1]
-        return (data if data[1] <= whole[1] and data[3] <= whole[3] else whole), overscan if fits else None
+        for number in numbers:
+            self.lines.extend(draft.write(number, len(numbers)))
 
     def _number(self, keywords: Iterable[str]) -> dict[str, Any] | None:
         """Return the field of a number, with a decimal comma if need be."""
@@ -346,32 +280,5 @@ def _short(field: Mapping[str, Any]) -> Any:
     return field["keyword"] if set(field) == {"keyword"} else dict(field)
 
 
-def _flow(value: Any) -> str:
-    """Return a value as YAML in one line."""
-    text: str = yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
 def _is_there(value: Any) -> bool:
     return value is not None and bool(str(value).strip())
-
-
-def _as_number(value: Any) -> float | None:
-    """Return a header value as a finite number, also with a decimal comma."""
-    try:
-        number = float(str(value).replace(",", "."))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _section(bounds: Sequence[int]) -> str:
-    return f"[{bounds[0]}:{bounds[1]}, {bounds[2]}:{bounds[3]}]"
-
-
-def _read_section(value: Any) -> tuple[int, ...] | None:
-    """Return a section of a header as columns and rows from 1."""
-    match = re.fullmatch(r"\s*\[(\d+):(\d+),\s*(\d+):(\d+)\]\s*", str(value or ""))
-    return tuple(map(int, match.groups())) if match else None

@@ -29,8 +29,9 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
     header
         Cards of a raw file.
     detector
-        Its geometry: all amplifiers must be shifted alike from the raw to the assembled image, and the pixel
-        scale must agree within a fifth, for the header's projection to be believed.
+        Its geometry, as from `describe_frame`: all amplifiers must be shifted alike from the raw to the
+        assembled image, and the pixel scale must agree within a fifth, for the header's projection to be
+        believed.
     """
     if not (
         str(header.get("CTYPE1", "")).startswith("RA--") and str(header.get("CTYPE2", "")).startswith("DEC-")
@@ -59,5 +60,15 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
     if not np.isfinite(wcs.wcs.crval).all() or (wcs.wcs.radesys or "ICRS") not in ("ICRS", "FK5", "GAPPT"):
         return None
     wcs.wcs.crpix = wcs.wcs.crpix - [shift_x, shift_y]
-    wcs.array_shape = (detector.ny, detector.nx)
+    if detector.mosaic is not None:
+        # The center of the color's pixels in a cell, from the cell's first pixel.
+        row, column = np.mean(detector.mosaic.places, axis=0)
+        if wcs.sip is not None or wcs.cpdis1 is not None or wcs.det2im1 is not None:
+            return None
+        wcs.wcs.crpix = (wcs.wcs.crpix - 1.0 - [column, row]) / 2.0 + 1.0
+        if wcs.wcs.has_cd():
+            wcs.wcs.cd = wcs.wcs.cd * 2.0
+        else:
+            wcs.wcs.cdelt = wcs.wcs.cdelt * 2.0
+    wcs.array_shape = (detector.assembled.ny, detector.assembled.nx)
     return wcs

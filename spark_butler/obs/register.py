@@ -15,6 +15,7 @@ from ._exposures import describe_raw
 from ._header_fields import HeaderValueError
 from ._raw_fits import RawFileError, display_name, read_raw_header
 from .description import CameraDescription, CameraDescriptionError
+from .frame_detector import check_size, describe_frame
 from .instrument import YamlInstrument
 from .repository import define_collections, register_dataset_types
 
@@ -55,7 +56,7 @@ def register_instrument(
     if run in butler.collections.query("*"):
         present = butler.find_dataset("camera", instrument=description.name, collections=run)
     content = description.model_dump(mode="json")
-    changed = present is not None and butler.get(present) != content
+    changed = present is not None and not _is_same(butler.get(present), description)
     if changed and not update:
         raise RepositoryError(hint)
     if changed:
@@ -78,6 +79,14 @@ def register_instrument(
     return description
 
 
+def _is_same(stored: object, description: CameraDescription) -> bool:
+    """Return whether a stored description, perhaps without newer keys, means the same."""
+    try:
+        return CameraDescription.from_dict(stored) == description
+    except CameraDescriptionError:
+        return False
+
+
 def _check_with_raw(butler: Butler, description: CameraDescription) -> None:
     """Raise if the newest raw frame in the repository does not fit a new description of its camera."""
     run = YamlInstrument.from_description(description).makeDefaultRawIngestRunName()
@@ -97,6 +106,7 @@ def _check_with_raw(butler: Butler, description: CameraDescription) -> None:
         if (mismatch := description.mismatch(header)) is not None:
             raise HeaderValueError(mismatch)
         found = describe_raw(uri, header, description).data_id
+        check_size(header, describe_frame(description, found["detector"], header))
     except HeaderValueError as err:
         raise CameraDescriptionError(
             f"the new description does not fit {name}, a frame of the repository, and replaces nothing: {err}"

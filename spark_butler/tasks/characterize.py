@@ -26,7 +26,7 @@ from .artifacts import find_cosmic_rays, find_defects, star_contrast
 from .background import estimate_background, mask_sources
 from .deblend import find_hidden
 from .detection import detect_sources, sky_variance
-from .frames import describe_observation, make_detector, make_source_ids, plane_union
+from .frames import camera_of_image, describe_observation, make_detector, make_source_ids, plane_union
 from .psf import estimate_psf
 from .psf_fit import fit_psf, stamp_radius
 from .psf_model import FWHM_PER_SIGMA, PsfModel
@@ -213,6 +213,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 "The image has no projection on the sky: its exposure record "
                 "has no pointing (tracking_ra and tracking_dec)."
             )
+        camera = camera_of_image(camera, post_isr_image.metadata)
         state = self._iterate(post_isr_image, noise_floor(camera.get_detector(detector)))
         described = make_detector(camera, detector, visit=obs_info.visit_id)
         image = make_preliminary_image(post_isr_image, state, described, band, obs_info)

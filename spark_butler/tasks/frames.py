@@ -6,6 +6,8 @@ Runs in workers.
 from __future__ import annotations
 
 __all__ = (
+    "FRAME_DETECTOR",
+    "camera_of_image",
     "describe_observation",
     "make_detector",
     "make_mask_schema",
@@ -15,6 +17,7 @@ __all__ = (
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import astropy.units as u
@@ -41,6 +44,25 @@ from lsst.pipe.base import ObservationDimensionPacker
 from ..obs.description import CameraDescription, DetectorDescription
 
 _PLANES = ("BAD", "SAT", "CR", "EDGE", "DETECTED", "NO_DATA")
+
+
+FRAME_DETECTOR = "frameDetector"
+"""Metadata of an image of which the detector differs from the camera's description: binned, for example."""
+
+
+def camera_of_image(camera: CameraDescription, metadata: Mapping[str, Any]) -> CameraDescription:
+    """Return the camera with the detector that an image says it is from.
+
+    Parameters
+    ----------
+    camera
+        The camera.
+    metadata
+        Of an image that `IsrTask` has made.
+    """
+    if (content := metadata.get(FRAME_DETECTOR)) is None:
+        return camera
+    return camera.with_detector(DetectorDescription.model_validate_json(content))
 
 
 def make_mask_schema() -> MaskSchema:

@@ -22,8 +22,9 @@ from lsst.pex.config import Field, RangeField
 from ..errors import UserError
 from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
 from ..obs.description import CameraDescription, DetectorDescription
+from ..obs.frame_detector import describe_frame
 from ..obs.header_wcs import header_wcs
-from .frames import make_mask_schema
+from .frames import FRAME_DETECTOR, make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
 
@@ -194,8 +195,9 @@ class IsrTask(pipe_base.PipelineTask):
         CalibrationRangeError
             Raised if the flat is not about one.
         """
-        described = camera.get_detector(detector)
-        assembled = assemble(raw.array, described)
+        frame = describe_frame(camera, detector, raw.metadata)
+        assembled = assemble(raw.array, frame)
+        described = assembled.detector
         bad = self._find_defects(described, assembled.image)
         electrons, variance, response = self._to_electrons(
             assembled,
@@ -213,7 +215,7 @@ class IsrTask(pipe_base.PipelineTask):
         electrons[bad & ~np.isfinite(electrons)] = 0.0
         variance = np.where(np.isfinite(variance), variance, noise_floor(described))
 
-        projection = self._first_projection(camera, detector, boresight, raw.metadata)
+        projection = self._first_projection(camera.with_detector(described), frame, boresight, raw.metadata)
         mask = Mask(schema=make_mask_schema(), bbox=described.bbox)
         mask.set("BAD", bad)
         saturated = assembled.saturated
@@ -227,6 +229,8 @@ class IsrTask(pipe_base.PipelineTask):
             variance=Image(variance, bbox=described.bbox, unit=u.electron**2),
             sky_projection=projection,
         )
+        if described != camera.get_detector(detector):
+            result.metadata[FRAME_DETECTOR] = described.model_dump_json()
         return pipe_base.Struct(post_isr_image=result)
 
     def _to_electrons(
@@ -262,21 +266,20 @@ class IsrTask(pipe_base.PipelineTask):
     def _first_projection(
         self,
         camera: CameraDescription,
-        detector: int,
+        frame: DetectorDescription,
         boresight: tuple[float, float, float] | None,
         header: Mapping[str, Any],
     ) -> SkyProjection[DetectorFrame] | None:
-        described = camera.get_detector(detector)
-        wcs = header_wcs(header, described) if self.config.use_header_wcs else None
+        wcs = header_wcs(header, frame) if self.config.use_header_wcs else None
         if wcs is not None:
             self.metadata["headerWcs"] = True
             return SkyProjection.from_fits_wcs(
-                wcs, DetectorFrame(instrument=camera.name, detector=detector, bbox=described.bbox)
+                wcs, DetectorFrame(instrument=camera.name, detector=frame.id, bbox=frame.assembled.bbox)
             )
         if boresight is None:
             self.log.warning("No pointing is known: the image gets no projection on the sky.")
             return None
-        return camera.initial_sky_projection(detector, *boresight)
+        return camera.initial_sky_projection(frame.id, *boresight)
 
     def _check_calibrations(self, camera: CameraDescription, found: dict[str, Any], data_id: Any) -> None:
         for name, wanted in (

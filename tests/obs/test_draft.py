@@ -102,6 +102,43 @@ def test_draft_follows_the_headers(
     assert _run("obs", "ingest-raws", repo, frame).exit_code == 0
 
 
+def test_draft_knows_binned_mosaic_and_joined_frames(repo: Path, tmp_path: Path) -> None:
+    def write(
+        name: str, shape: tuple[int, int], planes: int = 1, date: str = _TIME["DATE-OBS"], **cards: object
+    ) -> Path:
+        time = {"DATE-OBS": date, "EXPTIME": 5.0}
+        header = astropy.io.fits.Header({**time, "FILTER": "V", **_POSITION, **cards})
+        hdus: list[Any] = [astropy.io.fits.PrimaryHDU(header=header)]
+        for n in range(planes):
+            hdus.append(astropy.io.fits.ImageHDU(np.zeros(shape, dtype=np.int16)))
+            hdus[-1].header["GAIN"] = 1.5 + 0.1 * n
+        path = tmp_path / f"{name}.fits"
+        astropy.io.fits.HDUList(hdus).writeto(path)
+        return path
+
+    def draft(name: str, *frames: Path) -> Any:
+        path = tmp_path / f"{name}.yaml"
+        assert _run("obs", "describe", *frames, "--name", name, "-o", path).exit_code == 0
+        assert _run("obs", "register-instrument", repo, path).exit_code == 0
+        result = _run("obs", "ingest-raws", repo, *frames, "-t", "direct", "--instrument", name)
+        assert result.exit_code == 0, result.output
+        return yaml.safe_load(path.read_text())
+
+    binned = draft(
+        "Binned",
+        write("whole", (20, 30), CCDSUM="1 1"),
+        write("half", (10, 15), CCDSUM="2 2", date="2026-01-02T03:05:05"),
+    )
+    assert binned["header"]["binning"] == "CCDSUM"
+    assert binned["detectors"][0]["raw_nx"] == 30
+    color = draft("Color", write("color", (20, 30), BAYERPAT="GRBG"))
+    assert color["detectors"][0]["mosaic"] == {"pattern": "GRBG", "color": "G"}
+    joined = draft("Joined", write("four", (20, 30), planes=4))
+    amplifiers = joined["detectors"][0]["amplifiers"]
+    assert [each["gain"] for each in amplifiers] == ["GAIN@1", "GAIN@2", "GAIN@3", "GAIN@4"]
+    assert [each["section"] for each in amplifiers][1] == "[31:60, 1:20]"
+
+
 def test_drafts_of_real_cameras_register(repo: Path, shared_data: Path, tmp_path: Path) -> None:
     frames = shared_data / "opd_ngc346"
     draft = tmp_path / "draft.yaml"

@@ -158,7 +158,7 @@ def test_corrupt_or_misshapen_frame_is_named_and_nothing_written(
         small = astropy.io.fits.PrimaryHDU(hdus[0].data[:100], hdus[0].header)
     small.writeto(tmp_path / "2.fits", overwrite=True, checksum=True)
     with pytest.raises(
-        UserError, match=r"2\.fits: raw image of detector 0 .* has 100 rows .* says 256 and 320"
+        UserError, match=r"2\.fits: the image has 320 x 100 pixels; .* of detector S00 are 320 x 256"
     ):
         ingest_calibs(simcam, "bias", [tmp_path])
     assert not [name for name in simcam.collections.query("*") if name.startswith("SimCam/calib/bias")]

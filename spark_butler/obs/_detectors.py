@@ -1,0 +1,258 @@
+"""Detectors and amplifiers of a camera's description.
+
+Runs in the driver and in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("AmplifierDescription", "DetectorDescription", "MosaicDescription", "OverscanDescription")
+
+import math
+from typing import Any, Literal, Self
+
+import numpy.typing as npt
+import pydantic
+from lsst.images import Box
+
+from ._geometry import Section
+from ._header_fields import HeaderField
+
+_ELECTRONICS = ("gain", "read_noise", "saturation")
+
+
+class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """One readout channel of a detector."""
+
+    name: str
+    raw_data_section: Section
+    """Light-sensitive pixels, in the raw image."""
+    raw_overscan_section: Section | None = None
+    """Overscan or prescan on any side, in the raw image: the rows, or the columns, of the data section."""
+    section: Section
+    """Where the data section goes in the assembled image."""
+    transpose: bool = False
+    """Whether the data section's rows become columns, before it is mirrored."""
+    mirror: Literal["none", "x", "y", "xy"] = "none"
+    """Along which axes of the assembled image the amplifier was read out backwards."""
+    gain: float = pydantic.Field(gt=0)
+    """Electrons per ADU."""
+    read_noise: float = pydantic.Field(ge=0)
+    """Electrons, RMS."""
+    saturation: float = pydantic.Field(gt=0)
+    """Raw ADU (bias level included) from which on a pixel is saturated."""
+    cards: dict[Literal["gain", "read_noise", "saturation"], HeaderField] = {}
+    """Header fields that a frame's own values come from; the numbers above are no more than placeholders."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _separate_cards(cls, content: Any) -> Any:
+        """Accept a header field where a number is expected: ``gain: EGAIN``."""
+        if not isinstance(content, dict):
+            return content
+        content, cards = dict(content), dict(content.get("cards") or {})
+        for key in _ELECTRONICS:
+            value = content.get(key)
+            if isinstance(value, dict) or (isinstance(value, str) and not _is_number(value)):
+                cards[key], content[key] = value, 1.0
+        return {**content, "cards": cards}
+
+    @pydantic.model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        step = -1 if self.transpose else 1
+        if self.raw_data_section.shape[::step] != self.section.shape:
+            raise ValueError(
+                f"raw_data_section {self.raw_data_section} and section {self.section} differ in size"
+            )
+        overscan = self.raw_overscan_section
+        if overscan is not None:
+            if not any(a == b for a, b in zip(overscan.slices, self.raw_data_section.slices, strict=True)):
+                raise ValueError(
+                    f"raw_overscan_section {overscan} must have the rows, or the columns, of the "
+                    f"raw_data_section {self.raw_data_section}"
+                )
+            if overscan.overlaps(self.raw_data_section):
+                raise ValueError(
+                    f"raw_overscan_section {overscan} overlaps the raw_data_section {self.raw_data_section}"
+                )
+        return self
+
+    def assembled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return pixels of the data section in the orientation of the assembled image.
+
+        Parameters
+        ----------
+        pixels
+            Array of the shape of ``raw_data_section``.
+        """
+        pixels = pixels.T if self.transpose else pixels
+        return pixels[:: -1 if "y" in self.mirror else 1, :: -1 if "x" in self.mirror else 1]
+
+
+class OverscanDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How the overscan is modeled; raw frames of masters and of science exposures are treated alike."""
+
+    fit: Literal["row", "constant"] = "row"
+    """``row`` subtracts the mean of each row (of each column, where the overscan is above or below), smoothed
+    along the column; ``constant`` one number."""
+    smooth: int = pydantic.Field(default=51, ge=1)
+    """Rows of the median filter that ``row`` smooths with; 1 does not smooth."""
+
+
+class MosaicDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Color filters on the pixels of a detector, in cells of two by two."""
+
+    pattern: Literal["RGGB", "BGGR", "GRBG", "GBRG"]
+    """Colors of the first two pixels of the assembled image's first row, then of its second row."""
+    color: Literal["R", "G", "B"]
+    """Color that is kept, at half the size; green is the sum of both pixels of a cell."""
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Row and column in a cell of each pixel of the color."""
+        return tuple(divmod(number, 2) for number, color in enumerate(self.pattern) if color == self.color)
+
+    def extract(self, pixels: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Return the pixels of the color: one image of half the size for each place in a cell."""
+        return [pixels[row::2, column::2] for row, column in self.places]
+
+
+class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """One detector: its size, its place in the focal plane and its amplifiers."""
+
+    id: int = pydantic.Field(ge=0)
+    name: str = pydantic.Field(min_length=1, max_length=32)
+    purpose: str = "SCIENCE"
+    raw_nx: int = pydantic.Field(gt=0)
+    raw_ny: int = pydantic.Field(gt=0)
+    """Columns and rows of the raw image, overscan included."""
+    nx: int = pydantic.Field(gt=0)
+    ny: int = pydantic.Field(gt=0)
+    """Columns and rows of the assembled image."""
+    pixel_scale: float = pydantic.Field(gt=0)
+    """Arcseconds per pixel."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Focal-plane x, y of the detector's center from the boresight, in pixels."""
+    rotation: float = 0.0
+    """Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees."""
+    amplifiers: tuple[AmplifierDescription, ...] = pydantic.Field(min_length=1)
+    mosaic: MosaicDescription | None = None
+    """Color filters on the pixels, and which color is kept."""
+    overscan: OverscanDescription = OverscanDescription()
+    defects: tuple[Section, ...] = ()
+    """Bad columns and regions, in the assembled image."""
+
+    @pydantic.model_validator(mode="after")
+    def _amplifiers_fit(self) -> Self:
+        names = [amplifier.name for amplifier in self.amplifiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"amplifier names {names} are not unique")
+        covered = 0
+        for index, amplifier in enumerate(self.amplifiers):
+            where = f"amplifier {amplifier.name!r}:"
+            for label in ("raw_data_section", "raw_overscan_section"):
+                section = getattr(amplifier, label)
+                if section is not None and not section.fits_in(self.raw_nx, self.raw_ny):
+                    raise ValueError(
+                        f"{where} {label} {section} leaves the raw image of {self.raw_nx} x {self.raw_ny}"
+                    )
+            if not amplifier.section.fits_in(self.nx, self.ny):
+                raise ValueError(
+                    f"{where} section {amplifier.section} leaves the {self.nx} x {self.ny} detector"
+                )
+            for other in self.amplifiers[:index]:
+                if amplifier.section.overlaps(other.section):
+                    raise ValueError(f"{where} section {amplifier.section} overlaps that of {other.name!r}")
+            covered += amplifier.section.shape[0] * amplifier.section.shape[1]
+        if covered != self.nx * self.ny:
+            raise ValueError(f"the amplifiers cover {covered} of {self.nx * self.ny} pixels of the detector")
+        if self.mosaic is not None and not all(
+            bound % 2 == 0
+            for amplifier in self.amplifiers
+            for part in amplifier.section.slices
+            for bound in (part.start, part.stop)
+        ):
+            raise ValueError("with a mosaic, each section must begin at an odd pixel and end at an even one")
+        for defect in self.defects:
+            if not defect.fits_in(self.nx, self.ny):
+                raise ValueError(f"defect {defect} leaves the {self.nx} x {self.ny} detector")
+        return self
+
+    @property
+    def assembled(self) -> DetectorDescription:
+        """The detector as an assembled image has it: of a color mosaic, the pixels of one color."""
+        if self.mosaic is None:
+            return self
+        # Two greens are added: the noise of both is in the sum.
+        noise = math.sqrt(len(self.mosaic.places))
+        amplifiers = []
+        for amplifier in self.amplifiers:
+            section = amplifier.section.scaled(2)
+            updates = {"section": section, "raw_data_section": section, "raw_overscan_section": None}
+            plain = {"transpose": False, "mirror": "none", "read_noise": amplifier.read_noise * noise}
+            amplifiers.append(amplifier.model_copy(update=updates | plain))
+        nx, ny = self.nx // 2, self.ny // 2
+        return self.model_copy(
+            update={
+                **{"nx": nx, "ny": ny, "raw_nx": nx, "raw_ny": ny, "mosaic": None},
+                "amplifiers": tuple(amplifiers),
+                "pixel_scale": 2.0 * self.pixel_scale,
+                "offset": (0.5 * self.offset[0], 0.5 * self.offset[1]),
+                "defects": tuple(defect.scaled(2, outward=True) for defect in self.defects),
+            }
+        )
+
+    def binned(self, binning: int) -> Self:
+        """Return the detector as it is read out in binned pixels.
+
+        Parameters
+        ----------
+        binning
+            Pixels of the description along each side of a binned one.
+
+        Raises
+        ------
+        ValueError
+            Raised if amplifiers don't begin and end at binned pixels, or a color mosaic was binned.
+        """
+        if binning == 1:
+            return self
+        if self.mosaic is not None:
+            raise ValueError(f"pixels of a color mosaic were binned by {binning}, which mixes the colors")
+        sections = ("section", "raw_data_section", "raw_overscan_section")
+        amplifiers = [
+            amplifier.model_copy(
+                update={
+                    key: section.scaled(binning)
+                    for key in sections
+                    if (section := getattr(amplifier, key)) is not None
+                }
+            )
+            for amplifier in self.amplifiers
+        ]
+        sizes = {key: getattr(self, key) // binning for key in ("raw_nx", "raw_ny", "nx", "ny")}
+        changed = self.model_copy(
+            update={
+                **sizes,
+                "amplifiers": tuple(amplifiers),
+                "pixel_scale": binning * self.pixel_scale,
+                "offset": (self.offset[0] / binning, self.offset[1] / binning),
+                "defects": tuple(
+                    defect.scaled(binning, outward=True).cropped(sizes["nx"], sizes["ny"])
+                    for defect in self.defects
+                ),
+            }
+        )
+        return type(self).model_validate(changed.model_dump())
+
+    @property
+    def bbox(self) -> Box:
+        """Bounding box of the assembled image; its first pixel is (0, 0)."""
+        return Box.factory[0 : self.ny, 0 : self.nx]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

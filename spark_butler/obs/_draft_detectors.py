@@ -1,0 +1,219 @@
+"""Detectors in the draft of a camera's description.
+
+Runs in the driver, for ``obs describe``.
+"""
+
+from __future__ import annotations
+
+__all__ = ("BINNINGS", "DetectorDraft", "as_number", "find_binning", "flow", "read_binning", "unbinned_size")
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ._header_fields import HeaderField, HeaderValueError
+from ._raw_fits import JOINED
+from .frame_detector import MOSAIC_CARDS, MOSAIC_PATTERNS, parse_binning
+
+type Header = Mapping[str, Any]
+
+BINNINGS: tuple[dict[str, Any], ...] = (
+    {"keyword": "CCDSUM"},
+    {"keyword": ["XBINNING", "YBINNING"], "join": " "},
+    {"keyword": ["CCDXBIN", "CCDYBIN"], "join": " "},
+    {"keyword": ["HBIN", "VBIN"], "join": " "},
+    {"keyword": "BINNING"},
+)
+_SCALES = ("PIXSCALE", "SECPIX", "SECPIX1", "PLATESCL", "SCALE")
+_GAINS = ("EGAIN", "GAIN", "ESO DET OUT1 CONAD")
+_NOISES = ("RDNOISE", "READNOIS", "RON", "ESO DET OUT1 RON")
+_SATURATIONS = ("SATURATE", "SATLEVEL")
+
+
+class DetectorDraft:
+    """Lines of the draft that describe detectors.
+
+    Parameters
+    ----------
+    headers
+        Those of frames of one size, but for their binning.
+    science
+        Header of a science frame.
+    ask
+        Returns the mark of a value, by its key and a question, that only the owner knows.
+    """
+
+    def __init__(self, headers: Sequence[Header], science: Header, ask: Callable[[str, str], str]):
+        self._headers = headers
+        self._first = headers[0]
+        self._binned = find_binning(headers) is not None
+        self._ask = ask
+        size = (self._first.get("NAXIS1"), self._first.get("NAXIS2"))
+        self._size: tuple[Any, Any] = unbinned_size(self._first) if self._binned else size
+        self._scale, self._scale_mark = self._pixel_scale(science)
+        self._electronics = self._find_electronics()
+        self._begun = False
+
+    def write(self, number: int, count: int) -> Iterator[str]:
+        """Yield the lines of a detector.
+
+        Parameters
+        ----------
+        number
+            Its identifier.
+        count
+            Number of detectors.
+        """
+        data, overscan = self._sections()
+        nx, ny = data[1] - data[0] + 1, data[3] - data[2] + 1
+        first, self._begun = not self._begun, True
+        yield f"  - id: {number}"
+        sizes = {"raw_nx": self._size[0], "raw_ny": self._size[1], "nx": nx, "ny": ny}
+        for key, value in {"name": f"ccd{number}", **sizes}.items():
+            yield f"    {key}: {flow(value)}"
+        mark = self._scale_mark or "  # arcseconds"
+        yield f"    pixel_scale: {flow(self._scale)}{mark if first else '  # as above'}"
+        if count > 1:
+            mark = self._ask("offset", "where is the center of each, in pixels?") if first else "  # as above"
+            yield f"    offset: [0.0, 0.0]{mark}"
+        if pattern := self._find_mosaic():
+            yield f"    mosaic: {{pattern: {pattern}, color: G}}  # guess: the color that you want"
+        yield "    amplifiers:"
+        yield from self._amplifiers(data, overscan, first)
+
+    def _amplifiers(self, data: Sequence[int], overscan: Sequence[int] | None, first: bool) -> Iterator[str]:
+        # Images of one size in a file are amplifiers, which are joined from left to right.
+        joined = int(self._first.get(JOINED) or 1)
+        width = (data[1] - data[0] + 1) // joined
+        for n in range(joined):
+            start = data[0] + n * width
+            part = (start, start + width - 1, *data[2:]) if joined > 1 else tuple(data)
+            yield f"      - name: {flow('all' if joined == 1 else str(n + 1))}"
+            yield f"        raw_data_section: {flow(_section(part))}"
+            if overscan is not None:
+                yield f"        raw_overscan_section: {flow(_section(overscan))}"
+            section = (1 + n * width, (n + 1) * width, 1, data[3] - data[2] + 1)
+            yield f"        section: {flow(_section(section))}"
+            for key, (value, mark) in self._electronics.items():
+                if joined > 1 and isinstance(value, str):
+                    value = f"{value}@{n + 1}"
+                yield f"        {key}: {flow(value)}{mark if first and n == 0 else '  # as above'}"
+
+    def _find_electronics(self) -> dict[str, tuple[Any, str]]:
+        """Return gain, read noise and saturation, with their marks: a keyword where frames differ."""
+        values: dict[str, tuple[Any, str]] = {}
+        is_integer = self._first.get("BITPIX") in (8, 16) and self._first.get("BSCALE") in (None, 1)
+        for key, keywords, default, unit in (
+            ("gain", _GAINS, 1.0, "electrons per ADU"),
+            ("read_noise", _NOISES, 10.0, "electrons"),
+            ("saturation", _SATURATIONS, 60000.0 if is_integer else 1e5, "ADU"),
+        ):
+            for keyword in keywords:
+                numbers = [as_number(each.get(keyword)) for each in self._headers]
+                if not all(number and number > 0 for number in numbers):
+                    continue
+                own = {as_number(v) for k, v in self._first.items() if k.startswith(f"{keyword}@")}
+                if len(set(numbers)) > 1 or len(own) > 1:
+                    comma = any("," in str(each.get(keyword)) for each in self._headers)
+                    values[key] = (
+                        {"keyword": keyword, "decimal_comma": True} if comma else keyword,
+                        f"  # {unit}; frames differ",
+                    )
+                else:
+                    values[key] = numbers[0], f"  # {unit}, by {keyword}"
+                break
+            else:
+                values[key] = default, self._ask(key, f"how many {unit}?")
+        return values
+
+    def _pixel_scale(self, science: Header) -> tuple[float, str]:
+        """Return arcseconds per pixel, and a mark if they are a guess."""
+        binning = next(filter(None, (read_binning(field, science) for field in BINNINGS)), 1)
+        # Of pixels as the frames have them, or of unbinned ones if frames differ.
+        described = 1 if self._binned else binning
+        columns = [as_number(science.get(key)) for key in ("CD1_1", "CD2_1")]
+        if str(science.get("CTYPE1", "")).startswith("RA"):
+            step = math.hypot(*(each or 0.0 for each in columns))
+            step = step or abs(as_number(science.get("CDELT1")) or 0.0)
+            if 0 < step < 1:
+                return round(3600 * step * described / binning, 4), ""
+        for key in _SCALES:
+            if (number := as_number(science.get(key))) and 0 < number < 1000:
+                guess = f"  # guess: {key}, of unbinned pixels, times {described}" if described > 1 else ""
+                return round(number * described, 4), guess
+        size, focal = as_number(science.get("XPIXSZ")), as_number(science.get("FOCALLEN"))
+        if size and focal:
+            scale = 206.265 * size / focal * described / binning
+            return round(scale, 4), "  # guess: from XPIXSZ and FOCALLEN"
+        return 1.0, self._ask("pixel_scale", "how many arcseconds is a pixel?")
+
+    def _sections(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Return the light-sensitive section and the overscan, as columns and rows from 1."""
+        whole = (1, int(self._size[0]), 1, int(self._size[1]))
+        if self._first.get(JOINED) or self._binned:
+            return whole, None
+        found = (_read_section(self._first.get(key)) for key in ("DATASEC", "TRIMSEC"))
+        data = next(filter(None, found), whole)
+        overscan = _read_section(self._first.get("BIASSEC"))
+        fits = overscan is not None and overscan[2:] == data[2:] and overscan[1] <= whole[1]
+        return (data if data[1] <= whole[1] and data[3] <= whole[3] else whole), overscan if fits else None
+
+    def _find_mosaic(self) -> str | None:
+        """Return the pattern of a color mosaic."""
+        found = (str(self._first.get(card) or "").strip().upper() for card in MOSAIC_CARDS)
+        return next((pattern for pattern in found if pattern in MOSAIC_PATTERNS), None)
+
+
+def read_binning(field: Mapping[str, Any], header: Header) -> int | None:
+    """Return the binning that a header has in a field, or `None`."""
+    try:
+        text = HeaderField.model_validate(dict(field)).text(header)
+        return None if text is None else parse_binning(text, "binning")
+    except HeaderValueError:
+        return None
+
+
+def find_binning(headers: Sequence[Header]) -> dict[str, Any] | None:
+    """Return the field of the binning, where frames differ in it."""
+    for field in BINNINGS:
+        found = {read_binning(field, each) for each in headers}
+        if None not in found and len(found) > 1:
+            return field
+    return None
+
+
+def unbinned_size(header: Header) -> tuple[Any, Any]:
+    """Return columns and rows of an image, had it not been binned."""
+    binning = next(filter(None, (read_binning(field, header) for field in BINNINGS)), 1)
+    columns, rows = header.get("NAXIS1"), header.get("NAXIS2")
+    return (columns or 0) * binning, (rows or 0) * binning
+
+
+def flow(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text: str = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def as_number(value: Any) -> float | None:
+    """Return a header value as a finite number, also with a decimal comma."""
+    try:
+        number = float(str(value).replace(",", "."))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _section(bounds: Sequence[int]) -> str:
+    return f"[{bounds[0]}:{bounds[1]}, {bounds[2]}:{bounds[3]}]"
+
+
+def _read_section(value: Any) -> tuple[int, ...] | None:
+    """Return a section of a header as columns and rows from 1."""
+    match = re.fullmatch(r"\s*\[(\d+):(\d+),\s*(\d+):(\d+)\]\s*", str(value or ""))
+    return tuple(map(int, match.groups())) if match else None

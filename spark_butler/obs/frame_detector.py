@@ -1,0 +1,177 @@
+"""The detector as one frame has it: numbers from its header, geometry in its binned pixels.
+
+Runs in the driver, which ingests frames and makes masters, and in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "MOSAIC_CARDS",
+    "MOSAIC_PATTERNS",
+    "bin_detector",
+    "check_size",
+    "describe_frame",
+    "parse_binning",
+)
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+
+from ._detectors import AmplifierDescription, DetectorDescription
+from ._header_fields import HeaderField, HeaderValueError
+from .description import CameraDescription
+
+_LIMITS = {
+    "gain": (1e-4, 1e4, "electrons per ADU"),
+    "read_noise": (0.0, 1e4, "electrons"),
+    "saturation": (1.0, 1e10, "ADU"),
+}
+MOSAIC_CARDS = ("BAYERPAT", "COLORTYP", "CFAPAT", "FILTER")
+MOSAIC_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
+
+
+def describe_frame(
+    camera: CameraDescription, detector: int, header: Mapping[str, Any]
+) -> DetectorDescription:
+    """Return a detector with the gain, read noise, saturation and binning of one frame.
+
+    Parameters
+    ----------
+    camera
+        The camera.
+    detector
+        Identifier of the detector.
+    header
+        Cards of the raw frame.
+
+    Raises
+    ------
+    HeaderValueError
+        Raised if the header lacks a value or has an impossible one, or the pixels are those of a color mosaic
+        that the description does not speak of.
+    """
+    described = camera.get_detector(detector)
+    if described.mosaic is None:
+        _check_monochrome(header, described)
+    if any(amplifier.cards for amplifier in described.amplifiers):
+        amplifiers = tuple(_read_electronics(each, header) for each in described.amplifiers)
+        described = described.model_copy(update={"amplifiers": amplifiers})
+    return bin_detector(camera, described, header)
+
+
+def bin_detector(
+    camera: CameraDescription, described: DetectorDescription, header: Mapping[str, Any]
+) -> DetectorDescription:
+    """Return a detector in the binned pixels of one image.
+
+    Parameters
+    ----------
+    camera
+        The camera; its field ``binning`` says where headers have it.
+    described
+        The detector in unbinned pixels.
+    header
+        Cards of the image.
+
+    Raises
+    ------
+    HeaderValueError
+        Raised if the binning can't be read, or does not fit the detector's sections.
+    """
+    binning = 1 if camera.header.binning is None else _read_binning(camera.header.binning, header)
+    try:
+        return described.binned(binning)
+    except pydantic.ValidationError as err:
+        reason = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in err.errors())
+        raise HeaderValueError(
+            f"binning = {binning} does not fit the sections of detector {described.name}: {reason}"
+        ) from None
+    except ValueError as err:
+        raise HeaderValueError(str(err)) from None
+
+
+def check_size(header: Mapping[str, Any], detector: DetectorDescription) -> None:
+    """Raise if a frame does not have the size that its detector is described with.
+
+    Parameters
+    ----------
+    header
+        Cards of the raw frame.
+    detector
+        As from `describe_frame`.
+    """
+    size, described = (header.get("NAXIS1"), header.get("NAXIS2")), (detector.raw_nx, detector.raw_ny)
+    if size != described:
+        raise HeaderValueError(
+            f"the image has {size[0]} x {size[1]} pixels; raw_nx and raw_ny of detector {detector.name} are "
+            f"{described[0]} x {described[1]}: a field binning of the header says by what frames are binned, "
+            "and windowed frames need a description of their own (tell them apart by match)"
+        )
+
+
+def _read_electronics(amplifier: AmplifierDescription, header: Mapping[str, Any]) -> AmplifierDescription:
+    values: dict[str, Any] = {}
+    for key, field in amplifier.cards.items():
+        low, high, unit = _LIMITS[key]
+        number = field.number(header)
+        origin = " or ".join(field.keyword) or "constant"
+        if number is None:
+            raise HeaderValueError(
+                f"{key} of amplifier {amplifier.name}: {origin} is missing or blank in the header; "
+                f"give it a default, or a number of {unit}"
+            )
+        if not low <= number <= high:
+            raise HeaderValueError(
+                f"{key} of amplifier {amplifier.name}: {origin} gives {number:g} {unit}, which is not within "
+                f"{low:g} and {high:g}; give a number in the description if the card means something else"
+            )
+        values[key] = number
+    return amplifier.model_copy(update={**values, "cards": {}})
+
+
+def _read_binning(field: HeaderField, header: Mapping[str, Any]) -> int:
+    text = field.text(header)
+    return 1 if text is None else parse_binning(text, " or ".join(field.keyword))
+
+
+def parse_binning(text: str, origin: str) -> int:
+    """Return how many pixels are along each side of a binned one.
+
+    Parameters
+    ----------
+    text
+        Value of a card: ``2``, ``'2 2'``, ``2x2``.
+    origin
+        What errors call the card.
+
+    Raises
+    ------
+    HeaderValueError
+        Raised if the text has another form, or both sides differ.
+    """
+    match = re.fullmatch(r"\s*(\d+)(?:\.0*)?(?:[^\d.]+(\d+)(?:\.0*)?)?\s*", text)
+    along_x, along_y = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= along_x <= 64:
+        raise HeaderValueError(
+            f"binning: {origin} = {text!r} is not a number of pixels, such as 2, '2 2' or 2x2"
+        )
+    if along_x != along_y:
+        raise HeaderValueError(
+            f"binning: {origin} = {text!r} makes pixels that are not square, "
+            "and frames of such can't be processed"
+        )
+    return along_x
+
+
+def _check_monochrome(header: Mapping[str, Any], detector: DetectorDescription) -> None:
+    for card in MOSAIC_CARDS:
+        pattern = str(header.get(card) or "").strip().upper()
+        if pattern in MOSAIC_PATTERNS:
+            raise HeaderValueError(
+                f"{card} = {pattern!r}: the pixels are a color mosaic, and detector {detector.name} is "
+                f"described without one; add 'mosaic: {{pattern: {pattern}, color: G}}' to it, with the "
+                "color that you want"
+            )
