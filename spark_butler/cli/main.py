@@ -30,6 +30,7 @@ _LAZY = {
     "report": ("reports", "Print the report of a run that has ended."),
     "run": ("run", "Build and run a pipeline on Spark, with the options of 'pipetask run'."),
     "run-qbb": ("qbb", "Run a quantum graph on Spark without the registry."),
+    "science": ("products", "Write a page about images, PSF, astrometry and photometry of a run."),
     "show": ("products", "Draw a visit, or a detector with its sources."),
     "submit": ("submit", "Start a run that goes on without the terminal."),
     "status": ("reports", "Print the state of running and ended runs."),

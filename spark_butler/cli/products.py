@@ -1,18 +1,22 @@
-"""The commands ``show`` and ``catalog``, for products of process_ccd.  Run in the process of the command."""
+"""The commands ``show``, ``catalog`` and ``science``, for products of process_ccd.
+
+Run in the process of the command.
+"""
 
 from __future__ import annotations
 
-__all__ = ["catalog", "show"]
+__all__ = ["catalog", "science", "show"]
 
 import click
 from lsst.daf.butler import Butler
+from lsst.resources import ResourcePath
 
 from ..errors import OptionsError, RepositoryError, UserError
 from ..products.catalog import FORMATS, read_catalog, write_catalog
 from ..repository.checks import check_repository
 from ..repository.output_checks import check_name
 from ..repository.query import find_data_ids
-from ..text import format_count
+from ..text import format_count, translate_errors
 from .command import LeafCommand, print_json
 
 _MOST_VISITS = 10
@@ -114,3 +118,39 @@ def catalog(
         print_json({"rows": len(table), "columns": table.colnames, "files": list(chosen.values())})
     else:
         click.echo(f"{format_count(len(table), 'source')} are in {' and '.join(chosen.values())}.")
+
+
+@click.command(cls=LeafCommand)
+@click.argument("repo")
+@click.argument("collection")
+@click.option(
+    "--where", default="", help="Expression that selects visits and detectors, as in 'pipetask -d'."
+)
+@click.option(
+    "-o", "--output", metavar="FILE", default="science.html", show_default=True, help="File to write."
+)
+def science(repo: str, collection: str, where: str, output: str, form: str) -> None:
+    """Write a page about the science of a run of process_ccd.
+
+    The page has the focal plane of each visit, PSF, astrometry, photometry and flags. COLLECTION is an
+    output of process_ccd.
+
+    \b
+    Examples:
+      spark-butler science s3-repo u/me/first
+      spark-butler science s3-repo u/me/first --where "visit > 42" -o page.html
+    """
+    try:
+        from ..products.science_page import make_science_page
+    except ModuleNotFoundError as exc:
+        raise UserError("Pictures need matplotlib: `pip install matplotlib`.") from exc
+    check_name("COLLECTION", collection)
+    check_repository(repo)
+    with Butler.from_config(repo, writeable=False) as butler:
+        page = make_science_page(butler, collection, where=where)
+    with translate_errors(UserError, f"Can't write {output}"):
+        ResourcePath(output, forceAbsolute=False, forceDirectory=False).write(page.encode())
+    if form == "json":
+        print_json({"file": output})
+    else:
+        click.echo(f"The page is in {output}.")

@@ -18,6 +18,7 @@ from lsst.resources import ResourcePath
 
 from ..errors import OptionsError, StaysHereError, UserError
 from ..planning.plan import Plan
+from ..report.live_table import ReportPage
 from ..repository.checks import check_repository, store_roots
 from ..repository.query import find_data_ids
 from ..run import PreparedRun, prepare
@@ -255,6 +256,37 @@ class SparkButler:
         ...
         """
         return self._prepare(pipeline, options, dry_run=True).plan
+
+    def science_html(
+        self, collection: str, *, where: str = "", file: str | os.PathLike[str] | None = None
+    ) -> ReportPage:
+        """Return a page about the science of a run of process_ccd, which a notebook shows.
+
+        Parameters
+        ----------
+        collection
+            An output of process_ccd.
+        where
+            Expression that selects visits and detectors.
+        file
+            File to write the page to, as well.
+
+        Returns
+        -------
+        page
+            Focal plane, PSF, astrometry, photometry and flags; ``str(page)`` is its HTML.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if the collection is not an output of process_ccd, or if the file can't be written.
+        """
+        from ..products.science_page import make_science_page
+
+        html = make_science_page(self.butler, collection, where=where)
+        page = ReportPage(collection, html, os.fspath(file) if file is not None else None)
+        page.save()
+        return page
 
     def _prepare(
         self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, dry_run: bool = False

@@ -84,7 +84,7 @@ def draw_focal_plane(
     summary = butler.get("visit_summary", instrument=instrument, visit=visit)
     rows = {int(row["detector"]): row for row in summary}
     described = [camera.get_detector(int(ref.dataId["detector"])) for ref in refs]
-    corners = np.concatenate([_outline(detector) for detector in described])
+    corners = np.concatenate([outline(detector) for detector in described])
     low, high = corners.min(axis=0), corners.max(axis=0)
     span = high - low
     binning = max(1, math.ceil(float(span.max()) / max_pixels))
@@ -201,7 +201,7 @@ def _sky_noise(image: VisitImage) -> float:
     return max(image.summary_stats.skyNoise * factor, 1e-30)
 
 
-def _to_focal_plane(detector: DetectorDescription) -> Affine2D:
+def to_focal_plane(detector: DetectorDescription) -> Affine2D:
     """Transform from pixels of the detector to pixels of the focal plane."""
     return (
         Affine2D()
@@ -211,10 +211,10 @@ def _to_focal_plane(detector: DetectorDescription) -> Affine2D:
     )
 
 
-def _outline(detector: DetectorDescription) -> npt.NDArray[np.float64]:
+def outline(detector: DetectorDescription) -> npt.NDArray[np.float64]:
     right, top = detector.nx - 0.5, detector.ny - 0.5
     corners = np.array([[-0.5, -0.5], [right, -0.5], [right, top], [-0.5, top]])
-    return np.asarray(_to_focal_plane(detector).transform(corners))
+    return np.asarray(to_focal_plane(detector).transform(corners))
 
 
 def _draw_placed(axes: Axes, image: FloatImage, detector: DetectorDescription, stretch: _Stretch) -> None:
@@ -226,17 +226,17 @@ def _draw_placed(axes: Axes, image: FloatImage, detector: DetectorDescription, s
         vmin=low,
         vmax=high,
         extent=(-0.5, detector.nx - 0.5, -0.5, detector.ny - 0.5),
-        transform=_to_focal_plane(detector) + axes.transData,
+        transform=to_focal_plane(detector) + axes.transData,
         interpolation="antialiased",
     )
-    corners = _outline(detector)
+    corners = outline(detector)
     axes.add_collection(
         LineCollection([np.vstack([corners, corners[:1]])], colors=_FAINT_TEXT, linewidths=0.6, alpha=0.6)
     )
 
 
 def _label_detector(axes: Axes, detector: DetectorDescription, row: Any) -> None:
-    corners = _outline(detector)
+    corners = outline(detector)
     text = f"{detector.id}  {detector.name}"
     if row is not None:
         text += f"\n{row['nSource']} sources\n{_zero_point_text(row)}"

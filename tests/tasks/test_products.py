@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -12,7 +13,9 @@ from astropy.table import Table
 from click.testing import CliRunner, Result
 
 from spark_butler.cli.main import main
+from spark_butler.obs.description import CameraDescription
 from spark_butler.products.pictures import draw_detector, draw_focal_plane
+from spark_butler.products.science import make_stars
 from tests.tasks.processed_night import ProcessedNight
 
 pytestmark = pytest.mark.pipeline
@@ -83,3 +86,51 @@ def test_catalog_joins_the_sources_of_a_run(processed: ProcessedNight, tmp_path:
     assert again.exit_code == 2
     assert "give --overwrite to replace it" in again.stderr
     assert "give --csv FILE" in _call("catalog", processed.repo, processed.output).stderr
+
+
+def test_the_science_page_has_the_numbers_of_the_run(processed: ProcessedNight, tmp_path: Path) -> None:
+    file = tmp_path / "science.html"
+    result = _call("science", processed.repo, processed.output, "-o", file, "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"file": str(file)}
+    page = file.read_text()
+    sources = [processed.butler.get(ref) for ref in processed.butler.query_datasets("source")]
+    assert f"<b>{sum(map(len, sources)):,}</b><span>sources</span>" in page
+    matched = sum(int(np.count_nonzero(np.asarray(table["refId"]) >= 0)) for table in sources)
+    assert f"{matched:,} matched sources" in page
+    for visit in processed.simulated.visits:
+        assert f"<td>{visit}</td>" in page
+    # Focal plane, PSF, astrometry, photometry.
+    assert page.count("data:image/png;base64,") == 4
+    for arguments, words in (
+        ((processed.repo, f"{processed.output}x"), f"did you mean '{processed.output}'"),
+        ((processed.repo, "SimCam/defaults"), "visit_summary"),
+        ((processed.repo, processed.output, "-o", tmp_path), f"Can't write {tmp_path}"),
+    ):
+        result = _call("science", *arguments)
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_stars_of_turned_detectors_are_drawn_in_the_axes_of_the_focal_plane(
+    processed: ProcessedNight,
+) -> None:
+    camera = processed.butler.get("camera", instrument="SimCam")
+    ref = next(iter(processed.butler.query_datasets("source", where="detector = 0")))
+    catalog = processed.butler.get(ref)
+    # Elongated along the detector's x axis, of which the focal plane's is a quarter turn away.
+    catalog["ixxPSF"], catalog["iyyPSF"], catalog["ixyPSF"] = 3.0, 1.0, 0.0
+    straight, turned = (
+        make_stars(catalog, CameraDescription.from_dict(_turn(camera, angle)), 0) for angle in (0.0, 90.0)
+    )
+    np.testing.assert_allclose(straight.ellipticity, 0.5, atol=1e-9)
+    np.testing.assert_allclose(turned.ellipticity, -0.5, atol=1e-9)
+    offset = CameraDescription.from_dict(camera).get_detector(0).offset
+    np.testing.assert_allclose(turned.x - offset[0], -(straight.y - offset[1]), atol=1e-6)
+
+
+def _turn(camera: dict[str, Any], angle: float) -> dict[str, Any]:
+    """Return a camera whose first detector is rotated."""
+    first, *others = camera["detectors"]
+    return {**camera, "detectors": [{**first, "rotation": angle}, *others]}
