@@ -37,6 +37,7 @@ CONTENTS = {
         "notebook",
         "temporaries",
         "cameras",
+        "calibrations",
         "watching",
         "metrics",
         "provenance",

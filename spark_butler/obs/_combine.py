@@ -5,13 +5,20 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ("combine", "normalize")
+__all__ = ("PairNoise", "combine", "compare", "normalize")
+
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 _CLIP = 5.0
 _MAD_TO_SIGMA = 1.4826
+_QUARTILE_TO_SIGMA = 1.0 / 1.1503
 _ROWS = 256
+_COMPARED = 100_000
+_WORST = 5.0
+"""How many times as much a frame may differ from its best partner as the best pair does."""
 
 
 def combine(frames: list[np.ndarray]) -> np.ndarray:
@@ -46,6 +53,43 @@ def combine(frames: list[np.ndarray]) -> np.ndarray:
 
 def _spread(stack: np.ndarray) -> float:
     return float(np.median(np.std(stack, axis=0, ddof=1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairNoise:
+    """How well frames agree with each other."""
+
+    noise: float
+    """Noise of one frame, by the two that agree best; NaN of a single frame."""
+
+    outliers: dict[int, float]
+    """Index of each frame that agrees with none, and how many times the noise it deviates."""
+
+
+def compare(frames: Sequence[np.ndarray]) -> PairNoise:
+    """Compare frames of one kind by the differences of all pairs.
+
+    Parameters
+    ----------
+    frames
+        Arrays of one shape.
+    """
+    step = max(1, frames[0].size // _COMPARED)
+    thin = [frame.ravel()[::step] for frame in frames]
+    # The upper quartile: a frame of which a quarter is spoiled is of no use.
+    deviation = np.array([[np.nanpercentile(np.abs(a - b), 75.0) for a in thin] for b in thin])
+    np.fill_diagonal(deviation, np.inf)
+    if len(frames) < 2:
+        return PairNoise(float("nan"), {})
+    best = deviation.min(axis=1)
+    # Frames of few ADU agree to within a digit.
+    typical = max(float(best.min()), 1e-6 * float(np.nanmedian(np.abs(thin[0]))) + 1e-12)
+    outliers = {}
+    if len(frames) > 2:
+        outliers = {
+            n: float(value / typical) for n, value in enumerate(best) if not value <= _WORST * typical
+        }
+    return PairNoise(_QUARTILE_TO_SIGMA * float(np.median(best)) / np.sqrt(2.0), outliers)
 
 
 def normalize(image: np.ndarray) -> np.ndarray:

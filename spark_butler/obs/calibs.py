@@ -8,10 +8,9 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import astropy.time
-import astropy.units as u
 import numpy as np
 from lsst.daf.butler import Butler, DatasetRef, Timespan
 from lsst.images import Image
@@ -19,23 +18,20 @@ from lsst.pipe.base import Instrument
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
-from ._combine import combine, normalize
+from ._combine import normalize
 from ._exposures import RawFile, describe_master
 from ._raw_fits import display_name, read_raw_pixels
-from .assembly import FLAT_MEDIAN, assemble
+from .assembly import FLAT_MEDIAN
 from .description import CameraDescription
-from .frame_detector import describe_frame
 from .instrument import make_instrument_class
+from .masters import UNITS, CalibrationKind, correct_frame, make_master, size_of
 from .raws import RAW_SUFFIXES, read_raw_files
 from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)
 
-type CalibrationKind = Literal["bias", "dark", "flat"]
 type CalibrationKey = tuple[int, str | None]
 """Detector and, for flats, physical filter."""
-
-_UNITS = {"bias": u.adu, "dark": u.adu / u.s, "flat": u.dimensionless_unscaled}
 
 
 def parse_validity(begin: str | None, end: str | None) -> Timespan:
@@ -197,18 +193,23 @@ def _make_masters(
     images = {}
     for key, group in sorted(groups.items(), key=str):
         corrections = _find_corrections(butler, kind, camera, group[0])
-        pixels: list[np.ndarray] = []
+        pixels: dict[str, np.ndarray] = {}
         for raw in group:
             with _collecting(failures, raw.uri):
                 frame = _read_frame(raw, kind, camera, corrections)
-                if pixels and frame.shape != pixels[0].shape:
+                first = next(iter(pixels.values()), frame)
+                if frame.shape != first.shape:
                     raise UserError(
-                        f"{display_name(raw.uri)}: {_size(frame)} pixels; the frames before have "
-                        f"{_size(pixels[0])}: a master is of one binning, so give only its frames"
+                        f"{display_name(raw.uri)}: {size_of(frame)} pixels; the frames before have "
+                        f"{size_of(first)}: a master is of one binning, so give only its frames"
                     )
-                pixels.append(frame)
+                pixels[display_name(raw.uri)] = frame
         if pixels:
-            images[key] = _as_image(combine(pixels), kind, len(pixels))
+            images[key], excluded = make_master(kind, pixels)
+            for name, reason in excluded.items():
+                logger.warning("Left out %s: it %s.", name, reason)
+                if failures is not None:
+                    failures[name] = f"{name}: {reason}"
     return camera, _some(images, failures)
 
 
@@ -264,28 +265,17 @@ def _read_frame(
         pixels, header = read_raw_pixels(stream, name)
     seconds = raw.exposure["dark_time"] or 0.0
     try:
-        assembled = assemble(pixels, describe_frame(camera, raw.detector, header))
-        frame = assembled.image
-        for label, master in corrections.items():
-            if master.shape != frame.shape:
-                raise ValueError(f"{_size(frame)} pixels, and the {label} has {_size(master)}")
-        if "bias" in corrections:
-            frame -= corrections["bias"]
-        if "dark" in corrections:
-            frame -= corrections["dark"] * np.float32(seconds)
-        if kind == "dark":
-            if not seconds > 0:
-                raise ValueError(f"a dark frame of {seconds} s")
-            frame /= np.float32(seconds)
-        if kind == "flat":
-            frame = normalize(frame * assembled.gain)
-    except ValueError as err:
+        return correct_frame(
+            kind,
+            pixels,
+            header,
+            camera,
+            detector=raw.detector,
+            seconds=seconds,
+            corrections=corrections,
+        )
+    except UserError as err:
         raise UserError(f"{name}: {err}") from None
-    return frame
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _as_response(flat: np.ndarray, name: str) -> np.ndarray:
@@ -299,12 +289,6 @@ def _as_response(flat: np.ndarray, name: str) -> np.ndarray:
         raise UserError(f"{name}: a median of {median:g}, where a relative response has about 1")
     # About one: the median over all detectors may be one instead of this detector's.
     return flat if median <= FLAT_MEDIAN[1] else response
-
-
-def _as_image(pixels: np.ndarray, kind: str, frames: int) -> Image:
-    if kind == "flat":
-        pixels = normalize(pixels)
-    return Image(pixels, unit=_UNITS[kind], metadata={"NCOMBINE": frames})
 
 
 def _read_masters(
@@ -343,5 +327,5 @@ def _read_master(
     frame = pixels.astype(np.float32)
     if kind == "flat":
         frame = _as_response(frame, name)
-    image = Image(frame, unit=_UNITS[kind], metadata=dict(header))
+    image = Image(frame, unit=UNITS[kind], metadata=dict(header))
     return camera.name, (detector.id, physical_filter), image

@@ -11,13 +11,19 @@ __all__ = (
     "bin_detector",
     "check_size",
     "describe_frame",
+    "linearize",
     "parse_binning",
+    "with_photon_transfer",
 )
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import astropy.table
+import numpy as np
+import numpy.typing as npt
 import pydantic
 
 from ._detectors import AmplifierDescription, DetectorDescription
@@ -91,6 +97,52 @@ def bin_detector(
         ) from None
     except ValueError as err:
         raise HeaderValueError(str(err)) from None
+
+
+def with_photon_transfer(detector: DetectorDescription, table: astropy.table.Table) -> DetectorDescription:
+    """Return a frame's detector with the gains and read noises that were measured.
+
+    Parameters
+    ----------
+    detector
+        As from `describe_frame`.
+    table
+        The dataset ``ptc``.
+    """
+    measured = {str(row["amplifier"]): row for row in table}
+    pixels = 1 if detector.mosaic is None else len(detector.mosaic.places)
+    amplifiers = []
+    for amplifier in detector.amplifiers:
+        if (row := measured.get(amplifier.name)) is None:
+            raise HeaderValueError(
+                f"ptc has no amplifier {amplifier.name} of detector {detector.name}; it has "
+                f"{', '.join(measured)}: measure it again, with this description"
+            )
+        noise = float(row["noise"]) / math.sqrt(pixels)
+        amplifiers.append(amplifier.model_copy(update={"gain": float(row["gain"]), "read_noise": noise}))
+    return detector.model_copy(update={"amplifiers": tuple(amplifiers)})
+
+
+def linearize(
+    image: npt.NDArray[np.float32], table: astropy.table.Table, detector: DetectorDescription
+) -> None:
+    """Make an image proportional to the light, in place.
+
+    Parameters
+    ----------
+    image
+        Assembled, in ADU above bias.
+    table
+        The dataset ``linearizer``: what powers of the signal are multiplied by and added to it.
+    detector
+        Of the assembled image.
+    """
+    rows = {str(row["amplifier"]): row for row in table}
+    powers = [int(name[1:]) for name in table.colnames if re.fullmatch(r"c\d+", name)]
+    for amplifier in detector.amplifiers:
+        if (row := rows.get(amplifier.name)) is not None:
+            signal = image[amplifier.section.slices]
+            signal += sum(np.float32(row[f"c{power}"]) * signal**power for power in powers)
 
 
 def check_size(header: Mapping[str, Any], detector: DetectorDescription) -> None:

@@ -48,12 +48,16 @@ _DATABASE_ERRORS = (
 _UNWRITEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 _IMAGE = "ImageV2"
+_TABLE = "ArrowAstropy"
 _DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("raw", ("instrument", "exposure", "detector"), _IMAGE, False),
     ("camera", ("instrument",), "StructuredDataDict", True),
     ("bias", ("instrument", "detector"), _IMAGE, True),
     ("dark", ("instrument", "detector"), _IMAGE, True),
     ("flat", ("instrument", "detector", "physical_filter"), _IMAGE, True),
+    ("defects", ("instrument", "detector"), _TABLE, True),
+    ("linearizer", ("instrument", "detector"), _TABLE, True),
+    ("ptc", ("instrument", "detector"), _TABLE, True),
 )
 
 

@@ -10,6 +10,7 @@ __all__ = ("CalibrationMissingError", "CalibrationRangeError", "IsrConfig", "Isr
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import astropy.table
 import astropy.units as u
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
@@ -21,17 +22,19 @@ from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
 from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
+from ..obs.defects import to_mask
 from ..obs.description import CameraDescription, DetectorDescription
-from ..obs.frame_detector import describe_frame
+from ..obs.frame_detector import describe_frame, linearize, with_photon_transfer
 from ..obs.header_wcs import header_wcs
 from .frames import FRAME_DETECTOR, make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
+_DETECTOR = ("instrument", "detector")
 _CALIBRATION_DIMENSIONS = {
-    "bias": ("instrument", "detector"),
-    "dark": ("instrument", "detector"),
+    "bias": _DETECTOR,
+    "dark": _DETECTOR,
     "flat": ("instrument", "physical_filter", "detector"),
 }
 
@@ -82,6 +85,29 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
         isCalibration=True,
         minimum=0,
     )
+    defects = cT.PrerequisiteInput(
+        doc="Rectangles of bad pixels, beside those of the description.",
+        name="defects",
+        storageClass="ArrowAstropy",
+        dimensions=_DETECTOR,
+        isCalibration=True,
+        minimum=0,
+    )
+    linearizer = cT.PrerequisiteInput(
+        doc="Polynomials that make the signal proportional to the light.",
+        name="linearizer",
+        storageClass="ArrowAstropy",
+        dimensions=_DETECTOR,
+        isCalibration=True,
+        minimum=0,
+    )
+    ptc = cT.PrerequisiteInput(
+        doc="Measured gains and read noises.",
+        name="ptc",
+        storageClass="ArrowAstropy",
+        dimensions=_DETECTOR,
+        isCalibration=True,
+    )
     post_isr_image = cT.Output(
         doc="Assembled image in electrons, with mask and variance.",
         name="post_isr_image",
@@ -92,7 +118,14 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
     def __init__(self, *, config: IsrConfig | None = None) -> None:
         super().__init__(config=config)
         assert config is not None, "Always given by the middleware."
-        for name, wanted in (("bias", config.do_bias), ("dark", config.do_dark), ("flat", config.do_flat)):
+        for name, wanted in (
+            ("bias", config.do_bias),
+            ("dark", config.do_dark),
+            ("flat", config.do_flat),
+            ("defects", config.do_defects),
+            ("linearizer", config.do_linearize),
+            ("ptc", config.use_ptc_gains),
+        ):
             if not wanted:
                 delattr(self, name)
 
@@ -104,6 +137,11 @@ class IsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=IsrConnections
     )
     do_dark = Field[bool](doc="Subtract the dark frame, scaled by dark time? As for do_bias.", default=True)
     do_flat = Field[bool](doc="Divide by the flat field? As for do_bias.", default=True)
+    do_defects = Field[bool](doc="Mask what the dataset defects has, where there is one?", default=True)
+    do_linearize = Field[bool](doc="Apply the dataset linearizer, where there is one?", default=True)
+    use_ptc_gains = Field[bool](
+        doc="Take gain and read noise of the dataset ptc instead of the description's?", default=False
+    )
     min_flat = RangeField(dtype=float, doc="Pixels whose flat is below this are bad.", default=0.05, min=0.0)
     use_header_wcs = Field[bool](
         doc="Start from the projection in the raw file's header, where there is one that fits the camera's "
@@ -118,8 +156,9 @@ class IsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=IsrConnections
 class IsrTask(pipe_base.PipelineTask):
     """Remove the instrument's signature from one raw image.
 
-    In this order: overscan subtraction and assembly, saturation and defect masks, bias, dark, gain, variance
-    (read noise and photon noise), flat field.  Masked pixels keep their values; nothing is interpolated.
+    In this order: overscan subtraction and assembly, saturation and defect masks, bias, linearity, dark,
+    gain, variance (read noise and photon noise), flat field.  Masked pixels keep their values; nothing is
+    interpolated.
     """
 
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = IsrConfig
@@ -146,6 +185,7 @@ class IsrTask(pipe_base.PipelineTask):
             exposure_time=exposure.exposure_time or 0.0,
             dark_time=exposure.dark_time,
             boresight=_boresight(exposure),
+            **{name: inputs.get(name) for name in ("defects", "linearizer", "ptc")},
             **calibrations,
         )
         butlerQC.put(outputs, outputRefs)
@@ -159,6 +199,9 @@ class IsrTask(pipe_base.PipelineTask):
         bias: Image | None = None,
         dark: Image | None = None,
         flat: Image | None = None,
+        defects: astropy.table.Table | None = None,
+        linearizer: astropy.table.Table | None = None,
+        ptc: astropy.table.Table | None = None,
         exposure_time: float = 0.0,
         dark_time: float | None = None,
         boresight: tuple[float, float, float] | None = None,
@@ -175,6 +218,8 @@ class IsrTask(pipe_base.PipelineTask):
             Identifier of the detector.
         bias, dark, flat
             Assembled calibration frames, in ADU, ADU per second and relative response; `None` to do without.
+        defects, linearizer, ptc
+            Tables of the calibration pipelines; `None` to do without.
         exposure_time
             Seconds.
         dark_time
@@ -196,15 +241,20 @@ class IsrTask(pipe_base.PipelineTask):
             Raised if the flat is not about one.
         """
         frame = describe_frame(camera, detector, raw.metadata)
+        if ptc is not None:
+            frame = with_photon_transfer(frame, ptc)
         assembled = assemble(raw.array, frame)
         described = assembled.detector
         bad = self._find_defects(described, assembled.image)
+        if defects is not None:
+            bad |= to_mask(defects, bad.shape)
         electrons, variance, response = self._to_electrons(
             assembled,
             described,
             bias=bias,
             dark=dark,
             flat=flat,
+            linearizer=linearizer,
             dark_time=exposure_time if dark_time is None else dark_time,
         )
         bad |= ~(response > self.config.min_flat)
@@ -241,12 +291,15 @@ class IsrTask(pipe_base.PipelineTask):
         bias: Image | None,
         dark: Image | None,
         flat: Image | None,
+        linearizer: astropy.table.Table | None,
         dark_time: float,
     ) -> tuple[Image32, Image32, Image32]:
         """Return the image, its variance and the response that both are still to be divided by."""
         image = assembled.image.copy()
         if bias is not None:
             image -= _pixels_of(bias, "bias", described)
+        if linearizer is not None:
+            linearize(image, linearizer, described)
         dark_electrons: Image32 | float = 0.0
         if dark is not None:
             dark_adu = _pixels_of(dark, "dark", described) * np.float32(dark_time)

@@ -1,0 +1,154 @@
+"""Combination of corrected calibration frames into masters.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("CpBiasCombineTask", "CpCombineTask", "CpDarkCombineTask", "CpFlatCombineTask")
+
+from typing import Any, ClassVar
+
+import lsst.pipe.base as pipe_base
+import lsst.pipe.base.connectionTypes as cT
+from lsst.pex.config import RangeField
+
+from ..errors import UserError
+from ..obs.masters import CalibrationKind, make_master
+
+_DETECTOR = ("instrument", "detector")
+_FILTER = ("instrument", "physical_filter", "detector")
+
+
+class TooFewFramesError(UserError, ValueError):
+    """Too few frames of a kind can be used."""
+
+
+class CpCombineConnections(pipe_base.PipelineTaskConnections, dimensions=(), defaultTemplates={"name": "cp"}):
+    """The frames; subclasses have the master."""
+
+    frames = cT.Input(
+        doc="Corrected frames.",
+        name="{name}IsrExp",
+        storageClass="ImageV2",
+        dimensions=("instrument", "exposure", "detector"),
+        multiple=True,
+    )
+
+
+class CpBiasCombineConnections(
+    CpCombineConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpBias"}
+):
+    master = cT.Output(
+        doc="Master bias, in ADU.",
+        name="bias",
+        storageClass="ImageV2",
+        dimensions=_DETECTOR,
+        isCalibration=True,
+    )
+
+
+class CpDarkCombineConnections(
+    CpCombineConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpDark"}
+):
+    master = cT.Output(
+        doc="Master dark, in ADU per second.",
+        name="dark",
+        storageClass="ImageV2",
+        dimensions=_DETECTOR,
+        isCalibration=True,
+    )
+
+
+class CpFlatCombineConnections(CpCombineConnections, dimensions=_FILTER, defaultTemplates={"name": "cpFlat"}):
+    master = cT.Output(
+        doc="Relative response, with a median of one.",
+        name="flat",
+        storageClass="ImageV2",
+        dimensions=_FILTER,
+        isCalibration=True,
+    )
+
+
+class CpBiasCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpBiasCombineConnections):
+    min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+
+
+class CpDarkCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpDarkCombineConnections):
+    min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+
+
+class CpFlatCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpFlatCombineConnections):
+    min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+
+
+class CpCombineTask(pipe_base.PipelineTask):
+    """Clipped mean of corrected frames; frames that agree with no other are left out and recorded."""
+
+    ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CpBiasCombineConfig
+    _DefaultName: ClassVar[str] = "cpCombine"
+    kind: ClassVar[CalibrationKind] = "bias"
+    config: CpBiasCombineConfig
+
+    def runQuantum(
+        self,
+        butlerQC: pipe_base.QuantumContext,
+        inputRefs: pipe_base.InputQuantizedConnection,
+        outputRefs: pipe_base.OutputQuantizedConnection,
+    ) -> None:
+        refs = sorted(inputRefs.frames, key=lambda ref: int(ref.dataId["exposure"]))
+        frames = {f"exposure {ref.dataId['exposure']}": butlerQC.get(ref).array for ref in refs}
+        butlerQC.put(self.run(frames), outputRefs)
+
+    def run(self, frames: dict[str, Any]) -> pipe_base.Struct:
+        """Combine frames.
+
+        Parameters
+        ----------
+        frames
+            Corrected frames by name, as from `CpIsrTask`.
+
+        Returns
+        -------
+        result
+            ``master`` (`lsst.images.Image`).
+
+        Raises
+        ------
+        TooFewFramesError
+            Raised if fewer than ``min_frames`` can be used.
+        """
+        master, excluded = make_master(self.kind, frames)
+        for name, reason in excluded.items():
+            self.log.warning("%s is left out: it %s.", name.capitalize(), reason)
+        self.metadata["excluded"] = [f"{name}: {reason}" for name, reason in excluded.items()]
+        self.metadata["combined"] = len(frames) - len(excluded)
+        if self.metadata["combined"] < self.config.min_frames:
+            raise TooFewFramesError(
+                f"{self.metadata['combined']} of {len(frames)} {self.kind} frames can be used; min_frames is "
+                f"{self.config.min_frames}: take more frames, or set it lower"
+            )
+        self.log.info("Combined %d %s frames.", self.metadata["combined"], self.kind)
+        return pipe_base.Struct(master=master)
+
+
+class CpBiasCombineTask(CpCombineTask):
+    """Master bias of a detector."""
+
+    _DefaultName: ClassVar[str] = "cpBiasCombine"
+
+
+class CpDarkCombineTask(CpCombineTask):
+    """Master dark of a detector."""
+
+    ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CpDarkCombineConfig
+    _DefaultName: ClassVar[str] = "cpDarkCombine"
+    kind: ClassVar[CalibrationKind] = "dark"
+
+
+class CpFlatCombineTask(CpCombineTask):
+    """Relative response of a detector in a filter."""
+
+    ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CpFlatCombineConfig
+    _DefaultName: ClassVar[str] = "cpFlatCombine"
+    kind: ClassVar[CalibrationKind] = "flat"

@@ -1,0 +1,134 @@
+"""Correction of single calibration frames, before they are combined or measured.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("CpIsrConfig", "CpIsrConnections", "CpIsrTask")
+
+from typing import Any, ClassVar
+
+import astropy.units as u
+import lsst.pipe.base as pipe_base
+import lsst.pipe.base.connectionTypes as cT
+from lsst.images import Image
+from lsst.pex.config import ChoiceField
+
+from ..errors import UserError
+from ..obs.description import CameraDescription
+from ..obs.masters import UNITS, correct_frame
+from .isr import CalibrationMissingError
+
+_DIMENSIONS = ("instrument", "exposure", "detector")
+_NEEDED = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "counts": ("bias", "dark")}
+_TYPES = {"bias": ("bias",), "dark": ("dark",), "flat": ("flat",), "counts": ("bias", "dark", "flat")}
+
+
+class CpIsrConnections(
+    pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS, defaultTemplates={"name": "cpBias"}
+):
+    raw = cT.Input(
+        doc="Raw calibration frame in ADU.", name="raw", storageClass="ImageV2", dimensions=_DIMENSIONS
+    )
+    camera = cT.PrerequisiteInput(
+        doc="Description of the camera, as a mapping.",
+        name="camera",
+        storageClass="StructuredDataDict",
+        dimensions=("instrument",),
+        isCalibration=True,
+    )
+    bias = cT.PrerequisiteInput(
+        doc="Master bias, in ADU.",
+        name="bias",
+        storageClass="ImageV2",
+        dimensions=("instrument", "detector"),
+        isCalibration=True,
+        minimum=0,
+    )
+    dark = cT.PrerequisiteInput(
+        doc="Master dark, in ADU per second.",
+        name="dark",
+        storageClass="ImageV2",
+        dimensions=("instrument", "detector"),
+        isCalibration=True,
+        minimum=0,
+    )
+    output = cT.Output(
+        doc="Assembled and corrected frame.",
+        name="{name}IsrExp",
+        storageClass="ImageV2",
+        dimensions=_DIMENSIONS,
+    )
+
+    def __init__(self, *, config: CpIsrConfig | None = None) -> None:
+        super().__init__(config=config)
+        assert config is not None, "Always given by the middleware."
+        for name in ("bias", "dark"):
+            if name not in _NEEDED[config.kind]:
+                delattr(self, name)
+
+
+class CpIsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpIsrConnections):
+    kind = ChoiceField[str](
+        doc="What the frames become.",
+        allowed={
+            "bias": "ADU above the overscan",
+            "dark": "ADU per second, without bias",
+            "flat": "relative response, without bias and dark",
+            "counts": "frames of all kinds in ADU, without bias and dark; saturated pixels are NaN",
+        },
+        default="bias",
+    )
+
+
+class CpIsrTask(pipe_base.PipelineTask):
+    """Assemble a raw calibration frame and subtract the masters that come before its kind.
+
+    A frame that can't be used has no output and a warning with its name: it never stops the others.
+    """
+
+    ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CpIsrConfig
+    _DefaultName: ClassVar[str] = "cpIsr"
+    config: CpIsrConfig
+
+    def runQuantum(
+        self,
+        butlerQC: pipe_base.QuantumContext,
+        inputRefs: pipe_base.InputQuantizedConnection,
+        outputRefs: pipe_base.OutputQuantizedConnection,
+    ) -> None:
+        data_id: Any = butlerQC.quantum.dataId
+        exposure = data_id.records["exposure"]
+        kind = self.config.kind
+        if exposure.observation_type not in _TYPES[kind]:
+            raise pipe_base.NoWorkFound(f"Exposure {exposure.id} is a {exposure.observation_type} frame.")
+        origin = f"camera dataset of {data_id['instrument']}"
+        camera = CameraDescription.from_dict(butlerQC.get(inputRefs.camera), origin=origin)
+        corrections = {}
+        for name in _NEEDED[kind]:
+            ref = getattr(inputRefs, name, None)
+            # Biases keep nothing but their noise, and a dark keeps its current.
+            if ref is not None and name != exposure.observation_type:
+                corrections[name] = butlerQC.get(ref).array
+            elif ref is None and name in camera.calibrations and kind != "counts":
+                raise CalibrationMissingError(
+                    f"No {name} valid at exposure {exposure.id} of detector {data_id['detector']} is in the "
+                    f"input collections, and a {kind} needs it: certify one first."
+                )
+        try:
+            raw = butlerQC.get(inputRefs.raw)
+            pixels = correct_frame(
+                kind,  # type: ignore[arg-type]
+                raw.array,
+                raw.metadata,
+                camera,
+                detector=data_id["detector"],
+                seconds=exposure.dark_time or exposure.exposure_time or 0.0,
+                corrections=corrections,
+            )
+        except (UserError, OSError, ValueError) as err:
+            reason = f"Exposure {exposure.id} of detector {data_id['detector']} is left out: {err}"
+            self.log.warning("%s", reason)
+            raise pipe_base.NoWorkFound(reason) from err
+        butlerQC.put(Image(pixels, unit=UNITS.get(kind, u.adu)), outputRefs.output)
