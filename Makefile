@@ -60,6 +60,15 @@ test-stores: $(INSTALLED) ## Run on each object store that is installed, over ht
 	[ -d .venv-swift ] || { "$$uv" venv --quiet .venv-swift && "$$uv" pip install --quiet --python .venv-swift/bin/python swift setuptools; }
 	$(RUN) STORES_TABLE=1 python -m pytest -o timeout=3600 -m stores $(ARGS)
 
+.PHONY: test-deployment
+test-deployment: $(INSTALLED) ## Check the files of conf/ against the schemas of the services, with all linters
+	@uv=$$(tools/install.sh --uv)
+	[ -d .venv-deployment ] || "$$uv" venv --quiet --python $(BIN)/python .venv-deployment
+	"$$uv" pip install --quiet --python .venv-deployment/bin/python -c requirements.lock -e ".[deployment,test]"
+	[ -d .venv-airflow ] || "$$uv" venv --quiet --python $(BIN)/python .venv-airflow
+	"$$uv" pip install --quiet --python .venv-airflow/bin/python "apache-airflow>=3,<4" apache-airflow-providers-apache-spark
+	.venv-deployment/bin/python -m pytest tests/conf $(ARGS)
+
 .PHONY: test-notebooks
 test-notebooks: $(INSTALLED) ## Execute the notebooks of docs/notebooks/ in a kernel, and stop a cell
 	@$(RUN) python -m pytest -o timeout=3600 -m "slow or not slow" tests/integration/test_notebooks.py $(ARGS)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from spark_butler._version import __version__
+
 project = "spark-butler"
+version = release = __version__
 author = "The spark-butler authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
@@ -20,7 +23,7 @@ napoleon_google_docstring = False
 # The docstrings name what is returned, not its type.
 napoleon_use_rtype = False
 html_theme = "furo"
-html_title = project
+html_title = f"{project} {__version__}"
 html_show_copyright = False
 
 CONTENTS = {
@@ -49,6 +52,8 @@ CONTENTS = {
         "../conf/kubernetes/README",
         "../conf/emr/README",
         "../conf/dataproc/README",
+        "../conf/airflow/README",
+        "rubin-pipelines",
         "stores",
         "security",
         "operations",

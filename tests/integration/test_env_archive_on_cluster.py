@@ -71,9 +71,18 @@ def cluster(simulated: Night, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def submit(archive: Path, cluster: Cluster) -> Callable[..., str]:
+def events(tmp_path: Path) -> Path:
+    """Folder of the event log, which has to exist."""
+    folder = tmp_path / "spark-events"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def submit(archive: Path, cluster: Cluster, events: Path) -> Callable[..., str]:
     """Submit a program with the archive, as an operator does."""
     settings = {
+        "spark.eventLog.dir": f"file://{events}",
         "spark.pyspark.driver.python": sys.executable,
         "spark.executor.cores": "1",
         "spark.executor.memory": "1g",
@@ -115,7 +124,9 @@ def test_workers_use_nothing_but_the_archive(
         assert not [place for place in places if not place.startswith(("/usr/lib", "/lib", "/dev"))]
 
 
-def test_process_ccd_runs_from_the_archive(submit: Callable[..., str], simulated: Night) -> None:
+def test_process_ccd_runs_from_the_archive(
+    submit: Callable[..., str], simulated: Night, events: Path
+) -> None:
     arguments = ["-b", simulated.repo, "-i", "SimCam/defaults", "-o", "u/archive", "--temporary", "auto"]
     arguments += ["-d", "instrument='SimCam'", "--register-dataset-types"]
     submit(_ROOT / "jobs" / "process_ccd.py", *arguments)
@@ -123,3 +134,5 @@ def test_process_ccd_runs_from_the_archive(submit: Callable[..., str], simulated
         tables = butler.query_datasets("source", collections="u/archive")
         assert len(tables) == 4
         assert all(len(butler.get(ref)) for ref in tables)
+    (run,) = events.iterdir()
+    assert run.name.startswith("eventlog_v2_app-")
