@@ -116,6 +116,12 @@ bench-prefetch: $(INSTALLED) ## Measure prefetch with 100 ms of latency for each
 bench-science: $(INSTALLED) ## Measure catalogs beside those of sep and photutils (ARGS="--scenes dense --size 512")
 	@$(RUN) python benchmarks/science.py $(ARGS)
 
+.PHONY: bench-libraries
+bench-libraries: $(INSTALLED) ## Measure steps of process_ccd beside astroscrappy, photutils, ccdproc and astroalign
+	@uv=$$(tools/install.sh --uv)
+	"$$uv" pip install --quiet --python $(BIN)/python -e ".[bench]"
+	$(RUN) python benchmarks/libraries.py $(ARGS)
+
 .PHONY: bench-ingest
 bench-ingest: $(INSTALLED) ## Measure how fast the driver fills a registry (ARGS="--size 400")
 	@$(RUN) python benchmarks/ingest.py $(ARGS)

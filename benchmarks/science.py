@@ -1,7 +1,8 @@
-"""Measure the catalogs of process_ccd beside those of sep and photutils, on the same simulated frames.
+"""Measure the catalogs of process_ccd beside those of other programs, on the same simulated frames.
 
 Every scene of the simulator is calibrated once by isr; from there each program finds and measures the sources
-by itself.  The table goes to standard output, in Markdown.
+by itself: sep, photutils, and, where they are installed, SExtractor with PSFEx.  The table goes to standard
+output, in Markdown.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -29,6 +31,7 @@ import sep
 from astro_metadata_translator import makeObservationInfo
 from lsst.images import Image, MaskedImage
 from lsst.pipe.base import InMemoryDatasetHandle
+from sextractor import find_programs, run_sextractor
 
 from spark_butler.demo.simulation import SCENES, SimulatedData, read_table, simulate
 from spark_butler.obs import CameraDescription
@@ -170,6 +173,15 @@ def run_photutils(post: MaskedImage, fwhm: float) -> Found:
     return Found(x, y, flux, error, time.process_time() - start)
 
 
+def run_sextractor_and_psfex(programs: tuple[str, str], post: MaskedImage, fwhm: float) -> Found:
+    """Run SExtractor with PSFEx's PSF; both are processes of their own."""
+    before = os.times()
+    x, y, flux, error = run_sextractor(programs, post, fwhm).T
+    after = os.times()
+    seconds = (after.children_user + after.children_system) - (before.children_user + before.children_system)
+    return Found(x, y, flux, error, seconds)
+
+
 def judge(found: Found, truth: astropy.table.Table, post: MaskedImage) -> dict[str, float]:
     """Compare with the truth: stars that are apart from others, away from edges and defects."""
     ny, nx = post.image.array.shape
@@ -254,6 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "sep": lambda p=post, w=fwhm: run_sep(p, w),
                 "photutils": lambda p=post, w=fwhm: run_photutils(p, w),
             }
+            if (others := find_programs()) is not None:
+                programs["SExtractor, PSFEx"] = lambda p=post, w=fwhm, o=others: run_sextractor_and_psfex(
+                    o, p, w
+                )
             for name, program in programs.items():
                 found = program()
                 sys.stdout.write(format_row(scene, name, found, judge(found, truth, post)) + "\n")
