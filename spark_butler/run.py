@@ -43,6 +43,7 @@ from .repository.output_run import (
     prepare_output,
     resolve_output,
 )
+from .repository.patience import patiently
 from .text import best_effort
 from .worker.pickling import check_tasks
 
@@ -187,7 +188,7 @@ def prepare(
         modules = task_modules(factory(resolve=False)) if file is None else read_task_modules(file)
         if modules:
             start_workers(modules, stores)
-    graph = build_graph(request, factory)
+    graph = patiently("The quantum graph can't be built", lambda: build_graph(request, factory))
     phases = {"quantum graph": time.monotonic() - clock}
     if show.handled:
         raise OnlyShown("No pipeline executed.")
@@ -195,16 +196,21 @@ def prepare(
         start_workers(task_modules(graph.pipeline_graph), stores)
     check_tasks(graph.pipeline_graph.tasks)
     xgraph = apply_fixup(graph, request.graph_fixup)
-    output = _resolve_output(graph, request)
-    check_output(graph, output, probe_datastore=not dry_run)
+    what = "The registry can't be read"
+    output = patiently(what, lambda: _resolve_output(graph, request))
+    patiently(what, lambda: check_output(graph, output, probe_datastore=not dry_run))
     request.options.resources.limits(graph.pipeline_graph.tasks)
     packages = None if dry_run else find_packages(output)
     clock = time.monotonic()
     n_slots = slots()
     if start_workers is not None:
         phases["Spark session"] = time.monotonic() - clock
-    with Butler.from_config(request.repo, writeable=False) as butler:
-        plan = plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
+
+    def make_plan() -> Plan:
+        with Butler.from_config(request.repo, writeable=False) as butler:
+            return plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
+
+    plan = patiently(what, make_plan)
     return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases, tuple(stores))
 
 
@@ -359,7 +365,12 @@ def open_run(
     request, run = prepared.request, prepared.graph.header.output_run
     with contextlib.ExitStack() as stack:
         with prepared.timing("output run"):
-            with refuse_read_only(f"run {run!r}"), Butler.from_config(request.repo, writeable=True) as butler:
+            with (
+                refuse_read_only(f"run {run!r}"),
+                patiently(
+                    "The registry can't be opened", lambda: Butler.from_config(request.repo, writeable=True)
+                ) as butler,
+            ):
                 lease = stack.enter_context(RunLease(butler, run, take_over=request.take_over))
             butler = stack.enter_context(prepare_output(prepared.graph, prepared.output, prepared.packages))
         reporter = prepared.make_reporter(butler, backend, on_cancel=on_cancel, bars=bars)

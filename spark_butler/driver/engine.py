@@ -26,6 +26,7 @@ from ..provenance.recorder import ProvenanceRecorder
 from ..repository.checks import store_roots
 from ..repository.collection_notes import record_temporaries
 from ..repository.lease import RunLease
+from ..repository.patience import patiently
 from ..repository.task_history import (
     Times,
     find_costs,
@@ -163,12 +164,15 @@ def _make_factory(
     temporary_types: Collection[str],
 ) -> WorkFactory:
     """Build the factory of work items."""
+    records = patiently(
+        "The records of inputs can't be read", lambda: export_input_records(butler, graph, xgraph)
+    )
     return WorkFactory(
         plan,
         graph,
         xgraph,
         temporary_types=temporary_types,
-        records=export_input_records(butler, graph, xgraph),
+        records=records,
         existing=inventory.stored,
         clobber=xgraph.nodes if options.clobber_outputs else inventory.replaceable,
         forced=inventory.forced,
@@ -248,7 +252,9 @@ def plan_graph(
     costs: dict[uuid.UUID, float] = {}
     if butler is not None:
         if isinstance(butler, Butler):
-            sizes = measure_sizes(butler, temporary_types)
+            repository = butler
+            what = "The sizes of earlier datasets can't be read"
+            sizes = patiently(what, lambda: measure_sizes(repository, temporary_types))
         costs = find_costs(xgraph, _load_times(butler, len(xgraph)))
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes, costs=costs)
     return cut_graph(sketch, group_by=_choose_grouping(options, temporary_types), slots=slots)

@@ -25,6 +25,7 @@ from ..provenance.readback import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
 from ..repository.ingest import Ingester
+from ..repository.patience import patiently
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import as_engine_error, best_effort
 from .earlier_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs
@@ -92,9 +93,15 @@ def take_inventory(
     # The name of the run is checked before anything is written.
     folders = scratch_folders(butler, run)
     if isinstance(butler, Butler):
-        register_run(butler, run)
-    with as_engine_error(f"The contents of run {run!r} could not be listed"):
-        return _take_inventory(butler, graph, xgraph, dataset_types, temporary_types, options, folders, check)
+        patiently(f"Run {run!r} can't be registered", lambda: register_run(butler, run))
+    what = f"The contents of run {run!r} could not be listed"
+    with as_engine_error(what):
+        return patiently(
+            what,
+            lambda: _take_inventory(
+                butler, graph, xgraph, dataset_types, temporary_types, options, folders, check
+            ),
+        )
 
 
 def _take_inventory(
@@ -133,13 +140,17 @@ def _take_inventory(
         # No note says which types were temporary; the metadata of these quanta say what they have put.
         once_temporary = _find_incomplete_types(graph, earlier.done, existing)
     forced: set[uuid.UUID] = set()
+    skipped: set[uuid.UUID] = set()
     if options.skip_existing:
         forced = choose_quanta(butler, graph, xgraph, temporary_types, once_temporary, earlier.done, existing)
         skipped = earlier.done - forced
+    kept = xgraph.nodes - skipped - forced
+    automatic = {each.dataset_id for q in kept for each in automatic_outputs(graph, q)}
+    packed = frozenset[uuid.UUID]().union(*find_packs(butler, automatic & existing).values())
+    if options.skip_existing:
+        # Last, since all of this may run again after a lost connection.
         logger.info("Skipping %d quanta that succeeded before.", len(skipped))
         xgraph.remove_nodes_from(skipped)
-    automatic = {each.dataset_id for q in xgraph.nodes - forced for each in automatic_outputs(graph, q)}
-    packed = frozenset[uuid.UUID]().union(*find_packs(butler, automatic & existing).values())
     return Inventory(
         existing,
         (existing | earlier.leftovers) - packed,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 __all__ = ["IngestStream", "Ingester"]
 
+import itertools
 import logging
 import queue
-import random
 import threading
 import time
 import uuid
@@ -26,13 +26,12 @@ from ..errors import EngineError
 from ..model.outcomes import FailureKind, classify
 from ..text import brief
 from .copy_inserts import insert_by_copy
+from .patience import PATIENCE_SECONDS, patiently
 
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 1000
 _INTERVAL_SECONDS = 5.0
-_PATIENCE_SECONDS = 600.0
-_LONGEST_PAUSE_SECONDS = 20.0
 _MAX_WAITING = 10_000
 
 
@@ -65,7 +64,7 @@ class Ingester:
         *,
         existing: Collection[uuid.UUID] = (),
         batch_size: int = _BATCH_SIZE,
-        patience: float = _PATIENCE_SECONDS,
+        patience: float = PATIENCE_SECONDS,
         check: Callable[[Butler], None] | None = None,
     ):
         remember_last_time()
@@ -142,24 +141,18 @@ class Ingester:
         """
         if not self._refs and not self._stale:
             return
-        deadline = time.monotonic() + self._patience
-        pause = 0.2
-        again = False
-        while True:
-            try:
-                self._write(again=again)
-                return
-            except EngineError:
-                raise
-            except Exception as exc:
-                if not _may_pass(exc) or time.monotonic() + pause > deadline:
-                    raise EngineError(self._refusal_text(exc)) from exc
-                logger.warning(
-                    "The registry can't be written to; trying again in %.1f s: %s", pause, brief(exc)
-                )
-            again = True
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2.0 * pause, _LONGEST_PAUSE_SECONDS)
+        attempts = itertools.count()
+        try:
+            patiently(
+                "The registry can't be written to",
+                lambda: self._write(again=next(attempts) > 0),
+                may_pass=_may_pass,
+                patience=self._patience,
+            )
+        except EngineError:
+            raise
+        except Exception as exc:
+            raise EngineError(self._refusal_text(exc)) from exc
 
     def _refusal_text(self, exc: Exception) -> str:
         return (
@@ -204,6 +197,8 @@ class Ingester:
 
 def _may_pass(exc: Exception) -> bool:
     """Return whether an error is of a kind that may be gone a moment later."""
+    if isinstance(exc, EngineError):
+        return False
     if isinstance(exc, sqlalchemy.exc.SQLAlchemyError):
         return isinstance(
             exc,

@@ -30,12 +30,14 @@ from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
 
 from ..errors import EngineError, RepositoryError
 from ..text import best_effort, format_seconds
+from .patience import patiently
 
 logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _SETTLE_SECONDS = 1.0
+_RELEASE_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class RunLease:
         self._lost: str | None = None
         self._butler = butler.clone()
         try:
-            self._acquire(take_over=take_over)
+            patiently(f"Run {run!r} can't be reserved", lambda: self._acquire(take_over=take_over))
         except BaseException:
             self._butler.close()
             raise
@@ -112,10 +114,14 @@ class RunLease:
         self._over.set()
         self._thread.join()
         what = f"The lease on run {self._holder.run!r} stays"
-        with best_effort(what, level=logging.DEBUG), self._butler.transaction():
+        with best_effort(what, level=logging.DEBUG):
+            patiently(what, self._release, patience=_RELEASE_SECONDS)
+        self._butler.close()
+
+    def _release(self) -> None:
+        with self._butler.transaction():
             if self._read(self._butler) == self._holder:
                 self._butler.collections.x_remove(self._name)
-        self._butler.close()
 
     def check(self, butler: Butler) -> None:
         """Check, inside a transaction that is to write to the run, that the lease is still this driver's.
@@ -143,6 +149,9 @@ class RunLease:
             if other is None:
                 # It was released in between.
                 continue
+            if other == self._holder:
+                # Registered just before the connection was lost.
+                return
             if not other.has_ended:
                 self._refuse_living(other, take_over=take_over)
             logger.warning(

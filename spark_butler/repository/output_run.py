@@ -14,6 +14,7 @@ __all__ = [
 ]
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from ..run_folders import run_folder
 from ..text import brief
 from .checks import check_writeable, register_run, store_roots
 from .output_checks import check_configs, check_dataset_types, check_name, check_tasks
+from .patience import is_connection_loss, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -204,16 +206,39 @@ def prepare_output(
     spark_butler.errors.UserError
         Raised if the repository refuses.
     """
-    with _refusing("The output run can't be prepared"):
-        butler = ButlerFactory.make_write_butler(
-            request.butler_config, graph.pipeline_graph, **_register_collections(request)
-        )
-        try:
-            _fill(butler, graph, request, packages)
-        except BaseException:
-            butler.close()
-            raise
+    what = "The output run can't be prepared"
+    attempts = itertools.count()
+    # Nothing of these is done in one transaction.
+    at_once = not (request.collections["replace_run"] or request.collections["rebase"])
+
+    def prepare() -> Butler:
+        again = next(attempts) > 0
+        return _prepare_output(graph, _resume(request) if again else request, None if again else packages)
+
+    with _refusing(what):
+        return patiently(what, prepare, may_pass=lambda exc: at_once and is_connection_loss(exc))
+
+
+def _prepare_output(
+    graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None
+) -> Butler:
+    butler = ButlerFactory.make_write_butler(
+        request.butler_config, graph.pipeline_graph, **_register_collections(request)
+    )
+    try:
+        _fill(butler, graph, request, packages)
+    except BaseException:
+        butler.close()
+        raise
     return butler
+
+
+def _resume(request: OutputRequest) -> OutputRequest:
+    """Return a request that accepts what an attempt has written before its connection was lost."""
+    with Butler.from_config(request.butler_config, writeable=False) as butler:
+        exists = _has(butler, request.collections["output_run"])
+    collections = {**request.collections, "extend_run": exists}
+    return dataclasses.replace(request, collections=collections, skip_existing=True)
 
 
 def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
