@@ -38,15 +38,15 @@ def main() -> None:
     for number in range(arguments.repeats):
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spark-butler-ingest-"))
-            make = make_repository
+            make, server = make_repository, None
             if arguments.registry == "postgres":
-                make = stack.enter_context(_postgres(Path(folder)))
-            _fill(Path(folder), arguments.size, number, make)
+                make, server = stack.enter_context(_postgres(Path(folder)))
+            _fill(Path(folder), arguments.size, number, make, server)
 
 
 @contextlib.contextmanager
-def _postgres(folder: Path) -> Iterator[Callable[[Path, str], Path]]:
-    """Start a server, and return what makes a repository there."""
+def _postgres(folder: Path) -> Iterator[tuple[Callable[[Path, str], Path], PostgresServer]]:
+    """Start a server, and return what makes a repository there, and the server."""
     programs = find_postgres()
     if programs is None:
         raise SystemExit("PostgreSQL is not installed.")
@@ -54,10 +54,16 @@ def _postgres(folder: Path) -> Iterator[Callable[[Path, str], Path]]:
     with PostgresServer.serve(folder / "postgres", programs) as server:
         server.write_credentials(folder / "db-auth.yaml", "ingest")
         os.environ["LSST_DB_AUTH"] = str(folder / "db-auth.yaml")
-        yield lambda root, datastore: server.make_repo(root, "ingest", datastore)
+        yield lambda root, datastore: server.make_repo(root, "ingest", datastore), server
 
 
-def _fill(folder: Path, size: int, number: int, make: Callable[[Path, str], Path]) -> None:
+def _fill(
+    folder: Path,
+    size: int,
+    number: int,
+    make: Callable[[Path, str], Path],
+    server: PostgresServer | None,
+) -> None:
     repo, file = prepare_graph(folder / "graph", f"{folder}/store/", size, make=make)
     graph = read_graph(file)
     with Butler.from_config(repo, writeable=True) as butler:
@@ -70,15 +76,18 @@ def _fill(folder: Path, size: int, number: int, make: Callable[[Path, str], Path
             records = butler._datastore.export_predicted_records(refs)
             told.append((refs, {ref.id for ref in refs}, records))
         ingester = Ingester(butler, types)
+        of_server = server.cpu_seconds() if server is not None else 0.0
         wall, cpu = time.perf_counter(), time.process_time()
         for each in told:
             ingester.add(*each)
         ingester.flush()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        of_server = server.cpu_seconds() - of_server if server is not None else 0.0
     n = ingester.n_ingested
     sys.stdout.write(
-        f"{number + 1}: {n} datasets, {1000 * wall / n:.3f} ms each, {n / wall:.0f} a second of wall time, "
-        f"{n / cpu:.0f} a second of processor time; load {os.getloadavg()[0]:.1f}\n"
+        f"{number + 1}: {n} datasets, for each {1000 * wall / n:.3f} ms of wall time, "
+        f"{1000 * cpu / n:.3f} ms of the driver's processor, {1000 * of_server / n:.3f} ms of the server's; "
+        f"load {os.getloadavg()[0]:.1f}\n"
     )
 
 

@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from lsst.daf.butler import Butler, Config
 
 from spark_butler.demo.s3server import find_free_ports
@@ -79,7 +80,9 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server unless it runs, and wait until it answers."""
+        if self._process is not None:
+            return
         options = ["-F", "-p", str(self.port), "-k", str(self.folder), "-c", "listen_addresses=127.0.0.1"]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
@@ -105,6 +108,13 @@ class PostgresServer:
             self._process.wait()
             self._process = None
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time of the server's processes that run now, in seconds."""
+        assert self._process is not None
+        root = psutil.Process(self._process.pid)
+        times = [each.cpu_times() for each in (root, *root.children())]
+        return float(sum(each.user + each.system for each in times))
+
     def ask(self, sql: str, *, database: str = "lsst") -> str:
         """Run SQL as the administrator, and return what it prints."""
         where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "admin", "-d", database]
@@ -119,10 +129,10 @@ class PostgresServer:
         self.ask("GRANT USAGE ON SCHEMA public TO PUBLIC")
         return f"postgresql+psycopg://{name}@127.0.0.1:{self.port}/lsst"
 
-    def write_credentials(self, file: Path, name: str) -> None:
+    def write_credentials(self, file: Path, name: str, *, database: str = "lsst") -> None:
         """Write a file for ``LSST_DB_AUTH``, as a user would."""
         file.write_text(
-            f"- url: postgresql://127.0.0.1:{self.port}/lsst\n  username: {name}\n"
+            f"- url: postgresql://127.0.0.1:{self.port}/{database}\n  username: {name}\n"
             f"  password: {self.password!r}\n"
         )
         file.chmod(0o600)

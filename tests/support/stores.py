@@ -5,7 +5,7 @@ Each ends with the block that started it.  What is not installed is named by `mi
 
 from __future__ import annotations
 
-__all__ = ["SERVERS", "Store", "missing", "serve", "serve_tls"]
+__all__ = ["SERVERS", "Programs", "Store", "missing", "serve", "serve_ceph", "serve_tls"]
 
 import contextlib
 import dataclasses
@@ -59,7 +59,8 @@ class Programs:
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack):
         self.folder = folder
-        self._stack = stack
+        self._running: dict[str, tuple[subprocess.Popen[bytes], Callable[[], None]]] = {}
+        stack.callback(self._end)
 
     def start(self, name: str, *command: str | Path, **environment: str) -> None:
         """Start a program whose output goes to a file."""
@@ -73,7 +74,24 @@ class Programs:
                 stderr=log,
                 preexec_fn=dying_with_parent(),
             )
-        self._stack.callback(_end, process)
+        again = functools.partial(self.start, name, *command, **environment)
+        self._running[name] = process, again
+
+    def kill(self, *names: str) -> None:
+        """Kill programs, as a machine that fails does."""
+        for name in names:
+            self._running[name][0].kill()
+            self._running[name][0].wait()
+
+    def restart(self, *names: str) -> None:
+        """Start programs again that were killed."""
+        for name in names:
+            if self._running[name][0].poll() is not None:
+                self._running[name][1]()
+
+    def _end(self) -> None:
+        for process, _ in reversed(self._running.values()):
+            _end(process)
 
     def wait(self, what: str, is_ready: Callable[[], object]) -> None:
         """Wait until a server answers."""
@@ -175,8 +193,12 @@ mon cluster log file = {folder}/cluster.log
 mon data = {folder}/mon
 mon data avail crit = 1
 osd data = {folder}/osd
-osd objectstore = memstore
+osd objectstore = {kind}
 memstore device bytes = 4294967296
+bluestore block create = true
+bluestore block size = 8589934592
+bluestore block path =
+osd memory target = 1073741824
 osd crush chooseleaf type = 0
 osd max object name len = 2048
 osd pool default size = 1
@@ -199,12 +221,12 @@ _CEPH_KEYS = {
 }
 
 
-def _ceph(programs: Programs, stack: contextlib.ExitStack) -> Store:
+def _ceph(programs: Programs, stack: contextlib.ExitStack, kind: str = "memstore") -> Store:
     folder = programs.folder
     port, mon_port = find_free_ports(2)
     store, fsid = Store(f"http://127.0.0.1:{port}"), str(uuid.uuid4())
     conf = folder / "ceph.conf"
-    conf.write_text(_CEPH.format(fsid=fsid, folder=folder, port=port, mon_port=mon_port))
+    conf.write_text(_CEPH.format(fsid=fsid, folder=folder, port=port, mon_port=mon_port, kind=kind))
     for name in ("mon", "osd", "rgw"):
         (folder / name).mkdir()
 
@@ -406,6 +428,15 @@ def serve(name: str, folder: Path) -> Iterator[Store]:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         yield SERVERS[name].start(Programs(folder, stack), stack)
+
+
+@contextlib.contextmanager
+def serve_ceph(folder: Path) -> Iterator[tuple[Store, Programs]]:
+    """Run Ceph on a file that outlives its programs, which are ``mon``, ``osd`` and ``rgw``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        programs = Programs(folder, stack)
+        yield _ceph(programs, stack, "bluestore"), programs
 
 
 _TLS = textwrap.dedent("""

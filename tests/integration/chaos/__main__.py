@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=1, help="seed of the first run (default: 1)")
     parser.add_argument("--scenario", choices=list(SCENARIOS), default="", help="run only this")
     parser.add_argument("--variant", default="", help="run it only in this way")
+    parser.add_argument("--store", choices=["seaweedfs", "ceph"], default="seaweedfs", help="object store")
+    parser.add_argument("--registry", choices=["sqlite", "postgresql"], default="sqlite", help="registry")
+    parser.add_argument("--small", action="store_true", help="run graphs of 98 mock quanta, not of 508")
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of events to choose from")
     parser.add_argument("--events", type=int, help="number of events of each run")
     parser.add_argument("--no-faults", action="store_true", help="leave single requests alone")
@@ -54,11 +58,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace, folder: Path) -> list[Result]:
     """Perform all runs; append their results to a file, so that a suite can be run in parts."""
     kinds = [kind for kind in options.kinds.split(",") if kind]
+    if options.registry == "sqlite" and "registry" in kinds:
+        kinds.remove("registry")
     results = []
-    with Stage.open(folder) as stage:
+    with Stage.open(folder, store=options.store, registry=options.registry) as stage:
         for scenario in SCENARIOS.values():
+            if (options.store, options.registry) != ("seaweedfs", "sqlite"):
+                # These servers begin empty.
+                shutil.rmtree(folder / scenario.name, ignore_errors=True)
             if options.scenario in ("", scenario.name):
-                scenario.prepare(folder, stage.server)
+                scenario.prepare(folder, stage.server, stage.registry, small=options.small)
         if not all(disk.is_small for disk in stage.disks):
             sys.stdout.write("No file systems can be mounted here: no disk will be full.\n")
         for seed in range(options.first_seed, options.first_seed + options.seeds):
@@ -69,6 +78,7 @@ def _run(options: argparse.Namespace, folder: Path) -> list[Result]:
                 variant=options.variant,
                 n_events=options.events,
                 faults=not options.no_faults,
+                server_parts=stage.server.PARTS,
             )
             result = perform(stage, script)
             results.append(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_contents", "check_objects", "check_reports"]
+__all__ = ["check_contents", "check_objects", "check_registry", "check_reports"]
 
 import json
 import re
@@ -54,6 +54,58 @@ def check_objects(copy: Copy, server: EmbeddedS3) -> list[str]:
     known = set(copy.registered().values())
     findings = [f"stray object: {key}" for key in sorted(keys - known)]
     findings += [f"no object: {key}" for key in sorted(known - keys)]
+    return _shorten(findings)
+
+
+# What two registries with the same run have in common: its ingest dates and numbers differ.
+_SAME = {
+    "collection": "SELECT name, type FROM collection",
+    "chain": (
+        "SELECT one.name, other.name, position FROM collection_chain "
+        "JOIN collection AS one ON one.collection_id = parent "
+        "JOIN collection AS other ON other.collection_id = child"
+    ),
+    "dataset": (
+        "SELECT dataset.id, dataset_type.name, dataset_type.storage_class, collection.name FROM dataset "
+        "JOIN dataset_type ON dataset_type.id = dataset_type_id JOIN collection ON collection_id = run_id"
+    ),
+}
+_ODD = {
+    "dataset without a place": (
+        "SELECT id FROM dataset WHERE id NOT IN (SELECT dataset_id FROM dataset_location)"
+    ),
+    "place without a record": (
+        "SELECT dataset_id FROM dataset_location "
+        "WHERE dataset_id NOT IN (SELECT dataset_id FROM file_datastore_records)"
+    ),
+    "record without a place": (
+        "SELECT dataset_id FROM file_datastore_records "
+        "WHERE dataset_id NOT IN (SELECT dataset_id FROM dataset_location)"
+    ),
+    "trash": "SELECT dataset_id FROM dataset_location_trash",
+}
+
+
+def check_registry(copy: Copy, reference: Path, temporary: Collection[str]) -> list[str]:
+    """Compare the tables of a registry with those of the serial run's.
+
+    Parameters
+    ----------
+    copy
+        The run's repository.
+    reference
+        That of the serial run.
+    temporary
+        Names of the dataset types that are temporary.
+    """
+    findings = []
+    for what, sql in _SAME.items():
+        expected = {row for row in copy.registry.ask(reference, sql) if not set(row) & set(temporary)}
+        found = set(copy.registry.ask(copy.repo, sql))
+        findings += [f"{what} missing in the registry: {row}" for row in sorted(expected - found)]
+        findings += [f"{what} not expected in the registry: {row}" for row in sorted(found - expected)]
+    for what, sql in _ODD.items():
+        findings += [f"{what}: {row}" for row in copy.registry.ask(copy.repo, sql)]
     return _shorten(findings)
 
 

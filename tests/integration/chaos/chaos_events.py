@@ -26,17 +26,19 @@ KINDS = {
     "outage": 2,
     "expired": 2,
     "overload": 1,
+    "registry": 8,
 }
 """Kinds of events, with how often each is chosen compared with the others.
 
 ``worker``, ``child`` (of a worker), ``daemon`` (the parent of an executor's
-workers), ``executor`` (the JVM), ``server`` (the object store) and ``driver``
-are killed; ``disk`` fills a local directory of Spark; the others are states
-of `fault_proxy.FaultProxy`.
+workers), ``executor`` (the JVM), ``server`` (the object store), ``driver``
+and ``registry`` (its server, if it has one) are killed; ``disk`` fills a local
+directory of Spark; the others are states of `fault_proxy.FaultProxy`.
 """
 
 _DRIVER_PARTS = ("all", "python", "jvm")
 _EARLY = 0.25
+_LATE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Event:
     """Which of several victims."""
 
     part: str = ""
-    """Which part of the driver program dies."""
+    """Which part of the driver program or of the object store dies."""
 
     def __str__(self) -> str:
         when = f"{self.progress:.0%}" if self.progress else f"{self.delay:.0f} s"
@@ -98,6 +100,7 @@ def write_script(
     variant: str = "",
     n_events: int | None = None,
     faults: bool = True,
+    server_parts: Sequence[str] = (),
 ) -> Script:
     """Draw what befalls a run.
 
@@ -113,6 +116,8 @@ def write_script(
         How many events, unless that is to be drawn.
     faults
         Whether single requests are spoilt.
+    server_parts
+        Parts of the object store that can be killed.
     """
     lots = random.Random(seed)
     drawn_scenario = "process_ccd" if lots.random() < 0.2 else "mock"
@@ -126,24 +131,31 @@ def write_script(
         seed,
         scenario,
         variant or drawn_variant,
-        tuple(_draw_event(kind, lots) for kind in drawn),
+        tuple(_draw_event(kind, lots, server_parts) for kind in drawn),
         _draw_faults(seed, lots) if faults else FaultPlan(seed),
         lots.choice((0.0, 0.0, 3.0)),
     )
 
 
-def _draw_event(kind: str, lots: random.Random) -> Event:
+def _draw_event(kind: str, lots: random.Random, server_parts: Sequence[str]) -> Event:
     progress, delay = lots.uniform(0.01, 0.99), lots.uniform(0.0, 1.0)
-    if kind == "driver" and lots.random() < _EARLY:
-        # While it starts, and writes what belongs to the run as a whole.
-        progress, delay = 0.0, lots.uniform(3.0, 25.0)
+    if kind in ("driver", "registry"):
+        when = lots.random()
+        if when < _EARLY:
+            # While it starts, and writes what belongs to the run as a whole.
+            progress, delay = 0.0, lots.uniform(3.0, 25.0)
+        elif kind == "registry" and when > _LATE:
+            # While it registers the last datasets and finishes.
+            progress, delay = 1.0, lots.uniform(0.0, 3.0)
     seconds = 0.0
     match kind:
         case "server":
             seconds = lots.uniform(0.5, 4.0)
-        case "disk" | "outage" | "expired" | "overload":
+        case "disk" | "outage" | "expired" | "overload" | "registry":
             seconds = lots.uniform(1.0, 6.0)
     part = lots.choice(_DRIVER_PARTS) if kind == "driver" else ""
+    if kind == "server" and len(server_parts) > 1:
+        part = lots.choice(server_parts)
     return Event(kind, progress, delay, seconds, lots.random(), part)
 
 

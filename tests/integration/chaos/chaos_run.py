@@ -18,14 +18,19 @@ from typing import Any
 
 import psutil
 
-from tests.integration.chaos.chaos_checks import check_contents, check_objects, check_reports
+from tests.integration.chaos.chaos_checks import (
+    check_contents,
+    check_objects,
+    check_registry,
+    check_reports,
+)
 from tests.integration.chaos.chaos_events import Event, Script, find_victims
 from tests.integration.chaos.chaos_scenarios import RUN, SCENARIOS, Copy, Scenario, Variant, list_keys
 from tests.integration.chaos.chaos_stage import Stage, java_options
 from tests.support.fault_proxy import FaultProxy
 
 _MOST_ATTEMPTS = 6
-_RUN_SECONDS = 600.0
+_RUN_SECONDS = 1200.0
 _VICTIM_SECONDS = 5.0
 _QUIET_SECONDS = 30.0
 _SAMPLE_SECONDS = 2.0
@@ -261,6 +266,7 @@ class _Play:
         for _, action in self._later:
             action()
         self._later.clear()
+        self._stage.server.wait()
 
     def _read_log(self) -> None:
         """See which quanta have left their metadata."""
@@ -295,8 +301,11 @@ class _Play:
             case "outage" | "expired" | "overload":
                 self._proxy.suffer(event.kind, event.seconds)
             case "server":
-                self._stage.kill_server()
+                self._stage.server.kill(event.part)
                 self._later.append((now + event.seconds, self._restart_server))
+            case "registry":
+                self._stage.registry.kill()
+                self._later.append((now + event.seconds, self._stage.registry.restart))
             case "disk":
                 chosen = self._stage.disks[:1] if event.lot < 0.4 else self._stage.disks[1:]
                 chosen = self._stage.disks if event.lot > 0.8 else chosen
@@ -385,7 +394,7 @@ def perform(stage: Stage, script: Script) -> Result:
     quanta = scenario.quanta(stage.folder)
     result.quanta = len(quanta)
     folder = stage.folder / "run"
-    copy = scenario.copy(stage.folder, f"seed{script.seed}", stage.server)
+    copy = scenario.copy(stage.folder, f"seed{script.seed}", stage.server, stage.registry)
     driver = Driver(stage, folder, scenario, variant, copy)
     with FaultProxy(stage.server.endpoint_url, script.faults, folder / "requests") as proxy:
         driver.endpoint_url = proxy.endpoint_url
@@ -401,6 +410,7 @@ def perform(stage: Stage, script: Script) -> Result:
     result.repeated = sum(count > 1 for count in counts.values())
     result.most = max(counts.values(), default=0)
     result.findings += check_contents(copy, scenario.expected(stage.folder, variant))
+    result.findings += check_registry(copy, scenario.reference(stage.folder), variant.temporary)
     result.findings += check_objects(copy, stage.server)
     registered = copy.registered()
     done_before = [

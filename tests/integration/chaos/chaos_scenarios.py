@@ -4,12 +4,10 @@ from __future__ import annotations
 
 __all__ = ["BUCKET", "RUN", "SCENARIOS", "Copy", "Scenario", "Variant", "read_contents"]
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-import sqlite3
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +17,9 @@ from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base.tests.mocks import MockDataset
 
 from spark_butler.demo.night import ingest_night
-from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.demo.simulation import simulate
+from tests.integration.chaos.chaos_servers import Registry
 from tests.integration.chaos.chaos_tasks import MAX_SHUFFLE_BYTES
 from tests.support.mock_night import fill_mock_night, task_text
 from tests.support.stock import read_graph, run_pipetask
@@ -109,8 +107,9 @@ class Scenario:
     name: str
     """Name of the scenario."""
 
-    fill: Callable[[Path, Path], Path]
-    """Makes dimensions and inputs of a repository; returns the pipeline.  It is given a folder to work in."""
+    fill: Callable[[Path, Path, bool], Path]
+    """Makes dimensions and inputs of a repository; returns the pipeline.  It is given a folder, and
+    whether the graph is to be small."""
 
     inputs: str
     """Collection of the inputs."""
@@ -124,7 +123,7 @@ class Scenario:
     variants: tuple[Variant, ...]
     """Ways to execute the graph."""
 
-    def prepare(self, folder: Path, server: EmbeddedS3) -> None:
+    def prepare(self, folder: Path, server: EmbeddedS3, registry: Registry, *, small: bool = False) -> None:
         """Make the repository, the graph and the reference, unless they are there.
 
         Parameters
@@ -133,6 +132,10 @@ class Scenario:
             Where all scenarios are kept.
         server
             The object store, to which the environment points.
+        registry
+            Where the registry goes.
+        small
+            Whether to make a graph of fewer quanta.
         """
         mine = folder / self.name
         if (mine / "expected.json").exists():
@@ -140,11 +143,12 @@ class Scenario:
         shutil.rmtree(mine, ignore_errors=True)
         mine.mkdir(parents=True)
         server.make_bucket(BUCKET)
-        repo = make_repository(mine / "repo", f"s3://{BUCKET}/{self.name}/base/")
-        pipeline = self.fill(repo, mine)
+        repo = mine / "repo"
+        registry.make(repo, f"s3://{BUCKET}/{self.name}/base/")
+        pipeline = self.fill(repo, mine, small)
         graph = ("-p", pipeline, "-i", self.inputs, "--output-run", RUN, "-d", self.query)
         _pipetask("qgraph", "-b", repo, *graph, "-q", mine / "graph.qg")
-        reference = self.copy(folder, "reference", server)
+        reference = self.copy(folder, "reference", server, registry)
         _pipetask("run", "-b", reference.repo, "-g", mine / "graph.qg", "--register-dataset-types")
         (mine / "quanta.json").write_text(json.dumps(_list_quanta(mine / "graph.qg")))
         contents = read_contents(reference.repo)
@@ -170,20 +174,23 @@ class Scenario:
             if name not in variant.temporary
         }
 
-    def copy(self, folder: Path, name: str, server: EmbeddedS3) -> Copy:
+    def reference(self, folder: Path) -> Path:
+        """Repository with what ``pipetask run`` made."""
+        return folder / self.name / "repo-reference"
+
+    def copy(self, folder: Path, name: str, server: EmbeddedS3, registry: Registry) -> Copy:
         """Make a copy of the repository, objects included."""
         repo = folder / self.name / f"repo-{name}"
         shutil.rmtree(repo, ignore_errors=True)
-        shutil.copytree(folder / self.name / "repo", repo)
+        registry.copy(folder / self.name / "repo", repo)
         config = repo / "butler.yaml"
         old, new = f"{self.name}/base/", f"{self.name}/{name}/"
         config.write_text(config.read_text().replace(old, new))
-        with contextlib.closing(sqlite3.connect(repo / "gen3.sqlite3")) as connection, connection:
-            # A datastore without a name is called after its root.
-            connection.execute(
-                "UPDATE dataset_location SET datastore_name = replace(datastore_name, ?, ?)", (old, new)
-            )
-        made = Copy(repo, new, frozenset())
+        # A datastore without a name is called after its root.
+        registry.change(
+            repo, f"UPDATE dataset_location SET datastore_name = replace(datastore_name, '{old}', '{new}')"
+        )
+        made = Copy(repo, registry, new, frozenset())
         client = server.client()
         made.remove_objects(server)
         keys = set()
@@ -202,6 +209,9 @@ class Copy:
     repo: Path
     """Its root."""
 
+    registry: Registry
+    """Where its registry is."""
+
     prefix: str
     """What the names of its objects begin with."""
 
@@ -210,25 +220,21 @@ class Copy:
 
     def registered(self) -> dict[uuid.UUID, str]:
         """Names of the objects of the output run that the repository knows, by ID of the dataset."""
-        # The driver may have it open; nothing here may lock it.
-        address = f"file:{self.repo / 'gen3.sqlite3'}?mode=ro"
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=60)) as connection:
-            rows = connection.execute("SELECT dataset_id, path FROM file_datastore_records").fetchall()
+        rows = self.registry.ask(self.repo, "SELECT dataset_id, path FROM file_datastore_records")
         return {
-            uuid.UUID(str(dataset_id)): self.prefix + path
+            uuid.UUID(dataset_id): self.prefix + path
             for dataset_id, path in rows
             if self.prefix + path not in self.inputs
         }
 
     def has_run(self) -> bool:
         """Whether the output run has been made."""
-        with contextlib.closing(sqlite3.connect(self.repo / "gen3.sqlite3", timeout=60)) as connection:
-            return bool(connection.execute("SELECT 1 FROM collection WHERE name = ?", (RUN,)).fetchall())
+        return bool(self.registry.ask(self.repo, f"SELECT 1 FROM collection WHERE name = '{RUN}'"))
 
     def remove(self, server: EmbeddedS3) -> None:
         """Remove it, objects included."""
         self.remove_objects(server)
-        shutil.rmtree(self.repo, ignore_errors=True)
+        self.registry.remove(self.repo)
 
     def remove_objects(self, server: EmbeddedS3) -> None:
         """Remove its objects."""
@@ -297,15 +303,16 @@ def _pipetask(*arguments: str | Path) -> None:
     run_pipetask(*arguments, paths=(ROOT,))
 
 
-def _fill_mock(repo: Path, folder: Path) -> Path:
-    """Register fourteen visits of seventeen detectors, and make mock inputs."""
+def _fill_mock(repo: Path, folder: Path, small: bool) -> Path:
+    """Register fourteen visits of seventeen detectors, or fewer, and make mock inputs."""
     pipeline = folder / "pipeline.yaml"
     pipeline.write_text(MOCK_PIPELINE)
-    fill_mock_night(repo, pipeline, visits=14, detectors=17, inputs=("flat", "pointing"))
+    visits, detectors = (6, 7) if small else (14, 17)
+    fill_mock_night(repo, pipeline, visits=visits, detectors=detectors, inputs=("flat", "pointing"))
     return pipeline
 
 
-def _fill_process_ccd(repo: Path, folder: Path) -> Path:
+def _fill_process_ccd(repo: Path, folder: Path, small: bool) -> Path:
     """Simulate and ingest two visits of two small detectors."""
     night = simulate(folder / "night", visits=2, detectors=2, size=384, seed=3)
     with Butler.from_config(repo, writeable=True) as butler:

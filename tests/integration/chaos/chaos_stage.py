@@ -18,9 +18,15 @@ from pathlib import Path
 
 import psutil
 
-from spark_butler.demo.s3server import EmbeddedS3
 from spark_butler.spark.java import find_java_home
 from tests.integration.chaos.chaos_scenarios import ROOT
+from tests.integration.chaos.chaos_servers import (
+    CephS3,
+    KillableS3,
+    PostgresRegistry,
+    Registry,
+    SqliteRegistry,
+)
 from tests.support.clusters import Cluster
 
 MARKER = "SPARK_BUTLER_CHAOS"
@@ -80,8 +86,11 @@ class Stage:
     folder: Path
     """Where everything about the suite is."""
 
-    server: EmbeddedS3
+    server: KillableS3
     """The object store."""
+
+    registry: Registry
+    """Where the registries are."""
 
     cluster: Cluster
     """The Spark cluster."""
@@ -94,15 +103,18 @@ class Stage:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, folder: Path) -> Iterator[Stage]:
-        """Start the object store and the cluster."""
+    def open(cls, folder: Path, *, store: str = "seaweedfs", registry: str = "sqlite") -> Iterator[Stage]:
+        """Start the object store, the registry's server, if it has one, and the cluster."""
         mark = secrets.token_hex(8)
         place = folder / "cluster"
         shutil.rmtree(place, ignore_errors=True)
         (place / "tmp").mkdir(parents=True)
         with contextlib.ExitStack() as stack:
-            server = stack.enter_context(EmbeddedS3(folder / "s3"))
-            stack.enter_context(server.activated())
+            server = CephS3(folder / "ceph") if store == "ceph" else KillableS3(folder / "s3")
+            stack.enter_context(stack.enter_context(server).activated())
+            registries: Registry = SqliteRegistry()
+            if registry == "postgresql":
+                registries = stack.enter_context(PostgresRegistry.open(folder / "postgresql"))
             disks = [stack.enter_context(Disk.make(place / f"disk{n}")) for n in range(2)]
             environment = {
                 MARKER: mark,
@@ -115,7 +127,7 @@ class Stage:
                     place, memory="1g", environment=environment, local_dirs=[disk.path for disk in disks]
                 )
             )
-            yield cls(folder, server, cluster, disks, mark)
+            yield cls(folder, server, registries, cluster, disks, mark)
 
     @property
     def temporary(self) -> Path:
@@ -132,16 +144,9 @@ class Stage:
             "SPARK_LOCAL_IP": "127.0.0.1",
         }
 
-    def kill_server(self) -> None:
-        """Kill the object store."""
-        assert self.server._process is not None
-        self.server._process.kill()
-        self.server._process.wait()
-
     def restart_server(self) -> None:
-        """Start it again on the same data, with the same credentials."""
-        self.server.stop()
-        self.server.start()
+        """Start the object store again on the same data, with the same credentials."""
+        self.server.restart()
         os.environ.update(self.server.environment())
 
     def processes(self) -> list[psutil.Process]:
