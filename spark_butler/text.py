@@ -39,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 _JAVA_CAUSE = re.compile(r"^(?:: |Caused by: )(?:[\w.$]+\.)?(\w+): (.+)$", re.MULTILINE)
 _HINT = re.compile(r"^\s*(?:\(Background on|\[SQL:|For further info|For more info)", re.MULTILINE)
+# urllib3 says it twice.
+_INCOMPLETE = re.compile(
+    r"(?:\('Connection broken: )?IncompleteRead\((\d+) bytes read, (\d+) more expected\)(?:', .*\))?"
+)
 _PYTHON_ERROR = re.compile(
     r"^(?!org\.|java\.|py4j\.)[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*$", re.MULTILINE
 )
@@ -88,6 +92,7 @@ def brief(exc: BaseException) -> str:
         message = cause[2]
     # Hints of SQLAlchemy, pydantic and pex_config to their own pages and sources are of no help here.
     message = _HINT.split(message, maxsplit=1)[0]
+    message = _INCOMPLETE.sub(lambda m: f"only {m[1]} of {int(m[1]) + int(m[2])} bytes arrived", message)
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     text = hide_secrets(" ".join(kept[:4])) or type(exc).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from botocore.exceptions import ResponseStreamingError
+from urllib3.exceptions import IncompleteRead, ProtocolError
 
 from spark_butler.masking import hide_secrets
 from spark_butler.text import brief
@@ -20,6 +22,14 @@ def test_java_stack_becomes_its_message() -> None:
 def test_hints_to_other_pages_are_removed() -> None:
     text = "(sqlite3.OperationalError) unable to open\n(Background on this error at: https://sqlalche.me/e/x)"
     assert brief(ValueError(text)) == "(sqlite3.OperationalError) unable to open"
+
+
+def test_size_of_an_incomplete_object_is_told() -> None:
+    cause = IncompleteRead(205, 206)
+    error = ProtocolError(f"Connection broken: {cause!r}", cause)
+    assert brief(ResponseStreamingError(error=error)) == (
+        "An error occurred while reading from response stream: only 205 of 411 bytes arrived"
+    )
 
 
 def test_message_is_never_empty_or_too_long() -> None:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -71,6 +72,9 @@ class FaultPlan:
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Share of the requests that suffer each of `FAULTS`."""
 
+    only: str = ""
+    """Regular expression of the requests that may be spoilt: method, space, path."""
+
     budget: int = 2
     """How often the same request is spoilt at most."""
 
@@ -93,6 +97,8 @@ class FaultPlan:
         number
             How many of the same there were before.
         """
+        if not re.match(self.only, f"{method} {target}"):
+            return ""
         # Whatever the order in which requests come, the same ones are spoilt.
         lot = random.Random(f"{self.seed} {method} {target} {number}").random()
         for fault, rate in self.rates.items():
