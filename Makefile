@@ -31,6 +31,7 @@ lock: $(INSTALLED) ## Bring the lock files up to the newest versions that fit py
 	@uv=$$(tools/install.sh --uv)
 	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra demo --extra test pyproject.toml -o requirements.lock
 	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra docs --constraints requirements.lock pyproject.toml -o requirements-docs.lock
+	"$$uv" pip compile $(LOCK_FLAGS) --upgrade --extra stores --constraints requirements.lock pyproject.toml -o requirements-stores.lock
 	sed -n 's/^java = \["\(.*\)"\]$$/\1/p' pyproject.toml | "$$uv" pip compile $(LOCK_FLAGS) --upgrade - -o requirements-java.lock
 
 .PHONY: demo
@@ -55,9 +56,7 @@ test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large 
 
 .PHONY: test-stores
 test-stores: $(INSTALLED) ## Run on each object store that is installed, over http and TLS (table in docs/stores.md)
-	@uv=$$(tools/install.sh --uv)
-	"$$uv" pip install --quiet --python $(BIN)/python -e ".[stores]"
-	[ -d .venv-swift ] || { "$$uv" venv --quiet .venv-swift && "$$uv" pip install --quiet --python .venv-swift/bin/python swift setuptools; }
+	@VENV="$(VENV)" tools/install.sh --stores
 	$(RUN) STORES_TABLE=1 python -m pytest -o timeout=3600 -m stores $(ARGS)
 
 .PHONY: test-deployment
@@ -86,7 +85,7 @@ env-archive: $(INSTALLED) ## Pack the environment with its Python for clusters, 
 	@$(RUN) python tools/env_archive.py $(ARGS)
 
 .PHONY: chaos
-chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (ARGS="--seeds 3 --first-seed 7")
+chaos: $(INSTALLED) ## Kill things around runs on a Spark cluster, and compare (ARGS="--seeds 3 --store ceph --registry postgresql")
 	@$(RUN) python -m tests.integration.chaos $(ARGS)
 
 .PHONY: bench

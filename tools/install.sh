@@ -2,6 +2,7 @@
 # Make the environment in .venv/ from the lock files; `make install` runs this.
 #   --uv     only say which uv that takes
 #   --docs   add what the documentation is built with
+#   --stores add servers of object stores for make test-stores
 #   PYTHON   the interpreter to use (default: found, or fetched by uv)
 #   VENV     where the environment goes (default .venv)
 set -euo pipefail
@@ -49,6 +50,12 @@ uv=$(find_uv)
 if [ "${1:-}" = --uv ]; then echo "$uv"; exit; fi
 pip_install() { "$uv" pip install -q --compile-bytecode --python "$VENV/bin/python" "$@"; }
 if [ "${1:-}" = --docs ]; then pip_install --require-hashes -r requirements-docs.lock; exit; fi
+if [ "${1:-}" = --stores ]; then
+  pip_install --require-hashes -r requirements-stores.lock
+  # Swift wants older versions of what others need, too.
+  [ -d .venv-swift ] || { "$uv" venv -q .venv-swift; "$uv" pip install -q --python .venv-swift/bin/python "swift==2.38.3" "setuptools<81"; }
+  exit
+fi
 python=${PYTHON:-$(find_python)}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' ||
   fail "$python is $("$python" --version 2>&1), and 3.12 or newer is needed"
