@@ -110,7 +110,8 @@ def _explaining(root: S3ResourcePath) -> Iterator[None]:
         raise RepositoryError(
             f"The object store of {str(root)!r} refuses {exc.operation_name} at {_endpoint(root)}: {reason}."
         ) from exc
-    except (BotoCoreError, OSError, ValueError) as exc:
+    except (BotoCoreError, OSError, ValueError, RuntimeError) as exc:
+        # botocore raises a RuntimeError if new credentials have expired, too.
         text = f"The object store of {str(root)!r} can't be reached at {_endpoint(root)}: {brief(exc)}"
         if isinstance(exc, SSLError) or "CA certificate" in str(exc):
             text += ". Set AWS_CA_BUNDLE to the file with the certificates of your authority."

@@ -88,6 +88,24 @@ def test_wrong_endpoint_and_silent_store_are_found(repo: Path, monkeypatch: pyte
     assert f"can't be reached at {address}" in found["repository"]["text"]
 
 
+def test_expired_credentials_of_a_program_are_found(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, config = tmp_path / "keys.json", tmp_path / "config"
+    given = {"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "secret"}
+    keys.write_text(json.dumps({**given, "Expiration": "2020-01-01T00:00:00+00:00"}))
+    config.write_text(f"[profile old]\ncredential_process = cat {keys}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "old")
+    with FakeS3().serve() as address:
+        monkeypatch.setenv("S3_ENDPOINT_URL", address)
+        status, found = _examine(repo)
+    assert (status, list(found)) == (1, ["repository"])
+    assert "still expired" in found["repository"]["text"]
+
+
 def test_unknown_certificate_is_found(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
