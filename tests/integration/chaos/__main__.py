@@ -99,12 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    usual = (options.store, options.registry) == ("seaweedfs", "sqlite")
+    servers = "" if usual else f"{options.store}, {options.registry}"
     if options.only_table:
-        write_table(DOCUMENT, read_results(folder / "results.jsonl"))
+        write_table(DOCUMENT, read_results(folder / "results.jsonl"), servers)
         return 0
     results = _run(options, folder)
     if options.table:
-        write_table(DOCUMENT, read_results(folder / "results.jsonl"))
+        write_table(DOCUMENT, read_results(folder / "results.jsonl"), servers)
     n_equal = sum(result.is_equal for result in results)
     sys.stdout.write(f"{n_equal} of {len(results)} runs ended equal to the serial run. All is in {folder}.\n")
     return 0 if n_equal == len(results) == options.seeds else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BEGIN", "END", "describe", "make_table", "read_results", "write_table"]
+__all__ = ["describe", "make_table", "read_results", "write_table"]
 
 import json
 import os
@@ -17,9 +17,7 @@ import pyspark
 
 from tests.integration.chaos.chaos_run import Result
 
-BEGIN = "<!-- chaos: begin -->"
-
-END = "<!-- chaos: end -->"
+_MARK = "<!-- chaos{servers}: {end} -->"
 
 
 def describe(result: Result) -> str:
@@ -103,17 +101,21 @@ def _machine() -> str:
     )
 
 
-def write_table(document: Path, results: Sequence[Result]) -> None:
+def write_table(document: Path, results: Sequence[Result], servers: str = "") -> None:
     """Put the table into a document, between its marks.
 
     Parameters
     ----------
     document
-        The document; made if absent.
+        The document, with the marks in it.
     results
         The runs.
+    servers
+        Object store and registry, if they are not the usual ones.
     """
-    text = document.read_text() if document.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n{make_table(results)}\n{END}{after}")
+    begin, end = (
+        _MARK.format(servers=f" on {servers}" * bool(servers), end=each) for each in ("begin", "end")
+    )
+    before, _, rest = document.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    document.write_text(f"{before}{begin}\n{make_table(results)}\n{end}{after}")
