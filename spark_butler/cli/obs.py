@@ -119,6 +119,11 @@ def register_instrument(repo: str, camera_yaml: str, update: bool, form: str) ->
     help="Mode of transfer into the datastore; 'direct' leaves the files in their place.",
 )
 @click.option("--fail-fast", is_flag=True, help="Ingest nothing if any file is bad.")
+@click.option(
+    "--ignore-checksums",
+    is_flag=True,
+    help="Read these files even where pixels disagree with DATASUM; ingests again what is there.",
+)
 def ingest_raws(
     repo: str,
     paths: tuple[str, ...],
@@ -126,6 +131,7 @@ def ingest_raws(
     output_run: str | None,
     transfer: str,
     fail_fast: bool,
+    ignore_checksums: bool,
     form: str,
 ) -> None:
     """Ingest raw science and calibration frames.
@@ -148,6 +154,7 @@ def ingest_raws(
             output_run=output_run,
             transfer=transfer,
             fail_fast=fail_fast,
+            ignore_checksums=ignore_checksums,
         )
     reasons = result.failures
     if form == "json":

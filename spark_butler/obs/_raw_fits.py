@@ -155,7 +155,9 @@ def read_raw_header(uri: ResourcePathExpression) -> dict[str, HeaderValue]:
         raise RawFileError(f"{name}: no such file") from None
 
 
-def read_raw_pixels(stream: Stream, name: str) -> tuple[np.ndarray, dict[str, HeaderValue]]:
+def read_raw_pixels(
+    stream: Stream, name: str, *, check_sums: bool = True
+) -> tuple[np.ndarray, dict[str, HeaderValue]]:
     """Read the pixels of a raw image and its header.
 
     Parameters
@@ -164,6 +166,8 @@ def read_raw_pixels(stream: Stream, name: str) -> tuple[np.ndarray, dict[str, He
         Seekable binary stream at the start of the file.
     name
         What errors call the file.
+    check_sums
+        Whether pixels that disagree with their ``DATASUM`` are an error.
 
     Returns
     -------
@@ -181,13 +185,13 @@ def read_raw_pixels(stream: Stream, name: str) -> tuple[np.ndarray, dict[str, He
     content = _plain_stream(stream, name).read()
     with _opened(io.BytesIO(content), name) as hdus:
         images, header = _find_images(hdus, name)
-        _check_stored(content, list(images), name)
+        _check_stored(content, list(images), name, check_sums=check_sums)
         planes = [hdu.data.reshape(hdu.data.shape[-2:]) for hdu in images.values()]
         pixels = planes[0] if len(planes) == 1 else np.hstack(planes)
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("=")), header
 
 
-def _check_stored(content: bytes, indices: list[int], name: str) -> None:
+def _check_stored(content: bytes, indices: list[int], name: str, *, check_sums: bool) -> None:
     """Raise if the bytes of HDUs, as they are stored, are too few or disagree with their checksums."""
     with _opened(io.BytesIO(content), name, disable_image_compression=True) as hdus:
         for hdu in (hdus[index] for index in indices):
@@ -196,7 +200,9 @@ def _check_stored(content: bytes, indices: list[int], name: str) -> None:
                 raise RawFileError(
                     f"{name}: truncated: {len(content)} bytes; its header needs at least {needed}"
                 )
-            if hdu.verify_datasum() == 0:
+            if check_sums and hdu.verify_datasum() == 0:
                 raise RawFileError(
-                    f"{name}: corrupt: the pixels do not agree with DATASUM = {hdu.header['DATASUM']}"
+                    f"{name}: corrupt: the pixels do not agree with DATASUM = {hdu.header['DATASUM']}; if "
+                    "the card is wrong, 'spark-butler obs ingest-raws --ignore-checksums' reads the file as "
+                    "it is"
                 )

@@ -45,6 +45,10 @@ from ._detectors import (
 )
 from ._geometry import make_tan_wcs
 from ._header_fields import HeaderMap
+from ._raw_fits import display_name
+from .defects import read_defects
+
+_MOST_DEFECTS = 5000
 
 type ObservationType = Literal["science", "bias", "dark", "flat", "focus", "test", "unknown"]
 
@@ -122,7 +126,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
             raise CameraDescriptionError(f"{path}: no such camera description") from None
         except (yaml.YAMLError, UnicodeDecodeError) as err:
             raise CameraDescriptionError(f"{path}: not YAML: {' '.join(str(err).split())}") from None
-        return cls.from_dict(content, origin=str(path))
+        return cls.from_dict(_with_defects(content, path), origin=str(path))
 
     @classmethod
     def from_dict(cls, content: Any, *, origin: str = "camera description") -> Self:
@@ -234,6 +238,26 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
             self.initial_wcs(detector, ra_deg, dec_deg, rotation_deg),
             DetectorFrame(instrument=self.name, detector=described.id, visit=visit, bbox=described.bbox),
         )
+
+
+def _with_defects(content: Any, origin: ResourcePath) -> Any:
+    """Return a description in which the files that it names as defects are replaced by what they hold."""
+    if not isinstance(content, dict) or not isinstance(content.get("detectors"), list):
+        return content
+    detectors = []
+    for each in content["detectors"]:
+        named = each.get("defects") if isinstance(each, dict) else None
+        if isinstance(named, str) and not named.lstrip().startswith("["):
+            file = ResourcePath(named, root=origin.dirname(), forceAbsolute=True)
+            sections = read_defects(file)
+            if len(sections) > _MOST_DEFECTS:
+                raise CameraDescriptionError(
+                    f"{display_name(file)}: {len(sections)} rectangles of defects; a description holds "
+                    f"{_MOST_DEFECTS}: put them into the dataset defects instead (cp_defects.yaml)"
+                )
+            each = {**each, "defects": [str(section) for section in sections]}
+        detectors.append(each)
+    return {**content, "detectors": detectors}
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("RawFitsFormatter",)
+__all__ = ("RawFitsFormatter", "UncheckedRawFitsFormatter")
 
 from typing import Any, BinaryIO, ClassVar
 
@@ -24,6 +24,8 @@ class RawFitsFormatter(FormatterV2):
     truncated or corrupt raises `~spark_butler.obs.RawFileError`.
     """
 
+    check_sums: ClassVar[bool] = True
+    """Whether pixels that disagree with their ``DATASUM`` are an error."""
     can_read_from_stream: ClassVar[bool] = True
     can_read_from_local_file: ClassVar[bool] = True
     supported_extensions: ClassVar[frozenset[str]] = frozenset(
@@ -39,7 +41,8 @@ class RawFitsFormatter(FormatterV2):
     ) -> Any:
         # Docstring inherited.
         # The original's name, not the cache's, is what the user can look for.
-        pixels, header = read_raw_pixels(stream, display_name(self.file_descriptor.location.uri))
+        name = display_name(self.file_descriptor.location.uri)
+        pixels, header = read_raw_pixels(stream, name, check_sums=self.check_sums)
         image = Image(pixels, unit=u.adu, metadata=header)
         if component is not None:
             return getattr(image, component)
@@ -50,3 +53,9 @@ class RawFitsFormatter(FormatterV2):
         # Docstring inherited.
         with open(path, "rb") as stream:
             return self.read_from_stream(stream, component, expected_size)
+
+
+class UncheckedRawFitsFormatter(RawFitsFormatter):
+    """Reads raw FITS files whose checksums are known to be wrong."""
+
+    check_sums: ClassVar[bool] = False

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ._exposures import RawFile, read_raw_file
 from ._raw_fits import display_name
 from .description import CameraDescription
-from .formatters import RawFitsFormatter
+from .formatters import RawFitsFormatter, UncheckedRawFitsFormatter
 from .instrument import make_instrument_class
 from .repository import check_run, describe_instruments, expand_paths
 
@@ -88,6 +88,7 @@ def ingest_raws(
     output_run: str | None = None,
     transfer: str | None = "auto",
     fail_fast: bool = False,
+    ignore_checksums: bool = False,
 ) -> RawIngestResult:
     """Ingest raw files of science and calibration exposures.
 
@@ -105,6 +106,9 @@ def ingest_raws(
         As in `lsst.daf.butler.Butler.ingest`.
     fail_fast
         Whether the first bad file ends the ingest before anything is written.
+    ignore_checksums
+        Whether these files are read even where pixels disagree with their ``DATASUM``. Files that the output
+        run has already are ingested again for it.
 
     Returns
     -------
@@ -121,6 +125,7 @@ def ingest_raws(
         check_run(butler, output_run)
     raws, failures = read_raw_files(expand_paths(paths, RAW_SUFFIXES), cameras, fail_fast=fail_fast)
     result = RawIngestResult(failures=failures)
+    formatter = UncheckedRawFitsFormatter if ignore_checksums else RawFitsFormatter
     by_exposure: dict[tuple[str, int], list[RawFile]] = defaultdict(list)
     for raw in raws:
         by_exposure[raw.instrument, raw.exposure["id"]].append(raw)
@@ -140,7 +145,9 @@ def ingest_raws(
                 (display_name(raw.uri), f"{display_name(raw.uri)}: {reason}") for raw in consistent
             )
             continue
-        datasets[run].extend(_new_datasets(butler, consistent, run, result))
+        if ignore_checksums:
+            _remove_existing(butler, consistent, run)
+        datasets[run].extend(_new_datasets(butler, consistent, run, result, formatter))
     for run, batch in datasets.items():
         if batch:
             butler.ingest(*batch, transfer=transfer)
@@ -183,8 +190,30 @@ def _sync_records(butler: Butler, raw: RawFile) -> None:
         butler.registry.syncDimensionData("exposure", raw.exposure)
 
 
+def _remove_existing(butler: Butler, raws: Sequence[RawFile], run: str) -> None:
+    """Remove the datasets of files that are to be ingested again, but never the files themselves."""
+    if run not in butler.collections.query("*"):
+        return
+    roots = [root for root in butler.get_datastore_roots().values() if root is not None]
+    existing = []
+    for raw in raws:
+        if (ref := butler.find_dataset("raw", raw.data_id, collections=run)) is None:
+            continue
+        if any(raw.uri.relative_to(root) is not None for root in roots):
+            raise UserError(
+                f"{display_name(raw.uri)} is the repository's own file, which removing its dataset would "
+                "delete: copy it to another place and ingest the copy"
+            )
+        existing.append(ref)
+    butler.pruneDatasets(existing, disassociate=True, unstore=True, purge=True)
+
+
 def _new_datasets(
-    butler: Butler, raws: Sequence[RawFile], run: str, result: RawIngestResult
+    butler: Butler,
+    raws: Sequence[RawFile],
+    run: str,
+    result: RawIngestResult,
+    formatter: type[RawFitsFormatter],
 ) -> list[FileDataset]:
     butler.collections.register(run)
     dataset_type = butler.get_dataset_type("raw")
@@ -196,5 +225,5 @@ def _new_datasets(
             continue
         data_id = butler.registry.expandDataId(raw.data_id)
         ref = DatasetRef(dataset_type, data_id, run=run)
-        datasets.append(FileDataset(path=raw.uri, refs=[ref], formatter=RawFitsFormatter))
+        datasets.append(FileDataset(path=raw.uri, refs=[ref], formatter=formatter))
     return datasets

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 import astropy.table
+import astropy.time
 import astropy.units as u
 import numpy as np
 import pyarrow.parquet
@@ -27,9 +28,19 @@ from .repository import check_run, expand_paths
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".fits", ".fits.gz", ".ecsv", ".csv", ".parquet", ".parq")
-_FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv"}
+_VOTABLES = (".vot", ".votable", ".xml", ".vot.gz", ".votable.gz", ".xml.gz")
+_SUFFIXES = (".fits", ".fits.gz", ".ecsv", ".csv", ".parquet", ".parq", *_VOTABLES)
+_FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", **dict.fromkeys(_VOTABLES, "votable")}
 _LEVEL = 7
+_MOTIONS = (
+    # Name in LSST catalogs, in Gaia's, and the units of both.
+    ("pm_ra", "pmra", u.rad / u.yr, u.mas / u.yr),
+    ("pm_dec", "pmdec", u.rad / u.yr, u.mas / u.yr),
+    ("pm_raErr", "pmra_error", u.rad / u.yr, u.mas / u.yr),
+    ("pm_decErr", "pmdec_error", u.rad / u.yr, u.mas / u.yr),
+    ("parallax", "parallax", u.rad, u.mas),
+    ("parallaxErr", "parallax_error", u.rad, u.mas),
+)
 _KEPT = re.compile(r"epoch|pm_(ra|dec)(_?[eE]rr)?|parallax(_?[eE]rr)?|coord_(ra|dec)_?[eE]rr")
 """Columns beside positions and fluxes that are kept where an LSST reference catalog has them."""
 
@@ -78,9 +89,10 @@ def ingest_refcats(  # noqa: PLR0913
     name
         Name of the dataset type, such as ``gaia_dr2``.
     paths
-        Tables (FITS, ECSV, CSV, Parquet), directories, globs or URIs.  A table with columns ``coord_ra`` and
-        ``coord_dec`` is taken for an LSST reference catalog (radians, nJy), any other for one with ICRS
-        positions in degrees.
+        Tables (FITS, ECSV, CSV, Parquet, VOTable), directories, globs or URIs.  A table with columns
+        ``coord_ra`` and ``coord_dec`` is taken for an LSST reference catalog (radians, nJy), any other for
+        one with ICRS positions in degrees.  Proper motions and parallaxes are kept where it has them under
+        Gaia's names and units (``pmra``, ``pmdec``, ``parallax``, and ``ref_epoch`` in Julian years).
     bands
         Columns with the brightness of each band.  A column with the unit mag, or with no unit and ``mag`` in
         its name, holds AB magnitudes; any other a flux in its unit, or nJy if it has none.  By default the
@@ -211,6 +223,8 @@ def _standardize(
         out[f"{band.band}_flux"] = flux * u.nJy
         if error is not None:
             out[f"{band.band}_fluxErr"] = error * u.nJy
+    if not is_lsst:
+        _add_motions(out, table)
     for name in table.colnames if is_lsst else ():
         is_flux = not bands and name.endswith(("_flux", "_fluxErr"))
         if (is_flux or _KEPT.fullmatch(name)) and table[name].ndim == 1:
@@ -218,6 +232,20 @@ def _standardize(
             if is_flux:
                 out[name].unit = u.nJy
     return out
+
+
+def _add_motions(out: astropy.table.Table, table: astropy.table.Table) -> None:
+    """Add proper motions, parallaxes and the epoch to a table that has them under Gaia's names."""
+    if not {"pmra", "pmdec", "ref_epoch"} <= set(table.colnames):
+        return
+    years = _plain(table["ref_epoch"])
+    out["epoch"] = astropy.time.Time(np.nan_to_num(years, nan=2000.0), format="jyear", scale="tcb").tai.mjd
+    for name, source, unit, default in _MOTIONS:
+        if source in table.colnames:
+            factor = (1.0 * (table[source].unit or default)).to_value(unit)
+            values = _plain(table[source])
+            # Stars without a solution for their motion stand still, with no error known.
+            out[name] = (values if name.endswith("Err") else np.nan_to_num(values)) * factor * unit
 
 
 def _column(table: astropy.table.Table, name: str) -> astropy.table.Column:

@@ -163,3 +163,19 @@ def test_unknown_detector_and_filter_are_named() -> None:
         camera.get_detector(7)
     with pytest.raises(LookupError, match="no filter 'z' in its headers; it has r"):
         camera.get_filter("z")
+
+
+def test_defects_are_read_from_a_file_beside_the_description(tmp_path: Path) -> None:
+    content = yaml.safe_load((CAMERAS / "opd_ixon.yaml").read_text())
+    content["detectors"][0]["defects"] = "bad.csv"
+    path = tmp_path / "camera.yaml"
+    path.write_text(yaml.safe_dump(content))
+    (tmp_path / "bad.csv").write_text("x1,x2,y1,y2\n5,5,1,512\n100,103,7,9\n")
+    defects = CameraDescription.from_yaml(path).get_detector(0).defects
+    assert [str(each) for each in defects] == ["[5:5, 1:512]", "[100:103, 7:9]"]
+    (tmp_path / "bad.csv").write_text("x1,x2,y1,y2\n5,513,1,512\n")
+    with pytest.raises(CameraDescriptionError, match=r"defect \[5:513, 1:512\] leaves the 512 x 512"):
+        CameraDescription.from_yaml(path)
+    (tmp_path / "bad.csv").unlink()
+    with pytest.raises(UserError, match=r"bad\.csv: no such file of defects"):
+        CameraDescription.from_yaml(path)

@@ -15,6 +15,7 @@ from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
 from spark_butler.demo.simulation import SimulatedData
+from spark_butler.errors import UserError
 from spark_butler.obs import CameraDescription, RawFileError
 from spark_butler.obs._exposures import read_raw_file
 from spark_butler.obs._header_fields import HeaderValueError
@@ -84,6 +85,23 @@ def test_bad_pixels_are_ingested_and_named_when_read(
     with pytest.raises(Exception, match=reason) as caught:
         simcam.get("raw", _data_id(night), collections="SimCam/raw/all")
     assert str(one_raw) in str(caught.value)
+
+
+def test_wrong_checksum_is_overridden_only_when_told(
+    simcam: Butler, night: SimulatedData, one_raw: Path
+) -> None:
+    _flip_a_bit(one_raw)
+    ingest_raws(simcam, [one_raw], transfer="direct")
+    with pytest.raises(Exception, match="obs ingest-raws --ignore-checksums"):
+        simcam.get("raw", _data_id(night), collections="SimCam/raw/all")
+    result = ingest_raws(simcam, [one_raw], transfer="copy", ignore_checksums=True)
+    assert len(result.ingested) == 1
+    raw = simcam.get("raw", _data_id(night), collections="SimCam/raw/all")
+    np.testing.assert_array_equal(raw.array, astropy.io.fits.getdata(one_raw))
+    stored = simcam.getURI(result.ingested[0])
+    with pytest.raises(UserError, match="is the repository's own file"):
+        ingest_raws(simcam, [stored], transfer="direct", ignore_checksums=True)
+    assert stored.exists()
 
 
 def test_the_cause_of_a_bad_file_is_a_raw_file_error(one_raw: Path) -> None:

@@ -62,6 +62,34 @@ def test_units_of_fluxes_are_converted(butler: Butler, tmp_path: Path) -> None:
     assert row["r_flux"] == pytest.approx((20 * u.ABmag).to_value(u.nJy))
 
 
+@pytest.mark.parametrize("ending", ["vot", "xml", "ecsv", "fits", "parquet", "csv"])
+def test_plain_tables_keep_proper_motions_in_every_format(
+    butler: Butler, tmp_path: Path, ending: str
+) -> None:
+    table = Table(
+        {
+            **{"source_id": [7, 8], "ra": [10.0, 10.1] * u.deg, "dec": [0.1, 0.2] * u.deg},
+            **{"phot_g_mean_mag": [15.0, 16.0] * u.mag, "ref_epoch": [2016.0, 2016.0] * u.yr},
+            **{"pmra": [100.0, np.nan] * u.mas / u.yr, "pmdec": [-50.0, np.nan] * u.mas / u.yr},
+        }
+    )
+    path = tmp_path / f"gaia.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(astropy_to_arrow(table), path)
+    else:
+        table.write(path, **({"format": "votable"} if ending in ("vot", "xml") else {}))
+    bands = [parse_band_columns("g=phot_g_mean_mag")]
+    ingest_refcats(butler, "gaia", [path], bands=bands, id_column="source_id")
+    read = _read_back(butler, "gaia")
+    read.sort("id")
+    assert read["id"].tolist() == [7, 8]
+    # A tenth of an arcsecond a year is 4.848e-7 radians; 2016.0 is MJD 57388.5.
+    np.testing.assert_allclose(read["pm_ra"], [4.8481368e-7, 0.0], rtol=1e-7)
+    np.testing.assert_allclose(read["pm_dec"], [-2.4240684e-7, 0.0], rtol=1e-7)
+    np.testing.assert_allclose(read["epoch"], 57388.5, atol=1e-3)
+    np.testing.assert_allclose(-2.5 * np.log10(read["g_flux"]) + 31.4, [15.0, 16.0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("columns", "bands", "expected"),
     [
