@@ -16,6 +16,7 @@ __all__ = [
     "SparkButlerError",
     "StaysHereError",
     "UserError",
+    "WorkerDiskError",
 ]
 
 import pickle
@@ -66,6 +67,10 @@ class SessionError(UserError, RuntimeError):
 
 class EngineError(SparkButlerError, RuntimeError):
     """The engine itself failed, as opposed to a task."""
+
+
+class WorkerDiskError(EngineError):
+    """A local disk of workers is full, so that a backend has lost units of work."""
 
 
 class FunctionError(SparkButlerError, RuntimeError):

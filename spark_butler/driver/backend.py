@@ -38,8 +38,9 @@ class Backend(Protocol):
         Notes
         -----
         May be called from several threads at once.  It never raises for errors
-        of a task.  An exception means that workers were lost: units that lack
-        outcomes have to run again.
+        of a task.  An exception means that workers were lost, or with a
+        `~spark_butler.errors.WorkerDiskError` that a disk of theirs is full:
+        units that lack outcomes have to run again.
         """
         ...
 

@@ -138,12 +138,10 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
 
 
 def lost_outcome(
-    quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str
+    quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str, kind: FailureKind
 ) -> QuantumOutcome:
-    """Return the outcome of a quantum that was lost with its worker."""
+    """Return the outcome of a quantum that was lost with its worker or with a disk."""
     report = QuantumReport(
         quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label
     )
-    return QuantumOutcome(
-        quantum_id, QuantumAttemptStatus.ABORTED, report, kind=FailureKind.LOST, reason=reason
-    )
+    return QuantumOutcome(quantum_id, QuantumAttemptStatus.ABORTED, report, kind=kind, reason=reason)

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import networkx
 
-from ..errors import EngineError
+from ..errors import EngineError, WorkerDiskError
 from ..model.options import Limits, StopRule
 from ..model.outcomes import FailureKind, QuantumOutcome, RunResult, job_text
 from ..model.work import UnitWork, WorkerContext
@@ -249,7 +249,8 @@ class Scheduler:
         error = job.exception()
         if error is not None and not self._backend.is_alive():
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
-        if isinstance(error, OSError | EngineError):
+        is_full = isinstance(error, WorkerDiskError)
+        if isinstance(error, OSError | EngineError) and not is_full:
             # Errors of workers have other types; one of the driver would repeat with every job.
             hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
             raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
@@ -268,20 +269,23 @@ class Scheduler:
             losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= _MAX_LOSSES:
-                self._give_up(unit, f"its worker was lost {losses} times: {reason}")
+                if is_full:
+                    self._give_up(unit, f"failed {losses} times: {reason}", FailureKind.IO)
+                else:
+                    self._give_up(unit, f"its worker was lost {losses} times: {reason}")
                 continue
             timer = threading.Timer(Limits.pause(FailureKind.LOST, losses + 1), self._events.put, [unit])
             timer.daemon = True
             self._resting[unit.index] = timer
             timer.start()
 
-    def _give_up(self, unit: Unit, reason: str) -> None:
+    def _give_up(self, unit: Unit, reason: str, kind: FailureKind = FailureKind.LOST) -> None:
         """Mark the ready quanta of a unit as failed."""
         still_open = self._open[unit.index]
         ready = [q for q in still_open if still_open.isdisjoint(self._xgraph.predecessors(q))]
         for quantum_id in ready:
             node = self._xgraph.nodes[quantum_id]
-            self._take(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason))
+            self._take(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason, kind))
 
     def _take(self, outcome: QuantumOutcome) -> None:
         """Record an outcome, and release or block the quanta that need it."""

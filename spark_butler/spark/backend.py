@@ -21,13 +21,14 @@ from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkConf, Sp
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
 from ..driver.backend import ReportOutcome
-from ..errors import EngineError
+from ..errors import EngineError, WorkerDiskError
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle import partition_of
 from ..text import brief
 from ..worker.pickling import dump_context
 from . import _pyspark
+from .preflight import explain_full_disk
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SLOTS_SECONDS = 1.0
+_DISK_FULL = "No space left on device"
 
 # PySpark numbers accumulators without a lock of its own.
 _accumulators = threading.Lock()
@@ -102,6 +104,8 @@ class SparkBackend:
             # Spark says so when the JVM of the driver can't use its temporary folder.
             if "Task serialization failed" in str(exc):
                 raise EngineError(brief(exc)) from exc
+            if _DISK_FULL in str(exc) and self.is_alive():
+                raise WorkerDiskError(explain_full_disk(self._spark, brief(exc))) from exc
             raise
 
     def _run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:

@@ -93,7 +93,7 @@ class PostgresServer:
                 user=_USER if os.getuid() == 0 else None,
                 preexec_fn=dying_with_parent(),
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             with contextlib.suppress(subprocess.CalledProcessError):
                 return self.call("pg_isready", "-h", "127.0.0.1", "-p", str(self.port))
