@@ -111,7 +111,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
                 return [make_report(DetachedJob(Path(wms_workflow_id)))], ""
             except UserError as exc:
                 return [], str(exc)
-        return [make_report(job) for job in _recall(user, days=hist)], ""
+        return [make_report(job) for job in _recall(user, days=hist or 0)], ""
 
     def get_status(
         self, wms_workflow_id: str, hist: float = 1, is_global: bool = False

@@ -96,10 +96,16 @@ def make_report(job: DetachedJob) -> WmsRunReport:
         total_number_jobs=totals.total(),
         job_state_counts={each: totals[each] for each in WmsStates},
         job_summary={label: {each: n.get(each, 0) for each in WmsStates} for label, n in summary.items()},
-        exit_code_summary={
-            name: [step["exit_status"]] for name, step in state.steps.items() if step.get("exit_status")
-        },
+        exit_code_summary=_list_exit_codes(state, summary),
     )
+
+
+def _list_exit_codes(state: JobState, summary: dict[str, dict[WmsStates, int]]) -> dict[str, list[int]]:
+    """Return the exit statuses of failed steps, and 1 for each failed quantum, as its process would have."""
+    codes = {label: [1] * counts.get(WmsStates.FAILED, 0) for label, counts in summary.items()}
+    for name, step in state.steps.items():
+        codes[name] = [step["exit_status"]] if step.get("exit_status") else []
+    return codes
 
 
 def _count(job: DetachedJob, state: JobState) -> dict[str, Counter[WmsStates]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import logging
-import time
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +18,23 @@ from lsst.daf.butler.cli.cliLog import CliLog
 
 pytest.importorskip("lsst.ctrl.bps", reason="lsst-ctrl-bps is not installed")
 
-from lsst.ctrl.bps import BpsConfig, GenericWorkflow, GenericWorkflowFile, WmsStates
+from lsst.ctrl.bps import (
+    BaseWmsService,
+    BpsConfig,
+    GenericWorkflow,
+    GenericWorkflowFile,
+    WmsStates,
+    compile_code_summary,
+    compile_job_summary,
+)
 from lsst.ctrl.bps.cli.bps import cli
+from lsst.ctrl.bps.ping import ping as bps_ping
+from lsst.ctrl.bps.status import status as bps_status
 from lsst.ctrl.bps.tests.gw_test_utils import make_3_label_workflow, make_3_label_workflow_groups_sort
 
 from spark_butler.bps import SparkService
 from spark_butler.bps.translate import RUN_STEP, translate
+from spark_butler.demo.s3server import wait_until
 from spark_butler.detached.job import DetachedJob, Step
 from spark_butler.errors import OptionsError
 from tests.support.job_harness import JobRepo
@@ -148,6 +161,16 @@ def test_other_commands_than_run_qbb_are_refused(tmp_path: Path) -> None:
         translate(_config(), make_3_label_workflow("test", False), tmp_path)
 
 
+def test_service_has_the_methods_of_its_base_class() -> None:
+    for name, method in inspect.getmembers(BaseWmsService, inspect.isfunction):
+        if name == "__init__":
+            continue
+        assert name in vars(SparkService), name
+        wanted = inspect.signature(method).parameters.values()
+        own = inspect.signature(vars(SparkService)[name]).parameters.values()
+        assert [(each.name, each.default) for each in own] == [(each.name, each.default) for each in wanted]
+
+
 def test_unknown_submissions_are_answered_in_words(tmp_path: Path) -> None:
     service = SparkService({})
     assert service.get_status(str(tmp_path))[0] is WmsStates.UNKNOWN
@@ -185,6 +208,21 @@ def test_report_of_bps_counts_quanta_by_task(
     assert counts["second"]["EXPECTED"] == "4"
     status = _bps("status", "--wms-service-class", _SERVICE, "--id", job.folder)
     assert status.exit_code == WmsStates.FAILED.value
+    # Not above: it prints to the stream that standard output is when it is imported first.
+    from lsst.ctrl.bps.report import display_report, retrieve_report
+
+    # As ctrl_bps's own tests call a service and look at what its reports say of it.
+    assert bps_status(_SERVICE, run_id=str(job.folder), hist=3) == (WmsStates.FAILED, "")
+    assert bps_ping(_SERVICE, None) == (0, "")
+    processors = [compile_job_summary, compile_code_summary]
+    runs, messages = retrieve_report(
+        _SERVICE, run_id=str(job.folder), return_exit_codes=True, postprocessors=processors
+    )
+    stream = io.StringIO()
+    display_report(runs, messages, is_detailed=True, return_exit_codes=True, file=stream)
+    assert messages == []
+    assert retrieve_report(_SERVICE) == ([], [])
+    assert not [line for line in stream.getvalue().splitlines() if line.startswith("WARNING")]
 
 
 def _write_submission(job_repo: JobRepo, folder: Path, name: str, **more: Any) -> Path:
@@ -213,30 +251,54 @@ def _write_submission(job_repo: JobRepo, folder: Path, name: str, **more: Any) -
     return file
 
 
+_EVERYWHERE = [
+    "serial",
+    pytest.param("local", marks=pytest.mark.jvm),
+    pytest.param("cluster", marks=pytest.mark.jvm),
+]
+
+
+def _place(where: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The part of a submit YAML that says where quanta run."""
+    if where == "serial":
+        return {"extraRunQuantumOptions": "--backend serial"}
+    if where == "local":
+        return {"extraRunQuantumOptions": "-j 2"}
+    site = {
+        "sparkMaster": request.getfixturevalue("cluster").address,
+        "sparkConf": {"spark.ui.enabled": "false"},
+    }
+    return {"extraRunQuantumOptions": "", "site": {"local": site}}
+
+
+def _replace_second(job_repo: JobRepo, folder: Path, task: str, *lines: str) -> dict[str, Any]:
+    """The part of a submit YAML with another task instead of `second`."""
+    head, _, rest = job_repo.pipeline.read_text().partition("  second:\n")
+    pipeline = folder / "other.yaml"
+    name = f"class: tests.support.engine_tasks.{task}"
+    pipeline.write_text(f"{head}  second:\n{re.sub('class: .*', name, rest, count=1)}")
+    config = folder / "second.py"
+    config.write_text("".join(f"{line}\n" for line in lines))
+    return {"pipelineYaml": str(pipeline), "extraQgraphOptions": f"-C second:{config}"}
+
+
+def _logs(job: DetachedJob) -> dict[str, str]:
+    return {step: job.log_file(step).read_text() for step in job.read_state().steps}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "where",
-    ["serial", pytest.param("local", marks=pytest.mark.jvm), pytest.param("cluster", marks=pytest.mark.jvm)],
-)
+@pytest.mark.parametrize("where", _EVERYWHERE)
 def test_submission_is_run_reported_and_registered(
     where: str, job_repo: JobRepo, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    more: dict[str, Any] = {}
-    if where == "local":
-        more = {"extraRunQuantumOptions": "-j 2"}
-    elif where == "cluster":
-        site = {
-            "sparkMaster": request.getfixturevalue("cluster").address,
-            "sparkConf": {"spark.ui.enabled": "false"},
-        }
-        more = {"extraRunQuantumOptions": "", "site": {"local": site}}
-    result = _bps("submit", _write_submission(job_repo, tmp_path, f"good-{where}", **more))
+    file = _write_submission(job_repo, tmp_path, f"good-{where}", **_place(where, request))
+    result = _bps("submit", file)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "submit"
     assert f"Run Id: {folder}" in result.output
     job = DetachedJob(folder)
     state = job.wait(300)
-    assert state.state == "succeeded", {n: job.log_file(n).read_text() for n in state.steps}
+    assert state.state == "succeeded", _logs(job)
     service = SparkService({})
     (report,), message = service.report(str(folder))
     assert (report.state, report.total_number_jobs, message) == (WmsStates.SUCCEEDED, 15, "")
@@ -249,42 +311,70 @@ def test_submission_is_run_reported_and_registered(
 
 
 @pytest.mark.slow
-def test_failed_submission_is_restarted_where_it_failed(job_repo: JobRepo, tmp_path: Path) -> None:
-    failure = tmp_path / "failure.py"
-    failure.write_text('config.fail_condition = "detector = 2"\n')
-    file = _write_submission(job_repo, tmp_path, "bad", extraQgraphOptions=f"-C second:{failure}")
-    assert _bps("submit", file).exit_code == 0
+@pytest.mark.parametrize("where", _EVERYWHERE)
+def test_failed_submission_is_restarted_where_it_failed(
+    where: str, job_repo: JobRepo, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    other = _replace_second(
+        job_repo,
+        tmp_path,
+        "FailOnceTask",
+        *(f"config.folder = {str(notes)!r}", "config.number = -1", "config.fail_condition = 'detector = 2'"),
+    )
+    file = _write_submission(job_repo, tmp_path, f"bad-{where}", **_place(where, request), **other)
+    result = _bps("submit", file)
+    assert result.exit_code == 0, result.output
     folder = tmp_path / "submit"
     job = DetachedJob(folder)
-    assert job.wait(300).state == "failed"
+    assert job.wait(300).state == "failed", _logs(job)
     (report,), _ = SparkService({}).report(str(folder), return_exit_codes=True)
     assert report.job_summary is not None
     assert report.job_summary["second"][WmsStates.FAILED] == 1
     assert report.job_summary["scatter"][WmsStates.PRUNED] == 4
-    assert report.exit_code_summary == {"run": [1]}
-    # The second attempt runs only what failed, and fails again.
+    assert report.exit_code_summary is not None
+    assert report.exit_code_summary["second"] == report.exit_code_summary["run"] == [1]
+    assert not report.exit_code_summary["first"]
     result = _bps("restart", "--wms-service-class", _SERVICE, "--id", folder)
     assert f"Run Id: {folder}" in result.output
-    assert job.wait(300).state == "failed"
+    assert job.wait(300).state == "succeeded", _logs(job)
+    # Only what had not succeeded ran: one quantum of `second` and what needs it.
+    assert "all of 6 quanta succeeded" in job.log_file(RUN_STEP).read_text()
     (report,), _ = SparkService({}).report(str(folder))
-    assert report.job_summary is not None
-    assert report.job_summary["first"][WmsStates.SUCCEEDED] == 4
+    assert report.job_state_counts is not None
+    assert report.job_state_counts[WmsStates.SUCCEEDED] == 15
+    assert sum(row[0] == "mock_scatter" for row in job_repo.datasets(f"bps/bad-{where}")) == 4
 
 
 @pytest.mark.slow
-def test_running_submission_is_cancelled(job_repo: JobRepo, tmp_path: Path) -> None:
-    file = _write_submission(
-        job_repo, tmp_path, "long", extraRunQuantumOptions="--backend serial --log-level VERBOSE"
-    )
-    assert _bps("submit", file).exit_code == 0
+@pytest.mark.parametrize("where", _EVERYWHERE)
+def test_running_submission_is_cancelled(
+    where: str, job_repo: JobRepo, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # The serial backend ends after its quantum.
+    seconds = 20 if where == "serial" else 600
+    lines = f"config.folder = {str(tmp_path)!r}", f"config.number = {seconds}"
+    other = _replace_second(job_repo, tmp_path, "OverlapTask", *lines)
+    file = _write_submission(job_repo, tmp_path, f"long-{where}", **_place(where, request), **other)
+    result = _bps("submit", file)
+    assert result.exit_code == 0, result.output
     folder = tmp_path / "submit"
-    job = DetachedJob(folder)
-    while not job.read_state().steps:
-        time.sleep(0.1)
+    job, service = DetachedJob(folder), SparkService({})
+
+    def count(state: WmsStates) -> int:
+        (report,), _ = service.report(str(folder))
+        assert report.job_state_counts is not None
+        return int(report.job_state_counts[state])
+
+    assert wait_until(lambda: count(WmsStates.RUNNING), 300), _logs(job)
+    assert service.get_status(str(folder))[0] is WmsStates.RUNNING
     result = _bps("cancel", "--wms-service-class", _SERVICE, "--id", folder)
     assert "1 jobs deleted" in result.output or "Successfully canceled" in result.output, result.output
-    assert job.wait(60).state == "stopped"
-    assert SparkService({}).get_status(str(folder))[0] is WmsStates.DELETED
+    assert job.wait(200).state == "stopped", _logs(job)
+    assert service.get_status(str(folder))[0] is WmsStates.DELETED
+    assert not count(WmsStates.RUNNING)
+    assert count(WmsStates.SUCCEEDED) < 15
 
 
 def test_ping_finds_a_dead_master() -> None:
