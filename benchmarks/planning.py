@@ -52,6 +52,9 @@ class _Nowhere:
                 told = self._reports[self._labels[quantum]]
                 report(QuantumOutcome(quantum, QuantumAttemptStatus.SUCCESSFUL, told, wall_seconds=0.01))
 
+    def apply(self, *_: Any) -> list[Any]:
+        raise AssertionError("no files are copied")
+
     def is_alive(self) -> bool:
         return True
 

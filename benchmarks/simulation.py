@@ -412,6 +412,9 @@ class _Pool:
     def run(self, *_: Any) -> None:
         raise AssertionError("jobs are only simulated")
 
+    def apply(self, *_: Any) -> list[Any]:
+        raise AssertionError("no files are copied")
+
     def is_alive(self) -> bool:
         return True
 

@@ -12,6 +12,7 @@ __all__ = [
     "datastore_of",
     "export_records",
     "fetch_run_ids",
+    "find_transfer_files",
     "import_datasets",
     "record_table",
     "remember_last_time",
@@ -26,11 +27,14 @@ from astropy.time import Time
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, MissingCollectionError
 from lsst.daf.butler.datastore import Datastore, DatastoreTransaction
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.daf.butler.datastores.file_datastore.transfer import retrieve_file_transfer_records
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.daf.butler.registry.bridge.ephemeral import EphemeralDatastoreRegistryBridge
 from lsst.daf.butler.registry.interfaces import DatasetIdRef, OpaqueTableStorage
 from lsst.daf.butler.time_utils import TimeConverter
+from lsst.resources import ResourcePath
 
 
 def datastore_of(butler: LimitedButler) -> Datastore:
@@ -54,6 +58,24 @@ def fetch_run_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
         return frozenset(butler.registry._fetch_run_dataset_ids(run))
     except MissingCollectionError:
         return frozenset()
+
+
+def find_transfer_files(
+    butler: LimitedButler, refs: Iterable[DatasetRef]
+) -> dict[uuid.UUID, list[tuple[ResourcePath, StoredFileInfo]]]:
+    """Return addresses and datastore records of datasets' files, as `Butler.transfer_from` finds them.
+
+    Returns
+    -------
+    files
+        Files by ID of the dataset; without the datasets that have none.  A client of a
+        Butler server returns addresses that want the user's token.
+    """
+    records = retrieve_file_transfer_records(butler._file_transfer_source, refs, {})
+    return {
+        dataset_id: [(each.location.uri, each.file_info) for each in found]
+        for dataset_id, found in records.items()
+    }
 
 
 def import_datasets(butler: Butler, refs: Iterable[DatasetRef], *, assume_new: bool) -> None:

@@ -26,6 +26,7 @@ from .driver.backend import Backend
 from .driver.earlier_outputs import needs_clobber
 from .driver.engine import execute_graph, plan_graph
 from .driver.events import ObserverGroup, RunObserver
+from .driver.inputs import InputTransfer, check_input_repository
 from .errors import EngineError
 from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
@@ -35,6 +36,7 @@ from .provenance.recorder import ProvenanceRecorder, check_destination
 from .report import RunReporter
 from .report.build import build_reporter
 from .repository.checks import check_repository, refuse_read_only
+from .repository.input_repository import find_input_collection
 from .repository.lease import RunLease
 from .repository.output_run import (
     OutputRequest,
@@ -83,6 +85,9 @@ class PreparedRun:
 
     stores: tuple[str, ...] = ()
     """The places where the datastores of the repository keep files."""
+
+    inputs: InputTransfer | None = None
+    """The inputs to copy from another repository."""
 
     @contextlib.contextmanager
     def timing(self, phase: str) -> Iterator[None]:
@@ -177,6 +182,7 @@ def prepare(
     if request.provenance_graph is not None:
         check_destination(request.provenance_graph)
     stores = [str(root) for root in check_repository(request.repo)]
+    places = stores + check_input_repository(request)
     factory = show_pipeline(request)
     show = request.show
     if show.handled and not show.unhandled:
@@ -187,18 +193,20 @@ def prepare(
         file = request.graph_file
         modules = task_modules(factory(resolve=False)) if file is None else read_task_modules(file)
         if modules:
-            start_workers(modules, stores)
+            start_workers(modules, places)
     graph = patiently("The quantum graph can't be built", lambda: build_graph(request, factory))
     phases = {"quantum graph": time.monotonic() - clock}
     if show.handled:
         raise OnlyShown("No pipeline executed.")
     if start_workers is not None and not modules:
-        start_workers(task_modules(graph.pipeline_graph), stores)
+        start_workers(task_modules(graph.pipeline_graph), places)
     check_tasks(graph.pipeline_graph.tasks)
     xgraph = apply_fixup(graph, request.graph_fixup)
     what = "The registry can't be read"
     output = patiently(what, lambda: _resolve_output(graph, request))
-    patiently(what, lambda: check_output(graph, output, probe_datastore=not dry_run))
+    inputs = patiently(what, lambda: InputTransfer.plan(request, graph, output.collections["output"]))
+    probe = not dry_run
+    patiently(what, lambda: check_output(graph, output, probe_datastore=probe, source=request.input_repo))
     request.options.resources.limits(graph.pipeline_graph.tasks)
     packages = None if dry_run else find_packages(output)
     clock = time.monotonic()
@@ -211,18 +219,23 @@ def prepare(
             return plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
 
     plan = patiently(what, make_plan)
-    return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases, tuple(stores))
+    return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases, tuple(stores), inputs)
 
 
 def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> OutputRequest:
     """Return the output collections of a request and its graph."""
+    output, inputs = request.output, request.inputs
+    if request.input_repo is not None:
+        # The chain has the inputs in a collection of its own, which is there after the first run.
+        output = output or graph.header.output
+        inputs = find_input_collection(request.repo, output, rebase=request.rebase)
     return resolve_output(
         graph,
         repo=request.repo,
-        from_file=request.graph_file is not None,
-        output=request.output,
+        from_file=request.brings_graph,
+        output=output,
         output_run=request.output_run,
-        inputs=request.inputs,
+        inputs=inputs,
         extend_run=request.extend_run,
         rebase=request.rebase,
         replace_run=request.replace_run,
@@ -295,6 +308,9 @@ class ActiveRun:
                 )
             stack.enter_context(guard or contextlib.nullcontext())
             stack.enter_context(self.reporter)
+            if self.prepared.inputs is not None and isinstance(self.butler, Butler):
+                with self.prepared.timing("inputs"):
+                    self.prepared.inputs.copy(self.butler, self.backend)
             result = execute_graph(
                 graph,
                 self.butler,
@@ -372,7 +388,11 @@ def open_run(
                 ) as butler,
             ):
                 lease = stack.enter_context(RunLease(butler, run, take_over=request.take_over))
-            butler = stack.enter_context(prepare_output(prepared.graph, prepared.output, prepared.packages))
+                output = prepared.output
+                if prepared.inputs is not None:
+                    prepared.inputs.begin(butler)
+                    output = output.with_inputs(prepared.inputs.tag)
+            butler = stack.enter_context(prepare_output(prepared.graph, output, prepared.packages))
         reporter = prepared.make_reporter(butler, backend, on_cancel=on_cancel, bars=bars)
         stack.pop_all()
     return ActiveRun(prepared, butler, backend, reporter, lease)

@@ -68,6 +68,12 @@ def test_records_of_a_dataset_are_exported(butler: DirectButler, note: DatasetRe
     assert list(data.records) == [note.id]
 
 
+def test_files_to_transfer_are_found(butler: DirectButler, note: DatasetRef) -> None:
+    ((address, info),) = _daf_butler.find_transfer_files(butler, [note])[note.id]
+    assert address == butler.getURI(note)
+    assert info.file_size == address.size()
+
+
 def test_table_of_records_is_found_by_its_name_and_asked(butler: DirectButler, note: DatasetRef) -> None:
     table = _daf_butler.record_table(_store(butler))
     ((name, _),) = _daf_butler.export_records(butler, [note])[_store(butler).name].records[note.id].items()

@@ -233,9 +233,12 @@ def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
         )
     if manner.as_json:
         usage = [task | ({"price": price_usage(task, money)} if money else {}) for task in tasks]
-        print_json(prepared.plan.describe() | {"usage": usage})
+        inputs = {} if prepared.inputs is None else {"inputs": prepared.inputs.describe()}
+        print_json(prepared.plan.describe() | {"usage": usage} | inputs)
         return
     click.echo(prepared.plan.explain())
+    if prepared.inputs is not None:
+        click.echo(prepared.inputs.explain())
     if any(task["core_hours"] is not None for task in tasks):
         click.echo(f"Expected usage, from earlier runs:\n{format_usage(tasks, money)}")
     elif money:

@@ -29,7 +29,7 @@ from ..report import clean_command
 from .command import CONTEXT, check_encoding, format_option, kept_logging_arguments, one_line_errors
 from .execute import Manner, carry_out, exit_with
 from .logging_options import logging_options, start_logging
-from .run_options import backend_options, engine_options, make_request
+from .run_options import backend_options, engine_options, input_repo_option, make_request
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def make_run_command(
         context_settings=CONTEXT,
     )
     @run_options()
+    @input_repo_option
     @engine_options
     @backend_options
     @format_option

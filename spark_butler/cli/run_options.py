@@ -5,7 +5,7 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["backend_options", "check_meaning", "engine_options", "make_request"]
+__all__ = ["backend_options", "check_meaning", "engine_options", "input_repo_option", "make_request"]
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -121,6 +121,14 @@ _BACKEND = (
         metavar="CORE_HOUR,GB_HOUR",
         help="Money for a core-hour and for a GB-hour, for the expected usage in a plan.",
     ),
+)
+
+
+input_repo_option = click.option(
+    "--input-repo",
+    metavar="URI",
+    help="Repository, or Butler server, that has the inputs; it is only read. Workers copy the inputs that "
+    "the repository of -b lacks into it, and the run is made there.",
 )
 
 

@@ -44,6 +44,25 @@ class Backend(Protocol):
         """
         ...
 
+    def apply[T, R](self, context: WorkerContext, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Apply a function of this package to items, and return the results in the order of the items.
+
+        Parameters
+        ----------
+        context
+            Settings with which workers are set up.
+        function
+            Function that does not raise for what may go wrong.
+        items
+            Items that pickle, as the results.
+
+        Notes
+        -----
+        May be called from several threads at once.  An exception means that
+        workers were lost, as in `run`.
+        """
+        ...
+
     def is_alive(self) -> bool:
         """Return whether more units can be run after a call of `run` has raised."""
         ...

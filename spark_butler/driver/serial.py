@@ -6,7 +6,7 @@ __all__ = ["SerialBackend"]
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
@@ -59,6 +59,12 @@ class SerialBackend:
                 self._state.clock.record_shuffle(began)
             passing = [item for item in items if isinstance(item, bytes)]
             arrived.extend(item for item in items if not isinstance(item, bytes))
+
+    def apply[T, R](self, context: WorkerContext, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Apply a function to items in this process.  See `Backend.apply`."""
+        with self._lock:
+            self._state.prepare(context)
+            return [function(item) for item in items]
 
     def is_alive(self) -> bool:
         """Return whether more units can be run: not after the engine itself has failed."""

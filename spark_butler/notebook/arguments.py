@@ -24,6 +24,7 @@ class RunArguments(TypedDict, total=False):
     """Names, types and meanings of the arguments."""
 
     input: Annotated[Names, "Input collections; by default those of the butler."]
+    input_repo: Annotated[str, "Repository, or Butler server, that inputs are copied from; it is only read."]
     output: Annotated[str, "CHAINED collection of the outputs; each run adds a RUN collection to it."]
     output_run: Annotated[str, "RUN collection of the outputs; by default the output and a time stamp."]
     where: Annotated[str, "Data query, as ``-d`` of the command."]

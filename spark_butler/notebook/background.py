@@ -9,7 +9,7 @@ __all__ = ["OutcomeLog", "StoppableBackend"]
 
 import threading
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ..driver.backend import Backend, ReportOutcome
 from ..errors import EngineError
@@ -34,9 +34,16 @@ class StoppableBackend:
         return self._stopped.is_set()
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
+        self._check()
+        self._backend.run(context, batch, report)
+
+    def apply[T, R](self, context: WorkerContext, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        self._check()
+        return self._backend.apply(context, function, items)
+
+    def _check(self) -> None:
         if self._stopped.is_set():
             raise EngineError("The run was cancelled.")
-        self._backend.run(context, batch, report)
 
     def is_alive(self) -> bool:
         return not self._stopped.is_set() and self._backend.is_alive()

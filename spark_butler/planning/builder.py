@@ -28,10 +28,10 @@ from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
-from ..errors import RepositoryError
+from ..errors import OptionsError, RepositoryError
 from ..masking import hide_secrets
 from ..repository.collection_notes import read_temporaries
-from ..repository.names import check_collections, check_input_types, explain_query
+from ..repository.names import check_collections, check_input_types, explain_query, has_collection
 from ..repository.output_checks import check_configs
 from ..temporaries.dataset_types import find_temporary_types
 from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
@@ -52,20 +52,11 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
     pipeline_graph = _resolve(request, factory)
     temporary = find_temporary_types(pipeline_graph, request.options)
     retained = request.read_retained()
-    butler, collections, run = ButlerFactory.make_butler_and_collections(
-        request.repo,
-        output=request.output,
-        output_run=request.output_run,
-        inputs=list(request.inputs),
-        extend_run=request.extend_run,
-        rebase=request.rebase,
-        replace_run=request.replace_run,
-        prune_replaced=request.prune_replaced,
-    )
+    butler, collections, run = _open_source(request)
     with butler:
         skip_existing_in = _find_skipped(request, butler, run)
         existing: frozenset[uuid.UUID] = frozenset()
-        if run is not None and request.extend_run:
+        if run is not None and request.extend_run and not request.brings_graph:
             if not request.skip_init_writes:
                 # First of all: with another configuration, "all quanta have been done" would mislead.
                 check_configs(butler, pipeline_graph, run)
@@ -85,7 +76,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
             run=run,
         )
         metadata = {
-            "butler_argument": hide_secrets(request.repo),
+            "butler_argument": hide_secrets(request.source_repo),
             "extend_run": request.extend_run,
             "skip_existing_in": skip_existing_in,
             "skip_existing": request.skip_existing,
@@ -109,6 +100,42 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
     return _finish(request, components)
 
 
+def _open_source(request: RunRequest) -> tuple[Butler, Sequence[str], str | None]:
+    """Open the repository of the inputs.
+
+    Returns
+    -------
+    butler
+        Read-only butler.
+    collections
+        Collections to search for inputs.
+    run
+        Name of the output run, which is in the repository of the outputs.
+    """
+    output: dict[str, Any] = {
+        "output": request.output,
+        "output_run": request.output_run,
+        "extend_run": request.extend_run,
+        "rebase": request.rebase,
+        "replace_run": request.replace_run,
+        "prune_replaced": request.prune_replaced,
+    }
+    open_butler = ButlerFactory.make_butler_and_collections
+    if request.input_repo is None:
+        return open_butler(request.repo, inputs=list(request.inputs), **output)
+    # The chain that exists has its inputs already.
+    target, _, run = open_butler(request.repo, inputs=(), **output)
+    target.close()
+    nowhere: dict[str, Any] = dict.fromkeys(output)
+    butler, collections, _ = open_butler(request.input_repo, inputs=list(request.inputs), **nowhere)
+    if run is not None and has_collection(butler, run):
+        butler.close()
+        raise OptionsError(
+            f"The repository of the inputs has a collection {run!r}, too; choose another --output-run."
+        )
+    return butler, collections, run
+
+
 def _find_skipped(request: RunRequest, butler: Butler, run: str | None) -> tuple[str, ...]:
     """Return the collections whose quanta are skipped, and warn about a name that does not exist."""
     try:
@@ -116,6 +143,9 @@ def _find_skipped(request: RunRequest, butler: Butler, run: str | None) -> tuple
     except RepositoryError as exc:
         # Also pipetask skips nothing then.
         logger.warning("--skip-existing-in has no effect: %s", exc)
+    if request.brings_graph:
+        # The output run is not there; the engine leaves out what it has.
+        return request.skip_existing_in
     return request.skip_existing_in + ((run,) if request.skip_existing and run is not None else ())
 
 
@@ -132,7 +162,7 @@ def _finish(request: RunRequest, components: PredictedQuantumGraphComponents) ->
         graph2dot(graph, file)
     if file := request.qgraph_mermaid:
         graph2mermaid(graph, file)
-    request.show.show_graph_info(graph, request.repo)
+    request.show.show_graph_info(graph, request.source_repo)
     return graph
 
 
@@ -192,7 +222,7 @@ def _resolve(request: RunRequest, factory: Any) -> PipelineGraph:
             unmocked_dataset_types=request.unmocked_dataset_types,
             force_failures=request.mock_failure,
         )
-    with Butler.from_config(request.repo, writeable=False) as butler:
+    with Butler.from_config(request.source_repo, writeable=False) as butler:
         check_collections(butler, request.inputs)
         pipeline_graph.resolve(butler.registry)
     return pipeline_graph

@@ -69,6 +69,7 @@ def show_pipeline(request: RunRequest) -> Any:
     if request.graph_file is not None:
         return None
     arguments = request.pipetask_arguments()
+    arguments["butler_config"] = request.source_repo
     shows_graph = not {"pipeline-graph", "task-graph", "inputs"}.isdisjoint(request.show.commands)
     if not (shows_graph or request.pipeline_dot or request.pipeline_mermaid):
         # Opened for nothing, otherwise.
@@ -179,7 +180,7 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
     inputs = f" --collections {','.join(request.inputs)}" if request.inputs else ""
     return EmptyGraphError(
         f"The quantum graph is empty{query}: {reason.rstrip('.')}; "
-        f"`butler query-datasets {request.repo}{inputs}` lists the inputs that exist."
+        f"`butler query-datasets {request.source_repo}{inputs}` lists the inputs that exist."
     )
 
 

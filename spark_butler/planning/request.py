@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Fields whose names differ from the parameters of pipetask.
 _PIPETASK_NAMES = {"repo": "butler_config", "graph_file": "qgraph", "where": "data_query", "inputs": "input"}
-_OWN = {"options", "show", "provenance_graph", "command", "graph_builder", "take_over"}
+_OWN = {"options", "show", "provenance_graph", "command", "graph_builder", "take_over", "input_repo"}
 
 
 class RunRequest(pydantic.BaseModel):
@@ -43,6 +43,9 @@ class RunRequest(pydantic.BaseModel):
 
     repo: str
     """Address or alias of the repository."""
+
+    input_repo: str | None = None
+    """Address or alias of another repository that the inputs are copied from; it is only read."""
 
     pipeline: str | Pipeline | None = None
     """Address of the pipeline, or a pipeline in memory."""
@@ -110,6 +113,16 @@ class RunRequest(pydantic.BaseModel):
 
     command: Sequence[str] = ()
     """The request as a command line; empty where none can express it, as for a pipeline in a notebook."""
+
+    @property
+    def source_repo(self) -> str:
+        """Address or alias of the repository that has the inputs."""
+        return self.input_repo or self.repo
+
+    @property
+    def brings_graph(self) -> bool:
+        """Whether the repository of the outputs has no part in building the quantum graph."""
+        return self.graph_file is not None or self.input_repo is not None
 
     @classmethod
     def from_pipetask(cls, values: Mapping[str, Any], **own: Any) -> RunRequest:

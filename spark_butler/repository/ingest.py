@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 import sqlalchemy.exc
 from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup
@@ -49,6 +49,8 @@ class Ingester:
     check
         Called with the butler first in each transaction; it may raise an
         `~spark_butler.errors.EngineError`.
+    shared
+        Whether other drivers may register the same datasets.
 
     Notes
     -----
@@ -66,6 +68,7 @@ class Ingester:
         batch_size: int = _BATCH_SIZE,
         patience: float = PATIENCE_SECONDS,
         check: Callable[[Butler], None] | None = None,
+        shared: bool = False,
     ):
         remember_last_time()
         insert_by_copy()
@@ -75,6 +78,7 @@ class Ingester:
         self._batch_size = batch_size
         self._patience = patience
         self._check = check
+        self._shared = shared
         self._refs: dict[uuid.UUID, DatasetRef] = {}
         self._records: dict[str, DatastoreRecordData] = {}
         self._stale: dict[uuid.UUID, DatasetRef] = {}
@@ -145,14 +149,18 @@ class Ingester:
         try:
             patiently(
                 "The registry can't be written to",
-                lambda: self._write(again=next(attempts) > 0),
-                may_pass=_may_pass,
+                lambda: self._write(again=self._shared or next(attempts) > 0),
+                may_pass=self._may_pass,
                 patience=self._patience,
             )
         except EngineError:
             raise
         except Exception as exc:
             raise EngineError(self._refusal_text(exc)) from exc
+
+    def _may_pass(self, exc: Exception) -> bool:
+        """Return whether an error may be gone a moment later; so is a race with another driver."""
+        return _may_pass(exc) or (self._shared and isinstance(exc, sqlalchemy.exc.IntegrityError))
 
     def _refusal_text(self, exc: Exception) -> str:
         return (
@@ -207,6 +215,18 @@ def _may_pass(exc: Exception) -> bool:
     return classify(exc) is FailureKind.IO
 
 
+class _Item(NamedTuple):
+    """Datasets on their way to the thread that ingests."""
+
+    arrived: float
+    datasets: tuple[
+        Collection[DatasetRef],
+        Collection[uuid.UUID],
+        Mapping[str, DatastoreRecordData],
+        Collection[uuid.UUID],
+    ]
+
+
 class IngestStream:
     """Thread that ingests while the run goes on.
 
@@ -240,6 +260,7 @@ class IngestStream:
         self._ingester = Ingester(self._butler, dataset_types, existing=existing, check=check)
         self._interval = interval
         self._items: queue.Queue[_Item | None] = queue.Queue(_MAX_WAITING)
+        self._oldest: float | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._ingest, name="spark-butler-ingest", daemon=True)
         self._thread.start()
@@ -254,6 +275,16 @@ class IngestStream:
     def n_ingested(self) -> int:
         """Number of datasets ingested so far, each counted once."""
         return self._ingester.n_ingested
+
+    @property
+    def lag(self) -> float:
+        """For how many seconds the oldest dataset waits; any thread may ask."""
+        oldest = self._oldest
+        if oldest is None:
+            with self._items.mutex:
+                first = self._items.queue[0] if self._items.queue else None
+            oldest = None if first is None else first.arrived
+        return 0.0 if oldest is None else time.monotonic() - oldest
 
     def add(
         self,
@@ -271,7 +302,7 @@ class IngestStream:
             for good.
         """
         self._raise_error()
-        self._send((predicted, written, records, removed))
+        self._send(_Item(time.monotonic(), (predicted, written, records, removed)))
 
     def close(self) -> None:
         """Ingest what is left, and end.
@@ -308,23 +339,17 @@ class IngestStream:
                     item = self._items.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
                 except queue.Empty:
                     self._ingester.flush()
-                    due = None
+                    due = self._oldest = None
                     continue
                 if item is None:
                     break
-                self._ingester.add(*item)
+                self._oldest = self._oldest or item.arrived
+                self._ingester.add(*item.datasets)
                 if not self._ingester.n_pending:
-                    due = None
+                    due = self._oldest = None
                 elif due is None:
                     due = time.monotonic() + self._interval
             self._ingester.flush()
+            self._oldest = None
         except Exception as exc:  # noqa: BLE001  (the thread that waits raises it)
             self._error = exc
-
-
-type _Item = tuple[
-    Collection[DatasetRef],
-    Collection[uuid.UUID],
-    Mapping[str, DatastoreRecordData],
-    Collection[uuid.UUID],
-]

@@ -9,6 +9,7 @@ __all__ = [
     "check_collections",
     "check_input_types",
     "explain_query",
+    "has_collection",
     "unknown_collection",
     "unknown_dataset_type",
     "unknown_run",
@@ -61,6 +62,15 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
                 butler.collections.get_info(name)
             except MissingCollectionError as exc:
                 raise unknown_collection(butler, name) from exc
+
+
+def has_collection(butler: Butler, name: str) -> bool:
+    """Return whether a collection exists."""
+    try:
+        butler.collections.get_info(name)
+    except MissingCollectionError:
+        return False
+    return True
 
 
 def check_input_types(butler: Butler, graph: PipelineGraph) -> None:

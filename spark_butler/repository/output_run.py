@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
-from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
+from lsst.daf.butler import Butler, CollectionType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.utils.packages import Packages
 
@@ -28,6 +28,7 @@ from ..errors import OptionsError, RepositoryError, UserError
 from ..run_folders import run_folder
 from ..text import brief
 from .checks import check_writeable, register_run, store_roots
+from .names import has_collection
 from .output_checks import check_configs, check_dataset_types, check_name, check_tasks
 from .patience import is_connection_loss, patiently
 
@@ -61,6 +62,11 @@ class OutputRequest:
 
     write_packages: bool
     """Whether to write package versions."""
+
+    def with_inputs(self, tag: str | None) -> OutputRequest:
+        """Return the same with a collection of inputs, which did not exist before."""
+        inputs = [] if tag is None else [tag]
+        return dataclasses.replace(self, collections={**self.collections, "inputs": inputs})
 
     @property
     def extend(self) -> bool:
@@ -116,7 +122,7 @@ def resolve_output(  # noqa: PLR0913
         output = header.output
         assert output is not None
         with Butler.from_config(repo, writeable=False) as butler:
-            exists = _has(butler, output)
+            exists = has_collection(butler, output)
         if not inputs and not exists:
             inputs = tuple(name for name in header.inputs if name != output)
     return OutputRequest(
@@ -138,7 +144,11 @@ def resolve_output(  # noqa: PLR0913
 
 
 def check_output(
-    graph: PredictedQuantumGraph, request: OutputRequest, *, probe_datastore: bool = True
+    graph: PredictedQuantumGraph,
+    request: OutputRequest,
+    *,
+    probe_datastore: bool = True,
+    source: str | None = None,
 ) -> None:
     """Check all that could keep a graph from being executed, without leaving anything written.
 
@@ -146,6 +156,8 @@ def check_output(
     ----------
     probe_datastore
         Whether to write an object to the datastore and remove it again.
+    source
+        Address or alias of the repository of the inputs, if it is another one.
 
     Raises
     ------
@@ -166,7 +178,11 @@ def check_output(
         if request.write_init_outputs:
             if request.extend and request.from_file:
                 check_configs(butler, graph.pipeline_graph, graph.header.output_run)
-            check_tasks(butler, graph)
+            if source is None:
+                check_tasks(butler, graph)
+            else:
+                with Butler.from_config(source, writeable=False) as inputs:
+                    check_tasks(inputs, graph)
         if probe_datastore:
             check_writeable(store_roots(butler))
 
@@ -236,7 +252,7 @@ def _prepare_output(
 def _resume(request: OutputRequest) -> OutputRequest:
     """Return a request that accepts what an attempt has written before its connection was lost."""
     with Butler.from_config(request.butler_config, writeable=False) as butler:
-        exists = _has(butler, request.collections["output_run"])
+        exists = has_collection(butler, request.collections["output_run"])
     collections = {**request.collections, "extend_run": exists}
     return dataclasses.replace(request, collections=collections, skip_existing=True)
 
@@ -302,11 +318,3 @@ class _refusing:
         if isinstance(exc, ValueError | TypeError | LookupError):
             raise OptionsError(brief(exc)) from exc
         raise RepositoryError(f"{self._what}: {brief(exc)}") from exc
-
-
-def _has(butler: Butler, collection: str) -> bool:
-    try:
-        butler.collections.get_info(collection)
-    except MissingCollectionError:
-        return False
-    return True

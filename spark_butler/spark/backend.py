@@ -14,7 +14,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark import RDD, Accumulator, AccumulatorParam, Broadcast, SparkConf, SparkContext
@@ -154,6 +154,16 @@ class SparkBackend:
             self._slot_memory = 0
             return rdd
 
+    def apply[T, R](self, context: WorkerContext, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Apply a function to items, each in a Spark task of one job.  See `Backend.apply`."""
+        broadcast = self._send(context)
+        spark = self._spark
+        text = f"{function.__name__.replace('_', ' ')}: {len(items)}"
+        spark.setJobGroup(self._tag, text, interruptOnCancel=False)
+        _name_stages(spark, text)
+        rdd = spark.parallelize(items, len(items))
+        return list(spark.runJob(rdd, functools.partial(_apply, broadcast, function)))
+
     def is_alive(self) -> bool:
         """Return whether Spark still runs.  See `Backend.is_alive`."""
         return not _pyspark.is_stopped(self._spark)
@@ -264,6 +274,13 @@ def _run_next_level(
     from .worker_entry import run_next_level
 
     return run_next_level(broadcast, outcomes, records)
+
+
+def _apply[T, R](broadcast: Broadcast[bytes], function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    from .worker_entry import open_context
+
+    open_context(broadcast.value)
+    return map(function, items)
 
 
 def _drain(records: Iterable[object]) -> Iterator[None]:

@@ -211,7 +211,7 @@ def test_report_of_bps_counts_quanta_by_task(
     # Not above: it prints to the stream that standard output is when it is imported first.
     from lsst.ctrl.bps.report import display_report, retrieve_report
 
-    # As ctrl_bps's own tests call a service and look at what its reports say of it.
+    # The functions that the tests of ctrl_bps call for its own services, and its reports.
     assert bps_status(_SERVICE, run_id=str(job.folder), hist=3) == (WmsStates.FAILED, "")
     assert bps_ping(_SERVICE, None) == (0, "")
     processors = [compile_job_summary, compile_code_summary]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lsst.daf.butler import Butler, DatasetType
+from lsst.daf.butler import Butler, DatasetType, DimensionUniverse
 from lsst.pipe.base import QuantumSuccessCaveats
 from lsst.pipe.base.tests.mocks import (
     DirectButlerRepo,
@@ -21,6 +22,7 @@ from lsst.pipe.base.tests.mocks import (
 
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.serial import SerialBackend
+from spark_butler.model.work import WorkerContext
 from tests.support.engine_harness import (
     Case,
     Observed,
@@ -312,6 +314,17 @@ def test_comparison_detects_a_difference(make_repo: Callable[[str], Repo]) -> No
     changed[key] = ("StructuredDataDict", None)
     with pytest.raises(AssertionError):
         _check(one, expected, dataclasses.replace(expected, datasets=changed), set())
+
+
+def test_function_is_applied_to_items_in_their_order(backend: Backend) -> None:
+    context = WorkerContext({}, DimensionUniverse())
+    results = backend.apply(context, _add_process, [3, 1, 2])
+    assert [number for number, _ in results] == [4, 2, 3]
+    assert (os.getpid() in {pid for _, pid in results}) == isinstance(backend, SerialBackend)
+
+
+def _add_process(number: int) -> tuple[int, int]:
+    return number + 1, os.getpid()
 
 
 def test_spark_stages_are_named(

@@ -125,6 +125,10 @@ class WrappedBackend:
         """Run groups.  See `Backend.run`."""
         self._inner.run(context, batch, report)
 
+    def apply[T, R](self, context: WorkerContext, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Apply a function to items.  See `Backend.apply`."""
+        return self._inner.apply(context, function, items)
+
     def is_alive(self) -> bool:
         """Whether it still runs.  See `Backend.is_alive`."""
         return self._inner.is_alive()

@@ -16,6 +16,7 @@ from spark_butler.cli.run import make_run_command
 from spark_butler.demo.repository import make_repository
 from spark_butler.demo.s3server import EmbeddedS3
 from tests.support.job_harness import PIPELINE, JobRepo
+from tests.support.own_repo import OwnRepo
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,14 @@ def job_repo(s3_server: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) ->
         mock.insert_datasets("mock_raw")
         mock.pipeline_graph.register_dataset_types(butler)
     return JobRepo(root, pipeline, "job-tests", s3_server)
+
+
+@pytest.fixture
+def own_repo(s3_bucket: str, s3_server: EmbeddedS3, tmp_path: Path, job_repo: JobRepo) -> Iterator[OwnRepo]:
+    """An empty repository, for runs with inputs from `job_repo`."""
+    root = make_repository(tmp_path / "own", f"s3://{s3_bucket}/repo/")
+    yield OwnRepo(root, s3_bucket, s3_server, job_repo.pipeline)
+    s3_server.remove_keys(s3_bucket, s3_server.list_keys(s3_bucket))
 
 
 @pytest.fixture

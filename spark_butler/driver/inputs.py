@@ -1,0 +1,377 @@
+"""Transfer of a graph's inputs from another repository into the one that the run writes to.
+
+Runs in the driver; workers copy the files.  The semantics are those of
+`lsst.pipe.base.simple_pipeline_executor.SimplePipelineExecutor.use_local_butler`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["InputTransfer", "check_input_repository"]
+
+import dataclasses
+import logging
+import time
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Self
+
+from lsst.daf.butler import Butler, CollectionType, DatasetRef
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.daf.butler.datastore.stored_file_info import StoredDatastoreItemInfo, StoredFileInfo
+from lsst.daf.butler.datastores.fileDatastore import FileDatastore
+from lsst.daf.butler.direct_butler import DirectButler
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.resources import ResourcePath
+
+from .._daf_butler import datastore_of, export_records, find_transfer_files, record_table
+from ..datastore.copying import CopyResult, FileCopy, copy_file
+from ..errors import EngineError, RepositoryError
+from ..masking import hide_secrets
+from ..model.work import WorkerContext
+from ..planning.request import RunRequest
+from ..repository.ingest import Ingester
+from ..repository.input_repository import (
+    check_inputs,
+    find_inputs,
+    find_places,
+    find_registered,
+    input_collection,
+    open_input_repository,
+    register_inputs,
+    tag_inputs,
+)
+from ..text import brief, format_bytes, format_count
+from .backend import Backend
+from .context import make_worker_context
+from .serial import SerialBackend
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_FILES_PER_SLOT = 4
+_BATCHES = 2
+_SIGNING_THREADS = 8
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+type _Record = tuple[str, StoredFileInfo]
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file to copy."""
+
+    ref: DatasetRef
+    component: str | None
+    address: ResourcePath = dataclasses.field(repr=False)
+    size: int
+
+
+def check_input_repository(request: RunRequest) -> list[str]:
+    """Check that the repository of the inputs can be read.
+
+    Returns
+    -------
+    places
+        Where its files are; empty where it is the run's own, or behind a server.
+
+    Raises
+    ------
+    spark_butler.errors.UserError
+        Raised if it can't be read.
+    """
+    if request.input_repo is None:
+        return []
+    with open_input_repository(request.input_repo, request.repo, request.inputs) as butler:
+        return find_places(butler)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputTransfer:
+    """The inputs of a graph, and the files of those that the user's repository lacks."""
+
+    repo: str = dataclasses.field(repr=False)
+    """Address or alias of the repository of the inputs."""
+
+    tag: str | None
+    """TAGGED collection for the inputs."""
+
+    graph: PredictedQuantumGraph = dataclasses.field(repr=False)
+    """The quantum graph."""
+
+    inputs: Mapping[uuid.UUID, DatasetRef] = dataclasses.field(repr=False)
+    """All inputs, by ID."""
+
+    first: frozenset[uuid.UUID] = dataclasses.field(repr=False)
+    """IDs of the init-inputs."""
+
+    records: Mapping[uuid.UUID, Sequence[_Record]] = dataclasses.field(repr=False)
+    """Datastore records to write for each dataset that is missing, with addresses of the copies."""
+
+    files: Mapping[str, _File] = dataclasses.field(repr=False)
+    """Files to copy, by address of the copy."""
+
+    stores: tuple[str, ...] = ()
+    """Places that the files are in, where workers read them with their own rights."""
+
+    @classmethod
+    def plan(cls, request: RunRequest, graph: PredictedQuantumGraph, output: str | None) -> Self | None:
+        """Find the inputs that the repository lacks; nothing is written.
+
+        Parameters
+        ----------
+        request
+            The request, which names the repositories.
+        output
+            CHAINED collection of the outputs.
+
+        Returns
+        -------
+        transfer
+            The inputs; `None` if they are not in another repository.
+
+        Raises
+        ------
+        spark_butler.errors.UserError
+            Raised if the inputs can't be read, or can't be registered.
+        """
+        if (repo := request.input_repo) is None:
+            return None
+        inputs, first = find_inputs(graph)
+        with open_input_repository(repo, request.repo) as source:
+            with Butler.from_config(request.repo, writeable=False) as butler:
+                datastore = _find_datastore(butler)
+                registered = check_inputs(butler, graph, inputs)
+                # A new repository has no table of records.
+                stored = export_records(butler, registered)[datastore.name].records if registered else {}
+            missing = [ref for dataset_id, ref in inputs.items() if dataset_id not in stored]
+            found = find_transfer_files(source, missing) if missing else {}
+            stores = tuple(find_places(source))
+        records: defaultdict[uuid.UUID, list[_Record]] = defaultdict(list)
+        files: dict[str, _File] = {}
+        for dataset_id, places in found.items():
+            for address, info in places:
+                location = info.file_location(datastore.locationFactory)
+                target = str(location.uri.replace(fragment=""))
+                records[dataset_id].append((target, info))
+                # As `Butler.transfer_from` does, leave what no datastore owns where it is.
+                if not location.pathInStore.isabs():
+                    # A part of a zip file has the size of the part.
+                    size = info.file_size if not location.uri.fragment else -1
+                    files[target] = _File(inputs[dataset_id], info.component, address, size)
+        if absent := [ref for ref in missing if ref.id not in found]:
+            where = hide_secrets(repo)
+            logger.warning("%d inputs have no files in %s, such as %s.", len(absent), where, absent[0])
+        return cls(repo, input_collection(output), graph, inputs, first, dict(records), files, stores)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is copied, as `json.dumps` takes it."""
+        return {
+            "repository": hide_secrets(self.repo),
+            "datasets": len(self.inputs),
+            "there": len(self.inputs) - len(self.records),
+            "files": len(self.files),
+            "bytes": sum(max(0, file.size) for file in self.files.values()),
+        }
+
+    def explain(self) -> str:
+        """Return what is copied, in one line."""
+        facts = self.describe()
+        return (
+            f"Inputs: {format_count(facts['datasets'], 'dataset')} of {facts['repository']}; "
+            f"{facts['there']} are in the repository already, {format_count(facts['files'], 'file')} "
+            f"({format_bytes(facts['bytes'])}) to copy."
+        )
+
+    def begin(self, butler: Butler) -> None:
+        """Register what the inputs need, and copy init-inputs, all in this process.
+
+        Parameters
+        ----------
+        butler
+            Writeable butler of the repository that the run writes to.
+        """
+        with Butler.from_config(self.repo, writeable=False) as source:
+            register_inputs(butler, source, self.graph, self.inputs)
+        if self.tag is not None:
+            butler.collections.register(self.tag, CollectionType.TAGGED)
+        if self.first & self.records.keys():
+            self._copy(butler, SerialBackend(), self.first)
+
+    def copy(self, butler: Butler, backend: Backend) -> None:
+        """Copy and register all other inputs, and put all into the TAGGED collection.
+
+        Parameters
+        ----------
+        butler
+            Writeable butler of the repository that the run writes to.
+        backend
+            Backend whose workers copy the files.
+
+        Raises
+        ------
+        spark_butler.errors.EngineError
+            Raised if a file can't be copied.  Those that were copied are
+            registered.
+        """
+        logger.info("%s", self.explain())
+        rest = self.records.keys() - self.first
+        if rest:
+            began = time.monotonic()
+            self._copy(butler, backend, rest)
+            logger.info("The inputs were copied in %.1f s.", time.monotonic() - began)
+        if self.tag is not None:
+            registered = find_registered(butler, self.inputs).keys()
+            tag_inputs(butler, self.tag, [self.inputs[each] for each in registered])
+
+    def _copy(self, butler: Butler, backend: Backend, chosen: Collection[uuid.UUID]) -> None:
+        """Copy and register some of the inputs."""
+        records = {each: self.records[each] for each in chosen if each in self.records}
+        wanted = {target for found in records.values() for target, _ in found}
+        context = make_worker_context(butler, ())
+        context = dataclasses.replace(context, stores=(*context.stores, *self.stores))
+        registrar = _Registrar(butler, self.inputs, records, self.files)
+        with Butler.from_config(self.repo, writeable=False) as source:
+            copier = _Copier(source, backend, context, self.files)
+            for results in copier.copy([target for target in self.files if target in wanted]):
+                registrar.add(result.target for result in results)
+        registrar.add(())
+
+
+class _Registrar:
+    """Registers datasets as soon as all their files are copied."""
+
+    def __init__(
+        self,
+        butler: Butler,
+        inputs: Mapping[uuid.UUID, DatasetRef],
+        records: Mapping[uuid.UUID, Sequence[_Record]],
+        files: Mapping[str, _File],
+    ):
+        datastore = _find_datastore(butler)
+        self._name, self._table = datastore.name, record_table(datastore).name
+        self._inputs = inputs
+        self._records = records
+        types = {ref.datasetType.name: ref.datasetType for ref in inputs.values()}
+        # Another driver may bring the same inputs at the same time.
+        self._ingester = Ingester(butler, types, shared=True)
+        self._lacking = {
+            dataset_id: {target for target, _ in found if target in files}
+            for dataset_id, found in records.items()
+        }
+        self._readers: defaultdict[str, list[uuid.UUID]] = defaultdict(list)
+        for dataset_id, targets in self._lacking.items():
+            for target in targets:
+                self._readers[target].append(dataset_id)
+
+    def add(self, targets: Iterable[str]) -> None:
+        """Register the datasets that these files complete, and those that need none."""
+        for target in targets:
+            for dataset_id in self._readers.pop(target, ()):
+                self._lacking[dataset_id].discard(target)
+        for dataset_id in [each for each, lacking in self._lacking.items() if not lacking]:
+            del self._lacking[dataset_id]
+            infos: list[StoredDatastoreItemInfo] = [info for _, info in self._records[dataset_id]]
+            records = DatastoreRecordData(records={dataset_id: {self._table: infos}})
+            self._ingester.add([self._inputs[dataset_id]], [dataset_id], {self._name: records})
+        self._ingester.flush()
+
+
+class _Copier:
+    """Lets workers copy files, in batches whose addresses are signed right before they are sent."""
+
+    def __init__(self, source: Butler, backend: Backend, context: WorkerContext, files: Mapping[str, _File]):
+        self._source = source
+        self._backend = backend
+        self._context = context
+        self._files = files
+        self._attempts: Counter[str] = Counter()
+        self._failed: dict[str, str] = {}
+
+    def copy(self, targets: Sequence[str]) -> Iterator[list[CopyResult]]:
+        """Copy files, and yield the results of each batch.
+
+        Raises
+        ------
+        spark_butler.errors.EngineError
+            Raised at the end if a file could not be copied.
+        """
+        waiting, n_copied, told = deque(targets), 0, time.monotonic()
+        running: set[Future[list[CopyResult]]] = set()
+        pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="spark-butler-copy")
+        try:
+            while waiting or running:
+                size = max(1, self._backend.slots) * _FILES_PER_SLOT
+                while waiting and len(running) < _BATCHES:
+                    batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+                    running.add(pool.submit(self._copy_batch, batch))
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for results in (each.result() for each in ended):
+                    good = [result for result in results if not result.error]
+                    n_copied += len(good)
+                    waiting.extend(each.target for each in results if each.error and self._may_retry(each))
+                    yield good
+                if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                    told = time.monotonic()
+                    logger.info("Copied %d of %d input files.", n_copied, len(targets))
+        finally:
+            if running:
+                self._backend.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self._failed:
+            target, error = next(iter(self._failed.items()))
+            raise EngineError(
+                f"{len(self._failed)} of {len(targets)} input files can't be copied, such as {target}: "
+                f"{error.rstrip('.')}. The others are registered; repeat the command to go on."
+            )
+
+    def _may_retry(self, result: CopyResult) -> bool:
+        """Count a failure, and return whether the file is tried again, with a new address."""
+        self._attempts[result.target] += 1
+        if self._attempts[result.target] < _ATTEMPTS:
+            logger.debug("%s is copied again: %s", result.target, result.error)
+            return True
+        self._failed[result.target] = result.error
+        return False
+
+    def _copy_batch(self, targets: Sequence[str]) -> list[CopyResult]:
+        """Copy files on workers; runs in a thread of its own."""
+        results: list[CopyResult] = []
+        copies: list[FileCopy] = []
+        with ThreadPoolExecutor(_SIGNING_THREADS) as pool:
+            for signed in pool.map(self._sign, targets):
+                (copies if isinstance(signed, FileCopy) else results).append(signed)  # type: ignore[arg-type]
+        if copies:
+            try:
+                results += self._backend.apply(self._context, copy_file, copies)
+            except Exception as exc:
+                if not self._backend.is_alive():
+                    raise EngineError(f"The inputs can't be copied: {brief(exc)}") from exc
+                results += [CopyResult(copy.target, error=brief(exc)) for copy in copies]
+        return results
+
+    def _sign(self, target: str) -> FileCopy | CopyResult:
+        """Return a copy whose address can be read without the user's token, for an hour or so."""
+        file = self._files[target]
+        if isinstance(self._source, DirectButler):
+            return FileCopy(file.address, target, file.size)
+        try:
+            uris = self._source.getURIs(file.ref)
+            uri = uris.componentURIs[file.component] if file.component else uris.primaryURI
+            assert uri is not None
+        except Exception as exc:  # noqa: BLE001  (any error of the client or the server)
+            return CopyResult(target, error=brief(exc))
+        return FileCopy(uri, target, file.size)
+
+
+def _find_datastore(butler: Butler) -> FileDatastore:
+    """Return the datastore of a repository, which must be one of files."""
+    datastore = datastore_of(butler)
+    if not isinstance(datastore, FileDatastore):
+        raise RepositoryError(
+            f"The repository has a {type(datastore).__name__}, and inputs are copied into a FileDatastore "
+            "only; use another repository."
+        )
+    return datastore
