@@ -31,6 +31,7 @@ from typing import IO, Any
 import click
 
 from ..errors import OptionsError, UserError
+from ..json_log import LOG_JSON_HELP
 from ..masking import hide_secrets
 from ..spark.session import print_stderr, submit_encoding
 from ..text import suggest
@@ -57,8 +58,9 @@ _LOGGING_OPTIONS = (
     ),
     click.option("--log-tty/--no-log-tty", default=True, help="Whether to log to the terminal."),
     click.option("--log-label", multiple=True, metavar="KEY=VALUE", help="Label to add to log records."),
+    click.option("--log-json", is_flag=True, help=LOG_JSON_HELP),
 )
-_LOGGING_NAMES = ("log_level", "long_log", "log_file", "log_tty", "log_label")
+_LOGGING_NAMES = ("log_level", "long_log", "log_file", "log_tty", "log_label", "log_json")
 
 format_option = click.option(
     "--format",
@@ -247,4 +249,5 @@ def _logging_arguments(params: Mapping[str, Any]) -> list[str]:
         *(f"--log-file={value}" for value in params["log_file"]),
         *(() if params["log_tty"] else ["--no-log-tty"]),
         *(f"--log-label={value}" for value in params["log_label"]),
+        *(["--log-json"] if params["log_json"] else ()),
     ]

@@ -17,11 +17,13 @@ from lsst.daf.butler.cli.opt import (
     long_log_option,
 )
 
+from ..json_log import LOG_JSON_HELP, start_json_log
 from ..masking import mask_logs
 
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:
     """Add the logging options of ``pipetask`` to a command."""
+    command = click.option("--log-json", is_flag=True, help=LOG_JSON_HELP)(command)
     for option in (log_label_option, log_tty_option, log_file_option, long_log_option, log_level_option):
         command = option()(command)
     return command
@@ -44,9 +46,16 @@ def start_logging(kwargs: dict[str, Any]) -> None:
         "log_file": kwargs.pop("log_file"),
         "log_label": kwargs.pop("log_label"),
     }
+    as_json = kwargs.pop("log_json")
+    if as_json:
+        options["log_tty"] = False
     CliLog.initLog(**options)
     mask_logs()
-    if not kwargs["log_level"]:
+    if as_json:
+        start_json_log()
+        # Workers do so, too.
+        CliLog.configState.append((start_json_log,))
+    elif not kwargs["log_level"]:
         # Workers repeat these settings; see `spark_butler.worker.state.WorkerState.prepare`.
         CliLog.configState[-1] = (CliLog.initLog, *{**options, "log_tty": False}.values())
     levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]

@@ -78,6 +78,10 @@ class Collector:
         """Number of datasets that were registered for the run."""
         return self._inventory.n_registered + (self._stream.n_ingested if self._stream is not None else 0)
 
+    def ingest_lag(self) -> float:
+        """Return for how many seconds the oldest dataset waits to be registered."""
+        return self._stream.lag if self._stream is not None else 0.0
+
     def __enter__(self) -> Self:
         return self
 

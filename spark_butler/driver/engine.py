@@ -136,6 +136,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         scratch=scratch if plan.crossings else None,
         check=check,
     )
+    ObserverGroup(observer).on_ingest(collector.ingest_lag)
     scheduler = Scheduler(
         plan,
         xgraph,

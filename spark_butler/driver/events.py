@@ -5,11 +5,11 @@ The driver calls them.
 
 from __future__ import annotations
 
-__all__ = ["ObserverGroup", "RunObserver"]
+__all__ = ["IngestObserver", "ObserverGroup", "RunObserver"]
 
 import uuid
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..model.outcomes import QuantumOutcome
 from ..text import best_effort
@@ -62,6 +62,21 @@ class RunObserver(Protocol):
         ...
 
 
+@runtime_checkable
+class IngestObserver(Protocol):
+    """An observer that also watches how far the registry is behind."""
+
+    def on_ingest(self, lag: Callable[[], float]) -> None:
+        """Receive a function that any thread may call, once.
+
+        Parameters
+        ----------
+        lag
+            Returns for how many seconds the oldest dataset waits to be registered.
+        """
+        ...
+
+
 class ObserverGroup:
     """Several observers as one; one that raises is dropped, and the run continues.
 
@@ -89,6 +104,12 @@ class ObserverGroup:
     def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
         """Pass blocked quanta on.  See `RunObserver.on_blocked`."""
         self._notify(lambda observer: observer.on_blocked(quantum_ids))
+
+    def on_ingest(self, lag: Callable[[], float]) -> None:
+        """Pass the lag of the registry on.  See `IngestObserver.on_ingest`."""
+        for observer in self._observers:
+            if isinstance(observer, IngestObserver):
+                observer.on_ingest(lag)
 
     def _notify(self, call: Callable[[RunObserver], None]) -> None:
         kept = []

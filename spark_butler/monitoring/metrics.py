@@ -51,6 +51,7 @@ class RunMetrics(Collector):
         self._seconds: Counter[tuple[str, str]] = Counter()
         self._memory: defaultdict[str, int] = defaultdict(int)
         self._submitted = 0
+        self._lag: Callable[[], float] = float
 
     def attach(self, run: str, snapshot: Callable[[], ProgressSnapshot]) -> None:
         """Begin to show a run."""
@@ -63,6 +64,10 @@ class RunMetrics(Collector):
         """Count quanta that were submitted.  See `RunObserver.on_dispatch`."""
         with self._lock:
             self._submitted += len(quantum_ids)
+
+    def on_ingest(self, lag: Callable[[], float]) -> None:
+        """Begin to show how far the registry is behind.  See `IngestObserver.on_ingest`."""
+        self._lag = lag
 
     def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
         """Do nothing; the snapshot has them.  See `RunObserver.on_blocked`."""
@@ -99,6 +104,12 @@ class RunMetrics(Collector):
             (),
             {(): sum(each.pending for each in snapshot.tasks)},
         )
+        yield self._gauge(
+            "ingest_lag_seconds",
+            "Time for which the oldest output waits for the registry.",
+            (),
+            {(): self._lag()},
+        )
         with self._lock:
             memory = {(label,): nbytes for label, nbytes in self._memory.items()}
             yield self._gauge(
@@ -127,7 +138,7 @@ class RunMetrics(Collector):
             yield family
 
     def _gauge(
-        self, name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, int]
+        self, name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]
     ) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"{_PREFIX}{name}", text, labels=("run", *labels))
         for key, value in values.items():

@@ -47,7 +47,8 @@ _ELSEWHERE = {
     **dict.fromkeys(["coverage", "cov_report", "cov_packages"], "use the command with --backend serial"),
     "enable_implicit_threading": "use the command",
     **dict.fromkeys(
-        ["log_level", "long_log", "log_file", "log_tty", "log_label"], "use the logging of the notebook"
+        ["log_level", "long_log", "log_file", "log_tty", "log_label", "log_json"],
+        "use the logging of the notebook",
     ),
 }
 _ACTIONS = ("task", "delete", "config", "config_file", "instrument")

@@ -11,7 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from lsst.daf.butler.cli.cliLog import CliLog
 
+from spark_butler.cli.logging_options import start_logging
 from spark_butler.cli.main import main
+from spark_butler.json_log import start_json_log
 from tests.support.job_harness import JobRepo
 
 
@@ -60,3 +62,29 @@ def test_unknown_log_level_is_refused(job_repo: JobRepo, command: str) -> None:
     assert result.exit_code == 2
     assert "LOUD" in result.output
     assert "debug" in result.output.lower()
+
+
+def test_json_log_names_task_and_data_id(job_repo: JobRepo, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "--log-json", *job_repo.arguments, "--output-run", "u/json-log"]
+    result = _invoke(*arguments, "--backend", "serial", "--no-versions", "--select-tasks", "first")
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (result.stderr + capfd.readouterr().err).splitlines() if line]
+    own = [each for each in records if each.get("data_id") == {"instrument": "Cam1", "detector": 2}]
+    assert {each["task"] for each in own} == {"first"}
+    assert all(each.keys() >= {"time", "level", "logger", "message", "host", "process"} for each in records)
+    assert any("task" not in each for each in records)
+
+
+def test_worker_repeats_json_log_without_a_terminal() -> None:
+    start_logging(
+        {
+            "long_log": False,
+            "log_tty": True,
+            "log_file": (),
+            "log_label": {},
+            "log_json": True,
+            "log_level": {},
+        }
+    )
+    assert (start_json_log,) in CliLog.configState
+    assert (CliLog.initLog, False, False, (), {}) in CliLog.configState

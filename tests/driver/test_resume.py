@@ -450,6 +450,19 @@ def test_datasets_are_registered_soon(make_repo: MakeRepo) -> None:
         assert stream.n_ingested == 4 * 10
 
 
+def test_lag_grows_while_a_dataset_waits(make_repo: MakeRepo) -> None:
+    with make_repo("repo").open() as helper:
+        graph = make_graph(helper, Case(_build))
+        first, *_ = _ingest_all(helper, graph)
+        types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
+        with IngestStream(helper.butler, types, interval=600) as stream:
+            assert stream.lag == 0
+            stream.add(*first)
+            time.sleep(0.3)
+            assert 0.3 <= stream.lag < 600
+        assert stream.lag == 0
+
+
 def _lock(butler: Butler, repo: Repo, seconds: float) -> threading.Thread:
     """Lock the registry's database for a while, for which the butler doesn't wait as long as it would."""
     engine = butler._registry._db._engine  # type: ignore[attr-defined]

@@ -62,10 +62,12 @@ def test_scrape_sums_outcomes_by_kind(tmp_path: Path) -> None:
     with publish_metrics(port, str(file)) as metrics:
         assert _scrape(port) == {}
         metrics.attach("u/me/first", Progress(slots=8).snapshot)
+        metrics.on_ingest(lambda: 2.5)
         for outcome in record.outcomes.values():
             metrics.on_outcome(outcome)
         samples = _scrape(port)
     assert samples["slots", ()] == 8
+    assert samples["ingest_lag_seconds", ()] == 2.5
     failed = [each for each in record.outcomes.values() if not each.succeeded]
     assert sum(n for (name, _), n in samples.items() if name == "failures_total") == len(failed) == 3
     lost = (("kind", "lost"), ("task", "isr"))
