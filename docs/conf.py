@@ -47,6 +47,7 @@ CONTENTS = {
         "submit",
         "bps",
         "without-registry",
+        "input-repository",
         "clusters",
         "../conf/standalone/README",
         "../conf/kubernetes/README",

@@ -321,6 +321,7 @@ class ActiveRun:
                 recorder=recorder,
                 observer=ObserverGroup(*observers, self.reporter.observer),
                 lease=self.lease,
+                log_requests=self.reporter.log_requests,
             )
             unwritten: EngineError | None = None
             try:

@@ -27,6 +27,7 @@ _LAZY = {
     "catalog": ("products", "Write the sources of a run as one table."),
     "plan": ("run", "Print how a pipeline would run, with the options of 'run'."),
     "pre-exec-init-qbb": ("qbb", "Write the init-outputs of a quantum graph without the registry."),
+    "logs": ("reports", "Print the log of a quantum, also of one that runs."),
     "report": ("reports", "Print the report of a run that has ended."),
     "run": ("run", "Build and run a pipeline on Spark, with the options of 'pipetask run'."),
     "run-qbb": ("qbb", "Run a quantum graph on Spark without the registry."),

@@ -5,8 +5,9 @@ Run in the process of the command; they read the files of a driver in the store.
 
 from __future__ import annotations
 
-__all__ = ["cancel", "report", "status"]
+__all__ = ["cancel", "logs", "report", "status"]
 
+import contextlib
 import datetime
 import fnmatch
 import sys
@@ -15,10 +16,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
 from lsst.resources import ResourcePath
 
-from ..errors import RepositoryError, UserError
+from ..errors import OptionsError, RepositoryError, UserError
 from ..report import (
     AttemptFolder,
     find_attempts,
@@ -33,6 +34,7 @@ from ..report.usage import Price, format_runs, format_usage, price_usage, read_p
 from ..repository.checks import check_repository, store_roots
 from ..repository.names import unknown_run
 from ..text import align_rows, format_count, format_seconds, translate_errors
+from ..worker.log_requests import LogRequest, read_answers
 from .command import LeafCommand, print_json
 
 _MAX_RUNS = 20
@@ -157,6 +159,88 @@ def report(repo: str, runs: tuple[str, ...], page: str | None, price: str | None
         click.echo(text)
         if money is not None:
             click.echo(format_usage(content["tasks"], money))
+
+
+@click.command(cls=LeafCommand)
+@click.argument("repo")
+@click.argument("run")
+@click.argument("quantum", metavar="QUANTUM")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Print the log of a quantum that runs, until it has ended."
+)
+def logs(repo: str, run: str, quantum: str, follow: bool, form: str) -> None:
+    """Print the log of a quantum.
+
+    QUANTUM is a task label with values of dimensions, or the ID of a quantum that runs.  The log of a quantum
+    that has ended comes from the repository.  With --follow, the process of a running quantum is asked for
+    its log, which it writes every 10 s.
+
+    \b
+    Examples:
+      spark-butler logs s3-repo u/me/first isr:visit=42,detector=2
+      spark-butler logs s3-repo u/me/first isr:visit=42,detector=2 --follow
+    """
+    request = LogRequest.parse(quantum)
+    attempt = _find(repo, run)[-1]
+    lines = _read_logs(repo, attempt.run, request)
+    if not lines and follow:
+        if form == "json":
+            raise OptionsError("--follow prints for people; it can't be combined with --format json.")
+        _follow(attempt, request)
+        return
+    if not lines:
+        raise UserError(
+            f"No quantum {quantum!r} of run {attempt.run!r} has a log yet; --follow prints that of a "
+            "quantum that runs."
+        )
+    if form == "json":
+        print_json({"run": attempt.run, "quantum": quantum, "lines": lines})
+    else:
+        click.echo("\n".join(lines))
+
+
+def _read_logs(repo: str, run: str, request: LogRequest) -> list[str]:
+    """Return the lines of the logs of quanta that have ended."""
+    if not request.label:
+        return []
+    with Butler.from_config(repo, writeable=False) as butler:
+        try:
+            refs = butler.query_datasets(
+                f"{request.label}_log", run, find_first=False, limit=None, explain=False
+            )
+        except (MissingDatasetTypeError, MissingCollectionError):
+            return []
+        chosen = [ref for ref in refs if request.matches(ref.id, request.label, dict(ref.dataId.required))]
+        return [
+            f"{record.asctime} {record.levelname} {record.name}: {record.message}"
+            for ref in sorted(chosen)
+            for record in butler.get(ref)
+        ]
+
+
+def _follow(attempt: AttemptFolder, request: LogRequest) -> None:
+    """Ask running quanta for their logs, and print what they answer until they have ended."""
+    with translate_errors(RepositoryError, f"Can't write to {attempt.uri}"):
+        place = request.send(attempt.log_requests)
+    printed: dict[str, int] = {}
+    try:
+        while True:
+            is_over = _read_status(attempt)["state"] != "running"
+            answers = read_answers(place)
+            for answer in answers:
+                begin = printed.get(answer["id"], 0)
+                if begin == 0:
+                    click.echo(f"Log of {answer['quantum']}", err=True)
+                click.echo(answer["text"][max(0, begin - answer["start"]) :], nl=False)
+                printed[answer["id"]] = answer["start"] + len(answer["text"])
+            if is_over or (answers and all(answer["ended"] for answer in answers)):
+                break
+            time.sleep(_FOLLOW_SECONDS / 2)
+    finally:
+        with contextlib.suppress(Exception):
+            place.remove()
+    if not printed:
+        raise UserError(f"The run {attempt.run!r} has ended, and no such quantum has answered.")
 
 
 def _report_many(repo: str, runs: tuple[str, ...], money: Price | None, form: str) -> None:

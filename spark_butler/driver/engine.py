@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["execute_graph", "plan_graph"]
 
+import dataclasses
 import uuid
 from collections.abc import Collection
 
@@ -63,6 +64,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     recorder: ProvenanceRecorder | None = None,
     observer: RunObserver | None = None,
     lease: RunLease | None = None,
+    log_requests: str = "",
 ) -> RunResult:
     """Execute a quantum graph and register its outputs.
 
@@ -91,6 +93,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     lease
         The caller's lease on the output run: nothing is registered once it is
         lost.
+    log_requests
+        Address of the folder with requests for logs of running quanta.
 
     Returns
     -------
@@ -124,7 +128,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         dataset_types=types,
         temporary_types=temporary_types,
         limits=factory.limits,
-        scratch="" if scratch is None else str(scratch),
+        scratch=str(scratch or ""),
         provenance=recorder is not None,
     )
     collector = Collector(
@@ -149,10 +153,9 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         times=find_task_means(_load_times(butler, len(plan))),
     )
     with collector:
-        result = scheduler.run(context)
+        result = scheduler.run(dataclasses.replace(context, log_requests=log_requests))
     result.n_ingested = collector.n_ingested
-    _save_history(butler, xgraph, result)
-    return result
+    return _save_history(butler, xgraph, result)
 
 
 def _make_factory(
@@ -193,15 +196,16 @@ def _load_times(butler: LimitedButler, n_quanta: int) -> Times:
     return load_times(roots[0]) if roots else {}
 
 
-def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> None:
-    """Write the memory needs and times of quanta for later runs."""
+def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> RunResult:
+    """Write the memory needs and times of quanta for later runs, and return the result."""
     if not (roots := store_roots(butler)):
-        return
+        return result
     save_needs(roots[0], find_needs(result.outcomes.values()))
     times = find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
     save_times(roots[0], times)
     if times:
         save_peaks(roots[0], result.outcomes.values())
+    return result
 
 
 def _find_limits(

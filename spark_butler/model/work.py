@@ -124,6 +124,9 @@ class WorkerContext:
     max_shuffle_bytes: int | None = None
     """Length of a serialized temporary, all its copies together, from which on it goes to `scratch`."""
 
+    log_requests: str = ""
+    """Address of the folder with requests for logs of running quanta."""
+
     stores: tuple[str, ...] = ()
     """Addresses of the places where the datastores keep files."""
 

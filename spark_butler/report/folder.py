@@ -55,6 +55,11 @@ class AttemptFolder:
         return self.uri.join("report.html")
 
     @property
+    def log_requests(self) -> ResourcePath:
+        """Folder with requests for logs of running quanta."""
+        return self.uri.join("logs/", forceDirectory=True)
+
+    @property
     def cancel_file(self) -> ResourcePath:
         """Its presence asks the attempt to end."""
         return self.uri.join("cancel")

@@ -95,6 +95,11 @@ class RunReporter:
         self._is_over = False
 
     @property
+    def log_requests(self) -> str:
+        """Address of the folder with requests for logs of running quanta; empty if there is none."""
+        return "" if self._folder is None else str(self._folder.log_requests)
+
+    @property
     def observer(self) -> RunObserver:
         """The observer for `~spark_butler.driver.execute_graph`."""
         return ObserverGroup(self.progress, self.record)

@@ -35,6 +35,7 @@ from ..model.outcomes import QuantumOutcome, classify
 from ..model.work import EncodedTemporary, QuantumWork, WorkerContext, all_outputs
 from ..temporaries.butler import GroupButler
 from ..text import best_effort, brief
+from .log_requests import answering_requests
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,7 +63,9 @@ def run_quantum(
     """
     wall, cpu = time.time(), time.process_time()
     logs = ButlerLogRecords([]) if context.provenance else None
-    done = _execute(context, work, butler, logs, wanted, before)
+    data_id = dict(work.quantum.dataId.required) if work.quantum.dataId is not None else {}
+    with answering_requests(context.log_requests, work.quantum_id, work.task_label, data_id):
+        done = _execute(context, work, butler, logs, wanted, before)
     scan = _scan(context, work, done, logs)
     if done.failure is None:
         outcome = success_outcome(work, done.result)

@@ -60,7 +60,19 @@ _LEAVES = [path for path, context in _ALL.items() if not isinstance(context.comm
 
 def test_every_command_with_json_is_tested() -> None:
     assert {path.removeprefix("spark-butler ") for path in _LEAVES} == {
-        *("run", "plan", "status", "report", "cancel", "cleanup", "doctor", "submit", "show", "catalog"),
+        *(
+            "run",
+            "plan",
+            "status",
+            "report",
+            "cancel",
+            "logs",
+            "cleanup",
+            "doctor",
+            "submit",
+            "show",
+            "catalog",
+        ),
         *("run-qbb", "pre-exec-init-qbb", "demo simulate", "demo run", "demo serve"),
         *("obs register-instrument", "obs ingest-raws", "obs ingest-calibs", "obs describe"),
         *("obs define-visits", "obs ingest-refcats"),
@@ -259,7 +271,7 @@ def test_logging_options_behind_a_small_command(job_repo: JobRepo, tmp_path: Pat
     [
         (["statsu"], "did you mean 'status'?"),
         (["obs", "define-visit"], "did you mean 'define-visits'?"),
-        (["zzz"], "known are cancel, catalog, cleanup, demo, doctor, obs, plan, "),
+        (["zzz"], "known are cancel, catalog, cleanup, demo, doctor, logs, obs, plan, "),
     ],
 )
 def test_unknown_command_is_refused_with_near_names(given: list[str], remedy: str) -> None:
