@@ -19,6 +19,7 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs.utils import fit_wcs_from_points
 
 from .pattern import find_shift, find_similarity, mutual_matches
+from .psf_model import polynomial_terms
 
 type FloatArray = npt.NDArray[np.float64]
 type IntArray = npt.NDArray[np.intp]
@@ -29,6 +30,9 @@ _LEFT_OUT = 4
 """Of so many stars, one is left out of the fit."""
 
 _MOST_FITTED = 600
+
+_GRID = 15
+"""Points along each axis at which the fitted map from pixels to the sky is turned into a projection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +154,7 @@ def refine_wcs(  # noqa: PLR0913
     match_radius
         Largest distance of a match in pixels, once the projection is known.
     errors
-        Errors of the source positions in pixels; the fit takes as many of the brightest sources as make it
-        best.
+        Errors of the source positions in pixels: the weights of the fit.
     min_matches
         Least number of matches for a solution.
     max_sip_degree
@@ -180,7 +183,8 @@ def refine_wcs(  # noqa: PLR0913
     placed = references @ start[:2] + start[2]
     radii = (6.0 * match_radius, 3.0 * match_radius, 2.0 * match_radius, match_radius, match_radius)
     sky = SkyCoord(ra[on_image] * u.deg, dec[on_image] * u.deg)
-    refined, degree = wcs, 0
+    refined, degree, floor = wcs, 0, 0.0
+    plane = _tangent_plane(wcs, shape)
     for step, radius in enumerate(radii):
         source, reference = mutual_matches(sources, placed, radius)
         kept = _clip(sources[source] - placed[reference])
@@ -188,12 +192,16 @@ def refine_wcs(  # noqa: PLR0913
         if source.size < min_matches:
             return fail(f"{source.size} matches; {min_matches} are needed")
         best = slice(0, _best_count(noise[source]))
-        fitted, on_sky = sources[source][best], sky[reference][best]
+        on_plane = _place(plane, sky[reference][best])
+        pairs = _Pairs(
+            sources[source][best], on_plane, np.hypot(noise[source][best], max(floor, 0.01)), shape
+        )
         if step in (1, len(radii) - 1):
-            degree = _choose_degree(wcs, fitted, on_sky, shape, max_sip_degree)
-        refined = _solve(wcs, fitted, on_sky, shape, degree)
+            degree = _choose_degree(pairs, max_sip_degree)
+        refined = _solve(wcs, plane, pairs, degree)
         placed = _place(refined, sky)
-    reserved, scatter = _validate(wcs, fitted, on_sky, shape, degree)
+        floor = _unexplained(sources[source][best] - placed[reference][best], noise[source][best])
+    reserved, scatter = _validate(pairs, degree, pixel_scale(plane))
     return AstrometrySolution(
         wcs=refined,
         sources=usable[source],
@@ -256,50 +264,110 @@ def _place(wcs: astropy.wcs.WCS, sky: SkyCoord) -> FloatArray:
         return np.column_stack(wcs.all_world2pix(sky.ra.deg, sky.dec.deg, 0, quiet=True))
 
 
-def _choose_degree(
-    first: astropy.wcs.WCS, pixels: FloatArray, sky: SkyCoord, shape: tuple[int, ...], max_degree: int
-) -> int:
-    """Return the degree of the distortion that stars left out of the fit ask for."""
-    degree, best = 0, math.inf
-    for candidate in (0, *range(2, max_degree + 1)):
-        if candidate and 2 * len(pixels) < 3 * (candidate + 1) * (candidate + 2):
-            break
-        _, scatter = _validate(first, pixels, sky, shape, candidate)
-        if scatter < 0.9 * best:
-            degree, best = candidate, scatter
-    return degree
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """Matched positions, brightest first."""
+
+    pixels: FloatArray
+    plane: FloatArray
+    """Where the references are on the tangential plane, in pixels of the first projection."""
+
+    errors: FloatArray
+    shape: tuple[int, ...]
+
+    def terms(self, pixels: FloatArray, degree: int) -> FloatArray:
+        """Return the terms of the polynomials that map pixels to the plane."""
+        return polynomial_terms(pixels[:, 0] / self.shape[1], pixels[:, 1] / self.shape[0], max(degree, 1))
+
+    def fit(self, used: BoolArray, degree: int) -> FloatArray:
+        """Return the coefficients of the map of the weighted least squares."""
+        weight = (1.0 / self.errors[used])[:, None]
+        terms = self.terms(self.pixels[used], degree)
+        return np.asarray(np.linalg.lstsq(terms * weight, self.plane[used] * weight, rcond=None)[0])
+
+    def residuals(self, fitted: BoolArray, tested: BoolArray, degree: int) -> FloatArray:
+        """Return the distances of the tested references from where a fit to others has them."""
+        if np.count_nonzero(fitted) < _LEAST_LINEAR:
+            return self.plane[tested] - self.pixels[tested]
+        expected = self.terms(self.pixels[tested], degree) @ self.fit(fitted, degree)
+        return np.asarray(self.plane[tested] - expected)
 
 
-def _validate(
-    first: astropy.wcs.WCS, pixels: FloatArray, sky: SkyCoord, shape: tuple[int, ...], degree: int
-) -> tuple[IntArray, float]:
+_LEAST_LINEAR = 10
+"""With fewer stars only a shift is fitted."""
+
+
+def _unexplained(residual: FloatArray, noise: FloatArray) -> float:
+    """Return the scatter per axis of the better half of the stars that their errors don't explain."""
+    better = noise <= np.median(noise)
+    spread = 1.4826 * float(np.median(np.abs(residual[better])))
+    return math.sqrt(max(spread**2 - float(np.median(noise[better])) ** 2, 0.0))
+
+
+def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
+    """Return the lowest degree of distortion that predicts stars left out of the fit as well as any other."""
+    count = len(pairs.pixels)
+    degrees = [0, *(d for d in range(2, max_degree + 1) if 2 * count >= 3 * (d + 1) * (d + 2))]
+    misfit = np.zeros((len(degrees), count))
+    fold = np.arange(count) % _LEFT_OUT
+    for row, degree in enumerate(degrees if len(degrees) > 1 else ()):
+        for k in range(_LEFT_OUT):
+            out = fold == k
+            deviation = pairs.residuals(~out, out, degree) / pairs.errors[out, None]
+            misfit[row, out] = np.minimum((deviation**2).sum(axis=1), 25.0)
+    best = int(np.argmin(misfit.mean(axis=1)))
+    for row, degree in enumerate(degrees[:best]):
+        worse = misfit[row] - misfit[best]
+        if worse.mean() < 2.0 * worse.std() / math.sqrt(count):
+            return degree
+    return degrees[best]
+
+
+def _validate(pairs: _Pairs, degree: int, scale: float) -> tuple[IntArray, float]:
     """Return which stars were left out, and their scatter in arcseconds about a fit to the others."""
-    left_out = np.arange(len(pixels)) % _LEFT_OUT == 1
-    if np.count_nonzero(~left_out) < 10:
+    left_out = np.arange(len(pairs.pixels)) % _LEFT_OUT == 1
+    if np.count_nonzero(~left_out) < _LEAST_LINEAR:
         left_out[:] = False
-    tested = left_out if left_out.any() else np.ones(len(pixels), dtype=bool)
-    wcs = _solve(first, pixels[~left_out], sky[~left_out], shape, degree)
-    residual = pixels[tested] - _place(wcs, sky[tested])
-    scatter = pixel_scale(wcs) * 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
+    tested = left_out if left_out.any() else np.ones(len(pairs.pixels), dtype=bool)
+    residual = pairs.residuals(~left_out, tested, degree)
+    scatter = scale * 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
     return np.nonzero(left_out)[0], scatter
 
 
-def _solve(
-    first: astropy.wcs.WCS, pixels: FloatArray, sky: SkyCoord, shape: tuple[int, ...], degree: int
-) -> astropy.wcs.WCS:
-    """Return a gnomonic projection fitted to pairs; with fewer than ten only the first one's shift is."""
-    if len(pixels) < 10:
+def _tangent_plane(first: astropy.wcs.WCS, shape: tuple[int, ...]) -> astropy.wcs.WCS:
+    """Return a gnomonic projection about the image's center, as ``first`` has it, without distortion."""
+    middle = 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
+    plane = astropy.wcs.WCS(naxis=2)
+    plane.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    plane.wcs.radesys = "ICRS"
+    plane.wcs.crval = [float(value) for value in first.all_pix2world(*middle, 0)]
+    plane.wcs.crpix = np.array(middle) + 1.0
+    plane.wcs.cd = first.pixel_scale_matrix
+    plane.wcs.set()
+    return plane
+
+
+def _solve(first: astropy.wcs.WCS, plane: astropy.wcs.WCS, pairs: _Pairs, degree: int) -> astropy.wcs.WCS:
+    """Return a gnomonic projection fitted to pairs; with few of them only the first one's shift is."""
+    shape = pairs.shape
+    if len(pairs.pixels) < _LEAST_LINEAR:
         moved = first.deepcopy()
-        moved.wcs.crpix = moved.wcs.crpix + np.median(pixels - _place(first, sky), axis=0)
+        sky = plane.wcs_pix2world(pairs.plane, 0)
+        there = np.column_stack(first.all_world2pix(*sky.T, 0, quiet=True))
+        moved.wcs.crpix = moved.wcs.crpix + np.median(pairs.pixels - there, axis=0)
         moved.wcs.set()
         return moved
-    center = first.all_pix2world(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0)
+    # The library's fit knows no weights: it gets points of the weighted fit.
+    x, y = np.meshgrid(*(np.linspace(0.0, size - 1.0, _GRID) for size in (shape[1], shape[0])))
+    grid = np.column_stack([x.ravel(), y.ravel()])
+    coefficients = pairs.fit(np.ones(len(pairs.pixels), dtype=bool), degree)
+    ra, dec = plane.wcs_pix2world(pairs.terms(grid, degree) @ coefficients, 0).T
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wcs = fit_wcs_from_points(
-            tuple(pixels.T),
-            sky,
-            proj_point=SkyCoord(*center, unit="deg"),
+            tuple(grid.T),
+            SkyCoord(ra, dec, unit="deg"),
+            proj_point=SkyCoord(*plane.wcs.crval, unit="deg"),
             sip_degree=degree or None,
         )
     wcs.wcs.radesys = "ICRS"

@@ -155,7 +155,9 @@ def _sky_of(values: npt.NDArray[np.floating[Any]], clip: float, iterations: int)
             break
         low, high = new_low, new_high
     kept = values[low:high]
-    mean, middle, spread = float(kept.mean()), float(np.median(kept)), float(kept.std())
+    # They are sorted.
+    middle = 0.5 * float(kept[(kept.size - 1) // 2] + kept[kept.size // 2])
+    mean, spread = float(kept.mean()), float(kept.std())
     if spread > 0.0 and abs(mean - middle) / spread > 0.3:
         return middle, spread
     # Poisson noise and digitization skew the distribution by a little without any source.
@@ -200,9 +202,9 @@ def mask_sources(detections: Detections, sigma: float, shape: tuple[int, ...]) -
 
 
 def structured_sky(
-    residual: FloatArray, variance: npt.NDArray[np.floating[Any]], good: BoolArray, psf: PsfModel
-) -> FloatArray | float:
-    """Return what is left of the sky between the sources where it has structure, else zero.
+    residual: npt.NDArray[np.float32], variance: npt.NDArray[np.floating[Any]], good: BoolArray, psf: PsfModel
+) -> npt.NDArray[np.float32] | None:
+    """Return what is left of the sky between the sources where it has structure, or `None`.
 
     Parameters
     ----------
@@ -216,27 +218,42 @@ def structured_sky(
     cell = max(round(_SKY_CELL * psf.fwhm), 8)
     rows, columns = (size // cell for size in residual.shape)
     if min(rows, columns) < 2:
-        return 0.0
+        return None
 
     def in_cells(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         part = array[: rows * cell, : columns * cell].reshape(rows, cell, columns, cell)
-        return part.swapaxes(1, 2).reshape(rows, columns, cell * cell)
+        return part.swapaxes(1, 2)
 
     cells, used = in_cells(residual), in_cells(good)
-    count = used.sum(axis=2)
+    count = used.sum(axis=(2, 3))
     filled = count > 0.3 * cell**2
     # Of the median.
-    error = 1.25 * np.sqrt(np.where(used, in_cells(variance), 0.0).sum(axis=2)) / np.maximum(count, 1)
+    total = in_cells(np.where(good, variance, np.float32(0.0))).sum(axis=(2, 3), dtype=np.float64)
+    error = 1.25 * np.sqrt(total) / np.maximum(count, 1)
     square = np.ones((3, 3), dtype=bool)
     # The mean is quick, and the few cells where it is large are looked at closely.
-    candidates = filled & (np.abs(cells.sum(axis=2)) > 4.0 * error * count)
+    candidates = filled & (np.abs(cells.sum(axis=(2, 3), dtype=np.float64)) > 4.0 * error * count)
     candidates = filled & scipy.ndimage.binary_dilation(candidates, square)
     if not candidates.any():
-        return 0.0
+        return None
     level = np.zeros((rows, columns))
-    level[candidates] = np.nanmedian(np.where(used[candidates], cells[candidates], np.nan), axis=1)
+    values = np.where(used[candidates], cells[candidates], np.nan)
+    level[candidates] = np.nanmedian(values.reshape(len(values), -1), axis=1)
     level[~scipy.ndimage.binary_dilation(np.abs(level) > 4.0 * error, square)] = 0.0
-    y, x = (np.arange(size) / cell - 0.5 + 0.5 / cell for size in residual.shape)
-    return np.asarray(
-        scipy.ndimage.map_coordinates(level, np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+    if not level.any():
+        return None
+    y, x = (
+        _between_cells(size, cell, number)
+        for size, number in zip(residual.shape, (rows, columns), strict=True)
     )
+    return np.asarray(y @ level.astype(np.float32) @ x.T)
+
+
+def _between_cells(size: int, cell: int, number: int) -> npt.NDArray[np.float32]:
+    """Return the weights of linear interpolation from the centers of cells to pixels, one row a pixel."""
+    place = np.clip((np.arange(size) + 0.5) / cell - 0.5, 0.0, number - 1.0)
+    first = np.minimum(place.astype(np.intp), number - 2)
+    weights = np.zeros((size, number), dtype=np.float32)
+    weights[np.arange(size), first] = 1.0 - (place - first)
+    weights[np.arange(size), first + 1] = place - first
+    return weights

@@ -28,7 +28,13 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, refine_wcs
-from .photometry import ZeroPoint, fit_zero_point, load_references, make_match_columns
+from .photometry import (
+    ZeroPoint,
+    fit_zero_point,
+    isolated_references,
+    load_references,
+    make_match_columns,
+)
 from .quality import Measure, QualityConfig, judge, measure_pixels, measure_psf, names_beyond
 from .sources import SourceMeasurements, make_source_table, measure_sources
 from .visit_summary import make_summary_table, make_visit_image, summarize
@@ -45,6 +51,9 @@ _SPOIL_FLUXES = (
     "zero_point_error",
 )
 """Quality measures beyond whose limits a calibrated flux would be wrong."""
+
+_ENOUGH_ALONE = 10
+"""Number of stars without neighbors above which only those make the zero point."""
 
 
 class NoSourcesError(UserError, RuntimeError):
@@ -319,6 +328,12 @@ class CalibrateTask(pipe_base.PipelineTask):
         """Return the zero point and the indices of the sources that it comes from."""
         stars = measured.usable(self.config.calibration_min_snr)[matches.sources]
         sources, partners = matches.sources[stars], matches.references[stars]
+        if references is not None and sources.size:
+            # Light of neighbors, seen or not, is not the star's.
+            alone = isolated_references(matches.wcs, references, partners, 2.0 * measured.model.fwhm)
+            alone &= measured.psf.blendedness[sources] < 0.02
+            if np.count_nonzero(alone) >= max(self.config.photometry_min_stars, _ENOUGH_ALONE):
+                sources, partners = sources[alone], partners[alone]
         flux = np.asarray(references["flux"])[partners] if references is not None else np.zeros(0)
         zero_point = fit_zero_point(
             measured.inst_flux[sources],

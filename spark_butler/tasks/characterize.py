@@ -311,7 +311,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         first, candidates = state.detections, state.stars
         state.psf = PsfModel.constant(sigma * FWHM_PER_SIGMA, (shape[0], shape[1]))
         state.stars = candidates[:0]
-        stamps = None
+        stamps, certain = None, len(first)
         for step in range(2):
             fit = fit_psf(
                 *(state.subtracted, sky, ignore, first.x[candidates], first.y[candidates], sigma),
@@ -328,11 +328,14 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 *(state.subtracted, variance, ignore, first, fit.model),
                 stars=candidates,
                 stamp_radius=stamp_radius(sigma),
+                certain=certain,
                 threshold=config.detection_threshold,
             )
             state.detections, stamps = found.detections, found.stars
             state.stars = np.nonzero(np.isin(found.origin, candidates[fit.used]))[0]
             if step == 0:
+                first, certain = found.detections, int(np.count_nonzero(found.origin >= 0))
+                candidates = np.nonzero(np.isin(found.origin, candidates))[0]
                 more = estimate_background(
                     found.residual, ignore | found.bright, cell=cell, smooth=config.background_smooth
                 )

@@ -56,8 +56,8 @@ def find_hidden(  # noqa: PLR0913
     *,
     stars: npt.NDArray[np.intp],
     stamp_radius: int,
+    certain: int,
     threshold: float = 5.0,
-    passes: int = 2,
 ) -> Deblended:
     """Find the sources that show once all fitted PSFs are subtracted, and subtract them, too.
 
@@ -77,35 +77,31 @@ def find_hidden(  # noqa: PLR0913
         Indices of the detections that are to be cut out.
     stamp_radius
         Half size of the cut-outs.
+    certain
+        So many of the detections, from the first on, are kept whatever their fluxes.
     threshold
         Least signal-to-noise ratio, with the light of the neighbors as noise.
-    passes
-        Most rounds of subtraction and detection.
     """
     origin = np.arange(len(detections))
-    nothing = np.zeros(0, dtype=bool)
-    for step in range(passes + 1):
-        fit = measure_psf_photometry(image, variance, masked, detections.x, detections.y, psf, passes=1)
-        off_image = _off_image(fit.x, fit.y, image.shape)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            keep = (origin >= 0) | (fit.flux > 3.0 * fit.flux_err)
-        light = _MODEL_ERROR * np.where(masked, 0.0, np.maximum(image - fit.residual, 0.0))
-        new = nothing
-        if step < passes:
-            residual = np.asarray(fit.residual - fit.sky, dtype=np.float32)
-            total = (variance + light**2).astype(np.float32)
-            found = detect_sources(residual, total, total, masked, psf.sigma, threshold=threshold)
-            new = ~_near_known(found, fit, psf, off_image)
-            # What is left of sources off the image, whose centers are not known, is no source.
-            new &= ~_off_image(found.x, found.y, image.shape, 2.0 * psf.sigma)
-        if not new.any():
-            break
+    fit = measure_psf_photometry(image, variance, masked, detections.x, detections.y, psf, passes=1)
+    off_image = _off_image(fit.x, fit.y, image.shape)
+    residual = np.asarray(fit.residual - fit.sky, dtype=np.float32)
+    light = _neighbor_light(image, fit, masked)
+    total = variance + light**2
+    found = detect_sources(residual, total, total, masked, psf.sigma, threshold=threshold)
+    new = ~_near_known(found, fit, psf, off_image)
+    # What is left of sources off the image, whose centers are not known, is no source.
+    new &= ~_off_image(found.x, found.y, image.shape, 2.0 * psf.sigma)
+    keep = _significant(fit, origin, certain)
+    if new.any():
         detections = _join(detections, keep, found, new)
         origin = np.append(origin[keep], np.full(np.count_nonzero(new), -1))
-    index = np.nonzero(np.isin(origin, stars))[0]
+        fit = measure_psf_photometry(image, variance, masked, detections.x, detections.y, psf, passes=1)
+        keep, light = _significant(fit, origin, certain), _neighbor_light(image, fit, masked)
+    keep &= ~_off_image(fit.x, fit.y, image.shape)
+    index = np.nonzero(np.isin(origin, stars) & keep)[0]
     place = fit.x[index], fit.y[index], fit.flux[index]
     cut, *_ = isolated_stamps(fit.residual - fit.sky, *place, psf, stamp_radius, fit.reach[index])
-    keep &= ~off_image
     return Deblended(
         detections=_join(detections, keep, found, np.zeros(len(found), dtype=bool)),
         origin=origin[keep],
@@ -113,6 +109,18 @@ def find_hidden(  # noqa: PLR0913
         bright=light > 0.5 * math.sqrt(float(np.median(variance))),
         stars=cut,
     )
+
+
+def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int) -> BoolArray:
+    """Return which sources are certain, or have a flux well above its error."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(((origin >= 0) & (origin < certain)) | (fit.flux > 3.0 * fit.flux_err))
+
+
+def _neighbor_light(image: Image32, fit: PsfPhotometry, masked: BoolArray) -> npt.NDArray[np.float32]:
+    """Return the error that the subtraction of the sources leaves in each pixel."""
+    light = np.maximum(image - fit.residual, np.float32(0.0)) * np.float32(_MODEL_ERROR)
+    return np.where(masked, np.float32(0.0), light)
 
 
 def _near_known(found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image: BoolArray) -> BoolArray:
@@ -125,7 +133,7 @@ def _near_known(found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image:
     )
     moments = measure_moments(stamps, dx, dy, psf.sigma)
     with np.errstate(invalid="ignore", divide="ignore"):
-        extended = (moments.sigma > 1.1 * psf.sigma) & (fit.flux > 10.0 * fit.flux_err)
+        extended = (moments.sigma > 1.1 * psf.sigma) & (fit.flux > 10.0 * fit.noise_err)
     reach = np.where(extended | ~moments.ok, 4.0 * np.maximum(moments.sigma, psf.sigma), 1.5 * psf.sigma)
     reach = np.where(off_image, 6.0 * psf.sigma, reach)
     reach = np.clip(np.nan_to_num(reach, nan=4.0 * psf.sigma), 0.0, 1.5 * radius)

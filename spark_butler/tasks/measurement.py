@@ -14,7 +14,6 @@ __all__ = (
     "isolated_stamps",
     "measure_psf_photometry",
     "model_radius",
-    "nearest_pixel",
 )
 
 import dataclasses
@@ -29,8 +28,9 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from .background import structured_sky
+from .flux_errors import blend_factors, measure_sky_excess, misfit_factors, number_pixels, source_pixels
 from .psf_model import PsfModel
-from .stamps import gather_windows, stamp_offsets, windowed_centroids
+from .stamps import gather_windows, nearest_pixel, stamp_offsets, windowed_centroids
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -56,6 +56,10 @@ class PsfPhotometry:
     """PSF flux in the units of the image; no aperture correction."""
 
     flux_err: FloatArray
+    """Errors, with what neighbors and light that is not the PSF's add."""
+
+    noise_err: FloatArray
+    """Errors by noise alone, for a single point source."""
 
     flux_ok: BoolArray
     """`False` where too little of the source lies on good pixels."""
@@ -111,38 +115,45 @@ def measure_psf_photometry(
         Number of rounds of centroids; fluxes are fitted once more after the last.
     """
     sigma, radius = psf.sigma, model_radius(psf)
-    data = np.where(masked | ~np.isfinite(image), 0.0, image).astype(np.float64)
     good = ~masked & np.isfinite(image)
+    data = np.where(good, image, 0.0).astype(np.float32)
     # A source's wings are fitted out to where they vanish in the noise.
     noise = 0.3 * math.sqrt(max(float(np.median(variance[good])) if good.any() else 0.0, 1e-6))
     reach = np.full(len(x), radius)
     first_x, first_y = x, y
     ok = np.ones(len(x), dtype=bool)
-    sky: FloatArray | float = 0.0
+    sky: npt.NDArray[np.float32] | float = 0.0
     for _ in range(passes):
-        fit = fit_psf_fluxes(data - sky, variance, good, x, y, psf, reach)
-        sky = sky + structured_sky(fit.residual, variance, good, psf)
+        fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
+        more = structured_sky(fit.residual, variance, good, psf)
+        if more is not None:
+            data, sky = np.where(good, data - more, np.float32(0.0)), sky + more
         stamps, ix, iy, dx, dy = isolated_stamps(fit.residual, x, y, fit.flux, psf, radius, reach)
         dx, dy, converged = windowed_centroids(stamps, dx, dy, sigma, reach=sigma)
         ok = converged & (np.hypot(ix + dx - first_x, iy + dy - first_y) < 1.5 * sigma)
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
         reach = _reach(psf, fit.flux, noise, radius)
-    fit = fit_psf_fluxes(data - sky, variance, good, x, y, psf, reach)
-    # For a Gaussian in background noise (King 1983, PASP 95, 163).
+    fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
+    excess = max(measure_sky_excess(fit.residual, variance, good, x, y, psf), -0.5)
+    single = np.sqrt(fit.flux_err**2 + excess * fit.sky_err**2)
+    factors = blend_factors(x, y, fit.flux, variance, good, psf)
+    misfit = misfit_factors(fit.residual, variance, good, x, y, psf)
+    # For a Gaussian in background noise (King 1983, PASP 95, 163); an error of the sky moves no centroid.
     with np.errstate(divide="ignore", invalid="ignore"):
         position_err = math.sqrt(2.0) * sigma * np.abs(fit.flux_err / fit.flux)
     return PsfPhotometry(
         x=x,
         y=y,
-        x_err=position_err,
-        y_err=position_err.copy(),
+        x_err=position_err * factors[1] * misfit,
+        y_err=position_err * factors[2] * misfit,
         centroid_ok=ok,
         flux=fit.flux,
-        flux_err=fit.flux_err,
+        flux_err=single * factors[0] * misfit,
+        noise_err=single,
         flux_ok=(fit.coverage > 0.5) & np.isfinite(fit.flux_err),
         blendedness=_blendedness(x, y, fit.flux, sigma),
         reach=reach,
-        residual=np.where(good, fit.residual + sky, 0.0).astype(np.float32),
+        residual=np.where(good, fit.residual + sky, np.float32(0.0)),
         sky=np.broadcast_to(np.asarray(sky, dtype=np.float32), data.shape),
     )
 
@@ -164,12 +175,15 @@ class FluxFit:
 
     flux: FloatArray
     flux_err: FloatArray
-    """Errors; NaN where the flux is not determined."""
+    """Errors by the variance of the pixels, neighbors held; NaN where the flux is not determined."""
+
+    sky_err: FloatArray
+    """The part of the errors that is not the photon noise of the source itself."""
 
     coverage: FloatArray
     """Fraction of each PSF's light that falls on good pixels."""
 
-    residual: FloatArray
+    residual: npt.NDArray[np.float32]
     """The image minus the models; zero where not good."""
 
 
@@ -190,7 +204,7 @@ def fit_psf_fluxes(
     Parameters
     ----------
     image, variance, good
-        Sky-subtracted image, its variance, and which pixels to use; shape ``(ny, nx)``.
+        Sky-subtracted image, zero where not good; its variance, and which pixels to use; shape ``(ny, nx)``.
     x, y
         Positions in pixels.
     psf
@@ -198,17 +212,17 @@ def fit_psf_fluxes(
     reach
         Half size of the square on which each PSF is evaluated.
     """
-    ny, nx = image.shape
     parts = [
         _models(x, y, good, psf, np.nonzero(reach == radius)[0], int(radius)) for radius in np.unique(reach)
     ]
     value, pixel, source = (
         np.concatenate([part[k] for part in parts]) if parts else np.zeros(0, dtype=np.intp) for k in range(3)
     )
-    design = scipy.sparse.csr_array((value, (pixel, source)), shape=(ny * nx, len(x)))
+    used, row = number_pixels(pixel, image.size)
+    design = scipy.sparse.csr_array((value, (row, source)), shape=(used.size, len(x)))
     power = np.bincount(source, weights=value**2, minlength=len(x))
-    data = np.where(good, image, 0.0).ravel()
-    flux, flux_err = np.zeros(len(x)), np.zeros(len(x))
+    data = image.ravel()[used].astype(np.float64)
+    flux, flux_err, sky_err = np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x))
     if len(x):
         # A trace of damping keeps sources that have no good pixel, or lie on one another, from spoiling the
         # rest.
@@ -216,57 +230,26 @@ def fit_psf_fluxes(
         normal = (design.T @ design + damping).tocsc()
         flux = np.atleast_1d(scipy.sparse.linalg.spsolve(normal, design.T @ data))
         noise = np.bincount(source, weights=value**2 * variance.ravel()[pixel], minlength=len(x))
+        photons = np.maximum(flux, 0.0) * np.bincount(source, weights=value**3, minlength=len(x))
         with np.errstate(divide="ignore", invalid="ignore"):
-            flux_err = np.where(
-                power > 0.0, np.sqrt(noise * _inverse_diagonal(normal, x, y, psf) / power), np.nan
+            flux_err, sky_err = (
+                np.where(power > 0.0, np.sqrt(part) / power, np.nan)
+                for part in (noise, np.maximum(noise - photons, 0.0))
             )
-    residual = np.where(good.ravel(), data - design @ flux, 0.0).reshape(ny, nx)
-    return FluxFit(flux, flux_err, np.bincount(source, weights=value, minlength=len(x)), residual)
+    residual = np.array(image, dtype=np.float32)
+    residual.ravel()[used] = data - design @ flux
+    return FluxFit(flux, flux_err, sky_err, np.bincount(source, weights=value, minlength=len(x)), residual)
 
 
 def _models(
     x: FloatArray, y: FloatArray, good: BoolArray, psf: PsfModel, chosen: npt.NDArray[np.intp], radius: int
 ) -> tuple[FloatArray, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Return the values of the chosen sources' PSFs on good pixels, their pixels and their sources."""
-    ny, nx = good.shape
     ix, iy = nearest_pixel(x[chosen], y[chosen], good.shape)
     models = psf.stamps(x[chosen], y[chosen], ix, iy, radius)
-    step = stamp_offsets(radius).astype(np.intp)
-    columns, rows = ix[:, None, None] + step[None, None, :], iy[:, None, None] + step[None, :, None]
-    inside = (columns >= 0) & (columns < nx) & (rows >= 0) & (rows < ny)
-    pixel = np.where(inside, rows * nx + columns, 0)
-    used = inside & good.ravel()[pixel]
+    pixel, used = source_pixels(ix, iy, good, radius)
     source = np.broadcast_to(chosen[:, None, None], used.shape)
     return models[used], pixel[used], source[used]
-
-
-def _inverse_diagonal(normal: Any, x: FloatArray, y: FloatArray, psf: PsfModel) -> FloatArray:
-    """Return the diagonal of the inverse of the normal matrix, from each source's nearest neighbors."""
-    diagonal = normal.diagonal()
-    count = min(len(x), 8)
-    distance, index = scipy.spatial.cKDTree(np.column_stack([x, y])).query(
-        np.column_stack([x, y]), k=count, distance_upper_bound=3.0 * psf.fwhm
-    )
-    if count == 1:
-        return np.asarray(1.0 / diagonal)
-    result = np.asarray(1.0 / diagonal)
-    blended = np.nonzero(np.isfinite(distance[:, 1]))[0]
-    if not blended.size:
-        return result
-    near, there = index[blended], np.isfinite(distance[blended])
-    near = np.where(there, near, 0)
-    rows = np.repeat(near, count, axis=1).ravel()
-    columns = np.tile(near, (1, count)).ravel()
-    block = np.asarray(normal.tocsr()[rows, columns]).reshape(-1, count, count)
-    block = np.where(there[:, :, None] & there[:, None, :], block, 0.0)
-    # Places without a neighbor stand alone.
-    block += np.where(there, 0.0, 1.0)[:, :, None] * np.eye(count)
-    scale = np.sqrt(np.einsum("nii->ni", block))
-    block /= scale[:, :, None] * scale[:, None, :]
-    inverse = np.linalg.inv(block + 1e-6 * np.eye(count))
-    own = (near == blended[:, None]) & there
-    result[blended] = (np.einsum("nii->ni", inverse) / scale**2)[own]
-    return result
 
 
 def isolated_stamps(
@@ -303,7 +286,7 @@ def isolated_stamps(
         Position relative to it.
     """
     ix, iy = nearest_pixel(x, y, residual.shape)
-    stamps = gather_windows(residual.astype(np.float64), ix, iy, radius, fill=0.0)
+    stamps = gather_windows(residual, ix, iy, radius, fill=0.0).astype(np.float64)
     distance = np.abs(stamp_offsets(radius))
     fitted = np.maximum(distance[:, None], distance[None, :])[None] <= reach[:, None, None]
     stamps += flux[:, None, None] * np.where(fitted, psf.stamps(x, y, ix, iy, radius), 0.0)
@@ -342,16 +325,6 @@ def aperture_fluxes(
         truncated.append((masked_stamps & (weight > 0.0)).any(axis=(1, 2)))
     return Apertures(
         flux=np.stack(flux, axis=1), flux_err=np.stack(error, axis=1), truncated=np.stack(truncated, axis=1)
-    )
-
-
-def nearest_pixel(
-    x: FloatArray, y: FloatArray, shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Column and row of the pixel of the image that is nearest to each position."""
-    return (
-        np.clip(np.rint(x), 0, shape[1] - 1).astype(np.intp),
-        np.clip(np.rint(y), 0, shape[0] - 1).astype(np.intp),
     )
 
 

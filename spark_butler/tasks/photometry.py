@@ -10,6 +10,7 @@ __all__ = (
     "ReferenceColumnError",
     "ZeroPoint",
     "fit_zero_point",
+    "isolated_references",
     "load_references",
     "make_match_columns",
 )
@@ -22,19 +23,27 @@ from typing import Any, Self
 import astropy.table
 import astropy.time
 import astropy.units as u
+import astropy.wcs
 import numpy as np
 import numpy.typing as npt
+import scipy.spatial
 from astropy.coordinates import SkyCoord
 from lsst.daf.butler import DeferredDatasetHandle
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..errors import UserError
-from .astrometry import AstrometrySolution
+from .astrometry import AstrometrySolution, pixel_scale
+from .psf_fit import weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
 
 AB_ZERO_NJY = 31.4
 """AB magnitude of one nanojansky (Oke & Gunn 1983; 3631 Jy at magnitude zero, rounded as Rubin does)."""
+
+_MAD_TO_SIGMA = 1.4826
+
+_REFERENCE_SCATTER = 0.01
+"""Magnitudes by which good references differ from what a detector sees; no star counts for more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +82,7 @@ def fit_zero_point(
     clip: float = 3.0,
     iterations: int = 5,
 ) -> ZeroPoint:
-    """Take the sigma-clipped median of the stars' zero points.
+    """Take the sigma-clipped weighted median of the stars' zero points.
 
     Parameters
     ----------
@@ -90,27 +99,56 @@ def fit_zero_point(
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         each = AB_ZERO_NJY - 2.5 * np.log10(reference_njy) + 2.5 * np.log10(inst_flux)
+        weight = 1.0 / np.hypot(2.5 / math.log(10.0) * inst_flux_err / inst_flux, _REFERENCE_SCATTER)
     good = np.isfinite(each) & np.isfinite(inst_flux_err) & (inst_flux > 0.0) & (reference_njy > 0.0)
     index = np.nonzero(good)[0]
+    center = spread = math.nan
     for _ in range(iterations):
         if index.size < min_stars:
-            break
-        center, spread = _center_and_spread(each[index])
-        kept = index[np.abs(each[index] - center) <= clip * max(spread, 1e-3)]
+            return ZeroPoint(math.nan, math.nan, math.nan, index)
+        center = weighted_median(each[index], weight[index])
+        # In units of each star's expected error.
+        spread = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center) * weight[index]))
+        limit = clip * np.maximum(spread / weight[index], 1e-3)
+        kept = index[np.abs(each[index] - center) <= limit]
         if kept.size == index.size:
             break
         index = kept
-    if index.size < min_stars:
-        return ZeroPoint(math.nan, math.nan, math.nan, index)
-    center, spread = _center_and_spread(each[index])
     # The median of Gaussian numbers has a variance larger than the mean's by pi / 2.
-    error = spread * math.sqrt(0.5 * math.pi / index.size)
-    return ZeroPoint(center, error, spread, index)
+    error = spread * math.sqrt(0.5 * math.pi / float((weight[index] ** 2).sum()))
+    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center)))
+    return ZeroPoint(center, error, scatter, index)
 
 
-def _center_and_spread(values: FloatArray) -> tuple[float, float]:
-    center = float(np.median(values))
-    return center, 1.4826 * float(np.median(np.abs(values - center)))
+def isolated_references(
+    wcs: astropy.wcs.WCS, references: astropy.table.Table, chosen: npt.NDArray[np.intp], radius: float
+) -> npt.NDArray[np.bool_]:
+    """Return which references have no other ones near that would add more than a hundredth of their light.
+
+    Parameters
+    ----------
+    wcs
+        Projection.
+    references
+        The catalog, as from `load_references`.
+    chosen
+        Rows that are asked for.
+    radius
+        How near, in pixels.
+    """
+    center = references[chosen]["ra", "dec"]
+    offsets = [
+        (np.asarray(table["ra"]) - float(np.median(center["ra"]))) * np.cos(np.radians(table["dec"]))
+        for table in (references, center)
+    ]
+    trees = [
+        scipy.spatial.cKDTree(np.column_stack([offset, table["dec"]]))
+        for offset, table in zip(offsets, (references, center), strict=True)
+    ]
+    groups = trees[1].query_ball_tree(trees[0], radius * pixel_scale(wcs) / 3600.0)
+    flux = np.nan_to_num(np.asarray(references["flux"]))
+    own = flux[chosen]
+    return np.array([flux[group].sum() < 1.01 * f for group, f in zip(groups, own, strict=True)], dtype=bool)
 
 
 class ReferenceColumnError(UserError, KeyError):

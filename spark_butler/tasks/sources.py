@@ -86,14 +86,15 @@ class SourceMeasurements:
 
     @property
     def inst_flux_err(self) -> FloatArray:
-        """Their errors."""
-        return self.psf.flux_err * self.aperture_correction
+        """Their errors, with that of the aperture correction."""
+        own = self.psf.flux_err * self.aperture_correction
+        return np.hypot(own, np.nan_to_num(self.aperture_correction_err) * self.psf.flux)
 
     def usable(self, min_snr: float) -> BoolArray:
         """Tell which are unblemished point sources above a signal-to-noise ratio."""
         flags = self.flags
         with np.errstate(invalid="ignore", divide="ignore"):
-            bright = self.psf.flux > min_snr * self.psf.flux_err
+            bright = self.psf.flux > min_snr * self.psf.noise_err
         spoiled = flags["psfFlux_flag"] | flags["centroid_flag"] | flags["pixelFlags_edge"]
         for name in _PIXEL_FLAGS:
             spoiled = spoiled | flags[f"pixelFlags_{name}Center"]
@@ -229,7 +230,7 @@ def _make_flags(
 def _classify(moments: AdaptiveMoments, expected: AdaptiveMoments, psf: PsfPhotometry) -> FloatArray:
     """Call a source extended if its size exceeds the PSF's there by three times its error and a tenth."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = _SIZE_NOISE * np.abs(psf.flux_err / psf.flux)
+        error = _SIZE_NOISE * np.abs(psf.noise_err / psf.flux)
         excess = moments.sigma / expected.sigma - 1.0
     extended = np.where(excess > np.maximum(3.0 * error, 0.1), 1.0, 0.0)
     return np.where(psf.flux_ok & (psf.flux > 0.0) & np.isfinite(error), extended, np.nan)
@@ -279,7 +280,7 @@ def make_source_table(
     table["instFlux"] = astropy.table.Column(measured.inst_flux, unit=u.electron)
     table["instFluxErr"] = astropy.table.Column(measured.inst_flux_err, unit=u.electron)
     with np.errstate(invalid="ignore", divide="ignore"):
-        table["snr"] = psf.flux / psf.flux_err
+        table["snr"] = measured.inst_flux / measured.inst_flux_err
     for index, radius in enumerate(radii):
         stem = f"ap{radius:02g}"
         flux, error = measured.apertures.flux[:, index], measured.apertures.flux_err[:, index]

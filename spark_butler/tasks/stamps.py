@@ -9,6 +9,7 @@ __all__ = (
     "AdaptiveMoments",
     "gather_windows",
     "measure_moments",
+    "nearest_pixel",
     "stamp_offsets",
     "windowed_centroids",
 )
@@ -56,6 +57,16 @@ def gather_windows[T: np.generic](
 def _mirrored(index: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
     index = np.abs(index)
     return np.asarray(np.clip(np.where(index > size - 1, 2 * (size - 1) - index, index), 0, size - 1))
+
+
+def nearest_pixel(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Column and row of the pixel of the image that is nearest to each position."""
+    return (
+        np.clip(np.rint(x), 0, shape[1] - 1).astype(np.intp),
+        np.clip(np.rint(y), 0, shape[0] - 1).astype(np.intp),
+    )
 
 
 def stamp_offsets(radius: int) -> npt.NDArray[np.float64]:

@@ -10,7 +10,12 @@ from astropy.coordinates import SkyCoord
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from spark_butler.tasks.astrometry import project_references, refine_wcs
-from spark_butler.tasks.photometry import AB_ZERO_NJY, fit_zero_point, load_references
+from spark_butler.tasks.photometry import (
+    AB_ZERO_NJY,
+    fit_zero_point,
+    isolated_references,
+    load_references,
+)
 
 SHAPE = (1000, 1200)
 
@@ -171,6 +176,29 @@ def test_the_zero_point_ignores_outliers() -> None:
     assert result.scatter == pytest.approx(0.0217, rel=0.3)
     assert not np.isin(np.arange(8), result.used).any()
     assert (counts * result.njy_per_count)[50] == pytest.approx(reference[50], rel=0.1)
+
+
+def test_a_reference_with_light_beside_it_is_not_isolated() -> None:
+    wcs = make_wcs()
+    x, y = np.array([300.0, 305.0, 600.0, 604.0, 900.0]), np.full(5, 400.0)
+    ra, dec = wcs.pixel_to_world_values(x, y)
+    table = astropy.table.Table({"ra": ra, "dec": dec, "flux": [100.0, 20.0, 100.0, 0.5, 100.0]})
+    isolated = isolated_references(wcs, table, np.array([0, 2, 4]), radius=8.0)
+    assert isolated.tolist() == [False, True, True]
+    assert isolated_references(wcs, table, np.array([0]), radius=3.0).tolist() == [True]
+
+
+def test_faint_stars_do_not_shift_the_zero_point_of_bright_ones() -> None:
+    rng = np.random.default_rng(3)
+    counts = np.concatenate([np.full(40, 1e6), np.full(100, 1e3)])
+    error = np.where(counts > 1e5, 0.002, 0.05) * counts
+    reference = counts * 10.0 ** (-0.4 * (28.0 - AB_ZERO_NJY))
+    measured = counts + error * rng.normal(size=140)
+    # Light of unseen neighbors.
+    measured[40:] *= 1.04
+    result = fit_zero_point(measured, error, reference)
+    assert result.magnitude == pytest.approx(28.0, abs=0.004)
+    assert result.error < 0.004
 
 
 def test_without_stars_there_is_no_zero_point() -> None:

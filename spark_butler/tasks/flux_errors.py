@@ -1,0 +1,255 @@
+"""Errors of PSF fluxes and positions that pixels' variances don't show: of blends, of misfits and of the sky.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("blend_factors", "measure_sky_excess", "misfit_factors", "number_pixels", "source_pixels")
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import scipy.spatial
+
+from .psf_model import PsfModel
+from .stamps import gather_windows, nearest_pixel, stamp_offsets
+
+type FloatArray = npt.NDArray[np.float64]
+type IntArray = npt.NDArray[np.intp]
+type BoolArray = npt.NDArray[np.bool_]
+
+_BLENDED = 3.0
+"""Distance in FWHM up to which sources are fitted as one blend."""
+
+_MEMBERS = 7
+"""Most sources of a blend, the one itself included, whose errors depend on one another."""
+
+_STEP = 0.02
+"""Pixels of a shift that a PSF's slope is measured by."""
+
+_BLANK_PLACES = 2000
+"""Places between the sources where the noise of a PSF flux is measured."""
+
+
+def source_pixels(ix: IntArray, iy: IntArray, good: BoolArray, radius: int) -> tuple[IntArray, BoolArray]:
+    """Return the flat index of each pixel of the sources' squares, and which of them lie on good pixels.
+
+    Parameters
+    ----------
+    ix, iy
+        Central pixels.
+    good
+        Pixels to use, shape of the image.
+    radius
+        Half size of the squares.
+    """
+    ny, nx = good.shape
+    step = stamp_offsets(radius).astype(np.intp)
+    columns, rows = ix[:, None, None] + step[None, None, :], iy[:, None, None] + step[None, :, None]
+    inside = (columns >= 0) & (columns < nx) & (rows >= 0) & (rows < ny)
+    pixel = np.where(inside, rows * nx + columns, 0)
+    return pixel, inside & good.ravel()[pixel]
+
+
+def number_pixels(pixel: IntArray, size: int) -> tuple[IntArray, IntArray]:
+    """Return the flat indices that occur, in order, and which of those each one is.
+
+    Parameters
+    ----------
+    pixel
+        Flat indices.
+    size
+        Number of pixels of the image.
+    """
+    occurs = np.zeros(size, dtype=bool)
+    occurs[pixel] = True
+    used = np.flatnonzero(occurs)
+    number = np.empty(size, dtype=np.int32)
+    number[used] = np.arange(used.size, dtype=np.int32)
+    return used, number[pixel].astype(np.intp)
+
+
+def blend_factors(
+    x: FloatArray,
+    y: FloatArray,
+    flux: FloatArray,
+    variance: npt.NDArray[np.floating[Any]],
+    good: BoolArray,
+    psf: PsfModel,
+) -> FloatArray:
+    """Return by what the neighbors multiply the errors of flux, x and y; shape ``(3, n)``.
+
+    Fluxes and positions of a source and its neighbors are determined together: the less they are apart, the
+    less well.
+
+    Parameters
+    ----------
+    x, y, flux
+        Positions in pixels, and PSF fluxes.
+    variance, good
+        Variance of the image, and which pixels are used.
+    psf
+        The PSF.
+    """
+    factors = np.ones((3, len(x)))
+    if len(x) < 2:
+        return factors
+    places = np.column_stack([x, y])
+    count = min(len(x), _MEMBERS)
+    distance, index = scipy.spatial.cKDTree(places).query(
+        places, k=count, distance_upper_bound=_BLENDED * psf.fwhm
+    )
+    blended = np.nonzero(np.isfinite(distance[:, 1]))[0]
+    if not blended.size:
+        return factors
+    number = np.full(len(x) + 1, -1)
+    number[blended] = np.arange(blended.size)
+    # Neighbors of one source beyond the nearest few are not missed.
+    near = number[index[blended]]
+    near[~np.isfinite(distance[blended])] = -1
+    normal, noise = _normal_matrices(x[blended], y[blended], variance, good, psf)
+    normal_blocks, noise_blocks = (_blocks(matrix, near) for matrix in (normal, noise))
+    diagonal, spread = normal.diagonal().reshape(-1, 3), noise.diagonal().reshape(-1, 3)
+    pixel_noise = spread / np.maximum(diagonal, 1e-300)
+    # A position is known to a width of the PSF from the peak, whatever the fit says.
+    known = pixel_noise[:, 1:] / np.maximum(np.abs(flux[blended]) * psf.sigma, 1e-300)[:, None] ** 2
+    prior = np.zeros((blended.size + 1, 3))
+    prior[:-1, 1:] = known
+    prior_noise = np.zeros_like(prior)
+    prior_noise[:-1, 1:] = known * pixel_noise[:, 1:]
+    size = 3 * count
+    trace = np.arange(size)
+    normal_blocks[:, trace, trace] += prior[near].reshape(-1, size) + 1e-9 * normal_blocks[:, trace, trace]
+    noise_blocks[:, trace, trace] += prior_noise[near].reshape(-1, size)
+    scale = np.sqrt(normal_blocks[:, trace, trace])
+    inverse = np.linalg.inv(normal_blocks / (scale[:, :, None] * scale[:, None, :]) + 1e-7 * np.eye(size))
+    noise_blocks /= scale[:, :, None] * scale[:, None, :]
+    # The first member of a blend is the source itself.
+    own = inverse[:, :3]
+    together = np.einsum("nki,nij,nkj->nk", own, noise_blocks, own, optimize=True) / scale[:, :3] ** 2
+    alone = spread / np.maximum(diagonal, 1e-300) ** 2
+    ratio = together / np.maximum(alone, 1e-300)
+    factors[:, blended] = np.sqrt(np.clip(np.nan_to_num(ratio, nan=1.0), 1.0, None)).T
+    return factors
+
+
+def _normal_matrices(
+    x: FloatArray, y: FloatArray, variance: npt.NDArray[np.floating[Any]], good: BoolArray, psf: PsfModel
+) -> tuple[Any, Any]:
+    """Return the normal matrix of flux and shifts of each source, and the noise's; three columns each."""
+    radius = max(math.ceil(1.5 * psf.fwhm), 3)
+    ix, iy = nearest_pixel(x, y, good.shape)
+    pixel, used = source_pixels(ix, iy, good, radius)
+    model = psf.stamps(x, y, ix, iy, radius)
+    slopes = [(psf.stamps(x + dx, y + dy, ix, iy, radius) - model) / _STEP for dx, dy in _SHIFTS]
+    values = np.concatenate([column[used] for column in (model, *slopes)])
+    source = np.broadcast_to(3 * np.arange(len(x))[:, None, None], used.shape)[used]
+    columns = np.concatenate([source, source + 1, source + 2])
+    places, row = number_pixels(pixel[used], good.size)
+    rows = np.tile(row, 3)
+    shape = (places.size, 3 * len(x))
+    design = scipy.sparse.csr_array((values, (rows, columns)), shape=shape)
+    error = np.sqrt(np.maximum(variance.ravel()[places], 0.0))[rows]
+    noisy = scipy.sparse.csr_array((values * error, (rows, columns)), shape=shape)
+    return (design.T @ design).tocsr(), (noisy.T @ noisy).tocsr()
+
+
+_SHIFTS = ((_STEP, 0.0), (0.0, _STEP))
+
+
+def _blocks(matrix: Any, near: IntArray) -> FloatArray:
+    """Return the part of a matrix for each blend; places without a source stand alone."""
+    count = near.shape[1]
+    there = near >= 0
+    index = (3 * np.where(there, near, 0)[:, :, None] + np.arange(3)).reshape(len(near), 3 * count)
+    size = 3 * count
+    rows, columns = np.repeat(index, size, axis=1).ravel(), np.tile(index, (1, size)).ravel()
+    block = np.asarray(matrix[rows, columns]).reshape(-1, size, size)
+    used = np.repeat(there, 3, axis=1)
+    block = np.where(used[:, :, None] & used[:, None, :], block, 0.0)
+    return np.asarray(block + np.where(used, 0.0, 1.0)[:, :, None] * np.eye(size))
+
+
+def measure_sky_excess(
+    sky_residual: npt.NDArray[np.floating[Any]],
+    variance: npt.NDArray[np.floating[Any]],
+    good: BoolArray,
+    x: FloatArray,
+    y: FloatArray,
+    psf: PsfModel,
+) -> float:
+    """Return by what fraction the variance of PSF fluxes on empty sky exceeds what the pixels' variance says.
+
+    Sources too faint to be found, errors of the sky, and noise that neighboring pixels share make it.
+
+    Parameters
+    ----------
+    sky_residual
+        The image without sky and sources.
+    variance, good
+        Variance of its pixels, and which of them to use.
+    x, y
+        Positions of the sources.
+    psf
+        The PSF.
+    """
+    radius = max(math.ceil(1.5 * psf.fwhm), 3)
+    ny, nx = good.shape
+    if min(ny, nx) < 4 * radius:
+        return 0.0
+    # The same places whenever an image is measured again.
+    rng = np.random.default_rng(1)
+    px, py = (rng.integers(radius, size - radius, 4 * _BLANK_PLACES) for size in (nx, ny))
+    if len(x):
+        apart = scipy.spatial.cKDTree(np.column_stack([x, y])).query(np.column_stack([px, py]))[0]
+        # Where all is crowded, the emptiest places.
+        chosen = np.argsort(-np.minimum(apart, 1.5 * psf.fwhm), kind="stable")
+        px, py = px[chosen], py[chosen]
+    px, py = px[:_BLANK_PLACES], py[:_BLANK_PLACES]
+    used = gather_windows(good, px, py, radius)
+    model = np.where(used, psf.stamps(px.astype(np.float64), py.astype(np.float64), px, py, radius), 0.0)
+    power = (model**2).sum(axis=(1, 2))
+    noise = (model**2 * gather_windows(variance, px, py, radius)).sum(axis=(1, 2))
+    pull = (model * gather_windows(sky_residual, px, py, radius)).sum(axis=(1, 2)) / np.sqrt(noise)
+    pull = pull[power > 0.8 * np.median(power)]
+    if pull.size < 100:
+        return 0.0
+    return float((1.4826 * np.median(np.abs(pull - np.median(pull)))) ** 2 - 1.0)
+
+
+def misfit_factors(
+    sky_residual: npt.NDArray[np.floating[Any]],
+    variance: npt.NDArray[np.floating[Any]],
+    good: BoolArray,
+    x: FloatArray,
+    y: FloatArray,
+    psf: PsfModel,
+) -> FloatArray:
+    """Return by what errors grow where the residual exceeds the noise (Stetson 1987, PASP 99, 191).
+
+    Parameters
+    ----------
+    sky_residual
+        The image without sky and sources.
+    variance, good
+        Variance of its pixels, and which of them to use.
+    x, y
+        Positions of the sources.
+    psf
+        The PSF: its light is the weight.
+    """
+    ix, iy = nearest_pixel(x, y, good.shape)
+    radius = max(math.ceil(psf.fwhm), 2)
+    used = gather_windows(good, ix, iy, radius, fill=False)
+    weight = np.where(used, psf.stamps(x, y, ix, iy, radius), 0.0)
+    noise = np.maximum(gather_windows(variance, ix, iy, radius, fill=1.0), 1e-6)
+    square = gather_windows(sky_residual, ix, iy, radius, fill=0.0) ** 2 / noise
+    total = np.maximum(weight.sum(axis=(1, 2)), 1e-12)
+    chi2 = (weight * square).sum(axis=(1, 2)) / total
+    # Twice the scatter that noise alone gives so many pixels.
+    expected = 1.0 + 2.0 * np.sqrt(2.0 * (weight**2).sum(axis=(1, 2))) / total
+    return np.asarray(np.where(chi2 > expected, np.sqrt(chi2), 1.0))
