@@ -92,12 +92,12 @@ def find_hidden(  # noqa: PLR0913
     new = ~_near_known(found, fit, psf, off_image)
     # What is left of sources off the image, whose centers are not known, is no source.
     new &= ~_off_image(found.x, found.y, image.shape, 2.0 * psf.sigma)
-    keep = _significant(fit, origin, certain)
+    keep = _significant(fit, origin, certain, psf)
     if new.any():
         detections = _join(detections, keep, found, new)
         origin = np.append(origin[keep], np.full(np.count_nonzero(new), -1))
         fit = measure_psf_photometry(image, variance, masked, detections.x, detections.y, psf, passes=1)
-        keep, light = _significant(fit, origin, certain), _neighbor_light(image, fit, masked)
+        keep, light = _significant(fit, origin, certain, psf), _neighbor_light(image, fit, masked)
     keep &= ~_off_image(fit.x, fit.y, image.shape)
     index = np.nonzero(np.isin(origin, stars) & keep)[0]
     place = fit.x[index], fit.y[index], fit.flux[index]
@@ -111,10 +111,19 @@ def find_hidden(  # noqa: PLR0913
     )
 
 
-def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int) -> BoolArray:
-    """Return which sources are certain, or have a flux well above its error."""
+def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int, psf: PsfModel) -> BoolArray:
+    """Return which sources have a flux of their own: certain ones, unless a brighter one is beside them."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(((origin >= 0) & (origin < certain)) | (fit.flux > 3.0 * fit.flux_err))
+        ratio = np.nan_to_num(fit.flux / fit.flux_err, nan=np.inf)
+    redundant = np.zeros(len(origin), dtype=bool)
+    if len(origin) > 1:
+        places = np.column_stack([fit.x, fit.y])
+        pairs = scipy.spatial.cKDTree(places).query_pairs(psf.fwhm, output_type="ndarray")
+        fainter = np.where(fit.flux[pairs[:, 0]] < fit.flux[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+        # One star whose core is partly masked has two peaks.
+        redundant[fainter] = ratio[fainter] < 2.0
+    known = (origin >= 0) & (origin < certain)
+    return np.asarray(np.where(known, ~redundant, ratio > 3.0))
 
 
 def _neighbor_light(image: Image32, fit: PsfPhotometry, masked: BoolArray) -> npt.NDArray[np.float32]:
