@@ -5,8 +5,16 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("blend_factors", "measure_sky_excess", "misfit_factors", "number_pixels", "source_pixels")
+__all__ = (
+    "BlankSky",
+    "blend_factors",
+    "measure_blank_sky",
+    "misfit_factors",
+    "number_pixels",
+    "source_pixels",
+)
 
+import dataclasses
 import math
 from typing import Any
 
@@ -33,6 +41,12 @@ _STEP = 0.02
 
 _BLANK_PLACES = 2000
 """Places between the sources where the noise of a PSF flux is measured."""
+
+_BRIGHT_SHARE, _FEWEST_BRIGHT = 100.0, 8
+"""Mean square of a star's light, in units of the variance, that tells what the PSF lacks; stars needed."""
+
+_NEAR_PLACES = 200
+"""Of these, the ones nearest to a source that tell the noise there."""
 
 
 def source_pixels(ix: IntArray, iy: IntArray, good: BoolArray, radius: int) -> tuple[IntArray, BoolArray]:
@@ -174,17 +188,53 @@ def _blocks(matrix: Any, near: IntArray) -> FloatArray:
     return np.asarray(block + np.where(used, 0.0, 1.0)[:, :, None] * np.eye(size))
 
 
-def measure_sky_excess(
+@dataclasses.dataclass(frozen=True)
+class BlankSky:
+    """How the noise between the sources compares with what the variance of the pixels says."""
+
+    places: FloatArray
+    """Positions in pixels, shape ``(n, 2)``."""
+
+    pull: FloatArray
+    """PSF flux of nothing, in units of its expected error."""
+
+    misfit: FloatArray
+    """Mean square of the residual, weighted by the PSF, in units of the variance."""
+
+    def excess_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return by what fraction the variance of PSF fluxes exceeds the pixels' around positions."""
+        near = self._nearest(x, y)
+        if near is None:
+            return np.zeros(len(x))
+        pull = self.pull[near]
+        spread = 1.4826 * np.median(np.abs(pull - np.median(pull, axis=1)[:, None]), axis=1)
+        return np.asarray(np.maximum(spread**2 - 1.0, -0.5))
+
+    def misfit_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return the typical misfit around positions."""
+        near = self._nearest(x, y)
+        return np.ones(len(x)) if near is None else np.median(self.misfit[near], axis=1)
+
+    def _nearest(self, x: FloatArray, y: FloatArray) -> IntArray | None:
+        if len(self.pull) < 100 or not len(x):
+            return None
+        tree = scipy.spatial.cKDTree(self.places)
+        found = tree.query(np.column_stack([x, y]), k=min(_NEAR_PLACES, len(self.pull)))[1]
+        return np.asarray(found, dtype=np.intp)
+
+
+def measure_blank_sky(
     sky_residual: npt.NDArray[np.floating[Any]],
     variance: npt.NDArray[np.floating[Any]],
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,
     psf: PsfModel,
-) -> float:
-    """Return by what fraction the variance of PSF fluxes on empty sky exceeds what the pixels' variance says.
+) -> BlankSky:
+    """Measure the noise of PSF fluxes where there is no source.
 
-    Sources too faint to be found, errors of the sky, and noise that neighboring pixels share make it.
+    Sources too faint to be found, errors of the sky, and noise that neighboring pixels share add to what the
+    variance of the pixels says.
 
     Parameters
     ----------
@@ -200,7 +250,7 @@ def measure_sky_excess(
     radius = max(math.ceil(1.5 * psf.fwhm), 3)
     ny, nx = good.shape
     if min(ny, nx) < 4 * radius:
-        return 0.0
+        return BlankSky(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
     # The same places whenever an image is measured again.
     rng = np.random.default_rng(1)
     px, py = (rng.integers(radius, size - radius, 4 * _BLANK_PLACES) for size in (nx, ny))
@@ -210,15 +260,16 @@ def measure_sky_excess(
         chosen = np.argsort(-np.minimum(apart, 1.5 * psf.fwhm), kind="stable")
         px, py = px[chosen], py[chosen]
     px, py = px[:_BLANK_PLACES], py[:_BLANK_PLACES]
+    fx, fy = px.astype(np.float64), py.astype(np.float64)
     used = gather_windows(good, px, py, radius)
-    model = np.where(used, psf.stamps(px.astype(np.float64), py.astype(np.float64), px, py, radius), 0.0)
+    model = np.where(used, psf.stamps(fx, fy, px, py, radius), 0.0)
     power = (model**2).sum(axis=(1, 2))
     noise = (model**2 * gather_windows(variance, px, py, radius)).sum(axis=(1, 2))
-    pull = (model * gather_windows(sky_residual, px, py, radius)).sum(axis=(1, 2)) / np.sqrt(noise)
-    pull = pull[power > 0.8 * np.median(power)]
-    if pull.size < 100:
-        return 0.0
-    return float((1.4826 * np.median(np.abs(pull - np.median(pull)))) ** 2 - 1.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pull = (model * gather_windows(sky_residual, px, py, radius)).sum(axis=(1, 2)) / np.sqrt(noise)
+    kept = (power > 0.8 * np.median(power)) & np.isfinite(pull)
+    misfit, _, _ = _misfit(sky_residual, variance, good, fx[kept], fy[kept], psf)
+    return BlankSky(np.column_stack([fx, fy])[kept], pull[kept], misfit)
 
 
 def misfit_factors(
@@ -227,9 +278,13 @@ def misfit_factors(
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,
+    flux: FloatArray,
     psf: PsfModel,
+    blank: BlankSky,
 ) -> FloatArray:
     """Return by what errors grow where the residual exceeds the noise (Stetson 1987, PASP 99, 191).
+
+    What the PSF lacks shows in all bright stars, and is in the aperture correction: only an excess counts.
 
     Parameters
     ----------
@@ -239,9 +294,33 @@ def misfit_factors(
         Variance of its pixels, and which of them to use.
     x, y
         Positions of the sources.
+    flux
+        PSF fluxes.
     psf
         The PSF: its light is the weight.
+    blank
+        The noise between the sources, which is not a misfit.
     """
+    found, scatter, power = _misfit(sky_residual, variance, good, x, y, psf)
+    relative = found / np.maximum(blank.misfit_at(x, y), 1.0)
+    share = flux**2 * power
+    bright = share > _BRIGHT_SHARE
+    if np.count_nonzero(bright) >= _FEWEST_BRIGHT:
+        lacking = max(float(np.median((relative[bright] - 1.0) / share[bright])), 0.0)
+        relative = relative / (1.0 + lacking * share)
+    # Noise alone gives twice the scatter of so many pixels.
+    return np.asarray(np.where(relative > 1.0 + 2.0 * scatter, np.sqrt(np.maximum(relative, 1.0)), 1.0))
+
+
+def _misfit(
+    sky_residual: npt.NDArray[np.floating[Any]],
+    variance: npt.NDArray[np.floating[Any]],
+    good: BoolArray,
+    x: FloatArray,
+    y: FloatArray,
+    psf: PsfModel,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the mean square of the residual in units of the variance, its scatter, and a unit flux's."""
     ix, iy = nearest_pixel(x, y, good.shape)
     radius = max(math.ceil(psf.fwhm), 2)
     used = gather_windows(good, ix, iy, radius, fill=False)
@@ -249,7 +328,6 @@ def misfit_factors(
     noise = np.maximum(gather_windows(variance, ix, iy, radius, fill=1.0), 1e-6)
     square = gather_windows(sky_residual, ix, iy, radius, fill=0.0) ** 2 / noise
     total = np.maximum(weight.sum(axis=(1, 2)), 1e-12)
-    chi2 = (weight * square).sum(axis=(1, 2)) / total
-    # Twice the scatter that noise alone gives so many pixels.
-    expected = 1.0 + 2.0 * np.sqrt(2.0 * (weight**2).sum(axis=(1, 2))) / total
-    return np.asarray(np.where(chi2 > expected, np.sqrt(chi2), 1.0))
+    found = (weight * square).sum(axis=(1, 2)) / total
+    power = (weight**3 / noise).sum(axis=(1, 2)) / total
+    return found, np.sqrt(2.0 * (weight**2).sum(axis=(1, 2))) / total, power

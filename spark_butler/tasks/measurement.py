@@ -28,7 +28,7 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from .background import structured_sky
-from .flux_errors import blend_factors, measure_sky_excess, misfit_factors, number_pixels, source_pixels
+from .flux_errors import blend_factors, measure_blank_sky, misfit_factors, number_pixels, source_pixels
 from .psf_model import PsfModel
 from .stamps import gather_windows, nearest_pixel, stamp_offsets, windowed_centroids
 
@@ -59,7 +59,10 @@ class PsfPhotometry:
     """Errors, with what neighbors and light that is not the PSF's add."""
 
     noise_err: FloatArray
-    """Errors by noise alone, for a single point source."""
+    """Errors by the noise between the sources alone, for a single point source."""
+
+    pixel_err: FloatArray
+    """Errors by the variance of the pixels alone."""
 
     flux_ok: BoolArray
     """`False` where too little of the source lies on good pixels."""
@@ -134,10 +137,10 @@ def measure_psf_photometry(
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
         reach = _reach(psf, fit.flux, noise, radius)
     fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
-    excess = max(measure_sky_excess(fit.residual, variance, good, x, y, psf), -0.5)
-    single = np.sqrt(fit.flux_err**2 + excess * fit.sky_err**2)
+    blank = measure_blank_sky(fit.residual, variance, good, x, y, psf)
+    single = np.sqrt(fit.flux_err**2 + blank.excess_at(x, y) * fit.sky_err**2)
     factors = blend_factors(x, y, fit.flux, variance, good, psf)
-    misfit = misfit_factors(fit.residual, variance, good, x, y, psf)
+    misfit = misfit_factors(fit.residual, variance, good, x, y, fit.flux, psf, blank)
     # For a Gaussian in background noise (King 1983, PASP 95, 163); an error of the sky moves no centroid.
     with np.errstate(divide="ignore", invalid="ignore"):
         position_err = math.sqrt(2.0) * sigma * np.abs(fit.flux_err / fit.flux)
@@ -150,6 +153,7 @@ def measure_psf_photometry(
         flux=fit.flux,
         flux_err=single * factors[0] * misfit,
         noise_err=single,
+        pixel_err=fit.flux_err,
         flux_ok=(fit.coverage > 0.5) & np.isfinite(fit.flux_err),
         blendedness=_blendedness(x, y, fit.flux, sigma),
         reach=reach,

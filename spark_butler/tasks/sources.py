@@ -86,9 +86,8 @@ class SourceMeasurements:
 
     @property
     def inst_flux_err(self) -> FloatArray:
-        """Their errors, with that of the aperture correction."""
-        own = self.psf.flux_err * self.aperture_correction
-        return np.hypot(own, np.nan_to_num(self.aperture_correction_err) * self.psf.flux)
+        """Their errors; that of the aperture correction, which all fluxes share, is not in them."""
+        return self.psf.flux_err * self.aperture_correction
 
     def usable(self, min_snr: float) -> BoolArray:
         """Tell which are unblemished point sources above a signal-to-noise ratio."""
@@ -280,7 +279,7 @@ def make_source_table(
     table["instFlux"] = astropy.table.Column(measured.inst_flux, unit=u.electron)
     table["instFluxErr"] = astropy.table.Column(measured.inst_flux_err, unit=u.electron)
     with np.errstate(invalid="ignore", divide="ignore"):
-        table["snr"] = measured.inst_flux / measured.inst_flux_err
+        table["snr"] = psf.flux / psf.pixel_err
     for index, radius in enumerate(radii):
         stem = f"ap{radius:02g}"
         flux, error = measured.apertures.flux[:, index], measured.apertures.flux_err[:, index]
