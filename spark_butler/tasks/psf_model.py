@@ -228,7 +228,7 @@ def moffat_stamps(
         for shift_x, weight_x in zip(0.5 * nodes, 0.5 * weights, strict=True):
             u = (offsets[None, :] + shift_x - dx[:, None])[:, None, :]
             value = square + u * (xx[:, None, None] * u + xy[:, None, None] * v)
-            result += weight_x * weight_y * np.exp(-exponent * np.log1p(value))
+            result += weight_x * weight_y * np.exp(-exponent * np.log(1.0 + value))
     result *= (exponent - 1.0) / (math.pi * (alpha**2)[:, None, None])
     return result
 

@@ -72,6 +72,7 @@ def test_every_command_with_json_is_tested() -> None:
             "submit",
             "show",
             "catalog",
+            "science",
         ),
         *("run-qbb", "pre-exec-init-qbb", "demo simulate", "demo run", "demo serve"),
         *("obs register-instrument", "obs ingest-raws", "obs ingest-calibs", "obs describe"),
