@@ -67,7 +67,7 @@ def test_errors_hold_the_sources_that_are_too_faint_to_be_found() -> None:
     flux = NOISE * np.exp(rng.uniform(np.log(10.0), np.log(40.0), x.size))
     faint = rng.uniform(14.0, SIZE - 15.0, (2, 3000))
     faint_flux = np.full(3000, 2.0 * NOISE)
-    light = draw(x, y, flux) + draw(*faint, faint_flux)
+    light = draw(x, y, flux) + draw(faint[0], faint[1], faint_flux)
     result = measure(light, x, y, level=SKY + float(faint_flux.sum()) / SIZE**2)
     # The sky's noise alone, without the sources.
     assert width((result.flux - flux) / np.hypot(NOISE, np.sqrt(flux))) > 1.2
