@@ -175,7 +175,7 @@ def refine_wcs(  # noqa: PLR0913
     usable = usable[np.argsort(-brightness[usable], kind="stable")]
     order = np.argsort(-np.nan_to_num(reference_flux[on_image]), kind="stable")
     sources = np.column_stack([x[usable], y[usable]])
-    noise = np.full(usable.size, 0.1) if errors is None else np.asarray(errors, dtype=np.float64)[usable]
+    noise = np.broadcast_to(0.1 if errors is None else np.asarray(errors, dtype=np.float64), x.shape)[usable]
     on_image, references = on_image[order], np.column_stack([ref_x[order], ref_y[order]])
     start = _first_match(sources, references, max_offset, match_radius, n_brightest, blind)
     if start is None:
@@ -183,24 +183,19 @@ def refine_wcs(  # noqa: PLR0913
     placed = references @ start[:2] + start[2]
     radii = (6.0 * match_radius, 3.0 * match_radius, 2.0 * match_radius, match_radius, match_radius)
     sky = SkyCoord(ra[on_image] * u.deg, dec[on_image] * u.deg)
-    refined, degree, floor = wcs, 0, 0.0
-    plane = _tangent_plane(wcs, shape)
+    refined, degree, floor, plane = wcs, 0, 0.01, _tangent_plane(wcs, shape)
+    on_plane = _place(plane, sky)
     for step, radius in enumerate(radii):
-        source, reference = mutual_matches(sources, placed, radius)
-        kept = _clip(sources[source] - placed[reference])
-        source, reference = source[kept], reference[kept]
+        source, reference = _match_clipped(sources, placed, radius)
         if source.size < min_matches:
             return fail(f"{source.size} matches; {min_matches} are needed")
-        best = slice(0, _best_count(noise[source]))
-        on_plane = _place(plane, sky[reference][best])
-        pairs = _Pairs(
-            sources[source][best], on_plane, np.hypot(noise[source][best], max(floor, 0.01)), shape
-        )
+        fitted, partners = (index[: _best_count(noise[source])] for index in (source, reference))
+        pairs = _Pairs(sources[fitted], on_plane[partners], np.hypot(noise[fitted], max(floor, 0.01)), shape)
         if step in (1, len(radii) - 1):
             degree = _choose_degree(pairs, max_sip_degree)
         refined = _solve(wcs, plane, pairs, degree)
         placed = _place(refined, sky)
-        floor = _unexplained(sources[source][best] - placed[reference][best], noise[source][best])
+        floor = max(_unexplained(sources[fitted] - placed[partners], noise[fitted]), 0.01)
     reserved, scatter = _validate(pairs, degree, pixel_scale(plane))
     return AstrometrySolution(
         wcs=refined,
@@ -211,6 +206,13 @@ def refine_wcs(  # noqa: PLR0913
         reserved=usable[source[reserved]],
         sip_degree=degree,
     )
+
+
+def _match_clipped(sources: FloatArray, placed: FloatArray, radius: float) -> tuple[IntArray, IntArray]:
+    """Return the indices of sources and references that match, without outliers."""
+    source, reference = mutual_matches(sources, placed, radius)
+    kept = _clip(sources[source] - placed[reference])
+    return source[kept], reference[kept]
 
 
 def _offset_at_center(before: astropy.wcs.WCS, after: astropy.wcs.WCS, shape: tuple[int, ...]) -> float:
