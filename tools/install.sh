@@ -53,7 +53,10 @@ if [ "${1:-}" = --docs ]; then pip_install --require-hashes -r requirements-docs
 if [ "${1:-}" = --stores ]; then
   pip_install --require-hashes -r requirements-stores.lock
   # Swift wants older versions of what others need, too.
-  [ -d .venv-swift ] || { "$uv" venv -q .venv-swift; "$uv" pip install -q --python .venv-swift/bin/python "swift==2.38.3" "setuptools<81"; }
+  if ! [ -x .venv-swift/bin/swift-proxy-server ]; then
+    "$uv" venv -q --clear --no-project --python "$VENV/bin/python" .venv-swift
+    "$uv" pip install -q --python .venv-swift/bin/python "swift==2.38.3" "setuptools<81"
+  fi
   exit
 fi
 python=${PYTHON:-$(find_python)}

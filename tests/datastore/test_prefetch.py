@@ -179,6 +179,7 @@ def test_prefetch_on_spark_adds_no_request(
     assert all(outcome.traffic.requests["GET"] == 1 for outcome in result.outcomes.values())
 
 
+@pytest.mark.slow
 def test_outputs_of_earlier_groups_are_prefetched(
     read_ahead: list[str], s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path]
 ) -> None:

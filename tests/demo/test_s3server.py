@@ -147,6 +147,7 @@ def test_absent_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         EmbeddedS3().start()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
 def test_server_ends_with_a_parent_that_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", _CHILD], stdout=subprocess.PIPE, text=True) as parent:

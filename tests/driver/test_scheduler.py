@@ -98,6 +98,7 @@ def _run(dispatcher: Scheduler) -> RunResult:
     return dispatcher.run(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["gather", "fan-out", "failure"])
 def test_time_is_linear_in_the_number_of_quanta(shape: str) -> None:
     def measure(n: int) -> float:

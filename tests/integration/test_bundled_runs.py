@@ -94,6 +94,7 @@ def test_resume_of_killed_bundled_run(temporary: str, old: Path, run_job: RunJob
     assert count_quanta(ours) == _SUCCESS
 
 
+@pytest.mark.slow
 def test_resume_of_killed_bundled_run_with_new_graph(old: Path, run_job: RunJob) -> None:
     result = run_job(
         *("-b", old / "repo", "-i", "defaults", "-p", old / "pipeline.yaml", "--output-run", "old/killed"),

@@ -92,7 +92,7 @@ def test_a_pipeline_that_is_only_in_the_notebook_has_no_command(job_repo: JobRep
     assert content["options"]["pipeline"] == "in memory, of first, second, gather, scatter"
 
 
-@pytest.mark.parametrize("from_elsewhere", [False, True])
+@pytest.mark.parametrize("from_elsewhere", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     job_repo: JobRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_elsewhere: bool
 ) -> None:

@@ -420,6 +420,7 @@ def test_dataset_put_twice_is_stored_once(butler: SparkButler, simulated: Night)
         }
 
 
+@pytest.mark.slow
 def test_interrupted_cell_cancels_only_its_jobs(raws: DataIds, spark: SparkSession) -> None:
     before = signal.getsignal(signal.SIGINT)
     with _interrupted(spark):

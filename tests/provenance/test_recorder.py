@@ -182,6 +182,7 @@ def test_killed_quantum_is_recorded_as_aborted(
     assert sum(each.status == "SUCCESSFUL" for each in look(path).values()) == 6
 
 
+@pytest.mark.slow
 def test_timed_out_quantum_is_recorded_as_aborted(make_repo: MakeRepo, session: Any, tmp_path: Path) -> None:
     path = tmp_path / "provenance.qg"
     config = CallConfig(fail_condition=_FAIL, folder=str(tmp_path), number=60)

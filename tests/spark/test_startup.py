@@ -45,6 +45,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text("import os\nprint('hello')\nos.write(1, b'hello')\n")

@@ -216,7 +216,9 @@ def test_resume_reruns_quantum_without_log(backend: Backend, make_repo: MakeRepo
     assert ("b_log", key) not in contents
 
 
-@pytest.mark.parametrize("temporary", [(), ("x",)], ids=["stored", "temporary"])
+@pytest.mark.parametrize(
+    "temporary", [pytest.param((), marks=pytest.mark.slow), ("x",)], ids=["stored", "temporary"]
+)
 def test_killed_quantum_leaves_the_others_of_its_group_alone(
     temporary: tuple[str, ...], spark_backend: Backend, make_repo: MakeRepo, no_child_left: None
 ) -> None:
