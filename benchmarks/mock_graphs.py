@@ -14,7 +14,7 @@ from tests.support.stock import run_pipetask
 RUN = "u/bench/run"
 """The output run of all graphs."""
 
-SIZES = {40: (4, 4), 160: (8, 9), 400: (12, 16), 4_000: (40, 49), 40_000: (200, 99)}
+SIZES = {40: (4, 4), 160: (8, 9), 400: (12, 16), 500: (14, 17), 4_000: (40, 49), 40_000: (200, 99)}
 """Visits and detectors that give about so many quanta."""
 
 MODULES = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1])

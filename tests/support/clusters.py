@@ -6,6 +6,7 @@ __all__ = ["Cluster", "stop_tree"]
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import socket
 import subprocess
@@ -46,6 +47,8 @@ class Cluster:
     address: str
     workers: list[subprocess.Popen[bytes]]
     folder: Path
+    launch: Callable[[], subprocess.Popen[bytes]]
+    """Starts a worker."""
 
     @classmethod
     @contextlib.contextmanager
@@ -69,22 +72,33 @@ class Cluster:
             variables = dict(environment or {})
             _launch(stack, folder / "master", variables, "master.Master", *_place(port))
             _wait_for(lambda: _answers(port), folder)
-            workers = []
-            for n in range(n_workers):
-                local_dir = local_dirs[n] if local_dirs else folder / f"worker{n}-local"
-                workers.append(
-                    _launch(
-                        stack,
-                        folder / f"worker{n}",
-                        {**variables, "SPARK_LOCAL_DIRS": str(local_dir)},
-                        "worker.Worker",
-                        *("--host", f"127.0.0.{1 + n * several_hosts}", "--cores", "1", "--memory", memory),
-                        *("--work-dir", str(folder / f"work{n}"), f"spark://127.0.0.1:{port}"),
-                    )
+            numbers = itertools.count()
+
+            def launch() -> subprocess.Popen[bytes]:
+                n = next(numbers)
+                local_dir = local_dirs[n % len(local_dirs)] if local_dirs else folder / f"worker{n}-local"
+                return _launch(
+                    stack,
+                    folder / f"worker{n}",
+                    {**variables, "SPARK_LOCAL_DIRS": str(local_dir)},
+                    "worker.Worker",
+                    *("--host", f"127.0.0.{1 + n * several_hosts}", "--cores", "1", "--memory", memory),
+                    *("--work-dir", str(folder / f"work{n}"), f"spark://127.0.0.1:{port}"),
                 )
+
+            workers = [launch() for _ in range(n_workers)]
             logs = [folder / f"worker{n}" for n in range(n_workers)]
             _wait_for(lambda: all("Successfully registered" in log.read_text() for log in logs), folder)
-            yield cls(f"spark://127.0.0.1:{port}", workers, folder)
+            yield cls(f"spark://127.0.0.1:{port}", workers, folder, launch)
+
+    def add_worker(self) -> None:
+        """Start another worker, and don't wait for it."""
+        self.workers.append(self.launch())
+
+    def remove_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """End a worker with its executors."""
+        stop_tree(worker)
+        self.workers.remove(worker)
 
     @property
     def executors(self) -> list[psutil.Process]:
