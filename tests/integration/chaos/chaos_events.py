@@ -27,13 +27,17 @@ KINDS = {
     "expired": 2,
     "overload": 1,
     "registry": 8,
+    "decommission": 2,
+    "added": 2,
 }
 """Kinds of events, with how often each is chosen compared with the others.
 
 ``worker``, ``child`` (of a worker), ``daemon`` (the parent of an executor's
 workers), ``executor`` (the JVM), ``server`` (the object store), ``driver``
 and ``registry`` (its server, if it has one) are killed; ``disk`` fills a local
-directory of Spark; the others are states of `fault_proxy.FaultProxy`.
+directory of Spark; ``decommission`` is the notice that an executor gets before
+its machine goes; ``added`` is a further worker of the cluster; the others are
+states of `fault_proxy.FaultProxy`.
 """
 
 _DRIVER_PARTS = ("all", "python", "jvm")
@@ -192,6 +196,8 @@ def find_victims(kind: str, cluster: Cluster, driver: Sequence[psutil.Process]) 
     if kind == "driver":
         return list(driver)
     found = sorted(cluster.executors, key=lambda process: process.pid)
+    if kind == "decommission":
+        return found
     for level in ("executor", "daemon", "worker", "child"):
         if level == kind:
             return found

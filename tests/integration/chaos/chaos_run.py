@@ -35,6 +35,11 @@ _VICTIM_SECONDS = 5.0
 _QUIET_SECONDS = 30.0
 _SAMPLE_SECONDS = 2.0
 _RESUME = ("--extend-run", "--skip-existing")
+_DECOMMISSION = {
+    "spark.decommission.enabled": "true",
+    "spark.storage.decommission.enabled": "true",
+    "spark.storage.decommission.shuffleBlocks.enabled": "true",
+}
 
 
 @dataclasses.dataclass
@@ -102,7 +107,8 @@ class Driver:
             (self.folder / name).mkdir(parents=True)
         settings = {
             "spark.master": self.stage.cluster.address,
-            "spark.cores.max": "2",
+            # One for each worker, and for one that is added; two are enough to begin.
+            "spark.cores.max": "3",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.memory": "512m",
@@ -112,9 +118,10 @@ class Driver:
             "spark.executorEnv.CHAOS_RECORD": str(self.record),
             "spark.locality.wait": "0",
             "spark.scheduler.maxRegisteredResourcesWaitingTime": "20s",
-            "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+            "spark.scheduler.minRegisteredResourcesRatio": "0.6",
             # As if they were on different hosts: what a lost executor had written is lost.
             "spark.shuffle.readHostLocalDisk": "false",
+            **_DECOMMISSION,
             "spark.ui.enabled": "false",
             "spark.sql.warehouse.dir": str(self.folder / "tmp" / "warehouse"),
         }
@@ -314,6 +321,8 @@ class _Play:
                 for disk in chosen:
                     disk.fill()
                     self._later.append((now + event.seconds, disk.free))
+            case "added":
+                self._stage.cluster.add_worker()
             case _:
                 return self._kill(event)
         self._result.events.append(str(event))
@@ -335,7 +344,7 @@ class _Play:
         hit = False
         for victim in victims:
             with contextlib.suppress(psutil.Error):
-                victim.send_signal(signal.SIGKILL)
+                victim.send_signal(signal.SIGPWR if event.kind == "decommission" else signal.SIGKILL)
                 hit = True
         if hit:
             self._killed = self._killed or event.kind == "driver"
@@ -400,6 +409,7 @@ def perform(stage: Stage, script: Script) -> Result:
         driver.endpoint_url = proxy.endpoint_url
         play = _Play(stage, script, driver, proxy, result)
         play.run()
+        stage.remove_added_workers()
         result.findings += stage.wait_until_quiet(_QUIET_SECONDS)
         requests = proxy.requests()
     for path in stage.cluster.folder.glob("work*/app-*"):
@@ -418,7 +428,8 @@ def perform(stage: Stage, script: Script) -> Result:
     ]
     summaries = [driver.summary(n) for n in range(1, driver.n_attempts + 1)]
     result.findings += check_reports(summaries, quanta, done_before)
-    jvm_died = any(text.startswith(("executor", "driver")) for text in result.events)
+    # Executors of a worker that is removed die with it.
+    jvm_died = any(text.startswith(("executor", "driver", "added")) for text in result.events)
     result.findings += stage.sweep(
         [folder / "tmp", folder / "local"],
         jvm_died=jvm_died,

@@ -144,6 +144,11 @@ class Stage:
             "SPARK_LOCAL_IP": "127.0.0.1",
         }
 
+    def remove_added_workers(self) -> None:
+        """Give the cluster its first workers back."""
+        for worker in self.cluster.workers[len(self.disks) :]:
+            self.cluster.remove_worker(worker)
+
     def restart_server(self) -> None:
         """Start the object store again on the same data, with the same credentials."""
         self.server.restart()
