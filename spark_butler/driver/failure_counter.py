@@ -140,7 +140,7 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
 def lost_outcome(
     quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str, kind: FailureKind
 ) -> QuantumOutcome:
-    """Return the outcome of a quantum that was lost with its worker or with a disk."""
+    """Return the outcome of a quantum whose worker or disk failed."""
     report = QuantumReport(
         quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label
     )

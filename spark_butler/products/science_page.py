@@ -111,8 +111,7 @@ def _describe(summary: ScienceSummary) -> dict[str, Any]:
             (f"{np.count_nonzero(flagged):,}", "flagged images"),
             *(
                 (_format(quantity, _median(quantity.of(images))), f"{quantity.name}, median")
-                for quantity in _QUANTITIES
-                if quantity.of is not _zero_point_deviation
+                for quantity in _VISIT_COLUMNS
             ),
         ],
         "flagged": [
@@ -203,6 +202,13 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, color=_INK, fontsize=8.5)
 
 
+def _draw_outlines(axes: Axes, summary: ScienceSummary) -> None:
+    """Draw the rims of the detectors, and frame them."""
+    corners = [outline(detector) for detector in summary.camera.detectors]
+    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=_INK, linewidths=0.5))
+    _frame_focal_plane(axes, corners)
+
+
 def _frame_focal_plane(axes: Axes, corners: Sequence[FloatArray]) -> None:
     every = np.concatenate(corners)
     low, high = every.min(axis=0), every.max(axis=0)
@@ -274,25 +280,18 @@ def _cell_medians(
     return grid[0][known], grid[1][known], [each[known] for each in found.statistic]
 
 
-def _draw_map(
-    figure: Figure, axes: Axes, summary: ScienceSummary, x: FloatArray, y: FloatArray, values: FloatArray
-) -> Any:
+def _draw_map(axes: Axes, summary: ScienceSummary, x: FloatArray, y: FloatArray, values: FloatArray) -> Any:
     """Draw residuals over the focal plane, on a scale that is symmetric about zero."""
-    corners = [outline(detector) for detector in summary.camera.detectors]
-    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=_INK, linewidths=0.5))
+    _draw_outlines(axes, summary)
     limit = max(float(np.quantile(np.abs(values), 0.98)), 1e-9)
-    artist = axes.scatter(x, y, c=values, s=42, marker="s", cmap="RdBu_r", vmin=-limit, vmax=limit)
-    _frame_focal_plane(axes, corners)
-    return artist
+    return axes.scatter(x, y, c=values, s=42, marker="s", cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
 def _draw_whiskers(
     axes: Axes, summary: ScienceSummary, x: FloatArray, y: FloatArray, u: FloatArray, v: FloatArray, key: str
 ) -> None:
     """Draw vectors over the focal plane, with one of a round length as the key."""
-    corners = [outline(detector) for detector in summary.camera.detectors]
-    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=_INK, linewidths=0.5))
-    _frame_focal_plane(axes, corners)
+    _draw_outlines(axes, summary)
     typical = float(np.median(np.hypot(u, v))) or 1e-9
     length = float(f"{typical:.0e}")
     # One odd cell must not hide its neighbors.
@@ -334,7 +333,7 @@ def _draw_psf(summary: ScienceSummary, stars: StarTable) -> Figure:
         angle, length = 0.5 * np.arctan2(imaginary, real), np.hypot(real, imaginary)
         _draw_whiskers(axes, summary, x, y, length * np.cos(angle), length * np.sin(angle), "")
         _title(axes, words)
-    artist = _draw_map(figure, grid[0, 2], summary, x, y, 100.0 * size)
+    artist = _draw_map(grid[0, 2], summary, x, y, 100.0 * size)
     _title(grid[0, 2], "Size, stars less PSF")
     _add_colorbar(figure, artist, [grid[0, 2]], "% of Ixx + Iyy")
     return figure
@@ -389,7 +388,7 @@ def _draw_photometry(summary: ScienceSummary, stars: StarTable) -> Figure:
     _title(axes, "Residuals by magnitude")
     chosen = used if _enough(stars.flux_residual[used]) else known
     x, y, (residual,) = _cell_medians(summary, stars, chosen, [stars.flux_residual])
-    artist = _draw_map(figure, grid[0, 1], summary, x, y, residual)
+    artist = _draw_map(grid[0, 1], summary, x, y, residual)
     _title(grid[0, 1], "Median residual over the focal plane")
     _add_colorbar(figure, artist, [grid[0, 1]], "mmag")
     return figure

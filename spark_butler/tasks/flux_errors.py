@@ -201,26 +201,23 @@ class BlankSky:
     misfit: FloatArray
     """Mean square of the residual, weighted by the PSF, in units of the variance."""
 
-    def excess_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """Return by what fraction the variance of PSF fluxes exceeds the pixels' around positions."""
-        near = self._nearest(x, y)
-        if near is None:
-            return np.zeros(len(x))
+    def around(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return what the places around positions have.
+
+        Returns
+        -------
+        excess
+            By what fraction the variance of PSF fluxes exceeds the pixels'.
+        misfit
+            The typical misfit.
+        """
+        if len(self.pull) < 100 or not len(x):
+            return np.zeros(len(x)), np.ones(len(x))
+        tree = scipy.spatial.cKDTree(self.places)
+        near = tree.query(np.column_stack([x, y]), k=min(_NEAR_PLACES, len(self.pull)))[1]
         pull = self.pull[near]
         spread = 1.4826 * np.median(np.abs(pull - np.median(pull, axis=1)[:, None]), axis=1)
-        return np.asarray(np.maximum(spread**2 - 1.0, -0.5))
-
-    def misfit_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """Return the typical misfit around positions."""
-        near = self._nearest(x, y)
-        return np.ones(len(x)) if near is None else np.median(self.misfit[near], axis=1)
-
-    def _nearest(self, x: FloatArray, y: FloatArray) -> IntArray | None:
-        if len(self.pull) < 100 or not len(x):
-            return None
-        tree = scipy.spatial.cKDTree(self.places)
-        found = tree.query(np.column_stack([x, y]), k=min(_NEAR_PLACES, len(self.pull)))[1]
-        return np.asarray(found, dtype=np.intp)
+        return np.maximum(spread**2 - 1.0, -0.5), np.median(self.misfit[near], axis=1)
 
 
 def measure_blank_sky(
@@ -280,7 +277,7 @@ def misfit_factors(
     y: FloatArray,
     flux: FloatArray,
     psf: PsfModel,
-    blank: BlankSky,
+    typical: FloatArray,
 ) -> FloatArray:
     """Return by what errors grow where the residual exceeds the noise (Stetson 1987, PASP 99, 191).
 
@@ -298,11 +295,11 @@ def misfit_factors(
         PSF fluxes.
     psf
         The PSF: its light is the weight.
-    blank
-        The noise between the sources, which is not a misfit.
+    typical
+        Misfit of the sky around each source, as from `BlankSky.around`.
     """
     found, scatter, power = _misfit(sky_residual, variance, good, x, y, psf)
-    relative = found / np.maximum(blank.misfit_at(x, y), 1.0)
+    relative = found / np.maximum(typical, 1.0)
     share = flux**2 * power
     bright = share > _BRIGHT_SHARE
     if np.count_nonzero(bright) >= _FEWEST_BRIGHT:

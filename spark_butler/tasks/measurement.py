@@ -137,10 +137,10 @@ def measure_psf_photometry(
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
         reach = _reach(psf, fit.flux, noise, radius)
     fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
-    blank = measure_blank_sky(fit.residual, variance, good, x, y, psf)
-    single = np.sqrt(fit.flux_err**2 + blank.excess_at(x, y) * fit.sky_err**2)
+    excess, typical = measure_blank_sky(fit.residual, variance, good, x, y, psf).around(x, y)
+    single = np.sqrt(fit.flux_err**2 + excess * fit.sky_err**2)
     factors = blend_factors(x, y, fit.flux, variance, good, psf)
-    misfit = misfit_factors(fit.residual, variance, good, x, y, fit.flux, psf, blank)
+    misfit = misfit_factors(fit.residual, variance, good, x, y, fit.flux, psf, typical)
     # For a Gaussian in background noise (King 1983, PASP 95, 163); an error of the sky moves no centroid.
     with np.errstate(divide="ignore", invalid="ignore"):
         position_err = math.sqrt(2.0) * sigma * np.abs(fit.flux_err / fit.flux)
