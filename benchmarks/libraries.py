@@ -37,9 +37,9 @@ from science import SCALE, calibrate_frame
 
 from spark_butler.demo.simulation import SCENES, read_table, simulate
 from spark_butler.obs._combine import combine
-from spark_butler.tasks.artifacts import find_cosmic_rays, star_contrast
-from spark_butler.tasks.background import estimate_background
 from spark_butler.tasks.pattern import find_shift, find_similarity
+from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
+from spark_butler.tasks.pixels.background import estimate_background
 
 SIGNIFICANCE, NEIGHBORS, CONTRAST = 4.5, 0.3, 5.0
 """Parameters of L.A.Cosmic, the same for all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spark_butler._version import __version__
+from spark_butler import __version__
 
 project = "spark-butler"
 version = release = __version__

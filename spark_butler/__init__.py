@@ -43,7 +43,6 @@ __all__ = [
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_names
-from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .driver.engine import execute_graph, plan_graph
@@ -52,6 +51,8 @@ if TYPE_CHECKING:
     from .notebook.butler import SparkButler
     from .spark.session import make_session
 
+
+__version__ = "0.1.0"
 
 _MODULES = {
     "RunOptions": "model.options",

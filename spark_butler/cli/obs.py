@@ -59,7 +59,7 @@ def describe(paths: tuple[str, ...], output: str | None, name: str | None, form:
     """
     from lsst.resources import ResourcePath
 
-    from ..obs.draft import draft_description
+    from ..obs.camera.draft import draft_description
     from ..obs.raws import RAW_SUFFIXES
     from ..obs.repository import expand_paths
 

@@ -13,8 +13,7 @@ __all__ = (
     "YamlInstrument",
 )
 
-from ._raw_fits import RawFileError
-from .description import (
+from .camera.description import (
     AmplifierDescription,
     CameraDescription,
     CameraDescriptionError,
@@ -22,4 +21,5 @@ from .description import (
     FilterDescription,
     ObservationType,
 )
+from .camera.raw_fits import RawFileError
 from .instrument import YamlInstrument

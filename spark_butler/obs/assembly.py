@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from ..errors import UserError
-from .description import AmplifierDescription, DetectorDescription, OverscanDescription
+from .camera.description import AmplifierDescription, DetectorDescription, OverscanDescription
 
 type Image32 = npt.NDArray[np.float32]
 

@@ -19,10 +19,10 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
 from ._combine import normalize
-from ._exposures import RawFile, describe_master
-from ._raw_fits import display_name, read_raw_pixels
 from .assembly import FLAT_MEDIAN
-from .description import CameraDescription
+from .camera.description import CameraDescription
+from .camera.exposures import RawFile, describe_master
+from .camera.raw_fits import display_name, read_raw_pixels
 from .instrument import make_instrument_class
 from .masters import UNITS, CalibrationKind, correct_frame, make_master, size_of
 from .raws import RAW_SUFFIXES, read_raw_files

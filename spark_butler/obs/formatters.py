@@ -11,7 +11,7 @@ from lsst.daf.butler import FormatterV2
 from lsst.images import Image
 from lsst.resources import ResourceHandleProtocol
 
-from ._raw_fits import display_name, read_raw_pixels
+from .camera.raw_fits import display_name, read_raw_pixels
 
 
 class RawFitsFormatter(FormatterV2):

@@ -11,7 +11,7 @@ from lsst.daf.butler import DataId
 from lsst.daf.butler.registry import Registry
 from lsst.pipe.base import Instrument
 
-from .description import CameraDescription
+from .camera.description import CameraDescription
 from .formatters import RawFitsFormatter
 
 ONE_TO_ONE = 0

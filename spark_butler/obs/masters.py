@@ -18,8 +18,8 @@ from lsst.images import Image
 from ..errors import UserError
 from ._combine import combine, compare, normalize
 from .assembly import assemble
-from .description import CameraDescription
-from .frame_detector import describe_frame
+from .camera.description import CameraDescription
+from .camera.frame_detector import describe_frame
 
 type CalibrationKind = Literal["bias", "dark", "flat"]
 type FrameKind = Literal["bias", "dark", "flat", "counts"]

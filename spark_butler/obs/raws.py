@@ -15,9 +15,9 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import UserError
-from ._exposures import RawFile, read_raw_file
-from ._raw_fits import display_name
-from .description import CameraDescription
+from .camera.description import CameraDescription
+from .camera.exposures import RawFile, read_raw_file
+from .camera.raw_fits import display_name
 from .formatters import RawFitsFormatter, UncheckedRawFitsFormatter
 from .instrument import make_instrument_class
 from .repository import check_run, describe_instruments, expand_paths

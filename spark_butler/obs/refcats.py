@@ -23,7 +23,7 @@ from lsst.sphgeom import HtmPixelization, LonLat, UnitVector3d
 
 from ..errors import RepositoryError, UserError
 from ..text import suggest
-from ._raw_fits import display_name
+from .camera.raw_fits import display_name
 from .repository import check_run, expand_paths
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePathExpression
 
 from ..errors import RepositoryError
-from ._exposures import describe_raw
-from ._header_fields import HeaderValueError
-from ._raw_fits import RawFileError, display_name, read_raw_header
-from .description import CameraDescription, CameraDescriptionError
-from .frame_detector import check_size, describe_frame
+from .camera.description import CameraDescription, CameraDescriptionError
+from .camera.exposures import describe_raw
+from .camera.frame_detector import check_size, describe_frame
+from .camera.header_fields import HeaderValueError
+from .camera.raw_fits import RawFileError, display_name, read_raw_header
 from .instrument import YamlInstrument
 from .repository import define_collections, register_dataset_types
 

@@ -33,7 +33,7 @@ from ..errors import RepositoryError, UserError
 from ..repository.checks import check_repository, check_writeable
 from ..repository.output_checks import check_name
 from ..text import brief, suggest
-from .description import CameraDescription
+from .camera.description import CameraDescription
 from .instrument import YamlInstrument, make_instrument_class
 
 logger = logging.getLogger(__name__)

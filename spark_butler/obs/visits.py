@@ -19,7 +19,7 @@ from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from ..errors import UserError
 from ..repository.names import explain_query
-from .description import CameraDescription
+from .camera.description import CameraDescription
 from .instrument import ONE_TO_ONE
 from .repository import get_description
 

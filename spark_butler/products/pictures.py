@@ -29,7 +29,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2D
 
-from ..obs.description import CameraDescription, DetectorDescription
+from ..obs.camera.description import CameraDescription, DetectorDescription
 
 type FloatImage = npt.NDArray[np.floating[Any]]
 

@@ -16,7 +16,7 @@ from astropy.table import Table, vstack
 from lsst.daf.butler import Butler, DatasetRef
 
 from ..errors import RepositoryError
-from ..obs.description import CameraDescription
+from ..obs.camera.description import CameraDescription
 from ..text import translate_errors
 from .pictures import to_focal_plane
 

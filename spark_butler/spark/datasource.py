@@ -21,8 +21,6 @@ from pyspark.sql import SparkSession, datasource
 from pyspark.sql.datasource import DataSourceReader, InputPartition
 from pyspark.sql.types import StructType
 
-from pyspark_butler import DefaultSource
-
 from .._daf_butler import export_records
 from ..driver.context import make_worker_context
 from ..errors import EmptyGraphError, OptionsError
@@ -113,7 +111,7 @@ class _Request:
         return Butler.from_config(self.repo, collections=names, writeable=False)
 
 
-class ButlerDataSource(DefaultSource):
+class ButlerDataSource(datasource.DataSource):
     """Tables of a Butler repository, with the columns of their data IDs.
 
     One Spark task reads a dataset, whole or in columns.  Columns of the data
@@ -133,6 +131,15 @@ class ButlerDataSource(DefaultSource):
     >>> catalog.filter("htm7 < 0").count()
     0
     """
+
+    @classmethod
+    def name(cls) -> str:
+        # Docstring inherited.
+        return "butler"
+
+    def schema(self) -> StructType:
+        # Docstring inherited.
+        return find_schema(self.options)
 
     def reader(self, schema: StructType) -> DataSourceReader:
         # Docstring inherited.

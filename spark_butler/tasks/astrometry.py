@@ -19,7 +19,7 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs.utils import fit_wcs_from_points
 
 from .pattern import find_shift, find_similarity, mutual_matches
-from .psf_model import polynomial_terms
+from .pixels.psf_model import polynomial_terms
 
 type FloatArray = npt.NDArray[np.float64]
 type IntArray = npt.NDArray[np.intp]

@@ -21,15 +21,15 @@ from lsst.images import (
 from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
-from ..obs.description import CameraDescription
-from .artifacts import find_cosmic_rays, find_defects, star_contrast
-from .background import estimate_background, mask_sources
-from .deblend import find_hidden
-from .detection import detect_sources, sky_variance
+from ..obs.camera.description import CameraDescription
 from .frames import camera_of_image, describe_observation, make_detector, make_source_ids, plane_union
-from .psf import estimate_psf
-from .psf_fit import fit_psf, stamp_radius
-from .psf_model import FWHM_PER_SIGMA, PsfModel
+from .pixels.artifacts import find_cosmic_rays, find_defects, star_contrast
+from .pixels.background import estimate_background, mask_sources
+from .pixels.deblend import find_hidden
+from .pixels.detection import detect_sources, sky_variance
+from .pixels.psf import estimate_psf
+from .pixels.psf_fit import fit_psf, stamp_radius
+from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
 from .visit_summary import Characterized, make_preliminary_image
 
 type BoolArray = npt.NDArray[np.bool_]

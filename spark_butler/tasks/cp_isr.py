@@ -16,7 +16,7 @@ from lsst.images import Image
 from lsst.pex.config import ChoiceField
 
 from ..errors import UserError
-from ..obs.description import CameraDescription
+from ..obs.camera.description import CameraDescription
 from ..obs.masters import UNITS, correct_frame
 from .isr import CalibrationMissingError
 

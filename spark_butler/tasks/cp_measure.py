@@ -22,8 +22,8 @@ from lsst.pex.config import RangeField
 
 from ..errors import UserError
 from ..obs._combine import combine, normalize
-from ..obs.defects import find_defects, sections_of, to_table
-from ..obs.description import AmplifierDescription, CameraDescription
+from ..obs.camera.defects import find_defects, sections_of, to_table
+from ..obs.camera.description import AmplifierDescription, CameraDescription
 from ..obs.photon_transfer import (
     FlatPair,
     PhotonTransferError,

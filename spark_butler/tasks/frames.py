@@ -41,7 +41,7 @@ from lsst.images.cameras import (
 )
 from lsst.pipe.base import ObservationDimensionPacker
 
-from ..obs.description import CameraDescription, DetectorDescription
+from ..obs.camera.description import CameraDescription, DetectorDescription
 
 _PLANES = ("BAD", "SAT", "CR", "EDGE", "DETECTED", "NO_DATA")
 

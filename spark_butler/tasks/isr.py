@@ -22,10 +22,10 @@ from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
 from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
-from ..obs.defects import to_mask
-from ..obs.description import CameraDescription, DetectorDescription
-from ..obs.frame_detector import describe_frame, linearize, with_photon_transfer
-from ..obs.header_wcs import header_wcs
+from ..obs.camera.defects import to_mask
+from ..obs.camera.description import CameraDescription, DetectorDescription
+from ..obs.camera.frame_detector import describe_frame, linearize, with_photon_transfer
+from ..obs.camera.header_wcs import header_wcs
 from .frames import FRAME_DETECTOR, make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]

@@ -33,7 +33,7 @@ from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, pixel_scale
-from .psf_fit import weighted_median
+from .pixels.psf_fit import weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
 

@@ -27,9 +27,9 @@ from lsst.pex.config import ChoiceField, Config, RangeField
 
 from ..errors import UserError
 from .frames import plane_union
-from .psf_model import polynomial_terms
+from .pixels.psf_model import polynomial_terms
+from .pixels.stamps import gather_windows, nearest_pixel
 from .sources import SourceMeasurements
-from .stamps import gather_windows, nearest_pixel
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from lsst.images import VisitImage
 
 from .frames import plane_union
-from .measurement import (
+from .pixels.measurement import (
     Apertures,
     PsfPhotometry,
     aperture_fluxes,
@@ -28,9 +28,9 @@ from .measurement import (
     measure_psf_photometry,
     model_radius,
 )
-from .psf_fit import weighted_median
-from .psf_model import PsfModel
-from .stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
+from .pixels.psf_fit import weighted_median
+from .pixels.psf_model import PsfModel
+from .pixels.stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]

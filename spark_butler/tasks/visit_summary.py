@@ -40,15 +40,15 @@ from lsst.images import (
 from lsst.images.fields import ChebyshevField
 
 from .astrometry import AstrometrySolution
-from .background import BackgroundMesh
-from .detection import Detections
 from .frames import plane_union
-from .measurement import model_radius
 from .photometry import ZeroPoint
-from .psf_model import FWHM_PER_SIGMA, PsfModel
+from .pixels.background import BackgroundMesh
+from .pixels.detection import Detections
+from .pixels.measurement import model_radius
+from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
+from .pixels.stamps import measure_moments
 from .quality import Measure, names_beyond
 from .sources import SourceMeasurements
-from .stamps import measure_moments
 
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from spark_butler._version import __version__
+from spark_butler import __version__
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WORKFLOWS = _ROOT / ".github" / "workflows"

@@ -5,7 +5,7 @@ import pytest
 
 from spark_butler.demo.simulation import make_simcam
 from spark_butler.obs.assembly import RawShapeError, assemble
-from spark_butler.obs.description import DetectorDescription, OverscanDescription
+from spark_butler.obs.camera.description import DetectorDescription, OverscanDescription
 
 CAMERA = make_simcam(size=64, detectors=1)
 DETECTOR = CAMERA.detectors[0]

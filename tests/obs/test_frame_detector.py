@@ -17,12 +17,12 @@ from lsst.images import Image
 from lsst.resources import ResourcePath
 
 from spark_butler.obs import CameraDescription, CameraDescriptionError
-from spark_butler.obs._exposures import read_raw_file
-from spark_butler.obs._header_fields import HeaderValueError
-from spark_butler.obs._raw_fits import read_raw_header
 from spark_butler.obs.assembly import MosaicPatternError, assemble, noise_floor
-from spark_butler.obs.frame_detector import describe_frame
-from spark_butler.obs.header_wcs import header_wcs
+from spark_butler.obs.camera.exposures import read_raw_file
+from spark_butler.obs.camera.frame_detector import describe_frame
+from spark_butler.obs.camera.header_fields import HeaderValueError
+from spark_butler.obs.camera.header_wcs import header_wcs
+from spark_butler.obs.camera.raw_fits import read_raw_header
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.obs.repository import get_description

@@ -6,8 +6,8 @@ import pytest
 from lsst.resources import ResourcePath
 
 from spark_butler.obs import CameraDescription
-from spark_butler.obs._exposures import RawFile, describe_raw
-from spark_butler.obs._header_fields import HeaderField, HeaderValueError
+from spark_butler.obs.camera.exposures import RawFile, describe_raw
+from spark_butler.obs.camera.header_fields import HeaderField, HeaderValueError
 from tests.tasks.scene_harness import make_camera
 
 

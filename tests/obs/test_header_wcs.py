@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from spark_butler.demo.simulation import make_simcam
-from spark_butler.obs.description import DetectorDescription
-from spark_butler.obs.header_wcs import header_wcs
+from spark_butler.obs.camera.description import DetectorDescription
+from spark_butler.obs.camera.header_wcs import header_wcs
 
 
 def make_detector(prescan: int = 20) -> DetectorDescription:

@@ -17,9 +17,9 @@ from lsst.resources import ResourcePath
 from spark_butler.demo.simulation import SimulatedData
 from spark_butler.errors import UserError
 from spark_butler.obs import CameraDescription, RawFileError
-from spark_butler.obs._exposures import read_raw_file
-from spark_butler.obs._header_fields import HeaderValueError
-from spark_butler.obs._raw_fits import read_raw_header, read_raw_pixels
+from spark_butler.obs.camera.exposures import read_raw_file
+from spark_butler.obs.camera.header_fields import HeaderValueError
+from spark_butler.obs.camera.raw_fits import read_raw_header, read_raw_pixels
 from spark_butler.obs.raws import ingest_raws
 
 

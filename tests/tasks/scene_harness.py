@@ -13,7 +13,7 @@ from astro_metadata_translator import makeObservationInfo
 from lsst.images import Image
 from lsst.pipe.base import InMemoryDatasetHandle
 
-from spark_butler.obs.description import CameraDescription
+from spark_butler.obs.camera.description import CameraDescription
 from spark_butler.tasks.calibrate import CalibrateTask
 from spark_butler.tasks.characterize import CharacterizeTask
 from spark_butler.tasks.isr import IsrTask

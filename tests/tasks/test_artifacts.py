@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from spark_butler.tasks.artifacts import find_cosmic_rays, star_contrast
-from spark_butler.tasks.psf_model import FWHM_PER_SIGMA
+from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
+from spark_butler.tasks.pixels.psf_model import FWHM_PER_SIGMA
 from tests.tasks.synthetic import make_image
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from lsst.images import Box
 
-from spark_butler.tasks.background import estimate_background
+from spark_butler.tasks.pixels.background import estimate_background
 from tests.tasks.synthetic import make_image
 
 

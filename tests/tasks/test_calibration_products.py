@@ -17,7 +17,7 @@ from lsst.resources import ResourcePath
 
 from spark_butler.errors import UserError
 from spark_butler.obs import CameraDescription
-from spark_butler.obs.defects import find_defects, read_defects, sections_of, to_mask, to_table
+from spark_butler.obs.camera.defects import find_defects, read_defects, sections_of, to_mask, to_table
 from spark_butler.obs.masters import correct_frame, make_master
 from spark_butler.obs.photon_transfer import PhotonTransferError, fit_linearity
 from spark_butler.obs.raws import ingest_raws

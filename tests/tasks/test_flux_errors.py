@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from spark_butler.tasks.measurement import PsfPhotometry, measure_psf_photometry
-from spark_butler.tasks.psf_model import FWHM_PER_SIGMA, PsfModel
+from spark_butler.tasks.pixels.measurement import PsfPhotometry, measure_psf_photometry
+from spark_butler.tasks.pixels.psf_model import FWHM_PER_SIGMA, PsfModel
 
 SIZE = 640
 SIGMA = 1.8

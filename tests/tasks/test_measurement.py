@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spark_butler.tasks.measurement import aperture_fluxes, isolated_stamps, measure_psf_photometry
-from spark_butler.tasks.psf_model import FWHM_PER_SIGMA, PsfModel
-from spark_butler.tasks.stamps import gather_windows, measure_moments
+from spark_butler.tasks.pixels.measurement import aperture_fluxes, isolated_stamps, measure_psf_photometry
+from spark_butler.tasks.pixels.psf_model import FWHM_PER_SIGMA, PsfModel
+from spark_butler.tasks.pixels.stamps import gather_windows, measure_moments
 from tests.tasks.synthetic import make_image
 
 

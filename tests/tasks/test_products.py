@@ -13,7 +13,7 @@ from astropy.table import Table
 from click.testing import CliRunner, Result
 
 from spark_butler.cli.main import main
-from spark_butler.obs.description import CameraDescription
+from spark_butler.obs.camera.description import CameraDescription
 from spark_butler.products.pictures import draw_detector, draw_focal_plane
 from spark_butler.products.science import make_stars
 from tests.tasks.processed_night import ProcessedNight

@@ -7,8 +7,8 @@ import scipy.integrate
 from lsst.images import Box
 from lsst.images.psfs import GaussianPointSpreadFunction
 
-from spark_butler.tasks.psf_fit import fit_psf
-from spark_butler.tasks.psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel
+from spark_butler.tasks.pixels.psf_fit import fit_psf
+from spark_butler.tasks.pixels.psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel
 
 SHAPE = (600, 700)
 

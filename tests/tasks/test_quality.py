@@ -5,9 +5,9 @@ import pytest
 import scipy.ndimage
 import scipy.spatial
 
-from spark_butler.tasks.artifacts import find_defects
 from spark_butler.tasks.calibrate import NoSourcesError
 from spark_butler.tasks.isr import CalibrationRangeError
+from spark_butler.tasks.pixels.artifacts import find_defects
 from spark_butler.tasks.quality import QualityLimitError
 from tests.tasks.scene_harness import ZERO_POINT, make_camera, make_references, make_scene, process
 

@@ -6,7 +6,7 @@ __all__ = ("BAND", "PHYSICAL_FILTER", "make_simcam")
 
 from typing import Any
 
-from ...obs.description import CameraDescription
+from ...obs.camera.description import CameraDescription
 
 PHYSICAL_FILTER = "sim_r"
 BAND = "r"

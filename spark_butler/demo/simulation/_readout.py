@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from ...obs.description import CameraDescription, DetectorDescription
+from ...obs.camera.description import CameraDescription, DetectorDescription
 
 _BIAS_LEVEL = 1000.0
 _DARK_RATE = 0.05

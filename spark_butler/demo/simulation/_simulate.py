@@ -17,7 +17,7 @@ import yaml
 from astropy.table import Table, vstack
 from lsst.daf.butler.formatters.parquet import arrow_to_astropy, astropy_to_arrow
 
-from ...obs.description import CameraDescription, DetectorDescription
+from ...obs.camera.description import CameraDescription, DetectorDescription
 from ._camera import PHYSICAL_FILTER, make_simcam
 from ._readout import (
     Electronics,

@@ -15,8 +15,8 @@ import astropy.time
 import astropy.units as u
 import pydantic
 
-from ..errors import UserError
-from ..text import suggest
+from ...errors import UserError
+from ...text import suggest
 
 
 class HeaderValueError(UserError, ValueError):

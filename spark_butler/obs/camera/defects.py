@@ -16,9 +16,9 @@ import numpy.typing as npt
 import scipy.ndimage
 from lsst.resources import ResourcePath
 
-from ..errors import UserError
-from ._geometry import Section
-from ._raw_fits import display_name, read_raw_pixels
+from ...errors import UserError
+from .geometry import Section
+from .raw_fits import display_name, read_raw_pixels
 
 type Mask = npt.NDArray[np.bool_]
 

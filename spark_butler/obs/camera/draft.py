@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 from lsst.resources import ResourcePath
 
-from ..errors import UserError
-from ._draft_detectors import DetectorDraft, as_number, find_binning, flow, unbinned_size
-from ._exposures import describe_raw
-from ._header_fields import HeaderField, HeaderValueError
-from ._raw_fits import display_name, read_raw_header
+from ...errors import UserError
 from .description import CameraDescription
+from .draft_detectors import DetectorDraft, as_number, find_binning, flow, unbinned_size
+from .exposures import describe_raw
+from .header_fields import HeaderField, HeaderValueError
+from .raw_fits import display_name, read_raw_header
 
 type Header = Mapping[str, Any]
 

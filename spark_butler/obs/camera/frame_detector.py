@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from ._detectors import AmplifierDescription, DetectorDescription
-from ._header_fields import HeaderField, HeaderValueError
 from .description import CameraDescription
+from .detectors import AmplifierDescription, DetectorDescription
+from .header_fields import HeaderField, HeaderValueError
 
 _LIMITS = {
     "gain": (1e-4, 1e4, "electrons per ADU"),

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from ._header_fields import HeaderField, HeaderValueError
-from ._raw_fits import JOINED
 from .frame_detector import MOSAIC_CARDS, MOSAIC_PATTERNS, parse_binning
+from .header_fields import HeaderField, HeaderValueError
+from .raw_fits import JOINED
 
 type Header = Mapping[str, Any]
 

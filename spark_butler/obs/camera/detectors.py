@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pydantic
 from lsst.images import Box
 
-from ._geometry import Section
-from ._header_fields import HeaderField
+from .geometry import Section
+from .header_fields import HeaderField
 
 _ELECTRONICS = ("gain", "read_noise", "saturation")
 

@@ -35,18 +35,18 @@ import yaml
 from lsst.images import DetectorFrame, SkyProjection
 from lsst.resources import ResourcePath, ResourcePathExpression
 
-from ..errors import UserError
-from ..text import describe_expected, suggest
-from ._detectors import (
+from ...errors import UserError
+from ...text import describe_expected, suggest
+from .defects import read_defects
+from .detectors import (
     AmplifierDescription,
     DetectorDescription,
     MosaicDescription,
     OverscanDescription,
 )
-from ._geometry import make_tan_wcs
-from ._header_fields import HeaderMap
-from ._raw_fits import display_name
-from .defects import read_defects
+from .geometry import make_tan_wcs
+from .header_fields import HeaderMap
+from .raw_fits import display_name
 
 _MOST_DEFECTS = 5000
 

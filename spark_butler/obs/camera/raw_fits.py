@@ -18,7 +18,7 @@ import numpy as np
 from astropy.utils.exceptions import AstropyUserWarning
 from lsst.resources import ResourceHandleProtocol, ResourcePath, ResourcePathExpression
 
-from ..errors import UserError
+from ...errors import UserError
 
 type HeaderValue = bool | int | float | str | None
 type Stream = IO[bytes] | BinaryIO | ResourceHandleProtocol[Any]

@@ -14,10 +14,10 @@ from astropy.coordinates import FK4, FK5, SkyCoord
 from lsst.daf.butler import Timespan
 from lsst.resources import ResourcePath
 
-from ._header_fields import HeaderField, HeaderMap, HeaderValueError
-from ._raw_fits import JOINED, display_name, read_raw_header
 from .description import CameraDescription, DetectorDescription, FilterDescription, ObservationType
 from .frame_detector import bin_detector, check_size, describe_frame
+from .header_fields import HeaderField, HeaderMap, HeaderValueError
+from .raw_fits import JOINED, display_name, read_raw_header
 
 _SHORTEST = 1e-3
 """Seconds that the timespan of an exposure has at least: an empty timespan overlaps no validity range."""
