@@ -276,7 +276,7 @@ def _draw_sources(axes: Axes, source: astropy.table.Table, psf_sigma: float) -> 
         flagged |= np.asarray(source[name])
     for name in ("pixelFlags_badCenter", "pixelFlags_crCenter"):
         flagged |= np.asarray(source[name])
-    extended = np.asarray(source["extendedness"]) > 0.5
+    extended = np.asarray(source["sizeExtendedness"]) > 0.5
     handles = []
     for chosen, label, color in (
         (~flagged & ~extended, "point source", _STAR),

@@ -251,6 +251,8 @@ class CalibrateTask(pipe_base.PipelineTask):
                 "image_flag": np.full(len(preliminary_source), bool(names_beyond(measures))),
                 "visit": np.int64(image.obs_info.visit_id or 0),
                 "detector": np.int32(image.detector.id),
+                "band": image.band,
+                "physical_filter": image.physical_filter,
             },
         )
         stats = summarize(image, measured, projection, astrometry, zero_point)

@@ -262,9 +262,9 @@ def make_match_columns(
             column[matched] = offset.to_value(u.arcsec)
     return {
         "refId": reference_id,
-        "refFlux": astropy.table.Column(flux, unit=u.nJy),
-        "refOffset_ra": astropy.table.Column(along_ra, unit=u.arcsec),
-        "refOffset_dec": astropy.table.Column(along_dec, unit=u.arcsec),
+        "refFlux": flux,
+        "refOffset_ra": along_ra,
+        "refOffset_dec": along_dec,
         "calib_astrometry_used": _flagged(astrometry.sources, count),
         "calib_astrometry_reserved": _flagged(astrometry.reserved, count),
         "calib_photometry_used": _flagged(used, count),

@@ -5,7 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("SourceMeasurements", "make_source_table", "measure_sources")
+__all__ = ("SourceMeasurements", "make_blend_columns", "make_source_table", "measure_sources")
 
 import dataclasses
 import math
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import astropy.table
-import astropy.units as u
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from lsst.images import VisitImage
 
 from .frames import plane_union
@@ -31,6 +31,7 @@ from .pixels.measurement import (
 from .pixels.psf_fit import weighted_median
 from .pixels.psf_model import PsfModel
 from .pixels.stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
+from .source_schema import describe_columns, name_aperture
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -74,6 +75,12 @@ class SourceMeasurements:
 
     aperture_correction_err: float
     n_aperture_correction: int
+    footprint: npt.NDArray[np.intp]
+    """Number of the footprint, the connected pixels above the threshold, of each; 0 off all of them."""
+
+    sky: FloatArray
+    """What the PSF flux was measured above, in one pixel at the center."""
+
     extendedness: FloatArray
     """1 for sources wider than the PSF, 0 for others, NaN if unknown."""
 
@@ -159,6 +166,8 @@ def measure_sources(
         aperture_correction=1.0,
         aperture_correction_err=math.nan,
         n_aperture_correction=0,
+        footprint=_number_footprints(image)[iy, ix],
+        sky=psf.sky[iy, ix].astype(np.float64),
         extendedness=_classify(moments, expected, psf),
         flags=_make_flags(image, psf, ix, iy, sigma),
     )
@@ -212,6 +221,11 @@ def _with_correction(
     )
 
 
+def _number_footprints(image: VisitImage) -> npt.NDArray[np.intp]:
+    """Return the image of the numbers of connected pixels above the threshold of detection."""
+    return np.asarray(scipy.ndimage.label(image.mask.get("DETECTED"), np.ones((3, 3)))[0])
+
+
 def _make_flags(
     image: VisitImage, psf: PsfPhotometry, ix: npt.NDArray[np.intp], iy: npt.NDArray[np.intp], sigma: float
 ) -> dict[str, BoolArray]:
@@ -222,6 +236,9 @@ def _make_flags(
         windows = gather_windows(image.mask.get(plane), ix, iy, radius, fill=False)
         flags[f"pixelFlags_{name}"] = windows.any(axis=(1, 2))
         flags[f"pixelFlags_{name}Center"] = windows[:, core, core].any(axis=(1, 2))
+    flags["pixelFlags_nodata"] = gather_windows(image.mask.get("NO_DATA"), ix, iy, radius, fill=True).any(
+        axis=(1, 2)
+    )
     flags["pixelFlags_edge"] = image.mask.get("DETECTION_EDGE")[iy, ix]
     return flags
 
@@ -244,7 +261,7 @@ def make_source_table(
     radii: Sequence[float],
     extra: Mapping[str, Any],
 ) -> astropy.table.Table:
-    """Put measurements into a table, one row per source, with a unit for every column that has one.
+    """Put measurements into a table, one row per source, with a unit and a description of every column.
 
     Parameters
     ----------
@@ -261,43 +278,66 @@ def make_source_table(
     extra
         More columns: a value for all rows, or an array.
     """
-    psf, moments = measured.psf, measured.moments
-    shape_ok = moments.ok
-    table = astropy.table.Table()
-    table["id"] = ids
-    for name, values in (("x", psf.x), ("y", psf.y), ("xErr", psf.x_err), ("yErr", psf.y_err)):
-        table[name] = astropy.table.Column(values, unit=u.pix)
-    coordinates = wcs.pixel_to_world_values(psf.x, psf.y)
-    # Those of the centroids; along right ascension they are on the sky.
-    errors = np.sqrt(wcs.pixel_scale_matrix**2 @ np.stack([psf.x_err**2, psf.y_err**2]))
-    for name, values in zip(("coord_ra", "coord_dec"), coordinates, strict=True):
-        table[name] = astropy.table.Column(values, unit=u.deg)
-    for name, values in zip(("coord_raErr", "coord_decErr"), errors, strict=True):
-        table[name] = astropy.table.Column(values, unit=u.deg)
-    table["psfFlux"] = astropy.table.Column(measured.inst_flux * njy_per_electron, unit=u.nJy)
-    table["psfFluxErr"] = astropy.table.Column(measured.inst_flux_err * njy_per_electron, unit=u.nJy)
-    table["instFlux"] = astropy.table.Column(measured.inst_flux, unit=u.electron)
-    table["instFluxErr"] = astropy.table.Column(measured.inst_flux_err, unit=u.electron)
+    psf, moments, expected = measured.psf, measured.moments, measured.psf_moments
+    ra, dec = wcs.pixel_to_world_values(psf.x, psf.y)
+    # Errors of centroids, as they are on the sky.
+    jacobian, pixel_variance = wcs.pixel_scale_matrix, np.stack([psf.x_err**2, psf.y_err**2])
+    ra_err, dec_err = np.sqrt(jacobian**2 @ pixel_variance)
     with np.errstate(invalid="ignore", divide="ignore"):
-        table["snr"] = psf.flux / psf.pixel_err
+        snr = psf.flux / psf.pixel_err
+    columns: dict[str, Any] = {
+        "sourceId": ids,
+        **make_blend_columns(measured.footprint, ids),
+        **{"x": psf.x, "y": psf.y, "xErr": psf.x_err, "yErr": psf.y_err},
+        **{"coord_ra": ra, "coord_dec": dec, "ra": ra, "dec": dec, "raErr": ra_err, "decErr": dec_err},
+        "ra_dec_Cov": (jacobian[0] * jacobian[1]) @ pixel_variance,
+        "psfFlux": measured.inst_flux * njy_per_electron,
+        "psfFluxErr": measured.inst_flux_err * njy_per_electron,
+        "instFlux": measured.inst_flux,
+        "instFluxErr": measured.inst_flux_err,
+        "psfFlux_apCorr": np.full(len(ids), measured.aperture_correction),
+        "psfFlux_apCorrErr": np.full(len(ids), measured.aperture_correction_err),
+        "snr": snr,
+        "sky": measured.sky * njy_per_electron,
+    }
     for index, radius in enumerate(radii):
-        stem = f"ap{radius:02g}"
+        calibrated, instrumental = name_aperture(radius)
         flux, error = measured.apertures.flux[:, index], measured.apertures.flux_err[:, index]
-        table[f"{stem}Flux"] = astropy.table.Column(flux * njy_per_electron, unit=u.nJy)
-        table[f"{stem}FluxErr"] = astropy.table.Column(error * njy_per_electron, unit=u.nJy)
-        table[f"{stem}InstFlux"] = astropy.table.Column(flux, unit=u.electron)
-        table[f"{stem}InstFluxErr"] = astropy.table.Column(error, unit=u.electron)
-        table[f"{stem}Flux_flag"] = measured.apertures.truncated[:, index]
-    for name, values in (("ixx", moments.ixx), ("iyy", moments.iyy), ("ixy", moments.ixy)):
-        table[name] = astropy.table.Column(np.where(shape_ok, values, np.nan), unit=u.pix**2)
-    expected = measured.psf_moments
-    for name, values in (("ixxPSF", expected.ixx), ("iyyPSF", expected.iyy), ("ixyPSF", expected.ixy)):
-        table[name] = astropy.table.Column(values, unit=u.pix**2)
-    table["shape_flag"] = ~shape_ok
-    table["extendedness"] = measured.extendedness
-    table["blendedness"] = psf.blendedness
-    for name, flag in measured.flags.items():
-        table[name] = flag
-    for name, value in extra.items():
+        columns[calibrated] = flux * njy_per_electron
+        columns[f"{calibrated}Err"] = error * njy_per_electron
+        columns[f"{calibrated}_flag"] = measured.apertures.truncated[:, index]
+        columns[f"{instrumental}_instFlux"] = flux
+        columns[f"{instrumental}_instFluxErr"] = error
+    for name in ("ixx", "iyy", "ixy"):
+        columns[name] = np.where(moments.ok, getattr(moments, name), np.nan)
+        columns[f"{name}PSF"] = getattr(expected, name)
+    columns |= {
+        "shape_flag": ~moments.ok,
+        "sizeExtendedness": measured.extendedness,
+        "blendedness": psf.blendedness,
+        **measured.flags,
+        **extra,
+    }
+    table = astropy.table.Table()
+    for name, value in columns.items():
         table[name] = value
+    describe_columns(table, radii)
     return table
+
+
+def make_blend_columns(footprint: npt.NDArray[np.intp], ids: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return ``parentSourceId`` and ``deblend_nChild``.
+
+    Parameters
+    ----------
+    footprint
+        Number of the footprint of each source; 0 for those off all footprints.
+    ids
+        Identifiers of the sources, the numbers after which are free.
+    """
+    _, inverse, members = np.unique(footprint, return_inverse=True, return_counts=True)
+    blended = (members[inverse] > 1) & (footprint > 0)
+    parents = np.zeros(len(ids), dtype=np.int64)
+    if blended.any():
+        parents[blended] = ids.max() + 1 + np.unique(footprint[blended], return_inverse=True)[1]
+    return {"parentSourceId": parents, "deblend_nChild": np.zeros(len(ids), dtype=np.int32)}

@@ -204,7 +204,7 @@ def test_the_image_is_calibrated_and_complete(matched: list[Matched]) -> None:
 
 
 def test_the_catalog_keeps_units_and_unique_identifiers(matched: list[Matched]) -> None:
-    identifiers = np.concatenate([np.asarray(one.source["id"]) for one in matched])
+    identifiers = np.concatenate([np.asarray(one.source["sourceId"]) for one in matched])
     assert len(set(identifiers.tolist())) == len(identifiers)
     source = matched[0].source
     for name, unit in (("x", u.pix), ("coord_ra", u.deg), ("psfFlux", u.nJy), ("instFlux", u.electron)):

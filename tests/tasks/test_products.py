@@ -81,7 +81,7 @@ def test_catalog_joins_the_sources_of_a_run(processed: ProcessedNight, tmp_path:
     for form, name in (("csv", "ascii.csv"), ("parquet", "parquet"), ("votable", "votable")):
         table = Table.read(files[form], format=name)
         assert len(table) == expected
-        assert {"visit", "detector", "psfFlux", "extendedness"} <= set(table.colnames)
+        assert {"visit", "detector", "psfFlux", "sizeExtendedness"} <= set(table.colnames)
     again = _call("catalog", processed.repo, processed.output, "--csv", files["csv"])
     assert again.exit_code == 2
     assert "give --overwrite to replace it" in again.stderr

@@ -35,8 +35,8 @@ def test_errors_of_coordinates_are_those_of_the_positions() -> None:
     good &= ~done.column("pixelFlags_edge")[index]
     assert np.count_nonzero(good) > 80
     errors = (
-        ((done.column("coord_ra")[index] - ra) * np.cos(np.deg2rad(dec)), done.column("coord_raErr")[index]),
-        (done.column("coord_dec")[index] - dec, done.column("coord_decErr")[index]),
+        ((done.column("coord_ra")[index] - ra) * np.cos(np.deg2rad(dec)), done.column("raErr")[index]),
+        (done.column("coord_dec")[index] - dec, done.column("decErr")[index]),
     )
     for error, sigma in errors:
         assert 1.4826 * np.median(np.abs(error / sigma)[good]) == pytest.approx(1.0, abs=0.25)
