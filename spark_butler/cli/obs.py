@@ -284,6 +284,70 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **option
     _end_with(failures)
 
 
+@obs.command()
+@click.option("--gaia", is_flag=True, required=True, help="Stars of Gaia's third data release.")
+@click.option("-o", "--output", metavar="FILE", required=True, help="File to write: .ecsv, .fits or .vot.")
+@click.option("--ra", type=float, help="Right ascension of the center in degrees.")
+@click.option("--dec", type=float, help="Declination of the center in degrees.")
+@click.option("--radius", type=float, help="Radius in degrees.")
+@click.option("--repo", help="Repository whose visits are covered, instead of a circle.")
+@click.option("--instrument", help="Instrument of the visits.")
+@click.option("--where", default="", help="Expression that selects visits, as in 'pipetask -d'.")
+@click.option("--max-magnitude", type=float, default=21.0, show_default=True, help="Faintest G magnitude.")
+@click.option("--max-rows", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option("--server", metavar="URL", help="TAP service; ESA's archive by default.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def fetch_refcat(  # noqa: PLR0913
+    gaia: bool,
+    output: str,
+    ra: float | None,
+    dec: float | None,
+    radius: float | None,
+    repo: str | None,
+    instrument: str | None,
+    where: str,
+    max_magnitude: float,
+    max_rows: int,
+    server: str | None,
+    overwrite: bool,
+    form: str,
+) -> None:
+    """Write a table of reference stars that ingest-refcats reads.
+
+    It needs the extra 'gaia' of this package, and the network.
+
+    \b
+    Examples:
+      spark-butler obs fetch-refcat --gaia --ra 14.8 --dec -72.2 --radius 0.3 -o gaia.ecsv
+      spark-butler obs fetch-refcat --gaia --repo s3-repo --instrument SimCam -o gaia.ecsv
+    """
+    from lsst.daf.butler import Butler
+
+    from ..obs.gaia import GAIA_TAP, Cone, check_file, cover_visits, fetch_gaia, write_references
+    from ..repository.checks import check_repository
+
+    check_file(output, overwrite=overwrite)
+    if ra is not None and dec is not None and radius is not None and repo is None:
+        cones = [Cone(ra, dec, radius)]
+    elif repo is not None and instrument is not None and ra is dec is radius is None:
+        check_repository(repo)
+        with Butler.from_config(repo, writeable=False) as butler:
+            cones = cover_visits(butler, instrument, where=where)
+    else:
+        raise UserError("give --ra, --dec and --radius, or --repo and --instrument")
+    stars = fetch_gaia(cones, max_magnitude=max_magnitude, max_rows=max_rows, server=server or GAIA_TAP)
+    write_references(stars, output, overwrite=overwrite)
+    if form == "json":
+        print_json({"file": output, "stars": len(stars)})
+        return
+    click.echo(f"{format_count(len(stars), 'star')} written to {output}.")
+    click.echo(
+        "Next: spark-butler obs ingest-refcats REPO --name gaia_dr3 --id-column source_id "
+        f"-b BAND=phot_g_flux,phot_g_flux_error {output}",
+        err=True,
+    )
+
+
 def _list_failures(failures: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"file": file, "reason": " ".join(reason.split())} for file, reason in failures.items()]
 

@@ -76,7 +76,7 @@ def test_every_command_with_json_is_tested() -> None:
         ),
         *("run-qbb", "pre-exec-init-qbb", "demo simulate", "demo run", "demo serve"),
         *("obs register-instrument", "obs ingest-raws", "obs ingest-calibs", "obs describe"),
-        *("obs define-visits", "obs ingest-refcats"),
+        *("obs define-visits", "obs fetch-refcat", "obs ingest-refcats"),
     }
 
 
