@@ -224,8 +224,8 @@ def prepare_output(
     """
     what = "The output run can't be prepared"
     attempts = itertools.count()
-    # Nothing of these is done in one transaction.
-    at_once = not (request.collections["replace_run"] or request.collections["rebase"])
+    # Datasets are removed outside of any transaction.
+    at_once = not request.collections["prune_replaced"]
 
     def prepare() -> Butler:
         again = next(attempts) > 0
@@ -254,6 +254,8 @@ def _resume(request: OutputRequest) -> OutputRequest:
     with Butler.from_config(request.butler_config, writeable=False) as butler:
         exists = has_collection(butler, request.collections["output_run"])
     collections = {**request.collections, "extend_run": exists}
+    if exists:
+        collections["replace_run"] = False
     return dataclasses.replace(request, collections=collections, skip_existing=True)
 
 
@@ -264,20 +266,22 @@ def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
     that is still empty for one with other inputs.
     """
     collections = request.collections
-    if request.extend or collections["replace_run"] or collections["rebase"]:
+    if request.extend or collections["prune_replaced"]:
         return collections
-    names = {name: collections[name] for name in ("output", "output_run", "inputs")}
+    names = {name: collections[name] for name in ("output", "output_run", "inputs", "rebase")}
+    replace = collections["replace_run"]
     with Butler.from_config(request.butler_config, writeable=True) as butler:
         factory = ButlerFactory(butler, **names, writeable=True)
-        factory.check(extend_run=False, replace_run=False, prune_replaced=collections["prune_replaced"])
+        factory.check(extend_run=False, replace_run=replace)
         with butler.transaction():
             butler.collections.register(collections["output_run"], CollectionType.RUN)
             if factory.output is not None:
                 inputs = factory.output.chain if factory.output.exists else factory.inputs
-                children = butler.collections.query(inputs, flatten_chains=True) if inputs else ()
+                children = list(butler.collections.query(inputs, flatten_chains=True)) if inputs else []
                 butler.collections.register(factory.output.name, CollectionType.CHAINED)
-                butler.collections.redefine_chain(factory.output.name, [collections["output_run"], *children])
-    return {**collections, "extend_run": True}
+                members = [collections["output_run"], *children[int(replace) :]]
+                butler.collections.redefine_chain(factory.output.name, members)
+    return {**collections, "extend_run": True, "replace_run": False}
 
 
 def _fill(

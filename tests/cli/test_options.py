@@ -125,7 +125,13 @@ def test_chain_is_extended_replaced_and_rebased(job_repo: JobRepo, run_job: RunJ
     refused = _run(run_job, job_repo, "-o", "chain", "-i", "alone", status=2)
     assert "--rebase" in refused.stderr.splitlines()[-1]
     _run(run_job, job_repo, "-o", "chain", "-i", "alone", "--rebase")
-    assert set(_children(job_repo, "chain")[1:]) == {replacement, first, "raw/all", "alone"}
+    rebased, *others = _children(job_repo, "chain")
+    assert others == [replacement, first, "raw/all", "alone"]
+    _run(run_job, job_repo, "-o", "chain", "-i", "alone", "--replace-run")
+    last, *others = _children(job_repo, "chain")
+    assert others == [replacement, first, "raw/all", "alone"]
+    assert last != rebased
+    assert ("mock_second", "Cam1", 1) in job_repo.datasets(rebased)
 
 
 def test_init_only_then_extended(job_repo: JobRepo, run_job: RunJob) -> None:

@@ -263,6 +263,16 @@ def _check(case: Case, expected: Observed, observed: Observed, temporary: set[st
     assert sum(bool(each & QuantumSuccessCaveats.NO_WORK) for each in caveats) == case.no_work
 
 
+def check_engine(case: Case, expected: Observed, helper: DirectButlerRepo, backend: Backend) -> None:
+    """Run a case on a backend, and compare with what pipe_base has made of it."""
+    observed = run_engine(helper, case, backend)
+    assert stored_files(helper.butler) == registered_files(helper.butler)
+    graph_types = set(helper.pipeline_graph.dataset_types)
+    temporary = graph_types - {key[0] for key in observed.datasets} if _has_temporaries(case) else set()
+    _check(case, expected, observed, temporary)
+    assert not _has_temporaries(case) or len(temporary & {"dataset_auto1", "x", "img"}) == 1
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_engine_equals_pipe_base(name: str, backend: Backend, make_repo: Callable[[str], Repo]) -> None:
     case = CASES[name]
@@ -270,13 +280,7 @@ def test_engine_equals_pipe_base(name: str, backend: Backend, make_repo: Callabl
         pytest.skip("the serial backend has no isolation: a signal would kill this process")
     expected = _reference(name, make_repo)
     with make_repo("engine").open() as helper:
-        observed = run_engine(helper, case, backend)
-        graph_types = set(helper.pipeline_graph.dataset_types)
-        written = stored_files(helper.butler)
-        assert written == registered_files(helper.butler)
-    temporary = graph_types - {key[0] for key in observed.datasets} if _has_temporaries(case) else set()
-    _check(case, expected, observed, temporary)
-    assert not _has_temporaries(case) or len(temporary & {"dataset_auto1", "x", "img"}) == 1
+        check_engine(case, expected, helper, backend)
 
 
 def _has_temporaries(case: Case) -> bool:
@@ -295,11 +299,7 @@ def test_engine_equals_pipe_base_on_an_object_store(
     expected = _reference(name, make_repo)
     with Butler.from_config(str(s3_repo("engine")), writeable=True) as butler:
         insert_dimensions(butler)
-        helper = DirectButlerRepo(butler)
-        observed = run_engine(helper, case, backend)
-        assert stored_files(butler) == registered_files(butler)
-    temporary = {"dataset_auto1", "dataset_auto2"} if _has_temporaries(case) else set()
-    _check(case, expected, observed, temporary)
+        check_engine(case, expected, DirectButlerRepo(butler), backend)
 
 
 def test_comparison_detects_a_difference(make_repo: Callable[[str], Repo]) -> None:

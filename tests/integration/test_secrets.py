@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +45,26 @@ def _texts(path: Path) -> Iterator[bytes]:
                         yield zstandard.ZstdDecompressor().decompressobj().decompress(member[start:])
 
 
+def _read_ui(port: int) -> dict[str, bytes]:
+    """What Spark's pages and its REST interface say at this moment; nothing if there are none."""
+    pages: dict[str, bytes] = {}
+    root = f"http://127.0.0.1:{port}"
+    try:
+        with urllib.request.urlopen(f"{root}/api/v1/applications", timeout=5) as answer:
+            (application,) = json.load(answer)
+        for name in ("environment", "stages?details=true", "jobs", "allexecutors", "sql"):
+            with urllib.request.urlopen(
+                f"{root}/api/v1/applications/{application['id']}/{name}", timeout=5
+            ) as answer:
+                pages[f"api/v1 {name.partition('?')[0]}"] = answer.read()
+        for name in ("/environment/", "/stages/", "/jobs/", "/executors/"):
+            with urllib.request.urlopen(f"{root}{name}", timeout=5) as answer:
+                pages[name] = answer.read()
+    except (OSError, ValueError):
+        pass
+    return pages
+
+
 @pytest.mark.parametrize("backend", ["serial", pytest.param("spark", marks=pytest.mark.slow)])
 def test_planted_secrets_are_found_nowhere(
     backend: str, s3_server: EmbeddedS3, s3_bucket: str, s3_repo: Callable[[str], Path], tmp_path: Path
@@ -55,13 +77,17 @@ def test_planted_secrets_are_found_nowhere(
     folders = {name: tmp_path / name for name in ("work", "events", "local", "tmp")}
     for folder in folders.values():
         folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     conf = {
         "spark.eventLog.enabled": "true",
         "spark.eventLog.dir": str(folders["events"]),
         "spark.eventLog.compress": "true",
         "spark.eventLog.rolling.enabled": "false",
         "spark.local.dir": str(folders["local"]),
-        "spark.ui.enabled": "false",
+        "spark.ui.enabled": "true",
+        "spark.ui.port": str(port),
     }
     (folders["work"] / "spark-defaults.conf").write_text("".join(f"{k} {v}\n" for k, v in conf.items()))
     command = [sys.executable, "-m", "spark_butler.cli.main", "run", "--backend", backend, "-b", str(repo)]
@@ -78,6 +104,7 @@ def test_planted_secrets_are_found_nowhere(
     }
     environment.pop("JAVA_HOME", None)
     arguments: set[str] = set()
+    pages: dict[str, bytes] = {}
     with (
         open(folders["work"] / "out.txt", "wb") as out,
         subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process,
@@ -88,6 +115,7 @@ def test_planted_secrets_are_found_nowhere(
                     arguments.update(each.cmdline())
                 except psutil.Error:
                     continue
+            pages |= _read_ui(port)
             try:
                 process.wait(0.5)
             except subprocess.TimeoutExpired:
@@ -96,6 +124,9 @@ def test_planted_secrets_are_found_nowhere(
     assert process.returncode == 1, output
     assert "key *** of" in output, "the leak is not seen"
     (folders["work"] / "arguments.json").write_text(json.dumps(sorted(arguments)))
+    assert backend == "serial" or {"/environment/", "api/v1 environment", "api/v1 stages"} <= pages.keys()
+    for n, page in enumerate(pages.values()):
+        (folders["work"] / f"page-{n}").write_bytes(page)
     client = s3_server.client()
     for n, key in enumerate(s3_server.list_keys(s3_bucket)):
         body = client.get_object(Bucket=s3_bucket, Key=key)["Body"].read()

@@ -66,9 +66,9 @@ def cutter() -> Iterator[Cutter]:
     CliLog.resetLog()
 
 
-def _run(repo: Path, name: str, pipeline: Path) -> Result:
+def _run(repo: Path, name: str, pipeline: Path, *more: str) -> Result:
     CliLog.resetLog()
-    data = ["run", "-b", str(repo), "-i", "inputs", "-p", str(pipeline), "--output-run", name]
+    data = ["run", "-b", str(repo), "-i", "inputs", "-p", str(pipeline), "--output-run", name, *more]
     return CliRunner().invoke(main, [*data, "--backend", "serial", "--register-dataset-types"])
 
 
@@ -126,3 +126,38 @@ def test_run_goes_on_after_lost_connections(
         assert cutter.has_acted, step
         assert result.exit_code == 0, (step, result.output)
         assert _contents(repo, f"u/{step}") == expected, step
+
+
+def test_chain_is_replaced_and_rebased_once(
+    cutter: Cutter, postgres: PostgresServer, postgres_repo: Callable[..., Path], tmp_path: Path
+) -> None:
+    def act() -> None:
+        postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'r%'")
+
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text(PIPELINE)
+    repo = postgres_repo()
+    fill_mock_night(repo, pipeline, visits=1, detectors=4, inputs=("mock_raw",))
+    assert _run(repo, "u/chain/0", pipeline, "-o", "u/chain").exit_code == 0
+    assert _run(repo, "u/chain/1", pipeline, "-o", "u/chain").exit_code == 0
+    with Butler.from_config(repo) as butler:
+        inputs = butler.collections.get_info("u/chain").children[2:]
+    more = ("-o", "u/chain", "--replace-run", "--rebase")
+    n = 1
+    for step in ("_register_collections", "_fill"):
+        n += 1
+        cutter.prepare("", 0, act)
+        assert _run(repo, f"u/chain/{n}", pipeline, *more).exit_code == 0
+        last = cutter.counts[step]
+        for number in (1, last // 2, last):
+            n += 1
+            cutter.prepare(step, number, act)
+            result = _run(repo, f"u/chain/{n}", pipeline, *more)
+            assert cutter.has_acted, (step, number)
+            assert result.exit_code == 0, (step, number, result.output)
+            with Butler.from_config(repo) as butler:
+                assert butler.collections.get_info("u/chain").children == (
+                    f"u/chain/{n}",
+                    "u/chain/0",
+                    *inputs,
+                )
