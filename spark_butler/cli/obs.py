@@ -179,11 +179,12 @@ def ingest_raws(
 @obs.command()
 @click.argument("repo")
 @_needs_paths
-@click.option("--kind", type=click.Choice(["bias", "dark", "flat"]), required=True)
+@click.option("--kind", type=click.Choice(["bias", "dark", "flat", "defects"]), required=True)
 @click.option(
     "--master", is_flag=True, help="The files are masters already: assembled, in the masters' units."
 )
 @_instrument
+@click.option("--detector", help="Identifier or name of the detector that the defects are of.")
 @click.option("--output-run", help="RUN collection; INSTRUMENT/calib/KIND/TIMESTAMP by default.")
 @click.option("--begin-date", help="Start of validity (ISO, UTC); unbounded by default.")
 @click.option("--end-date", help="End of validity (ISO, UTC); unbounded by default.")
@@ -192,13 +193,15 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
     """Combine raw calibration frames into masters, and certify them in INSTRUMENT/calib.
 
     Frames of other kinds among PATHS are skipped.  A dark needs a certified bias; a flat needs a certified
-    bias and dark, if the camera has them.
+    bias and dark, if the camera has them.  Defects are tables of rectangles or pixels, or images that are
+    not 0 at bad pixels.
 
     \b
     Example:
       spark-butler obs ingest-calibs s3-repo --kind bias raw/
       spark-butler obs ingest-calibs s3-repo --kind dark raw/
       spark-butler obs ingest-calibs s3-repo --kind flat raw/
+      spark-butler obs ingest-calibs s3-repo --kind defects --detector 3 bad-pixels.ecsv
     """
     from ..obs.calibs import ingest_calibs, parse_validity
     from ..obs.repository import writing_butler
@@ -217,7 +220,9 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
         }
         print_json({**description, "failures": _list_failures(failures)})
     else:
-        click.echo(f"{format_count(len(refs), f'{options["kind"]} master')} certified, in {refs[0].run}.")
+        kind = options["kind"]
+        what = "table of defects" if kind == "defects" else format_count(len(refs), f"{kind} master")
+        click.echo(f"{what[0].upper()}{what[1:]} certified, in {refs[0].run}.")
     _end_with(failures)
 
 

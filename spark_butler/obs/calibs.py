@@ -7,9 +7,10 @@ __all__ = ("CalibrationKind", "ingest_calibs", "parse_validity")
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
+import astropy.table
 import astropy.time
 import numpy as np
 from lsst.daf.butler import Butler, DatasetRef, Timespan
@@ -20,6 +21,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 from ..errors import RepositoryError, UserError
 from ._combine import normalize
 from .assembly import FLAT_MEDIAN
+from .camera.defects import read_defects, to_table
 from .camera.description import CameraDescription
 from .camera.exposures import RawFile, describe_master
 from .camera.raw_fits import display_name, read_raw_pixels
@@ -56,10 +58,11 @@ def parse_validity(begin: str | None, end: str | None) -> Timespan:
 
 def ingest_calibs(  # noqa: PLR0913
     butler: Butler,
-    kind: CalibrationKind,
+    kind: CalibrationKind | Literal["defects"],
     paths: Iterable[ResourcePathExpression],
     *,
     instrument: str | None = None,
+    detector: str | None = None,
     master: bool = False,
     output_run: str | None = None,
     validity: Timespan | None = None,
@@ -76,10 +79,13 @@ def ingest_calibs(  # noqa: PLR0913
         ``bias``: clipped mean in ADU, without the overscan's level where there is one.  ``dark``: ADU per
         second, bias-subtracted.  ``flat``: relative response with median 1 over the detector, from bias- and
         dark-subtracted frames in electrons, so that gains are not in it; one for each physical filter.
+        ``defects``: bad pixels of one detector, from tables or mask images as `read_defects` takes them.
     paths
         Files, directories, globs or URIs.  Raw frames of other kinds are passed over.
     instrument
         Instrument that the files are from; by default their headers tell which of the registered ones.
+    detector
+        Identifier or name of the detector whose defects the files have; not needed if there is one only.
     master
         Whether the files are masters already: assembled images in the units above.  Flats in counts are
         divided by their median.
@@ -110,7 +116,10 @@ def ingest_calibs(  # noqa: PLR0913
         check_run(butler, output_run)
     files = expand_paths(paths, RAW_SUFFIXES)
     validity = Timespan(None, None) if validity is None else validity
-    if master:
+    images: Mapping[CalibrationKey, Image | astropy.table.Table]
+    if kind == "defects":
+        camera, images = _read_defects(files, cameras, detector, failures)
+    elif master:
         camera, images = _read_masters(kind, files, cameras, failures)
     else:
         camera, images = _make_masters(butler, kind, files, cameras, failures)
@@ -118,14 +127,14 @@ def ingest_calibs(  # noqa: PLR0913
     run = output_run or owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
     calib = owner.makeCalibrationCollectionName()
     data_ids = [_data_id(camera, key) for key in images]
-    _check_free(butler, kind, data_ids, calib, validity, replace)
+    are_certified = _are_certified(butler, kind, data_ids, calib, validity, replace)
     butler.collections.register(run)
     with butler.transaction():
         refs = [
             butler.put(image, kind, data_id, run=run)
             for image, data_id in zip(images.values(), data_ids, strict=True)
         ]
-        if replace:
+        if are_certified:
             butler.registry.decertify(calib, kind, validity, dataIds=data_ids)
         butler.registry.certify(calib, refs, validity)
     logger.info("Certified %d %s masters from %s in %s.", len(refs), kind, run, calib)
@@ -138,25 +147,27 @@ def _data_id(camera: CameraDescription, key: CalibrationKey) -> dict[str, Any]:
     return data_id if physical_filter is None else {**data_id, "physical_filter": physical_filter}
 
 
-def _check_free(
+def _are_certified(
     butler: Butler,
     kind: str,
     data_ids: Sequence[dict[str, Any]],
     calib: str,
     validity: Timespan,
     replace: bool,
-) -> None:
-    if replace:
-        return
+) -> bool:
+    """Return whether there are masters for overlapping times; raise if they may not be replaced."""
     wanted = [frozenset(data_id.items()) for data_id in data_ids]
     for association in butler.registry.queryDatasetAssociations(kind, collections=[calib]):
         found = frozenset(association.ref.dataId.required.items())
         if found in wanted and association.timespan is not None and association.timespan.overlaps(validity):
+            if replace:
+                return True
             raise RepositoryError(
                 f"{kind} of detector {association.ref.dataId['detector']} is certified in {calib} for "
                 f"{association.timespan} (from {association.ref.run}); give "
                 "--replace, or another validity (--begin-date, --end-date)"
             )
+    return False
 
 
 def _only_camera(names: Iterable[str], cameras: Sequence[CameraDescription]) -> CameraDescription:
@@ -308,6 +319,43 @@ def _read_masters(
             images[key] = image
     _some(images, failures)
     return _only_camera(owners, cameras), images
+
+
+def _read_defects(
+    files: Sequence[ResourcePath],
+    cameras: Sequence[CameraDescription],
+    detector: str | None,
+    failures: dict[str, str] | None,
+) -> tuple[CameraDescription, dict[CalibrationKey, astropy.table.Table]]:
+    """Join the defects of one detector."""
+    camera = _only_camera((camera.name for camera in cameras), cameras)
+    if detector is None and len(camera.detectors) > 1:
+        names = ", ".join(each.name for each in camera.detectors)
+        raise UserError(f"{camera.name} has several detectors ({names}); give the one of these defects")
+    try:
+        described = camera.get_detector(
+            camera.detectors[0].id
+            if detector is None
+            else int(detector)
+            if detector.isdecimal()
+            else detector
+        ).assembled
+    except LookupError as err:
+        raise UserError(str(err)) from None
+    tables = {}
+    for file in files:
+        with _collecting(failures, file):
+            sections = read_defects(file)
+            for section in sections:
+                if not section.fits_in(described.nx, described.ny):
+                    raise UserError(
+                        f"{display_name(file)}: the defect {section} leaves the assembled detector "
+                        f"{described.name} of {described.nx} x {described.ny} pixels"
+                    )
+            tables[display_name(file)] = to_table(sections)
+    if not tables and failures:
+        raise UserError(next(iter(failures.values())))
+    return camera, {(described.id, None): astropy.table.vstack(list(tables.values()))}
 
 
 def _read_master(

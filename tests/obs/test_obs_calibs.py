@@ -18,6 +18,7 @@ from spark_butler.errors import RepositoryError, UserError
 from spark_butler.obs import CameraDescription
 from spark_butler.obs._combine import combine, normalize
 from spark_butler.obs.calibs import ingest_calibs, parse_validity
+from spark_butler.obs.camera.defects import to_mask
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 
@@ -185,6 +186,34 @@ def test_masters_are_taken_as_they_are(simcam: Butler, night: SimulatedData, tmp
     shutil.copy(tmp_path / "flat0.fits", tmp_path / "flat9.fits")
     with pytest.raises(UserError, match=r"flat9\.fits: another file is the flat of detector 0 too"):
         ingest_calibs(simcam, "flat", [tmp_path / "flat*.fits"], master=True, replace=True)
+
+
+def test_defects_are_read_from_files_of_several_forms(simcam: Butler, tmp_path: Path) -> None:
+    # A column and a pixel counted from 1, a rectangle counted from 0, and an image.
+    (tmp_path / "a.csv").write_text("x1,x2,y1,y2\n11,11,1,256\n21,21,31,31\n")
+    (tmp_path / "b.csv").write_text("x0,y0,width,height\n100,50,3,2\n")
+    image = np.zeros((256, 256), dtype=np.uint8)
+    image[7, 9] = 4
+    astropy.io.fits.writeto(tmp_path / "c.fits", image)
+    expected = image > 0
+    expected[:, 10] = expected[30, 20] = expected[50:52, 100:103] = True
+    files = [tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.fits"]
+    for detector, run in (("S01", "u/first"), ("1", "u/second")):
+        (ref,) = ingest_calibs(simcam, "defects", files, detector=detector, output_run=run, replace=True)
+        assert ref.dataId["detector"] == 1
+        found = simcam.get("defects", instrument="SimCam", detector=1, collections="SimCam/calib")
+        np.testing.assert_array_equal(to_mask(found, (256, 256)), expected)
+
+
+def test_defects_that_can_not_be_placed_are_refused(simcam: Butler, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n300,1\n")
+    for detector, expected in (
+        (None, r"SimCam has several detectors \(S00, S01\); give the one of these defects"),
+        ("S07", "SimCam has no detector 'S07'"),
+        ("S00", r"a\.csv: the defect \[300:300, 1:1\] leaves the assembled detector S00 of 256 x 256 pixels"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            ingest_calibs(simcam, "defects", [tmp_path / "a.csv"], detector=detector)
 
 
 def test_combination_leaves_outliers_out() -> None:
