@@ -264,7 +264,7 @@ def _check(case: Case, expected: Observed, observed: Observed, temporary: set[st
 
 
 def check_engine(case: Case, expected: Observed, helper: DirectButlerRepo, backend: Backend) -> None:
-    """Run a case on a backend, and compare with what pipe_base has made of it."""
+    """Run a case on a backend, and compare the outcome with pipe_base's."""
     observed = run_engine(helper, case, backend)
     assert stored_files(helper.butler) == registered_files(helper.butler)
     graph_types = set(helper.pipeline_graph.dataset_types)
