@@ -131,6 +131,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         scratch=str(scratch or ""),
         provenance=recorder is not None,
     )
+    context = dataclasses.replace(context, log_requests=log_requests)
     collector = Collector(
         butler,
         types,
@@ -153,9 +154,10 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         times=find_task_means(_load_times(butler, len(plan))),
     )
     with collector:
-        result = scheduler.run(dataclasses.replace(context, log_requests=log_requests))
+        result = scheduler.run(context)
     result.n_ingested = collector.n_ingested
-    return _save_history(butler, xgraph, result)
+    _save_history(butler, xgraph, result)
+    return result
 
 
 def _make_factory(
@@ -196,16 +198,15 @@ def _load_times(butler: LimitedButler, n_quanta: int) -> Times:
     return load_times(roots[0]) if roots else {}
 
 
-def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> RunResult:
-    """Write the memory needs and times of quanta for later runs, and return the result."""
+def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> None:
+    """Write the memory needs and times of quanta for later runs."""
     if not (roots := store_roots(butler)):
-        return result
+        return
     save_needs(roots[0], find_needs(result.outcomes.values()))
     times = find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
     save_times(roots[0], times)
     if times:
         save_peaks(roots[0], result.outcomes.values())
-    return result
 
 
 def _find_limits(
