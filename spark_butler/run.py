@@ -26,7 +26,7 @@ from .driver.backend import Backend
 from .driver.earlier_outputs import needs_clobber
 from .driver.engine import execute_graph, plan_graph
 from .driver.events import ObserverGroup, RunObserver
-from .driver.inputs import InputTransfer, check_input_repository
+from .driver.input_transfer import InputTransfer, check_input_repository
 from .errors import EngineError
 from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules
@@ -36,6 +36,7 @@ from .provenance.recorder import ProvenanceRecorder, check_destination
 from .report import RunReporter
 from .report.build import build_reporter
 from .repository.checks import check_repository, refuse_read_only
+from .repository.database_retry import retry_database
 from .repository.input_repository import find_input_collection
 from .repository.lease import RunLease
 from .repository.output_run import (
@@ -45,7 +46,6 @@ from .repository.output_run import (
     prepare_output,
     resolve_output,
 )
-from .repository.patience import patiently
 from .text import best_effort
 from .worker.pickling import check_tasks
 
@@ -194,7 +194,7 @@ def prepare(
         modules = task_modules(factory(resolve=False)) if file is None else read_task_modules(file)
         if modules:
             start_workers(modules, places)
-    graph = patiently("The quantum graph can't be built", lambda: build_graph(request, factory))
+    graph = retry_database("The quantum graph can't be built", lambda: build_graph(request, factory))
     phases = {"quantum graph": time.monotonic() - clock}
     if show.handled:
         raise OnlyShown("No pipeline executed.")
@@ -203,10 +203,10 @@ def prepare(
     check_tasks(graph.pipeline_graph.tasks)
     xgraph = apply_fixup(graph, request.graph_fixup)
     what = "The registry can't be read"
-    output = patiently(what, lambda: _resolve_output(graph, request))
-    inputs = patiently(what, lambda: InputTransfer.plan(request, graph, output.collections["output"]))
-    probe = not dry_run
-    patiently(what, lambda: check_output(graph, output, probe_datastore=probe, source=request.input_repo))
+    output = retry_database(what, lambda: _resolve_output(graph, request))
+    inputs = retry_database(what, lambda: InputTransfer.plan(request, graph, output.collections["output"]))
+    probe, source = not dry_run, request.input_repo
+    retry_database(what, lambda: check_output(graph, output, probe_datastore=probe, source=source))
     request.options.resources.limits(graph.pipeline_graph.tasks)
     packages = None if dry_run else find_packages(output)
     clock = time.monotonic()
@@ -218,7 +218,7 @@ def prepare(
         with Butler.from_config(request.repo, writeable=False) as butler:
             return plan_graph(graph, request.options, xgraph=xgraph, slots=n_slots, butler=butler)
 
-    plan = patiently(what, make_plan)
+    plan = retry_database(what, make_plan)
     return PreparedRun(request, graph, xgraph, output, packages, plan, started, phases, tuple(stores), inputs)
 
 
@@ -384,7 +384,7 @@ def open_run(
         with prepared.timing("output run"):
             with (
                 refuse_read_only(f"run {run!r}"),
-                patiently(
+                retry_database(
                     "The registry can't be opened", lambda: Butler.from_config(request.repo, writeable=True)
                 ) as butler,
             ):

@@ -36,7 +36,7 @@ def doctor(ctx: click.Context, repo: str, spark: bool, form: str) -> None:
       spark-butler doctor -b s3-repo
       spark-butler doctor -b s3-repo --no-spark --format json
     """
-    from ..repository.diagnosis import diagnose_machine, diagnose_repository
+    from ..repository.doctor_checks import diagnose_machine, diagnose_repository
 
     found, roots = diagnose_repository(repo, "driver")
     found += diagnose_machine("driver")

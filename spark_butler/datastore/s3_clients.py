@@ -1,8 +1,9 @@
 """Shared S3 clients that count requests and answer some of them from memory.
 
-`lsst.resources` makes the clients and keeps them.  A worker opens them before
-it forks a child, and listens to them by botocore's event system; the driver
-does so for the serial backend.
+`lsst.resources` makes the clients and keeps them; `spark_butler._lsst_resources`
+sets their deadlines and what older stores need.  A worker opens the clients
+before it forks a child, and listens to botocore's events; the driver does so for
+the serial backend.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from ..planning.sketch import sketch_graph
 from ..provenance.recorder import ProvenanceRecorder
 from ..repository.checks import store_roots
 from ..repository.collection_notes import record_temporaries
+from ..repository.database_retry import retry_database
 from ..repository.lease import RunLease
-from ..repository.patience import patiently
 from ..repository.task_history import (
     Times,
     find_costs,
@@ -170,7 +170,7 @@ def _make_factory(
     temporary_types: Collection[str],
 ) -> WorkFactory:
     """Build the factory of work items."""
-    records = patiently(
+    records = retry_database(
         "The records of inputs can't be read", lambda: export_input_records(butler, graph, xgraph)
     )
     return WorkFactory(
@@ -260,7 +260,7 @@ def plan_graph(
         if isinstance(butler, Butler):
             repository = butler
             what = "The sizes of earlier datasets can't be read"
-            sizes = patiently(what, lambda: measure_sizes(repository, temporary_types))
+            sizes = retry_database(what, lambda: measure_sizes(repository, temporary_types))
         costs = find_costs(xgraph, _load_times(butler, len(xgraph)))
     sketch = sketch_graph(graph, xgraph, temporary_types=temporary_types, sizes=sizes, costs=costs)
     return cut_graph(sketch, group_by=_choose_grouping(options, temporary_types), slots=slots)

@@ -24,8 +24,8 @@ from ..model.options import RunOptions
 from ..provenance.readback import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
+from ..repository.database_retry import retry_database
 from ..repository.ingest import Ingester
-from ..repository.patience import patiently
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import as_engine_error, best_effort
 from .earlier_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs
@@ -93,10 +93,10 @@ def take_inventory(
     # The name of the run is checked before anything is written.
     folders = scratch_folders(butler, run)
     if isinstance(butler, Butler):
-        patiently(f"Run {run!r} can't be registered", lambda: register_run(butler, run))
+        retry_database(f"Run {run!r} can't be registered", lambda: register_run(butler, run))
     what = f"The contents of run {run!r} could not be listed"
     with as_engine_error(what):
-        return patiently(
+        return retry_database(
             what,
             lambda: _take_inventory(
                 butler, graph, xgraph, dataset_types, temporary_types, options, folders, check

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle import ReceiveBuffer, partition_of, receive
-from ..worker.retry import run_attempts
+from ..worker.quantum_retry import run_attempts
 from ..worker.state import WorkerState
 from .backend import ReportOutcome
 

@@ -64,7 +64,7 @@ class Limits:
 
     def may_retry(self, kind: FailureKind, n_failed: int, memory: int | None) -> bool:
         """Return whether to try again after ``n_failed`` attempts; ``memory`` limited the last, in bytes."""
-        if not kind.may_pass or n_failed > self.retries:
+        if not kind.is_transient or n_failed > self.retries:
             return False
         return kind is not FailureKind.MEMORY or memory is None or self.grow(memory) != memory
 

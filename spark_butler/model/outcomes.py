@@ -75,7 +75,7 @@ class FailureKind(enum.StrEnum):
     """A temporary among the inputs was lost and could not be made again."""
 
     @property
-    def may_pass(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether another attempt may succeed; only these kinds are retried."""
         return self in (FailureKind.IO, FailureKind.MEMORY, FailureKind.LOST)
 

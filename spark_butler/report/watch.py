@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _STATUS_SECONDS = 10.0
 _LOG_SECONDS = 60.0
 _BAR_SECONDS = 0.25
-_PATIENCE_SECONDS = 5.0
+_JOIN_SECONDS = 5.0
 _N_FAILURES = 5
 
 
@@ -221,7 +221,7 @@ class _Ticker:
     def __exit__(self, *exc_info: object) -> None:
         self._ended.set()
         # A store that does not answer must not hold up the end of the run.
-        self._thread.join(_PATIENCE_SECONDS)
+        self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
         level = logging.WARNING

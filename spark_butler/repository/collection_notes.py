@@ -21,7 +21,7 @@ from ..errors import EngineError, RepositoryError
 from ..run_folders import report_root, run_folder
 from ..text import brief
 from .checks import store_roots
-from .patience import patiently
+from .database_retry import retry_database
 
 _FILE = "notes.json"
 _TEMPORARIES = "temporaries"
@@ -42,7 +42,7 @@ def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None
     spark_butler.errors.EngineError
         Raised if the file can't be written.
     """
-    known = patiently("The notes can't be read", lambda: read_temporaries(butler, [run]))
+    known = retry_database("The notes can't be read", lambda: read_temporaries(butler, [run]))
     places = _find_places(butler, run)
     if known.issuperset(names) or not places:
         return

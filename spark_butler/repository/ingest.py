@@ -26,7 +26,7 @@ from ..errors import EngineError
 from ..model.outcomes import FailureKind, classify
 from ..text import brief
 from .copy_inserts import insert_by_copy
-from .patience import PATIENCE_SECONDS, patiently
+from .database_retry import RETRY_SECONDS, retry_database
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,12 @@ class Ingester:
         Definitions of the dataset types in the repository, by name.
     existing
         IDs of the datasets that were in the output run before.
-    patience
-        For how many seconds a database that is locked or away is asked again.
+    retry_seconds
+        Time in seconds during which a batch is retried if the database is
+        locked or unreachable.
     check
-        Called with the butler first in each transaction; it may raise an
-        `~spark_butler.errors.EngineError`.
+        Function that is called with the butler at the beginning of each
+        transaction.  It may raise an `~spark_butler.errors.EngineError`.
     shared
         Whether other drivers may register the same datasets.
 
@@ -66,7 +67,7 @@ class Ingester:
         *,
         existing: Collection[uuid.UUID] = (),
         batch_size: int = _BATCH_SIZE,
-        patience: float = PATIENCE_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
         check: Callable[[Butler], None] | None = None,
         shared: bool = False,
     ):
@@ -76,7 +77,7 @@ class Ingester:
         self._dataset_types = dataset_types
         self._existing = set(existing)
         self._batch_size = batch_size
-        self._patience = patience
+        self._retry_seconds = retry_seconds
         self._check = check
         self._shared = shared
         self._refs: dict[uuid.UUID, DatasetRef] = {}
@@ -147,20 +148,20 @@ class Ingester:
             return
         attempts = itertools.count()
         try:
-            patiently(
+            retry_database(
                 "The registry can't be written to",
                 lambda: self._write(again=self._shared or next(attempts) > 0),
-                may_pass=self._may_pass,
-                patience=self._patience,
+                is_transient=self._is_transient,
+                seconds=self._retry_seconds,
             )
         except EngineError:
             raise
         except Exception as exc:
             raise EngineError(self._refusal_text(exc)) from exc
 
-    def _may_pass(self, exc: Exception) -> bool:
-        """Return whether an error may be gone a moment later; so is a race with another driver."""
-        return _may_pass(exc) or (self._shared and isinstance(exc, sqlalchemy.exc.IntegrityError))
+    def _is_transient(self, exc: Exception) -> bool:
+        """Return whether a retry may succeed after this error, which may be a race with another driver."""
+        return _is_transient(exc) or (self._shared and isinstance(exc, sqlalchemy.exc.IntegrityError))
 
     def _refusal_text(self, exc: Exception) -> str:
         return (
@@ -203,8 +204,8 @@ class Ingester:
         self._stale = {}
 
 
-def _may_pass(exc: Exception) -> bool:
-    """Return whether an error is of a kind that may be gone a moment later."""
+def _is_transient(exc: Exception) -> bool:
+    """Return whether a retry may succeed after this error."""
     if isinstance(exc, EngineError):
         return False
     if isinstance(exc, sqlalchemy.exc.SQLAlchemyError):

@@ -1,6 +1,6 @@
 """Inputs from another repository, which may only be read: checks, and their registration in the user's own.
 
-Runs in the driver.  `spark_butler.driver.inputs` copies the files.
+Runs in the driver.  `spark_butler.driver.input_transfer` copies the files.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
 
 from ..errors import EngineError, RepositoryError
 from ..text import best_effort, format_seconds
-from .patience import patiently
+from .database_retry import retry_database
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class RunLease:
         self._lost: str | None = None
         self._butler = butler.clone()
         try:
-            patiently(f"Run {run!r} can't be reserved", lambda: self._acquire(take_over=take_over))
+            retry_database(f"Run {run!r} can't be reserved", lambda: self._acquire(take_over=take_over))
         except BaseException:
             self._butler.close()
             raise
@@ -115,7 +115,7 @@ class RunLease:
         self._thread.join()
         what = f"The lease on run {self._holder.run!r} stays"
         with best_effort(what, level=logging.DEBUG):
-            patiently(what, self._release, patience=_RELEASE_SECONDS)
+            retry_database(what, self._release, seconds=_RELEASE_SECONDS)
         self._butler.close()
 
     def _release(self) -> None:

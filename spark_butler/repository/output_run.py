@@ -28,9 +28,9 @@ from ..errors import OptionsError, RepositoryError, UserError
 from ..run_folders import run_folder
 from ..text import brief
 from .checks import check_writeable, register_run, store_roots
+from .database_retry import is_connection_loss, retry_database
 from .names import has_collection
 from .output_checks import check_configs, check_dataset_types, check_name, check_tasks
-from .patience import is_connection_loss, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def prepare_output(
         return _prepare_output(graph, _resume(request) if again else request, None if again else packages)
 
     with _refusing(what):
-        return patiently(what, prepare, may_pass=lambda exc: at_once and is_connection_loss(exc))
+        return retry_database(what, prepare, is_transient=lambda exc: at_once and is_connection_loss(exc))
 
 
 def _prepare_output(

@@ -24,7 +24,7 @@ from ..text import brief, format_bytes
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
-    from ..repository.diagnosis import ProcessFacts
+    from ..repository.doctor_checks import ProcessFacts
     from ..repository.store_checks import Finding
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def diagnose_workers(context: SparkContext, stores: Sequence[str]) -> list[Findi
         Addresses of places in stores.
     """
     # As in `_check_worker`: the middleware is imported only when it is needed.
-    from ..repository.diagnosis import compare_processes, describe_process
+    from ..repository.doctor_checks import compare_processes, describe_process
     from ..repository.store_checks import Finding
 
     n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
@@ -97,7 +97,7 @@ def _diagnose_worker(stores: Sequence[str]) -> tuple[ProcessFacts, list[Finding]
     """Return facts and findings of this worker."""
     from lsst.resources import ResourcePath
 
-    from ..repository.diagnosis import describe_process, diagnose_machine
+    from ..repository.doctor_checks import describe_process, diagnose_machine
     from ..repository.store_checks import diagnose_store
 
     facts = describe_process()

@@ -25,7 +25,7 @@ from ..temporaries.shuffle import ReceiveBuffer, partition_of, receive
 from ..worker.child_io import TemporaryFolder
 from ..worker.child_process import ChildRunner
 from ..worker.memory import MemoryLock
-from ..worker.retry import run_attempts
+from ..worker.quantum_retry import run_attempts
 from ..worker.state import WorkerState
 
 _LONG = struct.Struct("!q")

@@ -20,7 +20,7 @@ from spark_butler import _lsst_resources
 from spark_butler.cli.main import main
 from spark_butler.demo.repository import make_repository
 from spark_butler.repository import store_checks
-from spark_butler.repository.diagnosis import compare_processes, describe_process
+from spark_butler.repository.doctor_checks import compare_processes, describe_process
 from tests.support.fake_s3 import FakeS3
 from tests.support.stores import Store, serve_tls
 

@@ -71,7 +71,7 @@ def read_ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the serial backend runs groups in: this process, or a child."""
     if request.param == "child":
-        monkeypatch.setattr("spark_butler.worker.retry.InProcessRunner", ChildRunner)
+        monkeypatch.setattr("spark_butler.worker.quantum_retry.InProcessRunner", ChildRunner)
     name: str = request.param
     return name
 

@@ -506,7 +506,7 @@ def test_registry_locked_for_long_raises_error_and_loses_nothing(make_repo: Make
         graph = make_graph(helper, Case(_build))
         work = _ingest_all(helper, graph)
         types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
-        ingester = Ingester(helper.butler, types, patience=0.3)
+        ingester = Ingester(helper.butler, types, retry_seconds=0.3)
         for each in work:
             ingester.add(*each)
         lock = _lock(helper.butler, repo, 1.5)

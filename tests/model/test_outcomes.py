@@ -47,4 +47,4 @@ def _caused(error: BaseException, cause: BaseException) -> BaseException:
 )
 def test_kind_of_an_exception(error: BaseException, kind: FailureKind) -> None:
     assert classify(error) is kind
-    assert kind.may_pass == (kind in (FailureKind.IO, FailureKind.MEMORY))
+    assert kind.is_transient == (kind in (FailureKind.IO, FailureKind.MEMORY))

@@ -1,11 +1,11 @@
-"""Retries of what the loss of the registry's database has broken off.
+"""Retries of calls to the registry while its database can't be reached, as after a lost connection.
 
 Runs in the driver.
 """
 
 from __future__ import annotations
 
-__all__ = ["PATIENCE_SECONDS", "is_connection_loss", "patiently"]
+__all__ = ["RETRY_SECONDS", "is_connection_loss", "retry_database"]
 
 import logging
 import random
@@ -19,8 +19,8 @@ from ..text import brief
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 600.0
-"""For how many seconds a database that is away is asked again."""
+RETRY_SECONDS = 600.0
+"""Time in seconds during which calls to an unreachable database are retried."""
 
 _LONGEST_PAUSE_SECONDS = 20.0
 
@@ -39,33 +39,33 @@ def is_connection_loss(exc: BaseException | None) -> bool:
     return False
 
 
-def patiently[T](
+def retry_database[T](
     what: str,
     call: Callable[[], T],
     *,
-    may_pass: Callable[[Exception], bool] = is_connection_loss,
-    patience: float = PATIENCE_SECONDS,
+    is_transient: Callable[[Exception], bool] = is_connection_loss,
+    seconds: float = RETRY_SECONDS,
 ) -> T:
-    """Return the result of a call, which is repeated while the database is away.
+    """Return the result of a call; repeat the call while the database is unreachable.
 
     Parameters
     ----------
     what
-        What failed, as the beginning of a message: ``"The registry can't be read"``.
+        Beginning of the message that is logged before a retry: ``"The registry can't be read"``.
     call
-        It may run several times, and may have had its effect although it has failed.
-    may_pass
-        Returns whether an error may be gone a moment later; others are raised at once.
-    patience
-        For how many seconds the call is repeated; then its error is raised.
+        Function to call.  It may run several times: a call that failed may have been committed.
+    is_transient
+        Returns whether a retry may succeed after this error.  Other errors are raised at once.
+    seconds
+        Time in seconds during which the call is retried.  Then its last error is raised.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + seconds
     pause = 0.2
     while True:
         try:
             return call()
         except Exception as exc:
-            if not may_pass(exc) or time.monotonic() + pause > deadline:
+            if not is_transient(exc) or time.monotonic() + pause > deadline:
                 raise
             logger.warning("%s; trying again in %.1f s: %s", what, pause, brief(exc))
         time.sleep(pause * random.uniform(0.5, 1.0))
