@@ -32,9 +32,9 @@ from .failure_counter import FailureCounter, lost_outcome, merge_outcomes
 
 logger = logging.getLogger(__name__)
 
-# Batches in one job, at most; more where `_MAX_JOBS` such jobs would leave slots idle.
+# Greatest number of batches in a job, unless `_MAX_JOBS` such jobs would leave slots idle.
 _MAX_JOB_BATCHES = 16
-# Ready units that are passed over, at most, in the search for others that fit into a batch.
+# Greatest number of ready units to skip in the search for others that fit into a batch.
 _MAX_ASIDE = 32
 _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
@@ -52,32 +52,33 @@ class Scheduler:
     Parameters
     ----------
     xgraph
-        Graph of quantum IDs.  Each edge leads to a quantum from one that it
-        needs.  Nodes have the attributes ``task_label`` and ``data_id``.
+        Graph of quantum IDs, with an edge from each quantum to those that
+        depend on it.  Nodes have the attributes ``task_label`` and ``data_id``.
     make_work
-        Builds the work item of a unit with several groups, or of a batch of
-        units with one group each.  Called in the thread of `run`, after all
-        upstream units have ended, with the units, their quanta that must not
-        run, and, if the unit has lost its worker before, its quanta that had
-        succeeded.
+        Function that builds the work item of one unit with several groups,
+        or of a batch of units with one group each.  `run` calls it in its own
+        thread, after all upstream units have ended.  The arguments are the
+        units, the quanta that must not run, and, if the unit has lost its
+        worker before, the quanta that succeeded before the loss.
     on_outcome
-        Called in the thread of `run` with each outcome, also with a second
-        one of a quantum that was rerun for a lost temporary.
+        Function that `run` calls in its own thread with each outcome.  A
+        quantum that was rerun to replace a lost temporary has two outcomes.
     limit
-        The greatest number of groups to run at once; by default it follows
-        from the slots of the backend.
+        The greatest number of groups to run at once; by default it depends
+        on the slots of the backend.
     observer
         Observer of the run, called in the thread of `run`.
     times
-        Mean times of the quanta of tasks in earlier runs, in seconds, by
-        label, as far as they are known.
+        Mean times in seconds that the quanta of each task took in earlier
+        runs, by task label.  Tasks without a known time are missing.
 
     Notes
     -----
-    Units with the longest path ahead of them go first.  Units of one group
-    with short quanta share a batch, which keeps a worker busy for a while
-    (`spark_butler.driver.batching.BatchSizer`).  A job is several batches, or
-    one unit of several groups; a thread submits it and waits for its end.
+    Units with the longest remaining path are submitted first.  Units that
+    have one group with short quanta share a batch, so that a batch keeps a
+    worker busy for a while (`spark_butler.driver.batching.BatchSizer`).  A job
+    is several batches, or one unit of several groups; a thread submits it and
+    waits for its end.
     The submitted jobs have slightly more batches than the backend has slots,
     so that no slot waits for the driver.
     """
@@ -121,7 +122,7 @@ class Scheduler:
         self._running: dict[int, float] = {}
         self._events: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
         self._losses: dict[int, int] = {}
-        self._resting: dict[int, threading.Timer] = {}
+        self._delayed: dict[int, threading.Timer] = {}
         self._result = RunResult()
         self._failures = FailureCounter(stop_rule)
 
@@ -136,18 +137,18 @@ class Scheduler:
         jobs: dict[Future[None], list[Unit]] = {}
         pool = ThreadPoolExecutor(_MAX_JOBS, thread_name_prefix="spark-butler")
         try:
-            while self._ready or self._resting or jobs:
+            while self._ready or self._delayed or jobs:
                 if self._result.stopped_by is None:
                     self._dispatch(context, pool, jobs)
-                if not (jobs or self._resting):
+                if not (jobs or self._delayed):
                     break
                 match self._events.get():
                     case QuantumOutcome() as outcome:
-                        self._take(outcome)
+                        self._handle(outcome)
                     case Future() as job:
                         self._end_job(job, jobs.pop(job))
                     case Unit() as unit:
-                        del self._resting[unit.index]
+                        del self._delayed[unit.index]
                         heapq.heappush(self._ready, (-unit.remaining, unit.index))
                 if self._result.stopped_by is not None:
                     break
@@ -160,7 +161,7 @@ class Scheduler:
 
     def _stop(self, pool: ThreadPoolExecutor, jobs: Collection[Future[None]]) -> None:
         """Stop all running jobs."""
-        for timer in self._resting.values():
+        for timer in self._delayed.values():
             timer.cancel()
         pool.shutdown(wait=False, cancel_futures=True)
         while wait(jobs, timeout=0).not_done:
@@ -175,7 +176,7 @@ class Scheduler:
         """Submit ready units while there is room for them."""
         slots = max(1, self._backend.slots)
         limit = self._limit or self._batch_sizer.limit(slots)
-        # So many batches in a job that `_MAX_JOBS` jobs can fill all slots twice.
+        # Enough batches in a job for `_MAX_JOBS` jobs to fill all slots twice.
         most = max(_MAX_JOB_BATCHES, -(-2 * slots // _MAX_JOBS))
         while self._ready and len(jobs) < _MAX_JOBS:
             batches = self._pick(min(limit - sum(self._running.values()), most))
@@ -190,10 +191,10 @@ class Scheduler:
             self._observer.on_dispatch([q for unit in units for q in self._open[unit.index]])
 
     def _pick(self, room: float) -> list[list[Unit]]:
-        """Return the most urgent ready units for one job: batches of units of one group, or one larger unit.
+        """Return the most urgent ready units for one job: batches of one-group units, or one larger unit.
 
-        A batch takes one place of the room, and a larger unit as many as it
-        has groups at its widest level.
+        A batch counts as one group against ``room``.  A larger unit counts as
+        many groups as its widest level has.
         """
         if room < _WHOLE:
             return []
@@ -224,7 +225,7 @@ class Scheduler:
             alike[kind].append(unit)
         for unit in aside:
             heapq.heappush(self._ready, (-unit.remaining, unit.index))
-        # Units are dealt out in turn, so that each batch has its share of the urgent ones.
+        # Deal the units out in turn, so that each batch gets its share of urgent units.
         counts = {kind: -(-len(units) // sizes[kind]) for kind, units in alike.items()}
         batches = [units[n :: counts[kind]] for kind, units in alike.items() for n in range(counts[kind])]
         for batch in batches:
@@ -251,7 +252,7 @@ class Scheduler:
             raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
         is_full = isinstance(error, WorkerDiskError)
         if isinstance(error, OSError | EngineError) and not is_full:
-            # Errors of workers have other types; one of the driver would repeat with every job.
+            # Errors of workers have other types.  An error of the driver would occur again with every job.
             hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
             raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
         unfinished = [unit for unit in units if self._open[unit.index]]
@@ -265,7 +266,7 @@ class Scheduler:
         if error is not None:
             logger.debug("The job was lost.", exc_info=error)
         for unit in unfinished:
-            # Which of several units is faulty is known only after each has run alone, so only that counts.
+            # Count the loss only if the unit ran alone; among several units, the faulty one is unknown.
             losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= _MAX_LOSSES:
@@ -276,7 +277,7 @@ class Scheduler:
                 continue
             timer = threading.Timer(Limits.pause(FailureKind.LOST, losses + 1), self._events.put, [unit])
             timer.daemon = True
-            self._resting[unit.index] = timer
+            self._delayed[unit.index] = timer
             timer.start()
 
     def _give_up(self, unit: Unit, reason: str, kind: FailureKind = FailureKind.LOST) -> None:
@@ -285,9 +286,9 @@ class Scheduler:
         ready = [q for q in still_open if still_open.isdisjoint(self._xgraph.predecessors(q))]
         for quantum_id in ready:
             node = self._xgraph.nodes[quantum_id]
-            self._take(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason, kind))
+            self._handle(lost_outcome(quantum_id, node["task_label"], node["data_id"], reason, kind))
 
-    def _take(self, outcome: QuantumOutcome) -> None:
+    def _handle(self, outcome: QuantumOutcome) -> None:
         """Record an outcome, and release or block the quanta that need it."""
         if not self._record(outcome):
             return
@@ -317,7 +318,7 @@ class Scheduler:
             # The rerun for a lost temporary has overwritten the first outputs.
             outcome = merge_outcomes(first, outcome)
         self._on_outcome(outcome)
-        # Scans contain logs; all logs of a run would be too much for the memory of the driver.
+        # Scans contain logs, and the logs of a whole run would fill the memory of the driver.
         self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
         return first is None
 
@@ -340,7 +341,7 @@ class Scheduler:
             self._close(quantum_id)
 
     def _block_dependents(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
-        """Return the quanta downstream of a failure, but those that an earlier failure has blocked."""
+        """Return the quanta downstream of a failure that no earlier failure has blocked."""
         blocked: list[uuid.UUID] = []
         todo = [quantum_id]
         while todo:

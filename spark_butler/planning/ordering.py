@@ -5,7 +5,7 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["comes_out_even", "find_stages", "find_units", "sort_topologically"]
+__all__ = ["find_stages", "find_units", "is_balanced", "sort_topologically"]
 
 import heapq
 from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ def find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
     return stages
 
 
-def comes_out_even(costs: Sequence[float], slots: int, unevenness: float) -> bool:
+def is_balanced(costs: Sequence[float], slots: int, unevenness: float) -> bool:
     """Return whether all slots are busy about as long if each free slot takes the costliest group left."""
     busy = [0.0] * slots
     for cost in sorted(costs, reverse=True):

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from ..errors import PlanError
 from ..text import format_count
-from .ordering import comes_out_even, find_stages, find_units, sort_topologically
+from .ordering import find_stages, find_units, is_balanced, sort_topologically
 from .plan import Crossing, GraphSketch, Group, GroupBy, Plan, Unit
 
 _GROUPS_PER_SLOT = 4
-# In larger groups quanta get slower: the log of each names all earlier quanta of its process.
+# Quanta get slower in larger groups, because each log names all earlier quanta of its process.
 _MANY_QUANTA = 100
 # Greatest excess of the busiest slot's time over the mean.
 _UNEVEN = 1.02
@@ -28,9 +28,10 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
 
     With the grain ``fused``, a quantum joins the group of the quanta that it
     needs if two conditions hold: all of these are in one group, and none of
-    them feeds another quantum of the same task.  Otherwise, where quanta
-    gather or fan out, a new group begins.  Coarser grains join fused groups
-    whose data IDs agree in the given dimensions.  They don't join two groups
+    them feeds another quantum of the same task.  Otherwise it begins a new
+    group: it gathers outputs of several groups, or is one of several quanta
+    that one quantum feeds.  Coarser grains join fused groups whose data IDs
+    agree in the given dimensions.  They don't join two groups
     if a path from one to the other leads through a group with another data
     ID, since then the joined group would depend on itself.
 
@@ -117,8 +118,8 @@ class _Partitioner:
         """Join groups whose data IDs agree in some dimensions.
 
         The key of a group is its values of the dimensions.  The depth of a
-        group is the number of changes of the key on a path to it, the greatest
-        one.  Groups with the same key and depth are joined.  An edge between
+        group is the greatest number of changes of the key on any path to it.
+        Groups with the same key and depth are joined.  An edge between
         joined groups always leads to a greater depth, so there is no cycle.
 
         Returns
@@ -144,7 +145,7 @@ class _Partitioner:
         return [home[group] for group in fused], len(first)
 
     def _keys(self, fused: Sequence[int], dimensions: Sequence[str]) -> dict[int, tuple[int | str, ...]]:
-        """Return the values of some dimensions, for the groups that have all of them."""
+        """Return the key of each group that has exactly one value of every dimension."""
         found: defaultdict[int, dict[str, int | str]] = defaultdict(dict)
         mixed: set[int] = set()
         wanted = frozenset(dimensions)
@@ -174,11 +175,11 @@ class _Partitioner:
                 continue
             parts = ""
             if max(Counter(home).values()) > _MANY_QUANTA and not self._saves_handovers(fused, home):
-                home = self._part(fused, home)
+                home = self._split(fused, home)
                 parts = f", in parts of at most {_MANY_QUANTA} quanta"
                 if len(set(home)) == len(set(fused)):
                     continue
-            fewest, is_even = self._look_at_stages(fused, home, slots)
+            fewest, is_even = self._measure_stages(fused, home, slots)
             if fewest >= wanted and is_even:
                 return home, (
                     f"grouped by {', '.join(dimensions)}{parts}, the coarsest grain that gives each of "
@@ -191,8 +192,8 @@ class _Partitioner:
             "or unequal work (auto)"
         )
 
-    def _part(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
-        """Cut joined groups that have many quanta into parts; fused quanta stay together.
+    def _split(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
+        """Split joined groups with many quanta into parts; keep fused quanta together.
 
         Parts follow the order of the fused groups, so that dependencies
         between parts lead in one direction.
@@ -221,7 +222,7 @@ class _Partitioner:
             for consumer in (self.number[quantum] for quantum in handover.consumers)
         )
 
-    def _look_at_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:
+    def _measure_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:
         """Return the size and the balance of the stages in which groups have been joined.
 
         Returns
@@ -239,7 +240,7 @@ class _Partitioner:
         joined = [groups for groups in stages.values() if any(is_joined for _, is_joined in groups)]
         return (
             min(sum(is_joined for _, is_joined in groups) for groups in joined),
-            all(comes_out_even([cost for cost, _ in groups], slots, _UNEVEN) for groups in joined),
+            all(is_balanced([cost for cost, _ in groups], slots, _UNEVEN) for groups in joined),
         )
 
     def make_plan(self, home: Sequence[int], grain: str) -> Plan:

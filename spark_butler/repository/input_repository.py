@@ -1,4 +1,4 @@
-"""Inputs from another repository, which may only be read: checks, and their registration in the user's own.
+"""Checks of inputs in another, read-only repository, and their registration in the user's repository.
 
 Runs in the driver.  `spark_butler.driver.input_transfer` copies the files.
 """
@@ -66,7 +66,8 @@ def open_input_repository(repo: str, own: str, collections: Sequence[str] = ()) 
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if it can't be read, or if it is the one that the run writes to.
+        Raised if the repository can't be read, or is the one that the run
+        writes to.
     """
     try:
         butler = Butler.from_config(repo, writeable=False)
@@ -75,7 +76,7 @@ def open_input_repository(repo: str, own: str, collections: Sequence[str] = ()) 
             f"There is no Butler repository at {repo!r}, nor an alias of that name; correct --input-repo."
         ) from exc
     except Exception as exc:  # the errors of several libraries
-        raise _refusal(repo, exc) from exc
+        raise _read_error(repo, exc) from exc
     try:
         with Butler.from_config(own, writeable=False) as target:
             shared = set(find_places(butler)).intersection(find_places(target))
@@ -89,17 +90,17 @@ def open_input_repository(repo: str, own: str, collections: Sequence[str] = ()) 
         butler.close()
         if isinstance(exc, OptionsError | RepositoryError) or not isinstance(exc, Exception):
             raise
-        raise _refusal(repo, exc) from exc
+        raise _read_error(repo, exc) from exc
     return butler
 
 
 def find_places(butler: Butler) -> list[str]:
-    """Return where the datastores of a repository keep files; a client of a server does not know."""
+    """Return the roots of a repository's datastores; none for a Butler server, which does not give them."""
     return [str(root) for root in store_roots(butler)] if isinstance(butler, DirectButler) else []
 
 
-def _refusal(repo: str, exc: Exception) -> RepositoryError:
-    """Return the error about a repository of inputs that does not answer."""
+def _read_error(repo: str, exc: Exception) -> RepositoryError:
+    """Build the error for a repository of inputs that can't be read."""
     reasons = [brief(exc)]
     cause = exc.__cause__ or exc.__context__
     if cause is not None and brief(cause) not in reasons[0]:
@@ -136,14 +137,14 @@ def find_input_collection(repo: str, output: str | None, *, rebase: bool = False
             children = butler.collections.get_info(output).children
             if children and tag not in children:
                 raise OptionsError(
-                    f"--output {output!r} exists and has inputs of its own repository; choose another one, "
-                    "or give --rebase."
+                    f"--output {output!r} exists and has inputs from its own repository; choose another "
+                    "output, or add --rebase."
                 )
         return (tag,) if has_collection(butler, tag) else ()
 
 
 def find_inputs(graph: PredictedQuantumGraph) -> tuple[dict[uuid.UUID, DatasetRef], frozenset[uuid.UUID]]:
-    """Return the datasets that a graph reads and does not make.
+    """Return the datasets that a graph reads and does not produce.
 
     Returns
     -------
@@ -172,14 +173,14 @@ def _chain(*groups: Iterable[DatasetRef]) -> Iterator[DatasetRef]:
 
 
 def find_registered(butler: Butler, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, DatasetRef]:
-    """Return the datasets that a repository has, of those with the given IDs."""
+    """Return the datasets with the given IDs that are registered in a repository."""
     return {ref.id: ref for ref in butler.get_many_datasets(ids)}
 
 
 def check_inputs(
     butler: Butler, graph: PredictedQuantumGraph, inputs: Mapping[uuid.UUID, DatasetRef]
 ) -> list[DatasetRef]:
-    """Check that a repository can take the inputs of a graph as they are.
+    """Check that the inputs of a graph can be registered in a repository without a change.
 
     Parameters
     ----------
@@ -189,14 +190,14 @@ def check_inputs(
     Returns
     -------
     registered
-        The inputs that it has.
+        The inputs that it has already.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if it defines dimensions, dataset types or collections in
-        another way, or has other records of dimensions or other datasets
-        in the place of the inputs.
+        Raised if the repository defines dimensions, dataset types or
+        collections differently, has different dimension records, or has
+        another dataset with the run, dataset type and data ID of an input.
     """
     _check_universe(butler, graph.pipeline_graph)
     _check_dataset_types(butler, inputs.values())
@@ -219,7 +220,7 @@ def _check_universe(butler: Butler, pipeline_graph: PipelineGraph) -> None:
         config = f"resource://lsst.daf.butler/configs/old_dimensions/{wanted.namespace}_universe"
         raise RepositoryError(
             f"The repository has version {own.version} of the dimensions {own.namespace!r}, and the inputs "
-            f"have version {wanted.version} of {wanted.namespace!r}; make a repository by `butler create "
+            f"have version {wanted.version} of {wanted.namespace!r}; create a repository with `butler create "
             f"--dimension-config {config}{wanted.version}.yaml`."
         )
 
@@ -233,8 +234,8 @@ def _check_dataset_types(butler: Butler, refs: Iterable[DatasetRef]) -> None:
         # As `Butler.transfer_from` requires it.
         if not (known.is_compatible_with(dataset_type) and dataset_type.is_compatible_with(known)):
             raise RepositoryError(
-                f"Dataset type {dataset_type.name!r} is {known} in the repository and {dataset_type} where "
-                "the inputs are; use another repository."
+                f"Dataset type {dataset_type.name!r} differs between the two repositories: it is {known} in "
+                f"the one to write to, and {dataset_type} in that of the inputs; write to another repository."
             )
 
 
@@ -252,9 +253,9 @@ def _check_records(butler: Butler, graph: PredictedQuantumGraph) -> None:
             differing = [name for name in own.__slots__ if getattr(own, name) != getattr(wanted, name)]
             name = differing[0]
             raise RepositoryError(
-                f"The {element.name} with {format_data_id(own.dataId.required)} is another one in the "
-                f"repository: its {name} is {getattr(own, name)!r}, and {getattr(wanted, name)!r} where the "
-                "inputs are; use another repository."
+                f"The {element.name} with {format_data_id(own.dataId.required)} differs between the two "
+                f"repositories: its {name} is {getattr(own, name)!r} in the one to write to, and "
+                f"{getattr(wanted, name)!r} in that of the inputs; write to another repository."
             )
 
 
@@ -268,7 +269,7 @@ def _dimension_records(graph: PredictedQuantumGraph) -> Iterator[list[DimensionR
 
 
 def _check_places(butler: Butler, refs: Sequence[DatasetRef]) -> None:
-    """Check that the runs of datasets have no others with their dataset types and data IDs."""
+    """Check that no other dataset has the run, dataset type and data ID of an input."""
     runs = {ref.run for ref in refs}
     there: set[str] = set()
     for run in sorted(runs):
@@ -330,7 +331,7 @@ def register_inputs(
 
 
 def tag_inputs(butler: Butler, tag: str, refs: Collection[DatasetRef]) -> None:
-    """Put inputs into a TAGGED collection, as pipe_base's ``use_local_butler`` does.
+    """Associate inputs with a TAGGED collection, as pipe_base's ``use_local_butler`` does.
 
     Calibrations with several validity ranges, which a TAGGED collection can't
     hold, are left out.

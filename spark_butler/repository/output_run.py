@@ -1,6 +1,6 @@
 """Checks of the output collections of a run, and their registration.
 
-Runs in the driver.  The checks only read; `prepare_output` is the first to write.
+Runs in the driver.  Only `prepare_output` changes the repository.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OutputRequest:
     """Address or alias of the repository."""
 
     collections: Mapping[str, Any]
-    """Collections and what is to become of them, as `ButlerFactory` takes them."""
+    """Arguments of `ButlerFactory`: names of collections, and whether to extend, replace or rebase them."""
 
     from_file: bool
     """Whether the quantum graph was read from a file."""
@@ -58,19 +58,19 @@ class OutputRequest:
     """Whether to write init-outputs, configurations and package versions."""
 
     skip_existing: bool
-    """Whether init-outputs that exist are left alone."""
+    """Whether to keep init-outputs that exist, instead of writing them."""
 
     write_packages: bool
     """Whether to write package versions."""
 
     def with_inputs(self, tag: str | None) -> OutputRequest:
-        """Return the same with a collection of inputs, which did not exist before."""
+        """Return a copy of this request whose inputs are a new collection, or no collection."""
         inputs = [] if tag is None else [tag]
         return dataclasses.replace(self, collections={**self.collections, "inputs": inputs})
 
     @property
     def extend(self) -> bool:
-        """Whether the output run is there already."""
+        """Whether the run extends an output run that exists."""
         return bool(self.collections["extend_run"])
 
 
@@ -89,7 +89,7 @@ def resolve_output(  # noqa: PLR0913
     write_packages: bool,
     **collections: Any,
 ) -> OutputRequest:
-    """Return where outputs go: a graph from a file names the collections that the options don't.
+    """Build the request for the outputs; the graph names the collections that the options leave out.
 
     Parameters
     ----------
@@ -98,10 +98,10 @@ def resolve_output(  # noqa: PLR0913
     from_file
         Whether the graph was read from a file.
     output, output_run, inputs, extend_run, **collections
-        Collections, and what is to become of them, as `ButlerFactory` takes
-        them.
+        Arguments of `ButlerFactory`: names of collections, and whether to
+        extend, replace or rebase them.
     skip_existing
-        Whether init-outputs that exist are left alone.
+        Whether to keep init-outputs that exist, instead of writing them.
     register_dataset_types, write_init_outputs, write_packages
         As in `OutputRequest`.
 
@@ -150,26 +150,26 @@ def check_output(
     probe_datastore: bool = True,
     source: str | None = None,
 ) -> None:
-    """Check all that could keep a graph from being executed, without leaving anything written.
+    """Check everything that could prevent a graph from being executed; leave nothing written.
 
     Parameters
     ----------
     probe_datastore
         Whether to write an object to the datastore and remove it again.
     source
-        Address or alias of the repository of the inputs, if it is another one.
+        Address or alias of the repository of the inputs, if it is not the one that the run writes to.
 
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the output run exists and is not to be extended, or the
-        other way about; if its name can't be that of a folder; if dataset
-        types are missing and won't be registered, or are defined in another
-        way; if a run to be extended has other
-        configurations; if a task can't be made; or if the repository can't be
-        written to.
+        Raised if the output run exists and must not be extended, or must be
+        extended and does not exist; if its name can't be the name of a
+        folder; if dataset types are missing and must not be registered, or
+        have other definitions; if a run to extend has other configurations;
+        if a task can't be constructed; or if the repository can't be written
+        to.
     """
-    with _refusing("The output collections can't be used"):
+    with _translate_errors("The output collections can't be used"):
         butler, _, _ = ButlerFactory.make_butler_and_collections(request.butler_config, **request.collections)
     with butler:
         for root in store_roots(butler):
@@ -193,8 +193,8 @@ def find_packages(request: OutputRequest) -> Packages | None:
     Returns
     -------
     packages
-        The versions; `None` where they are not to be written, or the output
-        run may have others already.
+        The versions; `None` if the request doesn't write them, or extends a
+        run that may have versions already.
     """
     wanted = request.write_init_outputs and request.write_packages and not request.extend
     return Packages.fromSystem() if wanted else None
@@ -208,9 +208,9 @@ def prepare_output(
     Parameters
     ----------
     request
-        Where its outputs go; `check_output` has accepted it.
+        Where the outputs go, after `check_output` has accepted it.
     packages
-        What `find_packages` has returned, if it was called.
+        Result of `find_packages`, if it was called.
 
     Returns
     -------
@@ -220,19 +220,22 @@ def prepare_output(
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the repository refuses.
+        Raised if the middleware rejects the collections, dataset types or
+        init-outputs.
     """
     what = "The output run can't be prepared"
     attempts = itertools.count()
-    # Datasets are removed outside of any transaction.
-    at_once = not request.collections["prune_replaced"]
+    # Pruning removes datasets outside of any transaction, so it is not repeated.
+    is_repeatable = not request.collections["prune_replaced"]
 
     def prepare() -> Butler:
         again = next(attempts) > 0
         return _prepare_output(graph, _resume(request) if again else request, None if again else packages)
 
-    with _refusing(what):
-        return retry_database(what, prepare, is_transient=lambda exc: at_once and is_connection_loss(exc))
+    with _translate_errors(what):
+        return retry_database(
+            what, prepare, is_transient=lambda exc: is_repeatable and is_connection_loss(exc)
+        )
 
 
 def _prepare_output(
@@ -250,7 +253,7 @@ def _prepare_output(
 
 
 def _resume(request: OutputRequest) -> OutputRequest:
-    """Return a request that accepts what an attempt has written before its connection was lost."""
+    """Return a request that accepts what an earlier attempt wrote before it lost its connection."""
     with Butler.from_config(request.butler_config, writeable=False) as butler:
         exists = has_collection(butler, request.collections["output_run"])
     collections = {**request.collections, "extend_run": exists}
@@ -260,10 +263,10 @@ def _resume(request: OutputRequest) -> OutputRequest:
 
 
 def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
-    """Register new output collections all at once, so that a killed driver leaves all or none.
+    """Register new output collections in one transaction, so that a killed driver leaves all or none.
 
-    `ButlerFactory` makes run and chain one after the other, and takes a chain
-    that is still empty for one with other inputs.
+    `ButlerFactory` registers first the run, then the chain.  If the driver is
+    killed in between, it later takes the empty chain for one with other inputs.
     """
     collections = request.collections
     if request.extend or collections["prune_replaced"]:
@@ -287,7 +290,7 @@ def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
 def _fill(
     butler: Butler, graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None
 ) -> None:
-    """Write what belongs to the run as a whole."""
+    """Register dataset types; write init-outputs, configurations and package versions."""
     output, output_run = request.collections["output"], request.collections["output_run"]
     if request.extend:
         register_run(butler, output_run)
@@ -299,15 +302,15 @@ def _fill(
         graph.write_init_outputs(butler, skip_existing=request.skip_existing)
         graph.write_configs(butler, compare_existing=request.extend)
         if packages is not None:
-            # As `write_packages` does where there are none yet.
+            # `write_packages` does the same if the run has no versions yet.
             (ref,) = graph.get_init_outputs("").values()
             butler.put(packages, ref)
         elif request.write_packages:
             graph.write_packages(butler, compare_existing=request.extend)
 
 
-class _refusing:
-    """Raise a `UserError` for what the middleware raises for unusable arguments."""
+class _translate_errors:
+    """Context that turns errors of the middleware about unusable arguments into a `UserError`."""
 
     def __init__(self, what: str):
         self._what = what

@@ -54,8 +54,8 @@ class SparkBackend:
     -----
     A call of `run` is one Spark job, and each batch of groups is one Spark
     task (see the glossary, ``docs/vocabulary.md``).  Outcomes come back
-    through an accumulator, which Spark updates when a Spark task ends, so
-    that nothing waits for the slowest task of a job.
+    through an accumulator, which Spark updates whenever a Spark task ends, so
+    that the driver need not wait for the slowest task of a job.
     """
 
     def __init__(self, session: SparkSession | SparkContext):
@@ -63,7 +63,7 @@ class SparkBackend:
         self._tag = f"spark-butler-{uuid.uuid4()}"
         self._lock = threading.Lock()
         self._sent: tuple[WorkerContext, Broadcast[bytes]] | None = None
-        # Once: each call copies all settings by way of the JVM.
+        # Read once: each call of `getConf` copies all settings from the JVM.
         conf = self._spark.getConf()
         self._speculates = str(conf.get("spark.speculation", "false")).lower() == "true"
         self._grows = str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() == "true"
@@ -74,9 +74,10 @@ class SparkBackend:
 
     @property
     def slots(self) -> int:
-        """Number of groups that can run at the same time, doubled where a backlog brings more executors.
+        """Number of groups that can run at the same time, doubled if Spark may add executors.
 
-        The JVM is asked once a second, since the scheduler reads this after each quantum.
+        The number is read from the JVM at most once a second, because the scheduler needs it after
+        each quantum.
         """
         now = time.monotonic()
         seen_at, n_slots = self._slots_seen
@@ -101,7 +102,7 @@ class SparkBackend:
         try:
             self._run(context, batch, report)
         except Exception as exc:
-            # Spark says so when the JVM of the driver can't use its temporary folder.
+            # Spark raises this error if the driver's JVM can't use its temporary folder.
             if "Task serialization failed" in str(exc):
                 raise EngineError(brief(exc)) from exc
             if _DISK_FULL in str(exc) and self.is_alive():
@@ -119,8 +120,8 @@ class SparkBackend:
             self._run_levels(batch[0], broadcast, outcomes)
             return
         works = [work for unit in batch for work in unit.groups]
-        rdd = self._roomy(spark.parallelize(works, len(works)), batch)
-        # Unlike `pyspark.RDD.foreachPartition`, it keeps the name of the stage.
+        rdd = self._request_slots(spark.parallelize(works, len(works)), batch)
+        # `runJob` keeps the name of the stage, unlike `pyspark.RDD.foreachPartition`.
         spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
 
     def _run_levels(
@@ -130,17 +131,17 @@ class SparkBackend:
         outcomes: Accumulator[list[QuantumOutcome]],
     ) -> None:
         """Run a unit of several levels: a Spark stage for each, with shuffles between."""
-        works = self._roomy(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
+        works = self._request_slots(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
         records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
         for level, width in enumerate(unit.widths[1:], start=1):
-            arrived = self._roomy(_pyspark.shuffle_records(records, width, partition_of), [unit])
-            # Only now, since a stage has the name that was set when the shuffle at its end was made.
+            arrived = self._request_slots(_pyspark.shuffle_records(records, width, partition_of), [unit])
+            # A stage takes the name that is set when the shuffle at its end is created.
             _name_stages(self._spark, _describe_level(unit, level))
             records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
-        # Nothing is left to send after the last level.
+        # The last level sends no records.
         self._spark.runJob(records, _drain)
 
-    def _roomy(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
+    def _request_slots(self, rdd: RDD[Any], units: Sequence[UnitWork]) -> RDD[Any]:
         """Request as many slots for a Spark task as its memory needs."""
         memory = max(_memory_of(work) for unit in units for work in unit.groups)
         n_slots = -(-memory // self._slot_memory) if self._slot_memory else 1
@@ -150,7 +151,9 @@ class SparkBackend:
         try:
             return rdd.withResources(ResourceProfileBuilder().require(requests).build)
         except Exception as exc:  # noqa: BLE001  (each cluster manager raises its own)
-            logger.warning("Spark has no resource profiles here; quanta wait for memory in workers: %s", exc)
+            logger.warning(
+                "This cluster has no resource profiles; quanta wait for memory in workers: %s", exc
+            )
             self._slot_memory = 0
             return rdd
 
@@ -188,7 +191,7 @@ class SparkBackend:
 
 
 class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
-    """Accumulator of a list in a worker, which calls a function in the driver."""
+    """Accumulator of outcomes: a list in a worker; in the driver it passes each outcome to a function."""
 
     def __init__(self, report: ReportOutcome | None = None, *, all_again: bool = False):
         self._report = report
@@ -218,7 +221,7 @@ def _find_slot_memory(conf: SparkConf, slots: int) -> int:
 
 
 def _memory_of(work: GroupWork) -> int:
-    """Return the memory that a group requests, or one of the groups that it carries."""
+    """Return the greatest memory that a group, or a group that it carries, requests."""
     return max([work.memory, *(_memory_of(other) for _, other in work.carried)])
 
 
@@ -240,7 +243,7 @@ def _title(n_groups: int, *first: GroupWork) -> str:
 
 
 def _name_stages(spark: SparkContext, text: str) -> None:
-    """Name the stages of this thread's next job by their groups, not by the line that submits them."""
+    """Name the stages of this thread's next job after their groups, not after the submitting line of code."""
     for name in ("callSite.short", "callSite.long"):
         spark.setLocalProperty(name, text)
 

@@ -59,7 +59,7 @@ def open_context(data: bytes) -> Any:
     if (
         isinstance(tasks := worker_context.task_nodes, PackedTasks)
         and worker_context.isolation != "none"
-        and _state.preloader.preload(tasks.modules, ChildRunner().ask)
+        and _state.preloader.preload(tasks.modules, ChildRunner().call)
     ):
         tasks.open()
     TemporaryFolder.remove_abandoned()

@@ -1,7 +1,7 @@
-"""Child processes that run groups, so that what kills a task kills nothing else.
+"""Child processes that run groups, so that a task that crashes ends only its child.
 
-The child is forked from the warm worker: it has every module and the context
-already, and makes its own clients and database handles.
+Runs in workers.  A worker forks each child, which thus has all modules and the
+context from the start.  A child opens its own S3 clients and database handles.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GRACE_SECONDS = 1.0
 _WATCH_SECONDS = 1.0
 _MEMORY_WATCH_SECONDS = 0.05
 
-# What a process does to itself; all other signals come from outside.
+# Signals that a process causes itself; another process has sent all others.
 _OWN_SIGNALS = frozenset(
     getattr(signal, f"SIG{name}") for name in ("ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP")
 )
@@ -113,11 +113,11 @@ class ChildRunner:
         kind, reason = child.find_reason(n_kills)
         dead, left = current, None
         if trial.context.quantum_executor is None:
-            left = self.ask(lambda: find_outputs(trial, dead))
+            left = self.call(lambda: find_outputs(trial, dead))
         yield QuantumOutcome(
             current.quantum_id,
             QuantumAttemptStatus.ABORTED,
-            _dead_report(current, exit_code, kind),
+            _crash_report(current, exit_code, kind),
             kind=kind,
             reason=reason,
             log_tail=log_tail.read(),
@@ -130,26 +130,26 @@ class ChildRunner:
         )
 
     def _preload(self, state: WorkerState, imported: Imported) -> None:
-        """Import what a child had to import, for the children to come."""
+        """Import the modules that a child had to import, so that later children inherit them."""
         began = time.time()
         if not state.preloader.find_missing(imported.names):
             return
         if imported.has_threads:
-            state.preloader.preload(imported.names, self.ask)
+            state.preloader.preload(imported.names, self.call)
         else:
             state.preloader.import_modules(imported.names)
         state.clock.record_imports(began)
 
-    def ask[T](self, question: Callable[[], T]) -> T | None:
-        """Call a function in a child, so that this process makes no client for the object store."""
-        with _Child(lambda channel: channel.send(question())) as child:
+    def call[T](self, function: Callable[[], T]) -> T | None:
+        """Call a function in a child, so that this process opens no client of the object store."""
+        with _Child(lambda channel: channel.send(function())) as child:
             answer = child.receive()
             child.wait()
         return cast("T | None", answer)
 
 
 class _Child:
-    """A forked process that sends objects back through the channel that its target is given."""
+    """A forked process that runs a function, which sends objects to the parent through a channel."""
 
     def __init__(self, target: Callable[[Channel], None]):
         self._receiver, sender = Channel.make_pair()
@@ -180,7 +180,7 @@ class _Child:
         return False
 
     def limit(self, timeout: float | None, memory: int | None) -> None:
-        """Set the limits, in seconds and bytes of resident memory, of what it does from now on."""
+        """Set the limits on time, in seconds from now, and on resident memory, in bytes."""
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._memory = memory
@@ -201,12 +201,12 @@ class _Child:
             if event is not None:
                 break
             if self._has_ended():
-                # Some other process holds the pipe, so that its end is no sign.
+                # Another process can hold the pipe open, so the pipe may not show that the child has ended.
                 last = self._receiver.receive(0.0)
                 event = END if last is None else last
             elif self._memory is not None and resident_memory(self._id) > self._memory:
                 self._broken = FailureKind.MEMORY
-                # At once: it would go on growing while it is asked to end.
+                # SIGKILL, because a child that handles SIGTERM would go on growing.
                 self._kill(signal.SIGKILL)
                 return None
             elif time.monotonic() >= self._deadline:
@@ -220,7 +220,13 @@ class _Child:
         return event
 
     def find_reason(self, n_kills: int) -> tuple[FailureKind, str]:
-        """Return why the child has ended in a quantum; ``n_kills`` were counted before it was started."""
+        """Return why the child ended during a quantum.
+
+        Parameters
+        ----------
+        n_kills
+            Number of out-of-memory kills that were counted before the child was started.
+        """
         exit_code = self.wait()
         used = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
         if self._broken is FailureKind.TIMEOUT:
@@ -266,7 +272,7 @@ class _Child:
         return self.wait()
 
     def _kill(self, number: signal.Signals) -> None:
-        # The number of a process that is over may be another's by now.
+        # The ID of a process that has ended may belong to another process by now.
         if not self._has_ended():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._id, number)
@@ -275,7 +281,7 @@ class _Child:
 def _child_main(
     target: Callable[[Channel], None], sender: Channel, tie_to_parent: Callable[[], None] | None
 ) -> NoReturn:
-    """Do the child's work and exit without any of the parent's exit handlers."""
+    """Run the target, then exit without calling the parent's exit handlers."""
     status = 1
     try:
         if tie_to_parent is not None:
@@ -298,12 +304,12 @@ def _child_main(
             os._exit(status)
 
 
-def _dead_report(work: QuantumWork, exit_code: int, kind: FailureKind) -> QuantumReport:
-    """Write pipe_base's report of a quantum whose process has ended."""
+def _crash_report(work: QuantumWork, exit_code: int, kind: FailureKind) -> QuantumReport:
+    """Build pipe_base's report of a quantum whose process has ended."""
     assert work.quantum.dataId is not None
     report = QuantumReport.from_exit_code(
         exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
     )
-    # A task that exits has not finished its quantum, whatever status it gives.
+    # A task that ends its process has not finished its quantum, even with exit status 0.
     report.status = ExecutionStatus.TIMEOUT if kind is FailureKind.TIMEOUT else ExecutionStatus.FAILURE
     return report

@@ -68,7 +68,7 @@ class Trial:
     """Memory in bytes for prefetched files, and again for cached ones."""
 
     def cache_shared_files(self) -> None:
-        """Read what many quanta of the run read, for this process and those that it forks later."""
+        """Read the files that many quanta of the run read, into memory that later children inherit."""
         self.state.clients.open(self.context.stores)
         cache_shared_files(self.context, self.payload, self.state.clients, self.most_ahead)
 
@@ -80,8 +80,8 @@ class Runner(Protocol):
         """Run quanta of a group."""
         ...
 
-    def ask[T](self, question: Callable[[], T]) -> T | None:
-        """Ask the datastore something; return `None` if the process that was to do it has died."""
+    def call[T](self, function: Callable[[], T]) -> T | None:
+        """Return the result of a function that reads the datastore; `None` if its process has died."""
         ...
 
 
@@ -98,9 +98,9 @@ class InProcessRunner:
             if not isinstance(event, QuantumStarted):
                 yield event
 
-    def ask[T](self, question: Callable[[], T]) -> T | None:
-        """Ask the datastore something.  See `Runner.ask`."""
-        return question()
+    def call[T](self, function: Callable[[], T]) -> T | None:
+        """Call a function in this process.  See `Runner.call`."""
+        return function()
 
 
 def run_group(

@@ -192,7 +192,7 @@ class _GroupRun:
         spared = progress.all_but(progress.makers_of(trial.payload.outgoing)) - progress.reported
         if not spared:
             return
-        found = self._runner.ask(lambda: find_complete(trial, spared, sure=bool(again)))
+        found = self._runner.call(lambda: find_complete(trial, spared, sure=bool(again)))
         for outcome in found or []:
             self._outgoing.record(outcome)
             trial.payload.known.update(dict.fromkeys(outcome.outputs, True))
@@ -213,7 +213,7 @@ class _GroupRun:
         with contextlib.closing(self._runner.run(trial)) as events:
             for event in events:
                 if isinstance(event, QuantumOutcome):
-                    yield from self._take(event)
+                    yield from self._handle(event)
                     if self._is_stopped():
                         return
                 elif isinstance(event, Sent):
@@ -229,7 +229,7 @@ class _GroupRun:
         """
         return int(_FILE_SHARE * min([self._share, *self._progress.trial.memory.values()]))
 
-    def _take(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
+    def _handle(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:
         """Record an outcome, and yield it if it is final."""
         progress = self._progress
         progress.n_outcomes += 1

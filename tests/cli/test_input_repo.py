@@ -105,7 +105,7 @@ def test_other_record_of_a_dimension_is_refused(
         (record,) = source.query_dimension_records("detector", instrument="Cam1", detector=1)
         butler.registry.insertDimensionData("detector", {**record.toDict(), "full_name": "other"})
     text = _refused(own_repo, run_job, job_repo.root)
-    assert "The detector with instrument Cam1, detector 1 is another one" in text
+    assert "The detector with instrument Cam1, detector 1 differs between the two repositories" in text
     assert "its full_name is 'other', and 'Aa'" in text
 
 
