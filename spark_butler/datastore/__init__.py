@@ -1,4 +1,4 @@
-"""Files and S3 below the Butler: clients, cache, prefetch, listing, the quantum butler."""
+"""Files and S3 below the Butler: clients, cache, prefetch, listing, quantum-backed butlers."""
 
 from __future__ import annotations
 

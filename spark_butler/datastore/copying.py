@@ -18,7 +18,7 @@ from ..text import brief
 class FileCopy:
     """A file to copy."""
 
-    # It may be signed, and hold a token.
+    # The address may be signed, and contain a token.
     source: ResourcePath = dataclasses.field(repr=False)
     """Where it is."""
 
@@ -26,7 +26,7 @@ class FileCopy:
     """Address of the copy."""
 
     size: int
-    """Its length in bytes; negative if it is not known."""
+    """Length of the file in bytes; negative if unknown."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,16 +40,16 @@ class CopyResult:
     """Its length in bytes."""
 
     error: str = ""
-    """The reason, without secrets, if there is no copy."""
+    """Reason, without secrets, why there is no copy; empty if there is one."""
 
 
 def copy_file(copy: FileCopy) -> CopyResult:
-    """Copy a file, over one that an earlier attempt may have left.
+    """Copy a file, and overwrite a copy of an earlier attempt.
 
     Returns
     -------
     result
-        The result; this function does not raise for what a store does.
+        The result, with the error if the store reported one.
     """
     try:
         target = ResourcePath(copy.target)

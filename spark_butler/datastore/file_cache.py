@@ -18,16 +18,16 @@ from botocore.awsrequest import AWSResponse
 from botocore.response import StreamingBody
 
 type Answer = tuple[AWSResponse, dict[str, Any]]
-"""An answer of a store as botocore takes it from an event handler."""
+"""Response of a store, in the form that botocore accepts from an event handler."""
 
 
 class FileCache:
-    """Contents of files, the most recently used of them.
+    """Cache of the contents of the most recently used files.
 
     Parameters
     ----------
     most_bytes
-        How much memory they may take up together, in bytes.
+        Greatest memory of all files together, in bytes.
     """
 
     def __init__(self, most_bytes: int = 0):
@@ -53,28 +53,28 @@ class FileCache:
             self.drop(next(iter(self._files)))
 
     def drop(self, url: str) -> None:
-        """Drop a file, if it is there."""
+        """Drop a file, if it is cached."""
         dataset_id, _ = self._files.pop(url, (None, b""))
         if dataset_id is not None:
             del self._urls[dataset_id]
 
     def get(self, url: str) -> bytes | None:
-        """Return the contents of a file; `None` if it is not there."""
+        """Return the contents of a file; `None` if it is not cached."""
         return self._files[url][1] if url in self._files else None
 
 
 def answer_from_memory(operation: str, url: str, headers: Mapping[str, Any], data: bytes) -> Answer | None:
-    """Build the answer to a request for a file that is in memory.
+    """Build the response to a request for a cached file.
 
     Parameters
     ----------
     operation
-        What is asked: ``HeadObject`` or ``GetObject``.
+        Operation of the request: ``HeadObject`` or ``GetObject``.
 
     Returns
     -------
     answer
-        What the store would have answered; `None` where it has to be asked.
+        Response that the store would send; `None` if the request must be sent.
     """
     start, end = 0, len(data)
     more: dict[str, Any] = {}

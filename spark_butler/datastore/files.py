@@ -1,6 +1,6 @@
-"""Files of datasets in a repository's datastores: where they should be, and which exist.
+"""Files of datasets in a repository's datastores: their predicted addresses, and which exist.
 
-The driver uses it; the registry is not asked.
+Runs in the driver, without the registry.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class FileFinder:
         self._listed: list[str] = []
 
     def prepare(self, places: Collection[Place], run: str, n_known: int) -> None:
-        """Look up many places of a run, with as few requests as possible.
+        """Find which places of a run have files, with as few requests as possible.
 
         Parameters
         ----------
         run
-            The output run, whose folder may be listed instead.
+            The output run; its folder may be listed instead of single files.
         """
         if len(places) * _KEYS_PER_REQUEST > n_known + _KEYS_PER_REQUEST:
             for name, store in self._stores.items():
@@ -102,7 +102,7 @@ class FileFinder:
         return self._stores[name].locationFactory.fromPath(path).uri
 
     def predict(self, ref: DatasetRef) -> list[Place]:
-        """Return where a dataset would be, by its template.
+        """Return the predicted place of a dataset, by its template.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class FileFinder:
             The dataset, with dimension records attached.
         """
         name = ref.datasetType.name
-        # Templates may be told apart by both.
+        # A template may be chosen by either of them.
         key = name, ref.dataId.get("instrument")
         if key not in self._forms:
             self._forms[key] = self._make_form(ref)
@@ -120,7 +120,7 @@ class FileFinder:
         return [(store, template.format(ref) + suffix) for store, template, suffix in form]
 
     def _make_form(self, ref: DatasetRef) -> list[tuple[str, Any, str]] | None:
-        """Return how the places of datasets of one type are made; `None` if that is not simple."""
+        """Return a function for the places of datasets of one type; `None` if no simple rule gives them."""
         form: list[tuple[str, Any, str]] = []
         ref = self._repository_ref(ref)
         for (name, path), info in self.predict_files([ref])[ref.id]:
@@ -132,7 +132,7 @@ class FileFinder:
         return form
 
     def predict_files(self, refs: Iterable[DatasetRef]) -> Files:
-        """Return where datasets would be, and their datastore records but for the size.
+        """Return the predicted places of datasets, and their datastore records without the size.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class FileFinder:
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def registered_files(self, refs: Iterable[DatasetRef]) -> Files:
-        """Return where datasets are according to the repository.
+        """Return the places of datasets according to the repository.
 
         Returns
         -------
@@ -208,7 +208,7 @@ def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
     Parameters
     ----------
     found
-        What `FileFinder.find` has found of the places.
+        Result of `FileFinder.find` for the places.
     """
     return {
         dataset_id: parts
@@ -223,7 +223,7 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
     Parameters
     ----------
     found
-        What `FileFinder.find` has found of the places.
+        Result of `FileFinder.find` for the places.
     """
     return {
         dataset_id: parts
@@ -253,7 +253,7 @@ def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> d
     folder
         The folder, which need not exist.
     page_size
-        Greatest number of keys that an object store is asked for at once.
+        Greatest number of keys in one request to an object store.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Prefetch of the inputs of the next quantum of a group while the current one computes.
 
 Runs where a group of quanta runs: in a child of a worker, or in the process of
-the serial backend.  Only what will be read anyway is read, by one GET: whole
-files of an S3 store that formatters read through `lsst.resources`.
+the serial backend.  Only whole files of an S3 store are prefetched, each by one
+GET, and only if the formatter will read them through `lsst.resources` anyway.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from .s3_clients import S3Clients
 logger = logging.getLogger(__name__)
 
 _LOOK_AHEAD = 16
-# In less, two threads would only be in each other's way.
+# In shorter quanta, a second thread would only slow the first one down.
 _SHORT_SECONDS = 0.1
 
 _WHOLE_READERS = {
     cls.read_from_uri
     for cls in (FormatterV2, JsonFormatter, PackagesFormatter, PickleFormatter, YamlFormatter)
 }
-"""Methods that read all of an address at once, or leave it to a local copy."""
+"""Methods that read a whole file at once, or from a local copy."""
 
 
 def cache_shared_files(
     context: WorkerContext, payload: GroupPayload, clients: S3Clients, most_bytes: int
 ) -> None:
-    """Read what many quanta of the run read, so that each worker does it once."""
+    """Read the files that many quanta of the run read, once per worker."""
     if len(context.stores) != 1 or not payload.shared:
         return
     files = {
@@ -67,7 +67,7 @@ def cache_shared_files(
 
 @functools.cache
 def reads_whole_files(formatter: str) -> bool:
-    """Return whether a formatter, asked for a whole dataset, reads its file through `lsst.resources`."""
+    """Return whether a formatter reads the file of a whole dataset through `lsst.resources`."""
     try:
         cls: Any = get_class_of(formatter)
     except Exception:  # noqa: BLE001  (the quantum that needs it fails with its own error)
@@ -76,7 +76,7 @@ def reads_whole_files(formatter: str) -> bool:
         return issubclass(cls, Formatter)
     readers = set(_WHOLE_READERS)
     if (images := sys.modules.get("lsst.images.formatters")) is not None:
-        # Its import takes seconds; where its formatters are used, it is there.
+        # Importing it takes seconds; if its formatters are used, it has been imported.
         readers.add(images.GenericFormatter.read_from_uri)
     return cls.read in (FormatterV2.read, TypelessFormatter.read) and (
         not cls.can_read_from_uri or cls.read_from_uri in readers
@@ -102,7 +102,7 @@ class Prefetcher:
     butler
         Butler of the group for stored datasets; `None` switches prefetch off.
     known
-        Datasets of which is known whether they exist.
+        For each dataset with a known state, whether it exists.
     left_out
         Positions of the quanta that are not to run.
     most_bytes
@@ -110,10 +110,10 @@ class Prefetcher:
 
     Notes
     -----
-    A task with a ``runQuantum`` of its own may leave inputs unread.  Its inputs
-    are prefetched once a quantum of it, in this group, has read all of a
-    dataset type, and no more when one has not.  Nothing is prefetched for tasks
-    whose quanta take less than a tenth of a second all the same.
+    A task with its own ``runQuantum`` may leave inputs unread.  Inputs of one of
+    its dataset types are prefetched after a quantum in this group has read all
+    of them, until a quantum has not.  Nothing is prefetched for tasks whose
+    quanta take less than a tenth of a second.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Prefetcher:
         )
 
     def begin(self, position: int, bad: Collection[int]) -> None:
-        """Order the inputs of the next quantum that has any, while one runs."""
+        """Request the inputs of the next quantum that has any, while the current one runs."""
         if self._root is None:
             return
         self._began = time.monotonic()
@@ -186,9 +186,9 @@ class Prefetcher:
                 if size >= 0 and self._will_read(work.task_label, each.dataset_type):
                     self._ordered.add(number)
                     try:
-                        self._queue.order(each.key, size, number, functools.partial(self._fetch, each))
+                        self._queue.add(each.key, size, number, functools.partial(self._fetch, each))
                     except RuntimeError:
-                        # There is no room for a thread; all is read as it is needed.
+                        # No further thread can be started; quanta read their inputs themselves.
                         self._root = None
                         return
             if number in self._ordered:
@@ -200,8 +200,8 @@ class Prefetcher:
         Parameters
         ----------
         bad
-            Positions of those that have failed, it included, or need one that
-            has.
+            Positions of the quanta that have failed, or need a failed one;
+            they may include this quantum.
         """
         if self._root is None:
             return
@@ -215,7 +215,7 @@ class Prefetcher:
         self._ordered &= coming
 
     def _fetch(self, file: _Input) -> Fetched:
-        """Read a file and count the traffic apart."""
+        """Read a file, and count its traffic separately."""
         data = None
         with self._clients.counted_apart() as counter:
             try:
@@ -225,7 +225,7 @@ class Prefetcher:
             return data, counter.traffic
 
     def _coming(self, position: int, bad: Collection[int]) -> Iterator[tuple[int, QuantumWork]]:
-        """Yield the next quanta that will run, as far as is known."""
+        """Yield the next quanta that are expected to run."""
         blocked = set(bad)
         for number in range(position + 1, min(position + 1 + _LOOK_AHEAD, len(self._quanta))):
             work = self._quanta[number]
@@ -239,12 +239,12 @@ class Prefetcher:
         return self._seconds.get(label, _SHORT_SECONDS) < _SHORT_SECONDS
 
     def _will_read(self, label: str, dataset_type: str) -> bool:
-        """Return whether a task will read the datasets of a type, as far as is known."""
+        """Return whether a task is expected to read the datasets of a type."""
         reads_all = self._context.task_nodes[label].task_class.runQuantum is PipelineTask.runQuantum
         return self._is_read.get((label, dataset_type), reads_all)
 
     def _learn(self, position: int, *, failed: bool) -> None:
-        """Record which of its inputs a quantum has read, and how large they were."""
+        """Record which inputs a quantum has read, and their sizes."""
         label, reads = self._quanta[position].task_label, self._queue.pop_reads()
         unread = set()
         for each in self._inputs_of(position):
@@ -258,7 +258,7 @@ class Prefetcher:
         del self._inputs[position]
 
     def _inputs_of(self, position: int) -> list[_Input]:
-        """Return the files that a quantum reads whole, if it reads them."""
+        """Return the inputs of a quantum that it can only read as whole files."""
         if position not in self._inputs:
             try:
                 self._inputs[position] = list(self._find_inputs(self._quanta[position]))
@@ -293,7 +293,7 @@ class Prefetcher:
                     yield _Input(key, dataset_type.name, info.file_size, client)
 
     def _find_files(self, ref: DatasetRef) -> list[tuple[Any, StoredFileInfo]]:
-        """Return the files of a dataset that no quantum of this group makes."""
+        """Return the files of a dataset that was not written in this group."""
         if parts := self._recorded.get(ref.id):
             return parts
         if self._butler is None or ref.id in self._made or not self._known.get(ref.id):

@@ -1,4 +1,4 @@
-"""Files that one thread reads from an object store before a quantum asks for them.
+"""Queue of files that a thread reads from an object store before a quantum needs them.
 
 Runs where a group of quanta runs: in a child of a worker, or in the process of
 the serial backend.
@@ -23,7 +23,7 @@ type Fetched = tuple[bytes | None, Traffic]
 
 @dataclasses.dataclass(slots=True)
 class _File:
-    """A file that was ordered."""
+    """A queued file."""
 
     size: int
     owner: int
@@ -32,7 +32,7 @@ class _File:
 
 
 class PrefetchQueue:
-    """Files in the order in which they are read, and those that have been read.
+    """Queue of files to read, and buffer of files that were read.
 
     Each file is read either by the thread of the queue or by the quantum, never
     by both.
@@ -40,9 +40,9 @@ class PrefetchQueue:
     Parameters
     ----------
     most_bytes
-        Memory in bytes that the files may take up together.
+        Greatest memory of all files together, in bytes.
     count
-        Called with the traffic of a file that was never used, in any thread.
+        Function that any thread calls with the traffic of a file that no quantum used.
     """
 
     def __init__(self, most_bytes: int, count: Callable[[Traffic], None] = lambda _: None):
@@ -52,30 +52,30 @@ class PrefetchQueue:
         self._files: dict[FileKey, _File] = {}
         self._read: dict[FileKey, int] = {}
 
-    def order(self, key: FileKey, size: int, owner: int, fetch: Callable[[], Fetched]) -> None:
-        """Order a file, unless it is there or there is no room for it.
+    def add(self, key: FileKey, size: int, owner: int, fetch: Callable[[], Fetched]) -> None:
+        """Queue a file, unless it is queued already or there is no room for it.
 
         Parameters
         ----------
         size
             Its size in bytes.
         fetch
-            Reads the file in another thread; it must not raise.
+            Function that reads the file in another thread; it must not raise.
         """
         if (file := self._files.get(key)) is not None:
             file.owner = owner
         elif size + sum(each.size for each in self._files.values()) <= self.most_bytes:
             self._files[key] = _File(size, owner, self._executor.submit(fetch))
 
-    def ask(self, key: FileKey) -> Fetched:
-        """Return a file that was read; wait for one that is being read.
+    def get(self, key: FileKey) -> Fetched:
+        """Return the content of a file; wait if the thread is reading it.
 
         Returns
         -------
         data
-            Its content; `None` if the store has to be asked.
+            The content; `None` if the caller has to read the file.
         traffic
-            The traffic of reading it; none for further calls.
+            Traffic of reading it; none in further calls.
         """
         file = self._files.get(key)
         if file is None or file.fetched.cancel():
@@ -101,7 +101,7 @@ class PrefetchQueue:
         return read
 
     def drop(self, key: FileKey) -> None:
-        """Drop a file, if it is there."""
+        """Drop a file, if it is queued."""
         file = self._files.pop(key, None)
         if file is not None and not file.fetched.cancel() and not file.is_counted:
             file.fetched.add_done_callback(lambda fetched: self._count(fetched.result()[1]))
@@ -112,12 +112,12 @@ class PrefetchQueue:
         Parameters
         ----------
         is_over
-            Returns whether that holds for the quantum at a position.
+            Function that returns whether the quantum at a position has ended.
         """
         for key in [key for key, file in self._files.items() if is_over(file.owner)]:
             self.drop(key)
 
     def close(self) -> None:
-        """Drop all files and let the thread end; do not wait for a store that does not answer."""
+        """Drop all files and end the thread, without waiting for a store that does not answer."""
         self.drop_for(lambda owner: True)
         self._executor.shutdown(wait=False, cancel_futures=True)

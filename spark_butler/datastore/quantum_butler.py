@@ -1,8 +1,8 @@
 """Quantum-backed butlers whose datastore records are in memory.
 
-Workers and their children make them.  The records that daf_butler would keep
-in tables of an SQLite database in memory, made anew for each butler, are in
-dictionaries here; to fill and ask the tables takes milliseconds a quantum.
+Runs in workers and their children.  daf_butler would create an SQLite database in
+memory for the records of each butler, and filling and querying it takes
+milliseconds per quantum.  Here the records are in dictionaries.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class QuantumButlers:
         self._datastore: tuple[Config, DimensionUniverse, Datastore] | None = None
 
     def prepare(self, config: Config, universe: DimensionUniverse) -> Datastore:
-        """Set up a datastore, or return that of the last call if it was for the same configuration object.
+        """Set up a datastore, or return the last one if its configuration is the same object.
 
-        To read the configuration with all its defaults takes 30 ms, which a
-        worker spends once, before it forks children.
+        Reading the configuration with its defaults takes 30 ms.  A worker does it
+        once, before it forks children.
 
         Parameters
         ----------
@@ -88,7 +88,7 @@ class QuantumButlers:
         records: Mapping[str, DatastoreRecordData],
         dataset_types: Mapping[str, DatasetType],
     ) -> QuantumBackedButler:
-        """Open what `lsst.daf.butler.QuantumBackedButler.from_predicted` makes, in a tenth of the time.
+        """Open a butler as `lsst.daf.butler.QuantumBackedButler.from_predicted` does, in a tenth of the time.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class QuantumButlers:
         if _is_in_files(datastore):
             datastore = datastore.clone(_make_bridges(universe))
         else:
-            # Clones of one in memory would share what is in it.
+            # Clones of an in-memory datastore would share its datasets.
             datastore = read_datastore(ButlerConfig(config), universe)
         trust_files_without_records(datastore)
         datastore.import_records(records)
@@ -118,7 +118,7 @@ class QuantumButlers:
 
 
 def read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:
-    """Build a datastore as its configuration says, with its records in memory.
+    """Build a datastore from its configuration, with records in memory.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datasto
 
 
 def _is_in_files(datastore: Datastore) -> bool:
-    """Return whether all that is in a datastore is outside of this process."""
+    """Return whether all datasets of a datastore are in files."""
     if isinstance(datastore, ChainedDatastore):
         return all(map(_is_in_files, datastore.datastores))
     return isinstance(datastore, FileDatastore)
@@ -140,7 +140,7 @@ def _make_bridges(universe: DimensionUniverse) -> MemoryBridges:
 
 
 class _MemoryTable(OpaqueTableStorage):
-    """A table, by ID of the dataset and the rest of the primary key.
+    """A table whose rows are found by dataset ID and the other columns of the primary key.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class _MemoryTable(OpaqueTableStorage):
                 self._remove(found)
 
     def _place(self, row: _Row) -> tuple[Any, ...]:
-        """Find where a row belongs among those of its dataset."""
+        """Return the key of a row among the rows of its dataset."""
         return tuple(row[name] for name in self._others)
 
     def _add(self, row: _Row, transaction: DatastoreTransaction | None) -> None:

@@ -35,7 +35,8 @@ from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import PrefetchQueue
 
 _LONGEST_LIFE_SECONDS = 300.0
-# Below it, to ask the store whether it would take an object costs more than to send one that it refuses.
+# Below this size, sending an object costs less than asking first (``Expect: 100-continue``), even if the
+# store refuses it.
 _ASK_FIRST_BYTES = 2**20
 
 _CREDENTIAL_FILES = {
@@ -74,28 +75,28 @@ class S3Clients:
         os.register_at_fork(after_in_child=after_fork)
 
     def _forget_threads(self) -> None:
-        """Drop what threads of the process that forked this one may hold locked."""
+        """Replace locks that threads of the parent process may have held at the fork."""
         self._counter = TrafficCounter(self._counter.traffic)
         self._queue = None
 
     @property
     def traffic(self) -> Traffic:
-        """Traffic of the clients in this process and in those that it was forked from."""
+        """Traffic of the clients in this process and in its parent processes."""
         return self._counter.traffic
 
     def add_traffic(self, traffic: Traffic) -> None:
-        """Count what was counted apart.
+        """Add traffic that was counted separately.
 
         Parameters
         ----------
         traffic
-            What `counted_apart` has counted.
+            Result of `counted_apart`.
         """
         self._counter.add(traffic)
 
     @contextlib.contextmanager
     def counted_apart(self) -> Iterator[TrafficCounter]:
-        """Read files in this thread for others: nothing is answered from memory, and all is counted apart."""
+        """Context in which this thread reads files for others: without the cache, with separate traffic."""
         counter = self._thread.apart = TrafficCounter()
         try:
             yield counter
@@ -109,7 +110,7 @@ class S3Clients:
         Yields
         ------
         is_on
-            Whether they are used; not where those of another queue are already.
+            Whether the files are used; false if another queue is in use.
         """
         is_on = self._queue is None
         if is_on:
@@ -137,18 +138,18 @@ class S3Clients:
         return client if client is not None and client in self._listened else None
 
     def open(self, stores: Iterable[str]) -> None:
-        """Make the clients that reading and writing will need, unless they are there.
+        """Build the clients that reading and writing will need, unless they exist.
 
-        A client has no connection before its first request, so that a process may
-        make it for those that it forks; to make one takes about 0.1 s.  Clients
-        are made anew after five minutes, and when a file with credentials has
-        changed.
+        A client has no connection before its first request, so a process may
+        build it for the processes that it forks.  Building takes about 0.1 s.
+        Clients are rebuilt after five minutes, and when a file with credentials
+        has changed.
 
         Parameters
         ----------
         stores
-            Addresses of places in stores; those that are not in an S3 store are
-            left alone.
+            Addresses of places in stores; addresses outside of S3 stores are
+            ignored.
         """
         places = [uri for uri in map(ResourcePath, stores) if isinstance(uri, S3ResourcePath)]
         if not places:
@@ -167,22 +168,22 @@ class S3Clients:
                     self._listen_to(client)
 
     def forget(self) -> None:
-        """Discard the clients, as after an error that may lie in what they keep."""
+        """Discard the clients, after an error that outdated credentials or addresses may have caused."""
         self._opened = None
         forget_s3_clients()
 
     def cache_files(self, store: str, files: Mapping[uuid.UUID, StoredFileInfo], most_bytes: int) -> None:
-        """Read files that will be read often, for this process and those that it forks.
+        """Cache files that will be read often, for this process and the processes that it forks.
 
         Parameters
         ----------
         store
-            Address of the place that the files are in; other stores than S3 are
-            left alone.
+            Address of the place of the files; nothing is cached of other stores
+            than S3.
         files
             Datastore records of the files, by ID of the dataset.
         most_bytes
-            How much memory the files may take up.
+            Greatest memory of the cache.
         """
         root = ResourcePath(store, forceDirectory=True)
         if not isinstance(root, S3ResourcePath):
@@ -232,12 +233,12 @@ class S3Clients:
     ) -> Answer | None:
         """Answer a request for a cached or prefetched file, or for the size of the file written last.
 
-        daf_butler asks for the size of a file after it has written it.
+        daf_butler requests the size of each file that it has written.
         """
         url, _, query = params["url"].partition("?")
         context["spark_butler_url"] = self._thread.last_url = url
         if self._thread.apart is not None:
-            # Another thread's requests come in between.
+            # Another thread may send requests in between.
             return None
         written, self._written = self._written, None
         key = context["spark_butler_key"]
@@ -256,7 +257,7 @@ class S3Clients:
         if model.name in ("PutObject", "UploadPart"):
             context["spark_butler_size"] = size = determine_content_length(params.get("body"))
             if size is not None and size < _ASK_FIRST_BYTES:
-                # Botocore sends it with objects of any size, and waits for the answer.
+                # Botocore adds the header to objects of any size, and waits for the answer.
                 params["headers"].pop("Expect", None)
         elif model.name == "CreateMultipartUpload":
             self._parts[url] = 0
@@ -266,14 +267,14 @@ class S3Clients:
         """Return a file from memory."""
         data = self._cache.get(url)
         if data is None and self._queue is not None:
-            data, traffic = self._queue.ask(key)
+            data, traffic = self._queue.get(key)
             self._counter.add(traffic)
         return data
 
     def _end(
         self, http_response: Any, parsed: Mapping[str, Any], model: Any, context: Mapping[str, Any], **_: Any
     ) -> None:
-        """Record what the store has confirmed."""
+        """Record the size of a file that the store has accepted."""
         url, size = context["spark_butler_url"], context.get("spark_butler_size")
         if http_response.status_code >= 300:
             return
@@ -304,7 +305,7 @@ class S3Clients:
 
 
 def _describe_credentials() -> object:
-    """Return what changes with the files of credentials; nothing in them is read."""
+    """Return the sizes and times of the files with credentials; their contents are not read."""
     marks = []
     for name, default in _CREDENTIAL_FILES.items():
         if path := os.environ.get(name, default):

@@ -131,15 +131,9 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         scratch=str(scratch or ""),
         provenance=recorder is not None,
     )
-    context = dataclasses.replace(context, log_requests=log_requests)
+    used_scratch = scratch if plan.crossings else None
     collector = Collector(
-        butler,
-        types,
-        inventory,
-        factory.note_outputs,
-        recorder=recorder,
-        scratch=scratch if plan.crossings else None,
-        check=check,
+        butler, types, inventory, factory.note_outputs, recorder=recorder, scratch=used_scratch, check=check
     )
     ObserverGroup(observer).on_ingest(collector.ingest_lag)
     scheduler = Scheduler(
@@ -154,7 +148,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         times=find_task_means(_load_times(butler, len(plan))),
     )
     with collector:
-        result = scheduler.run(context)
+        result = scheduler.run(dataclasses.replace(context, log_requests=log_requests))
     result.n_ingested = collector.n_ingested
     _save_history(butler, xgraph, result)
     return result

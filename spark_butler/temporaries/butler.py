@@ -1,4 +1,4 @@
-"""The limited butler of one group: temporaries in memory, all else in the datastore.
+"""The limited butler of one group: temporaries in memory, all other datasets in the datastore.
 
 Runs in children of workers, and in the process of the serial backend.
 """
@@ -45,18 +45,18 @@ logger = logging.getLogger(__name__)
 class GroupButler(LimitedButler):
     """A butler that keeps temporary datasets in memory while a group runs.
 
-    ``consumers`` tells how many quanta of the group read each temporary.
-    ``known`` tells for datasets of other groups whether they exist; the datastore
-    is asked about those that are not in it.
+    ``consumers`` is the number of quanta of the group that read each temporary.
+    ``known`` maps datasets of other groups to whether they exist; the datastore is
+    queried for datasets that are missing in it.
 
     Notes
     -----
-    A temporary is handed over by reference to its last reader, which may
-    change it as it likes; earlier readers get a copy.  It is dropped when the
-    quantum of its last reader ends (`end_quantum`).  It is taken by reference
-    from its producer if that has nothing else left to put, and copied
-    otherwise: the task may still change it, or put a part of it under another
-    name.  Metadata and logs list temporaries under a key of their own.
+    The last reader of a temporary gets a reference and may change the object;
+    earlier readers get a copy.  The temporary is dropped when the quantum of its
+    last reader ends (`end_quantum`).  The butler keeps a reference to the object
+    that a task puts if this is the last output of the quantum, and a copy
+    otherwise: the task may still change the object, or put a part of it under
+    another name.  Metadata and logs list temporaries under a key of their own.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class GroupButler(LimitedButler):
         self._pruned: set[uuid.UUID] = set()
 
     def begin_quantum(self, quantum: Quantum, automatic: Collection[str] = ()) -> None:
-        """Prepare for a quantum; its task doesn't put the ``automatic`` dataset types itself."""
+        """Prepare for a quantum; pipe_base, not the task, puts the ``automatic`` dataset types."""
         self._automatic = frozenset(automatic)
         self._unmade = {
             ref.id
@@ -149,7 +149,7 @@ class GroupButler(LimitedButler):
         )
 
     def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
-        """Refer to a whole dataset as the repository defines it."""
+        """Return a reference to the whole dataset, with the dataset type of the repository."""
         whole = ref.makeCompositeRef() if ref.isComponent() else ref
         return whole.overrideStorageClass(self._dataset_types[whole.datasetType.name].storageClass)
 
@@ -217,9 +217,9 @@ class GroupButler(LimitedButler):
         return copy_object(obj, ref.datasetType.storageClass, formatter=self._formatter(ref))
 
     def _fetch(self, ref: DatasetRef, *, may_lend: bool) -> tuple[Any, bool]:
-        """Return a temporary, and whether it is the reader's own, to be changed at will.
+        """Return a temporary, and whether the reader owns it and may change it.
 
-        It is for the last reader, and where it had to be unpacked.
+        The last reader owns it, and so does a reader for which it was decoded.
         """
         storage_class = ref.datasetType.storageClass
         lend = (
@@ -239,7 +239,7 @@ class GroupButler(LimitedButler):
             return decode(fetch_scratch(arrived), storage_class, formatter=self._formatter(ref)), True
         if not lend:
             return decode(bytearray(arrived), storage_class, formatter=self._formatter(ref)), True
-        # The reader's changes show in the buffer, so that a second read must return the same object.
+        # The object shares memory with the buffer, so a second read must return the same object.
         self._lent.add(ref.id)
         obj = decode(arrived, storage_class, formatter=self._formatter(ref))
         self._temporaries[ref.id] = obj
@@ -332,8 +332,8 @@ class GroupButler(LimitedButler):
 def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
     """List temporaries apart in metadata, or in a log's copy of the metadata.
 
-    The tools that read the list take what is on it for datasets of the
-    repository, and register them.
+    Tools that read the list of outputs register everything in it, and
+    temporaries are not in the repository.
     """
     if isinstance(obj, ButlerLogRecords):
         if obj.extra.get("metadata") is not None:
@@ -354,13 +354,13 @@ def _mask_extra(records: ButlerLogRecords) -> None:
 
 
 class _DeferredReader:
-    """The butler of deferred handles, which may read often and so never by reference."""
+    """The butler of deferred handles, which returns copies because a handle may read several times."""
 
     def __init__(self, butler: GroupButler):
         self._butler = butler
 
     def get(self, ref: DatasetRef, /, *, parameters: Any = None, storageClass: Any = None) -> Any:
-        """Read as `GroupButler.get` does, but always a copy."""
+        """Return a copy of a dataset.  See `GroupButler.get`."""
         return self._butler._get(ref, parameters, storageClass, may_lend=False)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Temporary dataset types: which they are, and how large they have been.
+"""Temporary dataset types: their choice, and the sizes of their datasets in earlier runs.
 
-The driver uses it.
+Runs in the driver.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ..model.options import RunOptions
 from ..text import suggest
 
 AUTO = "auto"
-"""The pattern that stands for all that is made and read inside the graph."""
+"""The pattern for all dataset types that tasks of the graph both make and read."""
 
 
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
     """Return the names of the dataset types that are temporary, with the reason for each.
 
-    Metadata, logs and init-outputs are never among them.
+    Metadata, logs and init-outputs are never temporary.
 
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if a pattern fits nothing that could be temporary.
+        Raised if a pattern matches no type that could be temporary.
     """
     always = {
         name
@@ -96,12 +96,12 @@ def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> 
 
 
 def _fits(name: str, patterns: Iterable[str] | None) -> bool:
-    """Return whether a name fits any of some patterns."""
+    """Return whether a name matches one of the patterns."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns or ())
 
 
 def _match(pattern: str, names: Collection[str], option: str) -> list[str]:
-    """Return the names that fit a pattern; raise if there is none."""
+    """Return the names that match a pattern; raise if none does."""
     found = fnmatch.filter(names, pattern)
     if not found:
         raise OptionsError(

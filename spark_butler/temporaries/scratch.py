@@ -1,8 +1,8 @@
-"""Scratch files: temporaries that are too large for a shuffle wait in the object store.
+"""Scratch files: files in the object store for temporaries that are too large for a shuffle.
 
-Workers and their children write and read them, the driver removes them.  They
-lie under a prefix of the datastore's own root, one folder for each run, and can
-be found after a crash.
+Workers and their children write and read them; the driver removes them.  They are
+in one folder for each run under a prefix of the datastore's root, where they can be
+found after a crash.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def store_scratch(
 
 
 def cut_pieces(pieces: Iterable[memoryview], nbytes: int) -> Iterator[list[memoryview]]:
-    """Yield consecutive pieces in lists of so many bytes and a rest; one empty list if there are none."""
+    """Yield lists of consecutive pieces, each of ``nbytes`` but the last; one empty list without pieces."""
     part: list[memoryview] = []
     free = nbytes
     is_first = True
@@ -105,7 +105,7 @@ def fetch_scratch(parts: Sequence[ScratchPart]) -> bytearray:
     Raises
     ------
     OSError
-        Raised if a file is not the one that was written.
+        Raised if the content of a file has changed since it was written.
     """
     data = bytearray(sum(length for _, length, _ in parts))
     offset = 0
@@ -114,8 +114,8 @@ def fetch_scratch(parts: Sequence[ScratchPart]) -> bytearray:
         if len(content) != length:
             raise OSError(f"Scratch file {address} has {len(content)} bytes; {length} were written.")
         if hashlib.sha256(content).digest() != digest:
-            # It would be unpickled: another writer of the bucket must not run code here.
-            raise OSError(f"Scratch file {address} is not the one that was written; it was not read.")
+            # The content will be unpickled, and another writer of the bucket must not run code here.
+            raise OSError(f"Scratch file {address} has changed since it was written; it was not read.")
         data[offset : offset + length] = content
         offset += length
     return data

@@ -51,7 +51,7 @@ from ..model.work import (
 from .scratch import ScratchPart, cut_pieces, store_scratch
 
 type Pieces = list[bytes | memoryview]
-"""The consecutive pieces of a record.  To join them would copy the payload."""
+"""The consecutive pieces of a record; joining them would copy the payload."""
 
 _CHUNK_BYTES = 8 * 2**20
 _SPARE_DISK_BYTES = 2**30
@@ -151,7 +151,7 @@ def _pack(record: Record, route: Route, payload: Pieces) -> Pieces:
 
 
 def partition_of(record: bytes | bytearray | memoryview) -> int:
-    """Return the partition that a record goes to next; its first piece is enough."""
+    """Return the next partition of a record, of which the first piece is enough."""
     (partition,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
     assert isinstance(partition, int)
     return partition
@@ -205,7 +205,7 @@ def pack_temporary(
 
 
 def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
-    """Return whether so many bytes are too much for the shuffle or its disks."""
+    """Return whether an object is too large for the shuffle or for its disks."""
     if not context.scratch:
         return False
     if context.max_shuffle_bytes is not None and nbytes >= context.max_shuffle_bytes:
@@ -215,12 +215,12 @@ def _needs_scratch(context: WorkerContext, nbytes: int) -> bool:
         free = max(shutil.disk_usage(folder).free for folder in folders.split(","))
     except OSError:
         return False
-    # Twice: Spark spills records to disk before it writes the map output.
+    # Counted twice, because Spark spills records to disk before it writes the map output.
     return free < 2 * nbytes + _SPARE_DISK_BYTES
 
 
 class Outgoing:
-    """Results of a group so far, to be reported to the groups that depend on it."""
+    """Results of a group so far, for reports to the groups that depend on it."""
 
     def __init__(self, work: GroupWork, payload: GroupPayload):
         self._work = work
@@ -272,7 +272,7 @@ class ReceiveBuffer:
     Notes
     -----
     Each object has one buffer, and its chunks are copied to their places in
-    it.  So memory holds no more than the objects and one chunk.
+    it, so that memory holds only the objects and one chunk.
     """
 
     def __init__(self, group: int):
@@ -298,7 +298,7 @@ class ReceiveBuffer:
                 self._add_chunk(record)
 
     def copy(self) -> ReceiveBuffer:
-        """Return a copy for one attempt, which may change the objects without spoiling them for the next."""
+        """Return a copy for one attempt, which may change the objects without effect on the next attempt."""
         other = ReceiveBuffer(self._group)
         other._notices = self._notices
         other.objects = {dataset_id: bytearray(data) for dataset_id, data in self.objects.items()}

@@ -256,23 +256,23 @@ def test_file_is_read_by_the_queue_or_by_the_quantum() -> None:
         assert go_on.wait(20)
         return b"aaaaa", _ONE_GET
 
-    queue.order(a, 5, 3, slowly)
-    queue.order(b, 5, 3, lambda: (b"bbbbb", _ONE_GET))
+    queue.add(a, 5, 3, slowly)
+    queue.add(b, 5, 3, lambda: (b"bbbbb", _ONE_GET))
     assert started.wait(20)
     # There is no room for more.
-    queue.order(c, 1, 3, lambda: (b"c", _ONE_GET))
-    assert queue.ask(c) == (None, NO_TRAFFIC)
+    queue.add(c, 1, 3, lambda: (b"c", _ONE_GET))
+    assert queue.get(c) == (None, NO_TRAFFIC)
     # A file that is only ordered is read by the quantum that needs it, and leaves room.
-    assert queue.ask(b) == (None, NO_TRAFFIC)
-    queue.order(c, 1, 3, lambda: (None, _ONE_GET))
-    queue.order(d, 4, 4, lambda: (b"dddd", _ONE_GET))
+    assert queue.get(b) == (None, NO_TRAFFIC)
+    queue.add(c, 1, 3, lambda: (None, _ONE_GET))
+    queue.add(d, 4, 4, lambda: (b"dddd", _ONE_GET))
     # A file that is being read is waited for, and its traffic is counted once.
     threading.Timer(0.2, go_on.set).start()
-    assert queue.ask(a) == (b"aaaaa", _ONE_GET)
-    assert queue.ask(a) == (b"aaaaa", NO_TRAFFIC)
-    assert queue.ask(c) == (None, _ONE_GET)
+    assert queue.get(a) == (b"aaaaa", _ONE_GET)
+    assert queue.get(a) == (b"aaaaa", NO_TRAFFIC)
+    assert queue.get(c) == (None, _ONE_GET)
     queue.drop(a)
-    assert queue.ask(a) == (None, NO_TRAFFIC)
+    assert queue.get(a) == (None, NO_TRAFFIC)
     # A file that no quantum asks for is counted, too, as soon as it has been read.
     queue._files[d].fetched.result(20)
     assert wasted.traffic == NO_TRAFFIC
@@ -280,7 +280,7 @@ def test_file_is_read_by_the_queue_or_by_the_quantum() -> None:
     assert wasted.traffic == NO_TRAFFIC
     queue.close()
     assert wasted.traffic == _ONE_GET
-    assert queue.ask(d) == (None, NO_TRAFFIC)
+    assert queue.get(d) == (None, NO_TRAFFIC)
 
 
 def test_closing_does_not_wait_for_the_store() -> None:
@@ -292,8 +292,8 @@ def test_closing_does_not_wait_for_the_store() -> None:
         assert go_on.wait(20)
         return b"a", _ONE_GET
 
-    queue.order(("bucket", "a"), 1, 0, slowly)
-    queue.order(("bucket", "b"), 1, 0, lambda: pytest.fail("it is read after the end"))
+    queue.add(("bucket", "a"), 1, 0, slowly)
+    queue.add(("bucket", "b"), 1, 0, lambda: pytest.fail("it is read after the end"))
     assert started.wait(20)
     queue.close()
     assert wasted.traffic == NO_TRAFFIC
@@ -315,7 +315,7 @@ def test_forked_process_does_not_wait_for_prefetch_thread(s3_bucket: str) -> Non
         go_on.wait(60)
         return None, NO_TRAFFIC
 
-    queue.order((s3_bucket, "folder/a"), 5, 0, never)
+    queue.add((s3_bucket, "folder/a"), 5, 0, never)
     assert started.wait(20)
     with clients.look_ahead(queue) as is_on, clients.look_ahead(PrefetchQueue(10)) as is_on_too:
         assert (is_on, is_on_too) == (True, False)
@@ -358,7 +358,7 @@ def test_overwritten_file_is_not_served_from_memory(s3_bucket: str) -> None:
     file, key = store.join("a"), (s3_bucket, "folder/a")
     for answer in (b"old", b"new"):
         queue = PrefetchQueue(10)
-        queue.order(key, 3, 0, lambda: (b"old", _ONE_GET))
+        queue.add(key, 3, 0, lambda: (b"old", _ONE_GET))
         queue._files[key].fetched.result(20)
         with clients.look_ahead(queue):
             if answer == b"new":
