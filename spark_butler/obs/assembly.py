@@ -5,10 +5,19 @@ Runs in the driver, which makes masters, and in workers, which process science f
 
 from __future__ import annotations
 
-__all__ = ("FLAT_MEDIAN", "AssembledImage", "MosaicPatternError", "RawShapeError", "assemble", "noise_floor")
+__all__ = (
+    "FLAT_MEDIAN",
+    "AssembledImage",
+    "MosaicPatternError",
+    "RawShapeError",
+    "assemble",
+    "assemble_planes",
+    "noise_floor",
+)
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +26,8 @@ import scipy.ndimage
 
 from ..errors import UserError
 from .camera.description import AmplifierDescription, DetectorDescription, OverscanDescription
+from .camera.planes import PlanesDescription
+from .camera.raw_fits import PLANES
 
 type Image32 = npt.NDArray[np.float32]
 
@@ -118,6 +129,66 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
         overscan=levels,
         clipped=clipped,
     )
+
+
+def assemble_planes(
+    header: Mapping[str, Any],
+    planes: PlanesDescription,
+    detector: DetectorDescription,
+) -> tuple[dict[str, npt.NDArray[np.bool_]], Image32 | None]:
+    """Read the planes beside raw pixels, and put their pixels where those of the image are.
+
+    Parameters
+    ----------
+    header
+        Cards of the raw frame, as from `read_raw_pixels`.
+    planes
+        Which planes there are, and what they mean.
+    detector
+        The frame's detector, as from `describe_frame`.
+
+    Returns
+    -------
+    masks
+        Pixels to be masked, by mask plane.
+    variance
+        In ADU squared, NaN where there is none; `None` without a plane of noise.
+
+    Raises
+    ------
+    HeaderValueError
+        Raised if the frame lacks a plane.
+    RawShapeError
+        Raised if a plane has neither the size of the raw nor of the assembled image.
+    """
+    planes.check(header)
+
+    def read(extension: str) -> npt.NDArray[Any]:
+        plane: npt.NDArray[Any] = header[PLANES].read(extension)
+        if plane.shape == (detector.raw_ny, detector.raw_nx):
+            placed = np.zeros((detector.ny, detector.nx), dtype=plane.dtype)
+            for amplifier in detector.amplifiers:
+                pixels = plane[amplifier.raw_data_section.slices]
+                placed[amplifier.section.slices] = amplifier.assembled(pixels)
+            return placed
+        if plane.shape != (detector.ny, detector.nx):
+            raise RawShapeError(
+                f"extension {extension} has {plane.shape[0]} rows and {plane.shape[1]} columns; the raw "
+                f"image of detector {detector.name} has {detector.raw_ny} and {detector.raw_nx}, the "
+                f"assembled one {detector.ny} and {detector.nx}"
+            )
+        return plane
+
+    masks: dict[str, npt.NDArray[np.bool_]] = {}
+    variance: Image32 | None = None
+    if planes.mask is not None:
+        masks = planes.mask.split(read(planes.mask.extension))
+    if planes.noise is not None:
+        variance = planes.noise.to_variance(read(planes.noise.extension))
+    if (mosaic := detector.mosaic) is not None:
+        masks = {name: np.any(mosaic.extract(mask), axis=0) for name, mask in masks.items()}
+        variance = None if variance is None else np.sum(mosaic.extract(variance), axis=0)
+    return masks, variance
 
 
 def _check_pattern(image: Image32, detector: DetectorDescription) -> None:

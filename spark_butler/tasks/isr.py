@@ -21,7 +21,7 @@ from lsst.images import DetectorFrame, Image, Mask, MaskedImage, SkyProjection
 from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
-from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, noise_floor
+from ..obs.assembly import FLAT_MEDIAN, AssembledImage, RawShapeError, assemble, assemble_planes, noise_floor
 from ..obs.camera.defects import to_mask
 from ..obs.camera.description import CameraDescription, DetectorDescription
 from ..obs.camera.frame_detector import describe_frame, linearize, with_photon_transfer
@@ -47,6 +47,18 @@ class CalibrationRangeError(UserError, ValueError):
     """A calibration frame has values that no frame of its kind can have."""
 
 
+def _connect_calibration(name: str, doc: str, *, minimum: int = 0) -> cT.PrerequisiteInput:
+    """Return the connection to a calibration: an image where it is one of pixels, else a table."""
+    return cT.PrerequisiteInput(
+        doc=doc,
+        name=name,
+        storageClass="ImageV2" if name in _CALIBRATION_DIMENSIONS else "ArrowAstropy",
+        dimensions=_CALIBRATION_DIMENSIONS.get(name, _DETECTOR),
+        isCalibration=True,
+        minimum=minimum,
+    )
+
+
 class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
     raw = cT.Input(
         doc="Raw pixels in ADU, overscan included.",
@@ -61,53 +73,14 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
         dimensions=("instrument",),
         isCalibration=True,
     )
-    bias = cT.PrerequisiteInput(
-        doc="Assembled bias level left after overscan subtraction, in ADU.",
-        name="bias",
-        storageClass="ImageV2",
-        dimensions=_CALIBRATION_DIMENSIONS["bias"],
-        isCalibration=True,
-        minimum=0,
+    bias = _connect_calibration("bias", "Assembled bias level left after overscan subtraction, in ADU.")
+    dark = _connect_calibration("dark", "Assembled dark current, in ADU per second.")
+    flat = _connect_calibration("flat", "Assembled relative response, about one.")
+    defects = _connect_calibration("defects", "Rectangles of bad pixels, beside those of the description.")
+    linearizer = _connect_calibration(
+        "linearizer", "Polynomials that make the signal proportional to the light."
     )
-    dark = cT.PrerequisiteInput(
-        doc="Assembled dark current, in ADU per second.",
-        name="dark",
-        storageClass="ImageV2",
-        dimensions=_CALIBRATION_DIMENSIONS["dark"],
-        isCalibration=True,
-        minimum=0,
-    )
-    flat = cT.PrerequisiteInput(
-        doc="Assembled relative response, about one.",
-        name="flat",
-        storageClass="ImageV2",
-        dimensions=_CALIBRATION_DIMENSIONS["flat"],
-        isCalibration=True,
-        minimum=0,
-    )
-    defects = cT.PrerequisiteInput(
-        doc="Rectangles of bad pixels, beside those of the description.",
-        name="defects",
-        storageClass="ArrowAstropy",
-        dimensions=_DETECTOR,
-        isCalibration=True,
-        minimum=0,
-    )
-    linearizer = cT.PrerequisiteInput(
-        doc="Polynomials that make the signal proportional to the light.",
-        name="linearizer",
-        storageClass="ArrowAstropy",
-        dimensions=_DETECTOR,
-        isCalibration=True,
-        minimum=0,
-    )
-    ptc = cT.PrerequisiteInput(
-        doc="Measured gains and read noises.",
-        name="ptc",
-        storageClass="ArrowAstropy",
-        dimensions=_DETECTOR,
-        isCalibration=True,
-    )
+    ptc = _connect_calibration("ptc", "Measured gains and read noises.", minimum=1)
     post_isr_image = cT.Output(
         doc="Assembled image in electrons, with mask and variance.",
         name="post_isr_image",
@@ -248,6 +221,8 @@ class IsrTask(pipe_base.PipelineTask):
         bad = self._find_defects(described, assembled.image)
         if defects is not None:
             bad |= to_mask(defects, bad.shape)
+        planes, given_variance = assemble_planes(raw.metadata, camera.planes, frame)
+        bad |= planes.get("BAD", False)
         electrons, variance, response = self._to_electrons(
             assembled,
             described,
@@ -257,6 +232,9 @@ class IsrTask(pipe_base.PipelineTask):
             linearizer=linearizer,
             dark_time=exposure_time if dark_time is None else dark_time,
         )
+        if given_variance is not None:
+            variance = given_variance * assembled.gain**2
+            bad |= np.isnan(variance)
         bad |= ~(response > self.config.min_flat)
         usable_response = np.where(bad, np.float32(1.0), response)
         electrons /= usable_response
@@ -266,12 +244,8 @@ class IsrTask(pipe_base.PipelineTask):
         variance = np.where(np.isfinite(variance), variance, noise_floor(described))
 
         projection = self._first_projection(camera.with_detector(described), frame, boresight, raw.metadata)
-        mask = Mask(schema=make_mask_schema(), bbox=described.bbox)
-        mask.set("BAD", bad)
-        saturated = assembled.saturated
-        if self.config.grow_saturation and saturated.any():
-            saturated = scipy.ndimage.binary_dilation(saturated, iterations=self.config.grow_saturation)
-        mask.set("SATURATED", saturated)
+        saturated = assembled.saturated | planes.get("SATURATED", False)
+        mask = self._make_mask(described, bad, saturated, planes.get("NO_DATA"))
         self._report(assembled, mask)
         result = MaskedImage(
             Image(electrons, bbox=described.bbox, unit=u.electron),
@@ -315,6 +289,22 @@ class IsrTask(pipe_base.PipelineTask):
         for defect in described.defects:
             bad[defect.slices] = True
         return np.asarray(bad)
+
+    def _make_mask(
+        self,
+        described: DetectorDescription,
+        bad: npt.NDArray[np.bool_],
+        saturated: npt.NDArray[np.bool_],
+        no_data: npt.NDArray[np.bool_] | None,
+    ) -> Mask:
+        mask = Mask(schema=make_mask_schema(), bbox=described.bbox)
+        mask.set("BAD", bad)
+        if no_data is not None:
+            mask.set("NO_DATA", no_data)
+        if self.config.grow_saturation and saturated.any():
+            saturated = scipy.ndimage.binary_dilation(saturated, iterations=self.config.grow_saturation)
+        mask.set("SATURATED", saturated)
+        return mask
 
     def _first_projection(
         self,

@@ -46,6 +46,7 @@ from .detectors import (
 )
 from .geometry import make_tan_wcs
 from .header_fields import HeaderMap
+from .planes import PlanesDescription
 from .raw_fits import display_name
 
 _MOST_DEFECTS = 5000
@@ -89,6 +90,8 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
     calibrations: tuple[Literal["bias", "dark", "flat"], ...] = ("bias", "dark", "flat")
     """The kinds of calibration that the camera has (and that its frames need)."""
     header: HeaderMap
+    planes: PlanesDescription = PlanesDescription()
+    """Mask and noise of science frames, in extensions beside the pixels."""
     detectors: tuple[DetectorDescription, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")

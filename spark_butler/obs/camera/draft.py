@@ -21,7 +21,7 @@ from .description import CameraDescription
 from .draft_detectors import DetectorDraft, as_number, find_binning, flow, unbinned_size
 from .exposures import describe_raw
 from .header_fields import HeaderField, HeaderValueError
-from .raw_fits import display_name, read_raw_header
+from .raw_fits import PLANES, display_name, read_raw_header
 
 type Header = Mapping[str, Any]
 
@@ -135,6 +135,10 @@ class _Writer:
         self._write_filters([each for each in self.headers if kind(each) not in ("bias", "dark")] or science)
         self._write_types(kind)
         self._write_header(science)
+        if present := science[0].get(PLANES):
+            self.lines.append(
+                f"# Beside the pixels are {present}; to use them, tell their meaning by planes."
+            )
         self._write_detectors(science)
         return "\n".join(self.lines) + "\n"
 

@@ -80,6 +80,8 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
         frame = describe_frame(camera, raw.detector, header)
         _check_joined(header, frame)
         check_size(header, frame)
+        if raw.observation_type == "science":
+            camera.planes.check(header)
         return raw
     except HeaderValueError as err:
         raise HeaderValueError(f"{display_name(uri)}: {err}") from None

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ("JOINED", "RawFileError", "display_name", "read_raw_header", "read_raw_pixels")
+__all__ = (
+    "COMPANIONS",
+    "JOINED",
+    "PLANES",
+    "CompanionPlanes",
+    "RawFileError",
+    "display_name",
+    "read_raw_header",
+    "read_raw_pixels",
+)
 
 import bz2
 import contextlib
@@ -24,13 +33,18 @@ type HeaderValue = bool | int | float | str | None
 type Stream = IO[bytes] | BinaryIO | ResourceHandleProtocol[Any]
 
 _SKIPPED = frozenset({"", "COMMENT", "HISTORY"})
-_COMPANIONS = frozenset({"DQ", "MASK", "BPM", "WHT", "WEIGHT", "ERR", "SIGMA", "VAR", "VARIANCE"})
+COMPANIONS = frozenset(
+    {"DQ", "MASK", "BPM", "FLAGS", "WHT", "WEIGHT", "IVAR", "ERR", "UNCERT", "SIGMA", "VAR", "VARIANCE"}
+)
+"""Names of extensions that are not raw pixels but belong to them."""
 _PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
     b"\x1f\x8b": ("gzip", gzip.decompress),
     b"BZ": ("bzip2", bz2.decompress),
 }
 JOINED = "NJOINED"
 """Card, not in the file, with the number of images that were joined."""
+PLANES = "PLANES"
+"""Card, not in the file, with the names of its `COMPANIONS`."""
 
 
 class RawFileError(UserError, OSError):
@@ -59,11 +73,15 @@ def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, An
     """
     primary: dict[str, HeaderValue] = {}
     found: dict[int, Any] = {}
+    companions: list[str] = []
     for index, hdu in enumerate(hdus):
         if index == 0:
             primary = _as_plain(hdu.header, name)
-        if hdu.is_image and _plane_shape(hdu.header) is not None and not _is_companion(hdu.header):
-            found[index] = hdu
+        if hdu.is_image and _plane_shape(hdu.header) is not None:
+            if (companion := _extension_name(hdu.header)) in COMPANIONS:
+                companions.append(companion)
+            else:
+                found[index] = hdu
     if not found:
         raise RawFileError(f"{name}: no HDU holds a two-dimensional image")
     index, hdu = next(iter(found.items()))
@@ -77,6 +95,8 @@ def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, An
             own = _as_plain(image.header, name)
             cards |= {f"{keyword}@{number}": value for keyword, value in own.items()}
         cards |= {"NAXIS": 2, "NAXIS1": len(found) * shape[1], "NAXIS2": shape[0], JOINED: len(found)}
+    if companions:
+        cards[PLANES] = " ".join(dict.fromkeys(companions))
     return found, cards
 
 
@@ -88,9 +108,8 @@ def _plane_shape(header: astropy.io.fits.Header) -> tuple[int, int] | None:
     return axes[1], axes[0]
 
 
-def _is_companion(header: astropy.io.fits.Header) -> bool:
-    """Return whether an HDU says of itself that it is not the raw pixels but belongs to them."""
-    return str(header.get("EXTNAME", "")).strip().upper() in _COMPANIONS
+def _extension_name(header: astropy.io.fits.Header) -> str:
+    return str(header.get("EXTNAME", "")).strip().upper()
 
 
 @contextlib.contextmanager
@@ -174,7 +193,7 @@ def read_raw_pixels(
     pixels
         Two-dimensional array in native byte order; integers with ``BZERO`` as the unsigned ones meant.
     header
-        As from `read_raw_header`.
+        As from `read_raw_header`; a card `PLANES` is one of `CompanionPlanes`.
 
     Raises
     ------
@@ -182,13 +201,75 @@ def read_raw_pixels(
         Raised if the file ends before its pixels do, disagrees with its ``DATASUM``, or can't be decoded.
     """
     # One read of the whole file: every byte is needed, and a remote stream is slow to seek in.
-    content = _plain_stream(stream, name).read()
+    content = bytes(_plain_stream(stream, name).read())
     with _opened(io.BytesIO(content), name) as hdus:
         images, header = _find_images(hdus, name)
         _check_stored(content, list(images), name, check_sums=check_sums)
-        planes = [hdu.data.reshape(hdu.data.shape[-2:]) for hdu in images.values()]
-        pixels = planes[0] if len(planes) == 1 else np.hstack(planes)
-    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("=")), header
+        pixels = _join(list(images.values()))
+    if PLANES in header:
+        names = str(header[PLANES])
+        header[PLANES] = CompanionPlanes.of_file(names, content, name, check_sums=check_sums)
+    return pixels, header
+
+
+class CompanionPlanes(str):
+    """The card `PLANES` of a file whose pixels were read: the planes' names, and access to them.
+
+    Most cameras have no use for these planes, so that none is read before it is asked for.
+    """
+
+    _file: tuple[bytes, str, bool]
+
+    @classmethod
+    def of_file(cls, names: str, content: bytes, name: str, *, check_sums: bool) -> CompanionPlanes:
+        """Return the card of a file.
+
+        Parameters
+        ----------
+        names
+            What the card says.
+        content
+            The file, unpacked.
+        name
+            What errors call the file.
+        check_sums
+            Whether pixels that disagree with their ``DATASUM`` are an error.
+        """
+        card = cls(names)
+        card._file = (content, name, check_sums)
+        return card
+
+    def read(self, extension: str) -> np.ndarray:
+        """Read a plane; several extensions of its name are joined from left to right.
+
+        Parameters
+        ----------
+        extension
+            One of `COMPANIONS`.
+
+        Raises
+        ------
+        RawFileError
+            Raised if there is no such plane, or it is truncated or corrupt.
+        """
+        content, name, check_sums = self._file
+        with _opened(io.BytesIO(content), name) as hdus:
+            chosen = {
+                index: hdu
+                for index, hdu in enumerate(hdus)
+                if hdu.is_image and _plane_shape(hdu.header) and _extension_name(hdu.header) == extension
+            }
+            if len({_plane_shape(hdu.header) for hdu in chosen.values()}) != 1:
+                raise RawFileError(f"{name}: no extension {extension}, or several of different sizes")
+            _check_stored(content, list(chosen), name, check_sums=check_sums)
+            return _join(list(chosen.values()))
+
+
+def _join(hdus: list[Any]) -> np.ndarray:
+    """Return the pixels of HDUs side by side, in native byte order."""
+    planes = [hdu.data.reshape(hdu.data.shape[-2:]) for hdu in hdus]
+    pixels = planes[0] if len(planes) == 1 else np.hstack(planes)
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 
 def _check_stored(content: bytes, indices: list[int], name: str, *, check_sums: bool) -> None:
