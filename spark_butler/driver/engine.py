@@ -117,10 +117,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     if plan is None or plan.task_labels.keys() != set(xgraph):
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
     ObserverGroup(observer).on_plan(plan)
-    if temporary_types and isinstance(butler, Butler):
-        record_temporaries(butler, graph.header.output_run, temporary_types)
     factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
-    scratch = _new_scratch_folder(butler, graph.header.output_run)
+    scratch = _prepare_scratch(butler, graph.header.output_run, temporary_types)
     context = make_context(
         graph,
         butler,
@@ -180,8 +178,15 @@ def _make_factory(
     )
 
 
-def _new_scratch_folder(butler: LimitedButler, run: str) -> ResourcePath | None:
-    """Return the folder for temporaries of this attempt at a run; `None` where the datastore has no files."""
+def _prepare_scratch(
+    butler: Butler | GraphButler, run: str, temporary_types: Collection[str]
+) -> ResourcePath | None:
+    """Record which dataset types of a run are temporary, and return the folder for those of this attempt.
+
+    It is `None` where the datastore has no files.
+    """
+    if temporary_types and isinstance(butler, Butler):
+        record_temporaries(butler, run, temporary_types)
     folders = scratch_folders(butler, run)
     return folders[0].join(f"{uuid.uuid4()}/", forceDirectory=True) if folders else None
 
