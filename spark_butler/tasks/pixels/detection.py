@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("Detections", "detect_sources", "sky_variance")
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ type FloatImage = npt.NDArray[np.floating[Any]]
 type BoolArray = npt.NDArray[np.bool_]
 
 _SAMPLES_PER_PAIR = 24
+
+_STRIP, _TRUNCATE = 128, 3.5
+"""Rows that are filtered at a time; standard deviations after which the filters end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,69 @@ def sky_variance(
     return np.asarray(level / flat + floor / flat**2, dtype=np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """An image, its variance and that of its sky, and which pixels are good."""
+
+    image: FloatImage
+    variance: FloatImage
+    sky: FloatImage
+    good: BoolArray
+
+    def excess(
+        self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Return the ratio of the full variance to that of the sky in windows; one where not good."""
+        good, variance, sky = (
+            gather_windows(array, x, y, radius) for array in (self.good, self.variance, self.sky)
+        )
+        return np.divide(variance, sky, out=np.ones_like(variance), where=good)
+
+    def pixel_significance(
+        self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Return the signal-to-noise ratio of single pixels in windows; zero where not good."""
+        good, image, sky = (
+            gather_windows(array, x, y, radius) for array in (self.good, self.image, self.sky)
+        )
+        return np.divide(image, np.sqrt(sky), out=np.zeros_like(image), where=good)
+
+    def matched_filters(self, *sigmas: float) -> list[npt.NDArray[np.float32]]:
+        """Return the signal-to-noise ratio of a point source at every pixel, for PSFs of these widths."""
+        results = [np.zeros(self.good.shape, dtype=np.float32) for _ in sigmas]
+        every = slice(None, None, 3), slice(None, None, 3)
+        chosen = self.good[every]
+        typical = float(np.median(1.0 / (self.sky[every][chosen] if chosen.any() else self.sky[self.good])))
+        ny = len(self.good)
+        # In strips that fit the processor's cache.
+        for start in range(0, ny, _STRIP):
+            stop = min(start + _STRIP, ny)
+            for sigma, result in zip(sigmas, results, strict=True):
+                margin = math.ceil(_TRUNCATE * sigma) + 1
+                rows = slice(max(start - margin, 0), stop + margin)
+                inner = slice(start - rows.start, stop - rows.start)
+                result[start:stop] = self._filter_strip(rows, inner, sigma, typical)
+        return results
+
+    def _filter_strip(
+        self, rows: slice, inner: slice, sigma: float, typical: float
+    ) -> npt.NDArray[np.float32]:
+        good = self.good[rows]
+        weight = np.zeros(good.shape, dtype=np.float32)
+        np.divide(1.0, self.sky[rows], out=weight, where=good, casting="same_kind")
+        data = np.zeros_like(weight)
+        np.multiply(self.image[rows], weight, out=data, where=good, casting="same_kind")
+        options = {"mode": "constant", "truncate": _TRUNCATE}
+        numerator = scipy.ndimage.gaussian_filter(data, sigma, **options)[inner]
+        # The square of a Gaussian is a narrower Gaussian, of the integral 1 / (4 pi sigma^2).
+        weight = scipy.ndimage.gaussian_filter(weight, sigma / math.sqrt(2.0), **options)[inner]
+        # Where most of the PSF is masked or off the image a peak has no meaning.
+        usable = weight > 0.3 * typical
+        result = np.zeros_like(numerator)
+        np.divide(numerator, np.sqrt(weight), out=result, where=usable)
+        return result * np.float32(2.0 * math.sqrt(math.pi) * sigma)
+
+
 def detect_sources(
     image: FloatImage,
     variance: FloatImage,
@@ -104,27 +171,23 @@ def detect_sources(
         Whether to drop peaks that are sharper than the PSF allows: unmasked remains of cosmic rays and hot
         pixels.
     """
-    good = ~masked & np.isfinite(image) & (variance > 0.0)
-    if not good.any():
+    frame = _Frame(image, variance, sky, ~masked & np.isfinite(image) & (variance > 0.0))
+    if not frame.good.any():
         nothing = np.zeros(0)
         return Detections(
             x=nothing,
             y=nothing,
             significance=nothing,
-            footprint=np.zeros(good.shape, dtype=bool),
+            footprint=np.zeros(frame.good.shape, dtype=bool),
             streak=np.zeros(0, dtype=bool),
         )
-    sky = np.where(good, sky, np.median(sky[good]))
-    weight = np.where(good, 1.0 / sky, 0.0).astype(np.float32)
-    data = np.where(good, image, 0.0).astype(np.float32)
-    significance = _matched_filter(data, weight, sigma)
-    excess = np.where(good, variance, sky) / sky
-    x, y = _find_peaks(significance, excess, sigma, threshold, contrast, reach=12.0 * sigma)
+    significance, finer = frame.matched_filters(sigma, 0.5 * sigma)
+    footprint = significance >= threshold
+    x, y = _find_peaks(significance, frame, sigma, threshold, contrast, reach=12.0 * sigma)
     # The filter widens stars and merges close pairs; one half as wide tells the bright ones apart.
-    finer = _matched_filter(data, weight, 0.5 * sigma)
     fine_x, fine_y = _find_peaks(
-        np.where(significance >= threshold, finer, 0.0),
-        excess,
+        np.where(footprint, finer, np.float32(0.0)),
+        frame,
         0.5 * sigma,
         1.5 * threshold,
         2.0 * contrast,
@@ -140,9 +203,8 @@ def detect_sources(
     x, y = np.concatenate([fine_x, x]), np.concatenate([fine_y, y])
     order = np.argsort(-significance[y, x], kind="stable")
     if reject_sharp and x.size:
-        order = order[~_is_sharp(data * np.sqrt(weight), significance, x[order], y[order], sigma)]
+        order = order[~_is_sharp(frame, significance, x[order], y[order], sigma)]
     x, y, dx, dy = x[order], y[order], dx[order], dy[order]
-    footprint = significance >= threshold
     return Detections(
         x=x + dx,
         y=y + dy,
@@ -180,7 +242,7 @@ def _on_streak(
 
 def _find_peaks(
     significance: npt.NDArray[np.float32],
-    excess: FloatImage,
+    frame: _Frame,
     sigma: float,
     threshold: float,
     contrast: float,
@@ -190,8 +252,7 @@ def _find_peaks(
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Local maxima above ``threshold`` that stand out, brightest first.
 
-    ``excess`` is the ratio of the full variance to that of the sky.  A saddle must lie ``contrast`` times the
-    noise, and the fraction ``relative`` of the peak, below the peak.
+    A saddle must lie ``contrast`` times the noise, and the fraction ``relative`` of the peak, below the peak.
     """
     y, x = np.nonzero(significance >= threshold)
     highest = gather_windows(significance, x, y, 1).max(axis=(1, 2), initial=-np.inf)
@@ -205,7 +266,7 @@ def _find_peaks(
     radius = max(int(np.ceil(2.5 * sigma)), 1)
     offsets = np.arange(-radius, radius + 1) / sigma
     kernel = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2)).ravel()
-    mean = gather_windows(excess, x, y, radius).reshape(x.size, kernel.size) @ (kernel / kernel.sum())
+    mean = frame.excess(x, y, radius).reshape(x.size, kernel.size) @ (kernel / kernel.sum())
     noise = np.sqrt(np.maximum(mean, 1.0))
     needed = np.maximum(contrast * noise, relative * significance[y, x])
     keep = _stands_out(significance, x, y, needed, reach)
@@ -226,24 +287,8 @@ def _have_none_near(
     return np.asarray(tree.query(np.column_stack([x, y]))[0] > radius)
 
 
-def _matched_filter(
-    data: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], sigma: float
-) -> npt.NDArray[np.float32]:
-    """Signal-to-noise ratio of a point source at every pixel."""
-    numerator = scipy.ndimage.gaussian_filter(data * weight, sigma, mode="constant", truncate=3.5)
-    # The square of a Gaussian is a narrower Gaussian.
-    narrow = scipy.ndimage.gaussian_filter(weight, sigma / np.sqrt(2.0), mode="constant", truncate=3.5)
-    information = narrow / (4.0 * np.pi * sigma**2)
-    # Where most of the PSF is masked or off the image a peak has no meaning.
-    typical = float(np.median(information[::3, ::3]))
-    usable = information > 0.3 * typical
-    result = np.zeros_like(data)
-    np.divide(numerator, np.sqrt(np.where(usable, information, 1.0)), out=result, where=usable)
-    return result
-
-
 def _is_sharp(
-    pixel_significance: npt.NDArray[np.float32],
+    frame: _Frame,
     significance: npt.NDArray[np.float32],
     x: npt.NDArray[np.intp],
     y: npt.NDArray[np.intp],
@@ -254,7 +299,7 @@ def _is_sharp(
     A star's brightest pixel has ``1 / (sqrt(pi) sigma)`` times the significance of the star, a lone pixel
     ``sqrt(pi) sigma`` times that of its filtered image.
     """
-    brightest = gather_windows(pixel_significance, x, y, 1).max(axis=(1, 2), initial=-np.inf)
+    brightest = frame.pixel_significance(x, y, 1).max(axis=(1, 2), initial=-np.inf)
     total = significance[y, x]
     star = total / (np.sqrt(np.pi) * sigma)
     # The boundary is the geometric mean of the two ratios, which is one, and three times the pixel's noise.
@@ -290,13 +335,18 @@ def _interpolate_peak(
     significance: npt.NDArray[np.float32], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Offset of the vertex of the parabola through three pixels, along both axes."""
-    padded = np.pad(significance, 1, mode="edge").astype(np.float64)
-    center = padded[y + 1, x + 1]
+    ny, nx = significance.shape
+    center = significance[y, x].astype(np.float64)
 
-    def vertex(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def vertex(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         curvature = before - 2.0 * center + after
         offset = np.zeros_like(center)
-        np.divide(0.5 * (before - after), curvature, out=offset, where=curvature < 0.0)
+        np.divide(0.5 * (before.astype(np.float64) - after), curvature, out=offset, where=curvature < 0.0)
         return np.clip(offset, -0.5, 0.5)
 
-    return vertex(padded[y + 1, x], padded[y + 1, x + 2]), vertex(padded[y, x + 1], padded[y + 2, x + 1])
+    left, right = np.maximum(x - 1, 0), np.minimum(x + 1, nx - 1)
+    below, above = np.maximum(y - 1, 0), np.minimum(y + 1, ny - 1)
+    return (
+        vertex(significance[y, left], significance[y, right]),
+        vertex(significance[below, x], significance[above, x]),
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel, moffat_stamps, polynomial_terms
+from .psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel, moffat_slopes, moffat_stamps, polynomial_terms
 from .stamps import gather_windows
 
 type FloatArray = npt.NDArray[np.float64]
@@ -24,6 +24,9 @@ _MODEL_ERROR = 0.003
 """Error of the model as a fraction of a star's peak, so that cores count for more than wings."""
 
 _INVERSE_BETA = (1.0 / GAUSSIAN_BETA, 1.0 / 1.6)
+
+_STEPS, _SETTLED = 20, 1e-3
+"""Most steps of the fit of a star, and the change of its parameters at which it has settled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,6 @@ class _Stars:
 
     values: FloatArray
     flux: FloatArray
-    model: FloatArray
     errors: FloatArray
     chi2: FloatArray
 
@@ -197,46 +199,59 @@ def _fit_stars(data: FloatArray, floor: FloatArray, good: BoolArray, start: Floa
     radius = data.shape[1] // 2
     low = np.array([-2.5, -2.5, math.log(0.6), -0.6, -0.6, _INVERSE_BETA[0]])
     high = np.array([2.5, 2.5, math.log(4.0 * radius), 0.6, 0.6, _INVERSE_BETA[1]])
-    step = np.array([0.02, 0.02, 0.01, 0.01, 0.01, 0.01])
     limit = np.array([0.5, 0.5, 0.3, 0.15, 0.15, 0.15])
     values = np.clip(start, low, high)
-
-    def evaluate(p: FloatArray) -> FloatArray:
-        return moffat_stamps(p[:, 0], p[:, 1], np.exp(p[:, 2]), p[:, 3], p[:, 4], 1.0 / p[:, 5], radius)
-
-    model = evaluate(values)
-    for _ in range(20):
-        flux = _fluxes(data, model, good)
-        light = flux[:, None, None] * model
+    normal, weight = np.empty((len(data), free + 1, free + 1)), np.empty(data.shape)
+    moving = np.arange(len(data))
+    for _ in range(_STEPS):
+        slopes = _slopes(values[moving], radius, free)
+        flux = _fluxes(data[moving], slopes[:, 0], good[moving])
+        light = flux[:, None, None] * slopes[:, 0]
         error = _MODEL_ERROR * light.max(axis=(1, 2), keepdims=True)
-        weight = np.where(good, 1.0 / (floor + np.maximum(light, 0.0) + error**2), 0.0)
-        slopes = [model]
-        for k in range(free):
-            moved = values.copy()
-            # Towards the middle of the range, so that no step leaves it.
-            sign = np.where(values[:, k] + step[k] > high[k], -1.0, 1.0)
-            moved[:, k] += sign * step[k]
-            slopes.append((evaluate(moved) - model) * (flux * sign / step[k])[:, None, None])
-        jacobian = np.stack(slopes, axis=1).reshape(len(data), free + 1, -1)
-        weighted = jacobian * weight.reshape(len(data), 1, -1)
-        normal = weighted @ jacobian.transpose(0, 2, 1)
-        right = (weighted @ (data - light).reshape(len(data), -1, 1))[..., 0]
-        diagonal = np.einsum("nii->ni", normal)
+        expected = floor[moving] + np.maximum(light, 0.0) + error**2
+        weight[moving] = np.where(good[moving], 1.0 / expected, 0.0)
+        slopes[:, 1:] *= flux[:, None, None, None]
+        jacobian = slopes.reshape(len(moving), free + 1, -1)
+        weighted = jacobian * weight[moving].reshape(len(moving), 1, -1)
+        matrix = weighted @ jacobian.transpose(0, 2, 1)
+        right = (weighted @ (data[moving] - light).reshape(len(moving), -1, 1))[..., 0]
+        diagonal = np.einsum("nii->ni", matrix)
         # A trace of damping keeps stars alive that determine nothing.
         diagonal += 1e-6 * diagonal + 1e-30
-        change = np.linalg.solve(normal, right[..., None])[..., 0][:, 1:]
+        normal[moving] = matrix
+        change = np.linalg.solve(matrix, right[..., None])[..., 0][:, 1:]
         change = np.clip(change, -limit[:free], limit[:free])
-        values[:, :free] = np.clip(values[:, :free] + change, low[:free], high[:free])
-        model = evaluate(values)
-        if np.abs(change).max(initial=0.0) < 1e-3:
+        values[moving, :free] = np.clip(values[moving, :free] + change, low[:free], high[:free])
+        moving = moving[np.abs(change).max(axis=1) >= _SETTLED]
+        if not moving.size:
             break
+    model = _moffats(values, radius)
     flux = _fluxes(data, model, good)
     covariance = np.linalg.inv(normal)
     errors = np.full(values.shape, np.inf)
     errors[:, :free] = np.sqrt(np.maximum(np.einsum("nii->ni", covariance)[:, 1:], 1e-12))
     residual = (data - flux[:, None, None] * model) ** 2 * weight
     chi2 = residual.sum(axis=(1, 2)) / np.maximum(good.sum(axis=(1, 2)) - free - 1, 1)
-    return _Stars(values, flux, model, errors, chi2)
+    return _Stars(values, flux, errors, chi2)
+
+
+def _moffats(values: FloatArray, radius: int) -> FloatArray:
+    dx, dy, width, g1, g2, inverse = values.T
+    return moffat_stamps(dx, dy, np.exp(width), g1, g2, 1.0 / inverse, radius)
+
+
+def _slopes(values: FloatArray, radius: int, free: int) -> FloatArray:
+    """Return the profiles and their derivatives by the first ``free`` parameters, 5 or 6."""
+    dx, dy, width, g1, g2, inverse = values.T
+    slopes = moffat_slopes(dx, dy, np.exp(width), g1, g2, 1.0 / inverse, radius)
+    if free == 5:
+        return slopes
+    moved = values.copy()
+    # Towards the middle of the range, so that no step leaves it.
+    step = np.where(inverse + 0.01 > _INVERSE_BETA[1], -0.01, 0.01)
+    moved[:, 5] += step
+    last = (_moffats(moved, radius) - slopes[:, 0]) / step[:, None, None]
+    return np.concatenate([slopes, last[:, None]], axis=1)
 
 
 def _fluxes(data: FloatArray, model: FloatArray, good: BoolArray) -> FloatArray:

@@ -5,7 +5,7 @@ Runs in workers.  Piff stores it: `PsfModel.to_piff` and `PsfModel.from_psf` con
 
 from __future__ import annotations
 
-__all__ = ("FWHM_PER_SIGMA", "GAUSSIAN_BETA", "PsfModel", "moffat_stamps", "polynomial_terms")
+__all__ = ("FWHM_PER_SIGMA", "GAUSSIAN_BETA", "PsfModel", "moffat_slopes", "moffat_stamps", "polynomial_terms")
 
 import dataclasses
 import math
@@ -212,25 +212,107 @@ def moffat_stamps(
     radius
         Half size of the stamps.
     """
-    narrow = float(np.min(fwhm, initial=np.inf))
-    nodes, weights = np.polynomial.legendre.leggauss(2 if narrow > 2.5 else 3 if narrow > 1.6 else 5)
+    nodes = _quadrature(fwhm)
     exponent = np.broadcast_to(np.asarray(beta, dtype=np.float64), dx.shape)[:, None, None]
     alpha = _alpha(fwhm, exponent[:, 0, 0])
-    shear = g1**2 + g2**2
-    scale = 1.0 / ((1.0 - shear) * alpha**2)
-    xx, yy = scale * (1.0 + shear - 2.0 * g1), scale * (1.0 + shear + 2.0 * g1)
-    xy = -4.0 * scale * g2
+    xx, xy, yy = (part[:, None, None] for part in _form(alpha, g1, g2))
     offsets = stamp_offsets(radius)
     result = np.zeros((len(dx), offsets.size, offsets.size))
-    for shift_y, weight_y in zip(0.5 * nodes, 0.5 * weights, strict=True):
+    for shift_y, weight_y in nodes:
         v = (offsets[None, :] + shift_y - dy[:, None])[:, :, None]
-        square = yy[:, None, None] * v**2
-        for shift_x, weight_x in zip(0.5 * nodes, 0.5 * weights, strict=True):
+        square = yy * v**2 + 1.0
+        for shift_x, weight_x in nodes:
             u = (offsets[None, :] + shift_x - dx[:, None])[:, None, :]
-            value = square + u * (xx[:, None, None] * u + xy[:, None, None] * v)
-            result += weight_x * weight_y * np.exp(-exponent * np.log(1.0 + value))
+            value = u * (xx * u + xy * v)
+            value += square
+            np.log(value, out=value)
+            value *= -exponent
+            np.exp(value, out=value)
+            value *= weight_x * weight_y
+            result += value
     result *= (exponent - 1.0) / (math.pi * (alpha**2)[:, None, None])
     return result
+
+
+def moffat_slopes(
+    dx: FloatArray,
+    dy: FloatArray,
+    fwhm: FloatArray,
+    g1: FloatArray,
+    g2: FloatArray,
+    beta: FloatArray,
+    radius: int,
+) -> FloatArray:
+    """Return the profiles of `moffat_stamps`, and their derivatives.
+
+    Parameters
+    ----------
+    dx, dy, fwhm, g1, g2, beta, radius
+        As of `moffat_stamps`.
+
+    Returns
+    -------
+    slopes
+        Shape ``(n, 6, size, size)``: the profiles, and their derivatives by dx, dy, log FWHM, g1 and g2.
+    """
+    alpha = _alpha(fwhm, beta)
+    xx, xy, yy = (part[:, None, None] for part in _form(alpha, g1, g2))
+    offsets = stamp_offsets(radius)
+    # The profiles, and sums of their derivative by the quadratic form, times u, v, u^2, u v and v^2.
+    sums = np.zeros((6, len(dx), offsets.size, offsets.size))
+    for shift_y, weight_y in _quadrature(fwhm):
+        v = (offsets[None, :] + shift_y - dy[:, None])[:, :, None]
+        square = yy * v**2 + 1.0
+        for shift_x, weight_x in _quadrature(fwhm):
+            u = (offsets[None, :] + shift_x - dx[:, None])[:, None, :]
+            form = u * (xx * u + xy * v)
+            form += square
+            value = np.exp(-beta[:, None, None] * np.log(form))
+            value *= weight_x * weight_y
+            sums[0] += value
+            value /= form
+            for place, factor in ((1, u), (4, v)):
+                part = value * factor
+                sums[place] += part
+                part *= factor
+                sums[place + 1] += part
+            value *= u
+            value *= v
+            sums[3] += value
+    peak = (beta - 1.0) / (math.pi * alpha**2)
+    sums[0] *= peak[:, None, None]
+    sums[1:] *= (-beta * peak)[:, None, None]
+    model, u1, u2, uv, v1, v2 = sums
+    shear, scale = 1.0 - g1**2 - g2**2, 1.0 / ((1.0 - g1**2 - g2**2) * alpha**2)
+    by_form = xx * u2 + xy * uv + yy * v2
+    h1, h2, s1, s2, s3 = (
+        part[:, None, None] for part in (2.0 * g1 / shear, 2.0 * g2 / shear, scale * g1, scale * g2, scale)
+    )
+    return np.stack(
+        [
+            model,
+            -2.0 * xx * u1 - xy * v1,
+            -2.0 * yy * v1 - xy * u1,
+            -2.0 * (by_form + model),
+            h1 * by_form + 2.0 * (s1 - s3) * u2 + 2.0 * (s1 + s3) * v2,
+            h2 * by_form + 2.0 * s2 * (u2 + v2) - 4.0 * s3 * uv,
+        ],
+        axis=1,
+    )
+
+
+def _quadrature(fwhm: FloatArray) -> list[tuple[float, float]]:
+    """Return places and weights within a pixel that integrate the narrowest of these profiles."""
+    narrow = float(np.min(fwhm, initial=np.inf))
+    nodes, weights = np.polynomial.legendre.leggauss(2 if narrow > 2.5 else 3 if narrow > 1.6 else 5)
+    return [(0.5 * float(node), 0.5 * float(weight)) for node, weight in zip(nodes, weights, strict=True)]
+
+
+def _form(alpha: FloatArray, g1: FloatArray, g2: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return factors of x^2, x y and y^2 in the square of the elliptical radius in units of alpha."""
+    shear = g1**2 + g2**2
+    scale = 1.0 / ((1.0 - shear) * alpha**2)
+    return scale * (1.0 + shear - 2.0 * g1), -4.0 * scale * g2, scale * (1.0 + shear + 2.0 * g1)
 
 
 def _alpha(fwhm: FloatArray, beta: float | FloatArray) -> FloatArray:
