@@ -33,7 +33,7 @@ import photutils.background
 import scipy.ndimage
 import sep
 from lsst.images import MaskedImage
-from science import SCALE, calibrate_frame
+from science import SCALE, RawFrame
 
 from spark_butler.demo.simulation import SCENES, read_table, simulate
 from spark_butler.obs._combine import combine
@@ -86,7 +86,7 @@ def make_frame(scene: str, size: int, seed: int) -> Frame:
             seed=seed,
             scene=scene if scene in SCENES else None,
         )
-        _, post = calibrate_frame(night)
+        post = RawFrame.of_night(night).run_isr()
         truth, hits = read_table(night.truth), read_table(night.cosmic_rays)
     rays = np.zeros(post.image.array.shape)
     x, y = np.asarray(hits["x"], dtype=int), np.asarray(hits["y"], dtype=int)

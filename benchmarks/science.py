@@ -8,9 +8,11 @@ output, in Markdown.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import logging
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -30,7 +32,7 @@ import scipy.spatial
 import sep
 from astro_metadata_translator import makeObservationInfo
 from lsst.images import Image, MaskedImage
-from lsst.pipe.base import InMemoryDatasetHandle
+from lsst.pipe.base import InMemoryDatasetHandle, Struct
 from sextractor import find_programs, run_sextractor
 
 from spark_butler.demo.simulation import SCENES, SimulatedData, read_table, simulate
@@ -70,66 +72,90 @@ class Found:
     dec: np.ndarray | None = None
 
 
-def calibrate_frame(night: SimulatedData) -> tuple[CameraDescription, MaskedImage]:
-    """Return the first science frame after isr, with masters made of the night's frames."""
-    camera = CameraDescription.from_yaml(night.camera)
-    detector = camera.detectors[0]
+@dataclasses.dataclass
+class RawFrame:
+    """A raw science frame, and what calibrates it."""
 
-    def read(kind: str) -> list[tuple[np.ndarray, astropy.io.fits.Header]]:
-        return [
-            astropy.io.fits.getdata(path, header=True) for path in sorted(night.raw_dir.glob(f"{kind}_*"))
-        ]
+    camera: CameraDescription
+    raw: np.ndarray
+    header: dict[str, float]
+    bias: np.ndarray
+    dark: np.ndarray
+    flat: np.ndarray
+    references: astropy.table.Table
 
-    bias = combine([assemble(pixels, detector).image for pixels, _ in read("bias")])
-    darks = [(assemble(p, detector).image - bias) / np.float32(h["EXPTIME"]) for p, h in read("dark")]
-    dark = combine(darks)
-    flats = []
-    for pixels, header in read("flat"):
-        assembled = assemble(pixels, detector)
-        light = (assembled.image - bias - dark * np.float32(header["EXPTIME"])) * assembled.gain
-        flats.append(normalize(light))
-    raw, header = read("object")[0]
-    post = IsrTask(config=IsrTask.ConfigClass()).run(
-        Image(raw),
-        camera,
-        detector=0,
-        bias=Image(bias),
-        dark=Image(dark),
-        flat=Image(normalize(combine(flats))),
-        exposure_time=header["EXPTIME"],
-        boresight=(header["RA"], header["DEC"], header["ROTPA"]),
-    )
-    return camera, post.post_isr_image
+    @classmethod
+    def of_night(cls, night: SimulatedData) -> RawFrame:
+        """Return the first science frame, with masters made of the night's frames."""
+        camera = CameraDescription.from_yaml(night.camera)
+        detector = camera.detectors[0]
+
+        def read(kind: str) -> list[tuple[np.ndarray, astropy.io.fits.Header]]:
+            return [
+                astropy.io.fits.getdata(path, header=True) for path in sorted(night.raw_dir.glob(f"{kind}_*"))
+            ]
+
+        bias = combine([assemble(pixels, detector).image for pixels, _ in read("bias")])
+        darks = [(assemble(p, detector).image - bias) / np.float32(h["EXPTIME"]) for p, h in read("dark")]
+        dark = combine(darks)
+        flats = []
+        for pixels, header in read("flat"):
+            assembled = assemble(pixels, detector)
+            light = (assembled.image - bias - dark * np.float32(header["EXPTIME"])) * assembled.gain
+            flats.append(normalize(light))
+        raw, header = read("object")[0]
+        stars = astropy.table.Table.read(night.refcat, format="ascii.ecsv")
+        references = astropy.table.Table(
+            {
+                "id": stars["id"],
+                "coord_ra": np.deg2rad(np.asarray(stars["ra"])),
+                "coord_dec": np.deg2rad(np.asarray(stars["dec"])),
+                "r_flux": 10.0 ** (-0.4 * (np.asarray(stars["r_mag"]) - 31.4)),
+            }
+        )
+        known = {name: header[name] for name in ("EXPTIME", "RA", "DEC", "ROTPA")}
+        return cls(camera, raw, known, bias, dark, normalize(combine(flats)), references)
+
+    def run_isr(self) -> MaskedImage:
+        """Return the frame after isr."""
+        post = IsrTask(config=IsrTask.ConfigClass()).run(
+            Image(self.raw),
+            self.camera,
+            detector=0,
+            bias=Image(self.bias),
+            dark=Image(self.dark),
+            flat=Image(self.flat),
+            exposure_time=self.header["EXPTIME"],
+            boresight=(self.header["RA"], self.header["DEC"], self.header["ROTPA"]),
+        )
+        return post.post_isr_image
+
+    def run_characterize(self, post: MaskedImage) -> Struct:
+        """Return what characterize makes of the frame after isr."""
+        info = makeObservationInfo(
+            instrument="SimCam",
+            exposure_id=1,
+            visit_id=1,
+            physical_filter="r",
+            exposure_time=30 * u.s,
+            detector_num=0,
+        )
+        task = CharacterizeTask(config=CharacterizeTask.ConfigClass())
+        return task.run(post, self.camera, detector=0, band="r", obs_info=info)
+
+    def run_calibrate(self, found: Struct) -> Struct:
+        """Return what calibrate makes of that."""
+        return CalibrateTask(config=CalibrateTask.ConfigClass()).run(
+            found.preliminary_visit_image,
+            found.preliminary_source,
+            [InMemoryDatasetHandle(self.references, storageClass="ArrowAstropy")],
+        )
 
 
-def run_ours(camera: CameraDescription, post: MaskedImage, night: SimulatedData) -> Found:
+def run_ours(frame: RawFrame, post: MaskedImage) -> Found:
     """Run characterize and calibrate."""
-    stars = astropy.table.Table.read(night.refcat, format="ascii.ecsv")
-    references = astropy.table.Table(
-        {
-            "id": stars["id"],
-            "coord_ra": np.deg2rad(np.asarray(stars["ra"])),
-            "coord_dec": np.deg2rad(np.asarray(stars["dec"])),
-            "r_flux": 10.0 ** (-0.4 * (np.asarray(stars["r_mag"]) - 31.4)),
-        }
-    )
-    info = makeObservationInfo(
-        instrument="SimCam",
-        exposure_id=1,
-        visit_id=1,
-        physical_filter="r",
-        exposure_time=30 * u.s,
-        detector_num=0,
-    )
     start = time.process_time()
-    found = CharacterizeTask(config=CharacterizeTask.ConfigClass()).run(
-        post, camera, detector=0, band="r", obs_info=info
-    )
-    done = CalibrateTask(config=CalibrateTask.ConfigClass()).run(
-        found.preliminary_visit_image,
-        found.preliminary_source,
-        [InMemoryDatasetHandle(references, storageClass="ArrowAstropy")],
-    )
+    done = frame.run_calibrate(frame.run_characterize(post))
     names = ("x", "y", "instFlux", "instFluxErr")
     columns = [np.asarray(done.source[name]) for name in names]
     return Found(
@@ -139,6 +165,36 @@ def run_ours(camera: CameraDescription, post: MaskedImage, night: SimulatedData)
         ra=np.asarray(done.source["coord_ra"]),
         dec=np.asarray(done.source["coord_dec"]),
     )
+
+
+def make_frame(size: int, seed: int) -> RawFrame:
+    """Simulate a frame of 12 stars in a square arcminute: about 2,000 sources on 4096 x 4096 pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"stars_per_arcmin2": 12.0, "galaxies_per_arcmin2": 1.0}
+        night = simulate(Path(folder), visits=1, detectors=1, size=size, seed=seed, **options)
+        return RawFrame.of_night(night)
+
+
+def print_speed(sizes: Sequence[int], seed: int) -> None:
+    """Print the CPU-s of each task for good nights of these sizes, and the most memory up to then."""
+    head = "size sources isr characterize calibrate together GB load".split()
+    sys.stdout.write(f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n")
+    for size in sorted(sizes):
+        # In a process of its own, whose memory does not count.
+        with concurrent.futures.ProcessPoolExecutor(1) as pool:
+            frame = pool.submit(make_frame, size, seed).result()
+        clock = [time.process_time()]
+        post = frame.run_isr()
+        clock.append(time.process_time())
+        found = frame.run_characterize(post)
+        clock.append(time.process_time())
+        number = len(frame.run_calibrate(found).source)
+        clock.append(time.process_time())
+        times = " | ".join(f"{seconds:.1f}" for seconds in (*np.diff(clock), clock[-1] - clock[0]))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        row = f"| {size} | {number} | {times} | {memory:.1f} | {os.getloadavg()[0]:.0f} |\n"
+        sys.stdout.write(row)
+        sys.stdout.flush()
 
 
 def run_sep(post: MaskedImage, fwhm: float) -> Found:
@@ -241,10 +297,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument(
+        "--speed", type=int, nargs="+", metavar="SIZE", help="only time process_ccd on frames of these sizes"
+    )
     parser.add_argument("--scenes", nargs="*", default=["good night", *KEPT, "crowded"])
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     logging.getLogger("lsst").setLevel(logging.ERROR)
+    if options.speed:
+        print_speed(options.speed, options.seed)
+        return
     head = "scene program completeness purity flux,% pull mas zero-point FWHM,% flag CPU-s".split()
     sys.stdout.write(f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n")
     for scene in options.scenes:
@@ -258,11 +320,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 galaxies_per_arcmin2=5.0,
                 scene=scene if scene in SCENES else None,
             )
-            camera, post = calibrate_frame(night)
+            frame = RawFrame.of_night(night)
+            post = frame.run_isr()
             truth = read_table(night.truth)
             fwhm = float(truth["fwhm"][0]) / SCALE
             programs: dict[str, Callable[[], Found]] = {
-                "process_ccd": lambda c=camera, p=post, n=night: run_ours(c, p, n),
+                "process_ccd": lambda f=frame, p=post: run_ours(f, p),
                 "sep": lambda p=post, w=fwhm: run_sep(p, w),
                 "photutils": lambda p=post, w=fwhm: run_photutils(p, w),
             }

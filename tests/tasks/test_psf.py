@@ -8,7 +8,13 @@ from lsst.images import Box
 from lsst.images.psfs import GaussianPointSpreadFunction
 
 from spark_butler.tasks.pixels.psf_fit import fit_psf
-from spark_butler.tasks.pixels.psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel
+from spark_butler.tasks.pixels.psf_model import (
+    FWHM_PER_SIGMA,
+    GAUSSIAN_BETA,
+    PsfModel,
+    moffat_slopes,
+    moffat_stamps,
+)
 
 SHAPE = (600, 700)
 
@@ -42,6 +48,23 @@ def test_a_stamp_is_the_integral_of_astropys_moffat_over_pixels() -> None:
             lambda v, u: float(moffat(u, v)), 49.5 + i, 50.5 + i, 59.5 + j, 60.5 + j
         )
         assert stamp[4 + j, 4 + i] == pytest.approx(expected, rel=2e-3)
+
+
+def test_slopes_are_the_changes_of_stamps() -> None:
+    place = np.array([[0.3], [-0.2], [np.log(2.2)], [0.1], [-0.15]])
+    beta, radius = np.array([2.7]), 6
+
+    def stamp(values: np.ndarray) -> np.ndarray:
+        dx, dy, width, g1, g2 = values
+        return moffat_stamps(dx, dy, np.exp(width), g1, g2, beta, radius)[0]
+
+    slopes = moffat_slopes(place[0], place[1], np.exp(place[2]), place[3], place[4], beta, radius)[0]
+    np.testing.assert_array_equal(slopes[0], stamp(place))
+    for k in range(5):
+        step = np.zeros((5, 1))
+        step[k] = 1e-5
+        expected = (stamp(place + step) - stamp(place - step)) / 2e-5
+        np.testing.assert_allclose(slopes[k + 1], expected, atol=1e-8)
 
 
 @pytest.mark.parametrize(("fwhm", "beta"), [(1.2, 3.0), (2.0, GAUSSIAN_BETA), (3.5, 2.5), (9.0, 4.0)])

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
+import scipy.sparse
 from lsst.images import Box
 from lsst.images.fields import SplineField
 
@@ -143,12 +144,17 @@ def _extend(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _sky_of(values: npt.NDArray[np.floating[Any]], clip: float, iterations: int) -> tuple[float, float]:
-    values = np.sort(values.astype(np.float64))
+    values = np.sort(values).astype(np.float64)
+    # Sums of the values up to each, less a typical one, give the spread of any range.
+    typical = float(values[values.size // 2])
+    sums = np.zeros((2, values.size + 1))
+    np.cumsum(values - typical, out=sums[0, 1:])
+    np.cumsum((values - typical) ** 2, out=sums[1, 1:])
     low, high = 0, values.size
     for _ in range(iterations):
-        kept = values[low:high]
-        middle = float(kept[kept.size // 2])
-        spread = float(kept.std())
+        middle = float(values[(low + high) // 2])
+        mean, square = (sums[:, high] - sums[:, low]) / (high - low)
+        spread = math.sqrt(max(square - mean**2, 0.0))
         new_low = int(np.searchsorted(values, middle - clip * spread))
         new_high = int(np.searchsorted(values, middle + clip * spread, side="right"))
         if (new_low, new_high) == (low, high) or new_high - new_low < 8:
@@ -224,20 +230,24 @@ def structured_sky(
         part = array[: rows * cell, : columns * cell].reshape(rows, cell, columns, cell)
         return part.swapaxes(1, 2)
 
-    cells, used = in_cells(residual), in_cells(good)
-    count = used.sum(axis=(2, 3))
+    def sum_cells(array: npt.NDArray[Any]) -> FloatArray:
+        # One axis after the other, which is quick.
+        in_rows = array[: rows * cell].reshape(rows, cell, array.shape[1]).sum(axis=1, dtype=np.float32)
+        return in_rows[:, : columns * cell].reshape(rows, columns, cell).sum(axis=2, dtype=np.float64)
+
+    count = sum_cells(good)
     filled = count > 0.3 * cell**2
     # Of the median.
-    total = in_cells(np.where(good, variance, np.float32(0.0))).sum(axis=(2, 3), dtype=np.float64)
+    total = sum_cells(np.where(good, variance, np.float32(0.0)))
     error = 1.25 * np.sqrt(total) / np.maximum(count, 1)
     square = np.ones((3, 3), dtype=bool)
     # The mean is quick, and the few cells where it is large are looked at closely.
-    candidates = filled & (np.abs(cells.sum(axis=(2, 3), dtype=np.float64)) > 4.0 * error * count)
+    candidates = filled & (np.abs(sum_cells(residual)) > 4.0 * error * count)
     candidates = filled & scipy.ndimage.binary_dilation(candidates, square)
     if not candidates.any():
         return None
     level = np.zeros((rows, columns))
-    values = np.where(used[candidates], cells[candidates], np.nan)
+    values = np.where(in_cells(good)[candidates], in_cells(residual)[candidates], np.nan)
     level[candidates] = np.nanmedian(values.reshape(len(values), -1), axis=1)
     level[~scipy.ndimage.binary_dilation(np.abs(level) > 4.0 * error, square)] = 0.0
     if not level.any():
@@ -246,14 +256,14 @@ def structured_sky(
         _between_cells(size, cell, number)
         for size, number in zip(residual.shape, (rows, columns), strict=True)
     )
-    return np.asarray(y @ level.astype(np.float32) @ x.T)
+    return np.asarray(y @ np.ascontiguousarray((x @ level.astype(np.float32).T).T))
 
 
-def _between_cells(size: int, cell: int, number: int) -> npt.NDArray[np.float32]:
+def _between_cells(size: int, cell: int, number: int) -> scipy.sparse.csr_array:
     """Return the weights of linear interpolation from the centers of cells to pixels, one row a pixel."""
     place = np.clip((np.arange(size) + 0.5) / cell - 0.5, 0.0, number - 1.0)
     first = np.minimum(place.astype(np.intp), number - 2)
-    weights = np.zeros((size, number), dtype=np.float32)
-    weights[np.arange(size), first] = 1.0 - (place - first)
-    weights[np.arange(size), first + 1] = place - first
-    return weights
+    weights = np.stack([1.0 - (place - first), place - first], axis=1).astype(np.float32)
+    columns = np.stack([first, first + 1], axis=1)
+    starts = np.arange(0, 2 * size + 1, 2)
+    return scipy.sparse.csr_array((weights.ravel(), columns.ravel(), starts), shape=(size, number))

@@ -137,18 +137,21 @@ def _near_known(found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image:
     if not len(found):
         return np.zeros(0, dtype=bool)
     radius = 2 * model_radius(psf)
+    tree = scipy.spatial.cKDTree(np.column_stack([found.x, found.y]))
+    places = np.column_stack([fit.x, fit.y])
+    beside = np.nonzero(tree.query(places)[0] <= 1.5 * radius)[0]
     stamps, *_, dx, dy = isolated_stamps(
-        fit.residual - fit.sky, fit.x, fit.y, fit.flux, psf, radius, fit.reach
+        *(fit.residual - fit.sky, fit.x[beside], fit.y[beside], fit.flux[beside], psf, radius),
+        fit.reach[beside],
     )
     moments = measure_moments(stamps, dx, dy, psf.sigma)
     with np.errstate(invalid="ignore", divide="ignore"):
-        extended = (moments.sigma > 1.1 * psf.sigma) & (fit.flux > 10.0 * fit.noise_err)
+        extended = (moments.sigma > 1.1 * psf.sigma) & (fit.flux > 10.0 * fit.noise_err)[beside]
     reach = np.where(extended | ~moments.ok, 4.0 * np.maximum(moments.sigma, psf.sigma), 1.5 * psf.sigma)
-    reach = np.where(off_image, 6.0 * psf.sigma, reach)
+    reach = np.where(off_image[beside], 6.0 * psf.sigma, reach)
     reach = np.clip(np.nan_to_num(reach, nan=4.0 * psf.sigma), 0.0, 1.5 * radius)
-    tree = scipy.spatial.cKDTree(np.column_stack([found.x, found.y]))
     near = np.zeros(len(found), dtype=bool)
-    for group in tree.query_ball_point(np.column_stack([fit.x, fit.y]), reach):
+    for group in tree.query_ball_point(places[beside], reach):
         near[group] = True
     return near
 

@@ -20,8 +20,8 @@ type BoolArray = npt.NDArray[np.bool_]
 
 _SAMPLES_PER_PAIR = 24
 
-_STRIP, _TRUNCATE = 128, 3.5
-"""Rows that are filtered at a time; standard deviations after which the filters end."""
+_STRIP, _BLOCK, _TRUNCATE = 256, 64, 3.5
+"""Rows, and pixels of a row, that are filtered at a time; standard deviations after which the filters end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,16 @@ def sky_variance(
     floor
         Variance of the read-out in electrons squared, before the division by the flat.
     """
-    light, level = np.maximum(image, 0.0), np.maximum(background, 0.0)
-    # The flat follows from the variance: it solves ``variance * flat**2 - light * flat - floor = 0``.
-    safe = np.maximum(variance, 1e-6)
-    flat = (light + np.sqrt(light**2 + 4.0 * safe * floor)) / (2.0 * safe)
-    flat = np.maximum(flat, 1e-3)
-    return np.asarray(level / flat + floor / flat**2, dtype=np.float32)
+    result = np.empty(image.shape, dtype=np.float32)
+    for start in range(0, len(image), _STRIP):
+        rows = slice(start, start + _STRIP)
+        light, level = np.maximum(image[rows], 0.0), np.maximum(background[rows], 0.0)
+        # The flat follows from the variance: it solves ``variance * flat**2 - light * flat - floor = 0``.
+        safe = np.maximum(variance[rows], 1e-6)
+        flat = (light + np.sqrt(light**2 + 4.0 * safe * floor[rows])) / (2.0 * safe)
+        flat = np.maximum(flat, 1e-3)
+        result[rows] = level / flat + floor[rows] / flat**2
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +88,16 @@ class _Frame:
         self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int
     ) -> npt.NDArray[np.floating[Any]]:
         """Return the ratio of the full variance to that of the sky in windows; one where not good."""
-        good, variance, sky = (
-            gather_windows(array, x, y, radius) for array in (self.good, self.variance, self.sky)
-        )
+        good = gather_windows(self.good, x, y, radius)
+        variance, sky = (gather_windows(array, x, y, radius) for array in (self.variance, self.sky))
         return np.divide(variance, sky, out=np.ones_like(variance), where=good)
 
     def pixel_significance(
         self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int
     ) -> npt.NDArray[np.floating[Any]]:
         """Return the signal-to-noise ratio of single pixels in windows; zero where not good."""
-        good, image, sky = (
-            gather_windows(array, x, y, radius) for array in (self.good, self.image, self.sky)
-        )
+        good = gather_windows(self.good, x, y, radius)
+        image, sky = (gather_windows(array, x, y, radius) for array in (self.image, self.sky))
         return np.divide(image, np.sqrt(sky), out=np.zeros_like(image), where=good)
 
     def matched_filters(self, *sigmas: float) -> list[npt.NDArray[np.float32]]:
@@ -123,15 +125,36 @@ class _Frame:
         np.divide(1.0, self.sky[rows], out=weight, where=good, casting="same_kind")
         data = np.zeros_like(weight)
         np.multiply(self.image[rows], weight, out=data, where=good, casting="same_kind")
-        options = {"mode": "constant", "truncate": _TRUNCATE}
-        numerator = scipy.ndimage.gaussian_filter(data, sigma, **options)[inner]
+        numerator = _smooth(data, sigma)[inner]
         # The square of a Gaussian is a narrower Gaussian, of the integral 1 / (4 pi sigma^2).
-        weight = scipy.ndimage.gaussian_filter(weight, sigma / math.sqrt(2.0), **options)[inner]
+        weight = _smooth(weight, sigma / math.sqrt(2.0))[inner]
         # Where most of the PSF is masked or off the image a peak has no meaning.
         usable = weight > 0.3 * typical
         result = np.zeros_like(numerator)
         np.divide(numerator, np.sqrt(weight), out=result, where=usable)
         return result * np.float32(2.0 * math.sqrt(math.pi) * sigma)
+
+
+def _smooth(image: npt.NDArray[np.float32], sigma: float) -> npt.NDArray[np.float32]:
+    """Return an image smoothed by a Gaussian, zero beyond its edges.
+
+    Products of matrices take half the time of `scipy.ndimage`.
+    """
+    reach = int(_TRUNCATE * sigma + 0.5)
+    offset = np.arange(_BLOCK + 2 * reach)[:, None] - np.arange(_BLOCK) - reach
+    band = np.where(np.abs(offset) <= reach, np.exp(-0.5 * (offset / sigma) ** 2), 0.0)
+    band = (band / band[:, 0].sum()).astype(np.float32)
+    for _ in range(2):
+        smoothed = np.empty(image.shape, dtype=np.float32)
+        size = image.shape[1]
+        for start in range(0, size, _BLOCK):
+            stop = min(start + _BLOCK, size)
+            low, high = max(start - reach, 0), min(stop + reach, size)
+            part = band[low - start + reach : high - start + reach, : stop - start]
+            np.matmul(image[:, low:high], part, out=smoothed[:, start:stop])
+        # Along the other axis next, and back.
+        image = smoothed.T
+    return image
 
 
 def detect_sources(

@@ -5,7 +5,14 @@ Runs in workers.  Piff stores it: `PsfModel.to_piff` and `PsfModel.from_psf` con
 
 from __future__ import annotations
 
-__all__ = ("FWHM_PER_SIGMA", "GAUSSIAN_BETA", "PsfModel", "moffat_slopes", "moffat_stamps", "polynomial_terms")
+__all__ = (
+    "FWHM_PER_SIGMA",
+    "GAUSSIAN_BETA",
+    "PsfModel",
+    "moffat_slopes",
+    "moffat_stamps",
+    "polynomial_terms",
+)
 
 import dataclasses
 import math
@@ -31,7 +38,7 @@ GAUSSIAN_BETA = 1000.0
 _LARGEST_BETA = 20.0
 """Exponent beyond which GalSim can't draw all Moffat profiles."""
 
-_CHUNK = 4_000_000
+_CHUNK = 200_000
 """Pixels that are evaluated at once; more would not fit the processor's cache."""
 
 
