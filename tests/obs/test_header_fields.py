@@ -26,8 +26,30 @@ def test_three_cards_make_an_angle() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        # Whole degrees of 0 keep the sign of a text; a card of 0 is not missing.
+        ({"D": "-00", "M": 30, "S": 36.0}, -0.51),
+        ({"D": -5, "M": 0, "S": 0.0}, -5.0),
+        ({"D": 0, "M": 0, "S": 0.0}, 0.0),
+        ({"D": 12, "M": 30, "S": None}, None),
+    ],
+)
+def test_cards_of_an_angle_may_be_0_and_have_a_sign(cards: dict[str, Any], expected: float | None) -> None:
+    angle = HeaderField(keyword=("D", "M", "S"), join=" ").angle(cards)
+    assert angle == (None if expected is None else pytest.approx(expected, abs=1e-12))
+
+
+@pytest.mark.parametrize(("sign", "expected"), [("-", -5.51), ("+", 5.51)])
+def test_the_sign_of_an_angle_may_be_a_card_of_its_own(sign: str, expected: float) -> None:
+    field = HeaderField(keyword=("SIGN", "D", "M", "S"), join=" ")
+    assert field.angle({"SIGN": sign, "D": 5, "M": 30, "S": 36}) == pytest.approx(expected)
+
+
 def test_a_factor_scales_numbers_and_turns_angles_around() -> None:
     assert HeaderField(keyword=("EXPMS",), factor=0.001).number({"EXPMS": 30000}) == pytest.approx(30.0)
+    assert HeaderField(keyword=("EXPMIN",), factor=60.0).number({"EXPMIN": "2.5"}) == pytest.approx(150.0)
     assert HeaderField(keyword=("ROT",), factor=-1.0).angle({"ROT": 12.5}) == -12.5
 
 
@@ -42,10 +64,30 @@ def test_what_is_no_finite_number_is_refused_with_its_value(value: str) -> None:
     [
         ("05/04/87", "%d/%m/%y", "1987-04-05T00:00:00.000"),
         ("1999-12-31 23:10:05", "%Y-%m-%d %H:%M:%S", "1999-12-31T23:10:05.000"),
+        ("1999-12-31 23:10:05.25", "%Y-%m-%d %H:%M:%S.%f", "1999-12-31T23:10:05.250"),
+        # Two figures of a year are never of one to come.
+        ("01/02/65", "%d/%m/%y", "1965-02-01T00:00:00.000"),
+        ("13/07/13", "%d/%m/%y", "2013-07-13T00:00:00.000"),
     ],
 )
 def test_old_forms_of_dates_are_read_by_a_strptime_format(text: str, layout: str, expected: str) -> None:
     time = HeaderField(keyword=("DATE",), time_format=layout).time({"DATE": text})
+    assert time is not None
+    assert time.isot == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "expected"),
+    [
+        # Meeus, Astronomical Algorithms, table 7.
+        (2447332.0, "jd", "1988-06-19T12:00:00.000"),
+        ("2446822.5", "jd", "1987-01-27T00:00:00.000"),
+        # Seconds since 1970 of 1 January 1990.
+        (631152000, "unix", "1990-01-01T00:00:00.000"),
+    ],
+)
+def test_numbers_are_times_before_2000(value: object, form: str, expected: str) -> None:
+    time = HeaderField(keyword=("DATE",), time_format=form).time({"DATE": value})
     assert time is not None
     assert time.isot == expected
 
@@ -87,6 +129,22 @@ def test_positions_of_any_equinox_become_icrs(equinox: Any, ra: str, dec: str) -
     # Vega, from SIMBAD; proper motion moves it by 17 arcseconds in 50 years.
     assert exposure["tracking_ra"] == pytest.approx(279.2347, abs=0.02)
     assert exposure["tracking_dec"] == pytest.approx(38.7837, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("equinox", "ra", "dec", "expected"),
+    [
+        # Theta Persei, precessed from J2000 to 2028 November 13.19: Meeus, example 21.b.
+        (2028.86705, 41.547214 / 15.0, 49.348483, (41.054063, 49.227750)),
+        # The quasar 3C 273, which does not move, in the FK4 and in the ICRS.
+        ("B1950", "12:26:33.246", "02:19:43.47", (187.2779154, 2.0523883)),
+    ],
+)
+def test_positions_agree_with_published_ones_within_a_tenth_of_an_arcsecond(
+    equinox: Any, ra: Any, dec: Any, expected: tuple[float, float]
+) -> None:
+    exposure = describe(RA=ra, DEC=dec, EQUINOX=equinox).exposure
+    assert (exposure["tracking_ra"], exposure["tracking_dec"]) == pytest.approx(expected, abs=0.15 / 3600.0)
 
 
 def test_an_equinox_that_is_no_year_is_refused() -> None:

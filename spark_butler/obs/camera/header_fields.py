@@ -86,7 +86,9 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         if self.constant is not None:
             return self.constant
         if self.join is not None:
-            parts = [str(header.get(keyword) or "").strip() for keyword in self.keyword]
+            # A card of 0 is there: 0 minutes of arc.
+            found = (header.get(keyword) for keyword in self.keyword)
+            parts = ["" if value is None else str(value).strip() for value in found]
             return (
                 self._translate("+".join(self.keyword), self.join.join(parts)) if all(parts) else self.default
             )
@@ -187,7 +189,12 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
                 raise self._fail(value, f"a time in {self.time_format}") from None
         try:
             if "%" in self.time_format:
-                time = astropy.time.Time.strptime(str(value), self.time_format, scale=self.time_scale)
+                moment = datetime.datetime.strptime(str(value), self.time_format)
+                # By strptime, years from 00 to 68 are those after 2000: no exposure is of the future.
+                if "%y" in self.time_format and moment > datetime.datetime.now():
+                    moment = moment.replace(year=moment.year - 100)
+                time = astropy.time.Time(moment, format="datetime", scale=self.time_scale)
+                time.format = "isot"
             else:
                 time = astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
             if not math.isfinite(time.jd):
