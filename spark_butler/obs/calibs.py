@@ -203,11 +203,11 @@ def _make_masters(
         groups[raw.detector, raw.exposure["physical_filter"] if kind == "flat" else None].append(raw)
     images = {}
     for key, group in sorted(groups.items(), key=str):
-        corrections = _find_corrections(butler, kind, camera, group[0])
+        corrections, linearizer = _find_corrections(butler, kind, camera, group[0])
         pixels: dict[str, np.ndarray] = {}
         for raw in group:
             with _collecting(failures, raw.uri):
-                frame = _read_frame(raw, kind, camera, corrections)
+                frame = _read_frame(raw, kind, camera, corrections, linearizer)
                 first = next(iter(pixels.values()), frame)
                 if frame.shape != first.shape:
                     raise UserError(
@@ -244,32 +244,42 @@ def _some[K](images: dict[K, Image], failures: dict[str, str] | None) -> dict[K,
 
 def _find_corrections(
     butler: Butler, kind: CalibrationKind, camera: CameraDescription, raw: RawFile
-) -> dict[str, np.ndarray]:
-    """Return the masters that frames of this kind must be corrected with."""
+) -> tuple[dict[str, np.ndarray], astropy.table.Table | None]:
+    """Return the masters that frames of this kind must be corrected with, and the linearizer if any."""
     needed = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark")}[kind]
     calib = make_instrument_class(camera.name)().makeCalibrationCollectionName()
-    found: dict[str, np.ndarray] = {}
-    for name in needed:
-        if name not in camera.calibrations:
-            continue
-        ref = butler.find_dataset(
+
+    def find(name: str) -> DatasetRef | None:
+        return butler.find_dataset(
             name,
             instrument=camera.name,
             detector=raw.detector,
             collections=calib,
             timespan=raw.exposure["timespan"],
         )
-        if ref is None:
+
+    found: dict[str, np.ndarray] = {}
+    for name in needed:
+        if name not in camera.calibrations:
+            continue
+        if (ref := find(name)) is None:
             raise UserError(
                 f"a {kind} of {camera.name} needs its {name}, and none is certified in {calib} for detector "
                 f"{raw.detector} at {raw.exposure['timespan'].begin.isot}; ingest the {name} frames first"
             )
         found[name] = butler.get(ref).array
-    return found
+    # Repositories of earlier releases don't know it.
+    is_known = any(butler.registry.queryDatasetTypes("linearizer"))
+    linearizer = find("linearizer") if is_known and kind != "bias" else None
+    return found, None if linearizer is None else butler.get(linearizer)
 
 
 def _read_frame(
-    raw: RawFile, kind: CalibrationKind, camera: CameraDescription, corrections: dict[str, np.ndarray]
+    raw: RawFile,
+    kind: CalibrationKind,
+    camera: CameraDescription,
+    corrections: dict[str, np.ndarray],
+    linearizer: astropy.table.Table | None,
 ) -> np.ndarray:
     name = display_name(raw.uri)
     with raw.uri.open("rb") as stream:
@@ -284,6 +294,7 @@ def _read_frame(
             detector=raw.detector,
             seconds=seconds,
             corrections=corrections,
+            linearizer=linearizer,
         )
     except UserError as err:
         raise UserError(f"{name}: {err}") from None

@@ -10,6 +10,7 @@ __all__ = ("UNITS", "CalibrationKind", "FrameKind", "correct_frame", "make_maste
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import astropy.table
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ._combine import combine, compare, normalize
 from .assembly import assemble
 from .camera.description import CameraDescription
-from .camera.frame_detector import describe_frame
+from .camera.frame_detector import describe_frame, linearize
 
 type CalibrationKind = Literal["bias", "dark", "flat"]
 type FrameKind = Literal["bias", "dark", "flat", "counts"]
@@ -38,6 +39,7 @@ def correct_frame(
     detector: int,
     seconds: float,
     corrections: Mapping[str, Image32],
+    linearizer: astropy.table.Table | None = None,
 ) -> Image32:
     """Return an assembled calibration frame as its master has it.
 
@@ -58,6 +60,8 @@ def correct_frame(
         Time in which dark current was collected.
     corrections
         Masters ``bias`` and ``dark`` to subtract.
+    linearizer
+        Applied after the bias, as by isr; `None` to do without.
 
     Raises
     ------
@@ -71,6 +75,8 @@ def correct_frame(
             raise UserError(f"{size_of(frame)} pixels, and the {label} has {size_of(master)}")
     if "bias" in corrections:
         frame -= corrections["bias"]
+    if linearizer is not None:
+        linearize(frame, linearizer, assembled.detector)
     if "dark" in corrections:
         frame -= corrections["dark"] * np.float32(seconds)
     if kind == "dark":

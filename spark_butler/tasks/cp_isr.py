@@ -13,7 +13,7 @@ import astropy.units as u
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
 from lsst.images import Image
-from lsst.pex.config import ChoiceField
+from lsst.pex.config import ChoiceField, Field
 
 from ..errors import UserError
 from ..obs.camera.description import CameraDescription
@@ -22,6 +22,8 @@ from .isr import CalibrationMissingError
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
 _NEEDED = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "counts": ("bias", "dark")}
+_LINEARIZED = ("dark", "flat")
+"""Kinds that isr takes from linearized signals; the linearizer itself comes from counts."""
 _TYPES = {"bias": ("bias",), "dark": ("dark",), "flat": ("flat",), "counts": ("bias", "dark", "flat")}
 
 
@@ -54,6 +56,14 @@ class CpIsrConnections(
         isCalibration=True,
         minimum=0,
     )
+    linearizer = cT.PrerequisiteInput(
+        doc="Polynomials that make the signal proportional to the light.",
+        name="linearizer",
+        storageClass="ArrowAstropy",
+        dimensions=("instrument", "detector"),
+        isCalibration=True,
+        minimum=0,
+    )
     output = cT.Output(
         doc="Assembled and corrected frame.",
         name="{name}IsrExp",
@@ -67,6 +77,8 @@ class CpIsrConnections(
         for name in ("bias", "dark"):
             if name not in _NEEDED[config.kind]:
                 delattr(self, name)
+        if not config.do_linearize or config.kind not in _LINEARIZED:
+            del self.linearizer
 
 
 class CpIsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpIsrConnections):
@@ -79,6 +91,9 @@ class CpIsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpIsrConnect
             "counts": "frames of all kinds in ADU, without bias and dark; saturated pixels are NaN",
         },
         default="bias",
+    )
+    do_linearize = Field[bool](
+        doc="Apply the dataset linearizer to darks and flats, where there is one?", default=True
     )
 
 
@@ -116,6 +131,7 @@ class CpIsrTask(pipe_base.PipelineTask):
                     f"No {name} valid at exposure {exposure.id} of detector {data_id['detector']} is in the "
                     f"input collections, and a {kind} needs it: certify one first."
                 )
+        linearizer = getattr(inputRefs, "linearizer", None)
         try:
             raw = butlerQC.get(inputRefs.raw)
             pixels = correct_frame(
@@ -126,6 +142,7 @@ class CpIsrTask(pipe_base.PipelineTask):
                 detector=data_id["detector"],
                 seconds=exposure.dark_time or exposure.exposure_time or 0.0,
                 corrections=corrections,
+                linearizer=None if linearizer is None else butlerQC.get(linearizer),
             )
         except (UserError, OSError, ValueError) as err:
             reason = f"Exposure {exposure.id} of detector {data_id['detector']} is left out: {err}"

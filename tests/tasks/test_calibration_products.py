@@ -17,6 +17,7 @@ from lsst.resources import ResourcePath
 
 from spark_butler.errors import UserError
 from spark_butler.obs import CameraDescription
+from spark_butler.obs.calibs import ingest_calibs
 from spark_butler.obs.camera.defects import find_defects, read_defects, sections_of, to_mask, to_table
 from spark_butler.obs.masters import correct_frame, make_master
 from spark_butler.obs.photon_transfer import PhotonTransferError, fit_linearity
@@ -148,14 +149,17 @@ def test_pipelines_make_masters_gains_linearity_and_defects(
     assert np.std(bias.array) < 1.2 * NOISES[1] / GAINS[1] / 2.0 + 0.2
     dark, _ = make("dark", of("dark"), "dark")
     assert np.median(dark.array[:, :NX]) == pytest.approx(DARK / GAINS[0], rel=0.1)
+    linearizer, _ = make("linearizer", of("flat"), "linearizer")
     flat, _ = make("flat", of("flat"), "flat")
     assert np.median(flat.array) == pytest.approx(1.0, abs=1e-3)
+    # Both amplifiers saw the same light; without the linearizer this ratio is wrong by a per cent.
+    ratio = np.median(flat.array[:, :NX]) / np.median(flat.array[:, NX:])
+    assert ratio == pytest.approx(GAINS[1] / GAINS[0], rel=2e-3)
     ptc, _ = make("ptc", of("flat", "bias"), "ptc")
     for row, gain, noise in zip(ptc, GAINS, NOISES, strict=True):
         assert row["gain"] == pytest.approx(gain, rel=0.05)
         assert abs(row["gain"] - gain) < 5.0 * row["gain_error"]
         assert row["noise"] == pytest.approx(noise, rel=0.05)
-    linearizer, _ = make("linearizer", of("flat"), "linearizer")
     defects, _ = make("defects", of("dark", "flat"), "defects")
     assert np.argwhere(to_mask(defects, (NY, 2 * NX))).tolist() == sorted(map(list, HOT + DEAD))
     # All of them together: electrons of a frame that none has seen.
@@ -195,6 +199,61 @@ def test_saturated_flat_and_dark_without_time_are_refused() -> None:
         correct_frame("flat", full, {}, camera, detector=0, seconds=1.0, corrections={})
     with pytest.raises(UserError, match=r"a dark frame of 0\.0 s"):
         correct_frame("dark", full, {}, camera, detector=0, seconds=0.0, corrections={})
+
+
+LINEARIZER = astropy.table.Table(
+    # The inverse of s + BENT s^2 as a power series.
+    {"amplifier": ["A0", "A1"]}
+    | {f"c{k}": [c * (-BENT) ** (k - 1)] * 2 for k, c in ((2, 1.0), (3, 2.0), (4, 5.0), (5, 14.0))}
+)
+
+
+def read_vignetted(number: int) -> np.ndarray:
+    """Return the raw frame of a flat whose lower half gets half of the light."""
+    light = np.full((NY, 2 * NX), 45_000.0)
+    light[: NY // 2] *= 0.5
+    return read_out(light, np.random.default_rng(number))
+
+
+def test_flats_are_made_of_linearized_signals() -> None:
+    camera = CameraDescription.from_dict(describe())
+
+    def make(linearizer: astropy.table.Table | None) -> np.ndarray:
+        return correct_frame(
+            "flat",
+            read_vignetted(1),
+            {},
+            camera,
+            detector=0,
+            seconds=1.0,
+            corrections={},
+            linearizer=linearizer,
+        )
+
+    for amplifier in (slice(0, NX), slice(NX, None)):
+        bent, straight = (
+            flat[: NY // 2, amplifier].mean() / flat[NY // 2 :, amplifier].mean()
+            for flat in (make(None), make(LINEARIZER))
+        )
+        assert bent > 0.51
+        assert straight == pytest.approx(0.5, abs=3e-4)
+
+
+def test_ingest_calibs_applies_the_linearizer_that_is_certified(tmp_path: Path) -> None:
+    Butler.makeRepo(str(tmp_path / "repo"))
+    butler = Butler.from_config(str(tmp_path / "repo"), writeable=True)
+    (tmp_path / "camera.yaml").write_text(yaml.safe_dump({**describe(), "calibrations": ["flat"]}))
+    register_instrument(butler, tmp_path / "camera.yaml")
+    for number in (1, 2, 3):
+        hdu = astropy.io.fits.PrimaryHDU(read_vignetted(number))
+        hdu.header.update({"EXPID": number, "KIND": "flat", "EXPTIME": 15.0})
+        hdu.writeto(tmp_path / f"{number}.fits")
+    butler.collections.register("u/linearizer")
+    ref = butler.put(LINEARIZER, "linearizer", instrument="Lab", detector=0, run="u/linearizer")
+    butler.registry.certify("Lab/calib", [ref], Timespan(None, None))
+    (master,) = ingest_calibs(butler, "flat", [tmp_path])
+    flat = butler.get(master).array
+    assert flat[: NY // 2, :NX].mean() / flat[NY // 2 :, :NX].mean() == pytest.approx(0.5, abs=3e-4)
 
 
 def _real_frames(folder: Path) -> list[CpFrame]:
