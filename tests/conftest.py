@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import gc
+import importlib.metadata
 import logging
 import os
+import sqlite3
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy
 
 from spark_butler.demo.s3server import EmbeddedS3
 
@@ -42,8 +47,8 @@ _NO_JAVA = "/only-tests-marked-jvm-start-java"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, and put modules that start no JVM first."""
-    jvm_modules = set()
+    """Mark tests by what they need; put modules that start no JVM first, and the largest first of each."""
+    jvm_modules, n_large = set(), Counter[Path]()
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
@@ -52,9 +57,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.jvm)
         if not (fixtures & _LARGE_FIXTURES or {"jvm", "pipeline", "slow"} & set(item.keywords)):
             item.add_marker(pytest.mark.unit)
+        elif "slow" not in item.keywords:
+            n_large[item.path] += 1
         if "jvm" in item.keywords:
             jvm_modules.add(item.path)
-    items.sort(key=lambda item: item.path in jvm_modules)
+    # A large module that begins last would leave the other process of pytest-xdist with nothing to do.
+    items.sort(key=lambda item: (item.path in jvm_modules, -n_large[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules that stay, which it would visit thousands of times."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+def _keep_no_journal_on_disk(connection: Any, _: Any) -> None:
+    """Let registries of this process not wait for the disk, some hundred times a test."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = MEMORY")
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +94,12 @@ def java_only_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session", autouse=True)
 def distributions_listed_once() -> Iterator[None]:
-    """Keep the list of installed distributions, which each run would make anew in half a second."""
+    """Keep the list of installed distributions and versions, which each run would read in half a second."""
     from lsst.utils import packages
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "packages_distributions", functools.cache(packages.packages_distributions))
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         yield
 
 

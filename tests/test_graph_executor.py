@@ -26,7 +26,16 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo, DynamicTestPipelineTask
 
 from spark_butler.errors import OptionsError, UserError
 from spark_butler.graph_executor import SparkGraphExecutor
-from tests.support.engine_harness import RUN, Case, Repo, make_graph, run_reference, snapshot
+from tests.support.engine_harness import (
+    RUN,
+    Case,
+    Repo,
+    RepoCopies,
+    execute_reference,
+    make_graph,
+    run_reference,
+    snapshot,
+)
 from tests.support.engine_tasks import CallConfig, NoMultiprocessingTask, OverlapTask
 
 _CCD = ("visit", "detector")
@@ -107,10 +116,10 @@ def _side_by_side(
     """Execute the same by `MPGraphExecutor` and by both forms of `SparkGraphExecutor`."""
     answers = []
     options = {"timeout": 300.0, **options}
+    copies = RepoCopies(Case(build), make_repo)
     for name in ("mp", "given", "made"):
-        with make_repo(name).open() as helper:
-            graph = make_graph(helper, Case(build))
-            quantum_executor = SingleQuantumExecutor(butler=helper.butler)
+        with copies.open(name) as (butler, graph):
+            quantum_executor = SingleQuantumExecutor(butler=butler)
             if name == "mp":
                 executor: QuantumGraphExecutor = MPGraphExecutor(
                     num_proc=num_proc, quantum_executor=quantum_executor, start_method="forkserver", **options
@@ -120,9 +129,7 @@ def _side_by_side(
                     num_proc=num_proc, quantum_executor=quantum_executor, spark=session, **options
                 )
             else:
-                executor = SparkGraphExecutor(
-                    num_proc=num_proc, butler=helper.butler, spark=session, **options
-                )
+                executor = SparkGraphExecutor(num_proc=num_proc, butler=butler, spark=session, **options)
             answers.append(_execute(executor, graph))
     return tuple(answers)  # type: ignore[return-value]
 
@@ -180,18 +187,18 @@ def test_report_before_execution_is_refused() -> None:
 )
 def test_graph_is_executed_on_spark(made: bool, old: bool, make_repo: MakeRepo, session: Any) -> None:
     case = Case(_chain())
-    with make_repo("reference").open() as helper:
-        expected = run_reference(helper, case)
-    with make_repo("repo").open() as helper:
-        graph = make_graph(helper, case)
+    copies = RepoCopies(case, make_repo)
+    with copies.open("reference") as (butler, graph):
+        expected = execute_reference(butler, graph, case)
+    with copies.open("repo") as (butler, graph):
         if made:
-            executor = SparkGraphExecutor(butler=helper.butler, spark=session)
+            executor = SparkGraphExecutor(butler=butler, spark=session)
         else:
-            quantum_executor = SingleQuantumExecutor(butler=helper.butler)
+            quantum_executor = SingleQuantumExecutor(butler=butler)
             executor = SparkGraphExecutor(quantum_executor=quantum_executor, spark=session)
         executor.execute(_to_old(graph) if old else graph)
-        helper.butler.registry.refresh()
-        assert snapshot(helper.butler, graph) == expected.datasets
+        butler.registry.refresh()
+        assert snapshot(butler, graph) == expected.datasets
         report = executor.getReport()
     assert report.status is ExecutionStatus.SUCCESS
     assert len(report.quantaReports) == 8
@@ -230,7 +237,7 @@ def _greatest_overlap(notes: Path) -> int:
     return max(itertools.accumulate(step for _, step in sorted(events)))
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["given", "made"])
+@pytest.mark.parametrize("made", [pytest.param(False, marks=pytest.mark.slow), True], ids=["given", "made"])
 def test_number_of_processes_is_a_limit(
     made: bool, make_repo: MakeRepo, session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +305,7 @@ def test_failures_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, fo
     assert answers == [expected, expected]
 
 
+@pytest.mark.slow
 def test_signals_equal_those_of_pipe_base(make_repo: MakeRepo, session: Any, fork_server: None) -> None:
     build = _chain(fail_condition=_FAIL, fail_signal=signal.SIGILL.value)
     expected, *answers = _side_by_side(make_repo, session, build, num_proc=2)

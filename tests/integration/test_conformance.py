@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Butler, DatasetType, DimensionUniverse
 from lsst.pipe.base import QuantumSuccessCaveats
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.tests.mocks import (
     DirectButlerRepo,
     DynamicConnectionConfig,
@@ -27,6 +28,10 @@ from tests.support.engine_harness import (
     Case,
     Observed,
     Repo,
+    RepoCopies,
+    execute_engine,
+    execute_reference,
+    make_graph,
     registered_files,
     run_engine,
     run_reference,
@@ -241,15 +246,36 @@ CASES = {
     ),
 }
 
-_references: dict[str, Observed] = {}
+_ON_SPARK = {
+    *("chain", "diamond", "failure-before-gather", "outputs-before-failure", "no-work-before-gather"),
+    *("partial-outputs-are-successes", "init-datasets", "conversions", "components"),
+    *("temporary-in-diamond", "temporary-and-failure", "temporary-optional-never-produced"),
+    *("temporary-conversions", "temporary-components", "signal", "temporary-and-signal"),
+}
+"""Cases that run on Spark at every time; the others do with the slow tests."""
 
 
-def _reference(name: str, make_repo: Callable[[str], Repo]) -> Observed:
-    """What pipe_base makes of a case, worked out once."""
-    if name not in _references:
-        with make_repo("reference").open() as helper:
-            _references[name] = run_reference(helper, CASES[name])
-    return _references[name]
+class _Prepared:
+    """A case made once for both backends, and what pipe_base makes of it."""
+
+    def __init__(self, case: Case, make_repo: Callable[[str], Repo]):
+        self.copies = RepoCopies(case, make_repo)
+        if case.unhurt is not None:
+            with make_repo("reference").open() as helper:
+                self.expected = run_reference(helper, case)
+        else:
+            with self.copies.open("reference") as (butler, graph):
+                self.expected = execute_reference(butler, graph, case)
+
+
+_prepared: dict[str, _Prepared] = {}
+
+
+def _prepare(name: str, make_repo: Callable[[str], Repo]) -> _Prepared:
+    """Prepare a case once."""
+    if name not in _prepared:
+        _prepared[name] = _Prepared(CASES[name], make_repo)
+    return _prepared[name]
 
 
 def _check(case: Case, expected: Observed, observed: Observed, temporary: set[str]) -> None:
@@ -263,24 +289,33 @@ def _check(case: Case, expected: Observed, observed: Observed, temporary: set[st
     assert sum(bool(each & QuantumSuccessCaveats.NO_WORK) for each in caveats) == case.no_work
 
 
-def check_engine(case: Case, expected: Observed, helper: DirectButlerRepo, backend: Backend) -> None:
-    """Run a case on a backend, and compare the outcome with pipe_base's."""
-    observed = run_engine(helper, case, backend)
-    assert stored_files(helper.butler) == registered_files(helper.butler)
-    graph_types = set(helper.pipeline_graph.dataset_types)
+def check_engine(
+    case: Case, expected: Observed, butler: Butler, graph: PredictedQuantumGraph, backend: Backend
+) -> None:
+    """Execute the graph of a case on a backend, and compare the outcome with pipe_base's."""
+    observed = execute_engine(butler, graph, case, backend)
+    assert stored_files(butler) == registered_files(butler)
+    graph_types = set(graph.pipeline_graph.dataset_types)
     temporary = graph_types - {key[0] for key in observed.datasets} if _has_temporaries(case) else set()
     _check(case, expected, observed, temporary)
     assert not _has_temporaries(case) or len(temporary & {"dataset_auto1", "x", "img"}) == 1
 
 
-@pytest.mark.parametrize("name", CASES)
+# The serial backend has no isolation: a signal would kill this process.
+_SERIAL = [
+    pytest.param(name, "serial", id=f"serial-{name}") for name, case in CASES.items() if case.unhurt is None
+]
+_SPARK = [
+    pytest.param(name, "spark", id=f"spark-{name}", marks=[] if name in _ON_SPARK else [pytest.mark.slow])
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "backend"), _SERIAL + _SPARK, indirect=["backend"])
 def test_engine_equals_pipe_base(name: str, backend: Backend, make_repo: Callable[[str], Repo]) -> None:
-    case = CASES[name]
-    if case.unhurt is not None and isinstance(backend, SerialBackend):
-        pytest.skip("the serial backend has no isolation: a signal would kill this process")
-    expected = _reference(name, make_repo)
-    with make_repo("engine").open() as helper:
-        check_engine(case, expected, helper, backend)
+    prepared = _prepare(name, make_repo)
+    with prepared.copies.open(type(backend).__name__) as (butler, graph):
+        check_engine(CASES[name], prepared.expected, butler, graph, backend)
 
 
 def _has_temporaries(case: Case) -> bool:
@@ -296,15 +331,16 @@ def test_engine_equals_pipe_base_on_an_object_store(
     s3_repo: Callable[[str], Path],
 ) -> None:
     case = CASES[name]
-    expected = _reference(name, make_repo)
+    expected = _prepare(name, make_repo).expected
     with Butler.from_config(str(s3_repo("engine")), writeable=True) as butler:
         insert_dimensions(butler)
-        check_engine(case, expected, DirectButlerRepo(butler), backend)
+        graph = make_graph(DirectButlerRepo(butler), case)
+        check_engine(case, expected, butler, graph, backend)
 
 
 def test_comparison_detects_a_difference(make_repo: Callable[[str], Repo]) -> None:
     one, other = CASES["chain"], CASES["no-work-in-chain"]
-    expected = _reference("chain", make_repo)
+    expected = _prepare("chain", make_repo).expected
     with make_repo("other").open() as helper:
         observed = run_engine(helper, dataclasses.replace(other), SerialBackend())
     with pytest.raises(AssertionError):

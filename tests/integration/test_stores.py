@@ -37,7 +37,7 @@ from spark_butler.driver.serial import SerialBackend
 from spark_butler.repository.checks import check_repository
 from spark_butler.temporaries.scratch import find_scratch, scratch_folder, scratch_root, store_scratch
 from tests.integration.test_conformance import CASES, check_engine
-from tests.support.engine_harness import Observed, run_reference
+from tests.support.engine_harness import Observed, make_graph, run_reference
 from tests.support.mock_night import insert_dimensions
 from tests.support.night_harness import PIPELINE
 from tests.support.stores import SERVERS, Store, missing, serve, serve_tls
@@ -190,7 +190,8 @@ def _check_conformance(place: Place, references: dict[str, Observed], folder: Pa
         with Butler.from_config(repo, writeable=True) as butler:
             insert_dimensions(butler)
             try:
-                check_engine(CASES[case], references[case], DirectButlerRepo(butler), SerialBackend())
+                graph = make_graph(DirectButlerRepo(butler), CASES[case])
+                check_engine(CASES[case], references[case], butler, graph, SerialBackend())
             except AssertionError as exc:
                 exc.add_note(f"case {case}")
                 raise

@@ -38,7 +38,7 @@ from spark_butler.model.outcomes import FailureKind, QuantumOutcome, RunResult
 from spark_butler.provenance.recorder import ProvenanceRecorder, check_destination
 from spark_butler.provenance.scan import QuantumScan, join_scans
 from tests.provenance.provenance_harness import Seen, look, look_at
-from tests.support.engine_harness import RUN, Case, FaultInjector, Repo, make_graph
+from tests.support.engine_harness import RUN, Case, FaultInjector, Repo, RepoCopies, make_graph
 from tests.support.engine_tasks import (
     CallConfig,
     ExitTask,
@@ -92,15 +92,15 @@ def _run(
 # The same as pipe_base writes.
 
 
-def _executors(helper: DirectButlerRepo, session: Any) -> dict[str, Callable[[], QuantumGraphExecutor]]:
-    given = SingleQuantumExecutor(butler=helper.butler)
+def _executors(butler: Butler, session: Any) -> dict[str, Callable[[], QuantumGraphExecutor]]:
+    given = SingleQuantumExecutor(butler=butler)
     return {
         "theirs": lambda: MPGraphExecutor(num_proc=1, timeout=300.0, quantum_executor=given),
         "given": lambda: SparkGraphExecutor(quantum_executor=given, spark=session),
-        "made": lambda: SparkGraphExecutor(butler=helper.butler, spark=session),
-        "two": lambda: SparkGraphExecutor(num_proc=2, butler=helper.butler, spark=session),
+        "made": lambda: SparkGraphExecutor(butler=butler, spark=session),
+        "two": lambda: SparkGraphExecutor(num_proc=2, butler=butler, spark=session),
         "given here": lambda: SparkGraphExecutor(num_proc=1, quantum_executor=given),
-        "made here": lambda: SparkGraphExecutor(num_proc=1, butler=helper.butler),
+        "made here": lambda: SparkGraphExecutor(num_proc=1, butler=butler),
     }
 
 
@@ -121,11 +121,11 @@ def test_graph_is_the_one_that_pipe_base_writes(
     config: dict[str, Any], expected: str, make_repo: MakeRepo, session: Any, tmp_path: Path
 ) -> None:
     seen: dict[str, dict[tuple[Any, ...], Seen]] = {}
+    copies = RepoCopies(Case(_chain(**config)), make_repo)
     for name in ("theirs", "given", "made", "two", "given here", "made here"):
-        with make_repo(name).open() as helper:
-            graph = make_graph(helper, Case(_chain(**config)))
+        with copies.open(name) as (butler, graph):
             path = tmp_path / f"{name}.qg"
-            executor = _executors(helper, session)[name]()
+            executor = _executors(butler, session)[name]()
             if expected == "FAILED":
                 with pytest.raises(MPGraphExecutorError):
                     executor.execute(graph, provenance_graph_file=str(path))
@@ -163,7 +163,7 @@ def test_graph_is_written_before_the_error_that_callers_rely_on(
 # Attempts that could not tell.
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["given", "made"])
+@pytest.mark.parametrize("made", [pytest.param(False, marks=pytest.mark.slow), True], ids=["given", "made"])
 def test_killed_quantum_is_recorded_as_aborted(
     made: bool, make_repo: MakeRepo, session: Any, tmp_path: Path
 ) -> None:
@@ -171,7 +171,7 @@ def test_killed_quantum_is_recorded_as_aborted(
     config = CallConfig(fail_condition=_FAIL, way="os._exit", number=3)
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_chain(ExitTask, config)))
-        executor = _executors(helper, session)["made" if made else "given"]()
+        executor = _executors(helper.butler, session)["made" if made else "given"]()
         with pytest.raises(MPGraphExecutorError):
             executor.execute(graph, provenance_graph_file=str(path))
     seen = look_at(path, "a", 1, 2)
@@ -296,8 +296,15 @@ def test_attempts_of_earlier_runs_are_kept(make_repo: MakeRepo, tmp_path: Path) 
     assert {key: first[key] for key in others} == {key: second[key] for key in others}
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["given", "made"])
-@pytest.mark.parametrize("num_proc", [1, None])
+@pytest.mark.parametrize(
+    ("num_proc", "made"),
+    [
+        pytest.param(1, False, id="1-given"),
+        pytest.param(None, True, id="None-made"),
+        pytest.param(1, True, id="1-made", marks=pytest.mark.slow),
+        pytest.param(None, False, id="None-given", marks=pytest.mark.slow),
+    ],
+)
 def test_what_the_callers_executor_skips_is_read_with_its_butler(
     num_proc: int | None, made: bool, make_repo: MakeRepo, session: Any, tmp_path: Path
 ) -> None:
@@ -580,6 +587,7 @@ def test_killed_driver_leaves_no_file_of_that_name(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["x.qg"]
 
 
+@pytest.mark.pipeline
 def test_nothing_is_left_by_a_driver_killed_in_the_middle_of_a_run(tmp_path: Path) -> None:
     code = (
         "import time; from spark_butler.provenance.recorder import ProvenanceRecorder\n"

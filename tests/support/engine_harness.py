@@ -8,9 +8,13 @@ __all__ = [
     "FaultInjector",
     "Observed",
     "Repo",
+    "RepoCopies",
     "WrappedBackend",
+    "execute_engine",
+    "execute_reference",
     "make_graph",
     "observe",
+    "read_refs",
     "registered_files",
     "run_engine",
     "run_reference",
@@ -19,13 +23,14 @@ __all__ = [
 ]
 
 import contextlib
+import copy
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetNotFoundError, MissingDatasetTypeError
+from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import QuantumSuccessCaveats
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
@@ -108,6 +113,33 @@ class Repo:
             yield DirectButlerRepo(butler)
 
 
+class RepoCopies:
+    """Copies of a repository with a case, whose graph is built once.
+
+    Parameters
+    ----------
+    case
+        The case.
+    make_repo
+        Makes a repository.
+    """
+
+    def __init__(self, case: Case, make_repo: Callable[[str], Repo]):
+        repo = make_repo("original")
+        with repo.open() as helper:
+            self._graph = make_graph(helper, case)
+        self._root = repo.root
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[tuple[Butler, PredictedQuantumGraph]]:
+        """Make a copy, and open it with the graph."""
+        root = self._root.with_name(name)
+        shutil.copytree(self._root, root)
+        with Butler.from_config(str(root), writeable=True) as butler:
+            # Executors change the quanta of a graph.
+            yield butler, copy.deepcopy(self._graph)
+
+
 class WrappedBackend:
     """Backend that forwards to another, to be changed by a subclass.
 
@@ -177,17 +209,22 @@ def make_graph(
 def run_reference(helper: DirectButlerRepo, case: Case) -> Observed:
     """Run a case with pipe_base's own executor and a full butler."""
     graph = make_graph(helper, dataclasses.replace(case, build=case.unhurt or case.build))
+    return execute_reference(helper.butler, graph, case)
+
+
+def execute_reference(butler: Butler, graph: PredictedQuantumGraph, case: Case) -> Observed:
+    """Execute the graph of a case with pipe_base's own executor and a full butler."""
     executor = SingleQuantumExecutor(
-        butler=helper.butler,
+        butler=butler,
         raise_on_partial_outputs=bool(case.options.get("raise_on_partial_outputs", True)),
     )
     runner = MPGraphExecutor(num_proc=1, timeout=600.0, quantum_executor=executor)
     with contextlib.suppress(MPGraphExecutorError):
         runner.execute(graph)
-    helper.butler.registry.refresh()
+    butler.registry.refresh()
     report = runner.getReport()
     observed = Observed(
-        snapshot(helper.butler, graph),
+        snapshot(butler, graph),
         _quanta(report, ExecutionStatus.FAILURE),
         _quanta(report, ExecutionStatus.SKIPPED),
     )
@@ -201,9 +238,13 @@ def run_reference(helper: DirectButlerRepo, case: Case) -> Observed:
 
 def run_engine(helper: DirectButlerRepo, case: Case, backend: Backend) -> Observed:
     """Run a case with the engine."""
-    graph = make_graph(helper, case)
-    result = execute_graph(graph, helper.butler, backend, RunOptions(**case.options))
-    return observe(helper.butler, graph, result)
+    return execute_engine(helper.butler, make_graph(helper, case), case, backend)
+
+
+def execute_engine(butler: Butler, graph: PredictedQuantumGraph, case: Case, backend: Backend) -> Observed:
+    """Execute the graph of a case with the engine."""
+    result = execute_graph(graph, butler, backend, RunOptions(**case.options))
+    return observe(butler, graph, result)
 
 
 def observe(butler: Butler, graph: PredictedQuantumGraph, result: RunResult) -> Observed:
@@ -218,20 +259,28 @@ def observe(butler: Butler, graph: PredictedQuantumGraph, result: RunResult) -> 
 def snapshot(butler: Butler, graph: PredictedQuantumGraph, run: str = RUN) -> dict[Key, Any]:
     """Read every dataset of a run, without what differs from run to run."""
     contents: dict[Key, Any] = {}
-    for name, node in graph.pipeline_graph.dataset_types.items():
-        with contextlib.suppress(MissingDatasetTypeError, DatasetNotFoundError):
-            for ref in butler.query_datasets(name, collections=run, explain=False, find_first=False):
-                value = butler.get(ref)
-                if isinstance(value, MockDataset):
-                    value = _without_ids(value.model_dump(mode="json"))
-                elif name.endswith("_metadata"):
-                    value = QuantumSuccessCaveats(value["quantum"].get("caveats", 0)), sorted(value)
-                elif name.endswith("_log"):
-                    value = bool(len(value))
-                elif name.endswith("_config"):
-                    value = {k: v for k, v in value.toDict().items() if k != "fail_signal"}
-                contents[name, ref.dataId.required_values] = (str(node.storage_class_name), value)
+    for ref in read_refs(butler, graph, run):
+        name, value = ref.datasetType.name, butler.get(ref)
+        if isinstance(value, MockDataset):
+            value = _without_ids(value.model_dump(mode="json"))
+        elif name.endswith("_metadata"):
+            value = QuantumSuccessCaveats(value["quantum"].get("caveats", 0)), sorted(value)
+        elif name.endswith("_log"):
+            value = bool(len(value))
+        elif name.endswith("_config"):
+            value = {k: v for k, v in value.toDict().items() if k != "fail_signal"}
+        node = graph.pipeline_graph.dataset_types[name]
+        contents[name, ref.dataId.required_values] = (str(node.storage_class_name), value)
     return contents
+
+
+def read_refs(butler: Butler, graph: PredictedQuantumGraph, run: str) -> list[DatasetRef]:
+    """Return the datasets of a graph that a run has in the registry, by one query."""
+    if run not in butler.collections.query(run):
+        return []
+    names = set(graph.pipeline_graph.dataset_types)
+    found = butler.query_all_datasets(run, find_first=False, limit=None)
+    return [ref for ref in found if ref.datasetType.name in names]
 
 
 def stored_files(butler: Butler, run: str = RUN) -> set[str]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 __all__ = ["ScenarioRepo", "read_outputs"]
 
+import atexit
 import contextlib
 import dataclasses
+import functools
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import networkx
@@ -19,12 +24,14 @@ from lsst.pipe.base.tests.mocks import (
     MockDataset,
     get_mock_name,
 )
+from lsst.resources import ResourcePath
 
 from spark_butler.driver.backend import Backend
 from spark_butler.driver.engine import execute_graph
 from spark_butler.model.options import RunOptions
 from spark_butler.model.outcomes import RunResult
 from spark_butler.model.work import TEMPORARIES_KEY
+from tests.support.engine_harness import read_refs
 from tests.support.temporaries_tasks import FunctionTask, ProbeConfig, ProbeMockTask
 
 type Outputs = dict[tuple[str, tuple[int | str, ...]], Any]
@@ -42,9 +49,12 @@ class ScenarioRepo:
     @classmethod
     @contextlib.contextmanager
     def make(cls) -> Iterator[ScenarioRepo]:
-        """Make an empty repository."""
-        with DirectButlerRepo.make_temporary("base.yaml") as (repo, _):
-            yield cls(repo)
+        """Make an empty repository, as a copy of one that is made once in a process."""
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            root = Path(folder) / "repo"
+            shutil.copytree(_make_template(), root)
+            with Butler.from_config(root, writeable=True) as butler:
+                yield cls(DirectButlerRepo(butler))
 
     @property
     def butler(self) -> Butler:
@@ -117,7 +127,9 @@ class ScenarioRepo:
         self._insert_inputs()
         graph = self.repo.make_quantum_graph(output_run=f"run{self.n_runs}", insert_mocked_inputs=False)
         self.butler.collections.register(graph.header.output_run)
-        graph.init_output_run(self.butler)
+        # Not the package versions, which would take longer than the rest.
+        graph.write_init_outputs(self.butler, skip_existing=False)
+        graph.write_configs(self.butler)
         return graph
 
     def _insert_inputs(self) -> None:
@@ -161,8 +173,8 @@ class ScenarioRepo:
         assert not {name for name, _ in outputs} & set(temporary)
         return outputs
 
-    def compare(self, backend: Backend, stored: Sequence[str], group_by: Any, **options: Any) -> Outputs:
-        """Run the pipeline both ways, with all but some dataset types temporary the second time."""
+    def compare(self, backend: Backend, stored: Sequence[str], *grains: Any, **options: Any) -> Outputs:
+        """Run the pipeline by pipe_base, and for each way to group it with all but some types temporary."""
         expected = self.run_reference(**options)
         temporary = sorted(
             {
@@ -172,30 +184,40 @@ class ScenarioRepo:
             }
             - set(stored)
         )
-        found = self.run_temporary(backend, temporary, group_by, **options)
-        assert found == {key: value for key, value in expected.items() if key[0] not in temporary}
-        assert {name for name, _ in found} >= set(stored)
-        return found
+        kept = {key: value for key, value in expected.items() if key[0] not in temporary}
+        for group_by in grains:
+            assert self.run_temporary(backend, temporary, group_by, **options) == kept
+        assert {name for name, _ in kept} >= set(stored)
+        return kept
+
+
+@functools.cache
+def _make_template() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = folder / "repo"
+    with Butler.from_config(Butler.makeRepo(root), writeable=True) as butler:
+        butler.import_(filename=ResourcePath("resource://lsst.daf.butler/tests/registry_data/base.yaml"))
+    return root
 
 
 def read_outputs(butler: Butler, graph: PredictedQuantumGraph) -> Outputs:
     """Read all that a run has left, without what must differ from run to run."""
     run = graph.header.output_run
     outputs: Outputs = {}
-    names = {dataset_type.name for dataset_type in butler.registry.queryDatasetTypes()}
-    for name in sorted(names & set(graph.pipeline_graph.dataset_types)):
-        for ref in butler.query_datasets(name, collections=run, find_first=False, explain=False, limit=None):
-            content: Any = butler.get(ref)
-            if isinstance(content, MockDataset):
-                content = _anonymous(content.model_dump(mode="json"), run)
-            elif name.endswith("_metadata"):
-                quantum = content["quantum"]
-                keys = [key for key in ("outputs", TEMPORARIES_KEY) if key in quantum]
-                made = sum(len(quantum.getArray(key)) for key in keys)
-                content = quantum.get("caveats", 0), made
-            elif name.endswith(("_log", "_config")):
-                content = type(content).__name__
-            outputs[name, ref.dataId.required_values] = content
+    for ref in read_refs(butler, graph, run):
+        name = ref.datasetType.name
+        content: Any = butler.get(ref)
+        if isinstance(content, MockDataset):
+            content = _anonymous(content.model_dump(mode="json"), run)
+        elif name.endswith("_metadata"):
+            quantum = content["quantum"]
+            keys = [key for key in ("outputs", TEMPORARIES_KEY) if key in quantum]
+            made = sum(len(quantum.getArray(key)) for key in keys)
+            content = quantum.get("caveats", 0), made
+        elif name.endswith(("_log", "_config")):
+            content = type(content).__name__
+        outputs[name, ref.dataId.required_values] = content
     return outputs
 
 

@@ -13,6 +13,8 @@ from tests.support.scenarios import Outputs, ScenarioRepo
 if TYPE_CHECKING:
     from spark_butler.driver.backend import Backend
 
+pytestmark = pytest.mark.pipeline
+
 # Each can be made from the other.
 _ONE, _OTHER = "ArrowAstropy", "ArrowTable"
 _CASES: dict[str, Callable[[ScenarioRepo, str], None]] = {}
