@@ -277,6 +277,7 @@ class TestPlatform:
         monkeypatch.setenv("PYSPARK_REMOTE_INIT_CONF_0", json.dumps(conf))
         _assert_refused(run_job(*job_repo.arguments, "-o", "u/x"), "Spark Connect")
 
+    @pytest.mark.slow
     @pytest.mark.jvm
     def test_spark_submit_remote(self, job_repo: JobRepo) -> None:
         process = submit(*job_repo.arguments, "-o", "u/x", where=("--remote", "sc://localhost:15002"))

@@ -107,6 +107,7 @@ def test_runs_on_spark_write_their_provenance(job_repo: JobRepo, run_job: RunJob
     assert [key for key in job_repo.keys() if key.startswith("provenance/")] == ["provenance/spark.qg"]
 
 
+@pytest.mark.slow
 def test_resumed_run_has_whole_provenance(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
     """With the graph of the first attempt from its file; a new one holds only what is left to be done."""
     run, graph, ours = "provenance/resumed", tmp_path / "graph.qg", tmp_path / "ours.qg"
@@ -121,6 +122,7 @@ def test_resumed_run_has_whole_provenance(job_repo: JobRepo, run_job: RunJob, tm
     assert ours.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_provenance_write_error_follows_the_summary(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

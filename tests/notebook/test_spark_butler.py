@@ -139,8 +139,9 @@ def _interrupted(spark: SparkSession) -> Iterator[None]:
 @pytest.mark.parametrize(
     "documented",
     [
-        *(spark_butler, SparkButler, DataIds, Results, WorkerButler, Run, Failures, Plan, make_session),
-        *(ButlerDataSource, register),
+        *(SparkButler, DataIds, Results, WorkerButler, Run, make_session, ButlerDataSource),
+        # What these show is used by other tests, too.
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (spark_butler, Failures, Plan, register)),
     ],
     ids=lambda each: each.__name__,
 )

@@ -104,7 +104,7 @@ def _read_terminal(command: Sequence[str | Path], environment: Mapping[str, str]
 @pytest.mark.parametrize(
     ("how", "environment", "said", "last"),
     [
-        ("refused", {}, None, "Error: the graph is empty"),
+        pytest.param(*("refused", {}, None, "Error: the graph is empty"), marks=pytest.mark.slow),
         pytest.param(
             *("crash", {}, "Setting default log level", "ValueError: a bug"), marks=pytest.mark.slow
         ),

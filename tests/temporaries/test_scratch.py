@@ -81,6 +81,7 @@ def test_large_temporaries_use_the_object_store(
         assert not scratch.find_scratch(_root(s3_scenario))
 
 
+@pytest.mark.parametrize("backend", ["serial", pytest.param("spark", marks=pytest.mark.slow)], indirect=True)
 def test_files_are_removed_after_a_failure(
     s3_scenario: ScenarioRepo, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

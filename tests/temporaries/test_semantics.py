@@ -166,10 +166,7 @@ def test_serial_run_with_temporaries_equals_pipe_base(scenario: ScenarioRepo, pi
 
 @pytest.mark.parametrize(
     "pipeline",
-    [
-        pytest.param(name, marks=[] if name in ("sharers", "absentees") else pytest.mark.slow)
-        for name in _PIPELINES
-    ],
+    [pytest.param(name, marks=[] if name == "absentees" else pytest.mark.slow) for name in _PIPELINES],
 )
 def test_spark_run_with_temporaries_equals_pipe_base(
     scenario: ScenarioRepo, pipeline: str, spark_backend: Backend

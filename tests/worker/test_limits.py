@@ -132,8 +132,17 @@ def test_each_failure_kind_fails_only_its_quantum_and_is_named(
     assert times["troubled"] < 1.3 * times["healthy"] + 2 * (2.0 + 1.0) + 10.0
 
 
-@pytest.mark.parametrize("isolation", ["group", "quantum", "none"])
-@pytest.mark.parametrize("temporary", [(), ("x",)], ids=["stored", "temporary"])
+@pytest.mark.parametrize(
+    ("temporary", "isolation"),
+    [
+        pytest.param((), "group", id="stored-group"),
+        pytest.param(("x",), "quantum", id="temporary-quantum"),
+        pytest.param((), "none", id="stored-none"),
+        pytest.param(("x",), "group", id="temporary-group", marks=pytest.mark.slow),
+        pytest.param((), "quantum", id="stored-quantum", marks=pytest.mark.slow),
+        pytest.param(("x",), "none", id="temporary-none", marks=pytest.mark.slow),
+    ],
+)
 def test_transient_failures_are_retried(
     isolation: str, temporary: tuple[str, ...], spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:

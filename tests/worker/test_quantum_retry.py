@@ -55,6 +55,11 @@ _FAIL = "visit=1 AND detector=2"
 
 MakeRepo = Callable[[str], Repo]
 
+# On Spark too, but only where there is time.
+_more = pytest.mark.parametrize(
+    "backend", ["serial", pytest.param("spark", marks=pytest.mark.slow)], indirect=True
+)
+
 
 def _config(condition: str = _FAIL, **more: Any) -> CallConfig:
     return CallConfig(fail_condition=condition, **more)
@@ -139,10 +144,9 @@ def _is_quantum(process: psutil.Process) -> bool:
     ("way", "status"),
     [
         ("os._exit", 0),
-        ("sys.exit", 3),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
-            for each in (("os._exit", 7), ("sys.exit", 0), ("abandon", 0))
+            for each in (("sys.exit", 3), ("os._exit", 7), ("sys.exit", 0), ("abandon", 0))
         ),
     ],
 )
@@ -202,6 +206,7 @@ def test_outputs_written_before_a_crash_are_in_the_registry(
         assert ("b_metadata", ("Cam1", 2, 1)) not in contents
 
 
+@_more
 def test_resume_reruns_quantum_without_log(backend: Backend, make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(lambda h: _chain(h, NoLogTask, _config())))
@@ -318,8 +323,22 @@ def test_serial_backend_can_be_used_again_after_fail_fast(make_repo: MakeRepo) -
         assert len(_run(helper, graph, backend).outcomes) == 12
 
 
-@pytest.mark.parametrize("temporary", [(), ("dataset_auto1",)], ids=["stored", "temporary"])
-@pytest.mark.parametrize("clobber", [False, True], ids=["skip", "clobber"])
+@pytest.mark.parametrize(
+    ("backend", "clobber", "temporary"),
+    [
+        pytest.param("serial", False, ("dataset_auto1",), id="serial-skip-temporary"),
+        pytest.param("serial", True, (), id="serial-clobber-stored"),
+        pytest.param("spark", False, (), id="spark-skip-stored"),
+        pytest.param("spark", True, ("dataset_auto1",), id="spark-clobber-temporary"),
+        pytest.param("serial", False, (), id="serial-skip-stored", marks=pytest.mark.slow),
+        pytest.param(
+            "serial", True, ("dataset_auto1",), id="serial-clobber-temporary", marks=pytest.mark.slow
+        ),
+        pytest.param("spark", False, ("dataset_auto1",), id="spark-skip-temporary", marks=pytest.mark.slow),
+        pytest.param("spark", True, (), id="spark-clobber-stored", marks=pytest.mark.slow),
+    ],
+    indirect=["backend"],
+)
 def test_resume_after_failures(
     temporary: tuple[str, ...], clobber: bool, backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
@@ -355,6 +374,7 @@ def test_resume_after_failures(
             _assert_consistent(helper.butler, graph)
 
 
+@_more
 def test_second_run_without_options_refuses_what_exists(backend: Backend, make_repo: MakeRepo) -> None:
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(lambda h: _chain(h, ExitTask, _config("visit=9"))))

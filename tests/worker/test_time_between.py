@@ -58,6 +58,7 @@ def test_time_of_temporaries_that_cross_stages_is_shuffle(scenario: ScenarioRepo
     assert sum(spent["shares"].values()) == pytest.approx(1.0, abs=0.001)
 
 
+@pytest.mark.parametrize("backend", ["serial", pytest.param("spark", marks=pytest.mark.slow)], indirect=True)
 def test_run_without_temporaries_has_no_shuffle(scenario: ScenarioRepo, backend: Backend) -> None:
     _add_gather(scenario)
     slots = _run(scenario, backend)["slots"]
