@@ -256,7 +256,7 @@ _ON_SPARK = {
 
 
 class _Prepared:
-    """A case made once for both backends, and what pipe_base makes of it."""
+    """A case made once for both backends, with the results of pipe_base."""
 
     def __init__(self, case: Case, make_repo: Callable[[str], Repo]):
         self.copies = RepoCopies(case, make_repo)
