@@ -51,7 +51,7 @@ from .worker.pickling import check_tasks
 
 
 class OnlyShown(Exception):
-    """Raised when ``--show`` has printed what was asked for, and nothing is to run."""
+    """Raised when ``--show`` has printed the requested items, and nothing is to run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +161,10 @@ def prepare(
     Parameters
     ----------
     slots
-        Returns how many groups can run at the same time.  Called last.
+        Function that returns the number of groups that can run at once; called last.
     start_workers
-        Starts workers in the background.  Called with the modules of the
-        tasks and the roots of the datastores, as soon as they are known.
+        Function that starts workers in the background.  Called with the modules
+        of the tasks and the roots of the datastores, as soon as they are known.
     dry_run
         Whether the run is only planned.  Then no object is written to the
         datastore as a probe.
@@ -174,7 +174,7 @@ def prepare(
     OnlyShown
         Raised if ``--show`` only prints.
     spark_butler.errors.NothingToDo
-        Raised if all quanta have been done before.
+        Raised if all quanta have succeeded before.
     spark_butler.errors.UserError
         Raised if the request can't be carried out.
     """
@@ -226,7 +226,7 @@ def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> Output
     """Return the output collections of a request and its graph."""
     output, inputs = request.output, request.inputs
     if request.input_repo is not None:
-        # The chain has the inputs in a collection of its own, which is there after the first run.
+        # The chain has a collection for the inputs, which exists after the first run.
         output = output or graph.header.output
         inputs = find_input_collection(request.repo, output, rebase=request.rebase)
     return resolve_output(
@@ -368,7 +368,7 @@ def open_run(
     Parameters
     ----------
     on_cancel
-        Called, in another thread, after ``spark-butler cancel``.
+        Function that another thread calls after ``spark-butler cancel``.
     bars
         Whether to draw progress bars.
 

@@ -1,7 +1,7 @@
-"""Folders that belong to single runs, in the datastores of a repository.
+"""Folders of single runs in the datastores of a repository.
 
-Runs in the driver. A run's name is a user's text and may hold anything; only this module joins it to an
-address.
+Runs in the driver.  The name of a run is a text of the user and may contain any characters; only this
+module joins it to an address.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run_folder(top: ResourcePath, run: str) -> ResourcePath:
     Parameters
     ----------
     top
-        Folder that holds those of all runs.
+        Folder of the folders of all runs.
     run
         Name of a RUN collection, or the beginning of such a name up to a
         slash.
@@ -34,12 +34,12 @@ def run_folder(top: ResourcePath, run: str) -> ResourcePath:
     Returns
     -------
     folder
-        The folder ``top/run/``, which is below ``top`` in any case.
+        The folder ``top/run/``, which is always below ``top``.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if the name means another place than that, as ``..`` would.
+        Raised if the name leads to another folder, as ``..`` would.
     """
     is_plain = "\0" not in run and not {"", ".", ".."}.intersection(run.split("/"))
     try:

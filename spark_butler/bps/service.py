@@ -76,7 +76,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         return workflow
 
     def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
-        """Start a job again; what has succeeded is not repeated.  See `lsst.ctrl.bps.BaseWmsService`."""
+        """Start a job again, without the quanta that have succeeded.  See `lsst.ctrl.bps.BaseWmsService`."""
         try:
             job = DetachedJob(Path(wms_workflow_id))
             job.start()
@@ -123,10 +123,10 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
             return WmsStates.UNKNOWN, str(exc)
 
     def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
-        """End a job in order: what is finished is kept.  See `lsst.ctrl.bps.BaseWmsService`."""
+        """Stop a job cleanly and keep finished quanta.  See `lsst.ctrl.bps.BaseWmsService`."""
         try:
             job = DetachedJob(Path(wms_id))
-            with best_effort("The run can't be asked to end in the datastore"):
+            with best_effort("The request to stop the run can't be written to the datastore"):
                 # Its driver may be on the cluster, where no signal of this machine arrives.
                 for attempt in find_attempts(find_roots(job), job.details["output_run"])[-1:]:
                     attempt.cancel_file.write(b"")
@@ -142,7 +142,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
             raise SessionError(message)
 
     def ping(self, pass_thru: str | None) -> tuple[int, str]:
-        """Check that Java is there, and the master of a cluster answers.
+        """Check that Java is installed, and that the master of a cluster answers.
 
         ``bps ping --pass-thru`` takes the address of the master.
         """
@@ -170,7 +170,7 @@ def _index() -> Path:
 
 
 def _remember(folder: Path) -> None:
-    """Add a submit directory to those that ``bps report`` lists."""
+    """Add a submit directory to the list of ``bps report``."""
     with best_effort("`bps report` will not list this submission without its ID"):
         known = _index().read_text().splitlines() if _index().exists() else []
         with atomic_write(str(_index())) as path:

@@ -41,10 +41,10 @@ _OF_QUANTA = {
 
 
 def run_state(state: JobState) -> tuple[WmsStates, str]:
-    """Return the state of a job, with a message if its process is gone."""
+    """Return the state of a job, with a message if its process has ended unexpectedly."""
     message = ""
     if state.state == "lost":
-        message = f"The process of the submission on {state.host} is gone; `bps restart` resumes it."
+        message = f"The process of the submission on {state.host} has ended; `bps restart` resumes it."
     return _STATES.get(state.state, WmsStates.UNKNOWN), message
 
 

@@ -1,6 +1,6 @@
 """The commands ``demo run`` and ``demo serve``: from a simulated night to catalogs and pictures.
 
-Run in processes of their own; the pipeline runs in another, as anybody would start it.
+Run in processes of their own; the pipeline runs in another, started in the same way as by a user.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run_demo(directory: str, visits: int, detectors: int, size: int, cores: int,
     """
     from ..demo.night import DemoNight
 
-    # So that what was started is stopped when this process is told to end.
+    # Servers are stopped when this process receives a signal to end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = _run(DemoNight(Path(directory).absolute(), visits, detectors, size), cores)
@@ -72,7 +72,7 @@ def serve_demo(directory: str, form: str) -> None:
 
 
 def _run(night: DemoNight, cores: int) -> int:
-    """Go from nothing, or from what an earlier demo left, to catalogs and pictures."""
+    """Make catalogs and pictures, from an earlier demo's night if there is one."""
     from ..demo.s3server import EmbeddedS3
     from ..spark.java import find_java_home
 
@@ -101,7 +101,7 @@ def _run(night: DemoNight, cores: int) -> int:
 
 
 def _process(night: DemoNight, java_home: Path, cores: int) -> int:
-    """Run the job as anybody would."""
+    """Run the job in the same way as a user."""
     from ..demo.night import INSTRUMENT, NIGHT_COLLECTION
 
     scripts = sysconfig.get_path("scripts")
@@ -167,7 +167,7 @@ def _draw(night: DemoNight) -> list[Path]:
 
 
 def _explain(night: DemoNight, pictures: list[Path]) -> None:
-    """Say where everything is, and how to look at it."""
+    """Print the places of all results, and commands to view them."""
     here = os.path.relpath(night.directory)
     click.echo(f"""
 Pictures    {" ".join(os.path.relpath(picture) for picture in pictures)}

@@ -71,7 +71,7 @@ def exit_with(ctx: click.Context, run: Callable[[], int]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Manner:
-    """How a command runs a request and what it prints."""
+    """Mode of a command: where quanta run, and the form of its output."""
 
     on_spark: bool
     """Whether quanta run on Spark."""
@@ -96,7 +96,7 @@ class Manner:
 
     @classmethod
     def take(cls, kwargs: dict[str, Any]) -> Self:
-        """Take the options that it stands for out of those of a command."""
+        """Remove the options of this class from the options of a command, and return them as an object."""
         price = kwargs.pop("price")
         return cls(
             on_spark=kwargs.pop("backend") == "spark",
@@ -110,7 +110,7 @@ class Manner:
 
     @contextlib.contextmanager
     def publishing(self) -> Iterator[RunMetrics | None]:
-        """Publish metrics while the context lasts, if asked for."""
+        """Publish metrics while the context lasts, if an option requests it."""
         if self.metrics_port is None and self.metrics_file is None:
             yield None
             return
@@ -220,7 +220,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
 
 
 def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
-    """Print the plan, and what it will use if earlier runs tell."""
+    """Print the plan, and its expected usage if earlier runs are known."""
     money = manner.price
     tasks: list[dict[str, Any]] = []
     if prepared.stores:
@@ -242,7 +242,7 @@ def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
     if any(task["core_hours"] is not None for task in tasks):
         click.echo(f"Expected usage, from earlier runs:\n{format_usage(tasks, money)}")
     elif money:
-        click.echo("No earlier run of these tasks tells what the plan will use.")
+        click.echo("The usage of the plan is unknown: these tasks have not run before.")
 
 
 def _describe_run(reporter: RunReporter, run: str, state: str, status: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _LAZY = {
     "catalog": ("products", "Write the sources of a run as one table."),
     "plan": ("run", "Print how a pipeline would run, with the options of 'run'."),
     "pre-exec-init-qbb": ("qbb", "Write the init-outputs of a quantum graph without the registry."),
-    "logs": ("reports", "Print the log of a quantum, also of one that runs."),
+    "logs": ("reports", "Print the log of an ended or a running quantum."),
     "report": ("reports", "Print the report of a run that has ended."),
     "run": ("run", "Build and run a pipeline on Spark, with the options of 'pipetask run'."),
     "run-qbb": ("qbb", "Run a quantum graph on Spark without the registry."),
@@ -51,7 +51,7 @@ Examples:
 
 
 class _Main(CommandGroup):
-    """The top group; its commands that need the middleware are imported only when named."""
+    """The top group, which imports a command that needs the middleware only when it is called."""
 
     group_class = CommandGroup
 

@@ -51,7 +51,7 @@ def describe(paths: tuple[str, ...], output: str | None, name: str | None, form:
     """Draft the description of a camera from the headers of its files.
 
     PATHS are raw frames of all kinds, of one camera: FITS files, directories, globs or URIs.  Guesses are
-    marked in the draft, and what only you know is marked QUESTION.
+    marked in the draft, and values that only you know are marked QUESTION.
 
     \b
     Example:

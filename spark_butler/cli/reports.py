@@ -172,8 +172,8 @@ def logs(repo: str, run: str, quantum: str, follow: bool, form: str) -> None:
     """Print the log of a quantum.
 
     QUANTUM is a task label with values of dimensions, or the ID of a quantum that runs.  The log of a quantum
-    that has ended comes from the repository.  With --follow, the process of a running quantum is asked for
-    its log, which it writes every 10 s.
+    that has ended comes from the repository.  With --follow, the process of a running quantum writes its
+    log every 10 s.
 
     \b
     Examples:
@@ -219,7 +219,7 @@ def _read_logs(repo: str, run: str, request: LogRequest) -> list[str]:
 
 
 def _follow(attempt: AttemptFolder, request: LogRequest) -> None:
-    """Ask running quanta for their logs, and print what they answer until they have ended."""
+    """Request the logs of running quanta, and print them until the quanta have ended."""
     with translate_errors(RepositoryError, f"Can't write to {attempt.uri}"):
         place = request.send(attempt.log_requests)
     printed: dict[str, int] = {}
@@ -267,7 +267,7 @@ def _add_prices(content: dict[str, Any], money: Price) -> dict[str, Any]:
 
 
 def _find(repo: str, run: str | None) -> list[AttemptFolder]:
-    """Return attempts, at least one, oldest first."""
+    """Return the attempts at a run, at least one, oldest first."""
     check_repository(repo)
     with Butler.from_config(repo, writeable=False) as butler:
         roots = store_roots(butler)

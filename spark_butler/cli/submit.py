@@ -24,7 +24,7 @@ _COMMANDS = ("run", "run-qbb")
 @click.command(
     cls=LeafCommand, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )
-@click.option("--submit-dir", metavar="DIR", help="Folder of the job, which is made; by default submit/TIME.")
+@click.option("--submit-dir", metavar="DIR", help="Folder to create for the job; by default submit/TIME.")
 @click.option(
     "--spark-submit",
     "spark_submit",
@@ -36,7 +36,7 @@ _COMMANDS = ("run", "run-qbb")
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to watch for a refusal before the command returns.",
+    help="Seconds to wait for a refusal before the command returns.",
 )
 @click.argument("command", type=click.Choice(_COMMANDS))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -48,7 +48,7 @@ def submit(
     arguments: tuple[str, ...],
     form: str,
 ) -> None:
-    """Start COMMAND with ARGUMENTS; it goes on when the terminal is closed.
+    """Start COMMAND with ARGUMENTS; it continues when the terminal is closed.
 
     COMMAND is run or run-qbb.  If it is refused at once, its error is printed and its exit status returned.
 

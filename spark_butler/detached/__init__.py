@@ -1,7 +1,7 @@
 """Commands that run detached from the terminal that has submitted them, one after another.
 
-`job.DetachedJob` keeps everything in a folder: ``job.json`` holds the steps, ``state.json`` what became of
-them, and ``NAME.log`` what each has printed.  ``python -m spark_butler.detached FOLDER`` runs the steps.
+`job.DetachedJob` keeps everything in a folder: ``job.json`` has the steps, ``state.json`` their states, and
+``NAME.log`` the output of each step.  ``python -m spark_butler.detached FOLDER`` runs the steps.
 """
 
 __all__: list[str] = []

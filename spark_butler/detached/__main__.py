@@ -43,7 +43,7 @@ class _Runner:
             if before.get(step.name, {}).get("state") == "succeeded":
                 state.steps[step.name] = before[step.name]
                 continue
-            # What comes after a step that runs again runs again, too.
+            # If a step runs again, the steps after it run again, too.
             before = {}
             if self._is_stopping or (first_failure and not step.always):
                 continue

@@ -41,13 +41,13 @@ class Step:
     """Program and arguments."""
 
     always: bool = False
-    """Whether it runs although a step before it has failed."""
+    """Whether the step runs although an earlier step has failed."""
 
     retries: int = 0
-    """How often it is repeated when it fails."""
+    """Number of retries after a failure."""
 
     final_statuses: tuple[int, ...] = ()
-    """Exit statuses with which it is not repeated."""
+    """Exit statuses after which it is not retried."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables of its environment beside those of the submitting process."""
@@ -58,7 +58,7 @@ class JobState:
     """The state of a job, as its process last wrote it."""
 
     state: str = "prepared"
-    """``prepared``, ``running``, ``succeeded``, ``failed``, ``stopped``; ``lost`` if its process is gone."""
+    """``prepared``, ``running``, ``succeeded``, ``failed``, ``stopped``; ``lost`` if its process died."""
 
     pid: int = 0
     """ID of its process."""
@@ -104,7 +104,7 @@ class DetachedJob:
         steps
             Its commands, in their order.
         details
-            Further facts, as `json.dumps` takes them.
+            Further facts, for `json.dumps`.
 
         Raises
         ------
@@ -175,7 +175,7 @@ class DetachedJob:
         return process.pid
 
     def read_state(self) -> JobState:
-        """Read the state; a job whose process has gone without a last word is lost."""
+        """Read the state; a job is lost if its process has ended without writing a final state."""
         try:
             state = JobState(**json.loads(self._state_file.read_text()))
         except (OSError, ValueError, TypeError):
@@ -216,7 +216,7 @@ class DetachedJob:
 
 
 def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str]:
-    """Return the beginning of a command line of ``spark-butler``, by spark-submit where it has options.
+    """Return the beginning of a command line of ``spark-butler``, with spark-submit if it has options.
 
     Parameters
     ----------
@@ -238,12 +238,12 @@ def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str
 
 
 def utc_now() -> str:
-    """Return the time as it is written into the state."""
+    """Return the present time in the form of the state file."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _is_alive(pid: int) -> bool:
-    """Return whether a process is one of a job; its ID may belong to another by now."""
+    """Return whether a process ID still belongs to a job, not to a later process."""
     with contextlib.suppress(OSError):
         return _MODULE.encode() in Path("/proc", str(pid), "cmdline").read_bytes()
     if Path("/proc/self").exists():

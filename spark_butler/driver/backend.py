@@ -22,7 +22,7 @@ class Backend(Protocol):
         ...
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
-        """Run units that don't need each other, and return when all have ended.
+        """Run units that don't depend on each other, and return when all have ended.
 
         Parameters
         ----------
@@ -32,15 +32,15 @@ class Backend(Protocol):
             Work items: either batches of groups, or one unit with several
             levels.
         report
-            Called with each outcome as soon as it arrives, from any thread,
-            and possibly twice with the same outcome.
+            Function that any thread calls with each outcome as soon as it
+            arrives, possibly twice with the same outcome.
 
         Notes
         -----
-        May be called from several threads at once.  It never raises for errors
-        of a task.  An exception means that workers were lost, or with a
-        `~spark_butler.errors.WorkerDiskError` that a disk of theirs is full:
-        units that lack outcomes have to run again.
+        Several threads may call this at once.  Errors of tasks never raise.  An
+        exception means that workers were lost, or for a
+        `~spark_butler.errors.WorkerDiskError` that a disk of a worker is full.
+        Units without outcomes then have to run again.
         """
         ...
 
@@ -52,14 +52,14 @@ class Backend(Protocol):
         context
             Settings with which workers are set up.
         function
-            Function that does not raise for what may go wrong.
+            Function that returns expected errors instead of raising them.
         items
-            Items that pickle, as the results.
+            Items; they and the results must be picklable.
 
         Notes
         -----
-        May be called from several threads at once.  An exception means that
-        workers were lost, as in `run`.
+        Several threads may call this at once.  An exception means that workers
+        were lost, as in `run`.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Batch sizes: how many groups to submit ahead of the slots, and how many to one worker at once.
+"""Batch sizes: the number of submitted groups, and the number of groups in one Spark task.
 
 Runs in the driver.
 """
@@ -23,13 +23,13 @@ class BatchSizer:
     Parameters
     ----------
     times
-        Mean times of the quanta of tasks in earlier runs, in seconds, by
-        label, as far as they are known.
+        Mean times in seconds that the quanta of each task took in earlier
+        runs, by task label.  Tasks without a known time are missing.
 
     Notes
     -----
-    Submitted groups wait in a queue without priorities.  It should be just
-    long enough that no slot is idle until the driver learns that one is free.
+    Submitted groups wait in a queue without priorities.  The queue should be
+    just long enough that no slot is idle until the driver submits more.
     In simulated runs of long quanta, twice as many groups as slots cost a
     sixth of the time.
     """

@@ -45,13 +45,13 @@ class RegistryUpdate:
     """All outputs that it may have."""
 
     written: frozenset[uuid.UUID] = frozenset()
-    """IDs of those that are in the datastore and must be registered."""
+    """IDs of the outputs that are in the datastore and must be registered."""
 
     records: Mapping[str, DatastoreRecordData] = dataclasses.field(default_factory=dict)
     """Their datastore records, by name of the datastore."""
 
     removed: frozenset[uuid.UUID] = frozenset()
-    """IDs of those that are in the registry, but not in the datastore."""
+    """IDs of the outputs that are in the registry, but not in the datastore."""
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ class EarlierOutputs:
     """Quanta that have not succeeded, with outputs in the datastore but none in the registry."""
 
     stray_files: list[ResourcePath] = dataclasses.field(default_factory=list)
-    """Files of quanta that have not succeeded, if these would not write them again."""
+    """Files of quanta that have not succeeded, and that these quanta will not write again."""
 
 
 def find_earlier_outputs(
@@ -296,7 +296,7 @@ def _find_unstored(
     names: Collection[str],
     existing: Collection[uuid.UUID],
 ) -> set[uuid.UUID]:
-    """Return the quanta that have put datasets that are not stored."""
+    """Return the quanta whose metadata list datasets that are not stored."""
     if not names:
         return set()
     missing: dict[uuid.UUID, set[uuid.UUID]] = {}
@@ -347,7 +347,7 @@ def _read_puts(
 def _read_packed_puts(
     butler: LimitedButler, graph: PredictedQuantumGraph, quantum_ids: Iterable[uuid.UUID]
 ) -> dict[uuid.UUID, set[uuid.UUID]]:
-    """Read the same from metadata in provenance graphs."""
+    """Read the IDs of put datasets from metadata in provenance graphs."""
     owners = {automatic_outputs(graph, quantum_id)[0].dataset_id: quantum_id for quantum_id in quantum_ids}
     puts: dict[uuid.UUID, set[uuid.UUID]] = {}
     for uri in find_packs(butler, owners):

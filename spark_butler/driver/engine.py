@@ -49,7 +49,7 @@ from .inventory import Inventory, scratch_folders, take_inventory
 from .scheduler import Scheduler
 from .work_factory import WorkFactory, export_input_records
 
-# For fewer quanta, a better order is not worth a request.
+# For fewer quanta, a better order does not justify a request.
 _WORTH_ORDERING = 100
 
 
@@ -73,8 +73,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     graph
         The graph, with init-outputs already written.
     butler
-        Writeable butler of the repository.  Only this process uses it.  With
-        that of a graph, no registry is opened and nothing registered.
+        Writeable butler of the repository.  Only this process uses it.  With a
+        `GraphButler`, no registry is opened and nothing is registered.
     backend
         Backend that runs the quanta.
     options
@@ -82,8 +82,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     xgraph
         The quanta with the edges to respect; by default the graph's own.
     plan
-        The plan to run.  By default, and if earlier attempts have left other
-        quanta to run, a new plan is made.
+        The plan to run.  By default, or if earlier attempts have finished some
+        of its quanta, a new plan is made.
     recorder
         Recorder of provenance.  The caller writes the provenance graph when
         the run has ended.
@@ -91,8 +91,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         Observer of the run, called in this thread.  Its exceptions are logged
         and do not disturb the run.
     lease
-        The caller's lease on the output run: nothing is registered once it is
-        lost.
+        The caller's lease on the output run.  After it is lost, nothing more is
+        registered.
     log_requests
         Address of the folder with requests for logs of running quanta.
 
@@ -104,7 +104,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     Raises
     ------
     spark_butler.errors.PlanError
-        Raised if the graph can't be partitioned as asked; nothing has run.
+        Raised if the graph can't be partitioned as the options require; nothing
+        has run.
     spark_butler.errors.EngineError
         Raised if the engine fails.  The outputs of all outcomes that had
         arrived are registered.
@@ -181,9 +182,9 @@ def _make_factory(
 def _prepare_scratch(
     butler: Butler | GraphButler, run: str, temporary_types: Collection[str]
 ) -> ResourcePath | None:
-    """Record which dataset types of a run are temporary, and return the folder for those of this attempt.
+    """Record the temporary dataset types of a run, and return the scratch folder of this attempt.
 
-    It is `None` where the datastore has no files.
+    The folder is `None` if the datastore has no files.
     """
     if temporary_types and isinstance(butler, Butler):
         record_temporaries(butler, run, temporary_types)
@@ -192,7 +193,7 @@ def _prepare_scratch(
 
 
 def _load_times(butler: LimitedButler, n_quanta: int) -> Times:
-    """Read the times of quanta in earlier runs, where the order of the quanta is worth a request."""
+    """Read the times of quanta in earlier runs, if the graph is large enough for its order to matter."""
     roots = store_roots(butler) if n_quanta >= _WORTH_ORDERING else []
     return load_times(roots[0]) if roots else {}
 
@@ -271,7 +272,7 @@ def _choose_grouping(options: RunOptions, temporary_types: Collection[str]) -> G
         return options.group_by
     if options.group_by not in ("auto", "quantum"):
         raise OptionsError(
-            "--isolation quantum makes each quantum a group of its own where there are temporaries; "
+            "--isolation quantum makes each quantum a group of its own if there are temporaries; "
             f"it can't be combined with --group-by, which is {options.group_by!r}."
         )
     return "quantum"

@@ -121,7 +121,7 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
     Parameters
     ----------
     again
-        The outcome of an attempt that a lost temporary made necessary.
+        The outcome of the rerun that replaced a lost temporary.
     """
     records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
     for name, data in again.records.items():

@@ -1,4 +1,4 @@
-"""Transfer of a graph's inputs from another repository into the one that the run writes to.
+"""Transfer of a graph's inputs from another repository into the repository that the run writes to.
 
 Runs in the driver; workers copy the files.  The semantics are those of
 `lsst.pipe.base.simple_pipeline_executor.SimplePipelineExecutor.use_local_butler`.
@@ -75,12 +75,13 @@ def check_input_repository(request: RunRequest) -> list[str]:
     Returns
     -------
     places
-        Where its files are; empty where it is the run's own, or behind a server.
+        Roots of its datastores; empty without another repository, and for a
+        Butler server.
 
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if it can't be read.
+        Raised if the repository can't be read.
     """
     if request.input_repo is None:
         return []
@@ -90,7 +91,7 @@ def check_input_repository(request: RunRequest) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class InputTransfer:
-    """The inputs of a graph, and the files of those that the user's repository lacks."""
+    """The inputs of a graph, and the files of inputs that the user's repository lacks."""
 
     repo: str = dataclasses.field(repr=False)
     """Address or alias of the repository of the inputs."""
@@ -108,17 +109,17 @@ class InputTransfer:
     """IDs of the init-inputs."""
 
     records: Mapping[uuid.UUID, Sequence[_Record]] = dataclasses.field(repr=False)
-    """Datastore records to write for each dataset that is missing, with addresses of the copies."""
+    """Datastore records to write for each missing dataset, with addresses of the copies."""
 
     files: Mapping[str, _File] = dataclasses.field(repr=False)
     """Files to copy, by address of the copy."""
 
     stores: tuple[str, ...] = ()
-    """Places that the files are in, where workers read them with their own rights."""
+    """Roots of the files that workers read with their own credentials."""
 
     @classmethod
     def plan(cls, request: RunRequest, graph: PredictedQuantumGraph, output: str | None) -> Self | None:
-        """Find the inputs that the repository lacks; nothing is written.
+        """Find the inputs that the repository lacks; write nothing.
 
         Parameters
         ----------
@@ -156,9 +157,9 @@ class InputTransfer:
                 location = info.file_location(datastore.locationFactory)
                 target = str(location.uri.replace(fragment=""))
                 records[dataset_id].append((target, info))
-                # As `Butler.transfer_from` does, leave what no datastore owns where it is.
+                # Like `Butler.transfer_from`, leave files outside of the datastore where they are.
                 if not location.pathInStore.isabs():
-                    # A part of a zip file has the size of the part.
+                    # For a part of a zip file, the record has the size of the part.
                     size = info.file_size if not location.uri.fragment else -1
                     files[target] = _File(inputs[dataset_id], info.component, address, size)
         if absent := [ref for ref in missing if ref.id not in found]:
@@ -167,7 +168,7 @@ class InputTransfer:
         return cls(repo, input_collection(output), graph, inputs, first, dict(records), files, stores)
 
     def describe(self) -> dict[str, Any]:
-        """Return what is copied, as `json.dumps` takes it."""
+        """Return the numbers of the transfer, for `json.dumps`."""
         return {
             "repository": hide_secrets(self.repo),
             "datasets": len(self.inputs),
@@ -177,7 +178,7 @@ class InputTransfer:
         }
 
     def explain(self) -> str:
-        """Return what is copied, in one line."""
+        """Return the numbers of the transfer in one line."""
         facts = self.describe()
         return (
             f"Inputs: {format_count(facts['datasets'], 'dataset')} of {facts['repository']}; "
@@ -186,7 +187,7 @@ class InputTransfer:
         )
 
     def begin(self, butler: Butler) -> None:
-        """Register what the inputs need, and copy init-inputs, all in this process.
+        """Register dataset types, dimension records and runs of the inputs, and copy init-inputs.
 
         Parameters
         ----------
@@ -201,7 +202,7 @@ class InputTransfer:
             self._copy(butler, SerialBackend(), self.first)
 
     def copy(self, butler: Butler, backend: Backend) -> None:
-        """Copy and register all other inputs, and put all into the TAGGED collection.
+        """Copy and register all other inputs, and associate all inputs with the TAGGED collection.
 
         Parameters
         ----------
@@ -213,7 +214,7 @@ class InputTransfer:
         Raises
         ------
         spark_butler.errors.EngineError
-            Raised if a file can't be copied.  Those that were copied are
+            Raised if a file can't be copied.  All copied inputs are
             registered.
         """
         logger.info("%s", self.explain())
@@ -255,7 +256,7 @@ class _Registrar:
         self._inputs = inputs
         self._records = records
         types = {ref.datasetType.name: ref.datasetType for ref in inputs.values()}
-        # Another driver may bring the same inputs at the same time.
+        # Another driver may register the same inputs at the same time.
         self._ingester = Ingester(butler, types, shared=True)
         self._lacking = {
             dataset_id: {target for target, _ in found if target in files}
@@ -267,7 +268,7 @@ class _Registrar:
                 self._readers[target].append(dataset_id)
 
     def add(self, targets: Iterable[str]) -> None:
-        """Register the datasets that these files complete, and those that need none."""
+        """Register the datasets that are complete with these files, and datasets without files."""
         for target in targets:
             for dataset_id in self._readers.pop(target, ()):
                 self._lacking[dataset_id].discard(target)
@@ -280,7 +281,7 @@ class _Registrar:
 
 
 class _Copier:
-    """Lets workers copy files, in batches whose addresses are signed right before they are sent."""
+    """Copies files by workers, in batches whose addresses are signed right before the workers get them."""
 
     def __init__(self, source: Butler, backend: Backend, context: WorkerContext, files: Mapping[str, _File]):
         self._source = source
@@ -298,7 +299,7 @@ class _Copier:
         spark_butler.errors.EngineError
             Raised at the end if a file could not be copied.
         """
-        waiting, n_copied, told = deque(targets), 0, time.monotonic()
+        waiting, n_copied, logged = deque(targets), 0, time.monotonic()
         running: set[Future[list[CopyResult]]] = set()
         pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="spark-butler-copy")
         try:
@@ -313,8 +314,8 @@ class _Copier:
                     n_copied += len(good)
                     waiting.extend(each.target for each in results if each.error and self._may_retry(each))
                     yield good
-                if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                    told = time.monotonic()
+                if time.monotonic() - logged > _SECONDS_BETWEEN_LINES:
+                    logged = time.monotonic()
                     logger.info("Copied %d of %d input files.", n_copied, len(targets))
         finally:
             if running:
@@ -328,7 +329,7 @@ class _Copier:
             )
 
     def _may_retry(self, result: CopyResult) -> bool:
-        """Count a failure, and return whether the file is tried again, with a new address."""
+        """Count a failure, and return whether to copy the file again, with a new address."""
         self._attempts[result.target] += 1
         if self._attempts[result.target] < _ATTEMPTS:
             logger.debug("%s is copied again: %s", result.target, result.error)
@@ -337,7 +338,7 @@ class _Copier:
         return False
 
     def _copy_batch(self, targets: Sequence[str]) -> list[CopyResult]:
-        """Copy files on workers; runs in a thread of its own."""
+        """Copy a batch of files by workers; runs in a thread of the pool."""
         results: list[CopyResult] = []
         copies: list[FileCopy] = []
         with ThreadPoolExecutor(_SIGNING_THREADS) as pool:
@@ -353,7 +354,7 @@ class _Copier:
         return results
 
     def _sign(self, target: str) -> FileCopy | CopyResult:
-        """Return a copy whose address can be read without the user's token, for an hour or so."""
+        """Return a copy with an address that is readable for about an hour without the user's token."""
         file = self._files[target]
         if isinstance(self._source, DirectButler):
             return FileCopy(file.address, target, file.size)
@@ -367,11 +368,11 @@ class _Copier:
 
 
 def _find_datastore(butler: Butler) -> FileDatastore:
-    """Return the datastore of a repository, which must be one of files."""
+    """Return the datastore of a repository; raise if it does not keep files."""
     datastore = datastore_of(butler)
     if not isinstance(datastore, FileDatastore):
         raise RepositoryError(
-            f"The repository has a {type(datastore).__name__}, and inputs are copied into a FileDatastore "
-            "only; use another repository."
+            f"The repository has a {type(datastore).__name__}, but inputs can only be copied into a "
+            "FileDatastore; use another repository."
         )
     return datastore

@@ -68,7 +68,7 @@ def take_inventory(
     options: RunOptions,
     check: Callable[[Butler], None] | None = None,
 ) -> Inventory:
-    """Register the output run and its unregistered outputs; drop quanta that need not run from a graph.
+    """Register the output run and its unregistered outputs; remove quanta that need not run from a graph.
 
     Parameters
     ----------
@@ -76,13 +76,14 @@ def take_inventory(
         Writeable butler of the repository, or that of the graph for a run
         without a registry.
     xgraph
-        Its quanta; those that need not run are removed.
+        Quanta of the graph; quanta that need not run are removed.
     temporary_types
         Names of the temporary dataset types, with the reasons.
     options
         Options of the run, such as those for earlier outputs.
     check
-        Called with the butler in each transaction that registers datasets.
+        Function that is called with the butler in each transaction that
+        registers datasets.
 
     Raises
     ------
@@ -137,7 +138,7 @@ def _take_inventory(
         *(update.removed for update in earlier.updates)
     )
     if not isinstance(butler, Butler):
-        # No note says which types were temporary; the metadata of these quanta say what they have put.
+        # No note names the temporary types, but the metadata of these quanta list what they have put.
         once_temporary = _find_incomplete_types(graph, earlier.done, existing)
     forced: set[uuid.UUID] = set()
     skipped: set[uuid.UUID] = set()
@@ -148,7 +149,7 @@ def _take_inventory(
     automatic = {each.dataset_id for q in kept for each in automatic_outputs(graph, q)}
     packed = frozenset[uuid.UUID]().union(*find_packs(butler, automatic & existing).values())
     if options.skip_existing:
-        # Last, since all of this may run again after a lost connection.
+        # Logged last, because the whole function may run again after a lost connection.
         logger.info("Skipping %d quanta that succeeded before.", len(skipped))
         xgraph.remove_nodes_from(skipped)
     return Inventory(
@@ -169,7 +170,7 @@ def _register(
     existing: frozenset[uuid.UUID],
     check: Callable[[Butler], None] | None,
 ) -> int:
-    """Update the registry, or only the butler where there is none; return how many were registered."""
+    """Update the registry, or without one only the butler; return the number of registered datasets."""
     if isinstance(butler, GraphButler):
         for update in updates:
             datastore_of(butler).import_records(update.records)
@@ -184,7 +185,7 @@ def _register(
 def _find_incomplete_types(
     graph: PredictedQuantumGraph, done: Iterable[uuid.UUID], existing: frozenset[uuid.UUID]
 ) -> frozenset[str]:
-    """Return the dataset types of which some quantum that succeeded has not all predicted outputs."""
+    """Return the dataset types of which a quantum succeeded without writing all predicted outputs."""
     xgraph = graph.bipartite_xgraph
     return frozenset(
         xgraph.nodes[dataset_id]["dataset_type_name"]

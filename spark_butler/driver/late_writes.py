@@ -1,9 +1,9 @@
-"""Late writes: reconciles the recorded sizes of files that two attempts may have written.
+"""Late writes: reconciliation of the recorded sizes of files that two attempts may have written.
 
 Runs in the driver.  An attempt that Spark gave up may continue for a while, and
-write after its successor has been ingested.  Its content is as good, but
-metadata and logs differ in size, and a butler refuses to read a file whose
-size differs from its record.
+may overwrite files after the outputs of its successor were ingested.  The content is
+equivalent, but metadata and logs differ in size, and a butler refuses to read a file
+whose size differs from its record.
 """
 
 from __future__ import annotations

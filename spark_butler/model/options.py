@@ -106,7 +106,7 @@ class ResourceRequests(TaskRequests):
 
     @property
     def asks_for_memory(self) -> bool:
-        """Whether any request is for memory."""
+        """Whether any task has a request for memory."""
         return any(request.request_memory is not None for request in (self, *self.pipetask.values()))
 
     def limits(self, labels: Iterable[str], learned: Mapping[str, int] | None = None) -> dict[str, Limits]:
@@ -183,10 +183,10 @@ def explain_requests(error: pydantic.ValidationError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class StopRule:
-    """How many failures stop a run."""
+    """Rule that stops a run after failures."""
 
     fail_fast: bool = False
-    """Whether the first failure stops it."""
+    """Whether the first failure stops the run."""
 
     most: int | None = None
     """Number of failures that stop it."""

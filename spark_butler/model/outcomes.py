@@ -174,7 +174,7 @@ class TrafficCounter:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuantumStarted:
-    """The begin of a quantum in a worker."""
+    """The start of a quantum in a worker."""
 
     position: int
     """Position of the quantum in its group."""
@@ -191,7 +191,7 @@ class ImportTime:
     """When it began, in seconds since the epoch."""
 
     seconds: float
-    """How long it took, in seconds."""
+    """Duration in seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class QuantumOutcome:
     """ID of the quantum in the predicted quantum graph."""
 
     status: QuantumAttemptStatus
-    """How the attempt ended."""
+    """Status of the attempt at its end."""
 
     report: QuantumReport
     """Pipe_base's own report of the attempt: label, data ID, exit code and exception."""
@@ -223,31 +223,31 @@ class QuantumOutcome:
     """Whether the attempt was found complete in the datastore after its worker was lost."""
 
     again: bool = False
-    """Whether another attempt, that was given up, may still be writing the same files."""
+    """Whether an abandoned attempt may still be writing the same files."""
 
     skipped_existing: bool = False
     """Whether nothing ran because an earlier attempt had succeeded."""
 
     kind: FailureKind | None = None
-    """Why the attempt failed; `None` when it did not."""
+    """Kind of the failure; `None` after a success."""
 
     reason: str = ""
-    """The same in words: exception, signal or limit."""
+    """Reason of the failure: exception, signal or limit."""
 
     traceback: str = ""
     """Python traceback of a failure, if there was one."""
 
     log_tail: str = ""
-    """The last lines that a process logged that could not write its log any more."""
+    """Last log lines of a process that could not write its log before it ended."""
 
     attempts: tuple[QuantumOutcome, ...] = ()
-    """The failed attempts before this one, without what they have left."""
+    """The failed attempts before this one, without their outputs."""
 
     memory_limit: int | None = None
-    """Memory that the attempt might have, in bytes; `None` when nothing limited it."""
+    """Memory limit of the attempt in bytes; `None` without a limit."""
 
     scan: bytes | None = None
-    """The packed `spark_butler.provenance.scan.QuantumScan` of the attempt, where it is wanted."""
+    """The packed `spark_butler.provenance.scan.QuantumScan` of the attempt, if the run records provenance."""
 
     started: float = 0.0
     """When the attempt began by the worker's clock, in seconds since the epoch; 0 when unknown."""
@@ -262,13 +262,13 @@ class QuantumOutcome:
     """Time that the task spent in `Butler.put`, in seconds, as pipe_base measures it; `None` when unknown."""
 
     pack_seconds: float = 0.0
-    """Time of these that serializing temporaries for other groups took, in seconds."""
+    """Part of the wall time that serialized temporaries for other groups, in seconds."""
 
     shuffle_seconds: float = 0.0
     """Time before, during which its slot received or sent temporaries and ran no quantum, in seconds."""
 
     imports: tuple[ImportTime, ...] = ()
-    """When its worker, or what that was forked from, has imported things, as far as not reported before."""
+    """Import times of its worker and of the worker's parents that no earlier outcome has reported."""
 
     cpu_seconds: float = 0.0
     """Processor time of the attempt, in seconds."""
@@ -280,7 +280,7 @@ class QuantumOutcome:
     """Host name and process ID of the worker."""
 
     traffic: Traffic = NO_TRAFFIC
-    """What the attempt read from object stores and wrote to them."""
+    """Traffic of the attempt with object stores."""
 
     @property
     def succeeded(self) -> bool:
@@ -289,7 +289,7 @@ class QuantumOutcome:
 
     @property
     def timed_out(self) -> bool:
-        """Whether the attempt was ended because it took too long."""
+        """Whether the attempt was ended at its time limit."""
         return self.report.status is ExecutionStatus.TIMEOUT
 
     def as_attempt(self) -> QuantumOutcome:
@@ -299,7 +299,7 @@ class QuantumOutcome:
         )
 
     def without_scans(self) -> QuantumOutcome:
-        """Return a copy without what only a provenance graph needs."""
+        """Return a copy without the scans, which only a provenance graph needs."""
         attempts = tuple(dataclasses.replace(attempt, scan=None) for attempt in self.attempts)
         return dataclasses.replace(self, attempts=attempts, scan=None)
 

@@ -34,14 +34,14 @@ from .options import Isolation, Limits
 NO_LIMITS = Limits(retries=0)
 
 TEMPORARIES_KEY = "temporaries"
-"""Where the metadata of a quantum lists the temporaries that it has put."""
+"""Key under which the metadata of a quantum list the temporaries that it has put."""
 
 type Route = tuple[int, ...]
 """The partitions that a shuffle record visits, one at each following level of its Spark job."""
 
 
 class PackedTasks(Mapping[str, TaskNode]):
-    """Tasks by label, unpickled where the first of them is used."""
+    """Tasks by label, unpickled when the first of them is used."""
 
     def __init__(self, data: bytes, modules: tuple[str, ...]):
         self._data = data
@@ -50,7 +50,7 @@ class PackedTasks(Mapping[str, TaskNode]):
         """Names of the modules that the tasks are in."""
 
     def open(self) -> Mapping[str, TaskNode]:
-        """Unpickle the tasks, once in a process and those that it forks later."""
+        """Unpickle the tasks, once for a process and its later children."""
         if self._tasks is None:
             self._tasks = pickle.loads(self._data)
         assert self._tasks is not None
@@ -89,7 +89,7 @@ class WorkerContext:
     """Names of the dataset types that are temporary."""
 
     quantum_executor: QuantumExecutor | None = None
-    """Executor given by the caller, to be used as it is."""
+    """Executor that the caller provides; workers use it unchanged."""
 
     task_factory: TaskFactory | None = None
     """Factory for task objects; `None` for pipe_base's own."""
@@ -107,13 +107,13 @@ class WorkerContext:
     """Whether the first failure ends the run."""
 
     limits: Mapping[str, Limits] = dataclasses.field(default_factory=dict)
-    """Limits of the quanta, by label; without an entry there are none, and no second attempts."""
+    """Limits of the quanta, by label; a label without an entry has no limits and no retries."""
 
     isolation: Isolation = "group"
     """Unit that gets a process of its own: a group, a quantum, or none."""
 
     provenance: bool = False
-    """Whether outcomes carry what a provenance graph holds of a quantum."""
+    """Whether outcomes contain the scans for a provenance graph."""
 
     log_state: Sequence[Any] = ()
     """Logging set-up of the driver, as `lsst.daf.butler.cli.cliLog.CliLog` records it."""
@@ -131,7 +131,7 @@ class WorkerContext:
     """Addresses of the places where the datastores keep files."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Environment variables, without secrets, that a worker takes over unless it has its own."""
+    """Environment variables, without secrets, that a worker sets unless they are set already."""
 
     def limits_of(self, label: str) -> Limits:
         """Return the limits of the quanta of a task."""
@@ -158,13 +158,13 @@ class QuantumWork:
     """Quanta of other groups of the same unit that must succeed before this one."""
 
     may_exist: bool = False
-    """Whether outputs of an earlier attempt may be in the way."""
+    """Whether outputs of an earlier attempt may exist."""
 
     clobber: bool = False
     """Whether such outputs are replaced; otherwise they are an error."""
 
     forced: bool = False
-    """Whether it has succeeded in an earlier run: its outputs are written over, but never removed first."""
+    """Whether it has succeeded in an earlier run: its outputs are overwritten, but never removed first."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,22 +181,22 @@ class GroupPayload:
     """Inputs that many quanta of the run read."""
 
     known: dict[uuid.UUID, bool] = dataclasses.field(default_factory=dict)
-    """Datasets of which the driver knows whether they exist."""
+    """For each dataset whose state the driver knows, whether it exists."""
 
     consumers: dict[uuid.UUID, int] = dataclasses.field(default_factory=dict)
-    """How many quanta of the group read each temporary dataset."""
+    """Number of quanta of the group that read each temporary."""
 
     outgoing: dict[uuid.UUID, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    """Temporaries that other groups read, with those groups."""
+    """Temporaries that other groups read, with the numbers of these groups."""
 
     senders: frozenset[int] = frozenset()
-    """Groups of the same unit that this one needs."""
+    """Groups of the same unit on which this group depends."""
 
     receivers: dict[int, frozenset[uuid.UUID]] = dataclasses.field(default_factory=dict)
-    """Groups of the same unit that need this one, with the stored datasets that they read from it."""
+    """Groups of the same unit that depend on this group, with the stored datasets that they read from it."""
 
     done: frozenset[int] = frozenset()
-    """Positions of the quanta of which the driver knows that they succeeded."""
+    """Positions of the quanta that the driver knows to have succeeded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -224,16 +224,16 @@ class GroupWork:
     """The pickled `GroupPayload`, opened only where it runs."""
 
     memory: int = 0
-    """Memory that its quanta may have, in bytes; 0 where nothing is asked for."""
+    """Memory that its quanta request, in bytes; 0 without a request."""
 
     again: bool = False
-    """Whether the group was given out before and its worker was lost."""
+    """Whether the group was submitted before and its worker was lost."""
 
     routes: Mapping[int, Route] = dataclasses.field(default_factory=dict)
-    """The routes to the groups of the same unit that need this one."""
+    """The routes to the groups of the same unit that depend on this group."""
 
     carried: tuple[tuple[Route, GroupWork], ...] = ()
-    """Work of groups of the next level, which this group sends on with what it makes."""
+    """Work of groups of the next level, which this group sends with its temporaries."""
 
     def open(self) -> GroupPayload:
         """Unpickle the content; the `WorkerContext` must have been unpickled before."""

@@ -66,11 +66,11 @@ class RunMetrics(Collector):
             self._submitted += len(quantum_ids)
 
     def on_ingest(self, lag: Callable[[], float]) -> None:
-        """Begin to show how far the registry is behind.  See `IngestObserver.on_ingest`."""
+        """Begin to publish the lag of the registry.  See `IngestObserver.on_ingest`."""
         self._lag = lag
 
     def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Do nothing; the snapshot has them.  See `RunObserver.on_blocked`."""
+        """Do nothing; the snapshot has the blocked quanta.  See `RunObserver.on_blocked`."""
 
     def on_outcome(self, outcome: QuantumOutcome) -> None:
         """Add an outcome.  See `RunObserver.on_outcome`."""
@@ -90,7 +90,7 @@ class RunMetrics(Collector):
             self._memory[label] = max(self._memory[label], outcome.peak_memory)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, as a registry of prometheus_client asks for them."""
+        """Yield the metrics, for a registry of prometheus_client."""
         if self._snapshot is None:
             return
         snapshot = self._snapshot()
@@ -153,9 +153,9 @@ def publish_metrics(port: int | None, file: str | None) -> Iterator[RunMetrics]:
     Parameters
     ----------
     port
-        Where to serve them; 0 stands for any port.
+        Port to serve the metrics on; 0 means any free port.
     file
-        Where to write them; its name ends in ``.prom`` for a node exporter.
+        File to write the metrics to; its name ends in ``.prom`` for a node exporter.
 
     Raises
     ------

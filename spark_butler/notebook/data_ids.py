@@ -145,7 +145,7 @@ class DataIds(Sequence[DataCoordinate]):
 
     def __reduce__(self) -> NoReturn:
         raise StaysHereError(
-            "A function for workers uses DataIds, which stay here: give it a list of data IDs, collect()."
+            "A function for workers uses DataIds, which can't be sent: give it data IDs, collect()."
         )
 
     @property
@@ -155,7 +155,7 @@ class DataIds(Sequence[DataCoordinate]):
 
     @property
     def rdd(self) -> RDD[DataCoordinate]:
-        """The RDD of the data IDs themselves, for all that Spark can do with one."""
+        """RDD of the data IDs themselves, without a butler."""
         return self._rdd(_own)
 
     def collect(self) -> list[DataCoordinate]:
@@ -169,7 +169,7 @@ class DataIds(Sequence[DataCoordinate]):
         return list(self._data_ids)
 
     def count(self, *values: Any) -> int:
-        """Return the number of data IDs, or, as of any sequence, of those that equal a value."""
+        """Return the number of data IDs; with an argument, the number of data IDs equal to it."""
         return super().count(*values) if values else len(self)
 
     def filter(self, function: Callable[[DataCoordinate], Any]) -> DataIds:
@@ -308,7 +308,7 @@ class DataIds(Sequence[DataCoordinate]):
         return Results(self._session, rdd, self._puts.ingest, f"{len(self)} {name}{first}: {what}")
 
     def _with(self, refs: Iterable[DatasetRef]) -> DataIds:
-        """Return the same of other data IDs."""
+        """Return an object like this one for other data IDs."""
         resolved = dataclasses.replace(self._resolved, refs=tuple(refs))
         return DataIds(self._session, resolved, self._context, self._puts, self._partitions)
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Puts:
-    """Datasets that workers have put into the datastore, until the registry has them."""
+    """Datasets that workers have put into the datastore, and that are not registered yet."""
 
     def __init__(self, repo: str, output_run: str, outputs: Mapping[str, DatasetType]):
         self._repo = repo
@@ -78,13 +78,13 @@ class Puts:
             ):
                 n_ingested = self._write(reports)
             with self._lock:
-                # Only now, so that another call retries a failed one.
+                # Only after the ingest, so that another call retries a failed one.
                 del self._reports[: len(reports)]
         logger.info("%d datasets were put into run %r.", n_ingested, self._run)
         return n_ingested
 
     def _write(self, reports: Sequence[PutReport]) -> int:
-        """Put datasets into the registry."""
+        """Register datasets."""
         with Butler.from_config(self._repo, writeable=True) as butler:
             ingester = Ingester(butler, self._outputs, existing=fetch_run_ids(butler, self._run))
             for report in reports:
@@ -122,7 +122,9 @@ class Results:
         return f"<Results: {self._description}>"
 
     def __reduce__(self) -> NoReturn:
-        raise StaysHereError("A function for workers uses Results, which stay here: give it their collect().")
+        raise StaysHereError(
+            "A function for workers uses Results, which can't be sent: give it their collect()."
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(self._rdd, name):

@@ -1,6 +1,6 @@
-"""The Butler registry as a run reads and writes it.
+"""Reading and writing the Butler registry for a run.
 
-Runs in the driver, the only process to touch the registry.
+Runs in the driver, the only process that connects to the registry.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks, before anything else is done, that a repository is there and can be read and written.
+"""Checks, before a run does anything else, that a repository exists and can be read and written.
 
 Runs in the driver.
 """
@@ -27,7 +27,7 @@ from .store_checks import check_store
 
 
 def check_repository(butler_config: str) -> list[ResourcePath]:
-    """Check that a repository is there and its datastore answers.
+    """Check that a repository exists and that its datastore answers.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if not, with the reason.
+        Raised if the check fails, with the reason.
     """
     try:
         where = Butler.get_repo_uri(butler_config, return_label=True)
     except Exception as exc:  # an index may be anywhere
         raise RepositoryError(f"Can't look up the Butler repository {butler_config!r}: {brief(exc)}") from exc
-    # Without this, a configuration in a store that doesn't answer costs minutes of retries.
+    # Without this check, a configuration in a store that doesn't answer costs minutes of retries.
     check_store(where)
     try:
         with Butler.from_config(butler_config, writeable=False) as butler:
@@ -83,7 +83,7 @@ def check_writeable(roots: Sequence[ResourcePath]) -> None:
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if not, with the reason.
+        Raised if the check fails, with the reason.
     """
     for root in roots:
         check_store(root, write=True)
@@ -92,7 +92,7 @@ def check_writeable(roots: Sequence[ResourcePath]) -> None:
 
 
 def refuse_read_only(repository: str) -> contextlib.AbstractContextManager[None]:
-    """Raise what a registry raises at the first write of a run as a `~spark_butler.errors.RepositoryError`.
+    """Translate errors of the first write to a registry into a `~spark_butler.errors.RepositoryError`.
 
     Parameters
     ----------
@@ -107,9 +107,9 @@ def refuse_read_only(repository: str) -> contextlib.AbstractContextManager[None]
 
 
 def register_run(butler: Butler, run: str) -> None:
-    """Register an output run, as the first write of all, so that a registry that refuses is found.
+    """Register an output run; as the first write of a run, this detects a read-only registry.
 
-    Where the run exists, its documentation is written again as it is.
+    If the run exists, its documentation is rewritten unchanged.
 
     Raises
     ------

@@ -30,7 +30,7 @@ _THREADS = 8
 
 
 def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None:
-    """Record dataset types that quanta of a run make and that are not kept.
+    """Record the temporary dataset types of a run.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None
 
 
 def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
-    """Read which dataset types were not kept by some attempt at a run.
+    """Read the dataset types that were temporary in at least one attempt at a run.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
 
 
 def _find_places(butler: Butler, run: str) -> list[ResourcePath]:
-    """Return where the notes of a run may be; the first is where they are written."""
+    """Return the addresses of the notes of a run; new notes are written to the first."""
     with contextlib.suppress(RepositoryError):
-        # Raised for a name that no folder can have: such a run has no notes.
+        # The name can't be a folder's, so the run has no notes.
         return [
             run_folder(report_root(root), run).join(_FILE)
             for root in store_roots(butler)
@@ -100,7 +100,7 @@ def _find_places(butler: Butler, run: str) -> list[ResourcePath]:
 
 
 def _read_names(uri: ResourcePath) -> frozenset[str]:
-    """Read the dataset types from a file; none where there is no file."""
+    """Read the dataset types from a file; none if the file is absent."""
     try:
         return frozenset(map(str, json.loads(uri.read())[_TEMPORARIES]))
     except FileNotFoundError:

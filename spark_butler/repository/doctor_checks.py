@@ -1,6 +1,6 @@
-"""Diagnosis of what a run needs: registry, object stores, and the machine of each process.
+"""Checks of ``spark-butler doctor``: registry, object stores, and the machine of each process.
 
-Runs in the driver and in workers, for ``spark-butler doctor``.
+Runs in the driver and in workers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Batch ingest of datasets that workers have written.
 
-Runs in the driver, the only process to touch the registry.
+Runs in the driver, the only process that connects to the registry.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Ingester:
 
     Notes
     -----
-    Ingest is idempotent: a dataset that is there already gets the records of
-    the newest attempt, and one that the newest attempt removed and did not
-    make again is removed from the registry.  Each batch is one transaction.
+    Ingest is idempotent: a registered dataset gets the records of the newest
+    attempt.  A dataset that the newest attempt removed and did not write again
+    is removed from the registry.  Each batch is one transaction.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Ingester:
 
     @property
     def n_pending(self) -> int:
-        """Number of datasets that were taken and are not in the registry yet."""
+        """Number of added datasets that are not in the registry yet."""
         return len(self._refs.keys() | self._stale.keys())
 
     def add(
@@ -109,12 +109,12 @@ class Ingester:
         predicted
             All outputs that the quantum may have.
         written
-            IDs of those that are in the datastore.
+            IDs of the outputs that are in the datastore.
         records
             Their datastore records, by name of the datastore.
         removed
-            IDs of those of an earlier attempt that are in the datastore no
-            more.
+            IDs of datasets of an earlier attempt that are no longer in the
+            datastore.
         """
         touched = frozenset(written) | frozenset(removed)
         for ref in predicted:
@@ -136,13 +136,13 @@ class Ingester:
         return DatasetRef(dataset_type, ref.dataId, run=ref.run, id=ref.id, conform=False)
 
     def flush(self) -> None:
-        """Write what was taken so far, in one transaction.
+        """Register all added datasets in one transaction.
 
         Raises
         ------
         spark_butler.errors.EngineError
             Raised if the registry refuses, or can't be reached for too long.
-            What was taken is kept, for another call.
+            The datasets are kept for another call.
         """
         if not self._refs and not self._stale:
             return
@@ -165,7 +165,7 @@ class Ingester:
 
     def _refusal_text(self, exc: Exception) -> str:
         return (
-            f"{self.n_pending} datasets that are in the datastore can't be put into the registry: "
+            f"{self.n_pending} datasets that are in the datastore can't be registered: "
             f"{type(exc).__name__}: {brief(exc)}"
         )
 
@@ -175,8 +175,8 @@ class Ingester:
         Parameters
         ----------
         again
-            Whether an earlier attempt may have been committed, unknown to
-            this process.
+            Whether an earlier attempt may have been committed although it
+            failed.
         """
         new: defaultdict[tuple[DimensionGroup, str], list[DatasetRef]] = defaultdict(list)
         for ref in self._refs.values():
@@ -217,7 +217,7 @@ def _is_transient(exc: Exception) -> bool:
 
 
 class _Item(NamedTuple):
-    """Datasets on their way to the thread that ingests."""
+    """Datasets in the queue of the thread that ingests."""
 
     arrived: float
     datasets: tuple[
@@ -279,7 +279,7 @@ class IngestStream:
 
     @property
     def lag(self) -> float:
-        """For how many seconds the oldest dataset waits; any thread may ask."""
+        """Time in seconds that the oldest dataset has waited; any thread may read it."""
         oldest = self._oldest
         if oldest is None:
             with self._items.mutex:
@@ -299,14 +299,13 @@ class IngestStream:
         Raises
         ------
         spark_butler.errors.EngineError
-            Raised if the ingest of something that was added before has failed
-            for good.
+            Raised if the ingest of earlier datasets has failed for good.
         """
         self._raise_error()
         self._send(_Item(time.monotonic(), (predicted, written, records, removed)))
 
     def close(self) -> None:
-        """Ingest what is left, and end.
+        """Ingest all remaining datasets, and end the thread.
 
         Raises
         ------
@@ -319,7 +318,7 @@ class IngestStream:
         self._raise_error()
 
     def _send(self, item: _Item | None) -> None:
-        """Pass something to the thread, which may be behind."""
+        """Put an item into the queue, and wait if the queue is full."""
         while self._thread.is_alive():
             try:
                 self._items.put(item, timeout=1.0)
@@ -332,7 +331,7 @@ class IngestStream:
             raise self._error
 
     def _ingest(self) -> None:
-        """Ingest what comes, until the end is announced."""
+        """Ingest queued datasets until the end item arrives."""
         try:
             due: float | None = None
             while True:

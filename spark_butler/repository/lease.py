@@ -1,11 +1,11 @@
-"""Lease of a driver on its output run, so that no two drivers write into one run.
+"""Lease of a driver on its output run, which prevents two drivers from writing into one run.
 
 Runs in the driver.
 
-The lease is an empty collection of the registry: only one of several drivers can
-register it, on any database, whatever the datastore can do.  Its documentation
-names the driver and holds a count that rises while the driver lives.  The name
-of the driver is compared in each transaction that ingests.
+The lease is an empty collection in the registry, because any database lets only one
+of several drivers register it.  Its documentation names the driver and has a count
+that the driver increases while it is alive.  Each transaction that ingests checks the
+name of the driver.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class _Holder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is known that the process has ended, as it is on its own machine only."""
+        """Whether the process is known to have ended; only a process on the same machine can know."""
         machine, _, start = self.process.rpartition(" ")
         mine, _, _ = _identify(os.getpid()).rpartition(" ")
         return bool(machine) and machine == mine and _identify(self.pid) != self.process and bool(start)
 
 
 def _identify(pid: int) -> str:
-    """Return what no two processes have in common: boot, namespace of process IDs, start; empty if gone."""
+    """Return the boot, PID namespace and start that identify a process; empty if it has ended."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -124,7 +124,7 @@ class RunLease:
                 self._butler.collections.x_remove(self._name)
 
     def check(self, butler: Butler) -> None:
-        """Check, inside a transaction that is to write to the run, that the lease is still this driver's.
+        """Check, inside a transaction that writes to the run, that this driver still has the lease.
 
         Raises
         ------
@@ -147,10 +147,10 @@ class RunLease:
         while not register(self._name, CollectionType.TAGGED, self._holder.dump()):
             other = self._read(self._butler)
             if other is None:
-                # It was released in between.
+                # The other driver released it in between.
                 continue
             if other == self._holder:
-                # Registered just before the connection was lost.
+                # This driver registered it just before it lost the connection.
                 return
             if not other.has_ended:
                 self._refuse_living(other, take_over=take_over)
@@ -166,7 +166,7 @@ class RunLease:
                 return
 
     def _refuse_living(self, other: _Holder, *, take_over: bool) -> None:
-        """Raise unless the other driver gives no sign of life, and its lease may be taken."""
+        """Raise if the other driver gives a sign of life, or its lease must not be taken over."""
         text = f"Run {other.run!r} is being written by another driver: {other.describe()}."
         if time.time() - other.beat < _STALE_SECONDS:
             raise RepositoryError(
@@ -180,7 +180,7 @@ class RunLease:
         # The clocks of two machines may differ: only a count that doesn't rise proves something.
         logger.warning("Waiting %s for a sign of the other driver.", format_seconds(2.5 * _BEAT_SECONDS))
         if self._over.wait(2.5 * _BEAT_SECONDS) or self._read(self._butler) != other:
-            raise RepositoryError(f"{text} It lives: --take-over has no effect.")
+            raise RepositoryError(f"{text} It is alive: --take-over has no effect.")
 
     def _read(self, butler: Butler) -> _Holder | None:
         """Return the driver that holds the lease; `None` if none does."""

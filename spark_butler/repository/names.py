@@ -1,4 +1,4 @@
-"""Errors about names that a repository does not have, with near names that it has.
+"""Errors about unknown names of collections, runs and dataset types, with similar known names.
 
 Runs in the driver.
 """
@@ -49,7 +49,7 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
     Parameters
     ----------
     names
-        Names of the collections; patterns pass.
+        Names of the collections; patterns are not checked.
 
     Raises
     ------
@@ -74,12 +74,13 @@ def has_collection(butler: Butler, name: str) -> bool:
 
 
 def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
-    """Check that the dataset types that a pipeline can't do without are registered.
+    """Check that the dataset types that a pipeline requires are registered.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if one is not, with near names or the option that is missing.
+        Raised if one is not registered, with similar names or the missing
+        option.
     """
     known = {each.name for each in butler.registry.queryDatasetTypes()}
     for name, node in graph.iter_overall_inputs():

@@ -24,7 +24,7 @@ _PATTERN_CHARACTERS = "*?[]{}"
 
 
 def check_name(option: str, name: str) -> None:
-    """Check that a collection to be written to has a name that the middleware takes everywhere.
+    """Check that all parts of the middleware accept the name of an output collection.
 
     Raises
     ------
@@ -92,18 +92,18 @@ def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> No
 
 
 def check_tasks(butler: Butler, graph: PredictedQuantumGraph) -> None:
-    """Build each task once, as the writing of init-outputs will."""
+    """Construct each task once, as for the writing of init-outputs."""
     labels = [label for label in graph.pipeline_graph.tasks if label in init_quanta(graph)]
     if _try_tasks(butler, graph, labels) is None:
         return
     for n, label in enumerate(labels, start=1):
-        # With those before it, which may make its init-inputs.
+        # With the tasks before it, which may write its init-inputs.
         if (exc := _try_tasks(butler, graph, labels[:n])) is not None:
             raise OptionsError(f"Task {label!r} can't be made: {type(exc).__name__}: {brief(exc)}") from exc
 
 
 def _try_tasks(butler: Butler, graph: PredictedQuantumGraph, labels: Sequence[str]) -> Exception | None:
-    """Build tasks, and return the exception that they raise."""
+    """Construct tasks, and return the exception that a constructor raises."""
     init_inputs = {
         ref.datasetType.name: ref for label in labels for ref in graph.get_init_inputs(label).values()
     }
@@ -116,6 +116,6 @@ def _try_tasks(butler: Butler, graph: PredictedQuantumGraph, labels: Sequence[st
             labels=labels,
         )
     except Exception as exc:  # a constructor may raise anything
-        logger.debug("A task can't be made.", exc_info=True)
+        logger.debug("A task can't be constructed.", exc_info=True)
         return exc
     return None

@@ -40,10 +40,10 @@ from .output_checks import check_name
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The data IDs of a query, with the datasets that they lead to."""
+    """The data IDs of a query, with the datasets that belong to them."""
 
     dataset_type: DatasetType
-    """The dataset type that was asked for."""
+    """The dataset type of the query."""
 
     refs: tuple[DatasetRef, ...]
     """Its datasets, one for each data ID, with dimension records."""
@@ -73,7 +73,7 @@ class Resolved:
         return [ref.dataId for ref in self.refs]
 
     def related(self, ref: DatasetRef) -> dict[str, tuple[DatasetRef, ...]]:
-        """Return the datasets that a data ID leads to, by name of the dataset type."""
+        """Return the datasets that belong to a data ID, by name of the dataset type."""
         key = ref.dataId.required_values
         found = {name: by_data_id.get(key, ()) for name, by_data_id in self.others.items()}
         return {ref.datasetType.name: (ref,), **found}
@@ -89,15 +89,15 @@ def find_data_ids(
     collections: Sequence[str] = (),
     limit: int | None = None,
 ) -> Resolved:
-    """Read from registry and datastore all that a query selects.
+    """Read the datasets that a query selects, and their datastore records.
 
     Parameters
     ----------
     dataset_type
         Name of the dataset type whose data IDs are wanted.
     also
-        Names of further dataset types: each data ID leads to those of their
-        datasets that go with it, calibrations by their validity.
+        Names of further dataset types, whose datasets are found for each data
+        ID: calibrations by their validity, others by their dimensions.
     collections
         Collections to search, or patterns of their names (``"u/me/*"``); the
         butler's own by default.
@@ -115,7 +115,7 @@ def find_data_ids(
     main = _dataset_type(butler, dataset_type)
     others = {name: _dataset_type(butler, name) for name in also if name != dataset_type}
     try:
-        # Where it finds nothing, it raises the reason.
+        # If the query finds nothing, this raises an error with the reason.
         refs = butler.query_datasets(
             main,
             collections=names,
@@ -179,10 +179,10 @@ def find_output_types(
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if there are outputs without a run or the other way about, if a
-        type has dimensions that the data IDs lack or is defined otherwise, if
-        several data IDs would make the same dataset, or if the run has
-        datasets that are not to be replaced.
+        Raised if there are outputs without a run, or a run without outputs; if
+        a type has dimensions that the data IDs lack, or another definition; if
+        several data IDs would put the same dataset; or if the run has datasets
+        that must not be replaced.
     spark_butler.errors.RepositoryError
         Raised if a dataset type is not registered.
     """
@@ -203,7 +203,7 @@ def find_output_types(
 
 
 def _output_type(butler: Butler, name: str, storage_class: str, dimensions: DimensionGroup) -> DatasetType:
-    """Find the definition of an output, or make it."""
+    """Return the definition of an output, which may be new."""
     if not storage_class:
         return _dataset_type(butler, name)
     try:
@@ -259,7 +259,7 @@ def _check_output(
 
 
 def _own_id(ref: DatasetRef) -> uuid.UUID:
-    """Return the ID that a dataset would have, had a worker put it."""
+    """Return the ID that a dataset gets if a worker puts it."""
     return DatasetRef(
         ref.datasetType, ref.dataId, ref.run, id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN
     ).id
@@ -268,7 +268,7 @@ def _own_id(ref: DatasetRef) -> uuid.UUID:
 def _find_related(
     butler: Butler, dataset_type: DatasetType, refs: Sequence[DatasetRef], collections: Sequence[str]
 ) -> dict[tuple[Any, ...], tuple[DatasetRef, ...]]:
-    """Find the datasets of another type that go with data IDs."""
+    """Find the datasets of another type that belong to data IDs."""
     dimensions = refs[0].dataId.dimensions
     found: defaultdict[tuple[Any, ...], list[DatasetRef]] = defaultdict(list)
     name = dataset_type.name
@@ -294,7 +294,7 @@ def _find_related(
 
 
 def _find_collections(butler: Butler, collections: Sequence[str]) -> tuple[Sequence[str], bool]:
-    """Return the collections to search, and whether only the first with a dataset counts."""
+    """Return the collections to search, and whether only the first dataset that is found counts."""
     names = tuple(collections) or tuple(butler.collections.defaults)
     if not names:
         raise OptionsError("No collections to search: give collections=.")

@@ -1,4 +1,4 @@
-"""Checks of an object store: whether it answers, what it allows, and how far its clock is off.
+"""Checks of an object store: its answers, the rights of the credentials, and its clock.
 
 Runs in the driver, and in workers before a run.
 """
@@ -61,7 +61,7 @@ class Finding:
     """What was checked."""
 
     state: Literal["ok", "warning", "fault"]
-    """Whether a run would do."""
+    """Whether a run would succeed: ``ok``, ``warning`` or ``fault``."""
 
     text: str
     """What was found."""
@@ -76,14 +76,14 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
     Parameters
     ----------
     root
-        A place in the store.  Places that are not in an S3 store pass.
+        A place in the store.  Places outside of S3 stores are not checked.
     write
-        Whether to check that the store would take an object, as well.
+        Whether to check also that the store would accept an object.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if not, with the reason.
+        Raised if the check fails, with the reason.
     """
     if not isinstance(root, S3ResourcePath):
         return
@@ -97,7 +97,7 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
 
 @contextlib.contextmanager
 def _explaining(root: S3ResourcePath) -> Iterator[None]:
-    """Raise the errors of a store as a `RepositoryError` that names the reason."""
+    """Translate errors of a store into a `RepositoryError` that names the reason."""
     try:
         yield
     except ClientError as exc:
@@ -124,9 +124,9 @@ def _endpoint(root: S3ResourcePath) -> str:
 
 
 def _probe_writing(client: Any, bucket: str, key: str) -> None:
-    """Write an object with a wrong checksum: a store that would take it refuses it for that only.
+    """Write an object with a wrong checksum, which a store rejects after it has checked the rights.
 
-    So nothing is left behind, and no right to remove objects is needed.
+    So no object is left behind, and no right to remove objects is needed.
     """
     try:
         client.put_object(Bucket=bucket, Key=key, Body=b"-", ContentMD5=_WRONG_MD5)
@@ -134,13 +134,13 @@ def _probe_writing(client: Any, bucket: str, key: str) -> None:
         if exc.response.get("Error", {}).get("Code") not in _WRONG_CHECKSUM:
             raise
     else:
-        # A store that does not compare them.
+        # The store does not compare checksums.
         with best_effort("An empty object stays in the object store"):
             client.delete_object(Bucket=bucket, Key=key)
 
 
 def _make_client(root: S3ResourcePath) -> Any:
-    """Build a client that gives up soon, for the store that `lsst.resources` would talk to."""
+    """Build a client with short deadlines for the store that `lsst.resources` would use."""
     prepare_client(root)
     parameters = connection_parameters(root)
     return boto3.Session(profile_name=parameters.profile).client(
@@ -227,14 +227,14 @@ def _judge_clock(answer: Any, where: str) -> Finding:
     """Compare the clock of this machine with that of the store, by the date of an answer."""
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     if date is None:
-        return Finding(where, "clock", "ok", "the store names no time")
+        return Finding(where, "clock", "ok", "the store sends no time")
     skew = datetime.datetime.now(datetime.UTC) - email.utils.parsedate_to_datetime(date)
     seconds = abs(skew.total_seconds())
     text = f"differs by {format_seconds(seconds)} from that of the store"
     if seconds < _MOST_SKEW_SECONDS:
         return Finding(where, "clock", "ok", text)
     return Finding(
-        where, "clock", "fault", text, "Set the clock by NTP: stores refuse requests of another time."
+        where, "clock", "fault", text, "Set the clock by NTP: stores refuse requests with a wrong time."
     )
 
 

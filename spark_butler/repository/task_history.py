@@ -1,4 +1,4 @@
-"""Memory and times that quanta needed in earlier runs, kept in files under the datastore's root.
+"""Memory and times of quanta in earlier runs, in files under the datastore's root.
 
 Runs in the driver.
 """
@@ -40,7 +40,7 @@ type Times = Mapping[tuple[str, str], float]
 
 logger = logging.getLogger(__name__)
 
-# The next interpreter may be larger by what it has imported.
+# The next interpreter may have imported more modules.
 _MARGIN = 1.2
 _MEMORY = "spark-butler-learned/memory.json"
 _TIMES = "spark-butler-learned/times.json"
@@ -50,13 +50,12 @@ _MOST_QUANTA = 100_000
 
 
 def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
-    """Return how much memory was enough for tasks of which a quantum had too little at first.
+    """Return how much memory was enough for the tasks of quanta that ran out of memory at first.
 
     Returns
     -------
     needs
-        Bytes, by task label; for the tasks only of which a quantum had too
-        little.
+        Bytes, by task label; only for tasks with such a quantum.
     """
     needs: dict[str, int] = {}
     for outcome in outcomes:
@@ -75,14 +74,14 @@ def load_needs(root: ResourcePath) -> dict[str, int]:
     Returns
     -------
     needs
-        Bytes, by task label; empty where nothing was found out, or where it
-        can't be read.
+        Bytes, by task label; empty if no earlier run recorded any, or if the
+        file can't be read.
     """
     return _load_numbers(root, _MEMORY, int)
 
 
 def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
-    """Write how much memory tasks need, beside what earlier runs have written.
+    """Add the memory that tasks need to the records of earlier runs.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
 
 
 def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Times:
-    """Find how long quanta took.
+    """Return how long quanta took.
 
     Parameters
     ----------
@@ -129,7 +128,7 @@ def load_peaks(root: ResourcePath) -> dict[str, float]:
 
 
 def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
-    """Write the mean peak memory of a quantum of each task, beside what earlier runs have written."""
+    """Write the mean peak memory of a quantum of each task, and keep the records of earlier runs."""
     peaks: defaultdict[str, list[int]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.succeeded and outcome.peak_memory and not outcome.skipped_existing:
@@ -139,13 +138,13 @@ def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
 
 
 def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.UUID, float]:
-    """Find how long quanta will take, to start those with the longest path ahead of them first.
+    """Return how long quanta will take, for an order by the longest remaining path.
 
     Returns
     -------
     costs
-        Time of each quantum in its last run, in seconds.  A quantum without
-        one is given the median of the others; empty if no quantum has one.
+        Time of each quantum in its last run, in seconds.  A quantum without a
+        known time gets the median of the others; empty if no time is known.
     """
     keys = {
         quantum_id: _key(node["task_label"], node["data_id"]) for quantum_id, node in xgraph.nodes.items()
@@ -168,7 +167,7 @@ def load_times(root: ResourcePath) -> Times:
     Returns
     -------
     times
-        Their times; empty if there are none or the file cannot be read.
+        Times of quanta; empty if none are known or the file can't be read.
     """
     try:
         # Earlier releases kept the mean time of a task beside its quanta.
@@ -178,7 +177,7 @@ def load_times(root: ResourcePath) -> Times:
             for key, seconds in task["quanta"].items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        logger.warning("What earlier runs learned (%s) can't be read: %s", _TIMES, brief(exc))
+        logger.warning("The history of earlier runs (%s) can't be read: %s", _TIMES, brief(exc))
         return {}
 
 
@@ -196,35 +195,35 @@ def save_times(root: ResourcePath, times: Times) -> None:
 
 
 def _key(label: str, data_id: DataCoordinate) -> tuple[str, str]:
-    """Return what a quantum is called in `Times`."""
+    """Return the key of a quantum in `Times`."""
     return label, ",".join(map(str, data_id.required_values))
 
 
 def _load(root: ResourcePath, file: str) -> dict[str, Any]:
-    """Read what is known by task label; nothing where that can't be done."""
+    """Read a file with values by task label; return an empty mapping if it can't be read."""
     try:
         return dict(json.loads(root.join(file).read()))
     except FileNotFoundError:
         return {}
     except Exception as exc:  # noqa: BLE001  (nothing depends on it)
-        logger.warning("What earlier runs learned (%s) can't be read: %s", file, brief(exc))
+        logger.warning("The history of earlier runs (%s) can't be read: %s", file, brief(exc))
         return {}
 
 
 def _load_numbers[N: (int, float)](root: ResourcePath, file: str, number: type[N]) -> dict[str, N]:
-    """Read a number for each task label; nothing where that can't be done."""
+    """Read a number for each task label; return an empty mapping if the file can't be read."""
     try:
         return {label: number(value) for label, value in _load(root, file).items()}
     except (TypeError, ValueError) as exc:
-        logger.warning("What earlier runs learned (%s) can't be read: %s", file, brief(exc))
+        logger.warning("The history of earlier runs (%s) can't be read: %s", file, brief(exc))
         return {}
 
 
 def _save(root: ResourcePath, file: str, content: Mapping[str, Any], *, indent: int | None = 2) -> bool:
-    """Write what is known by task label, and return whether it could be done."""
+    """Write values by task label, and return whether this was possible."""
     try:
         root.join(file).write(json.dumps(content, indent=indent, sort_keys=True).encode())
     except Exception as exc:  # noqa: BLE001  (the run itself has succeeded)
-        logger.warning("What this run learned (%s) can't be kept: %s", file, brief(exc))
+        logger.warning("The history of this run (%s) can't be written: %s", file, brief(exc))
         return False
     return True

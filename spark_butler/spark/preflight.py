@@ -37,7 +37,7 @@ _HOST = re.compile(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\) \(([^\s)]+)")
 def check_workers(context: SparkContext, modules: Collection[str] = (), stores: Sequence[str] = ()) -> None:
     """Check that workers have the same Python, the middleware, the tasks, and access to the object store.
 
-    This also makes them import what the first quanta need.
+    The workers also import the modules that the first quanta need.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def check_workers(context: SparkContext, modules: Collection[str] = (), stores: 
     """
     n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
     names, places = sorted(set(modules) - {"__main__"}), list(stores)
-    # PySpark is at hand here, and only here.
+    # Only processes with PySpark call this function.
     from .job_names import named_job
 
     try:
@@ -110,12 +110,12 @@ def _diagnose_worker(stores: Sequence[str]) -> tuple[ProcessFacts, list[Finding]
 
 
 def explain_full_disk(context: SparkContext, reason: str) -> str:
-    """Return which local disks of workers have the least space, after an error of Spark that does not say it.
+    """Return the local disks of workers with the least space, after an error of Spark that names no disk.
 
     Parameters
     ----------
     reason
-        The error, which is returned if workers can't be asked.
+        The error, which is returned if workers can't be reached.
     """
     remedy = "Free space there, or choose other disks by spark.local.dir or SPARK_LOCAL_DIRS"
     n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)

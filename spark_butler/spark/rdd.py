@@ -1,4 +1,4 @@
-"""Functions of the user on RDDs of data IDs, and actions that an interrupt stops.
+"""Functions of the user on RDDs of data IDs, and interruptible actions.
 
 Runs in the driver; `_run_batches` runs in workers.
 """
@@ -52,7 +52,7 @@ type ReportPut = Callable[[PutReport], None]
 
 
 class _PutStream(AccumulatorParam[list[PutReport]]):
-    """Accumulator of a list in a worker, which calls a function in the driver."""
+    """Accumulator of datasets: a list in a worker; in the driver it passes each to a function."""
 
     def __init__(self, report: ReportPut | None = None):
         self._report = report
@@ -83,8 +83,8 @@ def spread(
     Parameters
     ----------
     report
-        Called in this process with each dataset that was put, possibly twice
-        with the same.
+        Function that is called in this process with each dataset that was put,
+        possibly twice with the same dataset.
     """
     # In the closure: the file of a broadcast would stay in the temporary folder as long as Spark runs.
     packed = dump_with_classes(context)
@@ -145,14 +145,14 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
         except BaseException as exc:  # noqa: BLE001  (the waiting thread raises it)
             future.set_exception(exc)
 
-    # It inherits the caller's job group, pool and tags.
+    # The thread inherits the caller's job group, pool and tags.
     thread = InheritableThread(work, name="spark-butler-action", daemon=True)
     with default_interrupts():
         try:
             thread.start()
             return future.result()
         except KeyboardInterrupt:
-            # Repeated, since a job may have been on its way to Spark the first time.
+            # Repeated, because Spark may not have received a job at the first time.
             while thread.is_alive():
                 spark.cancelJobsWithTag(tag)
                 thread.join(_CANCEL_SECONDS)
@@ -169,7 +169,7 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
 
 @contextlib.contextmanager
 def default_interrupts() -> Iterator[None]:
-    """Keep an interrupt from canceling all jobs, as PySpark would, background runs included."""
+    """Prevent PySpark from canceling all jobs, background runs included, after an interrupt."""
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not getattr(handler, "__module__", "").startswith("pyspark"):
@@ -200,13 +200,13 @@ def _worker_traceback(exc: Exception) -> str | None:
             cell = cell_name(place[1]) if place else None
             shown.append(line.replace(f'File "{place[1]}"', cell) if place and cell else line)
             if place and not after.startswith("    "):
-                # A cell of a notebook, which workers have no source of.
+                # Workers don't have the source of a notebook's cell.
                 shown += filter(str.strip, [f"    {linecache.getline(place[1], int(place[2])).strip()}"])
     errors = " ".join(line for line in shown if line[:1] not in ("", " "))
     if _NO_MODULE.search(errors):
         errors = f"{errors.rstrip('.')}: {_REMEDY}"
     elif _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
-        errors = f"What a function has returned can't be sent back from the worker: {errors}"
+        errors = f"The result of a function can't be sent back from the worker: {errors}"
     has_frames = any(line.startswith("  ") for line in shown)
     return hide_secrets("\n".join([errors, "", "In the worker:", *shown]) if has_frames else errors)
 

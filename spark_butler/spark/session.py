@@ -54,11 +54,11 @@ _CONF = {
     "spark.python.worker.faulthandler.enabled": "true",
     # A worker is forked with the middleware imported.
     _DAEMON: "spark_butler.spark.daemon",
-    # Below it, large records go straight to their files and not through the heap.
+    # Below this number, large records are written directly to files and not through the heap.
     "spark.shuffle.sort.bypassMergeThreshold": "1000",
 }
 
-# Settings that are too late for a JVM that runs.
+# Settings without effect on a JVM that runs already.
 _OF_THE_JVM = ("spark.driver.", "spark.jars")
 
 # An address of Linux and macOS has at most 103 bytes; Spark appends "/.", a UUID and ".sock".
@@ -72,13 +72,13 @@ def make_session(
     app_name: str = "spark-butler",
     conf: Mapping[str, str] | None = None,
 ) -> SparkSession:
-    """Get the active Spark session or make one.
+    """Return the active Spark session, or start one.
 
     Parameters
     ----------
     master
-        Address of the cluster.  By default what ``spark-submit`` or the
-        Spark configuration says, else all cores of this machine.
+        Address of the cluster.  By default the address that ``spark-submit``
+        or the Spark configuration sets, else all cores of this machine.
     app_name
         Name of the application on Spark's pages.
     conf
@@ -123,7 +123,7 @@ def make_spark_context(
     *,
     imports: Sequence[str] = (),
 ) -> SparkContext:
-    """Get the Spark context of this process or make one.
+    """Return the Spark context of this process, or start one.
 
     Parameters
     ----------
@@ -132,14 +132,14 @@ def make_spark_context(
     app_name
         Name of the application on Spark's pages.
     imports
-        Names of modules that tasks are in.  Workers are forked with them
-        imported, as far as they can be.
+        Names of the modules of the tasks.  They are imported before workers
+        are forked, if possible.
 
     Returns
     -------
     context
-        A context.  Unlike a session it doesn't cost the JVM the loading of
-        Spark's SQL.
+        A context.  It starts faster than a session, because the JVM need not
+        load Spark's SQL.
 
     Raises
     ------
@@ -175,18 +175,18 @@ def _configure(
     configured = SparkConf()
     address = master or given.get("spark.master") or configured.get("spark.master") or "local[*]"
     if "PYSPARK_PYTHON" not in os.environ:
-        # PySpark looks nowhere else unless spark-submit has started it.
+        # PySpark reads nothing else unless spark-submit has started it.
         if python := given.get("spark.pyspark.python") or configured.get("spark.pyspark.python"):
             os.environ["PYSPARK_PYTHON"] = python
         elif address.startswith("local"):
-            # The python3 of the PATH may be another one.
+            # The python3 of the PATH may be another interpreter.
             os.environ["PYSPARK_PYTHON"] = sys.executable
     environment = worker_environment()
     if imports:
         environment[IMPORTS_VARIABLE] = ",".join(imports)
     settings = {**_CONF, **{f"spark.executorEnv.{name}": value for name, value in environment.items()}}
     if configured.get("spark.submit.pyFiles"):
-        # The package may come as a file, which the daemon does not see.
+        # The package may be among these files, which the daemon does not see.
         del settings[_DAEMON]
     if _has_short_socket_folder(address, given.get(_SOCKET_FOLDER) or configured.get(_SOCKET_FOLDER)):
         settings[_SOCKETS] = "true"
@@ -199,7 +199,7 @@ def _configure(
 
 
 def _has_short_socket_folder(address: str, folder: str | None) -> bool:
-    """Return whether Unix sockets of the driver and of all executors have addresses that fit.
+    """Return whether the addresses of Unix sockets of the driver and of all executors are short enough.
 
     Spark makes them in ``java.io.tmpdir``, which under YARN is some 110
     characters long.  That of an executor on another machine is not known here.
@@ -257,7 +257,7 @@ def check_platform() -> None:
     if remote := os.environ.get("SPARK_REMOTE"):
         raise SessionError(_connect_text(f"SPARK_REMOTE is {remote!r}"))
     modes = {"SPARK_API_MODE": os.environ.get("SPARK_API_MODE", "")}
-    # Where spark-submit puts its options.
+    # spark-submit passes its options in this variable.
     for n in range(int(os.environ.get("PYSPARK_REMOTE_INIT_CONF_LEN", "0"))):
         conf = json.loads(os.environ[f"PYSPARK_REMOTE_INIT_CONF_{n}"])
         if remote := conf.get("spark.remote"):
@@ -308,7 +308,7 @@ def _connect_text(found: str) -> str:
 
 
 def _find_pyspark() -> None:
-    """Make PySpark importable, from ``SPARK_HOME`` where it is not installed."""
+    """Make PySpark importable, from ``SPARK_HOME`` if it is not installed."""
     if importlib.util.find_spec("pyspark") is not None:
         return
     import findspark
@@ -322,7 +322,7 @@ def _find_pyspark() -> None:
 
 
 def print_stderr(line: str) -> bool:
-    """Print a line on the standard error of ``spark-submit``, which makes one stream of both of this process.
+    """Print a line on the standard error of ``spark-submit``, which merges both streams of this process.
 
     Returns
     -------

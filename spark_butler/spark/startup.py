@@ -1,4 +1,4 @@
-"""Start of Spark while the driver does something else.
+"""Start of Spark in the background.
 
 Runs in the driver.  Nothing here imports the middleware.
 """
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN = 1.0
 
 
-# With one of these arguments, a command needs no Spark.
+# A command with one of these arguments needs no Spark.
 _WITHOUT_SPARK = {"-h", "--help", "--dry-run", "--init-only", "--show", "serial", "--backend=serial"}
 
 
@@ -48,7 +48,7 @@ def launch_jvm_in_background(arguments: Collection[str] = ()) -> None:
     limit_threads()
     if not _WITHOUT_SPARK.isdisjoint(arguments):
         return
-    # The engine alone does not use the JVM enough for Java's full compiler to pay.
+    # The engine uses the JVM too little to gain from Java's full compiler.
     os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
     if os.isatty(2):
         JVM_OUTPUT.hold()
@@ -69,20 +69,18 @@ class SparkStart:
     Parameters
     ----------
     imports
-        Names of the modules that tasks are in.
+        Names of the modules of the tasks.
     stores
         Addresses of places in object stores that workers must reach.
 
     Notes
     -----
-    A context manager that stops Spark at the end, unless Spark was there
-    before.  If its body ends while Spark still starts, as for an empty graph,
-    `__exit__` does not wait: Spark is stopped when it has started, or ends
-    with this process.
+    A context manager that stops Spark at the end, unless Spark ran before.
+    If its body ends while Spark is starting, as for an empty graph, `__exit__`
+    does not wait: Spark is stopped after its start, or ends with this process.
 
-    The held output of the JVM is shown in `wait` and at the end.  After a
-    `UserError` or Ctrl-C the rest is not shown, so that the error is the last
-    line.
+    `wait` and `__exit__` print the held output of the JVM.  After a `UserError`
+    or Ctrl-C, `__exit__` does not print it, so that the error is the last line.
     """
 
     def __init__(self, imports: Sequence[str] = (), stores: Sequence[str] = ()):
@@ -110,7 +108,7 @@ class SparkStart:
 
     @property
     def has_failed(self) -> bool:
-        """Whether `wait` will raise at once."""
+        """Whether Spark has failed to start, so that `wait` raises at once."""
         return self._error is not None
 
     def wait(self) -> SparkContext:
@@ -144,10 +142,10 @@ class SparkStart:
             self._stop()
 
     def _stop(self) -> None:
-        """Stop the context that this has started, if it is there."""
+        """Stop the context, if this object has started it."""
         with self._stopping:
             context, self._context = self._context, None
         if self._is_ours and context is not None:
-            # The JVM may be gone already, as after Ctrl-C under spark-submit.
+            # The JVM may have ended already, as after Ctrl-C under spark-submit.
             with best_effort("Can't stop Spark", level=logging.DEBUG):
                 context.stop()

@@ -30,12 +30,12 @@ from ..worker.state import WorkerState
 
 _LONG = struct.Struct("!q")
 
-# Made in the daemon, so that its workers inherit it.  A worker is one slot and has one thread.
+# Built in the daemon, so that its workers inherit it.  A worker is one slot and has one thread.
 _state = WorkerState()
 
 
 def worker_state() -> WorkerState:
-    """Return what this worker keeps from group to group."""
+    """Return the state that this worker keeps from group to group."""
     return _state
 
 
@@ -46,8 +46,8 @@ def open_context(data: bytes) -> Any:
     Parameters
     ----------
     data
-        A `WorkerContext`, or what has one as ``worker``, with the classes
-        that it needs.
+        A `WorkerContext`, or an object with one as ``worker``, with the
+        classes that it needs.
     """
     clock = _state.clock
     clock.begin_run()
@@ -72,7 +72,7 @@ def run_groups(
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
 ) -> Iterator[None]:
-    """Run groups that send nothing to others."""
+    """Run groups that send no records to other groups."""
     yield from ()
     context: WorkerContext = open_context(broadcast.value)
     for work in works:
@@ -88,7 +88,7 @@ def run_first_level(
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
 ) -> Iterator[bytes | bytearray]:
-    """Run groups that receive nothing from others.
+    """Run groups that receive no records from other groups.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def run_next_level(
     outcomes: Accumulator[list[QuantumOutcome]],
     records: Iterable[bytes],
 ) -> Iterator[bytes | bytearray]:
-    """Run the group that the records are for, and pass on the records of later levels.
+    """Run the group that receives the records, and forward the records of later levels.
 
     Parameters
     ----------

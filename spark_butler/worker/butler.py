@@ -45,7 +45,7 @@ class DataIdContext:
     """Dataset types that may be put, by name."""
 
     output_run: str = ""
-    """RUN collection of what is put."""
+    """RUN collection of the datasets that are put."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class DataIdBatch:
     """The data IDs, with their dimension records."""
 
     refs: tuple[Mapping[str, tuple[DatasetRef, ...]], ...]
-    """For each data ID: the datasets that it leads to, by name of the dataset type."""
+    """For each data ID: the datasets that belong to it, by name of the dataset type."""
 
     records: Mapping[str, DatastoreRecordData]
     """Datastore records of the datasets, by name of the datastore."""
@@ -85,9 +85,9 @@ class WorkerButler:
 
     Notes
     -----
-    A dataset that is put has an ID that is made of its dataset type, data ID
-    and run: when Spark runs a function again, it replaces what the first
-    attempt has put.
+    The ID of a dataset that is put follows from its dataset type, data ID and
+    run.  So when Spark runs a function again, it replaces the datasets of the
+    first attempt.
 
     Examples
     --------
@@ -172,7 +172,7 @@ class WorkerButler:
         Raises
         ------
         spark_butler.errors.NotSentError
-            Raised if the dataset is not among those that were sent.
+            Raised if the dataset was not sent to this worker.
         """
         if isinstance(dataset_type, DatasetRef):
             ref = dataset_type
@@ -187,7 +187,7 @@ class WorkerButler:
         )
 
     def refs(self, dataset_type: str, data_id: DataId) -> list[DatasetRef]:
-        """List the datasets of a type that a data ID leads to.
+        """List the datasets of a type that belong to a data ID.
 
         Parameters
         ----------
@@ -241,7 +241,7 @@ class WorkerButler:
         self._butler.close()
 
     def _related(self, name: str, data_id: DataId) -> tuple[DatasetRef, ...] | None:
-        """Return the datasets that a data ID of the query leads to; `None` for other data IDs."""
+        """Return the datasets that belong to a data ID of the query; `None` for other data IDs."""
         try:
             by_type = self._by_data_id.get(_key(data_id, self._dimensions))
         except OptionsError:
@@ -249,7 +249,7 @@ class WorkerButler:
         return None if by_type is None else tuple(by_type.get(name, ()))
 
     def _find(self, name: str, data_id: DataId | None) -> DatasetRef:
-        """Find the dataset that a data ID of the query leads to, or that has the data ID itself."""
+        """Find the dataset that belongs to a data ID of the query, or has the data ID itself."""
         self._check_sent(name)
         if data_id is None:
             raise OptionsError(f"{name!r} needs a data ID.")
@@ -272,7 +272,7 @@ class WorkerButler:
         return found[0]
 
     def _check_sent(self, name: str) -> None:
-        """Refuse dataset types that were not asked for."""
+        """Raise if a dataset type was not requested in the query."""
         sent = {name for by_type in self._batch.refs for name in by_type}
         if name not in sent:
             raise NotSentError(

@@ -1,6 +1,7 @@
-"""What a worker makes for a child before it forks it: a pipe, a log, and a temporary directory.
+"""Channels from a child to its worker: a pipe, a log, and a temporary directory.
 
-Workers make, read and remove them; children write to them.
+A worker makes them before it forks the child, reads them, and removes them; the
+child writes to them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _FOLDER_PREFIX = "spark-butler-child-"
 _LOCK_FILE = ".lock"
 
 END: Final = object()
-"""The item that a receiver gets when the sender is gone."""
+"""The item that a receiver gets after the sender has ended."""
 
 
 class Channel:
@@ -58,7 +59,7 @@ class Channel:
         """Return both ends: first the receiver, then the sender."""
         reader, writer = os.pipe()
         if sys.platform == "linux":
-            # An ordinary user may have only so much; then it stays as it is.
+            # The system may limit the size for ordinary users; then the default stays.
             with contextlib.suppress(OSError):
                 fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return cls(reader), cls(writer)
@@ -88,10 +89,10 @@ class Channel:
                 views[0] = views[0][written:]
 
     def receive(self, limit: float) -> object:
-        """Wait for what comes next, for so many seconds.
+        """Wait for the next object or record, at most for some seconds.
 
         Returns an object that was sent, or a record as a `bytearray`; `None` when
-        the time is over, `END` when the sender is gone, also in the middle of a record.
+        the time is over, `END` if the sender has ended, also in the middle of a record.
         """
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
@@ -107,7 +108,7 @@ class Channel:
         return pickle.loads(data) if is_object else data
 
     def _read(self, length: int) -> bytearray | None:
-        """Read so many bytes; `None` if they end before."""
+        """Read some bytes; return `None` if the pipe ends before."""
         data = bytearray(length)
         view = memoryview(data)
         while len(view):
@@ -140,7 +141,7 @@ class LogTail:
         return False
 
     def attach(self) -> None:
-        """Send what this process logs from now on, and the stack at a crash, to the file as well."""
+        """Write later log messages of this process, and the stack after a crash, to the file as well."""
         handler = _TailHandler(self._file)
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
@@ -148,7 +149,7 @@ class LogTail:
             faulthandler.enable(self._file, all_threads=False)
 
     def clear(self) -> None:
-        """Forget what was logged so far."""
+        """Drop all messages so far."""
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
 
@@ -182,7 +183,7 @@ class _TailHandler(logging.Handler):
 
 
 class TemporaryFolder:
-    """A directory that is removed with everything in it when a child ends, however it ends.
+    """A directory that is removed with its contents when a child ends for any reason.
 
     Made before the fork; the child calls `use`.
 

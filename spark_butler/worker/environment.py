@@ -7,7 +7,7 @@ __all__ = ["IMPORTS_VARIABLE", "limit_threads", "worker_environment"]
 import os
 
 _ENVIRONMENT = {
-    # `_lsst_resources.prepare_client` does the same where no worker is.
+    # `_lsst_resources.prepare_client` does the same in processes that are not workers.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     "OMP_NUM_THREADS": "1",
@@ -19,7 +19,7 @@ _ENVIRONMENT = {
 }
 
 IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
-"""Environment variable that names the modules with which workers are forked, with commas."""
+"""Environment variable with the modules, joined by commas, that are imported before workers are forked."""
 
 _PASSED_ON = (
     "AWS_CA_BUNDLE",
@@ -43,9 +43,9 @@ def limit_threads() -> None:
 def worker_environment() -> dict[str, str]:
     """Return the environment variables that workers take over from the driver.
 
-    They limit threads, and give the addresses of object stores, also those of profiles,
-    their regions, and the file of certificates.  Never credentials: workers have their
-    own, from their environment, a file or a role.
+    These variables limit threads, and name the addresses and regions of object stores
+    and profiles, and the file of certificates.  They never contain credentials: workers
+    have their own, from their environment, a file or a role.
     """
     environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
     environment.update(

@@ -1,8 +1,8 @@
-"""Groups of quanta: run one in this process, and find what an attempt at one has left in the datastore.
+"""Groups of quanta: run a group in this process, and find outputs of an earlier attempt in the datastore.
 
 Runs in a child of a worker, in a worker whose quanta are not isolated, or in the
-process of the serial backend.  The butler of a group points straight at the
-datastore; nothing here reaches the registry.
+process of the serial backend.  The butler of a group uses only the datastore,
+never the registry.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ type AttemptEvent = QuantumOutcome | Pieces | bytearray | Sent
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
-    """A group, with the quanta of it that are to be run, each once at most."""
+    """One attempt at a group: which of its quanta to run, each at most once."""
 
     state: WorkerState
-    """What the worker keeps from group to group."""
+    """State that the worker keeps from group to group."""
 
     context: WorkerContext
-    """What all groups of the run have in common."""
+    """Settings that all groups of the run share."""
 
     work: GroupWork
-    """The group, as it travelled."""
+    """The group, as the driver sent it."""
 
     payload: GroupPayload
     """The same, opened."""
 
     received: ReceiveBuffer | None
-    """What has come for it from other groups."""
+    """Records that the group received from other groups."""
 
     skip: frozenset[int] = frozenset()
     """Positions of the quanta that are not to run."""
@@ -106,20 +106,20 @@ class InProcessRunner:
 def run_group(
     trial: Trial, received: ReceiveBuffer | None
 ) -> Iterator[QuantumStarted | QuantumOutcome | Pieces | Sent]:
-    """Run the quanta of a group, one after another, in this process; what was received is used up.
+    """Run the quanta of a group, one after another, in this process; use up the received records.
 
     Yields
     ------
     event
         A start and an outcome for each quantum that was tried, and between
         them the records of each temporary that other groups read.  Quanta that
-        need one that failed are left out.
+        depend on a failed quantum are left out.
 
     Raises
     ------
     spark_butler.errors.EngineError
-        Raised if something that was sent has not arrived.  What a task
-        raises is an outcome.
+        Raised if a record that another group sent has not arrived.  Exceptions
+        of tasks become outcomes.
     """
     context, payload, clients = trial.context, trial.payload, trial.state.clients
     news = received.close(payload.senders) if received is not None else EMPTY_NOTICE
@@ -169,11 +169,11 @@ def run_group(
 
 
 def find_complete(trial: Trial, positions: Collection[int], *, sure: bool = True) -> list[QuantumOutcome]:
-    """Find the quanta of a group that an earlier attempt has completed, in the datastore.
+    """Find the quanta of a group that an earlier attempt completed, from the datastore.
 
-    Their metadata and logs, which are written last, are there.  Unless there is sure
-    to have been an earlier attempt, the first of the quanta is asked for first:
-    without a log of it, nothing was begun.
+    A completed quantum has metadata and a log, which are written last.  Without ``sure``,
+    there may have been no earlier attempt.  Then only the log of the first quantum is
+    looked up at first: if it is absent, no quantum was completed.
     """
     last: dict[int, list[DatasetRef]] = {}
     for position, work in enumerate(trial.payload.quanta):
@@ -201,8 +201,8 @@ def find_complete(trial: Trial, positions: Collection[int], *, sure: bool = True
 def find_outputs(trial: Trial, work: QuantumWork, *, complete: bool = False) -> dict[str, Any]:
     """Find the outputs that a quantum wrote before its process ended, as fields of its outcome.
 
-    Unless it is complete, metadata can only be an earlier attempt's, and are left out.
-    The datastore records are predicted ones.
+    If the quantum is not complete, its metadata belong to an earlier attempt and are left
+    out.  The datastore records are predicted.
     """
     context = trial.context
     metadata = context.task_nodes[work.task_label].metadata_output.dataset_type_name

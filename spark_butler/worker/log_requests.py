@@ -1,7 +1,7 @@
-"""Logs of running quanta, on request: a file in the store asks, and the process of the quantum answers.
+"""Logs of running quanta, on request: a file in the store is the request, another one the answer.
 
-The command ``logs`` asks; children of workers answer.  Without a
-request, a quantum costs one listing every 10 s, and nothing if it is shorter.
+The command ``logs`` writes requests; children of workers answer them.  Without a
+request, a quantum costs one listing every 10 s, and none if it is shorter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LogRequest:
     """Request for the log of a quantum."""
 
     quantum_id: str = ""
-    """ID of the quantum; empty where the others say which."""
+    """ID of the quantum; empty if label and values select it."""
 
     label: str = ""
     """Task label."""
@@ -66,14 +66,14 @@ class LogRequest:
         return cls(label=label, data_id={name.strip(): value.strip() for name, _, value in terms})
 
     def matches(self, quantum_id: uuid.UUID, label: str, data_id: Mapping[str, object]) -> bool:
-        """Return whether it is about a quantum."""
+        """Return whether the request selects a quantum."""
         if self.quantum_id:
             return self.quantum_id == str(quantum_id)
         wanted = self.data_id.items()
         return label == self.label and all(str(data_id.get(name)) == value for name, value in wanted)
 
     def send(self, folder: ResourcePath) -> ResourcePath:
-        """Write the request into the folder that quanta of a run look at.
+        """Write the request into the folder that the processes of a run watch.
 
         Returns
         -------
@@ -139,7 +139,7 @@ def answering_requests(
     folder
         Address of the folder with requests; empty if there are none.
     seconds
-        Time between two looks into the folder.
+        Time between two listings of the folder.
     """
     if not folder:
         yield

@@ -1,4 +1,4 @@
-"""Memory of processes: how much they have, limits on it, and a lock for those that need much.
+"""Memory of processes: measurement, limits, and a lock for processes that need much.
 
 Runs in workers and children.
 """
@@ -28,7 +28,7 @@ _HUGE = 1 << 60
 
 
 def resident_memory(process_id: int) -> int:
-    """Return a process's resident memory in bytes, with shared pages; 0 if the system doesn't tell."""
+    """Return a process's resident memory in bytes, with shared pages; 0 if unknown."""
     try:
         return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
@@ -37,10 +37,7 @@ def resident_memory(process_id: int) -> int:
 
 @functools.cache
 def machine_memory() -> int:
-    """Return how many bytes all processes of this machine or container may have together.
-
-    0 if the system doesn't tell.
-    """
+    """Return the memory in bytes for all processes of this machine or container; 0 if unknown."""
     found = []
     with contextlib.suppress(ValueError, OSError):
         found.append(os.sysconf("SC_PHYS_PAGES") * _PAGE)
@@ -52,7 +49,7 @@ def machine_memory() -> int:
 
 
 def count_out_of_memory_kills() -> int:
-    """Return how many processes the kernel has killed since it started because memory ran out."""
+    """Return the number of processes that the kernel has killed since its start for lack of memory."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -64,7 +61,7 @@ def limit_allocations(nbytes: int | None) -> None:
     """Limit how many more bytes this process can allocate; `None` removes the limit.
 
     One allocation beyond the limit raises `MemoryError`, with a traceback in
-    the task.  The worker watches the memory that is really used.
+    the task.  The worker watches the memory that is used.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = hard
@@ -86,9 +83,9 @@ class MemoryLock:
 
     Notes
     -----
-    The kernel releases the lock of a process that ends, however it ends.  A
-    process that wants the lock exclusively first closes the entrance to
-    newcomers and then waits for the holders.  On a file system without locks
+    The kernel releases the lock when a process ends for any reason.  A process
+    that requests the lock exclusively first blocks new holders, then waits for
+    the present ones.  On a file system without locks
     no process waits.
     """
 
@@ -106,7 +103,7 @@ class MemoryLock:
             try:
                 yield
             finally:
-                # Not left to the closing of the file: a process that was forked meanwhile has it open, too.
+                # Released explicitly: a process that was forked meanwhile has the file open, too.
                 try_lock(inside, fcntl.LOCK_UN)
 
     @contextlib.contextmanager

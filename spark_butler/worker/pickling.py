@@ -1,9 +1,9 @@
 """Pickling of classes that were written in a notebook's cell; the driver pickles, workers unpickle.
 
-Cloudpickle sends a class of ``__main__`` by value, but makes it anew by
-calling its metaclass, which those of configurations and connections refuse;
-and a configuration is read back as Python code that finds its class in the
-module ``__main__``.
+Cloudpickle sends a class of ``__main__`` by value, and rebuilds it by calling
+its metaclass.  The metaclasses of configurations and connections can't be called
+like that.  Besides, a configuration is read as Python code that finds its class
+in the module ``__main__``.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _KINDS = (Config, PipelineTaskConnections, Task)
 
 
 def dump_with_classes(obj: Any) -> bytes:
-    """Pickle an object with all that it needs of this process's ``__main__``.
+    """Pickle an object with all classes of this process's ``__main__`` that it needs.
 
     The result is to be opened by ``pickle.loads(data)[1]``.  Tasks, configurations
     and connections of ``__main__`` are then in the ``__main__`` of the process that
     opens it, too.
     """
     stream = io.BytesIO()
-    # In one pickle, so that the classes in the object are those that were installed before it.
+    # One pickle, so that the object refers to the classes that were installed just before it.
     _Pickler(stream).dump((_Installed(_find_classes(vars(sys.modules[_MAIN]).values())), obj))
     return stream.getvalue()
 
@@ -69,7 +69,7 @@ def check_tasks(tasks: Mapping[str, TaskNode]) -> None:
 
 
 def dump_by_name(obj: Any) -> bytes:
-    """Pickle an object that goes where `dump_with_classes` has brought this process's classes before."""
+    """Pickle an object for a process that has the classes of `dump_with_classes` already."""
     stream = io.BytesIO()
     _NamePickler(stream).dump(obj)
     return stream.getvalue()
@@ -125,7 +125,7 @@ class _NamePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Quantum:
-            # The class is imported when it is asked for, in the child that runs the task.
+            # The child that runs the task imports the class when it needs it.
             parts = dict(obj.initInputs.items()), dict(obj.inputs), dict(obj.outputs), obj.datastore_records
             return _make_quantum, (obj.taskName, obj.dataId, *parts)
         if _is_of_main(obj) and vars(sys.modules[_MAIN]).get(obj.__name__) is obj:

@@ -1,4 +1,4 @@
-"""One attempt at one quantum: run its task, and turn whatever it does into an outcome.
+"""One attempt at one quantum: run its task, and build an outcome from its result or failure.
 
 Runs where a group of quanta runs: in a child of a worker, or in the process of
 the serial backend.
@@ -56,9 +56,9 @@ def run_quantum(
     wanted: Collection[uuid.UUID],
     before: Sequence[uuid.UUID],
 ) -> tuple[QuantumOutcome, list[EncodedTemporary]]:
-    """Make one attempt at one quantum; return its outcome, and the wanted temporaries that it has made.
+    """Run one quantum once; return its outcome, and the wanted temporaries that it has made.
 
-    The butler is `None` if the context's executor brings its own.  ``before`` are
+    The butler is `None` if the context's executor has its own.  ``before`` are
     the quanta that ran in this process before.
     """
     wall, cpu = time.time(), time.process_time()
@@ -101,7 +101,7 @@ def _execute(
             context.task_nodes[work.task_label],
             work.quantum,
             quantum_id=work.quantum_id,
-            # Executors of users may be older than this argument.
+            # Executors of users may not know this argument.
             **({} if logs is None else {"log_records": logs}),
         )
         if butler is not None:
@@ -144,9 +144,9 @@ def _build_executor(
 def _stored(
     context: WorkerContext, work: QuantumWork, butler: GroupButler, *, failed: bool
 ) -> dict[str, Any]:
-    """Return the fields of an outcome on what the quantum has put into the datastore."""
+    """Return the fields of an outcome for the datasets that the quantum has put into the datastore."""
     if failed:
-        # Metadata stand for success; those that were written before the failure are removed.
+        # Metadata mark a success; metadata that were written before the failure are removed.
         name = context.task_nodes[work.task_label].metadata_output.dataset_type_name
         refs = [ref for ref in butler.put_refs if ref.datasetType.name == name]
         with best_effort("Metadata of a failed quantum could not be removed"):
@@ -161,7 +161,7 @@ def _stored(
 def _scan(
     context: WorkerContext, work: QuantumWork, done: _Execution, logs: ButlerLogRecords | None
 ) -> bytes | None:
-    """Return what a provenance graph holds of an attempt, unless the driver has to look for it."""
+    """Return the scan of an attempt for a provenance graph; `None` if the driver has to make it."""
     metadata = None
     if done.failure is None and isinstance(done.result, QuantumExecutionResult):
         if done.result.skipped_existing:
@@ -186,7 +186,7 @@ def _true_cause(exc: BaseException) -> BaseException:
 
 
 def success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) -> QuantumOutcome:
-    """Describe an attempt that succeeded; ``result`` is `None` for one of an earlier process."""
+    """Build the outcome of a success; ``result`` is `None` if an earlier process ran the quantum."""
     report = result.report if isinstance(result, QuantumExecutionResult) else None
     caveats = QuantumSuccessCaveats.NO_CAVEATS
     skipped = False
@@ -209,16 +209,16 @@ def success_outcome(work: QuantumWork, result: QuantumExecutionResult | None) ->
         report,
         caveats=caveats,
         skipped_existing=skipped,
-        # Of one that was skipped, they are those of the attempt that had succeeded.
+        # A skipped quantum has the metadata of the earlier attempt that succeeded.
         read_seconds=None if skipped else metrics.get("time_in_get"),
         write_seconds=None if skipped else metrics.get("time_in_put"),
     )
 
 
 def failure_outcome(work: QuantumWork, failure: BaseException, *, fail_fast: bool) -> QuantumOutcome:
-    """Describe an attempt that raised, with the exit code of pipe_base's multiprocess executor.
+    """Build the outcome of an attempt that raised, with the exit code of pipe_base's multiprocess executor.
 
-    That gives some exceptions an exit code of their own with ``fail_fast``.
+    With ``fail_fast``, that executor gives some exceptions their own exit codes.
     """
     assert work.quantum.dataId is not None
     exit_code = 1
@@ -237,7 +237,7 @@ def failure_outcome(work: QuantumWork, failure: BaseException, *, fail_fast: boo
         report = QuantumReport.from_exit_code(
             exit_code, work.quantum.dataId, work.task_label, quantumId=work.quantum_id
         )
-        # A task that exits has not finished its quantum, whatever status it gives.
+        # A task that ends its process has not finished its quantum, even with exit status 0.
         report.status = ExecutionStatus.FAILURE
     return QuantumOutcome(
         work.quantum_id,

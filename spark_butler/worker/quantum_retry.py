@@ -44,8 +44,8 @@ def run_attempts(
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group, and retry its quanta after transient failures.
 
-    ``again`` tells whether this is another attempt at the whole group; `None` means
-    that it may be.  Quanta that an earlier attempt has completed don't run again, unless
+    ``again`` is whether this is another attempt at the whole group; `None` means
+    that this is unknown.  Quanta that an earlier attempt has completed don't run again, unless
     one of their temporaries is needed.  With ``memory_lock``, quanta that need more than
     their share of memory run alone on this machine; otherwise ``slots`` groups run at once.
 
@@ -94,7 +94,7 @@ class _Progress:
     """Failed attempts that were retried, by quantum."""
 
     exclusive: set[int] = dataclasses.field(default_factory=set)
-    """Quanta without a limit that ran out of memory beside others, and have to run alone on the machine."""
+    """Quanta without a limit that ran out of memory beside others; their retries run alone on the machine."""
 
     pause: float = 0.0
     """Seconds to wait before the next attempt."""
@@ -108,7 +108,7 @@ class _Progress:
         return self.trial.payload.quanta
 
     def runnable(self) -> set[int]:
-        """Return the quanta that have no outcome and need none that failed."""
+        """Return the quanta that have no outcome and don't depend on a failed quantum."""
         blocked = set(self.bad)
         runnable: set[int] = set()
         for position, work in enumerate(self.quanta):
@@ -143,7 +143,7 @@ class _Progress:
 
 
 class _GroupRun:
-    """Runs one group until nothing is left that can run."""
+    """Runner of one group until no quantum of it can run any more."""
 
     def __init__(self, trial: Trial, runner: Runner, memory_lock: MemoryLock | None, slots: int):
         self._state, self._context = trial.state, trial.context
@@ -163,7 +163,7 @@ class _GroupRun:
         self._outgoing = Outgoing(trial.work, payload)
 
     def run(self, *, again: bool | None) -> Iterator[QuantumOutcome | bytearray]:
-        """Run what can run, then yield the records that other groups need."""
+        """Run all quanta that can run, then yield the records that other groups need."""
         yield from self._find_done(again=again)
         while (todo := self._todo()) and not self._is_stopped():
             time.sleep(self._progress.pause)
@@ -200,7 +200,7 @@ class _GroupRun:
             yield outcome
 
     def _run_once(self, todo: set[int]) -> Iterator[QuantumOutcome | bytearray]:
-        """Run what can run, once each."""
+        """Run all quanta that can run, each once."""
         if self._context.isolation == "quantum":
             todo = {min(todo)}
         trial = dataclasses.replace(
@@ -223,7 +223,7 @@ class _GroupRun:
                     yield event if isinstance(event, bytearray) else bytearray().join(event)
 
     def _file_memory(self) -> int:
-        """Return the memory in bytes for cached files, and also for prefetched files.
+        """Return the memory in bytes for cached files, which is also the memory for prefetched files.
 
         Both are part of a child's memory.
         """
@@ -294,8 +294,8 @@ class _GroupRun:
     def _stranded_outcomes(self) -> Iterator[QuantumOutcome]:
         """Yield failures of quanta whose inputs were lost with a child and could not be made again.
 
-        The driver can't report these quanta as blocked, since it was told that the makers of
-        the inputs succeeded.
+        The driver can't report these quanta as blocked, because it has received successful
+        outcomes of the quanta that made the inputs.
         """
         progress, quanta = self._progress, self._progress.quanta
         blocked = progress.bad - progress.lost

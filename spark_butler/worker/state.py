@@ -1,7 +1,6 @@
-"""What a worker keeps from group to group: clients, butlers, a clock, and a preloader of modules.
+"""State that a worker keeps from group to group: clients, butlers, a clock, and a preloader of modules.
 
-The worker entry of Spark makes one for its process, before it is forked from the
-daemon, and the serial backend makes its own.
+Spark's daemon makes it before it forks the workers; the serial backend makes its own.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ NOT_PRELOADED_VARIABLE = "SPARK_BUTLER_NOT_PRELOADED"
 """Environment variable that names the modules that a daemon has found to start threads, with commas."""
 
 _ENVIRONMENT = {
-    # Nothing may be left behind by a worker that is killed.
+    # A killed worker must not leave files behind.
     "DAF_BUTLER_CACHE_EXPIRATION_MODE": "disabled",
     "LSST_RESOURCES_NUM_WORKERS": "1",
     "LSST_S3_USE_THREADS": "False",
@@ -67,19 +66,19 @@ class WorkerClock:
         self.begin_run()
 
     def begin_run(self) -> None:
-        """Drop what is left of the times of another run."""
+        """Drop the times of another run."""
         self._shuffle = 0.0
         self._until = 0.0
         self._until_stamped = 0.0
 
     def record_shuffle(self, began: float) -> None:
-        """Record that temporaries were received or sent from then until now; no moment counts twice."""
+        """Record that temporaries were received or sent since a time; overlapping times count once."""
         now = time.time()
         self._shuffle += max(0.0, now - max(began, self._until))
         self._until = now
 
     def record_imports(self, began: float) -> None:
-        """Record that this process has imported things from then until now, unless it took no time.
+        """Record that this process has imported modules since a time, unless it took no time.
 
         Shorter times within that one are dropped.
         """
@@ -91,15 +90,15 @@ class WorkerClock:
         self._imports.append(ImportTime(f"{socket.gethostname()}:{os.getpid()}", began, seconds))
 
     def record_startup(self) -> None:
-        """Record that this process has done nothing but import things since it was started."""
+        """Record that this process has only imported modules since it was started."""
         self.record_imports(_process_start())
 
     def start_of_imports(self) -> float:
-        """Return when the imports that are going on began, in seconds since the epoch.
+        """Return when the current imports began, in seconds since the epoch.
 
-        That is now, if this process or the one that it was forked from has
-        recorded its imports before.  If not, the processor time of the process
-        stands for them.
+        They begin now if this process, or the process that forked it, has recorded
+        imports before.  Otherwise the processor time of the process so far counts as
+        time of imports.
         """
         return time.time() - (0.0 if self._has_recorded_imports else time.process_time())
 
@@ -109,7 +108,7 @@ class WorkerClock:
         return recorded
 
     def stamp(self, outcome: QuantumOutcome) -> QuantumOutcome:
-        """Add to an outcome what was measured since the last one."""
+        """Add the times since the last outcome to an outcome."""
         if outcome.started:
             # A child may have begun its next quantum before its parent had sent on all of the one before.
             self._shuffle -= max(0.0, self._until_stamped - outcome.started)
@@ -152,11 +151,11 @@ def count_threads() -> int:
 
 
 def imported_since(before: Collection[str]) -> Imported:
-    """List the modules that this process has imported, but for those that it had before."""
+    """List the modules that this process has imported in addition to the given ones."""
     names = tuple(
         name
         for name, module in list(sys.modules.items())
-        # Some names stand for what is in another module, or for nothing.
+        # Some names refer to attributes of another module, or to no module.
         if name not in before and getattr(module, "__spec__", None) is not None
     )
     return Imported(names, count_threads() > 1)
@@ -165,8 +164,8 @@ def imported_since(before: Collection[str]) -> Imported:
 class Preloader:
     """Imports in a parent what its children had to import, so that later forks inherit it.
 
-    Threads do not survive a fork: a module that starts some when it is imported is
-    left to the children.
+    Threads do not survive a fork, so a module that starts threads on import is
+    imported by each child.
     """
 
     def __init__(self) -> None:
@@ -174,14 +173,14 @@ class Preloader:
         self._threaded = set(os.environ.get(NOT_PRELOADED_VARIABLE, "").split(","))
 
     def find_missing(self, names: Iterable[str]) -> list[str]:
-        """Return the modules that were not imported here, nor tried before, nor start threads."""
+        """Return the modules that were neither imported nor tried before, and don't start threads."""
         done = self._tried | self._threaded | sys.modules.keys()
         return [name for name in names if name not in done]
 
     def import_modules(self, names: Iterable[str]) -> list[str]:
-        """Import modules, each once in the life of this process; return those that have started threads.
+        """Import modules, each at most once; return the modules that have started threads.
 
-        Those that can't be imported here are left alone.
+        Modules that can't be imported here are left out.
         """
         threaded = []
         n_threads = count_threads()
@@ -196,16 +195,16 @@ class Preloader:
         return threaded
 
     def preload(
-        self, names: Iterable[str], ask: Callable[[Callable[[], list[str]]], list[str] | None]
+        self, names: Iterable[str], call: Callable[[Callable[[], list[str]]], list[str] | None]
     ) -> bool:
         """Import modules that start no threads; return whether they all may be imported in this process.
 
-        ``ask`` calls a function in a forked process to find out which do, and returns
-        `None` if that process has died.
+        ``call`` calls a function in a forked process to find the modules that start
+        threads, and returns `None` if that process has died.
         """
         names = list(names)
         while missing := self.find_missing(names):
-            threaded = ask(lambda missing=missing: self.import_modules(missing))  # type: ignore[misc]
+            threaded = call(lambda missing=missing: self.import_modules(missing))  # type: ignore[misc]
             if threaded is None:
                 self._tried.update(missing)
                 return False
@@ -228,7 +227,7 @@ class Preloader:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker keeps from group to group; the processes that it forks inherit it."""
+    """State that a worker keeps from group to group, and that its forked children inherit."""
 
     clients: S3Clients = dataclasses.field(default_factory=S3Clients)
     """Clients of object stores, with the files that they keep in memory."""

@@ -510,7 +510,7 @@ def test_registry_locked_for_long_raises_error_and_loses_nothing(make_repo: Make
         for each in work:
             ingester.add(*each)
         lock = _lock(helper.butler, repo, 1.5)
-        with pytest.raises(EngineError, match=r"40 datasets .* can't be put into the registry.*locked"):
+        with pytest.raises(EngineError, match=r"40 datasets .* can't be registered.*locked"):
             ingester.flush()
         lock.join()
         ingester.flush()
@@ -583,9 +583,7 @@ def test_registry_error_ends_the_run(make_repo: MakeRepo, monkeypatch: pytest.Mo
         graph = make_graph(helper, Case(_build))
         with monkeypatch.context() as patch:
             patch.setattr(Ingester, "_write", refuse)
-            with pytest.raises(
-                EngineError, match="can't be put into the registry: ValueError: no such thing"
-            ):
+            with pytest.raises(EngineError, match="can't be registered: ValueError: no such thing"):
                 _run(helper, graph)
         assert len(_resume(helper, graph)) < 12
         _assert_sound(helper, graph)

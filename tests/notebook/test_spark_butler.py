@@ -248,7 +248,7 @@ def test_functions_that_cannot_be_called_or_sent_are_refused_at_once(
             lambda b, d: True
         ),
         "can't use the SparkButler; they get a butler b": lambda: raws.map(lambda b, d: butler.repo),
-        "uses DataIds, which stay here": lambda: raws.map(lambda b, d: len(raws)),
+        "uses DataIds, which can't be sent": lambda: raws.map(lambda b, d: len(raws)),
         "<lambda> can't be sent to workers: .*'_thread.lock'": lambda: raws.map(lambda b, d: lock),
     }.items():
         with pytest.raises(OptionsError, match=words) as caught:
@@ -264,7 +264,7 @@ def test_errors_of_workers_show_no_frames_of_spark(raws: DataIds) -> None:
     with pytest.raises(FunctionError) as caught:
         raws.map(lambda b, d: threading.Lock()).collect()
     text = str(caught.value)
-    assert text.startswith("What a function has returned can't be sent back from the worker: TypeError: ")
+    assert text.startswith("The result of a function can't be sent back from the worker: TypeError: ")
     assert "'_thread.lock'" in text
     assert "pyspark" not in text
     with pytest.raises(FunctionError) as caught:

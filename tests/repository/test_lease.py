@@ -70,7 +70,7 @@ def test_living_driver_is_not_replaced_though_its_clock_is_wrong(
     monkeypatch.setattr(lease_module, "_BEAT_SECONDS", 0.1)
     with RunLease(butler, _RUN) as first:
         monkeypatch.setattr(lease_module, "_STALE_SECONDS", -1.0)
-        with pytest.raises(RepositoryError, match="It lives"):
+        with pytest.raises(RepositoryError, match="It is alive"):
             RunLease(butler, _RUN, take_over=True)
         first.check(butler)
 

@@ -126,7 +126,7 @@ def test_objects_are_written_in_parts_and_read_as_one(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="has 5 bytes; 4096 were written"):
         scratch.fetch_scratch(parts)
     Path(ResourcePath(parts[1][0]).ospath).write_bytes(bytes(4096))
-    with pytest.raises(OSError, match="is not the one that was written"):
+    with pytest.raises(OSError, match="has changed since it was written"):
         scratch.fetch_scratch(parts)
 
 
