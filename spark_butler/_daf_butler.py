@@ -1,6 +1,6 @@
 """The only module that uses private API of daf_butler.
 
-The driver and the workers call it.  Tested with lsst-daf-butler 30.2026.4300;
+Runs in the driver and in workers.  Tested with lsst-daf-butler 30.2026.4300;
 ``tests/test_seams.py`` has a test for each use.
 """
 
@@ -69,7 +69,7 @@ def find_transfer_files(
     -------
     files
         Files by ID of the dataset; without the datasets that have none.  A client of a
-        Butler server returns addresses that want the user's token.
+        Butler server returns addresses that require the user's token.
     """
     records = retrieve_file_transfer_records(butler._file_transfer_source, refs, {})
     return {
@@ -79,7 +79,7 @@ def find_transfer_files(
 
 
 def import_datasets(butler: Butler, refs: Iterable[DatasetRef], *, assume_new: bool) -> None:
-    """Register datasets of one RUN and the same dimensions, with the IDs that they have."""
+    """Register datasets of one RUN and the same dimensions, with their own IDs."""
     butler.registry._importDatasets(refs, expand=False, assume_new=assume_new)
 
 
@@ -94,10 +94,10 @@ def trust_files_without_records(datastore: Datastore) -> None:
 
 
 def remember_last_time() -> None:
-    """Make daf_butler's converter of times remember the last one.
+    """Make daf_butler's converter of times cache the last time.
 
-    A batch of datasets has one ingest date, which is converted for each of
-    them: three quarters of the time that the batch takes.
+    All datasets of a batch have the same ingest date.  Converting it for each of
+    them takes three quarters of the time of the batch.
     """
     converter = TimeConverter()
     convert = converter.astropy_to_nsec
@@ -107,7 +107,7 @@ def remember_last_time() -> None:
 
     def remembering(astropy_time: Time) -> int:
         nonlocal last
-        # Read at once, since another thread may convert another time meanwhile.
+        # Both values are read at once, because another thread may replace them.
         time, nsec = last
         if astropy_time is not time:
             nsec = convert(astropy_time)

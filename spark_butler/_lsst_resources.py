@@ -1,6 +1,6 @@
 """Settings of the S3 clients that lsst.resources makes, and the only uses of its private API.
 
-The driver, the workers and their children call it.  Tested with lsst-resources
+Runs in the driver, in workers and in their children.  Tested with lsst-resources
 30.2026.4200; ``tests/test_seams.py`` has a test for each private use.
 """
 
@@ -37,12 +37,12 @@ from lsst.resources.s3utils import _get_s3_client, _get_s3_connection_parameters
 logger = logging.getLogger(__name__)
 
 CHECKSUM_VARIABLES = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
-"""Variables that keep botocore from sending checksums over https in a form that several stores refuse."""
+"""Variables that stop botocore from sending checksums over https in a form that several stores refuse."""
 
 _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 60.0
 _RETRY_SECONDS = 100.0
-"""How long after the first attempt another one may begin."""
+"""Time after the first attempt during which another one may begin."""
 
 _POOL = 16
 _BEGAN = "spark_butler_began"
@@ -65,7 +65,7 @@ def forget_s3_clients() -> None:
 
 
 def prepare_client(uri: S3ResourcePath) -> Any:
-    """Return the client of an object's store, with deadlines and with what older stores want.
+    """Return the client of an object's store, with deadlines and with settings for older stores.
 
     Returns
     -------
@@ -77,9 +77,9 @@ def prepare_client(uri: S3ResourcePath) -> Any:
     config = uri.client.meta.config
     found = config.request_checksum_calculation, config.response_checksum_validation
     if found != tuple(os.environ[name].lower() for name in CHECKSUM_VARIABLES):
-        # Somebody had it made before.
+        # Another caller has built the client with other settings.
         forget_s3_clients()
-    # Where another thread makes one at the same time, it may be that one that is kept.
+    # Read twice: if another thread builds a client at the same time, lsst.resources may keep that one.
     _, client = uri.client, uri.client
     initialize_client_plugin(client, connection_parameters(uri).profile)
     return client
@@ -91,10 +91,10 @@ def initialize_client_plugin(client: Any, profile: str | None = None) -> None:
     Parameters
     ----------
     client
-        A client of botocore.  Nothing is done for other services than S3, or a
-        second time.
+        A client of botocore.  Clients of other services than S3 and clients
+        that are prepared already are not changed.
     profile
-        The profile that its settings are in, if not the default one.
+        Profile with the settings, if it is not the default one.
     """
     if client.meta.service_model.service_name != "s3" or client in _SENDERS:
         return
@@ -107,7 +107,7 @@ def initialize_client_plugin(client: Any, profile: str | None = None) -> None:
 
 
 def close_client(client: Any) -> None:
-    """Close the connections of a client; it opens others when it is used again."""
+    """Close the connections of a client; further requests open new ones."""
     if (sender := _SENDERS.get(client)) is not None:
         sender.close()
     client.close()
@@ -124,7 +124,7 @@ class _Sender:
             "proxies_config": client.meta.config.proxies_config,
             "client_cert": client.meta.config.client_cert,
             "timeout": (_CONNECT_SECONDS, _READ_SECONDS),
-            # As botocore's own: otherwise a small request may wait 40 ms for the end of the one before.
+            # The same as in botocore; without it, a small request may wait 40 ms for the previous one.
             "socket_options": [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
             "max_pool_connections": max(_POOL, client.meta.config.max_pool_connections),
         }
@@ -148,7 +148,7 @@ _SENDERS: weakref.WeakKeyDictionary[Any, _Sender] = weakref.WeakKeyDictionary()
 
 
 def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
-    """Add the checksum without which OpenStack Swift before 2.35 and MinIO's front ends remove nothing."""
+    """Add the checksum that OpenStack Swift before 2.35 and MinIO's front ends require for removals."""
     body = params["body"].encode() if isinstance(params["body"], str) else params["body"]
     if isinstance(body, bytes | bytearray):
         digest = hashlib.md5(body, usedforsecurity=False).digest()
@@ -162,7 +162,7 @@ def _record_begin(context: dict[str, Any], **_: Any) -> None:
 def _limit_retries(
     caught_exception: Exception | None, request_dict: Mapping[str, Any], attempts: int, **_: Any
 ) -> None:
-    """Report a store that does not answer, and end the attempts in time."""
+    """Log a warning if a store does not answer, and end the attempts in time."""
     if caught_exception is None:
         return
     seconds = time.monotonic() - request_dict["context"].get(_BEGAN, time.monotonic())

@@ -1,6 +1,6 @@
 """The only module that uses private API of pipe_base and ctrl_mpexec.
 
-The driver and the workers call it.  Tested with lsst-pipe-base and
+Runs in the driver and in workers.  Tested with lsst-pipe-base and
 lsst-ctrl-mpexec 30.2026.4300; ``tests/test_seams.py`` has a test for each use.
 """
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; used by the driver."""
+"""Atomic writes of files.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 
 @contextlib.contextmanager
 def atomic_write(destination: ResourcePathExpression) -> Iterator[Path]:
-    """Write a file so that there is a whole one or none.
+    """Context that writes a file completely or not at all.
 
     Parameters
     ----------
     destination
-        Where it is to go, which may be on another machine.
+        Address of the file, which may be on another machine.
 
     Yields
     ------
     path
-        Where to write.  What is there in the end goes to the destination,
-        unless an exception is raised.
+        Path of a temporary file to write.  At the end of the context it is
+        moved to the destination, unless an exception is raised.
     """
     uri = ResourcePath(destination, forceDirectory=False)
     if not uri.isLocal:
@@ -36,7 +36,7 @@ def atomic_write(destination: ResourcePathExpression) -> Iterator[Path]:
         return
     final = Path(uri.ospath)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Always of this name, so that the next attempt replaces what a killed one has left.
+    # A fixed name, so that the next attempt replaces the file of a killed one.
     path = final.with_name(f".{final.name}.partial")
     try:
         yield path

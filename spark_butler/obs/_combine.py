@@ -1,4 +1,4 @@
-"""Combining assembled frames into master calibrations.
+"""Combination of assembled frames into master calibrations.
 
 Runs in the driver.
 """
@@ -18,7 +18,7 @@ _QUARTILE_TO_SIGMA = 1.0 / 1.1503
 _ROWS = 256
 _COMPARED = 100_000
 _WORST = 5.0
-"""How many times as much a frame may differ from its best partner as the best pair does."""
+"""Greatest difference of a frame from its best partner, in units of the difference of the best pair."""
 
 
 def combine(frames: list[np.ndarray]) -> np.ndarray:
@@ -32,7 +32,7 @@ def combine(frames: list[np.ndarray]) -> np.ndarray:
     Returns
     -------
     mean
-        ``float32``.  Of three and more frames, values 5 sigma from their pixel's median are left out.
+        ``float32``.  Of three or more frames, values over 5 sigma from their pixel's median are left out.
         Sigma is the pixel's own spread or the frames' typical spread, whichever is larger: the spread of a
         few values at one pixel is too often small by chance.
     """
@@ -57,13 +57,13 @@ def _spread(stack: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PairNoise:
-    """How well frames agree with each other."""
+    """Agreement of frames with each other."""
 
     noise: float
-    """Noise of one frame, by the two that agree best; NaN of a single frame."""
+    """Noise of one frame, from the two frames that agree best; NaN for a single frame."""
 
     outliers: dict[int, float]
-    """Index of each frame that agrees with none, and how many times the noise it deviates."""
+    """Index of each frame that agrees with no other, and its deviation in units of the noise."""
 
 
 def compare(frames: Sequence[np.ndarray]) -> PairNoise:
@@ -76,7 +76,7 @@ def compare(frames: Sequence[np.ndarray]) -> PairNoise:
     """
     step = max(1, frames[0].size // _COMPARED)
     thin = [frame.ravel()[::step] for frame in frames]
-    # The upper quartile: a frame of which a quarter is spoiled is of no use.
+    # The upper quartile: a frame is unusable if a quarter of it is spoiled.
     deviation = np.array([[np.nanpercentile(np.abs(a - b), 75.0) for a in thin] for b in thin])
     np.fill_diagonal(deviation, np.inf)
     if len(frames) < 2:

@@ -33,11 +33,11 @@ type Image32 = npt.NDArray[np.float32]
 
 
 FLAT_MEDIAN = (0.2, 5.0)
-"""Limits of the median of a relative response; what is above is in counts."""
+"""Limits of the median of a relative response; a flat above them is in counts."""
 
 
 class RawShapeError(UserError, ValueError):
-    """A raw image or a calibration frame does not have the size that the camera's description says."""
+    """A raw image or a calibration frame does not have the size in the camera's description."""
 
 
 class MosaicPatternError(UserError, ValueError):
@@ -49,7 +49,7 @@ class AssembledImage:
     """A detector's light-sensitive pixels, and maps of its amplifiers' properties."""
 
     detector: DetectorDescription
-    """The detector as the assembled image has it: the same unless a color was extracted."""
+    """The detector of the assembled image; it differs from the described one if a color was extracted."""
 
     image: Image32
     """ADU above the overscan."""
@@ -66,11 +66,11 @@ class AssembledImage:
     """For each amplifier with an overscan, its median level and robust standard deviation in ADU."""
 
     clipped: dict[str, float]
-    """For each amplifier whose pixels pile up below the described saturation, where, in raw ADU."""
+    """Raw ADU at which pixels pile up, for each amplifier where this is below the described saturation."""
 
 
 def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledImage:
-    """Subtract each amplifier's overscan and put its pixels where they belong.
+    """Subtract the overscan of each amplifier, and assemble the image.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
     Raises
     ------
     RawShapeError
-        Raised if the image is not of the size described.
+        Raised if the image does not have the described size.
     MosaicPatternError
         Raised if the pixels contradict the described pattern of colors.
     """
@@ -225,7 +225,7 @@ def _ceiling(pixels: npt.NDArray[Any]) -> float | None:
 def _overscan_level(
     raw: npt.NDArray[Any], amplifier: AmplifierDescription, model: OverscanDescription
 ) -> tuple[float, float, Image32]:
-    """Return the level, its spread, and what to subtract: one value for each row, or for each column."""
+    """Return the level, its spread, and the values to subtract: one per row, or one per column."""
     assert amplifier.raw_overscan_section is not None, "The caller has looked."
     overscan = raw[amplifier.raw_overscan_section.slices].astype(np.float32)
     beside = amplifier.raw_overscan_section.slices[0] == amplifier.raw_data_section.slices[0]
@@ -234,7 +234,7 @@ def _overscan_level(
     level = float(np.median(overscan))
     spread = 1.4826 * float(np.median(np.abs(overscan - level)))
     if model.fit == "constant":
-        # The mean of what lies within three sigma: a median of integers has steps of half an ADU.
+        # The mean within three sigma, because a median of integers has steps of half an ADU.
         near = np.abs(overscan - level) <= 3.0 * max(spread, 1.0)
         return level, spread, np.full((1, 1), overscan[near].mean(), dtype=np.float32)
     # Deviant pixels (trails of saturated stars, cosmic rays) are left out, then rows are averaged.

@@ -1,4 +1,4 @@
-"""Make master calibrations of raw frames, or take masters as they are, and certify them."""
+"""Combination of raw frames into master calibrations, and certification of masters."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def ingest_calibs(  # noqa: PLR0913
     butler
         Writeable butler.
     kind
-        ``bias``: clipped mean in ADU, without the overscan's level where there is one.  ``dark``: ADU per
+        ``bias``: clipped mean in ADU, without the level of an overscan.  ``dark``: ADU per
         second, bias-subtracted.  ``flat``: relative response with median 1 over the detector, from bias- and
         dark-subtracted frames in electrons, so that gains are not in it; one for each physical filter.
         ``defects``: bad pixels of one detector, from tables or mask images as `read_defects` takes them.
     paths
-        Files, directories, globs or URIs.  Raw frames of other kinds are passed over.
+        Files, directories, globs or URIs.  Raw frames of other kinds are ignored.
     instrument
-        Instrument that the files are from; by default their headers tell which of the registered ones.
+        Instrument of the files; by default the registered one that their headers match.
     detector
         Identifier or name of the detector whose defects the files have; not needed if there is one only.
     master
@@ -92,11 +92,11 @@ def ingest_calibs(  # noqa: PLR0913
     output_run
         RUN collection, by default ``INSTRUMENT/calib/KIND/TIMESTAMP``.
     validity
-        When the masters are valid; by default always.
+        Validity of the masters; by default unbounded.
     replace
-        Whether masters certified before give way where their validity overlaps.
+        Whether to decertify earlier masters for the overlapping part of their validity.
     failures
-        Gets the reason for each file that can't be used; without it, the first such file is an error.
+        Receives the reason for each unusable file; without it, the first such file raises.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def ingest_calibs(  # noqa: PLR0913
     ------
     UserError
         Raised if a file can't be used, no frame of the kind is among them, the camera has no such
-        calibration, or one that is needed for it is not certified.
+        calibration, or a calibration that it needs is not certified.
     RepositoryError
         Raised if other masters are certified for overlapping times and ``replace`` is false.
     """
@@ -226,7 +226,7 @@ def _make_masters(
 
 @contextlib.contextmanager
 def _collecting(failures: dict[str, str] | None, file: ResourcePath) -> Iterator[None]:
-    """Keep the reason why a file can't be used, if there is a place for it."""
+    """Record the reason why a file can't be used, if reasons are collected."""
     try:
         yield
     except UserError as err:
@@ -236,7 +236,7 @@ def _collecting(failures: dict[str, str] | None, file: ResourcePath) -> Iterator
 
 
 def _some[K](images: dict[K, Image], failures: dict[str, str] | None) -> dict[K, Image]:
-    """Return images; raise the first failure if there are none."""
+    """Return the images; raise the first failure if there is no image."""
     if not images and failures:
         raise UserError(next(iter(failures.values())))
     return images
@@ -372,7 +372,7 @@ def _read_defects(
 def _read_master(
     kind: CalibrationKind, file: ResourcePath, cameras: Sequence[CameraDescription]
 ) -> tuple[str, CalibrationKey, Image]:
-    """Read a master calibration; return its instrument, what it is of, and its pixels."""
+    """Read a master calibration; return its instrument, its detector and filter, and its pixels."""
     name = display_name(file)
     with file.open("rb") as stream:
         pixels, header = read_raw_pixels(stream, name)

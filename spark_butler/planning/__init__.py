@@ -1,4 +1,4 @@
-"""Planning, in the driver: from a request to a quantum graph and a plan."""
+"""Building a quantum graph and a plan from a request.  Runs in the driver."""
 
 from __future__ import annotations
 

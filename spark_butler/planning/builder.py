@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
-    """Build a graph as ``pipetask qgraph`` does, with dataset IDs that are the same when it is built again.
+    """Build a graph like ``pipetask qgraph``, with dataset IDs that a second build repeats.
 
     Returns
     -------
@@ -58,11 +58,11 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
         existing: frozenset[uuid.UUID] = frozenset()
         if run is not None and request.extend_run and not request.brings_graph:
             if not request.skip_init_writes:
-                # First of all: with another configuration, "all quanta have been done" would mislead.
+                # Checked first: after a change of a configuration, "all quanta have been done" misleads.
                 check_configs(butler, pipeline_graph, run)
             existing = fetch_run_ids(butler, run)
             if read_temporaries(butler, [run]) - temporary.keys():
-                # Only the engine knows which quanta have to run again for outputs that are now stored.
+                # Only the engine knows the quanta that must run again because an output is stored now.
                 skip_existing_in = tuple(name for name in _flatten(butler, skip_existing_in) if name != run)
         absent = temporary.keys() | read_temporaries(butler, _flatten(butler, skip_existing_in))
         builder = _make_builder(
@@ -123,7 +123,7 @@ def _open_source(request: RunRequest) -> tuple[Butler, Sequence[str], str | None
     open_butler = ButlerFactory.make_butler_and_collections
     if request.input_repo is None:
         return open_butler(request.repo, inputs=list(request.inputs), **output)
-    # The chain that exists has its inputs already.
+    # An existing chain has its inputs already.
     target, _, run = open_butler(request.repo, inputs=(), **output)
     target.close()
     nowhere: dict[str, Any] = dict.fromkeys(output)
@@ -141,16 +141,16 @@ def _find_skipped(request: RunRequest, butler: Butler, run: str | None) -> tuple
     try:
         check_collections(butler, request.skip_existing_in)
     except RepositoryError as exc:
-        # Also pipetask skips nothing then.
+        # pipetask skips nothing either in this case.
         logger.warning("--skip-existing-in has no effect: %s", exc)
     if request.brings_graph:
-        # The output run is not there; the engine leaves out what it has.
+        # Without the output run: the engine finds the finished quanta of that run.
         return request.skip_existing_in
     return request.skip_existing_in + ((run,) if request.skip_existing and run is not None else ())
 
 
 def _finish(request: RunRequest, components: PredictedQuantumGraphComponents) -> PredictedQuantumGraph | None:
-    """Write and show a graph as the request asks; return `None` for an empty graph."""
+    """Save and show a graph as the request requires; return `None` for an empty graph."""
     # By default, it is the command line as it was given.
     components.header.command = hide_secrets(components.header.command)
     if file := request.save_qgraph:

@@ -23,9 +23,9 @@ from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 def check_outputs_in_the_way(
     components: PredictedQuantumGraphComponents, existing: Collection[uuid.UUID]
 ) -> None:
-    """Raise if quanta of a graph have not succeeded but have outputs in the registry.
+    """Check that no unfinished quantum of a graph has outputs in the registry.
 
-    Pipe_base's builder would also refuse quanta that have succeeded and run
+    Pipe_base's own check would also reject quanta that have succeeded and run
     again only for a temporary.
 
     Parameters

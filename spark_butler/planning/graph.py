@@ -72,9 +72,9 @@ def show_pipeline(request: RunRequest) -> Any:
     arguments["butler_config"] = request.source_repo
     shows_graph = not {"pipeline-graph", "task-graph", "inputs"}.isdisjoint(request.show.commands)
     if not (shows_graph or request.pipeline_dot or request.pipeline_mermaid):
-        # Opened for nothing, otherwise.
+        # Without these options, no repository needs to be opened.
         del arguments["butler_config"]
-    with _refusing("The pipeline can't be built", lambda: hint_at_pipeline(request)):
+    with _translate_errors("The pipeline can't be built", lambda: hint_at_pipeline(request)):
         try:
             factory = script.build(**arguments, show=request.show)
         except KeyError as exc:
@@ -149,7 +149,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
         logger.info("Reading %s, which executes the task configurations in it.", file)
     with contextlib.ExitStack() as stack:
         messages = stack.enter_context(_keep_messages())
-        stack.enter_context(_refusing(what))
+        stack.enter_context(_translate_errors(what))
         try:
             if request.graph_file is not None:
                 arguments = {**request.pipetask_arguments(), **_NO_OUTPUT, "retained_dataset_types": None}
@@ -185,7 +185,7 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
 
 
 def check_graph_file(file: str) -> None:
-    """Check that a file may hold a graph.
+    """Check that a file exists and has the extension of a graph.
 
     Parameters
     ----------
@@ -205,8 +205,8 @@ def check_graph_file(file: str) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
-    """Raise a `UserError` for any error of the middleware, since it refuses the user's input."""
+def _translate_errors(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
+    """Translate any error of the middleware, which rejects the user's input, into a `UserError`."""
     try:
         yield
     except UserError:
@@ -262,7 +262,7 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
     xgraph = graph.quantum_only_xgraph.copy()
     if not name:
         return xgraph
-    with _refusing(f"--graph-fixup {name!r} can't be used"):
+    with _translate_errors(f"--graph-fixup {name!r} can't be used"):
         fixup = import_graph_fixup(name)
         assert fixup is not None
         try:

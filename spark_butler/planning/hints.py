@@ -1,4 +1,4 @@
-"""Near names for what a request names and its pipeline does not have.
+"""Similar names for unknown names in a request: tasks, fields and classes.
 
 Runs in the driver.
 """
@@ -25,14 +25,14 @@ from .request import RunRequest
 
 
 def hint_at_pipeline(request: RunRequest) -> str:
-    """Return what a request may mean by a name that makes its pipeline impossible.
+    """Return a suggestion for an unknown name in a request whose pipeline can't be built.
 
     Returns
     -------
     hint
         A remedy; empty if every name is known.
     """
-    with best_effort("Can't look for near names", level=logging.DEBUG):
+    with best_effort("Can't search for similar names", level=logging.DEBUG):
         return next(_find_unknown(request), "")
     return ""
 
@@ -81,7 +81,7 @@ def _suggest_task(name: str) -> Iterator[str]:
 
 
 def _suggest_field(config: Any, path: str) -> Iterator[str]:
-    """Yield near names of the first unknown field in a path through a configuration."""
+    """Yield similar names for the first unknown field in a path through a configuration."""
     for name in path.split("."):
         if not isinstance(config, Config):
             return

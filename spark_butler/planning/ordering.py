@@ -23,7 +23,7 @@ def sort_topologically(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
     for before, after in edges:
         feeds[before].append(after)
         missing[after] += 1
-    # The last to become ready goes first: outputs are soon consumed, so that few temporaries live at a time.
+    # The newest ready number comes first: its inputs are consumed soon, so that few temporaries are alive.
     ready = [node for node in reversed(range(n)) if not missing[node]]
     order: list[int] = []
     while ready:
@@ -49,7 +49,7 @@ def find_stages(needs: Sequence[Sequence[int]]) -> list[int]:
 
 
 def is_balanced(costs: Sequence[float], slots: int, unevenness: float) -> bool:
-    """Return whether all slots are busy about as long if each free slot takes the costliest group left."""
+    """Return whether all slots are busy equally long if each free slot gets the costliest remaining group."""
     busy = [0.0] * slots
     for cost in sorted(costs, reverse=True):
         heapq.heapreplace(busy, busy[0] + cost)
@@ -82,7 +82,7 @@ def find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) ->
     try:
         order = sort_topologically(len(needs), list(edges))
     except PlanError:
-        # A path leaves a unit and returns: all groups on it belong to the unit.
+        # If a path leaves a unit and returns to it, all groups on the path belong to the unit.
         graph: networkx.DiGraph[int] = networkx.DiGraph(list(edges))
         for component in networkx.strongly_connected_components(graph):
             keeper = min(component)

@@ -25,7 +25,7 @@ def read_patterns(option: str, file: str) -> list[str]:
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if the file can't be read, or holds anything else.
+        Raised if the file can't be read, or contains anything else.
     """
     try:
         content = yaml.safe_load(Path(file).read_text())

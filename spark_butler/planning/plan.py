@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ..text import format_bytes, format_count
 
 type GroupBy = Literal["auto", "fused", "quantum"] | tuple[str, ...]
-"""Which quanta share a group: a grain, or the names of dimensions."""
+"""Rule by which quanta share a group: a grain, or the names of dimensions."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,23 +79,23 @@ class Group:
     """Groups that must end before this one may start."""
 
     stage: int
-    """Number of groups on the longest path that leads here."""
+    """Number of groups on the longest path to this group."""
 
     remaining: float
-    """Cost of the costliest path from here to the end of the graph; with no costs known, its quanta."""
+    """Cost of the costliest path to the end of the graph; without known costs, its number of quanta."""
 
     unit: int
     """The unit that the group belongs to."""
 
     level: int
-    """Number of groups of the same unit on the longest path that leads here."""
+    """Number of groups of the same unit on the longest path to this group."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
     """Groups that pass temporaries to each other, run as one Spark job.
 
-    A group that neither receives nor sends any is a unit of its own.
+    A group that neither receives nor sends temporaries is a unit of its own.
     """
 
     index: int
@@ -108,7 +108,7 @@ class Unit:
     """Groups of other units that must end before this unit may start."""
 
     remaining: float
-    """Cost of the costliest path from here to the end of the graph; with no costs known, its quanta."""
+    """Cost of the costliest path to the end of the graph; without known costs, its number of quanta."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class Plan:
         return "\n".join([*lines, *_explain_temporaries(self)])
 
     def describe(self) -> dict[str, Any]:
-        """Return a description of the plan for a program, as `json.dumps` takes it."""
+        """Return a description of the plan for programs, for `json.dumps`."""
         return {
             "quanta": len(self),
             "groups": len(self.groups),

@@ -109,10 +109,10 @@ class RunRequest(pydantic.BaseModel):
     """File of the provenance quantum graph to write."""
 
     take_over: bool = False
-    """Whether to take the output run over from a driver that gives no sign of life."""
+    """Whether to take over the output run from a driver that gives no sign of life."""
 
     command: Sequence[str] = ()
-    """The request as a command line; empty where none can express it, as for a pipeline in a notebook."""
+    """The request as a command line; empty if there is none, as for a pipeline in a notebook."""
 
     @property
     def source_repo(self) -> str:
@@ -121,7 +121,7 @@ class RunRequest(pydantic.BaseModel):
 
     @property
     def brings_graph(self) -> bool:
-        """Whether the repository of the outputs has no part in building the quantum graph."""
+        """Whether the quantum graph is built without the repository of the outputs."""
         return self.graph_file is not None or self.input_repo is not None
 
     @classmethod
@@ -131,8 +131,7 @@ class RunRequest(pydantic.BaseModel):
         Parameters
         ----------
         values
-            Values by parameter name, as the script functions of ctrl_mpexec
-            take them.
+            Values by parameter name, for the script functions of ctrl_mpexec.
         **own
             Fields that ``pipetask run`` does not have.
 
@@ -223,7 +222,7 @@ def build_request(
         Values by parameter name of the command; absent ones have their
         defaults.  ``pipeline_actions`` holds the changes to the pipeline.
     command
-        The same as a command line, without secrets.
+        The command line, without secrets.
 
     Raises
     ------
@@ -248,7 +247,7 @@ def build_request(
         text = explain_invalid(exc, known=RunRequest.model_fields, depth=1)
         raise OptionsError(_as_option(text)) from exc
     if request.graph_file is None:
-        # The file is read again when the graph is built; here a bad file is refused early.
+        # The file is read again when the graph is built; reading it here reports a bad file early.
         request.read_retained()
     return request
 
@@ -288,7 +287,7 @@ def _read_options(values: dict[str, Any]) -> RunOptions:
     if (file := options.get("resources")) is not None and not isinstance(file, ResourceRequests):
         options["resources"] = read_requests(file)
     if options.get("group_by") == "quantum":
-        # `RunOptions` takes it, for the engine's own use.
+        # `RunOptions` accepts the value, but only for the engine's own use.
         raise OptionsError("--group-by is 'quantum': expected auto, fused, or names of dimensions")
     options["store"] = _read_stored(options.get("store") or ())
     options["memory_per_quantum"] = options.get("memory_per_quantum") or ""

@@ -70,9 +70,9 @@ def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> li
 
 
 def find_packs(butler: LimitedButler, dataset_ids: Iterable[uuid.UUID]) -> dict[ResourcePath, set[uuid.UUID]]:
-    """Find the provenance graph files that serve datasets, with the IDs of those datasets.
+    """Find the provenance graph files that contain datasets, with the IDs of these datasets.
 
-    Datasets with files of their own are not among them.
+    Datasets with their own files are left out.
     """
     packs: dict[ResourcePath, set[uuid.UUID]] = {}
     found: dict[tuple[str, str], set[uuid.UUID]] = {}
@@ -102,7 +102,7 @@ def open_pack(uri: ResourcePath) -> Iterator[Iterator[PackedScan]]:
         logs, metadata = (
             stack.enter_context(_open_blocks(reader, name)) for name in (LOG_MB_NAME, METADATA_MB_NAME)
         )
-        # What was compressed with a dictionary can't be copied into another file.
+        # Blocks that were compressed with a dictionary can't be copied into another file.
         anew = "compression_dict" in reader.zf.namelist()
 
         def read(blocks: MultiblockReader, address: Address) -> bytes:
@@ -134,7 +134,7 @@ def open_pack(uri: ResourcePath) -> Iterator[Iterator[PackedScan]]:
 
 @contextlib.contextmanager
 def _open_blocks(reader: ProvenanceQuantumGraphReader, name: str) -> Iterator[MultiblockReader]:
-    """Unpack a member of a graph file, since in some releases of CPython a seek in it goes astray."""
+    """Unpack a member of a graph file, because seeking in it fails in some releases of CPython."""
     with tempfile.TemporaryFile(prefix="spark-butler-") as stream:
         with reader.zf.open(f"{name}.mb") as member:
             shutil.copyfileobj(member, stream)
@@ -148,8 +148,8 @@ _BATCH = 256
 class Readback:
     """Reader of the logs and metadata of quanta.
 
-    Without a butler of the repository, it reads by the butler of the executor that
-    has run the quanta.  From one that isn't pipe_base's nothing can be read.
+    Without a butler of the repository, it uses the butler of the executor that has
+    run the quanta.  It can't read from executors that are not pipe_base's.
     """
 
     def __init__(
@@ -169,11 +169,11 @@ class Readback:
 
     @property
     def present(self) -> frozenset[uuid.UUID] | None:
-        """IDs of the datasets in the output run; `None` without a butler to ask."""
+        """IDs of the datasets in the output run; `None` without a butler."""
         return self._present
 
     def has_trace(self, quantum_id: uuid.UUID) -> bool:
-        """Return whether there are a log or metadata of a quantum."""
+        """Return whether a quantum has a log or metadata."""
         return self._present is not None and not self._present.isdisjoint(self.automatic_ids(quantum_id))
 
     def automatic_ids(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
@@ -183,10 +183,10 @@ class Readback:
     def read_many(
         self, wanted: Iterable[tuple[uuid.UUID, bool]]
     ) -> Iterator[tuple[uuid.UUID, QuantumScan | None]]:
-        """Read the metadata and logs of quanta; yield `None` for those that have written neither.
+        """Read the metadata and logs of quanta; yield `None` for quanta that have written neither.
 
-        ``wanted`` tells for each quantum whether metadata are its own and not those
-        of an earlier attempt.
+        ``wanted`` maps each quantum to whether its metadata are its own, not those of an
+        earlier attempt.
         """
         left = dict(wanted)
         for quantum_id, packed in self._read_packs(left):
@@ -200,7 +200,7 @@ class Readback:
                 yield from zip(with_metadata, scans, strict=True)
 
     def _read_packs(self, wanted: Iterable[uuid.UUID]) -> Iterator[tuple[uuid.UUID, QuantumScan]]:
-        """Read what is in provenance graphs, each from one end to the other."""
+        """Read metadata and logs from provenance graphs, each file from its beginning to its end."""
         if not isinstance(self._owner, Butler):
             return
         owners = {
@@ -213,7 +213,7 @@ class Readback:
                         yield quantum_id, each.scan
 
     def _read(self, quantum_id: uuid.UUID, quantum: Quantum, with_metadata: bool) -> QuantumScan | None:
-        """Read the metadata and log of a quantum; called in several threads."""
+        """Read the metadata and log of a quantum; several threads call this."""
         if self._present is not None and not self.has_trace(quantum_id):
             return None
         label = self._graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
@@ -230,7 +230,7 @@ class Readback:
 
     @contextlib.contextmanager
     def _open_butler(self, quantum: Quantum) -> Iterator[LimitedButler | None]:
-        """Find a butler for this thread, for what a quantum has written."""
+        """Return a butler for this thread that reads the outputs of a quantum."""
         owner = self._owner
         factory = None
         if isinstance(owner, SingleQuantumExecutor):
@@ -252,7 +252,7 @@ class Readback:
 
 
 def _find_outputs(butler: LimitedButler, graph: PredictedQuantumGraph) -> frozenset[uuid.UUID]:
-    """Find which predicted outputs are in the datastore, where no registry is asked."""
+    """Find which predicted outputs are in the datastore, without the registry."""
     types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
     refs = [ref for quantum in graph.build_execution_quanta().values() for ref in all_outputs(quantum)]
     refs += [ref for label in graph.pipeline_graph.tasks for ref in graph.get_init_outputs(label).values()]
@@ -267,7 +267,7 @@ def _find_outputs(butler: LimitedButler, graph: PredictedQuantumGraph) -> frozen
 
 
 def _get(butler: LimitedButler | None, quantum: Quantum, dataset_type: str) -> Any:
-    """Read an output of a quantum; `None` if it isn't there."""
+    """Read an output of a quantum; `None` if it doesn't exist."""
     if butler is None:
         return None
     ref: DatasetRef

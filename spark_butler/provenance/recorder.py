@@ -1,8 +1,8 @@
 """Recorder of the provenance quantum graph of a run, which pipe_base's own writer writes.
 
-Runs in the driver.  While the run goes on, what workers send is kept in a file without a name, which
-is gone with the process.  The graph is written when the run has ended, beside
-its destination, and takes its place when it is whole.
+Runs in the driver.  During the run, the scans of workers are kept in a nameless file, which vanishes
+with the process.  When the run has ended, the graph is written beside its destination, and moved there
+when it is complete.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_destination(destination: ResourcePathExpression) -> None:
-    """Check that a provenance graph can be written, before there is anything to write.
+    """Check, before the run, that its provenance graph can be written.
 
     Raises
     ------
     OptionsError
-        Raised if it can't.
+        Raised if it can't be written.
     """
     uri = ResourcePath(destination, forceDirectory=None)
     if uri.getExtension() != ".qg":
@@ -76,14 +76,14 @@ def check_destination(destination: ResourcePathExpression) -> None:
 class ProvenanceRecorder:
     """Collector of the outcomes of a run's quanta, which writes their provenance graph.
 
-    The butler, or that of the quantum executor, reads the logs and metadata that
-    the workers of this run have not sent: of quanta that earlier runs have done, of
-    those whose worker was lost, and very long ones.  ``xgraph`` has the edges to
-    respect, where those are not the graph's own.
+    The butler, or the butler of the quantum executor, reads the logs and metadata that
+    the workers of this run have not sent: those of quanta of earlier runs, of quanta
+    whose worker was lost, and very long ones.  ``xgraph`` has the edges to respect, if
+    these are not the graph's own.
 
     Notes
     -----
-    A context manager; when it is left before `finish`, nothing was written.
+    A context manager; without a call of `finish`, no graph is written.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ProvenanceRecorder:
         self._destination = destination
         self._butler = butler
         self._quantum_executor = quantum_executor
-        # Without a buffer, so that what can't be written is known at once.
+        # Unbuffered, so that a failed write raises at once.
         self._spool = tempfile.TemporaryFile(prefix="spark-butler-", buffering=0)  # noqa: SIM115
         self._places: defaultdict[uuid.UUID, list[tuple[int, int]]] = defaultdict(list)
         self._reported: dict[uuid.UUID, bool] = {}
@@ -115,9 +115,9 @@ class ProvenanceRecorder:
         return False
 
     def add(self, outcome: QuantumOutcome) -> None:
-        """Keep what came with an outcome; there may be several of a quantum."""
+        """Keep the scan of an outcome; a quantum may have several outcomes."""
         if outcome.quantum_id in self._reported:
-            # The quantum ran again; its first outcome has reported the attempts before.
+            # The quantum ran again; its first outcome has reported the earlier attempts.
             self._keep(outcome.quantum_id, outcome.scan)
             return
         *before, last = _all_scans(outcome)
@@ -133,7 +133,7 @@ class ProvenanceRecorder:
             if self._spool.write(scan) != len(scan):
                 raise OSError("the disk is full.")
         except OSError as exc:
-            # The run is worth more than its provenance; `finish` reads the datastore instead.
+            # The run continues without scans; `finish` reads the datastore instead.
             logger.warning("Nothing more is kept for the provenance graph until the run ends: %s", brief(exc))
             self._is_full = True
             return False
@@ -147,8 +147,8 @@ class ProvenanceRecorder:
         Raises
         ------
         EngineError
-            Raised if the graph can't be written.  There is no file then, or
-            the one that was there before.
+            Raised if the graph can't be written.  An earlier file is not
+            changed then.
         """
         start = time.monotonic()
         logger.info("Writing the provenance of %d quanta to %s.", len(self._graph), self._destination)
@@ -158,7 +158,7 @@ class ProvenanceRecorder:
                 self._write(path, result, readback)
         except Exception as exc:
             raise EngineError(
-                f"The run has ended, and what it made is in the repository, but its provenance graph "
+                f"The run has ended, and its outputs are in the repository, but its provenance graph "
                 f"{str(self._destination)!r} can't be written: {type(exc).__name__}: {brief(exc)}"
             ) from exc
         logger.info("Wrote the provenance graph in %.1f s.", time.monotonic() - start)
@@ -219,9 +219,9 @@ class ProvenanceRecorder:
     def _join(
         self, outcome: QuantumOutcome, found: QuantumScan | None, automatic: Collection[uuid.UUID] = ()
     ) -> QuantumScan:
-        """Return the scan of a quantum that was tried, joined from those of its attempts.
+        """Return the scan of a quantum that was tried, joined from the scans of its attempts.
 
-        ``found`` is what the repository has, if the worker has sent nothing;
+        ``found`` is the scan from the repository, if the worker has sent none;
         ``automatic`` are the IDs of metadata and log.
         """
         kept = [self._read(*place) for place in self._places.get(outcome.quantum_id, ())]
@@ -233,7 +233,7 @@ class ProvenanceRecorder:
             kept += [] if found is None else [found]
             has_log = outcome.status is QuantumAttemptStatus.FAILED
             if found is None or not has_log or outcome.kind is FailureKind.UPSTREAM:
-                # What was found is not the log of this attempt.
+                # The log in the repository belongs to another attempt.
                 written = frozenset(outcome.outputs).difference(automatic)
                 info = _abort_info(outcome.kind, outcome.reason)
                 kept.append(empty_scan(QuantumAttemptStatus.ABORTED, info, written))
@@ -247,7 +247,7 @@ class ProvenanceRecorder:
 
 
 class RecordingExecutor(QuantumExecutor):
-    """Executor that runs quanta in this process by another one, and records their outcomes."""
+    """Executor that runs quanta in this process with another executor, and records their outcomes."""
 
     def __init__(self, wrapped: QuantumExecutor, recorder: ProvenanceRecorder):
         self._wrapped = wrapped
@@ -274,26 +274,26 @@ class RecordingExecutor(QuantumExecutor):
             scan = pack_attempt(task_node, quantum, quantum_id, None, logs, exc)
             outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.FAILED, report, scan=scan)
             self._result.stopped_by = outcome
-            self._take(outcome)
+            self._record(outcome)
             raise
         outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report)
         if not result.skipped_existing:
             scan = pack_attempt(task_node, quantum, quantum_id, result.task_metadata, logs)
             outcome = dataclasses.replace(outcome, scan=scan)
-        self._take(outcome)
+        self._record(outcome)
         return result
 
     def finish(self) -> None:
-        """Write the provenance of what has run.  See `ProvenanceRecorder.finish`."""
+        """Write the provenance of the quanta that have run.  See `ProvenanceRecorder.finish`."""
         self._recorder.finish(self._result)
 
-    def _take(self, outcome: QuantumOutcome) -> None:
+    def _record(self, outcome: QuantumOutcome) -> None:
         self._recorder.add(outcome)
         self._result.outcomes[outcome.quantum_id] = outcome.without_scans()
 
 
 def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dict[uuid.UUID, bool]:
-    """Find the quanta that were not tried because of a failure upstream, and whether that is for sure."""
+    """Find the quanta that were not tried because of a failure upstream, and whether this is certain."""
     blocked = dict.fromkeys(result.blocked, True)
     if result.stopped_by is not None:
         for outcome in result.failed:
@@ -305,7 +305,7 @@ def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dic
 def _scan_data(
     predicted: PredictedQuantumDatasetsModel, scan: QuantumScan, writer: ProvenanceQuantumGraphWriter
 ) -> ProvenanceQuantumScanData:
-    """Return a scan in the form in which pipe_base writes it."""
+    """Return a scan in the form of pipe_base's writer."""
     quantum = ProvenanceQuantumModel.from_predicted(predicted)
     quantum.attempts = scan.open_attempts()
     succeeded = scan.status is QuantumAttemptStatus.SUCCESSFUL
@@ -326,7 +326,7 @@ def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
 
 
 def _aborted_attempt(attempt: QuantumOutcome) -> bytes | None:
-    """Describe an attempt that died; return `None` if the log of the next describes it."""
+    """Build the scan of an attempt that died; `None` if the log of the next attempt describes it."""
     if attempt.status is not QuantumAttemptStatus.ABORTED:
         return None
     info = _abort_info(attempt.kind, attempt.reason)
@@ -334,7 +334,7 @@ def _aborted_attempt(attempt: QuantumOutcome) -> bytes | None:
 
 
 def _abort_info(kind: FailureKind | None, reason: str) -> ExceptionInfo:
-    """Return why an attempt has died, as pipe_base's information on an exception."""
+    """Return the reason why an attempt died, in pipe_base's form of an exception."""
     error: type[BaseException] = MPGraphExecutorError
     if kind is FailureKind.TIMEOUT:
         error = MPTimeoutError

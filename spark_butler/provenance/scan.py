@@ -1,4 +1,4 @@
-"""Metadata and logs of attempts at quanta, compressed as a provenance graph holds them.
+"""Metadata and logs of attempts at quanta, compressed as in a provenance graph.
 
 The worker makes the scans; the driver joins and writes them.
 """
@@ -44,9 +44,9 @@ from ..model.work import TEMPORARIES_KEY
 from ..text import best_effort
 
 MAX_SCAN_BYTES = 1 << 20
-"""Length from which on a scan does not travel through Spark; the driver reads the datasets instead."""
+"""Length in bytes above which a scan is not sent through Spark; the driver reads the datasets instead."""
 
-# As pipe_base's writer has it.
+# The level of pipe_base's writer.
 _ZSTD_LEVEL = 10
 
 _ATTEMPTS = pydantic.TypeAdapter(list[ProvenanceQuantumAttemptModel])
@@ -58,7 +58,7 @@ _own = threading.local()
 def _compress(data: bytes) -> bytes:
     """Compress a block of a graph file."""
     if not hasattr(_own, "compressor"):
-        # A dictionary would have to be the same in all blocks of a graph, and there is none before the run.
+        # A dictionary would have to be the same in all blocks of a graph, and does not exist before the run.
         _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
     compressed: bytes = _own.compressor.compress(data)
     return compressed
@@ -69,7 +69,7 @@ class OpenedAttempt:
     """One attempt at a quantum."""
 
     model: ProvenanceQuantumAttemptModel
-    """Its status, exception and resource usage, as pipe_base records them."""
+    """Its status, exception and resource usage, in pipe_base's form."""
 
     logs: list[ButlerLogRecord] | None
     """Its log records; `None` if it has written none."""
@@ -80,7 +80,7 @@ class OpenedAttempt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuantumScan:
-    """All that a provenance graph holds of the attempts at one quantum.
+    """All contents of a provenance graph for the attempts at one quantum.
 
     Logs and metadata are compressed blocks of the graph file, so that the
     driver copies them without decompression.
@@ -93,17 +93,17 @@ class QuantumScan:
     """The attempts, first to last, as JSON."""
 
     logs: bytes
-    """The logs of each; empty if there are none."""
+    """The log of each attempt; empty without logs."""
 
     metadata: bytes
-    """The metadata of each; empty if there is none."""
+    """The metadata of each attempt; empty without metadata."""
 
     produced: frozenset[uuid.UUID]
     """IDs of the datasets that the last attempt has written, temporaries included."""
 
     @classmethod
     def make(cls, attempts: Sequence[OpenedAttempt], produced: frozenset[uuid.UUID]) -> QuantumScan:
-        """Serialize and compress the attempts, first to last, which are numbered here."""
+        """Serialize and compress the attempts, first to last, with numbers."""
         for number, attempt in enumerate(attempts):
             attempt.model.attempt = number
         logs: bytes = b""
@@ -156,12 +156,11 @@ def scan_attempt(
     logs: ButlerLogRecords | None,
     failure: BaseException | None = None,
 ) -> QuantumScan:
-    """Gather what a provenance graph holds of a quantum: one attempt or more.
+    """Build the scan of a quantum, with one attempt or more.
 
-    Metadata are those of a success.  Logs come with what
-    `lsst.pipe.base.log_capture.LogCapture` adds to them: the exception of a failure,
-    and the attempts before.  ``failure`` is what was raised, in case they don't
-    contain it.
+    Only a success has metadata.  Logs contain the additions of
+    `lsst.pipe.base.log_capture.LogCapture`: the exception of a failure, and the
+    earlier attempts.  ``failure`` is the raised exception, for logs without it.
     """
     outputs = {
         edge.connection_name: [
@@ -171,13 +170,13 @@ def scan_attempt(
     }
     keeps_logs = acc.LOG_OUTPUT_CONNECTION_NAME in outputs
     if not keeps_logs:
-        # Pipe_base reckons with logs of all tasks; these stand for a dataset that is never written.
+        # pipe_base expects a log of every task; this one represents a dataset that is never written.
         outputs[acc.LOG_OUTPUT_CONNECTION_NAME] = [
             PredictedDatasetModel.model_construct(dataset_id=uuid.uuid4(), dataset_type_name="", run="")
         ]
         logs = ButlerLogRecords([])
     elif logs is not None and not logs and not logs.extra:
-        # The quantum failed before there was anything to log.
+        # The quantum failed before its first log message.
         logs = None
     predicted = PredictedQuantumDatasetsModel.model_construct(
         quantum_id=quantum_id, task_label=task_node.label, outputs=outputs
@@ -188,7 +187,7 @@ def scan_attempt(
             type_name=get_full_type_name(failure), message=str(failure), metadata={}
         )
     if logs is None and metadata is None:
-        # One of the states in which readers expect no log.
+        # In this state, readers expect no log.
         models.attempts[-1].status = QuantumAttemptStatus.ABORTED
     known = {
         dataset.dataset_id
@@ -205,7 +204,7 @@ def scan_attempt(
 
 
 def _temporaries_in(metadata: TaskMetadata | None) -> set[uuid.UUID]:
-    """Find the temporaries that metadata list apart from the other outputs."""
+    """Return the temporaries that metadata list separately from the other outputs."""
     if metadata is None or "quantum" not in metadata or TEMPORARIES_KEY not in metadata["quantum"]:
         return set()
     return set(map(uuid.UUID, metadata["quantum"].getArray(TEMPORARIES_KEY)))
@@ -214,8 +213,8 @@ def _temporaries_in(metadata: TaskMetadata | None) -> set[uuid.UUID]:
 def _fill[T](items: Sequence[T | None], length: int) -> list[T | None]:
     """Return items cut to a length, or filled up with `None` for attempts that wrote nothing.
 
-    The metadata of a success may be there twice: logs that pipe_base has
-    streamed to a file have it, too.
+    The metadata of a success may occur twice, because logs that pipe_base has
+    streamed to a file contain them, too.
     """
     return list(itertools.islice(itertools.chain(items, itertools.repeat(None)), length))
 
@@ -228,11 +227,11 @@ def pack_attempt(
     logs: ButlerLogRecords,
     failure: BaseException | None = None,
 ) -> bytes | None:
-    """Pack a `scan_attempt` for the way to the driver.
+    """Pack a `scan_attempt` for the driver.
 
-    Returns `None` if it can't be made, since no quantum is to fail for its provenance.
+    Returns `None` if it can't be made, so that no quantum fails because of its provenance.
     """
-    with best_effort(f"No provenance could be gathered for a quantum of {task_node.label}"):
+    with best_effort(f"No provenance could be recorded for a quantum of {task_node.label}"):
         return pickle.dumps(scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure))
     return None
 
@@ -242,7 +241,7 @@ def empty_scan(
     exception: ExceptionInfo | None = None,
     produced: frozenset[uuid.UUID] = frozenset(),
 ) -> QuantumScan:
-    """Describe an attempt without logs and metadata, and why it ended so, if that is known."""
+    """Build the scan of an attempt without logs and metadata, with the reason if it is known."""
     model = ProvenanceQuantumAttemptModel(status=status, exception=exception)
     return QuantumScan.make([OpenedAttempt(model, None, None)], produced)
 
@@ -250,8 +249,8 @@ def empty_scan(
 def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
     """Return the scans without failures after a success.
 
-    A quantum that ran again for a lost temporary may have failed then; that
-    failure is reported for the readers of the temporary.
+    A rerun that replaces a lost temporary may fail; that failure is reported for
+    the readers of the temporary.
     """
     kept: list[QuantumScan] = []
     for scan in scans:
@@ -262,7 +261,7 @@ def up_to_success(scans: Sequence[QuantumScan]) -> list[QuantumScan]:
 
 
 def join_scans(scans: Sequence[QuantumScan]) -> QuantumScan:
-    """Return the attempts of scans of one quantum, which are in order, as one scan, each attempt once."""
+    """Join ordered scans of one quantum into one scan, with each attempt once."""
     attempts: list[OpenedAttempt] = []
     for scan in scans:
         *before, last = scan.open()

@@ -51,13 +51,13 @@ def build_reporter(
         Butler of the repository, or that of the graph for a run without a
         registry.
     on_cancel
-        Called, in another thread, after ``spark-butler cancel``.
+        Function that another thread calls after ``spark-butler cancel``.
     bars
         Whether to draw progress bars.
     """
     options = {name: value for name in _SHOWN if (value := getattr(request, name))}
     if isinstance(pipeline := options.get("pipeline"), Pipeline):
-        # As text, it is a whole file.
+        # The text of a pipeline would be a whole file.
         options["pipeline"] = f"in memory, of {', '.join(pipeline.task_labels)}"
     options.update(request.options.model_dump(mode="json"))
     roots = store_roots(butler)

@@ -1,4 +1,4 @@
-"""The content of a report, as ``report.json`` has it and ``report.html`` shows it.
+"""The content of a report, for ``report.json`` and ``report.html``.
 
 Runs in the driver when a run ends.
 """
@@ -50,15 +50,15 @@ def make_content(
         State of the run: ``succeeded``, ``failed``, ``stopped`` or ``broken``
         (the engine itself failed).
     reason
-        The cause, if it ended before its time.
+        The cause, if the run ended early.
     n_ingested
         Number of datasets that were registered, if known.
 
     Returns
     -------
     content
-        The content, as `json.dumps` takes it.  Times are in seconds, memory
-        and traffic in bytes; ``None`` stands for what was not measured.
+        The content, for `json.dumps`.  Times are in seconds, memory and traffic
+        in bytes; ``None`` marks values that were not measured.
     """
     now = datetime.datetime.now(datetime.UTC)
     end = now.timestamp()
@@ -110,12 +110,12 @@ def make_content(
 
 
 def _list_packages() -> dict[str, str]:
-    """Return the installed packages, by the names of their folders; to parse metadata takes a second."""
+    """Return the installed packages, by the names of their folders; parsing metadata takes a second."""
     found: dict[str, str] = {}
     for place in sys.path:
         for folder in Path(place or ".").glob("*.dist-info"):
             name, _, version = folder.stem.partition("-")
-            # What comes first is what is imported.
+            # The first package of a name is the one that is imported.
             found.setdefault(name.replace("_", "-").lower(), version)
     return found
 
@@ -125,7 +125,7 @@ def _count_done_before(run: RunInfo, record: RunRecord) -> dict[str, int]:
     counts: dict[str, int] = {}
     for label in dict.fromkeys([*run.done_before, *run.quanta, *record.totals]):
         planned = record.totals.get(label, 0)
-        # Of a run that never had a plan, nothing is known.
+        # The counts of a run without a plan are unknown.
         left_out = max(0, run.quanta.get(label, 0) - planned) if record.totals else 0
         n_before = run.done_before.get(label, 0) + left_out
         if planned or n_before:
@@ -166,7 +166,7 @@ def _describe_task(
 
 
 def _distribute(values: list[float]) -> dict[str, Any] | None:
-    """Return the distribution of values; `None` where there are none."""
+    """Return the distribution of values; `None` without values."""
     if not values:
         return None
     values.sort()
@@ -225,7 +225,7 @@ def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narr
             "worker": outcome.worker,
             "seconds": round(outcome.wall_seconds, 3),
             "peak_memory": outcome.peak_memory,
-            # Temporaries would be made again, and by tasks that gather from fewer inputs.
+            # A narrowed rerun would make temporaries again, and gather them from fewer inputs.
             "rerun": rerun_command(run.command, where, label=label, data_id=data_id)
             if narrow
             else rerun_command(run.command, where),
@@ -293,7 +293,7 @@ def _describe_workers(outcomes: Iterable[QuantumOutcome], record: RunRecord) -> 
 
 
 def _lay_out(spans: Sequence[Span], labels: list[str], start: float, end: float) -> dict[str, Any]:
-    """Return which slot ran which attempt when."""
+    """Return the attempts of each slot, with their times."""
     if spans:
         # Clocks of other hosts may differ.
         start = min(start, min(span.started for span in spans))

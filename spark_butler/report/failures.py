@@ -50,7 +50,7 @@ class QuantumFailure:
     """Line of the task that raised: file, line, function, code."""
 
     log_uri: str
-    """Address of its log; empty where it could not be written."""
+    """Address of its log; empty if the log could not be written."""
 
     outcome: QuantumOutcome
     """The outcome of its last attempt."""
@@ -62,7 +62,7 @@ class QuantumFailure:
 
     @property
     def log(self) -> str:
-        """Log of the quantum; only its last lines where it could not be written."""
+        """Log of the quantum; only its last lines if the log could not be written."""
         if not self.log_uri:
             return self.outcome.log_tail
         return str(ButlerLogRecords.from_raw(ResourcePath(self.log_uri).read()))
@@ -141,7 +141,7 @@ def describe_failure(
 
 
 def _find_line(traceback: str, task_class: type[PipelineTask]) -> str:
-    """Return the innermost line of a task in a traceback; the innermost of all, if there is none."""
+    """Return the innermost line of a task in a traceback; without one, the innermost line."""
     frames = [match.groupdict() for match in _FRAME.finditer(traceback)]
     if not frames:
         return ""
@@ -156,7 +156,7 @@ def _find_line(traceback: str, task_class: type[PipelineTask]) -> str:
     cell = cell_name(frame["file"])
     place = f"{cell}, line {frame['line']}" if cell else f"{Path(frame['file']).name}:{frame['line']}"
     place = f"{place} in {frame['where']}"
-    # The worker does not have the text of a notebook's cells.
+    # The worker does not have the source of a notebook's cells.
     code = frame["code"] or linecache.getline(frame["file"], int(frame["line"])).strip()
     return f"{place}: {code}" if code else place
 

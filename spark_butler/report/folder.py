@@ -2,8 +2,8 @@
 
 Runs in the driver, and in the commands that show runs.
 
-Nothing else in the store has names like these, and tools of the Butler see
-only what the registry knows.
+No other files in the store have names like these, and tools of the Butler see
+only registered datasets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AttemptFolder:
     """The output RUN collection."""
 
     stamp: str
-    """When the attempt began; later ones sort last."""
+    """Start of the attempt; later attempts sort last."""
 
     uri: ResourcePath
     """Address of the folder."""
@@ -61,7 +61,7 @@ class AttemptFolder:
 
     @property
     def cancel_file(self) -> ResourcePath:
-        """Its presence asks the attempt to end."""
+        """File whose presence requests the end of the attempt."""
         return self.uri.join("cancel")
 
 
@@ -78,13 +78,13 @@ def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = Non
     Parameters
     ----------
     run
-        Only those at this run, or at runs whose names begin with it and a
-        slash, as those of a chain do.
+        Only attempts at this run, or at runs whose names begin with it and a
+        slash, as the runs of a chain do.
 
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if the name can't be that of a run.
+        Raised if the name can't be the name of a run.
     """
     found: dict[tuple[str, str], AttemptFolder] = {}
     for root in datastore_roots:
@@ -98,7 +98,7 @@ def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = Non
 
 
 def read_json(uri: ResourcePath) -> dict[str, Any] | None:
-    """Read a JSON file; `None` where there is none.
+    """Read a JSON file; `None` if it is absent.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def read_json(uri: ResourcePath) -> dict[str, Any] | None:
 
 
 def is_silent(status: Mapping[str, Any], now: datetime.datetime) -> bool:
-    """Return whether the driver of a run that is not over has stopped to update its status."""
+    """Return whether the driver of an unfinished run has stopped updating its status."""
     updated = datetime.datetime.fromisoformat(status["updated"])
     silent = (now - updated).total_seconds() > _SILENT_AFTER * float(status["every"])
     return silent and status["state"] == "running"

@@ -34,7 +34,7 @@ _SLOT_PARTS = (
     ("write", "s3", "Write: Butler.put of tasks"),
     ("shuffle", "s7", "Shuffle: temporaries packed, sent and received"),
     ("not_split", "s4", "Attempts that were not split: failed, retried, or without metadata"),
-    ("idle", "s5", "Idle: the rest, as no work, Spark itself, new processes"),
+    ("idle", "s5", "Idle: the rest, such as no work, Spark itself, new processes"),
 )
 _N_COLORS = 7
 _WIDTH = 1000.0
@@ -129,7 +129,7 @@ def make_page(content: Mapping[str, Any]) -> str:
 
 
 def _list_facts(failure: Mapping[str, Any]) -> str:
-    """Return what is known of a failure beside its reason."""
+    """Return the facts about a failure beside its reason."""
     facts = [failure["kind"], f"after {format_seconds(failure['seconds'])}"]
     if failure["attempts"] > 1:
         facts.append(f"attempt {failure['attempts']}")
@@ -166,7 +166,7 @@ def _task_colors(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _legend(content: Mapping[str, Any], colors: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield style classes and what they stand for in the charts."""
+    """Yield style classes and their meanings in the charts."""
     named = [label for label, color in colors.items() if color != "c0"]
     yield from ((colors[label], label) for label in named)
     if n_others := len(colors) - len(named):
@@ -190,7 +190,7 @@ def _slot_parts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _notes_on_slots(content: Mapping[str, Any], whole: float) -> list[str]:
-    """Return sentences on what the shares are of, and what is not in them."""
+    """Return sentences on the meaning of the shares, and on times that they leave out."""
     time, slots = content["time"], content["time"]["slots"]
     notes = [f"Shares are of the time of {format_count(content['slots'], 'slot')} while quanta ran."]
     if seconds := time.get("before", {}).get("import"):
@@ -204,7 +204,7 @@ def _notes_on_slots(content: Mapping[str, Any], whole: float) -> list[str]:
             "slots came later, or clocks differ."
         )
     if unmeasured := ", ".join(name for name, value in slots.items() if value is None):
-        notes.append(f"Not measured by themselves: {unmeasured}; part of what is idle.")
+        notes.append(f"Not measured separately: {unmeasured}; part of what is idle.")
     notes.append(f"Processor time of all quanta: {format_seconds(content['totals']['cpu_seconds'])}.")
     return notes
 
@@ -231,7 +231,7 @@ def _busy_areas(timeline: Mapping[str, Any], colors: Mapping[str, str], slots: i
 
 
 def _slot_marks(timeline: Mapping[str, Any], colors: Mapping[str, str]) -> dict[str, list[list[Any]]]:
-    """Return the marks of each slot by host; none where there are too many slots."""
+    """Return the marks of each slot by host; none if there are too many slots."""
     lanes: Sequence[Mapping[str, Any]] = timeline["lanes"]
     hosts: defaultdict[str, list[list[Any]]] = defaultdict(list)
     if len(lanes) <= _MAX_LANES:
@@ -257,7 +257,7 @@ def _slot_marks(timeline: Mapping[str, Any], colors: Mapping[str, str]) -> dict[
 def _merge_marks(
     lane: Mapping[str, Any], timeline: Mapping[str, Any], colors: Mapping[str, str], finest: float
 ) -> list[list[Any]]:
-    """Return start, end, style and title of a slot's attempts; what is finer than some width is merged."""
+    """Return start, end, style and title of a slot's attempts; marks finer than some width are merged."""
     scale = _WIDTH / (timeline["seconds"] or 1.0)
     labels = timeline["labels"]
     marks: list[list[Any]] = []
@@ -276,5 +276,5 @@ def _merge_marks(
 
 
 def _number(value: float) -> str:
-    """Write a coordinate with as few digits as show."""
+    """Format a coordinate with only the visible digits."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -1,6 +1,6 @@
-"""The table of a run in cells of a notebook, which is kept up to date.
+"""The live table of a run in cells of a notebook.
 
-Runs in the driver, that is in the notebook's kernel.
+Runs in the driver, which is the notebook's kernel.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def make_html(
 
 
 def _find_link(address: str) -> str:
-    """Return what a notebook's page can link to; empty if that is nothing."""
+    """Return an address to which a notebook's page can link; empty if there is none."""
     if address.startswith(("http://", "https://")):
         return address
-    # Pages of a server may not open files; JupyterLab opens those beside the notebook.
+    # Pages of a server can't open files, but JupyterLab opens files beside the notebook.
     uri = ResourcePath(address, forceDirectory=False) if address else None
     here = ResourcePath(os.getcwd(), forceDirectory=True)
     path = uri.relative_to(here) if uri is not None and uri.isLocal else None

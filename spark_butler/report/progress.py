@@ -1,6 +1,6 @@
 """Counts of a run's quanta while it goes on, for bars, status and tables.
 
-The driver counts; any of its threads may take a snapshot.
+Runs in the driver; any thread may take a snapshot.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TaskProgress:
     """Quanta that failed."""
 
     blocked: int
-    """Quanta that can't run because one that they need failed."""
+    """Quanta that can't run because a quantum that they depend on failed."""
 
     @property
     def total(self) -> int:
@@ -63,19 +63,19 @@ class ProgressSnapshot:
     """Quanta that ended per second, over the last minute."""
 
     seconds_left: float | None
-    """Estimated time to the end, in seconds; `None` while nothing is known."""
+    """Estimated time to the end, in seconds; `None` while it is unknown."""
 
     elapsed: float
     """Time since the first quantum was submitted, in seconds."""
 
     slots: int
-    """How many groups can run at the same time."""
+    """Number of groups that can run at the same time."""
 
     busy: int
-    """How many of the slots run a quantum."""
+    """Number of slots that run a quantum."""
 
     failures: tuple[QuantumOutcome, ...]
-    """Outcomes of the quanta that failed, in the order in which they came."""
+    """Outcomes of the quanta that failed, in the order of their arrival."""
 
     @property
     def total(self) -> TaskProgress:
@@ -96,7 +96,7 @@ class ProgressSnapshot:
         return dataclasses.replace(self, tasks=tuple(tasks), busy=0)
 
     def describe(self) -> dict[str, Any]:
-        """Return the counts for a status file, as `json.dumps` takes them."""
+        """Return the counts for a status file, for `json.dumps`."""
         return {
             "tasks": [{**dataclasses.asdict(task), "total": task.total} for task in self.tasks],
             "quanta_per_second": round(self.rate, 3),
@@ -125,19 +125,19 @@ class ProgressSnapshot:
 
 
 class Progress:
-    """Counts of a run's quanta; a `~spark_butler.driver.RunObserver` that any thread may ask.
+    """Counts of a run's quanta; a `~spark_butler.driver.RunObserver` that any thread may read.
 
     Parameters
     ----------
     totals
         Number of quanta by task label, unless `planned` is called.
     slots
-        How many groups can run at the same time.
+        Number of groups that can run at the same time.
     task_seconds
         Mean time of a quantum by task label, in seconds, as far as it is
         known from earlier runs.
     clock
-        Returns the time in seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(
@@ -257,12 +257,12 @@ class Progress:
             if group.level == level_of[group.unit]:
                 is_new = self._open_groups[group.index] == len(group.quanta)
                 at_work.append((is_new, next(q for q in group.quanta if q in self._out)))
-        # More groups are submitted than can run; those that have outcomes run for sure.
+        # More groups are submitted than can run; groups with an outcome certainly run.
         at_work.sort(key=lambda each: each[0])
         return Counter(self._labels[quantum_id] for _, quantum_id in at_work[: self._slots])
 
     def _forget_old(self, now: int) -> None:
-        """Remove what is older than the last minute."""
+        """Remove the ends of quanta before the last minute."""
         while self._recent and self._recent[0][0] <= now - _RECENT_SECONDS:
             self._recent.popleft()
 
@@ -274,9 +274,9 @@ class Progress:
         )
 
     def _estimate(self, tasks: Iterable[TaskProgress], elapsed: float) -> float | None:
-        """Return the time to the end; `None` while a task's time is unknown, so that it would be a guess.
+        """Return the estimated time to the end; `None` while the time of a task is unknown.
 
-        It follows from mean times, and from the number of busy slots so far.
+        The estimate follows from mean times and the number of busy slots so far.
         """
         means = dict(self._known_seconds)
         means.update(

@@ -1,6 +1,6 @@
-"""Facts of a run that its report shows: what is known before, and each outcome.
+"""Facts of a run for its report: facts that are known before the run, and each outcome.
 
-The driver collects them while the run goes on.
+Runs in the driver during the run.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class RunInfo:
     """Address or alias of the repository, without secrets."""
 
     slots: int = 1
-    """How many groups can run at the same time."""
+    """Number of groups that can run at the same time."""
 
     command: Sequence[str] = ()
     """The command line, if there was one, without secrets."""
 
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    """Options by name, as JSON can hold them, without secrets."""
+    """Options by name, as values of JSON, without secrets."""
 
     platform: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Where it runs: host, and version and address of Spark."""
+    """Host, and version and address of Spark."""
 
     phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds that the driver has spent before, by name of what it did."""
+    """Seconds that the driver spent before the first quantum, by name of the step."""
 
     done_before: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Numbers of quanta that earlier attempts have done and that are not in the graph, by task label."""
@@ -112,7 +112,7 @@ class RunRecord:
         self._given: set[uuid.UUID] = set()
 
     def on_plan(self, plan: Plan) -> None:
-        """Keep the plan in words, and its counts."""
+        """Keep the description of the plan, and its counts."""
         self._labels = plan.task_labels
         self.explanation = plan.explain()
         self.has_temporaries = bool(plan.temporary_types)
@@ -142,7 +142,7 @@ class RunRecord:
             self.n_blocked[label] = self.n_blocked.get(label, 0) + 1
 
     def spans(self) -> Iterator[Span]:
-        """List the attempts of which it is known when they ran."""
+        """Return the attempts with known times."""
         for outcome in (*self.outcomes.values(), *self.repeated):
             label = outcome.report.taskLabel or ""
             for attempt in outcome.attempts:

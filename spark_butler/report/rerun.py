@@ -1,4 +1,4 @@
-"""Commands that rerun what failed.
+"""Commands that rerun failed quanta.
 
 Runs in the driver when a run ends.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ..masking import hide_secrets
 
 _SPECIAL = frozenset('"$`\\!')
-# Options that write files, that only show something, or that a rerun replaces by its own.
+# Options that write files, only show something, or are replaced in a rerun.
 _DROPPED_FLAGS = frozenset(
     {
         *("--extend-run", "--skip-existing", "--clobber-outputs", "--replace-run", "--rebase"),
@@ -40,7 +40,7 @@ _MOCK_PREFIX = "_mock_"
 
 
 def _quote(word: str) -> str:
-    """Quote a word for a shell, in double quotes where it has single ones, as expressions do."""
+    """Quote a word for a shell, in double quotes if it contains single ones, as expressions do."""
     if "'" in word and not _SPECIAL.intersection(word):
         return f'"{word}"'
     return shlex.quote(word)
@@ -73,7 +73,7 @@ def rerun_command(
     label: str | None = None,
     data_id: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the command that reruns what a run has not done, into the same run.
+    """Return the command that runs the missing quanta of a run, in the same run.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ def rerun_command(
     -------
     text
         The command, quoted for a shell; it writes no files beside the run.
-        Empty where no command is known.  A graph from a file can't be
-        narrowed: then it is the command for all that is not done.
+        Empty if no command is known.  A graph from a file can't be narrowed;
+        its command runs all missing quanta.
     """
     if not command:
         return ""
@@ -107,7 +107,7 @@ def rerun_command(
         elif name not in dropped and name not in _DROPPED_FLAGS:
             kept.append(word)
     if not without_registry:
-        # Otherwise what is done is always left out.
+        # In all other cases finished quanta are always left out.
         kept += ["--extend-run", "--skip-existing", "--clobber-outputs"]
     terms = [where] if where else []
     if narrow and label is not None:

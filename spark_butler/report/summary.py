@@ -56,7 +56,7 @@ def fill_report(report: Report, xgraph: networkx.DiGraph[uuid.UUID], result: Run
 
 
 def _sorted(reports: list[QuantumReport]) -> list[QuantumReport]:
-    """Return reports by task and data ID, since quantum IDs are random."""
+    """Return reports by task and data ID, because quantum IDs are random."""
     return sorted(reports, key=lambda report: (report.taskLabel or "", _data_id_key(report.dataId)))
 
 

@@ -83,7 +83,7 @@ class _Above:
     def write(self, text: str) -> int:
         whole, newline, self._held = (self._held + text).rpartition("\n")
         if newline:
-            # Not cut at the width, so that what is copied from the terminal is what was logged.
+            # Not cut at the width, so that text copied from the terminal equals the log.
             with self._drawing:
                 self._console.print(_Lines(whole + newline), soft_wrap=True)
         return len(text)
@@ -103,7 +103,7 @@ class Bars:
     Parameters
     ----------
     console
-        Where to draw; standard error by default.
+        Console to draw on; standard error by default.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Bars:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        # Two threads that draw at once may leave a copy of the bars whenever their number changes.
+        # If two threads draw at once, a copy of the bars may stay whenever their number changes.
         self._drawing = threading.Lock()
         self._stack = contextlib.ExitStack()
 
@@ -134,7 +134,7 @@ class Bars:
                 stack.callback(handler.setStream, stream)
             self._live.start()
             stack.callback(self._stop)
-            # rich hides it, and whatever kills this process would leave it so.
+            # rich hides the cursor, which would stay hidden if this process were killed.
             self._console.show_cursor(True)
             self._stack = stack.pop_all()
         return self

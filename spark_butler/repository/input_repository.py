@@ -235,7 +235,7 @@ def _check_dataset_types(butler: Butler, refs: Iterable[DatasetRef]) -> None:
         if not (known.is_compatible_with(dataset_type) and dataset_type.is_compatible_with(known)):
             raise RepositoryError(
                 f"Dataset type {dataset_type.name!r} differs between the two repositories: it is {known} in "
-                f"the one to write to, and {dataset_type} in that of the inputs; write to another repository."
+                f"the run's, and {dataset_type} in the inputs'; write to another repository."
             )
 
 
@@ -254,8 +254,8 @@ def _check_records(butler: Butler, graph: PredictedQuantumGraph) -> None:
             name = differing[0]
             raise RepositoryError(
                 f"The {element.name} with {format_data_id(own.dataId.required)} differs between the two "
-                f"repositories: its {name} is {getattr(own, name)!r} in the one to write to, and "
-                f"{getattr(wanted, name)!r} in that of the inputs; write to another repository."
+                f"repositories: its {name} is {getattr(own, name)!r} in the run's, and "
+                f"{getattr(wanted, name)!r} in the inputs'; write to another repository."
             )
 
 

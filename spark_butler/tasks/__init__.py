@@ -1,6 +1,6 @@
 """The process_ccd pipeline tasks: isr, characterize, calibrate, visit_summary.
 
-They are ordinary `lsst.pipe.base.PipelineTask` classes and know nothing of Spark; any executor can run them.
+They are ordinary `lsst.pipe.base.PipelineTask` classes and don't depend on Spark; any executor can run them.
 The modules without ``Task`` in them (`cosmic_rays`, `background`, `psf`, `detection`, `measurement`,
 `astrometry`, `photometry`) are the algorithms, on plain arrays.
 """

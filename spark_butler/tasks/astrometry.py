@@ -27,7 +27,7 @@ type BoolArray = npt.NDArray[np.bool_]
 
 _NOTHING: IntArray = np.zeros(0, dtype=np.intp)
 _LEFT_OUT = 4
-"""Of so many stars, one is left out of the fit."""
+"""Number of stars of which one is left out of the fit."""
 
 _MOST_FITTED = 600
 
@@ -40,26 +40,26 @@ class AstrometrySolution:
     """A projection and the matches behind it."""
 
     wcs: astropy.wcs.WCS
-    """The refined projection, or the first one where there was no match."""
+    """The refined projection; the initial one without a match."""
 
     sources: IntArray
     references: IntArray
     """Indices of the matched sources and references, in pairs."""
 
     offset: float
-    """How far the refinement moved the image's center on the sky, in arcseconds."""
+    """Distance by which the refinement moved the image's center on the sky, in arcseconds."""
 
     scatter: float
     """Robust standard deviation of the residuals per axis in arcseconds.
 
-    It is that of stars left out of the fit, where there are enough.
+    It is computed from stars left out of the fit, if there are enough.
     """
 
     failure: str = ""
     """Why there is no solution; empty if there is one."""
 
     reserved: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
-    """Which of the matched sources were left out of the fit that ``scatter`` is of."""
+    """Matched sources that were left out of the fit, from which ``scatter`` is computed."""
 
     sip_degree: int = 0
     """Degree of the distortion's polynomials; 0 without them."""
@@ -78,7 +78,7 @@ def pixel_scale(wcs: astropy.wcs.WCS) -> float:
 def project_references(
     wcs: astropy.wcs.WCS, ra: FloatArray, dec: FloatArray, shape: tuple[int, ...], margin: float
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return the references that fall on the image, and where.
+    """Return the references on the image, and their positions.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def project_references(
     Returns
     -------
     index, x, y
-        Which references, and their pixel positions.
+        Indices of the references, and their pixel positions.
     """
     # A gnomonic projection also maps the far side of the sky to finite pixels.
     center = wcs.pixel_to_world_values(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1))
@@ -131,18 +131,18 @@ def refine_wcs(  # noqa: PLR0913
 ) -> AstrometrySolution:
     """Match sources and references and fit a projection to the matches.
 
-    A shift is looked for first, then, if ``blind``, any rotation and reflection and a scale within a tenth.
-    Either is believed only well above what chance alignments give: a wrong projection does harm, an unrefined
-    one is only coarse.  Distortions are fitted where stars that are left out of the fit ask for them.
+    The search is first for a shift, then, if ``blind``, for any rotation and reflection and a scale within a
+    tenth.  A match is accepted only well above the level of chance alignments: a wrong projection does more
+    harm than a coarse one.  Distortions are fitted if they improve stars that are left out of the fit.
 
     Parameters
     ----------
     wcs
-        First projection.
+        Initial projection.
     x, y
         Source positions in pixels.
     brightness
-        Source fluxes in any unit; where not positive or not finite the source isn't used.
+        Source fluxes in any unit; sources with a flux that is not positive and finite aren't used.
     ra, dec
         Reference positions in degrees.
     reference_flux
@@ -150,7 +150,7 @@ def refine_wcs(  # noqa: PLR0913
     shape
         Rows and columns of the image.
     max_offset
-        Largest error of the pointing that is looked for, in pixels.
+        Largest error of the pointing in the search, in pixels.
     match_radius
         Largest distance of a match in pixels, once the projection is known.
     errors
@@ -158,11 +158,11 @@ def refine_wcs(  # noqa: PLR0913
     min_matches
         Least number of matches for a solution.
     max_sip_degree
-        Largest degree of the distortion's polynomials; below 2 there are none.
+        Largest degree of the distortion's polynomials; below 2 no distortion is fitted.
     blind
-        Whether more than a shift is looked for.
+        Whether to search for more than a shift.
     n_brightest
-        Number of sources that a shift is looked for with.
+        Number of sources in the search for a shift.
     """
 
     def fail(reason: str) -> AstrometrySolution:
@@ -253,7 +253,7 @@ def _clip(residual: FloatArray) -> BoolArray:
 
 
 def _best_count(noise: FloatArray) -> int:
-    """Return how many of the brightest stars give the least error of an unweighted fit."""
+    """Return the number of brightest stars that minimizes the error of an unweighted fit."""
     count = np.arange(1, len(noise) + 1)
     error = np.cumsum(np.nan_to_num(noise, nan=1.0) ** 2 + 0.01**2) / count**2
     start = min(40, len(noise)) - 1
@@ -288,7 +288,7 @@ class _Pairs:
         return np.asarray(np.linalg.lstsq(terms * weight, self.plane[used] * weight, rcond=None)[0])
 
     def residuals(self, fitted: BoolArray, tested: BoolArray, degree: int) -> FloatArray:
-        """Return the distances of the tested references from where a fit to others has them."""
+        """Return the distances of the tested references from their positions in a fit to the others."""
         if np.count_nonzero(fitted) < _LEAST_LINEAR:
             return self.plane[tested] - self.pixels[tested]
         expected = self.terms(self.pixels[tested], degree) @ self.fit(fitted, degree)
@@ -326,7 +326,7 @@ def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
 
 
 def _validate(pairs: _Pairs, degree: int, scale: float) -> tuple[IntArray, float]:
-    """Return which stars were left out, and their scatter in arcseconds about a fit to the others."""
+    """Return the stars that were left out, and their scatter in arcseconds about a fit to the others."""
     left_out = np.arange(len(pairs.pixels)) % _LEFT_OUT == 1
     if np.count_nonzero(~left_out) < _LEAST_LINEAR:
         left_out[:] = False
@@ -359,7 +359,7 @@ def _solve(first: astropy.wcs.WCS, plane: astropy.wcs.WCS, pairs: _Pairs, degree
         moved.wcs.crpix = moved.wcs.crpix + np.median(pairs.pixels - there, axis=0)
         moved.wcs.set()
         return moved
-    # The library's fit knows no weights: it gets points of the weighted fit.
+    # The library's fit has no weights, so it gets points of the weighted fit.
     x, y = np.meshgrid(*(np.linspace(0.0, size - 1.0, _GRID) for size in (shape[1], shape[0])))
     grid = np.column_stack([x.ravel(), y.ravel()])
     coefficients = pairs.fit(np.ones(len(pairs.pixels), dtype=bool), degree)

@@ -123,16 +123,17 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
         dtype=int, doc="Least number of stars for a zero point.", default=3, min=1
     )
     do_astrometry = Field[bool](
-        doc="Refine the projection? If not, sources are matched to references with it as it is.", default=True
+        doc="Refine the projection? If not, sources are matched to references with the initial one.",
+        default=True,
     )
     astrometry_max_offset = RangeField(
         dtype=float,
-        doc="Largest error of the pointing that is looked for, in arcseconds.",
+        doc="Largest error of the pointing in the search, in arcseconds.",
         default=120.0,
         min=0.0,
     )
     astrometry_blind = Field[bool](
-        doc="Look for any rotation and reflection, and a scale within a tenth, where a shift does not do?",
+        doc="Search for any rotation and reflection, and a scale within a tenth, if a shift does not match?",
         default=True,
     )
     astrometry_max_sip_degree = RangeField(
@@ -151,9 +152,10 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
         min=0.1,
     )
     astrometry_min_matches = RangeField(dtype=int, doc="Least number of matches.", default=5, min=3)
-    quality = ConfigField[QualityConfig](doc="Limits of the image's quality, and what happens beyond them.")
+    quality = ConfigField[QualityConfig](doc="Limits of the image's quality, and the action beyond them.")
     reference_flux = Field[str](
-        doc="Column of the reference fluxes; {band} stands for the band of the image.", default="{band}_flux"
+        doc="Column of the reference fluxes; {band} is replaced by the band of the image.",
+        default="{band}_flux",
     )
 
 
@@ -167,7 +169,7 @@ class CalibrateTask(pipe_base.PipelineTask):
     """Measure sources, refine the projection, and find the photometric zero point.
 
     Without references, or without a convincing match to them, fluxes stay instrumental: calibrated ones are
-    NaN, the image stays in electrons, and the metadata and a warning say so.
+    NaN, the image stays in electrons, and the metadata and a warning report it.
     """
 
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CalibrateConfig
@@ -357,7 +359,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         for name in ("nSource", "nRefMatched", "nZeroPoint"):
             self.metadata[name] = int(row[name])
         for name in ("zeroPoint", "zeroPointScatter", "astromScatter", "astromOffset", "apertureCorrection"):
-            # Metadata can't hold NaN in JSON; what is absent was not determined.
+            # Metadata can't contain NaN in JSON; absent values were not determined.
             if math.isfinite(row[name]):
                 self.metadata[name] = float(row[name])
         for measure in measures:

@@ -86,7 +86,7 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
     )
     psf_tolerance = RangeField(
         dtype=float,
-        doc="The rounds end when the PSF's width changes by less than this fraction.",
+        doc="The rounds end when the width of the PSF changes by less than this fraction.",
         default=0.02,
         min=0.0,
     )
@@ -98,7 +98,7 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
     )
     peak_contrast = RangeField(
         dtype=float,
-        doc="How far, in units of the noise, the saddle towards a brighter source must lie below a peak.",
+        doc="Least depth, in units of the noise, of the saddle between a peak and a brighter source.",
         default=2.0,
         min=0.0,
     )
@@ -274,7 +274,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 sigma,
                 threshold=config.detection_threshold,
                 contrast=config.peak_contrast,
-                # What is sharp can be told only once the PSF has been seen.
+                # Sharp peaks can be identified only after the PSF has been measured.
                 reject_sharp=step > 0,
             )
             psf = estimate_psf(
@@ -288,7 +288,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
             )
             previous, sigma = sigma, max(psf.sigma, 0.5) if math.isfinite(psf.sigma) else sigma
             if step == 0 and config.do_cosmic_rays:
-                # The first round measures the PSF, so that stars as sharp as cosmic rays are spared.
+                # The first round measures the PSF, so that later ones keep stars as sharp as cosmic rays.
                 rays = self._find_cosmic_rays(pixels, variance, defects | saturated, sigma)
             elif step > 0 and abs(sigma - previous) <= config.psf_tolerance * sigma:
                 break
@@ -306,7 +306,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         bbox: Box,
         cell: int,
     ) -> None:
-        """Fit the PSF; then find hidden sources and do sky and PSF once more, with all sources subtracted."""
+        """Fit the PSF; then find hidden sources, and repeat sky and PSF with all sources subtracted."""
         config, shape, sigma = self.config, variance.shape, state.sigma
         first, candidates = state.detections, state.stars
         state.psf = PsfModel.constant(sigma * FWHM_PER_SIGMA, (shape[0], shape[1]))
@@ -345,7 +345,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
     def _find_cosmic_rays(
         self, pixels: Image32, variance: Image32, ignore: BoolArray, sigma: float
     ) -> BoolArray:
-        # The pixel's own width is not part of the profile's.
+        # The width of the profile does not include the pixel.
         sharpest = star_contrast(FWHM_PER_SIGMA * math.sqrt(max(sigma**2 - 1.0 / 12.0, 0.1)))
         return find_cosmic_rays(
             pixels,

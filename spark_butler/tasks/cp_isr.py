@@ -83,7 +83,7 @@ class CpIsrConnections(
 
 class CpIsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpIsrConnections):
     kind = ChoiceField[str](
-        doc="What the frames become.",
+        doc="Product of the frames.",
         allowed={
             "bias": "ADU above the overscan",
             "dark": "ADU per second, without bias",
@@ -98,9 +98,9 @@ class CpIsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpIsrConnect
 
 
 class CpIsrTask(pipe_base.PipelineTask):
-    """Assemble a raw calibration frame and subtract the masters that come before its kind.
+    """Assemble a raw calibration frame, and subtract the masters that its kind needs.
 
-    A frame that can't be used has no output and a warning with its name: it never stops the others.
+    A frame that can't be used has no output, and a warning names it; other frames continue.
     """
 
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CpIsrConfig
@@ -123,7 +123,7 @@ class CpIsrTask(pipe_base.PipelineTask):
         corrections = {}
         for name in _NEEDED[kind]:
             ref = getattr(inputRefs, name, None)
-            # Biases keep nothing but their noise, and a dark keeps its current.
+            # A bias is left with its noise only, and a dark with its current.
             if ref is not None and name != exposure.observation_type:
                 corrections[name] = butlerQC.get(ref).array
             elif ref is None and name in camera.calibrations and kind != "counts":

@@ -131,7 +131,7 @@ class DefectsConfig(pipe_base.PipelineTaskConfig, pipelineConnections=DefectsCon
 
 
 class _MeasureTask(pipe_base.PipelineTask):
-    """What the three tasks share: reading the frames."""
+    """Base of the three tasks, which reads the frames."""
 
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = PtcConfig
     _DefaultName: ClassVar[str] = "cpMeasure"
@@ -164,7 +164,7 @@ class _MeasureTask(pipe_base.PipelineTask):
         raise NotImplementedError
 
     def _pairs(self, frames: Sequence[CpFrame], amplifier: AmplifierDescription, edge: int) -> list[FlatPair]:
-        """Return what pairs of flats say; pairs that can't be used are named and left out."""
+        """Return the measurements of pairs of flats; unusable pairs are logged and left out."""
         flats = sorted(
             (frame for frame in frames if frame.kind == "flat"),
             key=lambda frame: (frame.physical_filter, frame.seconds, frame.name),
@@ -188,7 +188,7 @@ class _MeasureTask(pipe_base.PipelineTask):
 def _amplifiers(
     camera: CameraDescription, detector: int, frames: Sequence[CpFrame]
 ) -> Sequence[AmplifierDescription]:
-    """Return the amplifiers as frames have them, which may be binned."""
+    """Return the amplifiers of the frames, which may be binned."""
     described = camera.get_detector(detector)
     columns = {frame.pixels.shape[1] for frame in frames}
     if len(columns) > 1:
@@ -204,9 +204,9 @@ def inner(pixels: npt.NDArray[Any], amplifier: AmplifierDescription, edge: int) 
     pixels
         The assembled image.
     amplifier
-        Which part of it.
+        The part of the image.
     edge
-        Pixels to leave out on each side; fewer where the amplifier is small.
+        Pixels to leave out on each side; fewer if the amplifier is small.
     """
     part = pixels[amplifier.section.slices]
     edge = min(edge, (min(part.shape) - 1) // 4)

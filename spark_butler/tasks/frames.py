@@ -51,14 +51,14 @@ FRAME_DETECTOR = "frameDetector"
 
 
 def camera_of_image(camera: CameraDescription, metadata: Mapping[str, Any]) -> CameraDescription:
-    """Return the camera with the detector that an image says it is from.
+    """Return the camera with the detector in the metadata of an image.
 
     Parameters
     ----------
     camera
         The camera.
     metadata
-        Of an image that `IsrTask` has made.
+        Metadata of an image that `IsrTask` has made.
     """
     if (content := metadata.get(FRAME_DETECTOR)) is None:
         return camera
@@ -151,7 +151,7 @@ def describe_observation(
             exposure.tracking_ra * u.deg, exposure.tracking_dec * u.deg, frame="icrs"
         )
     with warnings.catch_warnings():
-        # Leap-second tables past their date matter to nothing here.
+        # Outdated leap-second tables have no effect here.
         warnings.simplefilter("ignore")
         return makeObservationInfo(**{key: value for key, value in values.items() if value is not None})
 
@@ -236,7 +236,7 @@ def _make_frames(instrument: str, detector: DetectorDescription) -> CameraFrameS
 
 
 class _Lines:
-    """What a `starlink.Ast.Channel` writes its lines to."""
+    """Sink for the lines of a `starlink.Ast.Channel`."""
 
     def __init__(self) -> None:
         self.text: list[str] = []

@@ -40,7 +40,7 @@ _CALIBRATION_DIMENSIONS = {
 
 
 class CalibrationMissingError(UserError, LookupError):
-    """A calibration frame that the camera is said to have is not in the input collections."""
+    """A calibration frame that the camera must have is not in the input collections."""
 
 
 class CalibrationRangeError(UserError, ValueError):
@@ -105,19 +105,19 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
 
 class IsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=IsrConnections):
     do_bias = Field[bool](
-        doc="Subtract the bias frame? It must exist if the camera has such frames; else it is used if found.",
+        doc="Subtract the bias frame? It must exist if the camera has bias frames; else it is used if found.",
         default=True,
     )
     do_dark = Field[bool](doc="Subtract the dark frame, scaled by dark time? As for do_bias.", default=True)
     do_flat = Field[bool](doc="Divide by the flat field? As for do_bias.", default=True)
-    do_defects = Field[bool](doc="Mask what the dataset defects has, where there is one?", default=True)
-    do_linearize = Field[bool](doc="Apply the dataset linearizer, where there is one?", default=True)
+    do_defects = Field[bool](doc="Mask the pixels of the dataset defects, if there is one?", default=True)
+    do_linearize = Field[bool](doc="Apply the dataset linearizer, if there is one?", default=True)
     use_ptc_gains = Field[bool](
-        doc="Take gain and read noise of the dataset ptc instead of the description's?", default=False
+        doc="Use gain and read noise of the dataset ptc instead of the description's?", default=False
     )
     min_flat = RangeField(dtype=float, doc="Pixels whose flat is below this are bad.", default=0.05, min=0.0)
     use_header_wcs = Field[bool](
-        doc="Start from the projection in the raw file's header, where there is one that fits the camera's "
+        doc="Start from the projection in the raw file's header, if it has one that fits the camera's "
         "description? Else from the pointing.",
         default=True,
     )
@@ -130,7 +130,7 @@ class IsrTask(pipe_base.PipelineTask):
     """Remove the instrument's signature from one raw image.
 
     In this order: overscan subtraction and assembly, saturation and defect masks, bias, linearity, dark,
-    gain, variance (read noise and photon noise), flat field.  Masked pixels keep their values; nothing is
+    gain, variance (read noise and photon noise), flat field.  Masked pixels keep their values; pixels are not
     interpolated.
     """
 
@@ -209,7 +209,7 @@ class IsrTask(pipe_base.PipelineTask):
         Raises
         ------
         RawShapeError
-            Raised if the raw image or a calibration frame has another size than the description says.
+            Raised if the raw image or a calibration frame has another size than in the description.
         CalibrationRangeError
             Raised if the flat is not about one.
         """
@@ -268,7 +268,7 @@ class IsrTask(pipe_base.PipelineTask):
         linearizer: astropy.table.Table | None,
         dark_time: float,
     ) -> tuple[Image32, Image32, Image32]:
-        """Return the image, its variance and the response that both are still to be divided by."""
+        """Return the image, its variance, and the response by which both must still be divided."""
         image = assembled.image.copy()
         if bias is not None:
             image -= _pixels_of(bias, "bias", described)

@@ -1,7 +1,7 @@
 """Match two lists of positions that differ by a shift, a rotation, a scale and perhaps a reflection.
 
 Runs in workers.  Pairs of bright sources and pairs of bright references vote for a rotation and a scale;
-under each of the best ones single pairs vote for a shift.  A map must stand out of chance alignments.
+under each of the best ones single pairs vote for a shift.  A map is accepted only above chance alignments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PEAKS = 6
 def find_similarity(
     sources: FloatArray, references: FloatArray, *, max_scale: float = 0.1, brightest: int = 45
 ) -> FloatArray | None:
-    """Return the affine map that takes references to sources, or `None` if chance explains all of them.
+    """Return the affine map from references to sources, or `None` if chance explains all matches.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def find_similarity(
 
 
 def _vote(few: FloatArray, many: FloatArray, max_scale: float) -> list[tuple[float, float]]:
-    """Return the rotations and scales that most pairs of pairs agree on."""
+    """Return the rotations and scales with the most votes of pairs of pairs."""
     length_a, angle_a = _pairs(few, both=False)
     length_b, angle_b = _pairs(many, both=True)
     half = math.log1p(max_scale)
@@ -121,7 +121,7 @@ def _sharpen(
     possible, most = sorted((len(sources), inside))
     by_chance = possible * (1.0 - math.exp(-most * math.pi * radius**2 / area))
     excess = (source.size - by_chance) / math.sqrt(by_chance + 1.0)
-    # Six sigma, and a third of what could match at all.
+    # Six sigma, and a third of all possible matches.
     singular = np.linalg.svd(current[:2], compute_uv=False)
     if excess < 6.0 or source.size < max(6, 0.33 * possible) or singular[0] > 1.05 * singular[1]:
         return None
@@ -138,7 +138,7 @@ def find_shift(
     sources, references
         Positions in pixels.
     max_offset
-        Largest shift that is looked for.
+        Largest shift in the search.
     cell
         Distance within which shifts are the same.
     """
@@ -150,7 +150,7 @@ def find_shift(
     counts = offsets.query_ball_point(offsets.data, cell, return_length=True)
     best = int(np.argmax(counts))
     by_chance = pairs.nnz * (cell / max_offset) ** 2
-    # Six sigma of the chance number, and a tenth of what could match at all.
+    # Six sigma of the chance number, and a tenth of all possible matches.
     possible = min(len(sources), len(references))
     if counts[best] < max(by_chance + 6.0 * math.sqrt(by_chance + 1.0) - 3.0, 0.1 * possible, 3.0):
         return None

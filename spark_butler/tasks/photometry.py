@@ -43,7 +43,7 @@ AB_ZERO_NJY = 31.4
 _MAD_TO_SIGMA = 1.4826
 
 _REFERENCE_SCATTER = 0.01
-"""Magnitudes by which good references differ from what a detector sees; no star counts for more."""
+"""Scatter in magnitudes between good references and a detector; it limits the weight of single stars."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ZeroPoint:
 
     @classmethod
     def unknown(cls) -> Self:
-        """Return a zero point that calibrates nothing."""
+        """Return an undetermined zero point (NaN)."""
         return cls(math.nan, math.nan, math.nan, np.zeros(0, dtype=np.intp))
 
     @property
@@ -123,7 +123,7 @@ def fit_zero_point(
 def isolated_references(
     wcs: astropy.wcs.WCS, references: astropy.table.Table, chosen: npt.NDArray[np.intp], radius: float
 ) -> npt.NDArray[np.bool_]:
-    """Return which references have no other ones near that would add more than a hundredth of their light.
+    """Return the references without neighbors that would add more than a hundredth of their light.
 
     Parameters
     ----------
@@ -132,9 +132,9 @@ def isolated_references(
     references
         The catalog, as from `load_references`.
     chosen
-        Rows that are asked for.
+        Rows to check.
     radius
-        How near, in pixels.
+        Distance of neighbors in pixels.
     """
     center = references[chosen]["ra", "dec"]
     offsets = [
@@ -172,7 +172,7 @@ def load_references(
     flux
         Column of the fluxes.
     time
-        When the image was taken: positions with proper motions are brought there.
+        Time of the image, to which proper motions move the positions.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def load_references(
 def _values(
     shard: astropy.table.Table, name: str, unit: u.UnitBase | None = None, default: Any = None
 ) -> FloatArray:
-    """Return a column as numbers, in ``unit`` where one is given; ``default`` is the unit of one without."""
+    """Return a column as numbers in ``unit``, if given; ``default`` is the unit of a column without one."""
     column = shard[name]
     values = np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
     if unit is None:
@@ -206,7 +206,7 @@ def _values(
 
 
 def _at_time(shard: astropy.table.Table, time: astropy.time.Time | None) -> tuple[FloatArray, FloatArray]:
-    """Return positions in degrees, moved from the catalog's epoch where it has one and proper motions.
+    """Return positions in degrees, moved from the catalog's epoch if it has an epoch and proper motions.
 
     As in all Rubin reference catalogs, angles without a unit are in radians, motions in radians a year with
     the cosine of the declination in the first one, and epochs modified Julian days.
@@ -229,7 +229,7 @@ def make_match_columns(
     references: astropy.table.Table | None,
     used: npt.NDArray[np.intp],
 ) -> dict[str, Any]:
-    """Return the catalog's columns on matched references, and on what the matches were used for.
+    """Return the catalog's columns on matched references, and on the use of the matches.
 
     Parameters
     ----------

@@ -47,10 +47,10 @@ def _limit(doc: str, default: float) -> RangeField:
 
 
 class QualityConfig(Config):
-    """What happens to an image beyond a limit, and the limits."""
+    """Limits of the quality measures, and the action beyond a limit."""
 
     action = ChoiceField[str](
-        doc="What happens to an image that is beyond a limit.",
+        doc="Action for an image beyond a limit.",
         allowed={
             "flag": "Its rows in the catalog and the summaries are flagged; fluxes are not calibrated where "
             "the PSF or the zero point is what is wrong.",

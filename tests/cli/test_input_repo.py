@@ -106,7 +106,7 @@ def test_other_record_of_a_dimension_is_refused(
         butler.registry.insertDimensionData("detector", {**record.toDict(), "full_name": "other"})
     text = _refused(own_repo, run_job, job_repo.root)
     assert "The detector with instrument Cam1, detector 1 differs between the two repositories" in text
-    assert "its full_name is 'other', and 'Aa'" in text
+    assert "its full_name is 'other' in the run's, and 'Aa' in the inputs'" in text
 
 
 def test_other_dataset_in_the_place_of_an_input_is_refused(

@@ -121,7 +121,7 @@ def test_report_of_an_earlier_release_has_a_page(content: dict[str, Any]) -> Non
     del old["time"]["before"], old["time"]["shares"], old["time"]["slots"]["idle"]
     old["time"]["slots"].update({"import": None, "shuffle": None})
     page = make_page(old)
-    assert "Not measured by themselves: import, shuffle; part of what is idle." in page
+    assert "Not measured separately: import, shuffle; part of what is idle." in page
     assert "done before" not in page
 
 

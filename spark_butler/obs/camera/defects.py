@@ -1,4 +1,4 @@
-"""Defects of detectors: finding them, and reading them from tables and mask images.
+"""Detection of a detector's defects, and reading of defects from tables and mask images.
 
 Runs in the driver, for descriptions and ``obs ingest-calibs``, and in workers.
 """
@@ -39,7 +39,7 @@ def find_defects(
     dead_fraction: float,
     column_fraction: float,
 ) -> Mask:
-    """Return where pixels are hot, dead, or in a column that mostly is.
+    """Return a mask of pixels that are hot, dead, or in a bad column.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def to_table(sections: Sequence[Section]) -> astropy.table.Table:
 
 
 def to_mask(table: astropy.table.Table, shape: tuple[int, int]) -> Mask:
-    """Return where the rectangles of a table lie in an image; what is outside is left out."""
+    """Return a mask of the rectangles of a table in an image; parts outside are left out."""
     mask = np.zeros(shape, dtype=bool)
     for row in table:
         x, y = max(int(row["x0"]), 0), max(int(row["y0"]), 0)

@@ -1,8 +1,8 @@
 """A camera, described by YAML.
 
 Everything that ingest and instrument signature removal need to know about a camera is in a
-`CameraDescription`: its filters, its detectors with their amplifiers, and where its raw files' headers keep
-what.  The same object is the content of the ``camera`` dataset (as
+`CameraDescription`: its filters, its detectors with their amplifiers, and the header keywords of its raw
+files.  The same object is the content of the ``camera`` dataset (as
 ``CameraDescription.model_dump(mode="json")``), so that tasks get it from the butler::
 
     camera = CameraDescription.model_validate(butler.get("camera", instrument="SimCam"))
@@ -59,7 +59,7 @@ class CameraDescriptionError(UserError, ValueError):
 
 
 class FilterDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A physical filter, its band, and what headers call it."""
+    """A physical filter, its band, and its names in headers."""
 
     name: str = pydantic.Field(min_length=1, max_length=32)
     band: str = pydantic.Field(min_length=1, max_length=32)
@@ -68,7 +68,7 @@ class FilterDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
 
 
 class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """All that the package knows about a camera."""
+    """Description of a camera."""
 
     # The name becomes part of an importable class name of at most 64 characters in the registry.
     name: str = pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
@@ -79,12 +79,12 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
     east: Literal["left", "right"] = "left"
     """Where east lies on an image whose focal-plane y axis points north."""
     day_obs_offset_hours: float = 12.0
-    """What is subtracted from UTC to get the date that a night is filed under."""
+    """Hours to subtract from UTC to get the observing day (``day_obs``) of a night."""
     match: dict[str, str] = {}
     """Header keywords, and regular expressions their values must contain for a file to be this camera's."""
     filters: tuple[FilterDescription, ...] = pydantic.Field(min_length=1)
     no_filter: FilterDescription = FilterDescription(name="none", band="none")
-    """Filter that bias and dark exposures are filed under, whatever their headers say."""
+    """Filter of bias and dark exposures in the repository, whatever their headers contain."""
     image_types: dict[ObservationType, tuple[str, ...]]
     """For each type of observation, the values of the header's image type (letter case does not matter)."""
     calibrations: tuple[Literal["bias", "dark", "flat"], ...] = ("bias", "dark", "flat")
@@ -140,12 +140,12 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
         content
             What `model_dump` returned or YAML gave.
         origin
-            What errors call the source.
+            Name of the source in errors.
 
         Raises
         ------
         CameraDescriptionError
-            Raised with one clause per mistake: where it stands, its value, and what was expected.
+            Raised with one clause per mistake: its place, its value, and the expected value.
         """
         if not isinstance(content, dict):
             raise CameraDescriptionError(f"{origin}: expected a mapping, found {type(content).__name__}")
@@ -174,7 +174,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
         return self.model_copy(update={"detectors": tuple(detectors)})
 
     def get_filter(self, header_value: str) -> FilterDescription:
-        """Return the filter that headers call so.
+        """Return the filter with a name in headers.
 
         Raises
         ------
@@ -191,7 +191,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
         )
 
     def mismatch(self, header: Mapping[str, Any]) -> str | None:
-        """Say why a header is not from this camera, or return `None` if it is."""
+        """Return the reason why a header is not from this camera; `None` if it is."""
         for keyword, pattern in self.match.items():
             value = header.get(keyword)
             if value is None or re.search(pattern, str(value)) is None:
@@ -264,7 +264,7 @@ def _with_defects(content: Any, origin: ResourcePath) -> Any:
 
 
 def _explain(error: pydantic.ValidationError) -> str:
-    """Return a clause for each mistake: its place, its value, what was expected, and a near key."""
+    """Return a clause for each mistake: its place, its value, the expected value, and a similar key."""
     clauses: dict[str, str] = {}
     for item in error.errors(include_url=False):
         # Types of a union are no part of the place.

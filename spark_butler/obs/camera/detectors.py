@@ -33,13 +33,13 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
     transpose: bool = False
     """Whether the data section's rows become columns, before it is mirrored."""
     mirror: Literal["none", "x", "y", "xy"] = "none"
-    """Along which axes of the assembled image the amplifier was read out backwards."""
+    """Axes of the assembled image along which the amplifier was read out backwards."""
     gain: float = pydantic.Field(gt=0)
     """Electrons per ADU."""
     read_noise: float = pydantic.Field(ge=0)
     """Electrons, RMS."""
     saturation: float = pydantic.Field(gt=0)
-    """Raw ADU (bias level included) from which on a pixel is saturated."""
+    """Raw ADU (bias level included) at and above which a pixel is saturated."""
     cards: dict[Literal["gain", "read_noise", "saturation"], HeaderField] = {}
     """Header fields that a frame's own values come from; the numbers above are no more than placeholders."""
 
@@ -89,7 +89,7 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
 
 
 class OverscanDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How the overscan is modeled; raw frames of masters and of science exposures are treated alike."""
+    """Model of the overscan, the same for raw frames of masters and of science exposures."""
 
     fit: Literal["row", "constant"] = "row"
     """``row`` subtracts the mean of each row (of each column, where the overscan is above or below), smoothed
@@ -179,7 +179,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
 
     @property
     def assembled(self) -> DetectorDescription:
-        """The detector as an assembled image has it: of a color mosaic, the pixels of one color."""
+        """The detector of an assembled image: for a color mosaic, the pixels of one color."""
         if self.mosaic is None:
             return self
         # Two greens are added: the noise of both is in the sum.
@@ -202,7 +202,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
         )
 
     def binned(self, binning: int) -> Self:
-        """Return the detector as it is read out in binned pixels.
+        """Return the detector in binned pixels.
 
         Parameters
         ----------

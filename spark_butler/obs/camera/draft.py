@@ -61,20 +61,20 @@ _DETECTORS = ("DETID", "CCDNUM", "CCDID", "CHIPID", "DETNUM")
 
 @dataclasses.dataclass
 class Draft:
-    """A draft, and what remains to be done."""
+    """A draft, with open questions and files that it does not fit."""
 
     text: str
     """The description, as YAML."""
 
     questions: list[str]
-    """What only the owner of the camera knows; the lines are marked ``QUESTION``."""
+    """Questions that only the owner of the camera can answer; their lines are marked ``QUESTION``."""
 
     failures: dict[str, str]
     """Reason for each file that the draft does not fit."""
 
 
 def draft_description(files: Iterable[ResourcePath], *, name: str | None = None) -> Draft:
-    """Draft the description of the camera that files are from.
+    """Draft the description of the camera of some files.
 
     Parameters
     ----------
@@ -112,10 +112,10 @@ def draft_description(files: Iterable[ResourcePath], *, name: str | None = None)
 
 
 class _Writer:
-    """Writer of a draft, which marks what it guesses and what it can't know."""
+    """Writer of a draft, which marks guesses and unknown values."""
 
     def __init__(self, headers: Sequence[Header], name: str | None):
-        # Binned frames are of one camera with unbinned ones: the sizes of both agree but for the binning.
+        # Binned and unbinned frames are of one camera if their sizes differ only by the binning.
         sizes = Counter(unbinned_size(header) for header in headers)
         self.size: tuple[Any, Any] = sizes.most_common(1)[0][0]
         self.headers = [each for each in headers if unbinned_size(each) == self.size]
@@ -143,7 +143,7 @@ class _Writer:
         return "\n".join(self.lines) + "\n"
 
     def _ask(self, key: str, question: str) -> str:
-        """Return the mark of a value that only the owner knows; beyond three, that of a guess."""
+        """Return the mark of a value that only the owner knows; after three, the mark of a guess."""
         if len(self.questions) >= _MOST_QUESTIONS:
             return f"  # guess: {question}"
         self.questions.append(f"{key}: {question}")
@@ -168,7 +168,7 @@ class _Writer:
         self._add("match", {key: f"^{re.escape(str(self.first[key]).strip())}$" for key in chosen})
 
     def _find_kinds(self) -> Callable[[Header], str]:
-        """Choose the keyword of the image type, and return what tells the kind of a frame."""
+        """Choose the keyword of the image type, and return the values that identify kinds of frames."""
 
         def classify(text: Any) -> str:
             words = str(text).lower()

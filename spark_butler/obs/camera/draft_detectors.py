@@ -34,16 +34,16 @@ _SATURATIONS = ("SATURATE", "SATLEVEL")
 
 
 class DetectorDraft:
-    """Lines of the draft that describe detectors.
+    """Writer of the lines of a draft that describe detectors.
 
     Parameters
     ----------
     headers
-        Those of frames of one size, but for their binning.
+        Headers of frames that have one size, apart from their binning.
     science
         Header of a science frame.
     ask
-        Returns the mark of a value, by its key and a question, that only the owner knows.
+        Function that returns the mark of a value that only the owner knows, from its key and a question.
     """
 
     def __init__(self, headers: Sequence[Header], science: Header, ask: Callable[[str, str], str]):
@@ -103,7 +103,7 @@ class DetectorDraft:
                 yield f"        {key}: {flow(value)}{mark if first and n == 0 else '  # as above'}"
 
     def _find_electronics(self) -> dict[str, tuple[Any, str]]:
-        """Return gain, read noise and saturation, with their marks: a keyword where frames differ."""
+        """Return gain, read noise and saturation with their marks; a keyword if frames differ."""
         values: dict[str, tuple[Any, str]] = {}
         is_integer = self._first.get("BITPIX") in (8, 16) and self._first.get("BSCALE") in (None, 1)
         for key, keywords, default, unit in (
@@ -177,7 +177,7 @@ def read_binning(field: Mapping[str, Any], header: Header) -> int | None:
 
 
 def find_binning(headers: Sequence[Header]) -> dict[str, Any] | None:
-    """Return the field of the binning, where frames differ in it."""
+    """Return the field of the binning, if frames differ in it."""
     for field in BINNINGS:
         found = {read_binning(field, each) for each in headers}
         if None not in found and len(found) > 1:
@@ -186,7 +186,7 @@ def find_binning(headers: Sequence[Header]) -> dict[str, Any] | None:
 
 
 def unbinned_size(header: Header) -> tuple[Any, Any]:
-    """Return columns and rows of an image, had it not been binned."""
+    """Return columns and rows of an image in unbinned pixels."""
     binning = next(filter(None, (read_binning(field, header) for field in BINNINGS)), 1)
     columns, rows = header.get("NAXIS1"), header.get("NAXIS2")
     return (columns or 0) * binning, (rows or 0) * binning

@@ -1,4 +1,4 @@
-"""What a raw file's header says about its exposure, by a camera's description."""
+"""Exposure, detector and filter of a raw file, from its header and the camera's description."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .header_fields import HeaderField, HeaderMap, HeaderValueError
 from .raw_fits import JOINED, display_name, read_raw_header
 
 _SHORTEST = 1e-3
-"""Seconds that the timespan of an exposure has at least: an empty timespan overlaps no validity range."""
+"""Shortest timespan of an exposure in seconds; an empty timespan overlaps no validity range."""
 
 _FIRST = astropy.time.Time("1970-01-03T00:00:00", scale="tai")
-"""The Butler's registry holds no earlier times; the night of an exposure begins a day before it."""
+"""Earliest time of an exposure: a registry has no times before 1970, and a night may begin a day earlier."""
 
 _LONGEST = 1e6
-"""Seconds that no exposure lasts."""
+"""Upper limit of an exposure time in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +57,14 @@ class RawFile:
 
 
 def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> RawFile:
-    """Read the header of a file and say which exposure and detector it is.
+    """Read the header of a file, and return its exposure and detector.
 
     Parameters
     ----------
     uri
         The file.
     cameras
-        Cameras that it may be from; the first that matches counts.
+        Possible cameras; the first that matches is used.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
 
 
 def _check_joined(header: Mapping[str, Any], detector: DetectorDescription) -> None:
-    """Raise if a file has several images of one size that the description does not speak of."""
+    """Raise if a file has several images of one size that the description does not cover."""
     size, described = (header.get("NAXIS1"), header.get("NAXIS2")), (detector.raw_nx, detector.raw_ny)
     if header.get(JOINED) and size != described:
         raise HeaderValueError(
@@ -101,12 +101,12 @@ def _check_joined(header: Mapping[str, Any], detector: DetectorDescription) -> N
 def describe_master(
     uri: ResourcePath, header: Mapping[str, Any], cameras: Sequence[CameraDescription], *, with_filter: bool
 ) -> tuple[CameraDescription, DetectorDescription, str | None]:
-    """Say which camera's and detector's, and if asked for in which filter, a master calibration is.
+    """Return the camera, the detector and, if requested, the filter of a master calibration.
 
     Raises
     ------
     HeaderValueError
-        Raised if it is from none of the cameras, or its header does not say what is asked for.
+        Raised if it is from none of the cameras, or its header lacks a requested value.
     """
     try:
         camera = _find_camera(header, cameras)
@@ -259,7 +259,7 @@ def _detector(header: Mapping[str, Any], camera: CameraDescription) -> int:
 
 
 def _night(begin: astropy.time.Time, offset_hours: float) -> tuple[int, Timespan]:
-    """Return the date that an exposure is filed under, as YYYYMMDD, and when that day begins and ends."""
+    """Return the ``day_obs`` of an exposure, as YYYYMMDD, and the begin and end of that day."""
     date = (begin.utc - offset_hours * u.hour).strftime("%Y-%m-%d")
     start = astropy.time.Time(date, scale="utc") + offset_hours * u.hour
     return int(date.replace("-", "")), Timespan(start.tai, (start + 1 * u.day).tai)

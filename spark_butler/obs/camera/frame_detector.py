@@ -1,4 +1,4 @@
-"""The detector as one frame has it: numbers from its header, geometry in its binned pixels.
+"""The detector of one frame: numbers from its header, geometry in its binned pixels.
 
 Runs in the driver, which ingests frames and makes masters, and in workers.
 """
@@ -57,7 +57,7 @@ def describe_frame(
     ------
     HeaderValueError
         Raised if the header lacks a value or has an impossible one, or the pixels are those of a color mosaic
-        that the description does not speak of.
+        that the description does not have.
     """
     described = camera.get_detector(detector)
     if described.mosaic is None:
@@ -76,7 +76,7 @@ def bin_detector(
     Parameters
     ----------
     camera
-        The camera; its field ``binning`` says where headers have it.
+        The camera; its field ``binning`` names the keyword of the binning.
     described
         The detector in unbinned pixels.
     header
@@ -100,7 +100,7 @@ def bin_detector(
 
 
 def with_photon_transfer(detector: DetectorDescription, table: astropy.table.Table) -> DetectorDescription:
-    """Return a frame's detector with the gains and read noises that were measured.
+    """Return a frame's detector with the measured gains and read noises.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def linearize(
     image
         Assembled, in ADU above bias.
     table
-        The dataset ``linearizer``: what powers of the signal are multiplied by and added to it.
+        The dataset ``linearizer``: factors of the powers of the signal that are added to it.
     detector
         Of the assembled image.
     """
@@ -146,7 +146,7 @@ def linearize(
 
 
 def check_size(header: Mapping[str, Any], detector: DetectorDescription) -> None:
-    """Raise if a frame does not have the size that its detector is described with.
+    """Raise if a frame does not have the described size of its detector.
 
     Parameters
     ----------
@@ -190,14 +190,14 @@ def _read_binning(field: HeaderField, header: Mapping[str, Any]) -> int:
 
 
 def parse_binning(text: str, origin: str) -> int:
-    """Return how many pixels are along each side of a binned one.
+    """Return the number of pixels along each side of a binned pixel.
 
     Parameters
     ----------
     text
         Value of a card: ``2``, ``'2 2'``, ``2x2``.
     origin
-        What errors call the card.
+        Name of the card in errors.
 
     Raises
     ------

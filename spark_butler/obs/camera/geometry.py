@@ -20,7 +20,7 @@ class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     Notes
     -----
-    In YAML it is written as FITS headers have it, ``"[x1:x2, y1:y2]"``: one-based and inclusive.
+    In YAML it is written as in FITS headers, ``"[x1:x2, y1:y2]"``: one-based and inclusive.
     """
 
     x_start: int = pydantic.Field(ge=0)
@@ -80,11 +80,11 @@ class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
         return Box.factory[self.y_start : self.y_stop, self.x_start : self.x_stop]
 
     def fits_in(self, nx: int, ny: int) -> bool:
-        """Tell whether the section lies in an image of ``nx`` columns and ``ny`` rows."""
+        """Return whether the section lies in an image of ``nx`` columns and ``ny`` rows."""
         return self.x_stop <= nx and self.y_stop <= ny
 
     def overlaps(self, other: Section) -> bool:
-        """Tell whether the two sections share a pixel."""
+        """Return whether the two sections share a pixel."""
         return (
             self.x_start < other.x_stop
             and other.x_start < self.x_stop

@@ -1,4 +1,4 @@
-"""How a camera's description says where header values come from."""
+"""Fields of a camera's description that name the header keywords of values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HeaderValueError(UserError, ValueError):
 
 
 class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Where one value comes from and how to read it.
+    """Source of one value, and the way to read it.
 
     Notes
     -----
@@ -40,9 +40,9 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
     values: dict[str, bool | int | float | str] | None = None
     """Translation of the card's text into the value meant; a text that is not listed is an error."""
     join: str | None = None
-    """Text between the values of all keywords, which are then one value: a day and a time in two cards."""
+    """Text that joins the values of all keywords into one: a day and a time in two cards."""
     factor: float = 1.0
-    """What a number or an angle is multiplied by: 0.001 for milliseconds, -1 for the opposite sign."""
+    """Factor for a number or an angle: 0.001 for milliseconds, -1 for the opposite sign."""
     decimal_comma: bool = False
     """Whether numbers are written as ``'30,00000'``."""
     unit: Literal["deg", "hour", "rad"] = "deg"
@@ -76,7 +76,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self
 
     def read(self, header: Mapping[str, Any]) -> Any:
-        """Return the untyped value, or `None` where the header has none and there is no default.
+        """Return the untyped value; `None` if the header has none and there is no default.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Cosmic rays and defects: what looks like no source.
+"""Detection of cosmic rays and defects.
 
 Runs in workers.  Cosmic rays are found by Laplacian edge detection (L.A.Cosmic: van Dokkum 2001, PASP 113,
 1420).  The maps that the paper computes for every pixel are computed here only where the Laplacian is
@@ -130,11 +130,11 @@ def _one_pass(
     fine = np.concatenate([_fine_structure(image, xs[part], ys[part]) for part in _parts(xs.size, 50_000)])
     # A floor of a hundredth of the noise, as in the reference implementations, where the sky is flat.
     fine = np.maximum(fine / noise[ys, xs], 0.01)
-    # Of sharp stars the noise may hide the fine structure.
+    # Noise may hide the fine structure of sharp stars.
     allowance = 0.5 * max(contrast - 5.0, 0.0)
     sharp = significance[ys, xs] - allowance > contrast * fine
     seeds[ys[sharp], xs[sharp]] = True
-    # Rays end more faintly than they begin: only beside a seed the threshold is lower.
+    # The ends of rays are fainter, so the threshold is lower beside a detected pixel.
     beside = _grow(seeds, 2) & usable & ~maybe
     y, x = np.nonzero(beside)
     if x.size:
@@ -163,7 +163,7 @@ def _fill_significance(
     x: npt.NDArray[np.intp],
     y: npt.NDArray[np.intp],
 ) -> None:
-    """Compute the Laplacian's significance, and the noise that it is in units of, at the given pixels."""
+    """Return the significance of the Laplacian, and the noise that it refers to, at the given pixels."""
     for part in _parts(x.size):
         smooth = _median_of_windows(gather_windows(image, x[part], y[part], 2))
         noise[y[part], x[part]] = np.sqrt(noise_floor[y[part], x[part]] + np.maximum(smooth, 0.0))
