@@ -19,6 +19,7 @@ from tests.support.night_harness import PIPELINE, Night
 
 RunNight = Callable[..., Result]
 
+SCIENCE = "instrument='SimCam' AND exposure.observation_type='science'"
 PRODUCTS = {"visit_image", "source", "visit_summary"}
 INTERMEDIATES = {"post_isr_image", "preliminary_visit_image", "preliminary_source", "detector_summary"}
 ALWAYS = ("_metadata", "_log", "_config")
@@ -112,14 +113,14 @@ def test_only_products_are_left_in_the_bucket(simulated: Night, reference: str, 
 def test_a_damaged_frame_fails_alone(simulated: Night, run_night: RunNight, spark: SparkSession) -> None:
     with simulated.open("SimCam/raw/all") as butler:
         ref = min(
-            butler.query_datasets("raw", where="instrument='SimCam' AND exposure.observation_type='science'"),
+            butler.query_datasets("raw", where=SCIENCE),
             key=lambda ref: (ref.dataId["exposure"], ref.dataId["detector"]),
         )
         uri = butler.getURI(ref)
     whole = uri.read()
     uri.write(whole[: len(whole) // 2])
     try:
-        result = run_night(simulated, "u/damaged", "--select-tasks", "<=isr")
+        result = run_night(simulated, "u/damaged", "--select-tasks", "<=isr", "-d", SCIENCE)
     finally:
         uri.write(whole)
     assert result.exit_code == 1, result.output
