@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +104,35 @@ def _executors(butler: Butler, session: Any) -> dict[str, Callable[[], QuantumGr
     }
 
 
+_OURS = ("given", "made", "two", "given here", "made here")
+
+
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("config", "expected", "ours"),
     [
-        pytest.param({}, "SUCCESSFUL", id="success", marks=pytest.mark.slow),
-        pytest.param({"fail_condition": _FAIL}, "FAILED", id="failure"),
+        pytest.param({}, "SUCCESSFUL", _OURS, id="success", marks=pytest.mark.slow),
+        pytest.param({"fail_condition": _FAIL}, "FAILED", ("given", "made", "made here"), id="failure"),
+        pytest.param({"fail_condition": _FAIL}, "FAILED", _OURS, id="failure-all", marks=pytest.mark.slow),
         pytest.param(
             {"fail_condition": _FAIL, "fail_exception": "lsst.pipe.base.NoWorkFound"},
             "SUCCESSFUL",
+            _OURS,
             id="no-work",
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_graph_is_the_one_that_pipe_base_writes(
-    config: dict[str, Any], expected: str, make_repo: MakeRepo, session: Any, tmp_path: Path
+    config: dict[str, Any],
+    expected: str,
+    ours: Sequence[str],
+    make_repo: MakeRepo,
+    session: Any,
+    tmp_path: Path,
 ) -> None:
     seen: dict[str, dict[tuple[Any, ...], Seen]] = {}
     copies = RepoCopies(Case(_chain(**config)), make_repo)
-    for name in ("theirs", "given", "made", "two", "given here", "made here"):
+    for name in ("theirs", *ours):
         with copies.open(name) as (butler, graph):
             path = tmp_path / f"{name}.qg"
             executor = _executors(butler, session)[name]()

@@ -275,6 +275,7 @@ def _is_of(name: str, case: str) -> bool:
     return max((other for other in _CASES if name.startswith(f"{other}_")), key=len) == case
 
 
+@pytest.mark.slow
 def test_every_temporary_crosses_on_spark(scenario: ScenarioRepo, spark_backend: Backend) -> None:
     for case in ("registration_differs_from_both", "gather_and_scatter"):
         _CASES[case](scenario, case)
