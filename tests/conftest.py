@@ -77,7 +77,6 @@ def _keep_no_journal_on_disk(connection: Any, _: Any) -> None:
     """Let registries of this process not wait for the disk, some hundred times a test."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("PRAGMA journal_mode = MEMORY")
 
 
 @pytest.fixture(autouse=True)
