@@ -282,6 +282,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
             "zero_point_scatter": zero_point.scatter,
             "zero_point_error": zero_point.error,
+            "zero_point_trend": zero_point.trend,
         }
         if references is not None:
             values["matched_references"] = float(astrometry.sources.size)

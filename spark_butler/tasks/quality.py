@@ -86,6 +86,11 @@ class QualityConfig(Config):
     )
     max_zero_point_scatter = _limit("Largest scatter of the stars' zero points in magnitudes.", 0.15)
     max_zero_point_error = _limit("Largest error of the zero point in magnitudes.", 0.05)
+    max_zero_point_trend = _limit(
+        "Most magnitudes by which the zero point of the brightest stars differs from that of faint ones, "
+        "beyond three times the error: a detector that is not linear.",
+        0.01,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
