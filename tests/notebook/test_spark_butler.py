@@ -581,7 +581,8 @@ def test_a_dataframe_has_the_tables_of_the_butler_and_opens_what_it_needs(
     one = sources.filter(f"visit = {VISIT} and detector = 1 and instFlux > 0").toPandas()
     n_of_one = gets() - start
     both = sources.filter(f"visit = {VISIT} and band = 'r'").toPandas()
-    assert gets() - start == 3 * n_of_one
+    # Of two more files, one may be so large that it takes another request.
+    assert 3 * n_of_one <= gets() - start <= 3 * n_of_one + 2
     expected = [
         butler.butler.get("source", instrument="SimCam", visit=VISIT, detector=n, collections="u/tables")
         for n in (0, 1)
