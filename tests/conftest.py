@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib.metadata
@@ -76,7 +77,12 @@ def pytest_collection_finish() -> None:
 def _keep_no_journal_on_disk(connection: Any, _: Any) -> None:
     """Let registries of this process not wait for the disk, some hundred times a test."""
     if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous = OFF")
+        (timeout,) = connection.execute("PRAGMA busy_timeout").fetchone()
+        # A registry that is locked or no database stays for the tests of that.
+        connection.execute("PRAGMA busy_timeout = 0")
+        with contextlib.suppress(sqlite3.DatabaseError):
+            connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"PRAGMA busy_timeout = {timeout}")
 
 
 @pytest.fixture(autouse=True)
