@@ -22,7 +22,7 @@ from mock_graphs import MODULES, SIZES, prepare_graph  # noqa: E402
 
 from spark_butler.demo.repository import make_repository  # noqa: E402
 from spark_butler.model.work import all_outputs  # noqa: E402
-from spark_butler.repository.ingest import Ingester  # noqa: E402
+from spark_butler.repository.output_ingest import Ingester  # noqa: E402
 from tests.support.postgres import PostgresServer, find_postgres  # noqa: E402
 from tests.support.stock import read_graph  # noqa: E402
 

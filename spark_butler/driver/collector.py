@@ -1,4 +1,4 @@
-"""Collector of outcomes: registers outputs in batches and cleans up at the end of a run.
+"""Collector of outcomes: passes outputs to the batch ingest and cleans up at the end of a run.
 
 Runs in the driver, in the thread of the scheduler.
 """
@@ -18,7 +18,7 @@ from ..datastore.files import FileFinder
 from ..datastore.graph_butler import GraphButler
 from ..model.outcomes import QuantumOutcome
 from ..provenance.recorder import ProvenanceRecorder
-from ..repository.ingest import IngestStream
+from ..repository.output_ingest import IngestStream
 from ..temporaries.scratch import remove_scratch
 from ..text import best_effort
 from .inventory import Inventory

@@ -40,7 +40,7 @@ from ..repository.task_history import (
     save_peaks,
     save_times,
 )
-from ..temporaries.dataset_types import find_temporary_types, measure_sizes
+from ..temporaries.selection import find_temporary_types, measure_sizes
 from .backend import Backend
 from .collector import Collector
 from .context import make_context

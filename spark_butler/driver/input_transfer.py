@@ -31,7 +31,6 @@ from ..errors import EngineError, RepositoryError
 from ..masking import hide_secrets
 from ..model.work import WorkerContext
 from ..planning.request import RunRequest
-from ..repository.ingest import Ingester
 from ..repository.input_repository import (
     check_inputs,
     find_inputs,
@@ -42,6 +41,7 @@ from ..repository.input_repository import (
     register_inputs,
     tag_inputs,
 )
+from ..repository.output_ingest import Ingester
 from ..text import brief, format_bytes, format_count
 from .backend import Backend
 from .context import make_worker_context

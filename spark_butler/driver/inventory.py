@@ -25,7 +25,7 @@ from ..provenance.readback import automatic_outputs, find_packs
 from ..repository.checks import register_run, store_roots
 from ..repository.collection_notes import read_temporaries
 from ..repository.database_retry import retry_database
-from ..repository.ingest import Ingester
+from ..repository.output_ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import as_engine_error, best_effort
 from .earlier_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs

@@ -20,7 +20,7 @@ from ..repository.checks import check_writeable, store_roots
 from ..repository.query import Resolved, find_output_types
 from ..spark.rdd import spread
 from ..spark.session import check_session
-from ..worker.butler import DataIdBatch, DataIdContext, WorkerButler
+from ..worker.function_butler import DataIdBatch, DataIdContext, WorkerButler
 from .functions import check_arguments, check_function
 from .results import Puts, Results
 

@@ -17,10 +17,10 @@ from lsst.daf.butler import Butler, DatasetType
 from .._daf_butler import fetch_run_ids
 from ..errors import StaysHereError
 from ..repository.checks import refuse_read_only
-from ..repository.ingest import Ingester
+from ..repository.output_ingest import Ingester
 from ..spark.rdd import RDD, run_action
 from ..text import as_engine_error
-from ..worker.butler import PutReport
+from ..worker.function_butler import PutReport
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -33,9 +33,9 @@ from ..masking import hide_secrets
 from ..repository.collection_notes import read_temporaries
 from ..repository.names import check_collections, check_input_types, explain_query, has_collection
 from ..repository.output_checks import check_configs
-from ..temporaries.dataset_types import find_temporary_types
+from ..temporaries.selection import find_temporary_types
 from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
-from .patterns import retained_types
+from .pattern_files import retained_types
 from .request import RunRequest
 
 logger = logging.getLogger(__name__)

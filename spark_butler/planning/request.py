@@ -22,7 +22,7 @@ from ..errors import OptionsError
 from ..model.options import ResourceRequests, RunOptions, read_requests
 from ..repository.output_checks import check_name
 from ..text import brief, explain_invalid
-from .patterns import read_patterns
+from .pattern_files import read_patterns
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from ..driver.context import make_worker_context
 from ..errors import EmptyGraphError, OptionsError
 from ..repository.checks import check_repository
 from ..repository.query import find_data_ids
-from ..worker.butler import DataIdBatch, DataIdContext, WorkerButler
+from ..worker.function_butler import DataIdBatch, DataIdContext, WorkerButler
 from ..worker.pickling import dump_with_classes
 from ._pyspark import to_arrow, to_spark
 

@@ -37,9 +37,9 @@ from spark_butler.errors import EngineError, PlanError, RepositoryError
 from spark_butler.model.options import RunOptions
 from spark_butler.model.outcomes import RunResult
 from spark_butler.planning.dataset_ids import settle_dataset_ids
-from spark_butler.repository import ingest as registry
+from spark_butler.repository import output_ingest as registry
 from spark_butler.repository.collection_notes import read_temporaries, record_temporaries
-from spark_butler.repository.ingest import Ingester, IngestStream
+from spark_butler.repository.output_ingest import Ingester, IngestStream
 from tests.support.engine_harness import (
     RUN,
     Case,

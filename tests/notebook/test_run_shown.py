@@ -154,7 +154,7 @@ def test_the_traceback_of_a_worker_begins_with_the_users_function(monkeypatch: p
         ": org.apache.spark.SparkException: Job aborted: Traceback (most recent call last):\n"
         '  File "/lib/pyspark/worker.py", line 4, in main\n'
         "    process()\n"
-        '  File "/lib/spark_butler/worker/butler.py", line 320, in run_batch\n'
+        '  File "/lib/spark_butler/worker/function_butler.py", line 320, in run_batch\n'
         "    result = function(butler, data_id)\n"
         '  File "<ipython-input-3>", line 6, in level\n'
         "    1 / 0\n"

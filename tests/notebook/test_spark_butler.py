@@ -43,7 +43,7 @@ from spark_butler.planning.plan import Plan
 from spark_butler.report.failures import Failures
 from spark_butler.spark.datasource import ButlerDataSource, register
 from spark_butler.spark.preflight import check_workers
-from spark_butler.worker.butler import WorkerButler
+from spark_butler.worker.function_butler import WorkerButler
 from tests.support.night_harness import CONF, PIPELINE, Night
 from tests.support.sealed_registry import sealed_registry
 

@@ -13,7 +13,7 @@ import sqlalchemy
 from lsst.daf.butler import Butler, DatasetRef, DatasetType
 
 from spark_butler.repository import copy_inserts
-from spark_butler.repository.ingest import Ingester
+from spark_butler.repository.output_ingest import Ingester
 from tests.support.mock_night import insert_dimensions
 from tests.support.postgres import PostgresServer
 

@@ -18,8 +18,8 @@ from lsst.daf.butler.cli.cliLog import CliLog
 from spark_butler.cli.run import make_run_command
 from spark_butler.errors import EngineError, RepositoryError
 from spark_butler.repository import lease as lease_module
-from spark_butler.repository.ingest import Ingester
 from spark_butler.repository.lease import RunLease
+from spark_butler.repository.output_ingest import Ingester
 from tests.support.mock_night import fill_mock_night, task_text
 
 _RUN = "u/me/run"

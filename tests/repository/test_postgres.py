@@ -13,7 +13,7 @@ from lsst.pipe.base.tests.mocks import DirectButlerRepo
 
 from spark_butler._daf_butler import butler_config
 from spark_butler.driver.serial import SerialBackend
-from spark_butler.repository.ingest import Ingester
+from spark_butler.repository.output_ingest import Ingester
 from tests.integration.test_conformance import CASES
 from tests.support.engine_harness import Repo, run_engine, run_reference
 from tests.support.mock_night import insert_dimensions

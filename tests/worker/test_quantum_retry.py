@@ -28,7 +28,7 @@ from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError
 from spark_butler.model.options import RunOptions
 from spark_butler.model.outcomes import QuantumOutcome, RunResult
-from spark_butler.repository.ingest import Ingester
+from spark_butler.repository.output_ingest import Ingester
 from tests.support.engine_harness import (
     RUN,
     Case,
