@@ -1,4 +1,4 @@
-"""process_ccd on three real frames of a crowded, nebulous field, without overscan, darks or references."""
+"""process_ccd on real frames of a crowded, nebulous field, without overscan, darks or references."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from spark_butler.products.pictures import draw_detector
 pytestmark = pytest.mark.pipeline
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[3, pytest.param(5, marks=pytest.mark.slow)])
 def outputs(
+    request: pytest.FixtureRequest,
     shared_data: Path,
     process: Callable[..., str],
     pipelines: Path,
@@ -44,7 +45,7 @@ def outputs(
         pipelines / "process_ccd.yaml",
         ["OPD-Ixon/defaults"],
         "u/test/opd",
-        where=f"instrument='OPD-Ixon' AND visit IN ({', '.join(map(str, visits[:3]))})",
+        where=f"instrument='OPD-Ixon' AND visit IN ({', '.join(map(str, visits[: request.param]))})",
     )
     return Butler.from_config(repo, collections=[output, "OPD-Ixon/defaults"])
 
@@ -63,7 +64,7 @@ def clean(source: astropy.table.Table) -> astropy.table.Table:
 
 
 def test_each_frame_has_its_stars(catalogs: list[astropy.table.Table]) -> None:
-    assert len(catalogs) == 3
+    assert len(catalogs) in (3, 5)
     for source in catalogs:
         assert 250 <= len(source) <= 1200
 
@@ -73,7 +74,7 @@ def test_psf_has_the_width_of_isolated_stars(outputs: Butler) -> None:
     found = [outputs.get(ref)["psfFwhm"][0] for ref in refs]
     # Moffat profiles fitted to radial profiles of 28 to 40 isolated stars off the nebula, found by photutils
     # in frames less the median bias and over the median flat; less the width of a pixel.
-    assert found == pytest.approx([3.72, 3.30, 3.31], rel=0.05)
+    assert found == pytest.approx([3.72, 3.30, 3.31, 3.63, 3.41][: len(found)], rel=0.05)
 
 
 def test_detections_repeat(catalogs: list[astropy.table.Table]) -> None:
