@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -249,8 +250,12 @@ def outputs(request: pytest.FixtureRequest, everything: tuple[ScenarioRepo, Outp
     """What a run leaves of which all that another task reads is temporary."""
     scenario, _ = everything
     name, group_by = request.param
-    backend: Backend = SerialBackend() if name == "serial" else request.getfixturevalue("spark_backend")
-    return scenario.run_temporary(backend, _temporary(scenario), group_by)
+    if name == "serial":
+        return scenario.run_temporary(SerialBackend(), _temporary(scenario), group_by)
+    from spark_butler.spark.backend import SparkBackend
+
+    with contextlib.closing(SparkBackend(request.getfixturevalue("spark"))) as backend:
+        return scenario.run_temporary(backend, _temporary(scenario), group_by)
 
 
 def _temporary(scenario: ScenarioRepo) -> list[str]:
