@@ -26,7 +26,7 @@ from .camera.description import CameraDescription
 from .camera.exposures import RawFile, describe_master
 from .camera.raw_fits import display_name, read_raw_pixels
 from .instrument import make_instrument_class
-from .masters import UNITS, CalibrationKind, correct_frame, make_master, size_of
+from .masters import LINEARIZED, NEEDED, UNITS, CalibrationKind, correct_frame, make_master, size_of
 from .raws import RAW_SUFFIXES, read_raw_files
 from .repository import check_run, describe_instruments, expand_paths
 
@@ -235,18 +235,17 @@ def _collecting(failures: dict[str, str] | None, file: ResourcePath) -> Iterator
         failures[display_name(file)] = str(err)
 
 
-def _some[K](images: dict[K, Image], failures: dict[str, str] | None) -> dict[K, Image]:
-    """Return the images; raise the first failure if there is no image."""
-    if not images and failures:
+def _some[K, V](found: dict[K, V], failures: dict[str, str] | None) -> dict[K, V]:
+    """Return the usable content of files; raise the first failure if no file is usable."""
+    if not found and failures:
         raise UserError(next(iter(failures.values())))
-    return images
+    return found
 
 
 def _find_corrections(
     butler: Butler, kind: CalibrationKind, camera: CameraDescription, raw: RawFile
 ) -> tuple[dict[str, np.ndarray], astropy.table.Table | None]:
     """Return the masters that frames of this kind must be corrected with, and the linearizer if any."""
-    needed = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark")}[kind]
     calib = make_instrument_class(camera.name)().makeCalibrationCollectionName()
 
     def find(name: str) -> DatasetRef | None:
@@ -259,7 +258,7 @@ def _find_corrections(
         )
 
     found: dict[str, np.ndarray] = {}
-    for name in needed:
+    for name in NEEDED[kind]:
         if name not in camera.calibrations:
             continue
         if (ref := find(name)) is None:
@@ -270,7 +269,7 @@ def _find_corrections(
         found[name] = butler.get(ref).array
     # Repositories of earlier releases don't know it.
     is_known = any(butler.registry.queryDatasetTypes("linearizer"))
-    linearizer = find("linearizer") if is_known and kind != "bias" else None
+    linearizer = find("linearizer") if is_known and kind in LINEARIZED else None
     return found, None if linearizer is None else butler.get(linearizer)
 
 
@@ -343,14 +342,12 @@ def _read_defects(
     if detector is None and len(camera.detectors) > 1:
         names = ", ".join(each.name for each in camera.detectors)
         raise UserError(f"{camera.name} has several detectors ({names}); give the one of these defects")
+    if detector is None:
+        key: int | str = camera.detectors[0].id
+    else:
+        key = int(detector) if detector.isdecimal() else detector
     try:
-        described = camera.get_detector(
-            camera.detectors[0].id
-            if detector is None
-            else int(detector)
-            if detector.isdecimal()
-            else detector
-        ).assembled
+        described = camera.get_detector(key).assembled
     except LookupError as err:
         raise UserError(str(err)) from None
     tables = {}
@@ -364,9 +361,8 @@ def _read_defects(
                         f"{described.name} of {described.nx} x {described.ny} pixels"
                     )
             tables[display_name(file)] = to_table(sections)
-    if not tables and failures:
-        raise UserError(next(iter(failures.values())))
-    return camera, {(described.id, None): astropy.table.vstack(list(tables.values()))}
+    joined = astropy.table.vstack(list(_some(tables, failures).values()))
+    return camera, {(described.id, None): joined}
 
 
 def _read_master(

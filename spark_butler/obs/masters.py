@@ -5,7 +5,16 @@ Runs in the driver, for ``obs ingest-calibs``, and in workers, for the calibrati
 
 from __future__ import annotations
 
-__all__ = ("UNITS", "CalibrationKind", "FrameKind", "correct_frame", "make_master", "size_of")
+__all__ = (
+    "LINEARIZED",
+    "NEEDED",
+    "UNITS",
+    "CalibrationKind",
+    "FrameKind",
+    "correct_frame",
+    "make_master",
+    "size_of",
+)
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -25,6 +34,17 @@ from .camera.frame_detector import describe_frame, linearize
 type CalibrationKind = Literal["bias", "dark", "flat"]
 type FrameKind = Literal["bias", "dark", "flat", "counts"]
 type Image32 = npt.NDArray[np.float32]
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "bias": (),
+    "dark": ("bias",),
+    "flat": ("bias", "dark"),
+    "counts": ("bias", "dark"),
+}
+"""Masters that frames of a kind are corrected with."""
+
+LINEARIZED = ("dark", "flat")
+"""Kinds that isr takes from linearized signals; the linearizer itself comes from counts."""
 
 UNITS = {"bias": u.adu, "dark": u.adu / u.s, "flat": u.dimensionless_unscaled}
 _MOST_SATURATED = 0.05

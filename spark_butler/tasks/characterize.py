@@ -22,6 +22,7 @@ from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
 from ..obs.camera.description import CameraDescription
+from .connections import connect_camera
 from .frames import camera_of_image, describe_observation, make_detector, make_source_ids, plane_union
 from .pixels.artifacts import find_cosmic_rays, find_defects, star_contrast
 from .pixels.background import estimate_background, mask_sources
@@ -45,13 +46,7 @@ class CharacterizeConnections(pipe_base.PipelineTaskConnections, dimensions=_DIM
         storageClass="MaskedImageV2",
         dimensions=("instrument", "exposure", "detector"),
     )
-    camera = cT.PrerequisiteInput(
-        doc="Description of the camera, as a mapping.",
-        name="camera",
-        storageClass="StructuredDataDict",
-        dimensions=("instrument",),
-        isCalibration=True,
-    )
+    camera = connect_camera()
     preliminary_visit_image = cT.Output(
         doc="Sky-subtracted image in electrons with PSF and first projection.",
         name="preliminary_visit_image",

@@ -17,13 +17,11 @@ from lsst.pex.config import ChoiceField, Field
 
 from ..errors import UserError
 from ..obs.camera.description import CameraDescription
-from ..obs.masters import UNITS, correct_frame
+from ..obs.masters import LINEARIZED, NEEDED, UNITS, correct_frame
+from .connections import connect_calibration, connect_camera
 from .isr import CalibrationMissingError
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
-_NEEDED = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "counts": ("bias", "dark")}
-_LINEARIZED = ("dark", "flat")
-"""Kinds that isr takes from linearized signals; the linearizer itself comes from counts."""
 _TYPES = {"bias": ("bias",), "dark": ("dark",), "flat": ("flat",), "counts": ("bias", "dark", "flat")}
 
 
@@ -33,36 +31,11 @@ class CpIsrConnections(
     raw = cT.Input(
         doc="Raw calibration frame in ADU.", name="raw", storageClass="ImageV2", dimensions=_DIMENSIONS
     )
-    camera = cT.PrerequisiteInput(
-        doc="Description of the camera, as a mapping.",
-        name="camera",
-        storageClass="StructuredDataDict",
-        dimensions=("instrument",),
-        isCalibration=True,
-    )
-    bias = cT.PrerequisiteInput(
-        doc="Master bias, in ADU.",
-        name="bias",
-        storageClass="ImageV2",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        minimum=0,
-    )
-    dark = cT.PrerequisiteInput(
-        doc="Master dark, in ADU per second.",
-        name="dark",
-        storageClass="ImageV2",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        minimum=0,
-    )
-    linearizer = cT.PrerequisiteInput(
-        doc="Polynomials that make the signal proportional to the light.",
-        name="linearizer",
-        storageClass="ArrowAstropy",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        minimum=0,
+    camera = connect_camera()
+    bias = connect_calibration("bias", "Master bias, in ADU.")
+    dark = connect_calibration("dark", "Master dark, in ADU per second.")
+    linearizer = connect_calibration(
+        "linearizer", "Polynomials that make the signal proportional to the light."
     )
     output = cT.Output(
         doc="Assembled and corrected frame.",
@@ -75,9 +48,9 @@ class CpIsrConnections(
         super().__init__(config=config)
         assert config is not None, "Always given by the middleware."
         for name in ("bias", "dark"):
-            if name not in _NEEDED[config.kind]:
+            if name not in NEEDED[config.kind]:
                 delattr(self, name)
-        if not config.do_linearize or config.kind not in _LINEARIZED:
+        if not config.do_linearize or config.kind not in LINEARIZED:
             del self.linearizer
 
 
@@ -121,7 +94,7 @@ class CpIsrTask(pipe_base.PipelineTask):
         origin = f"camera dataset of {data_id['instrument']}"
         camera = CameraDescription.from_dict(butlerQC.get(inputRefs.camera), origin=origin)
         corrections = {}
-        for name in _NEEDED[kind]:
+        for name in NEEDED[kind]:
             ref = getattr(inputRefs, name, None)
             # A bias is left with its noise only, and a dark with its current.
             if ref is not None and name != exposure.observation_type:

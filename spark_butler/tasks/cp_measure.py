@@ -32,6 +32,7 @@ from ..obs.photon_transfer import (
     measure_pair,
     measure_read_noise,
 )
+from .connections import connect_camera
 
 _DETECTOR = ("instrument", "detector")
 
@@ -59,13 +60,7 @@ class CpMeasureConnections(
         dimensions=("instrument", "exposure", "detector"),
         multiple=True,
     )
-    camera = cT.PrerequisiteInput(
-        doc="Description of the camera, as a mapping.",
-        name="camera",
-        storageClass="StructuredDataDict",
-        dimensions=("instrument",),
-        isCalibration=True,
-    )
+    camera = connect_camera()
 
 
 class PtcConnections(CpMeasureConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpPtc"}):

@@ -26,17 +26,12 @@ from ..obs.camera.defects import to_mask
 from ..obs.camera.description import CameraDescription, DetectorDescription
 from ..obs.camera.frame_detector import describe_frame, linearize, with_photon_transfer
 from ..obs.camera.header_wcs import header_wcs
+from .connections import CALIBRATION_DIMENSIONS, connect_calibration, connect_camera
 from .frames import FRAME_DETECTOR, make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
-_DETECTOR = ("instrument", "detector")
-_CALIBRATION_DIMENSIONS = {
-    "bias": _DETECTOR,
-    "dark": _DETECTOR,
-    "flat": ("instrument", "physical_filter", "detector"),
-}
 
 
 class CalibrationMissingError(UserError, LookupError):
@@ -47,18 +42,6 @@ class CalibrationRangeError(UserError, ValueError):
     """A calibration frame has values that no frame of its kind can have."""
 
 
-def _connect_calibration(name: str, doc: str, *, minimum: int = 0) -> cT.PrerequisiteInput:
-    """Return the connection to a calibration: an image where it is one of pixels, else a table."""
-    return cT.PrerequisiteInput(
-        doc=doc,
-        name=name,
-        storageClass="ImageV2" if name in _CALIBRATION_DIMENSIONS else "ArrowAstropy",
-        dimensions=_CALIBRATION_DIMENSIONS.get(name, _DETECTOR),
-        isCalibration=True,
-        minimum=minimum,
-    )
-
-
 class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
     raw = cT.Input(
         doc="Raw pixels in ADU, overscan included.",
@@ -66,21 +49,15 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
         storageClass="ImageV2",
         dimensions=_DIMENSIONS,
     )
-    camera = cT.PrerequisiteInput(
-        doc="Description of the camera, as a mapping.",
-        name="camera",
-        storageClass="StructuredDataDict",
-        dimensions=("instrument",),
-        isCalibration=True,
-    )
-    bias = _connect_calibration("bias", "Assembled bias level left after overscan subtraction, in ADU.")
-    dark = _connect_calibration("dark", "Assembled dark current, in ADU per second.")
-    flat = _connect_calibration("flat", "Assembled relative response, about one.")
-    defects = _connect_calibration("defects", "Rectangles of bad pixels, beside those of the description.")
-    linearizer = _connect_calibration(
+    camera = connect_camera()
+    bias = connect_calibration("bias", "Assembled bias level left after overscan subtraction, in ADU.")
+    dark = connect_calibration("dark", "Assembled dark current, in ADU per second.")
+    flat = connect_calibration("flat", "Assembled relative response, about one.")
+    defects = connect_calibration("defects", "Rectangles of bad pixels, beside those of the description.")
+    linearizer = connect_calibration(
         "linearizer", "Polynomials that make the signal proportional to the light."
     )
-    ptc = _connect_calibration("ptc", "Measured gains and read noises.", minimum=1)
+    ptc = connect_calibration("ptc", "Measured gains and read noises.", minimum=1)
     post_isr_image = cT.Output(
         doc="Assembled image in electrons, with mask and variance.",
         name="post_isr_image",
@@ -149,7 +126,7 @@ class IsrTask(pipe_base.PipelineTask):
         origin = f"camera dataset of {data_id['instrument']}"
         camera = CameraDescription.from_dict(inputs.pop("camera"), origin=origin)
         exposure = data_id.records["exposure"]
-        calibrations = {name: inputs.get(name) for name in _CALIBRATION_DIMENSIONS}
+        calibrations = {name: inputs.get(name) for name in CALIBRATION_DIMENSIONS}
         self._check_calibrations(camera, calibrations, data_id)
         outputs = self.run(
             inputs["raw"],
@@ -331,7 +308,7 @@ class IsrTask(pipe_base.PipelineTask):
             ("flat", self.config.do_flat),
         ):
             if wanted and found[name] is None and name in camera.calibrations:
-                kept = {key: data_id[key] for key in _CALIBRATION_DIMENSIONS[name]}
+                kept = {key: data_id[key] for key in CALIBRATION_DIMENSIONS[name]}
                 raise CalibrationMissingError(
                     f"No {name} for {kept} valid at exposure {data_id['exposure']} in the input "
                     f"collections, and by its description {camera.name} has {name} frames: certify one, or "

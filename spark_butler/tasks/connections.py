@@ -1,0 +1,52 @@
+"""Connections that several tasks have: the camera, and calibrations of a detector.
+
+Runs in every process that makes a pipeline.
+"""
+
+from __future__ import annotations
+
+__all__ = ("CALIBRATION_DIMENSIONS", "connect_calibration", "connect_camera")
+
+import lsst.pipe.base.connectionTypes as cT
+
+_DETECTOR = ("instrument", "detector")
+
+CALIBRATION_DIMENSIONS = {
+    "bias": _DETECTOR,
+    "dark": _DETECTOR,
+    "flat": ("instrument", "physical_filter", "detector"),
+}
+"""Dimensions of the calibrations that are images; all others are tables of a detector."""
+
+
+def connect_camera() -> cT.PrerequisiteInput:
+    """Return the connection to the description of the camera."""
+    return cT.PrerequisiteInput(
+        doc="Description of the camera, as a mapping.",
+        name="camera",
+        storageClass="StructuredDataDict",
+        dimensions=("instrument",),
+        isCalibration=True,
+    )
+
+
+def connect_calibration(name: str, doc: str, *, minimum: int = 0) -> cT.PrerequisiteInput:
+    """Return the connection to a calibration dataset: an image of bias, dark or flat, else a table.
+
+    Parameters
+    ----------
+    name
+        Name of the dataset type.
+    doc
+        Description of the dataset.
+    minimum
+        Least number of datasets for a quantum.
+    """
+    return cT.PrerequisiteInput(
+        doc=doc,
+        name=name,
+        storageClass="ImageV2" if name in CALIBRATION_DIMENSIONS else "ArrowAstropy",
+        dimensions=CALIBRATION_DIMENSIONS.get(name, _DETECTOR),
+        isCalibration=True,
+        minimum=minimum,
+    )
