@@ -118,8 +118,9 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     if plan is None or plan.task_labels.keys() != set(xgraph):
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
     ObserverGroup(observer).on_plan(plan)
+    record_temporaries(butler, graph.header.output_run, temporary_types)
     factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
-    scratch = _prepare_scratch(butler, graph.header.output_run, temporary_types)
+    scratch = _new_scratch_folder(butler, graph.header.output_run)
     context = make_context(
         graph,
         butler,
@@ -179,15 +180,8 @@ def _make_factory(
     )
 
 
-def _prepare_scratch(
-    butler: Butler | GraphButler, run: str, temporary_types: Collection[str]
-) -> ResourcePath | None:
-    """Record the temporary dataset types of a run, and return the scratch folder of this attempt.
-
-    The folder is `None` if the datastore has no files.
-    """
-    if temporary_types and isinstance(butler, Butler):
-        record_temporaries(butler, run, temporary_types)
+def _new_scratch_folder(butler: LimitedButler, run: str) -> ResourcePath | None:
+    """Return the scratch folder of this attempt at a run; `None` if the datastore has no files."""
     folders = scratch_folders(butler, run)
     return folders[0].join(f"{uuid.uuid4()}/", forceDirectory=True) if folders else None
 

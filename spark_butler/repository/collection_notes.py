@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from lsst.daf.butler import Butler, MissingCollectionError
+from lsst.daf.butler import Butler, LimitedButler, MissingCollectionError
 from lsst.resources import ResourcePath
 
 from ..atomic_write import atomic_write
@@ -29,8 +29,8 @@ _OLD_HEADING = "Not retained in this run, or not always: "
 _THREADS = 8
 
 
-def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None:
-    """Record the temporary dataset types of a run.
+def record_temporaries(butler: LimitedButler, run: str, names: Collection[str]) -> None:
+    """Record the temporary dataset types of a run; without a registry, do nothing.
 
     Parameters
     ----------
@@ -42,6 +42,8 @@ def record_temporaries(butler: Butler, run: str, names: Collection[str]) -> None
     spark_butler.errors.EngineError
         Raised if the file can't be written.
     """
+    if not names or not isinstance(butler, Butler):
+        return
     known = retry_database("The notes can't be read", lambda: read_temporaries(butler, [run]))
     places = _find_places(butler, run)
     if known.issuperset(names) or not places:
