@@ -136,14 +136,14 @@ def assemble_planes(
     planes: PlanesDescription,
     detector: DetectorDescription,
 ) -> tuple[dict[str, npt.NDArray[np.bool_]], Image32 | None]:
-    """Read the planes beside raw pixels, and put their pixels where those of the image are.
+    """Read the planes beside raw pixels, and assemble them as the image is assembled.
 
     Parameters
     ----------
     header
         Cards of the raw frame, as from `read_raw_pixels`.
     planes
-        Which planes there are, and what they mean.
+        Extensions of the planes, and the meaning of their pixels.
     detector
         The frame's detector, as from `describe_frame`.
 
@@ -152,7 +152,7 @@ def assemble_planes(
     masks
         Pixels to be masked, by mask plane.
     variance
-        In ADU squared, NaN where there is none; `None` without a plane of noise.
+        In ADU squared, NaN for pixels without one; `None` without a plane of noise.
 
     Raises
     ------

@@ -143,7 +143,7 @@ def write_references(stars: astropy.table.Table, file: str, *, overwrite: bool =
     Parameters
     ----------
     stars
-        What `fetch_gaia` returned.
+        Result of `fetch_gaia`.
     file
         Name of the file.
     overwrite
@@ -227,9 +227,9 @@ def _calibrate(found: astropy.table.Table) -> astropy.table.Table:
     stars = found[[*_ASTROMETRY]]
     for band, zero_point in _AB_ZERO_POINTS.items():
         scale = (zero_point * u.ABmag).to_value(u.nJy)
-        for theirs, ours in (("flux", "flux"), ("flux_error", "flux_error")):
-            values = np.ma.asarray(found[f"phot_{band}_mean_{theirs}"], dtype=np.float64)
-            stars[f"phot_{band}_{ours}"] = astropy.table.Column(
+        for name in ("flux", "flux_error"):
+            values = np.ma.asarray(found[f"phot_{band}_mean_{name}"], dtype=np.float64)
+            stars[f"phot_{band}_{name}"] = astropy.table.Column(
                 np.ma.filled(values * scale, np.nan), unit=u.nJy
             )
     return stars

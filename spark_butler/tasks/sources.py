@@ -79,7 +79,7 @@ class SourceMeasurements:
     """Number of the footprint, the connected pixels above the threshold, of each; 0 off all of them."""
 
     sky: FloatArray
-    """What the PSF flux was measured above, in one pixel at the center."""
+    """Background under the PSF flux, in the pixel at the center."""
 
     extendedness: FloatArray
     """1 for sources wider than the PSF, 0 for others, NaN if unknown."""

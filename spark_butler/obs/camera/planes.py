@@ -35,11 +35,11 @@ class MaskPlaneDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
     extension: _Extension
     """Name (``EXTNAME``) of the HDU."""
     bits: dict[Literal["BAD", "SATURATED", "NO_DATA"], tuple[_Bit, ...]] = {}
-    """Which bits make a pixel so, counted from 0; other bits mean nothing.  Without it, a pixel is bad where
+    """Bits, counted from 0, that set each mask plane; other bits are ignored.  Without it, a pixel is bad if
     the plane is not 0."""
 
     def split(self, plane: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
-        """Return where each mask plane is set.
+        """Return the pixels of each mask plane.
 
         Parameters
         ----------
@@ -61,7 +61,7 @@ class NoisePlaneDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Variance in ADU squared, standard deviation in ADU, or inverse variance."""
 
     def to_variance(self, plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return the variance in ADU squared; NaN where there is none.
+        """Return the variance in ADU squared; NaN for pixels without one.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class NoisePlaneDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class PlanesDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What science frames have beside their pixels."""
+    """Planes that science frames have beside their pixels."""
 
     mask: MaskPlaneDescription | None = None
     noise: NoisePlaneDescription | None = None

@@ -215,7 +215,7 @@ def read_raw_pixels(
 class CompanionPlanes(str):
     """The card `PLANES` of a file whose pixels were read: the planes' names, and access to them.
 
-    Most cameras have no use for these planes, so that none is read before it is asked for.
+    `read` reads a plane when it is needed: most cameras have no use for them.
     """
 
     _file: tuple[bytes, str, bool]
@@ -227,11 +227,11 @@ class CompanionPlanes(str):
         Parameters
         ----------
         names
-            What the card says.
+            Value of the card.
         content
             The file, unpacked.
         name
-            What errors call the file.
+            Name of the file in errors.
         check_sums
             Whether pixels that disagree with their ``DATASUM`` are an error.
         """

@@ -267,10 +267,11 @@ def moffat_slopes(
     offsets = stamp_offsets(radius)
     # The profiles, and sums of their derivative by the quadratic form, times u, v, u^2, u v and v^2.
     sums = np.zeros((6, len(dx), offsets.size, offsets.size))
-    for shift_y, weight_y in _quadrature(fwhm):
+    nodes = _quadrature(fwhm)
+    for shift_y, weight_y in nodes:
         v = (offsets[None, :] + shift_y - dy[:, None])[:, :, None]
         square = yy * v**2 + 1.0
-        for shift_x, weight_x in _quadrature(fwhm):
+        for shift_x, weight_x in nodes:
             u = (offsets[None, :] + shift_x - dx[:, None])[:, None, :]
             form = u * (xx * u + xy * v)
             form += square
@@ -290,7 +291,8 @@ def moffat_slopes(
     sums[0] *= peak[:, None, None]
     sums[1:] *= (-beta * peak)[:, None, None]
     model, u1, u2, uv, v1, v2 = sums
-    shear, scale = 1.0 - g1**2 - g2**2, 1.0 / ((1.0 - g1**2 - g2**2) * alpha**2)
+    shear = 1.0 - g1**2 - g2**2
+    scale = 1.0 / (shear * alpha**2)
     by_form = xx * u2 + xy * uv + yy * v2
     h1, h2, s1, s2, s3 = (
         part[:, None, None] for part in (2.0 * g1 / shear, 2.0 * g2 / shear, scale * g1, scale * g2, scale)
