@@ -74,7 +74,7 @@ def pytest_collection_finish() -> None:
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _keep_no_journal_on_disk(connection: Any, _: Any) -> None:
+def _never_wait_for_the_disk(connection: Any, _: Any) -> None:
     """Let registries of this process not wait for the disk, some hundred times a test."""
     if isinstance(connection, sqlite3.Connection):
         (timeout,) = connection.execute("PRAGMA busy_timeout").fetchone()

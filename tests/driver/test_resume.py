@@ -468,8 +468,6 @@ def _lock(butler: Butler, repo: Repo, seconds: float) -> threading.Thread:
     engine = butler._registry._db._engine  # type: ignore[attr-defined]
     sqlalchemy.event.listen(engine, "connect", lambda each, _: each.execute("PRAGMA busy_timeout = 20"))
     engine.dispose()
-    # A new connection reads the database before it has this setting.
-    engine.connect().close()
     locked = threading.Event()
 
     def hold() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -48,20 +49,18 @@ def _texts(path: Path) -> Iterator[bytes]:
 def _read_ui(port: int) -> dict[str, bytes]:
     """What Spark's pages and its REST interface say at this moment; nothing if there are none."""
     pages: dict[str, bytes] = {}
-    root = f"http://127.0.0.1:{port}"
-    try:
-        with urllib.request.urlopen(f"{root}/api/v1/applications", timeout=5) as answer:
-            (application,) = json.load(answer)
+
+    def read(path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bytes(answer.read())
+
+    with contextlib.suppress(OSError, ValueError):
+        (application,) = json.loads(read("/api/v1/applications"))
         for name in ("environment", "stages?details=true", "jobs", "allexecutors", "sql"):
-            with urllib.request.urlopen(
-                f"{root}/api/v1/applications/{application['id']}/{name}", timeout=5
-            ) as answer:
-                pages[f"api/v1 {name.partition('?')[0]}"] = answer.read()
-        for name in ("/environment/", "/stages/", "/jobs/", "/executors/"):
-            with urllib.request.urlopen(f"{root}{name}", timeout=5) as answer:
-                pages[name] = answer.read()
-    except (OSError, ValueError):
-        pass
+            path = f"/api/v1/applications/{application['id']}/{name}"
+            pages[f"api/v1 {name.partition('?')[0]}"] = read(path)
+        for path in ("/environment/", "/stages/", "/jobs/", "/executors/"):
+            pages[path] = read(path)
     return pages
 
 

@@ -66,6 +66,20 @@ def cutter() -> Iterator[Cutter]:
     CliLog.resetLog()
 
 
+def _cut_connections(postgres: PostgresServer) -> None:
+    """Cut the connections of all users that tests have made."""
+    postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'r%'")
+
+
+def _make_night(postgres_repo: Callable[..., Path], folder: Path) -> tuple[Path, Path]:
+    """Make a repository with a mock night; return it and the file of the pipeline."""
+    pipeline = folder / "pipeline.yaml"
+    pipeline.write_text(PIPELINE)
+    repo = postgres_repo()
+    fill_mock_night(repo, pipeline, visits=1, detectors=4, inputs=("mock_raw",))
+    return repo, pipeline
+
+
 def _run(repo: Path, name: str, pipeline: Path, *more: str) -> Result:
     CliLog.resetLog()
     data = ["run", "-b", str(repo), "-i", "inputs", "-p", str(pipeline), "--output-run", name, *more]
@@ -105,13 +119,9 @@ def test_run_goes_on_after_lost_connections(
             # The server ends with the thread that starts it.
             starter.submit(postgres.start).result()
         else:
-            # As all users of this test that have connections now.
-            postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'r%'")
+            _cut_connections(postgres)
 
-    pipeline = tmp_path / "pipeline.yaml"
-    pipeline.write_text(PIPELINE)
-    repo = postgres_repo()
-    fill_mock_night(repo, pipeline, visits=1, detectors=4, inputs=("mock_raw",))
+    repo, pipeline = _make_night(postgres_repo, tmp_path)
     # The second run finds dataset types registered, as later ones do.
     for name in ("u/first", "u/whole"):
         cutter.prepare("", 0, act)
@@ -132,12 +142,9 @@ def test_chain_is_replaced_and_rebased_once(
     cutter: Cutter, postgres: PostgresServer, postgres_repo: Callable[..., Path], tmp_path: Path
 ) -> None:
     def act() -> None:
-        postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'r%'")
+        _cut_connections(postgres)
 
-    pipeline = tmp_path / "pipeline.yaml"
-    pipeline.write_text(PIPELINE)
-    repo = postgres_repo()
-    fill_mock_night(repo, pipeline, visits=1, detectors=4, inputs=("mock_raw",))
+    repo, pipeline = _make_night(postgres_repo, tmp_path)
     assert _run(repo, "u/chain/0", pipeline, "-o", "u/chain").exit_code == 0
     assert _run(repo, "u/chain/1", pipeline, "-o", "u/chain").exit_code == 0
     with Butler.from_config(repo) as butler:
