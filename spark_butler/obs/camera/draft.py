@@ -8,11 +8,13 @@ from __future__ import annotations
 __all__ = ("Draft", "draft_description")
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import astropy.time
 import yaml
 from lsst.resources import ResourcePath
 
@@ -20,6 +22,18 @@ from ...errors import UserError
 from .description import CameraDescription
 from .draft_detectors import DetectorDraft, as_number, find_binning, flow, unbinned_size
 from .exposures import describe_raw
+from .header_checks import (
+    DAYS,
+    EQUINOXES,
+    EXPOSURES,
+    FRAMES,
+    MOMENTS,
+    TIMES,
+    check_equinox,
+    check_time,
+    find_unit,
+    is_in_hours,
+)
 from .header_fields import HeaderField, HeaderValueError
 from .raw_fits import PLANES, display_name, read_raw_header
 
@@ -35,16 +49,8 @@ _KINDS = {
     "focus": ("focus",),
     "science": ("light", "sci", "object", "target"),
 }
-_TIMES: tuple[dict[str, Any], ...] = (
-    {"keyword": "DATE-OBS"},
-    {"keyword": "DATE-BEG"},
-    {"keyword": ["DATE-OBS", "TIME-OBS"], "join": "T"},
-    {"keyword": ["DATE-OBS", "UT"], "join": "T"},
-    {"keyword": ["DATE-OBS", "UTC-OBS"], "join": "T"},
-    {"keyword": "MJD-OBS", "time_format": "mjd"},
-    {"keyword": "JD", "time_format": "jd"},
-)
-_EXPOSURES = ("EXPTIME", "EXPOSURE", "EXP_TIME", "ITIME", "ESO DET DIT")
+_DAY_LAYOUTS = ("%d/%m/%y", "%d/%m/%Y", "%Y/%m/%d", "%Y%m%d", "%Y-%m-%dT00:00:00")
+_TIME_LAYOUTS = ("%H:%M:%S", "%H:%M:%S.%f", "%H:%M")
 _NUMBERS = ("EXPID", "EXPNUM", "ESO GEN EXPO NO", "FRAMENUM", "RUNNO")
 _POSITIONS = (
     ("RA", "DEC"),
@@ -210,11 +216,7 @@ class _Writer:
 
     def _write_header(self, science: Sequence[Header]) -> None:
         self.lines.append("header:")
-        time = next((each for each in _TIMES if self._can_read(each, "time")), None)
-        time_mark = ""
-        if time is None:
-            time = {"constant": "2000-01-01T00:00:00"}
-            time_mark = self._ask("date_begin", "the headers have no time; when was it?")
+        time, time_mark = self._find_time()
         number = next((key for key in _NUMBERS if self._can_read({"keyword": key}, "integer")), None)
         if number is not None:
             self._add("  exposure_id", number)
@@ -226,13 +228,15 @@ class _Writer:
         self._add("  detector", self.detector_keyword or {"constant": 0})
         self._add("  image_type", self.type_keyword or {"constant": "light"})
         self._add("  date_begin", _short(time), time_mark)
-        seconds = self._number(_EXPOSURES)
+        seconds = self._number(EXPOSURES)
         mark = "" if seconds else self._ask("exposure_time", "the headers have none; how many seconds?")
         self._add("  exposure_time", _short(seconds or {"constant": 1.0}), mark)
         self._add("  physical_filter", self.filter_keyword or {"constant": "clear"})
         if binning := find_binning(self.headers):
             self._add("  binning", _short(binning))
         self._write_position(science)
+        if equinox := self._find_equinox(science):
+            self._add("  equinox", _short(equinox), "  # of ra and dec")
         if target := self._present(_TARGETS, science):
             self._add("  target", target[0])
 
@@ -242,13 +246,18 @@ class _Writer:
                 continue
             if ra == "CRVAL1" and not str(self.first.get("CTYPE1", "")).startswith("RA"):
                 continue
-            is_text = isinstance(science[0][ra], str) and as_number(science[0][ra]) is None
-            field = {"keyword": ra, "unit": "hour"} if is_text else {"keyword": ra}
-            if self._can_read(field, "angle", science) and self._can_read({"keyword": dec}, "angle", science):
-                mark = "" if is_text or ra == "CRVAL1" else "  # guess: degrees; else unit: hour"
-                self._add("  ra", _short(field), mark)
-                self._add("  dec", dec)
-                return
+            plain = HeaderField(keyword=(ra,))
+            is_text = any(as_number(each[ra]) is None for each in science)
+            in_hours = all(is_in_hours(each, plain) for each in science)
+            for more in ({}, {"decimal_comma": True}):
+                field = {"keyword": ra, **({"unit": "hour"} if in_hours else {}), **more}
+                other = {"keyword": dec, **more}
+                if self._can_read(field, "angle", science) and self._can_read(other, "angle", science):
+                    certain = is_text or in_hours or ra == "CRVAL1"
+                    mark = "" if certain else "  # guess: degrees; else unit: hour"
+                    self._add("  ra", _short(field), mark)
+                    self._add("  dec", _short(other))
+                    return
         mark = self._ask("ra, dec", "the headers have no position; where on the sky is it, in degrees?")
         self._add("  ra", {"constant": 0.0}, mark)
         self._add("  dec", {"constant": 0.0})
@@ -262,12 +271,65 @@ class _Writer:
         for number in numbers:
             self.lines.extend(draft.write(number, len(numbers)))
 
+    def _find_time(self) -> tuple[dict[str, Any], str]:
+        """Return the field of the begin, and a mark if it is a guess."""
+        for field in self._time_fields():
+            try:
+                times = [self._checked_time(field, each) for each in self.headers]
+            except HeaderValueError:
+                continue
+            is_day = all(time.isot.endswith("T00:00:00.000") for time in times)
+            return field, "  # guess: midnight, as the headers have the day only" if is_day else ""
+        mark = self._ask("date_begin", "the headers have no time; when was it?")
+        return {"constant": "2000-01-01T00:00:00"}, mark
+
+    def _time_fields(self) -> Iterator[dict[str, Any]]:
+        """Yield fields that may be the begin."""
+        days = self._present(DAYS)
+        for day in days:
+            yield {"keyword": day}
+            yield {"keyword": day, "time_format": "iso"}
+        for day, time in itertools.product(days, self._present(TIMES)):
+            joined = {"keyword": [day, time], "join": "T"}
+            yield joined
+            for layouts in itertools.product(_DAY_LAYOUTS, _TIME_LAYOUTS):
+                yield {**joined, "time_format": "T".join(layouts)}
+        for key, form in MOMENTS.items():
+            yield {"keyword": key, "time_format": form}
+        for day, layout in itertools.product(days, _DAY_LAYOUTS):
+            yield {"keyword": day, "time_format": layout}
+
+    def _checked_time(self, field: Mapping[str, Any], header: Header) -> astropy.time.Time:
+        reader = HeaderField.model_validate(dict(field))
+        if (time := reader.time(header)) is None:
+            raise HeaderValueError("no time")
+        check_time(header, reader, time)
+        return time
+
+    def _find_equinox(self, science: Sequence[Header]) -> dict[str, Any] | None:
+        """Return the field of the equinox, if a header has another one than 2000."""
+        time, _ = self._find_time()
+        begins = [HeaderField.model_validate(time).time(each) for each in science]
+        try:
+            for each, begin in zip(science, begins, strict=True):
+                check_equinox(each, begin)
+        except HeaderValueError:
+            for key in self._present(EQUINOXES, science):
+                if self._can_read({"keyword": key, "pattern": r"\d+\.?\d*"}, "number", science):
+                    return {"keyword": key}
+            for key in self._present(FRAMES, science):
+                frames = sorted({str(each[key]).strip() for each in science})
+                return {"keyword": key, "values": {f: 1950 if "FK4" in f.upper() else 2000 for f in frames}}
+        return None
+
     def _number(self, keywords: Iterable[str]) -> dict[str, Any] | None:
-        """Return the field of a number, with a decimal comma if need be."""
+        """Return the field of a number of seconds, with a decimal comma and a factor if need be."""
         for key in keywords:
             for more in ({}, {"decimal_comma": True}):
-                if self._can_read({"keyword": key, **more}, "number"):
-                    return {"keyword": key, **more}
+                field: dict[str, Any] = {"keyword": key, **more}
+                if self._can_read(field, "number"):
+                    unit = find_unit(self.first, HeaderField(keyword=(key,)))
+                    return field if unit is None else {**field, "factor": unit[0]}
         return None
 
     def _can_read(self, field: Mapping[str, Any], how: str, headers: Sequence[Header] | None = None) -> bool:

@@ -16,6 +16,7 @@ from lsst.resources import ResourcePath
 
 from .description import CameraDescription, DetectorDescription, FilterDescription, ObservationType
 from .frame_detector import bin_detector, check_size, describe_frame
+from .header_checks import check_equinox, check_exposure_time, check_right_ascension, check_time
 from .header_fields import HeaderField, HeaderMap, HeaderValueError
 from .raw_fits import JOINED, display_name, read_raw_header
 
@@ -146,12 +147,14 @@ def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDes
         )
     if not 0 <= duration < _LONGEST:
         raise HeaderValueError(f"exposure_time = {duration} is not within 0 and {_LONGEST:.0f} seconds")
+    check_time(header, fields.date_begin, begin)
+    check_exposure_time(header, fields.exposure_time, duration, begin)
     obs_id = _text(fields.obs_id, header) or str(exposure_id)
     group = _text(fields.group, header) or obs_id
     day_obs, night = _night(begin, camera.day_obs_offset_hours)
     seq_num = None if fields.seq_num is None else fields.seq_num.integer(header)
     on_sky = observation_type == "science"
-    ra, dec = _pointing(header, fields) if on_sky else (None, None)
+    ra, dec = _pointing(header, fields, begin) if on_sky else (None, None)
     exposure = {
         "instrument": camera.name,
         "id": exposure_id,
@@ -191,12 +194,15 @@ def _needed[T](value: T | None, label: str, field: HeaderField) -> T:
     return value
 
 
-def _pointing(header: Mapping[str, Any], fields: HeaderMap) -> tuple[float, float]:
+def _pointing(header: Mapping[str, Any], fields: HeaderMap, begin: astropy.time.Time) -> tuple[float, float]:
     """Return the ICRS position of the boresight in degrees."""
+    check_right_ascension(header, fields.ra)
     ra = _within(header, "ra", fields.ra, -180.0, 360.0) % 360.0
     dec = _within(header, "dec", fields.dec, -90.0, 90.0)
     year = None if fields.equinox is None else (fields.equinox.text(header) or "").strip().lstrip("JB")
     if not year:
+        if fields.ra.constant is None:
+            check_equinox(header, begin)
         return ra, dec
     try:
         equinox = float(year)
@@ -214,7 +220,7 @@ def _within(header: Mapping[str, Any], label: str, field: HeaderField, low: floa
     if not low <= angle <= high:
         raise HeaderValueError(
             f"{label}: {' or '.join(field.keyword) or 'constant'} gives {angle:.6g} degrees, which is not "
-            f"within {low:g} and {high:g}; is the unit {field.unit!r} right?"
+            f"within {low:g} and {high:g}; is the unit {field.unit or 'deg'!r} right?"
         )
     return angle
 

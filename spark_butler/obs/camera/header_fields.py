@@ -41,12 +41,18 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Translation of the card's text into the value meant; a text that is not listed is an error."""
     join: str | None = None
     """Text that joins the values of all keywords into one: a day and a time in two cards."""
-    factor: float = 1.0
-    """Factor for a number or an angle: 0.001 for milliseconds, -1 for the opposite sign."""
+    factor: float | None = None
+    """Factor for a number or an angle: 0.001 for milliseconds, -1 for the opposite sign.
+
+    Without it, it is 1, and a header that contradicts that is refused.
+    """
     decimal_comma: bool = False
     """Whether numbers are written as ``'30,00000'``."""
-    unit: Literal["deg", "hour", "rad"] = "deg"
-    """Unit of an angle; sexagesimal text is understood for ``deg`` and ``hour``."""
+    unit: Literal["deg", "hour", "rad"] | None = None
+    """Unit of an angle; sexagesimal text is understood for ``deg`` and ``hour``.
+
+    Without it, it is ``deg``, and a header that contradicts that is refused.
+    """
     time_format: str = "isot"
     """Format of a time: one of astropy's (``isot``, ``mjd``, ``jd``, ``unix``, ...), or one
     of ``strptime`` (``%d/%m/%y``)."""
@@ -75,6 +81,14 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"pattern {self.pattern!r} is no regular expression: {err}") from None
         return self
 
+    def sources(self, header: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keywords of the cards that the value comes from; none for a constant or a default."""
+        # A card of 0 is there: 0 minutes of arc.
+        present = [key for key in self.keyword if header.get(key) is not None and str(header[key]).strip()]
+        if self.join is not None:
+            return self.keyword if len(present) == len(self.keyword) else ()
+        return tuple(present[:1])
+
     def read(self, header: Mapping[str, Any]) -> Any:
         """Return the untyped value; `None` if the header has none and there is no default.
 
@@ -85,18 +99,11 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         """
         if self.constant is not None:
             return self.constant
-        if self.join is not None:
-            # A card of 0 is there: 0 minutes of arc.
-            found = (header.get(keyword) for keyword in self.keyword)
-            parts = ["" if value is None else str(value).strip() for value in found]
-            return (
-                self._translate("+".join(self.keyword), self.join.join(parts)) if all(parts) else self.default
-            )
-        for keyword in self.keyword:
-            value = header.get(keyword)
-            if value is not None and str(value).strip():
-                return self._translate(keyword, value)
-        return self.default
+        if not (found := self.sources(header)):
+            return self.default
+        if self.join is None:
+            return self._translate(found[0], header[found[0]])
+        return self._translate("+".join(found), self.join.join(str(header[key]).strip() for key in found))
 
     def _translate(self, keyword: str, value: Any) -> Any:
         text = str(value).strip()
@@ -144,7 +151,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise self._fail(value, "a number") from None
         if not math.isfinite(number):
             raise self._fail(value, "a finite number")
-        return number * self.factor
+        return number if self.factor is None else number * self.factor
 
     def integer(self, header: Mapping[str, Any]) -> int | None:
         """Return the value as an integer, or `None`."""
@@ -163,16 +170,17 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         value = self.read(header)
         if value is None:
             return None
-        unit = {"deg": u.deg, "hour": u.hourangle, "rad": u.rad}[self.unit]
+        name = self.unit or "deg"
+        unit = {"deg": u.deg, "hour": u.hourangle, "rad": u.rad}[name]
         if self.decimal_comma and isinstance(value, str):
             value = value.replace(",", ".")
         try:
             angle = float(astropy.coordinates.Angle(value, unit=unit).deg)
         except (ValueError, TypeError, u.UnitsError):
-            raise self._fail(value, f"an angle in {self.unit}") from None
+            raise self._fail(value, f"an angle in {name}") from None
         if not math.isfinite(angle):
-            raise self._fail(value, f"a finite angle in {self.unit}")
-        return angle * self.factor
+            raise self._fail(value, f"a finite angle in {name}")
+        return angle if self.factor is None else angle * self.factor
 
     def time(self, header: Mapping[str, Any]) -> astropy.time.Time | None:
         """Return the value as a time, or `None`."""

@@ -8,6 +8,7 @@ __all__ = (
     "PLANES",
     "CompanionPlanes",
     "RawFileError",
+    "RawHeader",
     "display_name",
     "read_raw_header",
     "read_raw_pixels",
@@ -51,8 +52,27 @@ class RawFileError(UserError, OSError):
     """A file is no FITS file, is truncated or is corrupt."""
 
 
-def _as_plain(header: astropy.io.fits.Header, name: str) -> dict[str, HeaderValue]:
-    values: dict[str, HeaderValue] = {}
+class RawHeader(dict[str, HeaderValue]):
+    """Cards of a raw file."""
+
+    comments: dict[str, str]
+    """Their comments, where they have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.comments = {}
+
+    def overlaid(self, other: RawHeader) -> RawHeader:
+        """Return these cards with those of another header over them."""
+        joined = RawHeader()
+        for each in (self, other):
+            joined.update(each)
+            joined.comments = {k: v for k, v in joined.comments.items() if k not in each} | each.comments
+        return joined
+
+
+def _as_plain(header: astropy.io.fits.Header, name: str) -> RawHeader:
+    values = RawHeader()
     for keyword in header:
         if keyword in _SKIPPED:
             continue
@@ -63,15 +83,17 @@ def _as_plain(header: astropy.io.fits.Header, name: str) -> dict[str, HeaderValu
                 f"{name}: unreadable header card {keyword}: {' '.join(str(err).split())}"
             ) from None
         values[keyword] = value if isinstance(value, bool | int | float | str) else None
+        if comment := header.comments[keyword]:
+            values.comments[keyword] = comment
     return values
 
 
-def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, Any], dict[str, HeaderValue]]:
+def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, Any], RawHeader]:
     """Return the HDUs with raw pixels, and the first one's cards over those of the primary header.
 
     Several of one size are amplifiers in extensions of their own: one image, joined from left to right.
     """
-    primary: dict[str, HeaderValue] = {}
+    primary = RawHeader()
     found: dict[int, Any] = {}
     companions: list[str] = []
     for index, hdu in enumerate(hdus):
@@ -89,12 +111,12 @@ def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, An
     assert shape is not None, "It was among those with one."
     # An image of another size is a guide camera's or a preview.
     found = {k: image for k, image in found.items() if _plane_shape(image.header) == shape}
-    cards = primary if index == 0 else {**primary, **_as_plain(hdu.header, name)}
+    cards = primary if index == 0 else primary.overlaid(_as_plain(hdu.header, name))
     if len(found) > 1:
         for number, image in enumerate(found.values(), start=1):
             own = _as_plain(image.header, name)
-            cards |= {f"{keyword}@{number}": value for keyword, value in own.items()}
-        cards |= {"NAXIS": 2, "NAXIS1": len(found) * shape[1], "NAXIS2": shape[0], JOINED: len(found)}
+            cards.update({f"{keyword}@{number}": value for keyword, value in own.items()})
+        cards.update(NAXIS=2, NAXIS1=len(found) * shape[1], NAXIS2=shape[0], **{JOINED: len(found)})
     if companions:
         cards[PLANES] = " ".join(dict.fromkeys(companions))
     return found, cards
@@ -146,7 +168,7 @@ def display_name(uri: ResourcePath) -> str:
     return uri.ospath if uri.isLocal else str(uri)
 
 
-def read_raw_header(uri: ResourcePathExpression) -> dict[str, HeaderValue]:
+def read_raw_header(uri: ResourcePathExpression) -> RawHeader:
     """Read the header cards that describe a raw image, without its pixels.
 
     Parameters
