@@ -26,13 +26,14 @@ from .model.work import all_inputs, all_outputs
 from .planning.graph import check_graph_file, task_modules
 from .planning.request import RunRequest
 from .provenance.recorder import check_destination
-from .report.folder import find_attempts, is_silent, read_json
+from .report.folder import find_attempts, read_json
+from .report.status_file import is_silent
 from .repository.checks import check_writeable, store_roots
 from .repository.store_checks import check_store
 from .run import ActiveRun, PreparedRun
 from .run_folders import run_folder
 from .text import translate_errors
-from .worker.pickling import check_tasks
+from .worker.notebook_classes import check_tasks
 
 
 def prepare_graph_run(

@@ -34,7 +34,7 @@ from .planning.plan import Plan
 from .planning.request import RunRequest
 from .provenance.recorder import ProvenanceRecorder, check_destination
 from .report import RunReporter
-from .report.build import build_reporter
+from .report.reporter import build_reporter
 from .repository.checks import check_repository, refuse_read_only
 from .repository.database_retry import retry_database
 from .repository.input_repository import find_input_collection
@@ -47,7 +47,7 @@ from .repository.output_run import (
     resolve_output,
 )
 from .text import best_effort
-from .worker.pickling import check_tasks
+from .worker.notebook_classes import check_tasks
 
 
 class OnlyShown(Exception):
@@ -110,7 +110,7 @@ class PreparedRun:
         on_cancel: Callable[[], None],
         bars: bool,
     ) -> RunReporter:
-        """Build the reporter of the run; see `spark_butler.report.build.build_reporter`."""
+        """Build the reporter of the run; see `spark_butler.report.reporter.build_reporter`."""
         return build_reporter(
             self.request,
             self.graph,

@@ -76,7 +76,7 @@ def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
 
     from ..report import find_attempts
     from ..repository.checks import store_roots
-    from ..repository.names import unknown_run
+    from ..repository.unknown_names import unknown_run
     from ..temporaries.scratch import list_scratch_runs, scratch_folder
 
     roots = store_roots(butler)

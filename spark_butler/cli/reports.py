@@ -32,7 +32,7 @@ from ..report import (
 from ..report.progress import ProgressSnapshot
 from ..report.usage import Price, format_runs, format_usage, price_usage, read_price
 from ..repository.checks import check_repository, store_roots
-from ..repository.names import unknown_run
+from ..repository.unknown_names import unknown_run
 from ..text import align_rows, format_count, format_seconds, translate_errors
 from ..worker.log_requests import LogRequest, read_answers
 from .command import LeafCommand, print_json

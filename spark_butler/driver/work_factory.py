@@ -19,7 +19,7 @@ from .._daf_butler import export_records
 from ..model.options import Limits
 from ..model.work import GroupPayload, GroupWork, QuantumWork, Route, UnitWork, all_inputs, all_outputs
 from ..planning.plan import Group, Plan, Unit
-from ..worker.pickling import dump_by_name
+from ..worker.notebook_classes import dump_by_name
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from lsst.daf.butler.registry import UserExpressionError
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from ..errors import UserError
-from ..repository.names import explain_query
+from ..repository.unknown_names import explain_query
 from .camera.description import CameraDescription
 from .instrument import ONE_TO_ONE
 from .repository import get_description

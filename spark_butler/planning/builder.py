@@ -31,8 +31,8 @@ from .._daf_butler import fetch_run_ids
 from ..errors import OptionsError, RepositoryError
 from ..masking import hide_secrets
 from ..repository.collection_notes import read_temporaries
-from ..repository.names import check_collections, check_input_types, explain_query, has_collection
 from ..repository.output_checks import check_configs
+from ..repository.unknown_names import check_collections, check_input_types, explain_query, has_collection
 from ..temporaries.selection import find_temporary_types
 from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
 from .pattern_files import retained_types

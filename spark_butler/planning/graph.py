@@ -32,8 +32,8 @@ from .._pipe_base import import_graph_fixup
 from ..errors import EmptyGraphError, NothingToDo, OptionsError, UserError
 from ..text import brief
 from .builder import build_predicted_graph
-from .hints import hint_at_pipeline
 from .request import RunRequest
+from .unknown_names import hint_at_pipeline
 
 logger = logging.getLogger(__name__)
 

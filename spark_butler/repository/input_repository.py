@@ -39,7 +39,7 @@ from ..errors import OptionsError, RepositoryError
 from ..model.work import all_inputs, all_outputs
 from ..text import best_effort, brief, format_data_id
 from .checks import store_roots
-from .names import check_collections, has_collection
+from .unknown_names import check_collections, has_collection
 
 logger = logging.getLogger(__name__)
 

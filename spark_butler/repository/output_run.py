@@ -29,8 +29,8 @@ from ..run_folders import run_folder
 from ..text import brief
 from .checks import check_writeable, register_run, store_roots
 from .database_retry import is_connection_loss, retry_database
-from .names import has_collection
 from .output_checks import check_configs, check_dataset_types, check_name, check_tasks
+from .unknown_names import has_collection
 
 logger = logging.getLogger(__name__)
 

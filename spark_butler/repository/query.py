@@ -34,8 +34,8 @@ from lsst.daf.butler.utils import has_globs
 from .._daf_butler import export_records
 from ..errors import EmptyGraphError, OptionsError
 from ..text import brief
-from .names import check_collections, explain_query, unknown_collection, unknown_dataset_type
 from .output_checks import check_name
+from .unknown_names import check_collections, explain_query, unknown_collection, unknown_dataset_type
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, UnitWork, WorkerContext
 from ..temporaries.shuffle import partition_of
 from ..text import brief
-from ..worker.pickling import dump_context
+from ..worker.notebook_classes import dump_context
 from . import _pyspark
 from .preflight import explain_full_disk
 

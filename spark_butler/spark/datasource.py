@@ -27,7 +27,7 @@ from ..errors import EmptyGraphError, OptionsError
 from ..repository.checks import check_repository
 from ..repository.query import find_data_ids
 from ..worker.function_butler import DataIdBatch, DataIdContext, WorkerButler
-from ..worker.pickling import dump_with_classes
+from ..worker.notebook_classes import dump_with_classes
 from ._pyspark import to_arrow, to_spark
 
 _PUSHDOWN = "spark.sql.python.filterPushdown.enabled"

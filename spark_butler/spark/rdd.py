@@ -27,7 +27,7 @@ from ..errors import FunctionError, OptionsError, UserError
 from ..masking import hide_secrets
 from ..text import brief, cell_name
 from ..worker.function_butler import DataIdBatch, DataIdContext, PutReport, run_batch
-from ..worker.pickling import dump_with_classes
+from ..worker.notebook_classes import dump_with_classes
 from .backend import new_accumulator
 from .job_names import named_job
 from .session import check_session

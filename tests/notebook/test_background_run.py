@@ -22,7 +22,7 @@ from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.notebook.options import make_notebook_request
 from spark_butler.notebook.run import Run, RunStatus
-from spark_butler.report import AttemptFolder, RunReporter, build, find_attempts, read_json
+from spark_butler.report import AttemptFolder, RunReporter, find_attempts, read_json
 from spark_butler.repository.checks import store_roots
 from spark_butler.repository.task_history import save_times
 from spark_butler.run import prepare
@@ -96,7 +96,9 @@ def test_a_pipeline_that_is_only_in_the_notebook_has_no_command(job_repo: JobRep
 def test_a_run_is_cancelled_by_its_handle_or_by_the_command(
     job_repo: JobRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_elsewhere: bool
 ) -> None:
-    monkeypatch.setattr(build, "RunReporter", functools.partial(RunReporter, seconds_between=0.1))
+    monkeypatch.setattr(
+        "spark_butler.report.reporter.RunReporter", functools.partial(RunReporter, seconds_between=0.1)
+    )
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 2.0\n")
     name = f"back/cancelled{from_elsewhere:d}"
@@ -144,7 +146,7 @@ def test_failure_to_write_report_does_not_fail_the_run(
         raise PermissionError("not here")
 
     monkeypatch.setattr(RunReporter, "_write_status", refuse)
-    monkeypatch.setattr("spark_butler.report.watch.make_page", refuse)
+    monkeypatch.setattr("spark_butler.report.reporter.make_page", refuse)
     run = _start(job_repo, output_run="back/refused", select_tasks="first").wait()
     assert run.status is RunStatus.SUCCEEDED
     assert run.report_uri is None

@@ -12,7 +12,7 @@ from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from spark_butler.errors import OptionsError
-from spark_butler.worker.pickling import check_tasks, dump_by_name, dump_with_classes
+from spark_butler.worker.notebook_classes import check_tasks, dump_by_name, dump_with_classes
 
 CELL = """
 import lsst.pex.config as pc

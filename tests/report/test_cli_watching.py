@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from lsst.daf.butler import Butler
 
 from spark_butler.cli.main import main
-from spark_butler.report import AttemptFolder, RunReporter, build, find_attempts, read_json
+from spark_butler.report import AttemptFolder, RunReporter, find_attempts, read_json
 from spark_butler.repository.checks import store_roots
 from tests.support.job_harness import JobRepo, submit
 
@@ -157,7 +157,9 @@ def _check_commands(repo: JobRepo, place: Path, run: str) -> None:
 def test_cancelled_run_ends_in_order(
     job_repo: JobRepo, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "RunReporter", functools.partial(RunReporter, seconds_between=0.1))
+    monkeypatch.setattr(
+        "spark_butler.report.reporter.RunReporter", functools.partial(RunReporter, seconds_between=0.1)
+    )
     slow = tmp_path / "slow.py"
     slow.write_text("config.sleep = 0.5\n")
 

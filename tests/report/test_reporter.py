@@ -14,7 +14,6 @@ from rich.console import Console
 
 from spark_butler.errors import EngineError
 from spark_butler.report import RunReporter, find_attempts, read_json
-from spark_butler.report import watch as watch_module
 from spark_butler.report.progress import ProgressSnapshot, TaskProgress
 from spark_butler.report.terminal import Bars
 from spark_butler.report.text import progress_line
@@ -115,7 +114,7 @@ def test_failure_to_build_report_is_a_warning(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such number")
 
-    monkeypatch.setattr(watch_module, "make_content", fail)
+    monkeypatch.setattr("spark_butler.report.reporter.make_content", fail)
     watch = RunReporter(make_run(), ResourcePath(tmp_path, forceDirectory=True), bars=False)
     watch.finish("succeeded")
     assert "No report could be made of the run: no such number" in caplog.text

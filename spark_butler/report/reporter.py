@@ -5,31 +5,40 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["RunReporter"]
+__all__ = ["RunReporter", "build_reporter"]
 
 import contextlib
 import datetime
 import json
 import logging
-import os
+import platform
 import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from lsst.daf.butler import Butler
+from lsst.pipe.base import Pipeline
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from ..datastore.graph_butler import GraphButler
+from ..driver.backend import Backend
 from ..driver.events import ObserverGroup, RunObserver
+from ..driver.inventory import count_done_before
 from ..masking import hide_secrets
-from ..model.outcomes import job_text
+from ..planning.request import RunRequest
+from ..repository.checks import store_roots
+from ..repository.task_history import find_task_means, load_times
 from ..text import best_effort, brief
 from .content import make_content
 from .folder import AttemptFolder, new_attempt
 from .html import make_page
 from .progress import Progress
 from .record import RunInfo, RunRecord
-from .text import failure_text, progress_line
+from .status_file import write_status
+from .text import progress_line
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +46,7 @@ _STATUS_SECONDS = 10.0
 _LOG_SECONDS = 60.0
 _BAR_SECONDS = 0.25
 _JOIN_SECONDS = 5.0
-_N_FAILURES = 5
+_OPTIONS = ("pipeline", "graph_file", "inputs", "output", "output_run", "where")
 
 
 class RunReporter:
@@ -168,22 +177,7 @@ class RunReporter:
             self._on_cancel()
 
     def _write_status(self, folder: AttemptFolder, state: str) -> None:
-        snapshot = self.progress.snapshot()
-        status: dict[str, Any] = {
-            "format": 1,
-            "run": self._run.run,
-            "state": state,
-            "started": self._run.started.isoformat(timespec="seconds"),
-            "driver": f"{socket.gethostname()}:{os.getpid()}",
-            "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "every": self._seconds_between,
-            **(snapshot if state == "running" else snapshot.at_end()).describe(),
-            "failures": [
-                hide_secrets(f"{job_text(outcome.report)}: {failure_text(outcome)}")
-                for outcome in snapshot.failures[-_N_FAILURES:]
-            ],
-        }
-        folder.status_file.write(json.dumps(status, separators=(",", ":")).encode())
+        write_status(folder, self._run, self.progress.snapshot(), state, self._seconds_between)
 
     def _log(self) -> None:
         if self.progress.snapshot().total.total:
@@ -196,6 +190,64 @@ class RunReporter:
 
             bars = self._stack.enter_context(Bars(self.progress.snapshot))
             self._stack.enter_context(_Ticker(bars.draw, _BAR_SECONDS, "display"))
+
+
+def build_reporter(
+    request: RunRequest,
+    graph: PredictedQuantumGraph,
+    butler: Butler | GraphButler,
+    backend: Backend,
+    *,
+    phases: Mapping[str, float],
+    started: datetime.datetime,
+    on_cancel: Callable[[], None],
+    bars: bool,
+) -> RunReporter:
+    """Build the reporter of a run.
+
+    Parameters
+    ----------
+    butler
+        Butler of the repository, or that of the graph for a run without a
+        registry.
+    on_cancel
+        Function that another thread calls after ``spark-butler cancel``.
+    bars
+        Whether to draw progress bars.
+    """
+    options = {name: value for name in _OPTIONS if (value := getattr(request, name))}
+    if isinstance(pipeline := options.get("pipeline"), Pipeline):
+        # The text of a pipeline would be a whole file.
+        options["pipeline"] = f"in memory, of {', '.join(pipeline.task_labels)}"
+    options.update(request.options.model_dump(mode="json"))
+    roots = store_roots(butler)
+    slots = min(request.options.processes or backend.slots, backend.slots)
+    done_before: dict[str, int] = {}
+    if request.options.skip_existing and isinstance(butler, Butler):
+        with best_effort("Can't count the quanta that were done before"):
+            done_before = count_done_before(butler, graph)
+    return RunReporter(
+        RunInfo(
+            graph.header.output_run,
+            hide_secrets(request.repo),
+            slots=slots,
+            command=request.command,
+            options=json.loads(hide_secrets(json.dumps(options, default=str))),
+            platform={
+                "driver": socket.gethostname(),
+                "system": platform.platform(),
+                **getattr(backend, "platform", {}),
+            },
+            phases=phases,
+            done_before=done_before,
+            quanta={label: len(quanta) for label, quanta in graph.quanta_by_task.items()},
+            started=started,
+        ),
+        roots[0] if roots else None,
+        bars=bars,
+        progress=Progress(slots=slots, task_seconds=find_task_means(load_times(roots[0])) if roots else {}),
+        on_cancel=on_cancel,
+    )
 
 
 class _Ticker:
