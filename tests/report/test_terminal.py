@@ -116,6 +116,8 @@ def stop(*_):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise KeyboardInterrupt
 signal.signal(signal.SIGTERM, stop)
+# A shell that runs the tests in the background lets its processes ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with bars:
     for n in range(3):
         logging.info("line %d", n)
