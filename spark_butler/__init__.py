@@ -43,6 +43,7 @@ __all__ = [
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_names
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .driver.engine import execute_graph, plan_graph
@@ -50,9 +51,6 @@ if TYPE_CHECKING:
     from .model.options import RunOptions
     from .notebook.butler import SparkButler
     from .spark.session import make_session
-
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "RunOptions": "model.options",

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .. import __version__
+from .._version import __version__
 from ..spark.startup import launch_jvm_in_background
 from .cleanup import cleanup
 from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
