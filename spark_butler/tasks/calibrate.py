@@ -35,7 +35,15 @@ from .photometry import (
     load_references,
     make_match_columns,
 )
-from .quality import Measure, QualityConfig, judge, measure_pixels, measure_psf, names_beyond
+from .quality import (
+    Measure,
+    QualityConfig,
+    judge,
+    measure_linearity,
+    measure_pixels,
+    measure_psf,
+    names_beyond,
+)
 from .sources import SourceMeasurements, make_source_table, measure_sources
 from .visit_summary import make_summary_table, make_visit_image, summarize
 
@@ -282,7 +290,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
             "zero_point_scatter": zero_point.scatter,
             "zero_point_error": zero_point.error,
-            "zero_point_trend": zero_point.trend,
+            **measure_linearity(image, measured),
         }
         if references is not None:
             values["matched_references"] = float(astrometry.sources.size)

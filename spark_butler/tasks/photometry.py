@@ -45,9 +45,6 @@ _MAD_TO_SIGMA = 1.4826
 _REFERENCE_SCATTER = 0.01
 """Scatter in magnitudes between good references and a detector; it limits the weight of single stars."""
 
-_FEWEST_FOR_TREND, _FARTHEST = 15, 0.2
-"""Stars that are needed to see that a detector is not linear, and the magnitudes that they may be off."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ZeroPoint:
@@ -64,9 +61,6 @@ class ZeroPoint:
 
     used: npt.NDArray[np.intp]
     """Indices of the stars that survived the clipping."""
-
-    trend: float = math.nan
-    """Magnitudes by which the brightest stars differ from faint ones, beyond three times the error."""
 
     @classmethod
     def unknown(cls) -> Self:
@@ -123,31 +117,7 @@ def fit_zero_point(
     # The median of Gaussian numbers has a variance larger than the mean's by pi / 2.
     error = spread * math.sqrt(0.5 * math.pi / float((weight[index] ** 2).sum()))
     scatter = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center)))
-    near = np.nonzero(good)[0]
-    near = near[np.abs(each[near] - center) < _FARTHEST]
-    return ZeroPoint(center, error, scatter, index, _trend(inst_flux[near], each[near], weight[near]))
-
-
-def _trend(flux: FloatArray, each: FloatArray, weight: FloatArray) -> float:
-    """Return the change of zero points from faint to the brightest stars, in proportion to their light.
-
-    A detector that is not linear makes one.
-    """
-    if flux.size < _FEWEST_FOR_TREND:
-        return math.nan
-    order = np.argsort(-flux, kind="stable")
-    trends = []
-    # A single star, however bright, is no trend.
-    for chosen in (order, order[1:]):
-        square = weight[chosen] ** 2
-        light = flux[chosen] / flux[chosen[0]]
-        light = light - np.average(light, weights=square)
-        power = float((square * light**2).sum())
-        slope = float((square * light * each[chosen]).sum()) / power
-        left = each[chosen] - slope * light
-        spread = _MAD_TO_SIGMA * float(np.median(np.abs(left - np.median(left)) * weight[chosen]))
-        trends.append(max(abs(slope) - 3.0 * spread / math.sqrt(power), 0.0))
-    return min(trends)
+    return ZeroPoint(center, error, scatter, index)
 
 
 def isolated_references(

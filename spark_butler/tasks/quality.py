@@ -10,6 +10,7 @@ __all__ = (
     "QualityConfig",
     "QualityLimitError",
     "judge",
+    "measure_linearity",
     "measure_pixels",
     "measure_psf",
     "names_beyond",
@@ -36,6 +37,10 @@ type BoolArray = npt.NDArray[np.bool_]
 
 _MAD_TO_SIGMA = 1.4826
 _BLANK = math.nan
+
+_FEWEST_CORES, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
+"""Stars that are needed to see that a detector is not linear, their least signal-to-noise ratio, and the
+relative scatter of their profiles that is not noise."""
 
 
 class QualityLimitError(UserError, RuntimeError):
@@ -86,9 +91,9 @@ class QualityConfig(Config):
     )
     max_zero_point_scatter = _limit("Largest scatter of the stars' zero points in magnitudes.", 0.15)
     max_zero_point_error = _limit("Largest error of the zero point in magnitudes.", 0.05)
-    max_zero_point_trend = _limit(
-        "Most magnitudes by which the zero point of the brightest stars differs from that of faint ones, "
-        "beyond three times the error: a detector that is not linear.",
+    max_nonlinearity = _limit(
+        "Largest share of its light that the brightest star has lost beside faint ones: a detector that is "
+        "not linear.",
         0.01,
     )
 
@@ -267,6 +272,73 @@ def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float
     excess = math.sqrt(max(float(np.abs(stack).sum()) ** 2 - noise**2, 0.0))
     values["psf_residual"] = excess / float(psf.flux[good].sum())
     return values
+
+
+def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[str, float]:
+    """Return the share of light that the brightest star lost beside faint ones, as far as it is certain.
+
+    A detector that is not linear changes pixels in proportion to the square of their light: stars differ from
+    the PSF by its square, the more the brighter they are.  What the PSF lacks is the same share of all stars.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted image in electrons.
+    measured
+        Measurements of all sources.
+    """
+    psf, model = measured.psf, measured.model
+    stars = np.nonzero(measured.usable(_CORE_SNR) & (psf.blendedness < 0.02))[0]
+    radius = math.ceil(1.5 * model.fwhm)
+    ix, iy = nearest_pixel(psf.x[stars], psf.y[stars], psf.residual.shape)
+    hidden = plane_union(image.mask, "BAD", "COSMIC_RAY", "SATURATED", "NO_DATA")
+    good = ~gather_windows(hidden, ix, iy, radius, fill=True)
+    whole = good.mean(axis=(1, 2)) > 0.9
+    stars, ix, iy, good = stars[whole], ix[whole], iy[whole], good[whole]
+    if stars.size < _FEWEST_CORES:
+        return {"nonlinearity": _BLANK}
+    flux = psf.flux[stars]
+    profile = model.stamps(psf.x[stars], psf.y[stars], ix, iy, radius)
+    variance = gather_windows(image.variance.array, ix, iy, radius).astype(np.float64)
+    # The weight is the same for all: what the PSF lacks must weigh the same in faint and in bright stars.
+    weight = good / (profile + float(np.median(image.variance.array)) / flux.max())
+
+    def product(first: FloatArray, second: FloatArray) -> FloatArray:
+        return np.asarray((weight * first * second).sum(axis=(1, 2)))
+
+    square = profile**2
+    # The part of the square that no other flux of the star would fit.
+    square -= (product(square, profile) / product(profile, profile))[:, None, None] * profile
+    power = product(square, square)
+    residual = gather_windows(psf.residual, ix, iy, radius).astype(np.float64)
+    # The same change of pixels takes this share of a fitted flux.
+    share = (profile**3).sum(axis=(1, 2)) / (profile**2).sum(axis=(1, 2)) / flux / power
+    lost = -share * product(square, residual)
+    error = np.hypot(share * np.sqrt(product(square, weight * square * variance)), _CORE_SCATTER)
+    peak = flux * profile.max(axis=(1, 2))
+    order = np.argsort(-peak, kind="stable")
+    slope, slope_error = _slope(peak[order], lost[order], error[order])
+    # A single star, however bright, is no proof, as it may be two: the others must lose half as much.
+    rest = _slope(peak[order[1:]], lost[order[1:]], error[order[1:]])[0] * peak[order[0]] / peak[order[1]]
+    # A gain is none, either: unseen neighbors widen faint stars.
+    certain = slope > 3.0 * slope_error and rest > 0.0
+    return {"nonlinearity": min(slope, 2.0 * rest) if certain else 0.0}
+
+
+def _slope(light: FloatArray, lost: FloatArray, error: FloatArray) -> tuple[float, float]:
+    """Return the change of what is lost from no light to that of the first star, and its error."""
+    light, weight = light / light[0], 1.0 / error**2
+    kept = np.ones(light.size, dtype=bool)
+    for _ in range(5):
+        used = weight * kept
+        centered = light - np.average(light, weights=used)
+        power = float((used * centered**2).sum())
+        slope = float((used * centered * lost).sum()) / power
+        left = lost - np.average(lost, weights=used) - slope * centered
+        pull = np.abs(left) / error
+        scatter = max(_MAD_TO_SIGMA * float(np.median(pull[kept])), 1.0)
+        kept = pull < 4.0 * scatter
+    return slope, scatter / math.sqrt(power)
 
 
 def names_beyond(measures: Sequence[Measure], among: Sequence[str] | None = None) -> str:

@@ -206,23 +206,3 @@ def test_without_stars_there_is_no_zero_point() -> None:
     result = fit_zero_point(one, one, one, min_stars=3)
     assert np.isnan(result.magnitude)
     assert np.isnan(result.njy_per_count)
-
-
-@pytest.mark.parametrize(("loss", "least", "most"), [(0.0, 0.0, 0.0), (0.05, 0.03, 0.05)])
-def test_a_detector_that_is_not_linear_shows_in_the_trend_of_its_zero_points(
-    loss: float, least: float, most: float
-) -> None:
-    rng = np.random.default_rng(2)
-    flux = 10.0 ** rng.uniform(3.5, 6.0, 120)
-    magnitudes = loss * flux / flux.max() + rng.normal(0.0, 0.005, flux.size)
-    measured = flux * 10.0 ** (-0.4 * magnitudes)
-    assert least <= fit_zero_point(measured, np.sqrt(flux), 50.0 * flux).trend <= most
-
-
-def test_a_single_star_that_is_off_is_no_trend() -> None:
-    rng = np.random.default_rng(2)
-    flux = 10.0 ** rng.uniform(3.5, 5.0, 60)
-    flux[0] = 1e6
-    measured = flux * 10.0 ** (-0.4 * rng.normal(0.0, 0.005, flux.size))
-    measured[0] *= 0.9
-    assert fit_zero_point(measured, np.sqrt(flux), 50.0 * flux).trend == 0.0

@@ -144,6 +144,39 @@ def test_references_that_scatter_calibrate_nothing() -> None:
     assert np.isfinite(done.column("instFlux")).all()
 
 
+def test_a_detector_that_is_not_linear_is_flagged_with_what_its_brightest_star_lost() -> None:
+    scene = make_scene(count=80, flux=(1e4, 1e6))
+    scene.expected *= 1.0 - 0.06 * np.clip(scene.expected / 5e4, 0.0, 2.0)
+    done = process(scene)
+    assert "nonlinearity" in done.summary["image_flag_reasons"]
+    distance, index = done.match()
+    alone = scipy.spatial.cKDTree(np.column_stack([scene.x, scene.y]))
+    good = (distance < 0.5) & (alone.query(alone.data, k=2)[0][:, 1] > 20.0)
+    for name in ("pixelFlags_edge", "pixelFlags_saturated"):
+        good &= ~done.column(name)[index]
+    ratio = done.column("instFlux")[index] / scene.flux
+    faint = good & (scene.flux < 5e4)
+    brightest = int(np.argmax(np.where(good, scene.flux, 0.0)))
+    lost = 1.0 - ratio[brightest] / np.median(ratio[faint])
+    assert lost > 0.02
+    assert done.summary["quality_nonlinearity"] == pytest.approx(lost, rel=0.3)
+
+
+@pytest.mark.parametrize("change", [0.0, 1.5])
+def test_bright_stars_on_a_linear_detector_have_lost_nothing(change: float) -> None:
+    done = process(make_scene(count=80, flux=(1e4, 1e6), change=change))
+    assert done.summary["quality_nonlinearity"] < 0.005
+    assert not done.summary["image_flag"]
+
+
+def test_a_bright_star_that_is_two_proves_nothing_about_the_detector() -> None:
+    scene = make_scene(count=60, flux=(5e3, 1e5))
+    star = make_scene(count=1, flux=(5e5, 5e5), seed=3).expected - 200.0
+    # Two stars that are a pixel apart.
+    scene.expected += star + np.roll(star, 1, axis=1)
+    assert "nonlinearity" not in process(scene).summary["image_flag_reasons"]
+
+
 def test_an_image_without_sources_fails() -> None:
     with pytest.raises(NoSourcesError, match="No source was detected"):
         process(make_scene(count=0))
