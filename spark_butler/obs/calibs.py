@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("CalibrationKind", "ingest_calibs", "parse_validity")
 
 import contextlib
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -124,10 +125,11 @@ def ingest_calibs(  # noqa: PLR0913
     else:
         camera, images = _make_masters(butler, kind, files, cameras, failures)
     owner = make_instrument_class(camera.name)()
-    run = output_run or owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
     calib = owner.makeCalibrationCollectionName()
     data_ids = [_data_id(camera, key) for key in images]
     are_certified = _are_certified(butler, kind, data_ids, calib, validity, replace)
+    stem = owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
+    run = _register_new(butler, stem) if output_run is None else output_run
     butler.collections.register(run)
     with butler.transaction():
         refs = [
@@ -139,6 +141,12 @@ def ingest_calibs(  # noqa: PLR0913
         butler.registry.certify(calib, refs, validity)
     logger.info("Certified %d %s masters from %s in %s.", len(refs), kind, run, calib)
     return refs
+
+
+def _register_new(butler: Butler, name: str) -> str:
+    """Register a new RUN collection; its name has a number if a run of the same second has the name."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(run for run in names if butler.collections.register(run))
 
 
 def _data_id(camera: CameraDescription, key: CalibrationKey) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from lsst.daf.butler import Butler, Timespan
+from lsst.pipe.base import Instrument
 
 from spark_butler.demo.simulation import SimulatedData
 from spark_butler.demo.simulation._readout import Electronics
@@ -203,6 +204,21 @@ def test_defects_are_read_from_files_of_several_forms(simcam: Butler, tmp_path: 
         assert ref.dataId["detector"] == 1
         found = simcam.get("defects", instrument="SimCam", detector=1, collections="SimCam/calib")
         np.testing.assert_array_equal(to_mask(found, (256, 256)), expected)
+
+
+def test_masters_of_one_second_get_runs_of_their_own(
+    simcam: Butler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Instrument, "makeCollectionTimestamp", lambda: "20260101T000000Z")
+    (tmp_path / "bad.csv").write_text("x0,y0,width,height\n3,4,1,2\n")
+    runs = []
+    for detector in ("S00", "S01", "S00"):
+        (ref,) = ingest_calibs(
+            simcam, "defects", [tmp_path / "bad.csv"], detector=detector, instrument="SimCam", replace=True
+        )
+        runs.append(ref.run)
+    assert len(set(runs)) == 3
+    assert all(run.startswith("SimCam/calib/defects/20260101T000000Z") for run in runs)
 
 
 def test_defects_that_can_not_be_placed_are_refused(simcam: Butler, tmp_path: Path) -> None:
