@@ -27,7 +27,10 @@ type BoolArray = npt.NDArray[np.bool_]
 
 _NOTHING: IntArray = np.zeros(0, dtype=np.intp)
 _LEFT_OUT = 4
-"""Number of stars of which one is left out of the fit."""
+"""Number of parts of the stars, each of which is left out once to choose the degree of the distortion."""
+
+_RESERVED = 5
+"""Number of stars of which one is left out of the fit, to judge it."""
 
 _MOST_FITTED = 600
 
@@ -60,6 +63,9 @@ class AstrometrySolution:
 
     reserved: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
     """Matched sources that were left out of the fit, from which ``scatter`` is computed."""
+
+    fitted: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
+    """Matched sources that the projection was fitted to; neither are outliers and the faintest sources."""
 
     sip_degree: int = 0
     """Degree of the distortion's polynomials; 0 without them."""
@@ -191,19 +197,19 @@ def refine_wcs(  # noqa: PLR0913
             return fail(f"{source.size} matches; {min_matches} are needed")
         fitted, partners = (index[: _best_count(noise[source])] for index in (source, reference))
         pairs = _Pairs(sources[fitted], on_plane[partners], np.hypot(noise[fitted], max(floor, 0.01)), shape)
-        if step in (1, len(radii) - 1):
-            degree = _choose_degree(pairs, max_sip_degree)
-        refined = _solve(wcs, plane, pairs, degree)
+        degree = _choose_degree(pairs, max_sip_degree) if step in (1, len(radii) - 1) else degree
+        used = ~_left_out(len(fitted), step + 1 < len(radii))
+        refined = _solve(wcs, plane, pairs.part(used), degree)
         placed = _place(refined, sky)
         floor = max(_unexplained(sources[fitted] - placed[partners], noise[fitted]), 0.01)
-    reserved, scatter = _validate(pairs, degree, pixel_scale(plane))
     return AstrometrySolution(
         wcs=refined,
         sources=usable[source],
         references=on_image[reference],
         offset=_offset_at_center(wcs, refined, shape),
-        scatter=scatter,
-        reserved=usable[source[reserved]],
+        scatter=pixel_scale(plane) * _validate(pairs, used, degree),
+        reserved=usable[fitted[~used]],
+        fitted=usable[fitted[used]],
         sip_degree=degree,
     )
 
@@ -277,6 +283,10 @@ class _Pairs:
     errors: FloatArray
     shape: tuple[int, ...]
 
+    def part(self, used: BoolArray) -> _Pairs:
+        """Return some of the pairs."""
+        return _Pairs(self.pixels[used], self.plane[used], self.errors[used], self.shape)
+
     def terms(self, pixels: FloatArray, degree: int) -> FloatArray:
         """Return the terms of the polynomials that map pixels to the plane."""
         return polynomial_terms(pixels[:, 0] / self.shape[1], pixels[:, 1] / self.shape[0], max(degree, 1))
@@ -325,15 +335,19 @@ def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
     return degrees[best]
 
 
-def _validate(pairs: _Pairs, degree: int, scale: float) -> tuple[IntArray, float]:
-    """Return the stars that were left out, and their scatter in arcseconds about a fit to the others."""
-    left_out = np.arange(len(pairs.pixels)) % _LEFT_OUT == 1
-    if np.count_nonzero(~left_out) < _LEAST_LINEAR:
+def _left_out(count: int, is_first: bool) -> BoolArray:
+    """Return which of so many stars, brightest first, are left out; none of a few, and of first fits."""
+    left_out = np.asarray(np.arange(count) % _RESERVED == 1)
+    if is_first or np.count_nonzero(~left_out) < _LEAST_LINEAR:
         left_out[:] = False
-    tested = left_out if left_out.any() else np.ones(len(pairs.pixels), dtype=bool)
-    residual = pairs.residuals(~left_out, tested, degree)
-    scatter = scale * 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
-    return np.nonzero(left_out)[0], scatter
+    return left_out
+
+
+def _validate(pairs: _Pairs, used: BoolArray, degree: int) -> float:
+    """Return the scatter in pixels of the stars that were left out, about the fit to the others."""
+    tested = np.ones(len(used), dtype=bool) if used.all() else ~used
+    residual = pairs.residuals(used, tested, degree)
+    return 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
 
 
 def _tangent_plane(first: astropy.wcs.WCS, shape: tuple[int, ...]) -> astropy.wcs.WCS:

@@ -265,7 +265,7 @@ def make_match_columns(
         "refFlux": flux,
         "refOffset_ra": along_ra,
         "refOffset_dec": along_dec,
-        "calib_astrometry_used": _flagged(astrometry.sources, count),
+        "calib_astrometry_used": _flagged(astrometry.fitted, count),
         "calib_astrometry_reserved": _flagged(astrometry.reserved, count),
         "calib_photometry_used": _flagged(used, count),
     }

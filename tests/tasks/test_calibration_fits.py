@@ -9,7 +9,7 @@ import pytest
 from astropy.coordinates import SkyCoord
 from lsst.pipe.base import InMemoryDatasetHandle
 
-from spark_butler.tasks.astrometry import project_references, refine_wcs
+from spark_butler.tasks.astrometry import AstrometrySolution, project_references, refine_wcs
 from spark_butler.tasks.photometry import (
     AB_ZERO_NJY,
     fit_zero_point,
@@ -123,6 +123,27 @@ def test_distortion_after_a_wrong_start_is_recovered_to_ten_milliarcseconds(
     # Stars that the fit has not seen have the noise of the positions.
     assert solution.scatter == pytest.approx(0.02 * 0.2, rel=0.5)
     assert 0.1 < len(solution.reserved) / len(solution.sources) < 0.4
+
+
+def test_reserved_and_deviant_stars_do_not_change_the_fit() -> None:
+    x, y, flux, ra, dec, ref_flux = make_field()
+
+    def refine() -> AstrometrySolution:
+        return refine_wcs(
+            make_wcs(shift=1.0), x, y, flux, ra, dec, ref_flux, SHAPE, max_offset=50.0, match_radius=2.0
+        )
+
+    first = refine()
+    assert len(first.reserved) == pytest.approx(0.2 * len(first.sources), abs=3)
+    assert not set(first.reserved) & set(first.fitted)
+    assert set(first.reserved) | set(first.fitted) <= set(first.sources)
+    # An error is 0.05 pixels.
+    moved, deviant = first.reserved[0], first.fitted[0]
+    x[moved] += 0.1
+    np.testing.assert_allclose(refine().wcs.wcs.crval, first.wcs.wcs.crval, atol=1e-9)
+    np.testing.assert_allclose(refine().wcs.wcs.cd, first.wcs.wcs.cd, atol=1e-12)
+    x[deviant] += 0.5
+    assert deviant not in refine().fitted
 
 
 def test_a_projection_without_distortion_gets_none() -> None:
