@@ -37,10 +37,10 @@ class Backend(Protocol):
 
         Notes
         -----
-        Several threads may call this at once.  Errors of tasks never raise.  An
-        exception means that workers were lost, or for a
-        `~spark_butler.errors.WorkerDiskError` that a disk of a worker is full.
-        Units without outcomes then have to run again.
+        Several threads may call this at once.  Errors of tasks don't raise; they
+        are reported as outcomes.  A `~spark_butler.errors.WorkerDiskError` means
+        that a disk of a worker is full; any other exception means that workers
+        were lost.  After an exception, units without outcomes have to run again.
         """
         ...
 

@@ -28,10 +28,9 @@ class BatchSizer:
 
     Notes
     -----
-    Submitted groups wait in a queue without priorities.  The queue should be
-    just long enough that no slot is idle until the driver submits more.
-    In simulated runs of long quanta, twice as many groups as slots cost a
-    sixth of the time.
+    Spark runs submitted groups in the order of submission, so an urgent group
+    waits behind all groups in this queue.  The queue should be just long
+    enough that no slot is idle until the driver submits more groups.
     """
 
     def __init__(self, quanta_per_group: float, times: Mapping[str, float] | None = None):
@@ -60,9 +59,9 @@ class BatchSizer:
         Returns
         -------
         size
-            As many as keep a worker busy for two seconds; fewer where each
-            slot would get less than four Spark tasks; one while the times of
-            a task are unknown.
+            Number of groups that keep a worker busy for two seconds.  It is
+            smaller if each slot would otherwise get fewer than four Spark
+            tasks, and 1 if the time of a task is unknown.
         """
         if not all(label in self._means for label in labels):
             return 1

@@ -28,8 +28,9 @@ from .late_writes import LateWrites
 class Collector:
     """Collector of outcomes, which registers the outputs of quanta as they arrive.
 
-    A context manager.  Its end removes the scratch folder, reconciles files
-    that two attempts may have written, and waits for the last batch.
+    A context manager.  When the context ends, it removes the scratch folder,
+    reconciles the recorded sizes of files that two attempts may have written,
+    and waits for the last batch.
 
     Parameters
     ----------
@@ -97,17 +98,17 @@ class Collector:
                 self._stream.close()
 
     def collect(self, outcome: QuantumOutcome) -> None:
-        """Schedule the outputs of a quantum for the next batch.
+        """Add the outputs of a quantum to the next batch.
 
         Parameters
         ----------
         outcome
-            The outcome.  It is a further one if the quantum was rerun after
-            its temporary was lost.
+            The outcome.  A quantum that was rerun to replace a lost temporary
+            has a second one.
         """
         predicted = self._predict_outputs(outcome.quantum_id, outcome.outputs)
         if self._stream is not None:
-            # The metadata and logs of an earlier attempt in a provenance graph, which no worker could remove.
+            # No worker could remove the metadata and logs of an earlier attempt from a provenance graph file.
             replaced = self._packed.intersection(ref.id for ref in predicted)
             self._packed.difference_update(replaced)
             self._stream.add(predicted, outcome.outputs, outcome.records, (*outcome.removed, *replaced))

@@ -1,8 +1,9 @@
 """Outputs of earlier attempts at a run, and the quanta that have to run again.
 
-Runs in the driver.  The registry may lag behind the datastore by the last
-seconds of a driver that was killed.  Finished outputs that such a driver did
-not ingest are *adopted*; unfinished quanta run again and replace theirs.
+Runs in the driver.  A driver that was killed may not have registered the outputs
+of its last seconds.  Outputs of quanta that succeeded are then *adopted*: they are
+registered without running the quanta.  Unfinished quanta run again and replace
+their outputs.
 """
 
 from __future__ import annotations

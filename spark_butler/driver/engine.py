@@ -99,7 +99,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     Returns
     -------
     result
-        Outcomes and blocked quanta.  All their outputs are registered.
+        Outcomes and blocked quanta.  All outputs are registered.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         Raised if the graph can't be partitioned as the options require; nothing
         has run.
     spark_butler.errors.EngineError
-        Raised if the engine fails.  The outputs of all outcomes that had
+        Raised if the engine fails.  Outputs of quanta whose outcomes had
         arrived are registered.
     """
     check = None if lease is None else lease.check

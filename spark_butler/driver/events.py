@@ -1,6 +1,6 @@
-"""The protocol of observers of a run, and a group of observers as one.
+"""Protocol of the observers of a run, and a group that calls several observers.
 
-The driver calls them.
+Runs in the driver.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RunObserver(Protocol):
 
 @runtime_checkable
 class IngestObserver(Protocol):
-    """An observer that also watches how far the registry is behind."""
+    """An observer that also shows how far the registry lags behind the datastore."""
 
     def on_ingest(self, lag: Callable[[], float]) -> None:
         """Receive a function that any thread may call, once.
@@ -78,7 +78,7 @@ class IngestObserver(Protocol):
 
 
 class ObserverGroup:
-    """Several observers as one; one that raises is dropped, and the run continues.
+    """Group that calls several observers; an observer that raises is not called again.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Failures of a run: counted against its stop rule, and explained in the log.
+"""Counter of the failures of a run, which applies its stop rule and logs each cause.
 
 Runs in the driver.
 """
@@ -44,7 +44,7 @@ class FailureCounter:
         self._alike.pop(label, None)
 
     def log(self, outcome: QuantumOutcome, n_blocked: int) -> None:
-        """Log a failure: in full for a new cause, later only the count of its cause.
+        """Log a failure: in full if its cause is new, otherwise at most the number of such failures.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """Inventory of an output run before its quanta run: outputs of earlier attempts, and quanta to skip.
 
-Runs in the driver.  On a resumed run it registers outputs that an earlier
-driver did not ingest.
+Runs in the driver.  If the run is resumed, the inventory registers outputs
+that the earlier driver did not ingest.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def _take_inventory(
         *(update.removed for update in earlier.updates)
     )
     if not isinstance(butler, Butler):
-        # No note names the temporary types, but the metadata of these quanta list what they have put.
+        # Without a registry no note lists the temporary types.  Types with a missing output are
+        # candidates, which `choose_quanta` compares with the metadata.
         once_temporary = _find_incomplete_types(graph, earlier.done, existing)
     forced: set[uuid.UUID] = set()
     skipped: set[uuid.UUID] = set()

@@ -57,15 +57,15 @@ class Scheduler:
     make_work
         Function that builds the work item of one unit with several groups,
         or of a batch of units with one group each.  `run` calls it in its own
-        thread, after all upstream units have ended.  The arguments are the
-        units, the quanta that must not run, and, if the unit has lost its
-        worker before, the quanta that succeeded before the loss.
+        thread, after all upstream units have ended.  Its arguments are the
+        units, the quanta that must not run, and the quanta that succeeded
+        before the unit lost its worker; `None` if it has lost none.
     on_outcome
         Function that `run` calls in its own thread with each outcome.  A
         quantum that was rerun to replace a lost temporary has two outcomes.
     limit
-        The greatest number of groups to run at once; by default it depends
-        on the slots of the backend.
+        Greatest number of groups to run at once; by default derived from the
+        slots of the backend.
     observer
         Observer of the run, called in the thread of `run`.
     times
@@ -74,13 +74,12 @@ class Scheduler:
 
     Notes
     -----
-    Units with the longest remaining path are submitted first.  Units that
-    have one group with short quanta share a batch, so that a batch keeps a
-    worker busy for a while (`spark_butler.driver.batching.BatchSizer`).  A job
-    is several batches, or one unit of several groups; a thread submits it and
-    waits for its end.
-    The submitted jobs have slightly more batches than the backend has slots,
-    so that no slot waits for the driver.
+    The unit with the longest path to the end of the graph is submitted first.
+    Units of one group with short quanta share a batch, which keeps a worker busy
+    for some seconds (`spark_butler.driver.batching.BatchSizer`).  A job is
+    several batches, or one unit of several groups; a thread submits it and waits
+    for its end.  The submitted jobs have slightly more batches than the backend
+    has slots, so that no slot waits for the driver.
     """
 
     def __init__(  # noqa: PLR0913

@@ -17,7 +17,7 @@ from .ordering import find_stages, find_units, is_balanced, sort_topologically
 from .plan import Crossing, GraphSketch, Group, GroupBy, Plan, Unit
 
 _GROUPS_PER_SLOT = 4
-# Quanta get slower in larger groups, because each log names all earlier quanta of its process.
+# Quanta become slower in larger groups, because each log lists all earlier quanta of its process.
 _MANY_QUANTA = 100
 # Greatest excess of the busiest slot's time over the mean.
 _UNEVEN = 1.02
@@ -26,14 +26,15 @@ _UNEVEN = 1.02
 def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 1) -> Plan:
     """Cut a quantum graph into groups and units.
 
-    With the grain ``fused``, a quantum joins the group of the quanta that it
-    needs if two conditions hold: all of these are in one group, and none of
-    them feeds another quantum of the same task.  Otherwise it begins a new
-    group: it gathers outputs of several groups, or is one of several quanta
-    that one quantum feeds.  Coarser grains join fused groups whose data IDs
-    agree in the given dimensions.  They don't join two groups
-    if a path from one to the other leads through a group with another data
-    ID, since then the joined group would depend on itself.
+    With the grain ``fused``, a quantum joins the group of its upstream quanta
+    if two conditions hold: all of them are in one group, and none of them is
+    upstream of another quantum of the same task.  Otherwise the quantum begins
+    a new group.
+
+    Coarser grains join fused groups whose data IDs agree in the given
+    dimensions.  They don't join two groups if a path from one to the other
+    leads through a group with another data ID, because the joined group would
+    then depend on itself.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ class _Partitioner:
         }
 
     def choose(self, slots: int) -> tuple[list[int], str]:
-        """Return the coarsest grain that gives each slot several groups, and all slots about equal work."""
+        """Return the coarsest partition that gives each slot several groups and about equal work."""
         fused = self.fuse()
         wanted = _GROUPS_PER_SLOT * slots
         one_each: dict[str, Sequence[str]] = {}

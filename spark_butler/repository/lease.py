@@ -3,9 +3,9 @@
 Runs in the driver.
 
 The lease is an empty collection in the registry, because any database lets only one
-of several drivers register it.  Its documentation names the driver and has a count
-that the driver increases while it is alive.  Each transaction that ingests checks the
-name of the driver.
+of several drivers register a collection.  The documentation string of the collection
+names the driver, and has a counter that the driver increases while it is alive.  Each
+transaction that ingests datasets checks the name.
 """
 
 from __future__ import annotations

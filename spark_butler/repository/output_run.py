@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class OutputRequest:
-    """Where outputs go and what is written besides those of the quanta."""
+    """Output collections of a run, and which other outputs than those of quanta to write."""
 
     butler_config: str
     """Address or alias of the repository."""
@@ -150,7 +150,7 @@ def check_output(
     probe_datastore: bool = True,
     source: str | None = None,
 ) -> None:
-    """Check everything that could prevent a graph from being executed; leave nothing written.
+    """Check everything that could prevent the execution of a graph; write nothing that stays.
 
     Parameters
     ----------
@@ -265,8 +265,9 @@ def _resume(request: OutputRequest) -> OutputRequest:
 def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
     """Register new output collections in one transaction, so that a killed driver leaves all or none.
 
-    `ButlerFactory` registers first the run, then the chain.  If the driver is
-    killed in between, it later takes the empty chain for one with other inputs.
+    `ButlerFactory` registers the run first and then the chain.  If the driver is
+    killed in between, a later attempt treats the empty chain as a
+    chain with other inputs.
     """
     collections = request.collections
     if request.extend or collections["prune_replaced"]:

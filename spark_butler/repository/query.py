@@ -55,7 +55,7 @@ class Resolved:
     """The further dataset types."""
 
     records: Mapping[str, DatastoreRecordData]
-    """Datastore records of all of them, by name of the datastore."""
+    """Datastore records of all these datasets, by name of the datastore."""
 
     @property
     def dimensions(self) -> DimensionGroup:

@@ -128,7 +128,7 @@ class GroupButler(LimitedButler):
 
     @property
     def put_records(self) -> dict[str, DatastoreRecordData]:
-        """Datastore records of the same, by name of the datastore."""
+        """Datastore records of `put_refs`, by name of the datastore."""
         return export_records(self._wrapped, self.put_refs) if self._put_refs else {}
 
     @property
@@ -330,7 +330,7 @@ class GroupButler(LimitedButler):
 
 
 def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
-    """List temporaries apart in metadata, or in a log's copy of the metadata.
+    """Move temporaries from the list of outputs to another key, in metadata or a log's copy of the metadata.
 
     Tools that read the list of outputs register everything in it, and
     temporaries are not in the repository.
@@ -348,13 +348,13 @@ def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
 
 
 def _mask_extra(records: ButlerLogRecords) -> None:
-    """Mask secrets in what pipe_base stores with the messages of a quantum, such as its exception."""
+    """Mask secrets in the data that pipe_base stores with a quantum's messages, such as its exception."""
     if (masked := hide_secrets(text := json.dumps(records.extra, default=str))) != text:
         records.extra = json.loads(masked)
 
 
 class _DeferredReader:
-    """The butler of deferred handles, which returns copies because a handle may read several times."""
+    """Butler of deferred handles; it returns copies, because a handle may be read several times."""
 
     def __init__(self, butler: GroupButler):
         self._butler = butler

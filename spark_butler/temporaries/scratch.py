@@ -1,7 +1,7 @@
 """Scratch files: files in the object store for temporaries that are too large for a shuffle.
 
-Workers and their children write and read them; the driver removes them.  They are
-in one folder for each run under a prefix of the datastore's root, where they can be
+Workers and their children write and read them; the driver removes them.  Each run has
+a folder for them, below a fixed folder of the datastore's root, so that they can be
 found after a crash.
 """
 
@@ -38,7 +38,7 @@ type ScratchPart = tuple[str, int, bytes]
 
 _FOLDER = "spark-butler-scratch/"
 _PART_BYTES = 256 * 2**20
-# One folder for each attempt, with the files in it; runs have folders whose names begin with another's.
+# Each attempt has a folder.  The name of a run may begin with that of another run, as in `u/me` and `u/me/2`.
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _OF_ATTEMPT = re.compile(rf"{_UUID}/(?:[^/]+)?")
 _OF_RUN = re.compile(rf"(.+)/{_UUID}/[^/]+", re.DOTALL)
@@ -114,7 +114,7 @@ def fetch_scratch(parts: Sequence[ScratchPart]) -> bytearray:
         if len(content) != length:
             raise OSError(f"Scratch file {address} has {len(content)} bytes; {length} were written.")
         if hashlib.sha256(content).digest() != digest:
-            # The content will be unpickled, and another writer of the bucket must not run code here.
+            # The content would be unpickled, which must not run code of another writer of the bucket.
             raise OSError(f"Scratch file {address} has changed since it was written; it was not read.")
         data[offset : offset + length] = content
         offset += length
@@ -124,7 +124,7 @@ def fetch_scratch(parts: Sequence[ScratchPart]) -> bytearray:
 def find_scratch(folder: ResourcePath, *, one_run: bool = False) -> list[ResourcePath]:
     """List the scratch files of a run, or those of all runs below `scratch_root`.
 
-    With ``one_run``, the files of runs whose names begin with that run's name are left out.
+    With ``one_run``, the files of other runs whose names begin with the run's name are left out.
     """
     return [uri for uri in _list(folder, one_run=one_run) if not uri.geturl().endswith("/")]
 

@@ -2,10 +2,10 @@
 
 Runs in workers, their children, and the process of the serial backend.
 
-A record has a route, a header and a payload.  The route is a list of partitions
-that the record still has to visit, one at each following level of its unit.
-The last of them is the partition of the receiving group.  Large objects are cut
-into chunks, so that no record is large.
+A record has a route, a header and a payload.  The route lists the partitions
+through which the record still has to pass, one for each following level of its
+unit.  The last of them is the partition of the receiving group.  An object is cut
+into chunks of 8 MiB, one record each.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _pack(record: Record, route: Route, payload: Pieces) -> Pieces:
 
 
 def partition_of(record: bytes | bytearray | memoryview) -> int:
-    """Return the next partition of a record, of which the first piece is enough."""
+    """Return the next partition of a record; the first piece of the record is enough."""
     (partition,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
     assert isinstance(partition, int)
     return partition
@@ -165,7 +165,7 @@ def hops_left(record: bytes | bytearray) -> int:
 
 
 def _forward(record: bytes | bytearray) -> bytes:
-    """Return a record with the partition where it is removed from its route."""
+    """Return a record whose route no longer contains the present partition."""
     return _ROUTE_LENGTH.pack(hops_left(record) - 1) + memoryview(record)[_ROUTE_LENGTH.size + 4 :]
 
 
@@ -180,13 +180,13 @@ def open_record(record: bytes | bytearray) -> Record:
 def pack_temporary(
     context: WorkerContext, work: GroupWork, payload: GroupPayload, temporary: EncodedTemporary
 ) -> Iterator[Pieces]:
-    """Build the records of a temporary, for each group that reads it.
+    """Build the records of a temporary for each group that reads it.
 
     Yields
     ------
     record
-        Chunks of the object.  If it is too large, or the disks for shuffles
-        are too full, the addresses of files in the object store.
+        A chunk of the object; or the addresses of its scratch files, if it is
+        too large for the shuffle or the disks for shuffles are too full.
     """
     dataset_id, encoded = temporary.dataset_id, temporary.encoded
     receivers = payload.outgoing[dataset_id]
@@ -271,8 +271,8 @@ class ReceiveBuffer:
 
     Notes
     -----
-    Each object has one buffer, and its chunks are copied to their places in
-    it, so that memory holds only the objects and one chunk.
+    Each object has one buffer, into which its chunks are copied as they arrive.
+    Memory therefore holds only the objects and one chunk.
     """
 
     def __init__(self, group: int):
@@ -356,8 +356,9 @@ def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[Grou
     Yields
     ------
     item
-        First the records for later levels, to be sent on.  Last the work of
-        the group of this partition, with the records that it received.
+        First the records for later levels, to be forwarded.  The last item is
+        the work item of this partition's group, with the records that the
+        group received.
 
     Raises
     ------

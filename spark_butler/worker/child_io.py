@@ -1,7 +1,7 @@
-"""Channels from a child to its worker: a pipe, a log, and a temporary directory.
+"""Pipe, log file and temporary directory of a child.
 
-A worker makes them before it forks the child, reads them, and removes them; the
-child writes to them.
+The worker creates them before it forks the child, reads them, and removes them;
+the child writes to them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Channel:
 
     Notes
     -----
-    Unlike a `multiprocessing.connection.Connection` it writes a record from
-    several pieces and reads it straight into one buffer, so that an object of
-    any size passes with a copy in and a copy out.
+    Unlike a `multiprocessing.connection.Connection`, it writes a record from
+    several pieces and reads it directly into one buffer.  An object of any size
+    is therefore copied only once on each side.
     """
 
     def __init__(self, descriptor: int):
@@ -91,8 +91,9 @@ class Channel:
     def receive(self, limit: float) -> object:
         """Wait for the next object or record, at most for some seconds.
 
-        Returns an object that was sent, or a record as a `bytearray`; `None` when
-        the time is over, `END` if the sender has ended, also in the middle of a record.
+        Returns an object that was sent, or a record as a `bytearray`.  Returns
+        `None` after a timeout, and `END` if the sender has ended, even in the
+        middle of a record.
         """
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
@@ -189,11 +190,11 @@ class TemporaryFolder:
 
     Notes
     -----
-    When this process is killed, too, the directory stays until
-    `remove_abandoned` is called on the same host.  A directory is abandoned
-    when its lock is free: the kernel releases it when the last process ends
-    that holds it.  On a file system without locks there is no lock file, and
-    `remove_abandoned` leaves the directory alone.
+    If this process is killed as well, the directory stays until
+    `remove_abandoned` is called on the same host.  A directory is abandoned if
+    its lock is free; the kernel releases the lock when the last process that
+    holds it ends.  On a file system without locks there is no lock file, and
+    `remove_abandoned` doesn't remove the directory.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Child processes that run groups, so that a task that crashes ends only its child.
 
-Runs in workers.  A worker forks each child, which thus has all modules and the
-context from the start.  A child opens its own S3 clients and database handles.
+Runs in workers.  A worker forks each child, so the child has all modules and the
+context from the start.  A child opens its own connections to the object store.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GRACE_SECONDS = 1.0
 _WATCH_SECONDS = 1.0
 _MEMORY_WATCH_SECONDS = 0.05
 
-# Signals that a process causes itself; another process has sent all others.
+# Signals that a process raises by its own fault; all other signals come from another process.
 _OWN_SIGNALS = frozenset(
     getattr(signal, f"SIG{name}") for name in ("ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP")
 )

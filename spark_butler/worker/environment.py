@@ -1,4 +1,7 @@
-"""Environment variables of workers, which the driver and the daemon set before they import libraries."""
+"""Environment variables of workers.
+
+Runs in the driver and in the daemon, which set them before they import libraries.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The butler that a user's function gets.
+"""Butler that is passed to a user's function.
 
 Runs in workers; it uses neither Spark nor the registry.
 """
@@ -71,7 +71,7 @@ class DataIdBatch:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutReport:
-    """A dataset that a worker has put, as the driver needs to know it."""
+    """Reference and datastore records of a dataset that a worker has put, for the driver to register."""
 
     ref: DatasetRef
     """The dataset."""
@@ -85,9 +85,9 @@ class WorkerButler:
 
     Notes
     -----
-    The ID of a dataset that is put follows from its dataset type, data ID and
-    run.  So when Spark runs a function again, it replaces the datasets of the
-    first attempt.
+    The ID of a dataset that is put is computed from its dataset type, data ID and
+    run.  If Spark runs a function again, the second attempt therefore replaces the
+    datasets of the first.
 
     Examples
     --------

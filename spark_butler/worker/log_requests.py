@@ -1,7 +1,7 @@
-"""Logs of running quanta, on request: a file in the store is the request, another one the answer.
+"""Requests for the logs of running quanta, and the answers, as files in the object store.
 
-The command ``logs`` writes requests; children of workers answer them.  Without a
-request, a quantum costs one listing every 10 s, and none if it is shorter.
+The command ``logs`` writes requests; children of workers answer them.  To find
+requests, a running quantum lists a folder every 10 s; shorter quanta list nothing.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def machine_memory() -> int:
 
 
 def count_out_of_memory_kills() -> int:
-    """Return the number of processes that the kernel has killed since its start for lack of memory."""
+    """Return the number of processes that the kernel has killed for lack of memory since it started."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -79,14 +79,15 @@ def limit_allocations(nbytes: int | None) -> None:
 
 
 class MemoryLock:
-    """A lock that many processes of a host share, by files in a common folder, or that one takes exclusively.
+    """Reader-writer lock of a host: many processes share it, or one takes it exclusively.
+
+    The lock consists of two files in a folder that these processes share.
 
     Notes
     -----
     The kernel releases the lock when a process ends for any reason.  A process
     that requests the lock exclusively first blocks new holders, then waits for
-    the present ones.  On a file system without locks
-    no process waits.
+    the present ones.  On a file system without locks no process waits.
     """
 
     def __init__(self, folder: Path):
@@ -94,7 +95,7 @@ class MemoryLock:
 
     @contextlib.contextmanager
     def acquire(self, *, exclusive: bool) -> Iterator[None]:
-        """Wait for the lock and hold it; exclusively if no other process may hold it meanwhile."""
+        """Wait for the lock and hold it, either alone (``exclusive``) or together with other processes."""
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         with self._open("entrance") as entrance, self._open("inside") as inside:
             try_lock(entrance, kind)

@@ -44,19 +44,20 @@ def run_attempts(
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group, and retry its quanta after transient failures.
 
-    ``again`` is whether this is another attempt at the whole group; `None` means
-    that this is unknown.  Quanta that an earlier attempt has completed don't run again, unless
-    one of their temporaries is needed.  With ``memory_lock``, quanta that need more than
-    their share of memory run alone on this machine; otherwise ``slots`` groups run at once.
+    ``again`` tells whether this is another attempt at the whole group; `None` means
+    unknown.  Quanta that an earlier attempt has completed don't run again, unless one of
+    their temporaries is needed.  ``slots`` is the number of groups that run on this
+    machine at once.  With ``memory_lock``, quanta that need more than one slot's share of
+    its memory run alone.
 
     Yields
     ------
     event
         The final outcome of each attempted quantum, and the shuffle
-        records for other groups.  When a child dies, the quantum that was
-        running fails.  Another child runs the rest of the group, without
-        quanta that need the failed one.  Quanta whose temporaries were lost
-        with the child run again and get another outcome.
+        records for other groups.  If a child dies, the quantum that was
+        running fails, and another child runs the quanta of the group that
+        don't need it.  Quanta whose temporaries were lost with the child run
+        again and get another outcome.
 
     Raises
     ------

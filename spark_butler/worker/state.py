@@ -1,6 +1,7 @@
 """State that a worker keeps from group to group: clients, butlers, a clock, and a preloader of modules.
 
-Spark's daemon makes it before it forks the workers; the serial backend makes its own.
+Runs in workers and their children.  Spark's daemon creates the state before it forks the workers; the serial
+backend creates its own.
 """
 
 from __future__ import annotations
