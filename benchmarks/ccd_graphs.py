@@ -1,4 +1,4 @@
-"""The graph of process_ccd for a simulated night, or for real frames."""
+"""Quantum graphs of process_ccd for benchmarks, from a simulated night or from real frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NIGHT = {"visits": 6, "detectors": 4, "size": 1024}
 
 
 def prepare_simulated(folder: Path, datastore: str, subset: str = "") -> tuple[Path, Path]:
-    """Simulate a night, ingest it and make the graph.
+    """Simulate a night, ingest it and build the graph.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def prepare_simulated(folder: Path, datastore: str, subset: str = "") -> tuple[P
     datastore
         Address of a place in an object store.
     subset
-        Part of the pipeline, as in ``#isr``; empty for all.
+        Subset of the pipeline, such as ``#isr``; empty for the whole pipeline.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def prepare_simulated(folder: Path, datastore: str, subset: str = "") -> tuple[P
 
 
 def prepare_observed(folder: Path, datastore: str, frames: Path) -> tuple[Path, Path]:
-    """Ingest real frames of the camera ``opd_ixon`` and make the graph.
+    """Ingest real frames of the camera ``opd_ixon`` and build the graph.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def prepare_observed(folder: Path, datastore: str, frames: Path) -> tuple[Path, 
 
 
 def make_graph(folder: Path, repo: Path, pipeline: str | Path, collection: str, where: str) -> Path:
-    """Make the graph of a pipeline, with the output run `mock_graphs.RUN`.
+    """Build the graph of a pipeline, with the output run `mock_graphs.RUN`.
 
     Parameters
     ----------
@@ -93,11 +93,11 @@ def make_graph(folder: Path, repo: Path, pipeline: str | Path, collection: str, 
     repo
         The repository.
     pipeline
-        File of the pipeline, with a subset where not all of it is meant.
+        File of the pipeline, followed by a subset if only a part is to run.
     collection
         Collection of the inputs.
     where
-        Which data to process.
+        Expression that selects the data to process.
     """
     graph = folder / "graph.qg"
     query = ("-i", collection, "--output-run", RUN, "-d", where)

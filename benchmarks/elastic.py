@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A run of 500 quanta on a cluster whose machines come and go: efficiency, and quanta that ran again.
+"""Benchmark of a run of 500 quanta on a cluster to which machines are added and from which they are removed.
 
-Quanta wait, so that more executors than cores fit on this machine.  Efficiency
-is the time of one execution of each quantum, divided by the time that
-executors were there while quanta ran.
+Quanta sleep, so that this machine can run more executors than it has cores.
+Efficiency is the number of quanta times the time of one quantum, divided by the sum
+of the executors' lifetimes while quanta ran.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spark_butler.demo.s3server import EmbeddedS3
 from tests.support.clusters import Cluster, stop_tree
 
 _SIZE = 500
-# As long as the clouds give before a spot machine ends.
+# Clouds announce the end of a spot machine about this time ahead.
 _NOTICE = 120.0
 _TEMPORARY = ("cleaned", "calibrated", "sources")
 _SETTINGS = {
@@ -40,7 +40,7 @@ _SETTINGS = {
     "spark.executor.memory": "512m",
     "spark.ui.enabled": "false",
     "spark.pyspark.python": sys.executable,
-    # As if executors were on different hosts: what a lost one had written is lost.
+    # As if executors were on different hosts: the files of a lost executor can't be read.
     "spark.shuffle.readHostLocalDisk": "false",
 }
 _ELASTIC = {
@@ -52,7 +52,7 @@ _ELASTIC = {
     "spark.storage.decommission.enabled": "true",
     "spark.storage.decommission.shuffleBlocks.enabled": "true",
 }
-# Share of finished quanta, and what then happens to the cluster.
+# Shares of finished quanta, and the event that each triggers.
 _EVENTS = ((0.15, "join"), (0.3, "join"), (0.45, "leave"), (0.6, "leave"), (0.75, "join"))
 _WAYS = {
     "steady": (3, (), {}),
@@ -62,7 +62,7 @@ _WAYS = {
 
 
 class _Machines:
-    """The workers of a cluster, and what happens to them."""
+    """Machines of a cluster, which are added and removed during a run."""
 
     def __init__(self, cluster: Cluster, *, notice: bool):
         self._cluster = cluster
@@ -70,11 +70,11 @@ class _Machines:
         self._later: list[tuple[float, Callable[[], None]]] = []
 
     def happen(self, event: str) -> None:
-        """Let a machine join, or the oldest one leave."""
+        """Add a machine, or remove the oldest one."""
         if event == "join":
             self._cluster.add_worker()
             return
-        # Those before it are still there until their notice has passed.
+        # Machines that were told to leave stay in the list until their notice has passed.
         worker = self._cluster.workers[len(self._later)]
         if self._notice:
             psutil.Process(worker.pid).send_signal(signal.SIGPWR)
@@ -83,7 +83,7 @@ class _Machines:
         )
 
     def tick(self) -> None:
-        """Do what is due."""
+        """Remove the machines whose notice has passed."""
         for each in [each for each in self._later if each[0] <= time.monotonic()]:
             self._later.remove(each)
             each[1]()
@@ -102,7 +102,7 @@ def _measure(folder: Path, server: EmbeddedS3, way: str, seconds: float) -> dict
     (folder / "conf").mkdir()
     record = folder / "record"
     record.touch()
-    # A worker that is lost takes along all that its host has: each needs a host of its own.
+    # Spark drops all shuffle files of the host of a lost worker, so each worker needs a host of its own.
     with Cluster.start(
         folder / "cluster", n_workers=n_workers, memory="1g", environment=variables, several_hosts=True
     ) as cluster:
@@ -150,7 +150,7 @@ def _watch(
     cluster: Cluster,
     events: Sequence[tuple[float, str]],
 ) -> list[tuple[float, int, float]]:
-    """Let events happen until the command ends; return times, numbers of executors and steps between them."""
+    """Trigger events until the command ends; return times, numbers of executors, and time steps."""
     todo, there, last = list(events), [], time.time()
     n_quanta = 507
     while process.poll() is None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The floor: one process that runs all quanta of a graph one after another with pipe_base's own executor."""
+"""Reference benchmark: one process runs all quanta of a graph in order with pipe_base's own executor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.stock import read_graph
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a graph, and print what the quanta alone have cost."""
+    """Run a graph, and print the wall and processor time of the quanta alone."""
     repo, file = arguments
     disable_implicit_threading()
     logging.getLogger("lsst").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Tasks that make large datasets and hand them over, and say what that cost them."""
+"""Tasks that write and read large datasets, and record the time of each put and get."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from spark_butler.demo.simulation import make_simcam
 from spark_butler.tasks.frames import make_detector
 
 REQUESTS = "BENCHMARK_REQUESTS"
-"""Environment variable that names a file to which each request to the object store adds a line."""
+"""Environment variable with the name of a file to which each request to the object store adds a line."""
 
 
 def count_requests(request: Any, **kwargs: Any) -> None:
-    """Note a request to the object store, for botocore's ``before-send`` event."""
+    """Record a request to the object store; a handler of botocore's event ``before-send``."""
     if path := os.environ.get(REQUESTS):
         length = request.headers.get("Content-Length", 0)
         with open(path, "a") as stream:
@@ -59,7 +59,7 @@ def _make_sky(size: int) -> Any:
 
 
 def make_visit_image(size: int, seed: int) -> VisitImage:
-    """Make a calibrated image of noise, with mask and variance; 9 bytes a pixel."""
+    """Make a calibrated image of noise, with mask and variance: 9 bytes per pixel."""
     rng = np.random.default_rng(seed)
     box = Box.factory[0:size, 0:size]
     schema = MaskSchema([MaskPlane("BAD", "Bad."), MaskPlane("SAT", "Saturated.")])
@@ -102,7 +102,7 @@ class MakeConnections(pipe_base.PipelineTaskConnections, dimensions=("instrument
 
 
 class MakeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=MakeConnections):
-    """What is made."""
+    """Kind and size of the datasets."""
 
     storage_class = Field[str](doc="VisitImage or ArrowAstropy.", default="VisitImage")
     size = Field[int](doc="Side of the image in pixels, or number of rows.", default=1024)
@@ -127,7 +127,7 @@ class MakeTask(pipe_base.PipelineTask):
 
 
 class ReadConnections(pipe_base.PipelineTaskConnections, dimensions=("instrument", "detector")):
-    """The dataset of a detector, and a number for it."""
+    """Input: the dataset of a detector.  Output: a number."""
 
     input = connection_types.Input("handed_over", "VisitImage", dimensions=("instrument", "detector"))
     output = connection_types.Output("number", "StructuredDataDict", dimensions=("instrument", "detector"))
@@ -138,7 +138,7 @@ class ReadConnections(pipe_base.PipelineTaskConnections, dimensions=("instrument
 
 
 class ReadConfig(pipe_base.PipelineTaskConfig, pipelineConnections=ReadConnections):
-    """What is read."""
+    """Kind of the datasets, and the number of this reader."""
 
     storage_class = Field[str](doc="VisitImage or ArrowAstropy.", default="VisitImage")
     copy = Field[int](doc="Number of this reader.", default=0)

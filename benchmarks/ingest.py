@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast the driver puts the datasets of mock quanta, as workers report them, into a registry."""
+"""Benchmark of batch ingest: time to register the datasets of mock quanta, reported as workers would."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.stock import read_graph  # noqa: E402
 
 
 def main() -> None:
-    """Ingest, and print how long it took."""
+    """Ingest the datasets, and print the times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, choices=SIZES, default=4000, help="number of quanta")
     parser.add_argument("--repeats", type=int, default=3, help="repositories to fill")
@@ -46,7 +46,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _postgres(folder: Path) -> Iterator[tuple[Callable[[Path, str], Path], PostgresServer]]:
-    """Start a server, and return what makes a repository there, and the server."""
+    """Start a PostgreSQL server; return a function that makes a repository in it, and the server."""
     programs = find_postgres()
     if programs is None:
         raise SystemExit("PostgreSQL is not installed.")

@@ -1,9 +1,8 @@
-"""Compare steps of process_ccd with the libraries that do the same, on the same simulated frames.
+"""Benchmark of single steps of process_ccd beside libraries that do the same, on the same simulated frames.
 
-The steps are those that can be told apart from the rest: cosmic rays (astroscrappy), the sky (photutils,
-sep), the combination of calibration frames (ccdproc) and the first match of stars with references
-(astroalign).  The tables go to standard output, in Markdown.  ``benchmarks/science.py`` compares whole
-catalogs.
+The steps are: cosmic rays (astroscrappy), the sky (photutils, sep), the combination of calibration frames
+(ccdproc), and the first match of stars with references (astroalign).  The tables go to standard output, in
+Markdown.  ``benchmarks/science.py`` compares whole catalogs.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
 from spark_butler.tasks.pixels.background import estimate_background
 
 SIGNIFICANCE, NEIGHBORS, CONTRAST = 4.5, 0.3, 5.0
-"""Parameters of L.A.Cosmic, the same for all."""
+"""Parameters of L.A.Cosmic, the same for all programs."""
 
 CELL = 64
 
 
 @dataclasses.dataclass
 class Frame:
-    """A simulated frame after isr, and what is in it."""
+    """Simulated frame after isr, with the true sources and cosmic rays."""
 
     name: str
     post: MaskedImage
@@ -59,17 +58,17 @@ class Frame:
 
     @property
     def fwhm(self) -> float:
-        """Of the PSF, in pixels."""
+        """FWHM of the PSF in pixels."""
         return float(self.truth["fwhm"][0]) / SCALE
 
     @property
     def ignored(self) -> np.ndarray:
-        """Pixels that are not judged."""
+        """Mask of the pixels that the comparison ignores."""
         return np.asarray(self.post.mask.get("BAD") | self.post.mask.get("SATURATED"))
 
     @property
     def flux(self) -> np.ndarray:
-        """Electrons of each true source."""
+        """Flux of each true source in electrons."""
         return np.asarray(
             10.0 ** (0.4 * (np.asarray(self.truth["zero_point"]) - np.asarray(self.truth["mag"])))
         )
@@ -96,13 +95,13 @@ def make_frame(scene: str, size: int, seed: int) -> Frame:
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """Return a result and the processor time that it took."""
+    """Call a function; return its result and its processor time."""
     start = time.process_time()
     return function(), time.process_time() - start
 
 
 def compare_cosmic_rays(frames: Sequence[Frame]) -> Iterator[Sequence[str]]:
-    """Yield the share of hit pixels above 10 sigma that are found, other pixels, and harmed stars."""
+    """Yield the share of found pixels above 10 sigma, the false detections, and the harmed stars."""
     for frame in frames:
         data = np.asarray(frame.post.image.array, dtype=np.float32)
         variance = np.asarray(frame.post.variance.array, dtype=np.float32)
@@ -137,7 +136,7 @@ def compare_cosmic_rays(frames: Sequence[Frame]) -> Iterator[Sequence[str]]:
 
 
 def _count_harmed(frame: Frame, flagged: np.ndarray, noise: float) -> tuple[int, int]:
-    """Return how many well exposed stars have a flagged pixel among their central nine, and of how many."""
+    """Return the number of bright stars with a flag in their central nine pixels, and of all bright stars."""
     x, y = np.asarray(frame.truth["x"]), np.asarray(frame.truth["y"])
     ny, nx = flagged.shape
     chosen = (frame.flux > 75.0 * noise * frame.fwhm) & (x > 5) & (y > 5) & (x < nx - 6) & (y < ny - 6)
@@ -147,12 +146,12 @@ def _count_harmed(frame: Frame, flagged: np.ndarray, noise: float) -> tuple[int,
 
 
 def compare_skies(frames: Sequence[Frame]) -> Iterator[Sequence[str]]:
-    """Yield the error of the sky between the sources, in units of a pixel's noise: mean and scatter."""
+    """Yield mean and scatter of the error of the sky between sources, in units of the noise of a pixel."""
     for frame in frames:
         data = np.asarray(frame.post.image.array, dtype=np.float32)
         noise = float(np.median(np.sqrt(frame.post.variance.array)))
         bad = frame.ignored | (frame.rays > 0)
-        # What a second round knows: the footprints of what the first one found.
+        # A second round knows the footprints of the sources that the first round found.
         smooth = scipy.ndimage.gaussian_filter(data - np.median(data), frame.fwhm / 2.355)
         detected = smooth > 3.0 * astropy.stats.mad_std(smooth)
         masked = bad | scipy.ndimage.binary_dilation(detected, iterations=round(frame.fwhm))
@@ -174,7 +173,7 @@ def compare_skies(frames: Sequence[Frame]) -> Iterator[Sequence[str]]:
 
 
 def _empty_blocks(frame: Frame, bad: np.ndarray) -> list[np.ndarray]:
-    """Return masks of blocks of 128 pixels, of their pixels that no true source reaches."""
+    """Return a mask per block of 128 × 128 pixels, true for pixels without light of any true source."""
     covered = bad.copy()
     x, y = np.rint(frame.truth["x"]).astype(int), np.rint(frame.truth["y"]).astype(int)
     noise = float(np.median(np.sqrt(frame.post.variance.array)))
@@ -195,7 +194,7 @@ def _empty_blocks(frame: Frame, bad: np.ndarray) -> list[np.ndarray]:
 
 
 def compare_combinations(seed: int) -> Iterator[Sequence[str]]:
-    """Yield the error of masters of frames with cosmic rays, and the largest one, in ideal sigmas."""
+    """Yield scatter and largest error of masters of frames with cosmic rays, in units of the ideal sigma."""
     rng = np.random.default_rng(seed)
     for count in (3, 5, 9, 21):
         frames = [rng.normal(1000.0, 10.0, (512, 512)).astype(np.float32) for _ in range(count)]
@@ -222,7 +221,7 @@ def compare_combinations(seed: int) -> Iterator[Sequence[str]]:
 
 
 def compare_matches(seed: int, trials: int = 20) -> Iterator[Sequence[str]]:
-    """Yield how often the transformation between stars and references is found, within half a pixel."""
+    """Yield how often the transformation between stars and references is found to within two pixels."""
     for stars, common, words in (
         (60, 0.9, "60 stars"),
         (60, 0.5, "60 stars, half of them in both"),
@@ -259,7 +258,7 @@ def _make_lists(
     back = np.linalg.inv(turn)
     seen = positions[rng.random(stars) < common] + 0.0
     known = positions[rng.random(stars) < common]
-    # Order is that of brightness, which the two measure with small errors.
+    # The rows of both lists are in the order of brightness; only the positions have errors.
     sources = seen + rng.normal(0.0, 0.1, seen.shape)
     references = (known - shift) @ back
     return sources, references, np.vstack([turn, shift])
@@ -279,7 +278,7 @@ def _match_astroalign(sources: np.ndarray, references: np.ndarray) -> np.ndarray
 
 
 def write_table(title: str, head: str, rows: Iterator[Sequence[str]]) -> None:
-    """Print a table as its rows come."""
+    """Print a table, each row as soon as it is known."""
     names = head.split("|")
     sys.stdout.write(f"\n### {title}\n\n| {' | '.join(names)} |\n|{'---|' * len(names)}\n")
     for row in rows:

@@ -1,4 +1,4 @@
-"""Run a command and measure all processes that it starts."""
+"""Measurement of a command: wall time, processor time and memory of all processes that it starts."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from typing import NamedTuple
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-# Each sample walks the memory maps of all processes, which takes processor time itself.
+# A sample reads the memory maps of all processes, which itself takes processor time.
 _SAMPLE_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 
 
 class Usage(NamedTuple):
-    """What a command has cost."""
+    """Resources that a command has used."""
 
     wall: float
-    """Seconds from start to end."""
+    """Wall time in seconds."""
 
     cpu: float
-    """Processor seconds of all its processes."""
+    """Processor time of all its processes, in seconds."""
 
     peak: dict[str, int]
-    """Greatest memory, in bytes, of the process itself, of JVMs and of all others, each sampled."""
+    """Greatest sampled memory in bytes of the process itself, of JVMs, and of all other processes."""
 
     status: int
-    """Its exit status."""
+    """Exit status."""
 
     output: str
-    """What it has printed."""
+    """Output of the command."""
 
     stopped: bool = False
-    """Whether it was stopped before its end."""
+    """Whether the command was stopped before its end."""
 
 
 def cpu_of_family(apart: int | None = None) -> tuple[float, float]:
-    """Add up the processor time of this process and all below it, those included that have ended.
+    """Return the processor time of this process and its descendants, including those that have ended.
 
     Parameters
     ----------
     apart
-        Number of a process that is counted apart.
+        ID of a process to count separately.
 
     Returns
     -------
     total
-        Time of all but that one, in seconds.
+        Time of all other processes, in seconds.
     its_own
-        Time of that one, in seconds.
+        Time of that process, in seconds.
     """
     total = its_own = 0.0
     this = psutil.Process()
@@ -82,7 +82,7 @@ def run_metered(
     folder: Path,
     longest: float | None = None,
 ) -> Usage:
-    """Run a command to its end, and that of all processes that it leaves behind.
+    """Run a command until it and all processes that it leaves behind have ended.
 
     Parameters
     ----------
@@ -91,16 +91,16 @@ def run_metered(
     environment
         Its environment.
     folder
-        Its working directory, where its output is kept.
+        Its working directory, in which its output is kept.
     longest
-        Seconds after which it is stopped.
+        Seconds after which the command is stopped.
 
     Notes
     -----
-    Processes that lose their parent become children of this one, so that the
-    kernel's account of ended children has them.  It lacks those whose parent
-    ignores their end, as PySpark's daemon does of its workers: what these have
-    used is taken from the last look at them.
+    Processes that lose their parent become children of this process, so the kernel
+    adds their time to that of its ended children.  It doesn't do so if the parent
+    ignores the end of its children, as PySpark's daemon does.  The time of such
+    processes is that of the last sample.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     others = {process.pid for process in psutil.Process().children()}
@@ -140,10 +140,10 @@ def _cpu_of_children() -> float:
 
 
 def _sample(pid: int, peak: dict[str, int], unwaited: dict[int, float]) -> None:
-    """Look at a process and those below it.
+    """Sample a process and its descendants.
 
-    Their memory is added up, shared parts divided among those that share
-    them; the processor time of those that no process waits for is kept.
+    Adds up their memory, with shared memory divided among the processes that share
+    it.  Keeps the processor time of processes whose end no process waits for.
     """
     now: dict[str, int] = {}
     try:
@@ -164,7 +164,7 @@ def _sample(pid: int, peak: dict[str, int], unwaited: dict[int, float]) -> None:
 
 
 def _ignores_children(pid: int) -> bool:
-    """Whether a process has the kernel forget its children when they end."""
+    """Return whether a process ignores the end of its children, so that the kernel drops their times."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -174,7 +174,7 @@ def _ignores_children(pid: int) -> bool:
 
 
 def _reap(others: set[int]) -> list[int]:
-    """Wait for what the command has left behind, and return it; what does not end is killed."""
+    """Wait for the processes that the command has left behind, kill those that don't end, and return them."""
     deadline = time.monotonic() + _GRACE_SECONDS
     reaped = []
     while left := [child for child in psutil.Process().children() if child.pid not in others]:

@@ -1,4 +1,4 @@
-"""Graphs of mock quanta for benchmarks: isr, calibrate, a gather for each visit, a coadd for each CCD."""
+"""Graphs of mock quanta for benchmarks: isr, calibrate, a gather per visit, a coadd per detector."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RUN = "u/bench/run"
 """The output run of all graphs."""
 
 SIZES = {40: (4, 4), 160: (8, 9), 400: (12, 16), 500: (14, 17), 4_000: (40, 49), 40_000: (200, 99)}
-"""Visits and detectors that give about so many quanta."""
+"""Numbers of visits and detectors, by the approximate number of quanta."""
 
 MODULES = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1])
-"""Where Python finds the modules of benchmarks and tests."""
+"""Folders of the modules of benchmarks and tests, for ``PYTHONPATH``."""
 
 _CCD = ("visit", "detector")
 
@@ -79,7 +79,7 @@ def prepare_graph(
     mixed: bool = False,
     make: Callable[[Path, str], Path] = make_repository,
 ) -> tuple[Path, Path]:
-    """Make a repository and a graph for it.
+    """Make a repository, and build a graph for it.
 
     Parameters
     ----------
@@ -92,9 +92,9 @@ def prepare_graph(
     seconds
         Time of each quantum, in seconds.
     mixed
-        Whether the times differ.
+        Whether the times of quanta differ.
     make
-        Makes the repository.
+        Function that makes the repository.
 
     Returns
     -------

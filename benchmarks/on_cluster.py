@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`spark-butler run` on a standalone Spark cluster of two workers that is up."""
+"""Benchmark of `spark-butler run` on a running standalone Spark cluster of two workers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.support.clusters import Cluster
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command whose Spark session is the cluster's, and print how long it took.
+    """Run a command of ``spark-butler`` on the cluster, and print its time.
 
     Parameters
     ----------
     arguments
-        What follows ``spark-butler``.
+        Arguments of ``spark-butler``.
     """
     with tempfile.TemporaryDirectory() as name, Cluster.start(Path(name)) as cluster:
         conf = Path(name) / "conf"

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""The same graphs by this engine and by others, on one machine and one S3 server, in turn.
+"""Benchmark of this engine and others: the same graphs on one machine and one S3 server, in turn.
 
-CPU time is that of all processes that an engine starts, the S3 server's
-apart; requests are those that the server has counted.  What an engine has to
-do only once for a repository (dataset types, init-outputs of those that don't
-write them themselves) is not measured.  BPS with Parsl is among the engines
-where BENCH_PEERS names an environment with lsst-ctrl-bps-parsl, and real
-frames among the graphs where BENCH_FRAMES names their folder.  Without
-arguments, all that the documentation shows is measured, which takes an hour
-and a half.
+CPU time is that of all processes that an engine starts, without the S3 server;
+requests are those that the server has counted.  Work that is done once per
+repository is not measured: dataset types, and init-outputs if the engine doesn't
+write them itself.  The environment variable BENCH_PEERS names an environment with
+lsst-ctrl-bps-parsl and adds BPS with Parsl to the engines; BENCH_FRAMES names a
+folder of real frames and adds their graph.  Without arguments, the benchmark
+measures everything that the documentation shows, in an hour and a half.
 """
 
 from __future__ import annotations
@@ -46,20 +45,20 @@ _BUCKET = "bench"
 
 
 class Workload(NamedTuple):
-    """A graph to be executed."""
+    """Graph to be executed."""
 
     kind: str
     """``mock``, ``simulated`` (process_ccd) or ``observed`` (the same for real frames)."""
     size: int = 0
     """One of `SIZES`, for mock quanta."""
     seconds: float = 0.0
-    """Time of each mock quantum."""
+    """Time of each mock quantum in seconds."""
     mixed: bool = False
     """Whether the times of mock quanta differ."""
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Name of the graph in tables."""
         if self.kind != "mock":
             return f"process_ccd, {self.kind}"
         spread = "mixed, " if self.mixed else ""
@@ -72,37 +71,37 @@ class Workload(NamedTuple):
 
     @property
     def temporary(self) -> Sequence[str]:
-        """Options of an engine that can keep intermediate images in memory."""
+        """Options that keep intermediate images in memory, for engines that can."""
         return () if self.kind == "mock" else ("--temporary", "auto")
 
 
 class Job(NamedTuple):
-    """A graph on its way to an engine."""
+    """Graph in a repository, ready for an engine."""
 
     workload: Workload
     repo: Path
     graph: Path
     warm: tuple[Path, Path]
-    """Repository and graph with which an engine may get warm."""
+    """Repository and graph of a warm-up run."""
     folder: Path
 
 
 def _stolen_share(before: Any) -> float:
-    """Compute the part of this machine's processor time that its host has given to others."""
+    """Return the share of this virtual machine's processor time that its host gave to other machines."""
     now = psutil.cpu_times()._asdict()
     spent = {name: now[name] - value for name, value in before._asdict().items()}
     return spent.get("steal", 0.0) / max(sum(spent.values()), 1e-9)
 
 
 class Engine(NamedTuple):
-    """A way to execute a graph."""
+    """Engine that executes a graph."""
 
     name: str
     command: Callable[[Job], Sequence[str | Path]]
     init: bool = False
-    """Whether init-outputs have to be written before."""
+    """Whether init-outputs have to be written before the engine starts."""
     is_peer: bool = False
-    """Whether it may be stopped before its end."""
+    """Whether the benchmark may stop it before its end."""
 
 
 def _beside(name: str) -> Path:
@@ -133,7 +132,7 @@ def _parsl(environment: Path) -> Callable[[Job], Sequence[str | Path]]:
         }
         file = job.folder / "bps.yaml"
         file.write_text(json.dumps(config))
-        # Its jobs call pipetask by name.
+        # The jobs of BPS call pipetask by name.
         path = os.pathsep.join([str(environment / "bin"), os.environ["PATH"]])
         return ["env", f"PATH={path}", "bps", "submit", "--qgraph", job.graph, file]
 
@@ -166,7 +165,7 @@ _OURS = ("spark-butler", "spark-butler, warm", "floor")
 def _everything(
     engines: Mapping[str, Engine], frames: Path | None
 ) -> list[tuple[Workload, Sequence[str], int]]:
-    """Say what the documentation shows: graphs, engines and numbers of runs."""
+    """Return what the documentation shows: graphs, engines and numbers of runs."""
     every_ccd = [*_OURS, "run-qbb -j 2"]
     plan: list[tuple[Workload, Sequence[str], int]] = [
         (Workload("mock", 400), _OURS, 2),
@@ -185,18 +184,18 @@ def _everything(
 
 
 class Bench:
-    """Runs engines in turn.
+    """Benchmark that runs engines in turn.
 
     Parameters
     ----------
     folder
-        Where repositories and graphs are kept.
+        Folder of repositories and graphs.
     server
         The S3 server.
     frames
         Folder of real frames.
     longest
-        Seconds after which a peer is stopped.
+        Seconds after which another engine is stopped.
     """
 
     def __init__(self, folder: Path, server: EmbeddedS3, frames: Path | None, longest: float | None):
@@ -260,7 +259,7 @@ class Bench:
             **{"engine": engine.name, "graph": workload.name, "quanta": quanta, **state},
             **{"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, "status": usage.status},
             "stopped": usage.stopped,
-            # Of mixed times, only each quantum knows its own.
+            # With mixed times, only the quanta themselves know their times.
             "seconds": 0.0 if workload.mixed else workload.seconds,
             "requests": {kind: count / quanta for kind, count in requests.items()},
         }
@@ -272,12 +271,12 @@ class Bench:
         if usage.status or len(metadata) != quanta:
             row["output"] = usage.output[-3000:]
         elif workload.kind != "mock" and not engine.init:
-            # Others leave the registry alone.
+            # The other engines don't register outputs, so their metadata can't be queried.
             row["compute"] = self._sum_up_tasks(repo, file)
         return row
 
     def _sum_up_tasks(self, repo: Path, file: Path) -> float:
-        """Add up how long the tasks' own code ran, their reading and writing of science data included."""
+        """Return the total time of the tasks' own code, with their reading and writing of datasets."""
         graph = read_graph(file)
         keys = ("startUtc", "endUtc")
         total = 0.0

@@ -1,4 +1,4 @@
-"""Table and plot of what engines have cost."""
+"""Table and plot of the benchmark of engines."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SLOTS = 2
 
 
 def write_results(rows: Sequence[Row], output: Path) -> None:
-    """Write the table, the plot and the figures that they are made from.
+    """Write the table, the plot and the measured figures.
 
     Parameters
     ----------
     rows
-        What each run has cost.
+        Figures of each run.
     output
         Folder for the files.
     """
@@ -44,7 +44,7 @@ def write_results(rows: Sequence[Row], output: Path) -> None:
 
 
 def _whole(rows: Sequence[Row], graph: str, engine: str) -> list[Row]:
-    """Runs of one graph by one engine that ended well."""
+    """Return the runs of one graph by one engine that succeeded."""
     return [
         row
         for row in rows
@@ -55,7 +55,7 @@ def _whole(rows: Sequence[Row], graph: str, engine: str) -> list[Row]:
 
 
 def _stopped(rows: Sequence[Row], graph: str, engine: str) -> Row | None:
-    """The run that was stopped when some quanta were done, where none ended well."""
+    """Return the run that was stopped after some quanta, if no run succeeded."""
     found = [
         row
         for row in rows
@@ -65,7 +65,7 @@ def _stopped(rows: Sequence[Row], graph: str, engine: str) -> Row | None:
 
 
 def _median(rows: Sequence[Row], key: str) -> float:
-    """Median of a figure; a session that is up or a cluster was there before the time that counts."""
+    """Return the median of a figure; for a running session or cluster, its start is not part of the time."""
     return statistics.median(row.get("result", {}).get(key, row[key]) for row in rows)
 
 
@@ -110,14 +110,14 @@ def _percent(rows: Sequence[Row]) -> str:
 
 
 def _rank(rows: Sequence[Row]) -> Any:
-    """Order of first appearance, those of one graph together."""
+    """Return a sort key: graphs in the order of first appearance, and the engines of a graph likewise."""
     graphs = list(dict.fromkeys(row["graph"] for row in rows))
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     return lambda kind: (graphs.index(kind[0]), engines.index(kind[2]))
 
 
 def _ratios(rows: Sequence[Row]) -> list[str]:
-    """Say what the figures mean, each sentence from runs of this file."""
+    """Return sentences that compare the figures of the engines."""
     lines = []
     for graph in dict.fromkeys(row["graph"] for row in rows):
         cold, warm = _whole(rows, graph, "spark-butler"), _whole(rows, graph, "spark-butler, warm")
@@ -171,7 +171,7 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw processor and wall time per quantum, a panel for each graph that several engines have run."""
+    """Draw processor and wall time per quantum, in a panel per graph that several engines have run."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""What the driver spends on large graphs: to plan them, and to give their quanta out.
+"""Benchmark of the driver on large graphs: time and memory to plan them and to schedule their quanta.
 
-The planner and the dispatcher are the engine's own; quanta take no time, and
-what a unit of work consists of, its journey and the registry are left out
-(`make bench-engines` has them).  Each size is measured in a process of its
-own.
+Planner and scheduler are the engine's own, and quanta take no time.  Work items are
+neither built nor sent, and there is no registry; `make bench-engines` measures
+these.  Each size is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _DETECTORS = 104
 
 
 class _Nowhere:
-    """A backend whose quanta are done when they come."""
+    """Backend whose quanta succeed at once."""
 
     slots = 200
 
@@ -63,7 +62,7 @@ class _Nowhere:
 
 
 def _measure(visits: int) -> dict[str, float]:
-    """Plan and dispatch one graph."""
+    """Plan and schedule one graph."""
     workload = make_frames(visits=visits, detectors=_DETECTORS)
     xgraph = workload.xgraph
     before = psutil.Process().memory_info().rss
@@ -97,7 +96,7 @@ def _measure(visits: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure all sizes, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

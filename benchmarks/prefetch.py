@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Prefetch on and off, one slot, behind a proxy that delays each GET to the S3 server.
+"""Benchmark of prefetch, with one slot and a proxy that delays each GET to the S3 server.
 
-Each row runs the same graph with prefetch and without it in turn, in this
-process and without Spark, so that nothing but the prefetch differs.
+Each row runs the same graph with prefetch and without it in turn.  The quanta run
+in this process without Spark, so the runs differ in nothing but prefetch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BUCKET = "bench"
 
 
 class _Case(NamedTuple):
-    """A graph and how it is run."""
+    """Graph, and the settings of its runs."""
 
     title: str
     prepare: Callable[[Path, str], tuple[Path, Path]]
@@ -55,7 +55,7 @@ class _Case(NamedTuple):
 
 
 def _prepare_mock(seconds: float, inputs: int) -> Callable[[Path, str], tuple[Path, Path]]:
-    """Return what makes a graph of 60 mock quanta, each with small inputs of its own."""
+    """Return a function that builds a graph of 60 mock quanta, each with its own small inputs."""
     names = [f"input{n}" for n in range(inputs)]
     ccd = 'dimensions=["visit", "detector"]'
 
@@ -81,7 +81,7 @@ def _prepare_mock(seconds: float, inputs: int) -> Callable[[Path, str], tuple[Pa
 
 
 def _prepare_isr(folder: Path, store: str) -> tuple[Path, Path]:
-    """Make a graph of instrument signature removal alone."""
+    """Build a graph of instrument signature removal alone."""
     return prepare_simulated(folder, store, "#isr")
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How a run scales, simulated: the engine's own planner and dispatcher, on slots that only count seconds.
+"""Simulation of the scaling of runs: the engine's own planner and scheduler on simulated slots.
 
-Costs are those measured on a small cluster (--costs FILE.json names others).
-The graphs are built in, or --graph and --times name a predicted quantum graph
-and the seconds of its tasks in an earlier run.
+Costs were measured on a small cluster; --costs FILE.json replaces them.  By
+default the graphs are built in; --graph and --times name a predicted quantum graph
+and the times of its tasks in an earlier run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MANY = 50_000
 
 
 class _Case(NamedTuple):
-    """A graph whose scaling is shown."""
+    """Graph whose scaling is simulated."""
 
     title: str
     workload: Workload
@@ -50,22 +50,22 @@ class _Case(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """How a graph scales."""
+    """Simulated runs of a graph on different numbers of slots."""
 
     case: _Case
     first: Sequence[Schedule]
-    """Runs of which nothing is known before."""
+    """First runs: no times of quanta are known."""
     again: Sequence[Schedule]
-    """The same with all times known; none for large graphs."""
+    """Runs for which the times of all quanta are known; empty for large graphs."""
 
 
 def _guess(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Blur times as another day or another machine would."""
+    """Return times with random factors, as on another day or another machine."""
     return seconds * np.random.default_rng(0).lognormal(0.0, 0.4, len(seconds))
 
 
 def _half(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give each quantum, with probability one half, the median of the others in place of its time."""
+    """Replace the time of each second quantum, on average, by the median of the others."""
     known = np.random.default_rng(0).random(len(seconds)) < 0.5
     return np.where(known, seconds, np.median(seconds[known]))
 
@@ -76,10 +76,10 @@ _WEIGHTS: dict[str, Callable[[Workload], NDArray[np.float64]]] = {
     "time of each quantum, within a factor of about 1.5": lambda workload: _guess(workload.seconds),
     "time of each quantum": lambda workload: workload.seconds,
 }
-"""What the path from a unit to the end of the graph may be measured by."""
+"""Weights of quanta by which the path from a unit to the end of the graph may be measured."""
 
 _FIRST, _AGAIN = "number of quanta", "time of each quantum"
-"""What is known in a first run, and in one of the same data again."""
+"""Weights that are known in a first run, and in a second run of the same data."""
 
 
 def _seconds(workload: Workload) -> Callable[[Any], float]:
@@ -87,14 +87,14 @@ def _seconds(workload: Workload) -> Callable[[Any], float]:
 
 
 def compare_policies(seeds: Sequence[int], costs: Costs) -> dict[str, dict[int, list[float]]]:
-    """Compute the share of the bound that policies reach, by slots and seed.
+    """Return the share of the bound that each policy reaches, by slots and seed.
 
     Parameters
     ----------
     seeds
         Seeds of the mixed workload.
     costs
-        What things cost; the start of the session is left out.
+        Costs; the start of the session is left out.
     """
     costs = costs.model_copy(update={"session": 0.0})
     table: dict[str, dict[int, list[float]]] = {}
@@ -126,7 +126,7 @@ def compare_policies(seeds: Sequence[int], costs: Costs) -> dict[str, dict[int, 
 
 
 def scale(workload: Workload, slots: Sequence[int], costs: Costs, known: str) -> list[Schedule]:
-    """Run a workload on more and more slots.
+    """Simulate a workload on different numbers of slots.
 
     Parameters
     ----------
@@ -135,9 +135,9 @@ def scale(workload: Workload, slots: Sequence[int], costs: Costs, known: str) ->
     slots
         Numbers of slots.
     costs
-        What things cost.
+        Costs of the parts of a run.
     known
-        What the remaining path is measured by.
+        Weights by which the remaining path is measured.
     """
     plan = with_remaining(workload.cut(), workload.remaining(_WEIGHTS[known](workload)))
     return [simulate(workload, plan, n, costs) for n in slots]

@@ -1,4 +1,4 @@
-"""The plot of simulated runs on more and more slots."""
+"""Plot of simulated runs against the number of slots."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BINDING |= {"Spark tasks": "Spark's scheduler binds"}
 
 
 def draw(cases: Sequence[tuple[str, Workload, Sequence[Schedule], Sequence[Schedule]]], path: Path) -> None:
-    """Draw time against ideal, and where the time of the slots goes.
+    """Draw the time beside the ideal time, and how the slots spend their time.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def draw(cases: Sequence[tuple[str, Workload, Sequence[Schedule], Sequence[Sched
     handles, labels = axes[1][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
-    # Nothing in the file should differ from one time to the next.
+    # The same figures must give the same file, so it contains no dates or random IDs.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
@@ -76,7 +76,7 @@ def draw(cases: Sequence[tuple[str, Workload, Sequence[Schedule], Sequence[Sched
 def _draw_times(  # type: ignore[no-untyped-def]
     axis, workload: Workload, first: Sequence[Schedule], again: Sequence[Schedule]
 ) -> None:
-    """Draw time against slots, and name the limit."""
+    """Draw the time against the number of slots, and label what limits it."""
     slots = [run.slots for run in first]
     dense = np.geomspace(min(slots), max(slots), 100)
     axis.plot(dense, workload.work / dense, ":", color="0.5", label="work / slots")
@@ -117,7 +117,7 @@ def _draw_times(  # type: ignore[no-untyped-def]
 
 
 def _draw_shares(axis, runs: Sequence[Schedule]) -> None:  # type: ignore[no-untyped-def]
-    """Draw bars of what the slots did."""
+    """Draw bars of the shares of the slots' time."""
     bottom = [0.0] * len(runs)
     widths = [run.slots * 0.35 for run in runs]
     for name, (label, color) in _TERMS.items():

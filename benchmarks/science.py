@@ -1,8 +1,7 @@
-"""Measure the catalogs of process_ccd beside those of other programs, on the same simulated frames.
+"""Benchmark of the catalogs of process_ccd beside those of other programs, on the same simulated frames.
 
-Every scene of the simulator is calibrated once by isr; from there each program finds and measures the sources
-by itself: sep, photutils, and, where they are installed, SExtractor with PSFEx.  The table goes to standard
-output, in Markdown.
+The task isr calibrates each scene once.  Each program then finds and measures the sources of the result: sep,
+photutils, and, if they are installed, SExtractor with PSFEx.  The table goes to standard output, in Markdown.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from spark_butler.tasks.characterize import CharacterizeTask
 from spark_butler.tasks.isr import IsrTask
 
 SCALE = 0.2
-"""Arcseconds in a pixel of the simulated camera."""
+"""Pixel scale of the simulated camera in arcseconds."""
 
 KEPT = (
     "overscan_ramp",
@@ -74,7 +73,7 @@ class Found:
 
 @dataclasses.dataclass
 class RawFrame:
-    """A raw science frame, and what calibrates it."""
+    """Raw science frame with its calibrations."""
 
     camera: CameraDescription
     raw: np.ndarray
@@ -86,7 +85,7 @@ class RawFrame:
 
     @classmethod
     def of_night(cls, night: SimulatedData) -> RawFrame:
-        """Return the first science frame, with masters made of the night's frames."""
+        """Return the first science frame, with masters combined from the calibration frames of the night."""
         camera = CameraDescription.from_yaml(night.camera)
         detector = camera.detectors[0]
 
@@ -131,7 +130,7 @@ class RawFrame:
         return post.post_isr_image
 
     def run_characterize(self, post: MaskedImage) -> Struct:
-        """Return what characterize makes of the frame after isr."""
+        """Return the result of characterize for a frame after isr."""
         info = makeObservationInfo(
             instrument="SimCam",
             exposure_id=1,
@@ -144,7 +143,7 @@ class RawFrame:
         return task.run(post, self.camera, detector=0, band="r", obs_info=info)
 
     def run_calibrate(self, found: Struct) -> Struct:
-        """Return what calibrate makes of that."""
+        """Return the result of calibrate for the result of characterize."""
         return CalibrateTask(config=CalibrateTask.ConfigClass()).run(
             found.preliminary_visit_image,
             found.preliminary_source,
@@ -168,7 +167,7 @@ def run_ours(frame: RawFrame, post: MaskedImage) -> Found:
 
 
 def make_frame(size: int, seed: int) -> RawFrame:
-    """Simulate a frame of 12 stars in a square arcminute: about 2,000 sources on 4096 x 4096 pixels."""
+    """Simulate a frame with 12 stars per square arcminute: about 2,000 sources on 4096 x 4096 pixels."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"stars_per_arcmin2": 12.0, "galaxies_per_arcmin2": 1.0}
         night = simulate(Path(folder), visits=1, detectors=1, size=size, seed=seed, **options)
@@ -176,11 +175,11 @@ def make_frame(size: int, seed: int) -> RawFrame:
 
 
 def print_speed(sizes: Sequence[int], seed: int) -> None:
-    """Print the CPU-s of each task for good nights of these sizes, and the most memory up to then."""
+    """Print the CPU-s of each task for good nights of these sizes, and the peak memory so far."""
     head = "size sources isr characterize calibrate together GB load".split()
     sys.stdout.write(f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n")
     for size in sorted(sizes):
-        # In a process of its own, whose memory does not count.
+        # Simulated in another process, whose memory is not part of the measurement.
         with concurrent.futures.ProcessPoolExecutor(1) as pool:
             frame = pool.submit(make_frame, size, seed).result()
         clock = [time.process_time()]
@@ -198,7 +197,7 @@ def print_speed(sizes: Sequence[int], seed: int) -> None:
 
 
 def run_sep(post: MaskedImage, fwhm: float) -> Found:
-    """Run sep as its documentation has it, with an aperture of three half widths."""
+    """Run sep as its documentation shows, with an aperture of three half widths."""
     start = time.process_time()
     data = np.ascontiguousarray(post.image.array, dtype=np.float32)
     mask = np.ascontiguousarray(post.mask.get("BAD"))
@@ -230,7 +229,7 @@ def run_photutils(post: MaskedImage, fwhm: float) -> Found:
 
 
 def run_sextractor_and_psfex(programs: tuple[str, str], post: MaskedImage, fwhm: float) -> Found:
-    """Run SExtractor with PSFEx's PSF; both are processes of their own."""
+    """Run SExtractor with PSFEx's PSF, both in processes of their own."""
     before = os.times()
     x, y, flux, error = run_sextractor(programs, post, fwhm).T
     after = os.times()
@@ -239,7 +238,7 @@ def run_sextractor_and_psfex(programs: tuple[str, str], post: MaskedImage, fwhm:
 
 
 def judge(found: Found, truth: astropy.table.Table, post: MaskedImage) -> dict[str, float]:
-    """Compare with the truth: stars that are apart from others, away from edges and defects."""
+    """Compare stars with the truth, if they have no close neighbors and are far from edges and defects."""
     ny, nx = post.image.array.shape
     fwhm = float(truth["fwhm"][0]) / SCALE
     median_response = 10.0 ** (0.4 * (np.asarray(truth["zero_point"]) - np.asarray(truth["mag"])))
@@ -293,7 +292,7 @@ def format_row(scene: str, program: str, found: Found, numbers: dict[str, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table."""
+    """Run all programs on all scenes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=3)

@@ -1,4 +1,4 @@
-"""SExtractor and PSFEx (Bertin & Arnouts 1996; Bertin 2011), as programs beside process_ccd."""
+"""Calls of SExtractor and PSFEx (Bertin & Arnouts 1996; Bertin 2011), to compare them with process_ccd."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILTER = "CONV NORM\n1 2 1\n2 4 2\n1 2 1\n"
 
 
 def find_programs() -> tuple[str, str] | None:
-    """Return SExtractor's and PSFEx's paths; `None` where one is not installed."""
+    """Return the paths of SExtractor and PSFEx; `None` if one of them is not installed."""
     sextractor = shutil.which("source-extractor") or shutil.which("sex")
     psfex = shutil.which("psfex")
     return (sextractor, psfex) if sextractor and psfex else None

@@ -1,4 +1,4 @@
-"""A run in virtual time: the engine's own dispatcher, and a cluster that only counts seconds."""
+"""Simulation of a run in virtual time: the engine's own scheduler on a simulated cluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _cost(default: float, what: str, source: str) -> Any:
 
 
 class Costs(pydantic.BaseModel):
-    """What things cost, in seconds where nothing else is said."""
+    """Costs of the parts of a run, in seconds unless the description names another unit."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -96,10 +96,10 @@ class Costs(pydantic.BaseModel):
 
 
 class Terms(pydantic.BaseModel):
-    """Where the time of the slots went, in slot-seconds; together wall time times slots."""
+    """How the slots spent their time, in slot-seconds; the sum is wall time times slots."""
 
     work: float
-    """In tasks."""
+    """Running tasks."""
     overhead: float
     """Middleware, child processes and Spark tasks."""
     requests: float
@@ -107,55 +107,55 @@ class Terms(pydantic.BaseModel):
     shuffle: float
     """Writing and reading temporaries."""
     driver: float
-    """Idle, while groups were ready that the driver or Spark's scheduler had not yet given out."""
+    """Idle, because the driver or Spark's scheduler had not yet started ready groups."""
     path: float
-    """Idle, as no schedule could avoid, because of the critical path."""
+    """Idle because of the critical path, which no schedule can avoid."""
     order: float
-    """Idle, while nothing was ready that another order might have made ready."""
+    """Idle, because no group was ready; another order might have made some ready."""
     session: float
     """Start of the session."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What a simulated run came to."""
+    """Result of a simulated run."""
 
     slots: int
-    """How many groups could run at the same time."""
+    """Number of groups that could run at the same time."""
 
     wall: float
     """Seconds from the start of the session to the last outcome."""
 
     bound: float
-    """Seconds that no schedule can beat."""
+    """Lower bound of the wall time of any schedule, in seconds."""
 
     start: NDArray[np.float64]
-    """When each group began, counted from the end of the start of the session."""
+    """Time at which each group began, in seconds since the session was ready."""
 
     end: NDArray[np.float64]
-    """When each group ended."""
+    """Time at which each group ended."""
 
     terms: Terms
-    """Where the time of the slots went."""
+    """How the slots spent their time."""
 
     limits: dict[str, float]
-    """Seconds that each resource by itself would have needed at least."""
+    """Least time in seconds that each resource alone would have needed."""
 
     @property
     def efficiency(self) -> float:
-        """Share of the bound."""
+        """Lower bound divided by the wall time."""
         return self.bound / self.wall
 
     @property
     def binding(self) -> str:
-        """What kept the run from being faster: the busiest resource, or else the order of groups."""
+        """Limit of the run: the busiest resource, or else the order of groups."""
         name, seconds = max(self.limits.items(), key=lambda item: item[1])
         wall = self.wall if name == "session" else self.wall - self.limits["session"]
         return name if seconds > 0.9 * wall else "stragglers"
 
 
 class _GroupCosts:
-    """What each group of a plan costs the slot that it runs in."""
+    """Costs of each group of a plan for its slot."""
 
     def __init__(self, workload: Workload, plan: Plan, costs: Costs):
         members = [np.array(group.quanta, int) for group in plan.groups]
@@ -181,7 +181,7 @@ class _GroupCosts:
 
 
 class _Job:
-    """A Spark job that runs."""
+    """Running Spark job."""
 
     def __init__(self, number: int, stages: Sequence[Sequence[Sequence[int]]]):
         self.number = number
@@ -192,18 +192,18 @@ class _Job:
 
 
 class Cluster:
-    """Slots, Spark's scheduler and an object store, in virtual time.
+    """Simulated cluster: slots, Spark's scheduler and an object store in virtual time.
 
     Parameters
     ----------
     workload
         The quanta.
     plan
-        How they were cut.
+        Groups and units of the quanta.
     slots
-        How many Spark tasks run at the same time.
+        Number of Spark tasks that run at the same time.
     costs
-        What things cost.
+        Costs of the parts of a run.
     """
 
     def __init__(self, workload: Workload, plan: Plan, slots: int, costs: Costs):
@@ -236,7 +236,7 @@ class Cluster:
         Parameters
         ----------
         when
-            Time of the driver.
+            Virtual time of the driver.
         stages
             Spark tasks of each Spark stage, each with the groups that it runs
             one after another.
@@ -244,7 +244,7 @@ class Cluster:
         Returns
         -------
         future
-            Done when all Spark tasks have ended.
+            Future that is done when all Spark tasks have ended.
         """
         job = _Job(self._n_jobs, stages)
         self._n_jobs += 1
@@ -253,7 +253,7 @@ class Cluster:
         return job.future
 
     def step(self) -> None:
-        """Go on to the next event."""
+        """Advance to the next event."""
         self.now, _, act, arguments = heapq.heappop(self._events)
         act(*arguments)
         while self._free and self._queue:
@@ -261,14 +261,14 @@ class Cluster:
             self._start_task(job, groups)
 
     def say(self, word: QuantumOutcome | Future[None]) -> None:
-        """Tell the driver something."""
+        """Send an event to the driver."""
         self.words.append((self.now, word))
 
     def _at(self, when: float, act: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), act, arguments))
 
     def _begin_stage(self, job: _Job) -> None:
-        """Queue the Spark tasks of the next stage; Spark runs those of older jobs first."""
+        """Queue the Spark tasks of the next stage; Spark runs tasks of older jobs first."""
         tasks = job.stages.popleft()
         job.stage += 1
         job.missing = len(tasks)
@@ -276,7 +276,7 @@ class Cluster:
             heapq.heappush(self._queue, (job.number, job.stage, number, job, groups))
 
     def _start_task(self, job: _Job, groups: Sequence[int]) -> None:
-        """Give a Spark task to a slot."""
+        """Start a Spark task in a slot."""
         self._free -= 1
         self._n_tasks += 1
         self._launch_free = max(self._launch_free, self.now) + self._costs.launch
@@ -287,7 +287,7 @@ class Cluster:
             waited += self._wait_for_store(begin, self.groups.n_requests[group])
             time += self.groups.seconds[group]
             self.end[group] = time
-        # Which of its groups waits does not matter, as all outcomes come at the end.
+            # It doesn't matter which of its groups waits, because all outcomes arrive at the end.
         time += waited
         self.end[groups[-1]] = time
         self._waited += waited
@@ -296,7 +296,7 @@ class Cluster:
         self._at(time, self._end_task, job, groups)
 
     def _wait_for_store(self, when: float, n_requests: float) -> float:
-        """Compute how much longer requests take because others came before."""
+        """Return how long requests wait for earlier requests to the object store."""
         if not self._costs.store_rate:
             return 0.0
         self._store_free = max(self._store_free, when) + n_requests / self._costs.store_rate
@@ -321,12 +321,12 @@ class Cluster:
             job.future.set_result(None)
 
     def finish(self, driver_time: float) -> Schedule:
-        """Write down what the run came to.
+        """Return the schedule of the finished run.
 
         Parameters
         ----------
         driver_time
-            When the driver had taken in the last outcome.
+            Time at which the driver had handled the last outcome.
         """
         costs, groups = self._costs, self.groups
         total = driver_time + costs.session
@@ -356,7 +356,7 @@ class Cluster:
         return Schedule(self._slots, total, bound, self.start, self.end, terms, limits)
 
     def _idle(self, last: float) -> tuple[float, float]:
-        """Divide the time of idle slots into that with and that without groups ready to run."""
+        """Return the idle time of slots while groups were ready, and the idle time while none was."""
         ready = np.zeros(len(self._plan.groups))
         for unit in self._plan.units:
             when = max((self.end[need] for need in unit.upstream), default=0.0)
@@ -377,7 +377,7 @@ class Cluster:
 
 
 class _Words:
-    """What the dispatcher waits at: here the driver's time goes on."""
+    """Queue at which the scheduler waits; waiting advances the driver's virtual time."""
 
     def __init__(self, cluster: Cluster, seconds: float):
         self._cluster = cluster
@@ -401,7 +401,7 @@ class _Words:
 
 
 class _Pool:
-    """Stands for the threads that wait for Spark jobs, and for the backend."""
+    """Replacement of the backend and of the threads that wait for Spark jobs."""
 
     def __init__(self, cluster: Cluster, words: _Words, plan: Plan, slots: int):
         self._cluster = cluster
@@ -433,26 +433,26 @@ class _Pool:
 
 
 def simulate(workload: Workload, plan: Plan, slots: int, costs: Costs) -> Schedule:
-    """Run a workload by the engine's dispatcher.
+    """Simulate a workload with the engine's scheduler.
 
-    Half of the driver's time for a quantum passes before it is given out, the
-    other half when its outcome has come.
+    Half of the driver's time for a quantum passes before the quantum is submitted,
+    the other half when its outcome has arrived.
 
     Parameters
     ----------
     workload
         The quanta.
     plan
-        How they were cut.
+        Groups and units of the quanta.
     slots
-        How many groups run at the same time.
+        Number of groups that run at the same time.
     costs
-        What things cost.
+        Costs of the parts of a run.
 
     Returns
     -------
     schedule
-        What it came to.
+        Result of the run.
     """
     cluster = Cluster(workload, plan, slots, costs)
     words = _Words(cluster, costs.driver / 2)
@@ -461,7 +461,7 @@ def simulate(workload: Workload, plan: Plan, slots: int, costs: Costs) -> Schedu
     def make_work(units: Sequence[Unit], blocked: object, done: object) -> UnitWork:
         groups = [index for unit in units for level in unit.levels for index in level]
         words.now += sum(len(plan.groups[index].quanta) for index in groups) * costs.driver / 2
-        # All that the pool above wants of groups are their numbers.
+        # `_Pool` uses only the numbers of the groups.
         return UnitWork(units[0].index, tuple(groups), tuple(map(len, units[0].levels)))  # type: ignore[arg-type]
 
     dispatcher = dispatch.Scheduler(
@@ -478,16 +478,16 @@ def simulate(workload: Workload, plan: Plan, slots: int, costs: Costs) -> Schedu
 
 
 def list_schedule(workload: Workload, plan: Plan, slots: int) -> float:
-    """Compute how long the groups take where the most urgent ready one starts at once and nothing else costs.
+    """Return the wall time of a plan if free slots start the most urgent ready group, without other costs.
 
     Parameters
     ----------
     workload
         The quanta.
     plan
-        How they were cut.
+        Groups and units of the quanta.
     slots
-        How many groups run at the same time.
+        Number of groups that run at the same time.
 
     Returns
     -------
@@ -525,26 +525,25 @@ def simulate_with_barriers(
     *,
     key: Callable[[Group], float] | None = None,
 ) -> Schedule:
-    """Run a workload as one Spark job for each stage of the plan, each after the one before.
+    """Simulate a workload as one Spark job per stage of the plan, one job after the other.
 
     Parameters
     ----------
     workload
         The quanta.
     plan
-        How they were cut.
+        Groups and units of the quanta.
     slots
-        How many groups run at the same time.
+        Number of groups that run at the same time.
     costs
-        What things cost.
+        Costs of the parts of a run.
     key
-        Groups of a stage go in the order of this key; `None` leaves them in
-        the plan's order.
+        Sort key of the groups of a stage; `None` keeps the order of the plan.
 
     Returns
     -------
     schedule
-        What it came to.
+        Result of the run.
     """
     cluster = Cluster(workload, plan, slots, costs)
     words = _Words(cluster, costs.driver / 2)
@@ -558,7 +557,7 @@ def simulate_with_barriers(
 
 
 def with_remaining(plan: Plan, remaining: NDArray[np.float64]) -> Plan:
-    """Give each unit of a plan another length of the path from it to the end of the graph.
+    """Return a plan whose units have other lengths of their paths to the end of the graph.
 
     Parameters
     ----------

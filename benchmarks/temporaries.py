@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Costs of handing over a dataset: in memory, by the shuffle, by scratch files, or as a stored dataset.
+"""Benchmark of the transfer of a dataset: in memory, by shuffle, by scratch files, or as a stored dataset.
 
-All ways run in one process tree, against one real S3 server, in turn.  CPU
-time is that of the driver, the JVM and all Python workers together, less what
-it takes to make the datasets and less what the same pipeline costs with
-datasets of a few bytes; the S3 server's is shown apart.
+All transports run in turn in one process tree, with one real S3 server.  CPU time
+is that of the driver, the JVM and all Python workers.  The time to make the datasets
+and the time of the same pipeline with datasets of a few bytes are subtracted.  The
+CPU time of the S3 server is a column of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CHUNK = 8 * 2**20
 
 
 class Case(NamedTuple):
-    """What is handed over."""
+    """Dataset to transfer."""
 
     name: str
     storage_class: str
@@ -63,7 +63,7 @@ EMPTY = Case("empty", "VisitImage", 8)
 
 
 class Usage(NamedTuple):
-    """What something has cost."""
+    """Resources that were used."""
 
     wall: float
     cpu: float
@@ -73,7 +73,7 @@ class Usage(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Figures of one way to hand over one kind of dataset, per dataset and reader."""
+    """Figures of one transport of one kind of dataset, per dataset and reader."""
 
     cpu: float
     wall: float
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 class Bench:
-    """Repository, session and server of a benchmark."""
+    """Benchmark with its repository, session and server."""
 
     def __init__(
         self,
@@ -146,9 +146,9 @@ class Bench:
             )
 
     def run(self) -> dict[str, Any]:
-        """Run all cases in all ways."""
+        """Run all cases with all transports."""
         results: dict[str, Any] = {"load": os.getloadavg(), "cpus": os.cpu_count(), "rows": []}
-        # The JVM compiles while it is new.
+        # Warm-up runs, in which the JVM compiles its code.
         for way in WAYS * 4:
             self.hand_over(EMPTY, way, 1)
         for readers in self.arguments.readers:
@@ -166,7 +166,7 @@ class Bench:
         return results
 
     def repeat(self, case: Case, way: str, readers: int) -> Figures:
-        """Hand over several times, each time nothing before it, and take the medians of the differences."""
+        """Return the median difference between transfers of a case and transfers of empty datasets."""
         runs = []
         for _ in range(self.arguments.repeats):
             idle = self.hand_over(EMPTY, way, readers)
@@ -269,7 +269,7 @@ class Bench:
 
 @contextmanager
 def shuffle_limit(nbytes: int) -> Iterator[None]:
-    """Let temporaries of this length and more bypass the shuffle."""
+    """Make temporaries of at least this length bypass the shuffle while the context lasts."""
     before, context.MAX_SHUFFLE_BYTES = context.MAX_SHUFFLE_BYTES, nbytes
     try:
         yield
@@ -278,7 +278,7 @@ def shuffle_limit(nbytes: int) -> Iterator[None]:
 
 
 def serialized_bytes(case: Case) -> int:
-    """Length of the serialized form of a dataset."""
+    """Return the length of the serialized form of a dataset."""
     from lsst.daf.butler import StorageClassFactory
 
     from spark_butler.codecs import encode
@@ -290,18 +290,18 @@ def serialized_bytes(case: Case) -> int:
 
 
 def subtract(figures: Figures, idle: Figures) -> Figures:
-    """Take off what the engine costs whatever is handed over."""
+    """Subtract the costs of the engine that don't depend on the dataset."""
     return figures._replace(cpu=figures.cpu - idle.cpu, wall=figures.wall - idle.wall)
 
 
 def show(name: str, readers: int, way: str, figures: Figures) -> None:
-    """Print a row as it comes."""
+    """Print a row of the table."""
     sys.stdout.write(format_row(name, readers, way, figures) + "\n")
     sys.stdout.flush()
 
 
 def format_row(name: str, readers: int, way: str, figures: Figures) -> str:
-    """Write a row of the table."""
+    """Return a row of the table."""
     peak = "" if math.isnan(figures.peak) else f"{figures.peak / 1e6:.0f}"
     get = "" if math.isnan(figures.get_wall) else f"{1000 * figures.get_wall:.2f}"
     return (
@@ -311,7 +311,7 @@ def format_row(name: str, readers: int, way: str, figures: Figures) -> str:
 
 
 def write_results(results: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Write table and plot."""
+    """Write the table and the plot."""
     arguments.output.mkdir(exist_ok=True)
     head = [
         "| dataset | readers | way | CPU s | S3 server CPU s | wall s | get ms | peak MB | requests "
@@ -331,7 +331,7 @@ def write_results(results: dict[str, Any], arguments: argparse.Namespace) -> Non
 
 
 def draw(rows: Sequence[tuple[str, int, str, dict[str, float]]], path: Path) -> None:
-    """Draw CPU time by dataset and way."""
+    """Draw CPU time by dataset and transport."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -346,7 +346,7 @@ def draw(rows: Sequence[tuple[str, int, str, dict[str, float]]], path: Path) -> 
             values = [
                 next(f["cpu"] for a, r, w, f in rows if (a, r, w) == (name, readers, way)) for name in names
             ]
-            # Less than nothing is less than the noise, and has no place on such a scale.
+            # Differences below zero are noise, and can't be shown on a logarithmic scale.
             values = [value if value > 0 else math.nan for value in values]
             axis.bar([x + 0.16 * (n - 2) for x in range(len(names))], values, 0.15, label=way)
         axis.set_xticks(range(len(names)), names)

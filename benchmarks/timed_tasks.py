@@ -1,4 +1,4 @@
-"""A mock task that takes a given time; workers and peers import this module."""
+"""Mock task that takes a given time; the workers of all engines import this module."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lsst.pipe.base.connections import InputQuantizedConnection, OutputQuantized
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask, DynamicTestPipelineTaskConfig
 
 RECORD = "TIMED_TASKS_RECORD"
-"""Environment variable with the name of a file that gets a line for each execution: quantum and time."""
+"""Environment variable with the name of a file to which each execution adds a line: quantum and time."""
 
 
 class TimedTaskConfig(DynamicTestPipelineTaskConfig):
-    """How long it takes."""
+    """Time of a quantum."""
 
     seconds = Field[float]("Time of a quantum, in seconds.", default=0.0)
     mixed = Field[bool](
@@ -27,7 +27,7 @@ class TimedTaskConfig(DynamicTestPipelineTaskConfig):
 
 
 class TimedTask(DynamicTestPipelineTask):
-    """A mock task that sleeps, as a task does that is given its own core elsewhere."""
+    """Mock task that sleeps, so that more quanta than cores can run at once."""
 
     ConfigClass = TimedTaskConfig
 

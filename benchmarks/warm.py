@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The engine in a session that is up: it runs one graph to get warm, and measures another."""
+"""Benchmark of the engine in a running session: it runs one graph to warm up, and measures another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.stock import read_graph
 
 
 def main() -> None:
-    """Run graphs, and print what the last has cost."""
+    """Run graphs, and print the wall and processor time of the last."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("places", nargs="+", help="repositories and graphs in turn")
     parser.add_argument("--temporary", nargs="*", default=[], help="what the last graph need not store")

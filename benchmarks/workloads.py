@@ -1,4 +1,4 @@
-"""Graphs of quanta with the times, sizes and requests of each, for simulations."""
+"""Workloads for simulations: graphs of quanta with their times, sizes and requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ type Edge = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """What the quanta of a task are like."""
+    """Properties of the quanta of a task."""
 
     seconds: float
     """Mean time of a quantum before all times are scaled."""
@@ -31,13 +31,14 @@ class _Task:
     """Width of the lognormal distribution of times."""
 
     reads: int = 0
-    """Inputs that no quantum makes: raws, calibrations, reference catalogs."""
+    """Number of inputs that no quantum makes: raws, calibrations, reference catalogs."""
 
     writes: int = 3
-    """Retained outputs; two of them are metadata and log."""
+    """Number of stored outputs; two of them are metadata and log."""
+
+    # isr and characterize pass their outputs in memory: they write only metadata and logs.
 
 
-# isr and characterize hand over in memory: they write only metadata and logs.
 _TASKS = {
     "isr": _Task(25, 0.3, reads=3, writes=2),
     "characterize": _Task(60, 0.5, writes=2),
@@ -61,28 +62,28 @@ _VISITS_PER_PATCH = 4
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Quanta, what they need and what they cost; quanta are numbers from 0."""
+    """Quanta with their dependencies and costs; a quantum is a number from 0."""
 
     name: str
-    """What it is, for people."""
+    """Name of the workload, for tables and plots."""
 
     labels: Sequence[str]
     """Task label of each quantum."""
 
     edges: Sequence[Edge]
-    """Pairs of quanta of which the second needs the first."""
+    """Pairs of quanta; the second depends on the first."""
 
     seconds: NDArray[np.float64]
-    """Time of each quantum in its task."""
+    """Time of the task in each quantum, in seconds."""
 
     reads: Sequence[int]
-    """Number of inputs of each quantum that no other makes."""
+    """Number of inputs of each quantum that no other quantum makes."""
 
     writes: Sequence[int]
     """Number of stored outputs of each quantum, metadata and log included."""
 
     handovers: Sequence[Handover] = ()
-    """Temporaries that may have to travel."""
+    """Temporaries with their producers and consumers."""
 
     sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Size in bytes of a temporary, by dataset type."""
@@ -101,17 +102,17 @@ class Workload:
         return float(self.remaining(self.seconds).max(initial=0.0))
 
     def bound(self, slots: int) -> float:
-        """Compute the time in seconds that no schedule can beat.
+        """Return a lower bound of the time of any schedule, in seconds.
 
         Parameters
         ----------
         slots
-            How many quanta can run at the same time.
+            Number of quanta that can run at the same time.
         """
         return max(self.work / slots, self.critical_path)
 
     def remaining(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Compute the longest path from each quantum to the end of the graph, itself included.
+        """Return the length of the longest path from each quantum to the end of the graph, itself included.
 
         Parameters
         ----------
@@ -128,7 +129,7 @@ class Workload:
 
     @functools.cached_property
     def xgraph(self) -> networkx.DiGraph[int]:
-        """The quanta as the dispatcher takes them."""
+        """The graph of quanta in the form that the scheduler takes."""
         graph: networkx.DiGraph[int] = networkx.DiGraph()
         graph.add_nodes_from((n, {"task_label": label, "data_id": {}}) for n, label in enumerate(self.labels))
         graph.add_edges_from(self.edges)
@@ -158,7 +159,7 @@ class Workload:
         return cut_graph(sketch, group_by=group_by)
 
     def with_seconds(self, seconds: NDArray[np.float64], name: str | None = None) -> Workload:
-        """Copy with other times.
+        """Return a copy with other times.
 
         Parameters
         ----------
@@ -189,15 +190,16 @@ def make_workload(
     labels
         Task label of each quantum.
     edges
-        Pairs of quanta of which the second needs the first; once each.
+        Pairs of quanta; the second depends on the first.  Each pair occurs once.
     seconds
         Time of each quantum.
     reads
-        Number of inputs of each quantum that no other makes; those of the
-        built-in tasks, else one for quanta that need no other.
+        Number of inputs of each quantum that no other quantum makes.  By
+        default that of the built-in task; for other tasks 1 if the quantum
+        depends on no other.
     writes
-        Number of stored outputs of each quantum; three where nothing is
-        known.
+        Number of stored outputs of each quantum; by default that of the
+        built-in task, or 3 for other tasks.
     **more
         Temporaries and their sizes, as `Workload` has them.
     """
@@ -266,7 +268,7 @@ def make_night(
 
 
 def make_frames(*, seed: int = 5, visits: int = 320, detectors: int = 104, scale: float = 1.0) -> Workload:
-    """Make a large workload with a short critical path: many visits by themselves.
+    """Make a large workload with a short critical path: many independent visits.
 
     Parameters
     ----------
@@ -287,7 +289,7 @@ def make_frames(*, seed: int = 5, visits: int = 320, detectors: int = 104, scale
 def draw_times(
     labels: Sequence[str], times: Mapping[str, float | Sequence[float]], rng: Generator
 ) -> NDArray[np.float64]:
-    """Give quanta times of an earlier run.
+    """Draw times of quanta from those of an earlier run.
 
     Parameters
     ----------
@@ -296,7 +298,7 @@ def draw_times(
     times
         Seconds by task label: a number, or a list to draw from.
     rng
-        Draws.
+        Random number generator.
 
     Returns
     -------
@@ -315,7 +317,7 @@ def draw_times(
 
 
 class _Graph:
-    """A graph that grows."""
+    """Builder of a graph."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -345,7 +347,7 @@ class _Graph:
 
 
 def _draw(labels: Sequence[str], rng: Generator) -> NDArray[np.float64]:
-    """Draw times, lognormal for each task."""
+    """Draw times from a lognormal distribution for each task."""
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     for n, label in enumerate(labels):
         numbers[label].append(n)
@@ -359,7 +361,7 @@ def _draw(labels: Sequence[str], rng: Generator) -> NDArray[np.float64]:
 def _fit(
     workload: Workload, heavy: NDArray[np.bool_], work: float, critical_path: float
 ) -> NDArray[np.float64]:
-    """Scale times, those of some quanta more than others, to a given work and critical path."""
+    """Scale times, by different factors, so that work and critical path have given lengths."""
 
     def scale(factor: float) -> NDArray[np.float64]:
         seconds = np.where(heavy, factor * workload.seconds, workload.seconds)

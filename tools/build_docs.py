@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the documentation with its API reference into build/docs/; `make docs` runs this."""
+"""Builder of the documentation with its API reference, into build/docs/; `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TARGET = _ROOT / "build" / "docs"
 
 
 def _walk(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
-    """Visit a command and all below it."""
-    # Nothing is to run, so that nothing is started for it.
+    """Yield a command and all its subcommands."""
+    # With resilient parsing, click runs no callbacks of options, which could start something.
     context = click.Context(
         command, info_name=name, parent=parent, max_content_width=100, resilient_parsing=True
     )
@@ -31,7 +31,7 @@ def _walk(command: click.Command, name: str, parent: click.Context | None = None
 
 
 def _write_command_page(path: Path) -> None:
-    """Write the help texts of all commands down."""
+    """Write a page with the help texts of all commands."""
     from spark_butler.cli.main import main
 
     pages = [
@@ -42,7 +42,7 @@ def _write_command_page(path: Path) -> None:
 
 
 def main() -> int:
-    """Copy what belongs to the documentation, so that its links hold, and build it."""
+    """Copy the sources of the documentation to places where their links are valid, and build the pages."""
     for folder in (_SOURCE, _TARGET):
         shutil.rmtree(folder, ignore_errors=True)
     for name in ("docs", "conf", "jobs"):

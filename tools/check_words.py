@@ -1,4 +1,4 @@
-"""Search for phrases that the project's style forbids; print each as ``file:line`` and exit with status 1."""
+"""Check for phrases that the project's style forbids; prints each with file and line, and exits with 1."""
 
 import re
 import subprocess

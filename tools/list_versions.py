@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the page that lists the versions of the documentation in a folder: newest release first, then dev."""
+"""Page that lists the versions of the documentation in a folder: newest release first, then dev."""
 
 import html
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def order(name: str) -> tuple[int, ...]:
-    """Return what releases are sorted by; other names come after them."""
+    """Return the sort key of a version: the numbers of a release; other names are less than any release."""
     return tuple(map(int, re.findall(r"\d+", name))) if re.fullmatch(r"v\d+(\.\d+)*", name) else (-1,)
 
 

@@ -1,4 +1,4 @@
-"""Plugin for Rubin's batch system (``lsst.ctrl.bps``): a submission's whole quantum graph is one Spark run.
+"""Plugin for Rubin's batch system (``lsst.ctrl.bps``): the graph of a submission becomes one Spark run.
 
 Set ``wmsServiceClass: spark_butler.bps.SparkService`` in the submit YAML.
 """

@@ -1,6 +1,6 @@
-"""The service that BPS calls to prepare, submit, watch and end a submission.
+"""Service that BPS calls to prepare, submit, watch and cancel a submission.
 
-Runs in the ``bps`` commands.  The ID of a submission is its submit directory.
+Runs in the process of the ``bps`` commands.  The ID of a submission is its submit directory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CONNECT_SECONDS = 5.0
 
 
 class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
-    """A submission: the detached job in the submit directory."""
+    """Workflow of a submission, a detached job in the submit directory."""
 
     def __init__(self, name: str, config: BpsConfig, job: DetachedJob):
         super().__init__(name, config)
@@ -58,7 +58,7 @@ class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
 
 
 class SparkService(BaseWmsService):  # type: ignore[misc]
-    """Workflow management by Spark: one run for all quanta, detached from the terminal."""
+    """Workflow service that runs all quanta of a submission as one detached Spark run."""
 
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
@@ -76,7 +76,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         return workflow
 
     def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
-        """Start a job again, without the quanta that have succeeded.  See `lsst.ctrl.bps.BaseWmsService`."""
+        """Restart a job; quanta that have succeeded don't run again.  See `lsst.ctrl.bps.BaseWmsService`."""
         try:
             job = DetachedJob(Path(wms_workflow_id))
             job.start()
@@ -92,7 +92,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         pass_thru: str | None = None,
         is_global: bool = False,
     ) -> list[str]:
-        """Return the IDs of the jobs that run.  See `lsst.ctrl.bps.BaseWmsService`."""
+        """Return the IDs of the running jobs.  See `lsst.ctrl.bps.BaseWmsService`."""
         jobs = [DetachedJob(Path(wms_id))] if wms_id is not None else _recall(user)
         return [str(job.folder) for job in jobs if job.read_state().state == "running"]
 
@@ -105,7 +105,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         is_global: bool = False,
         return_exit_codes: bool = False,
     ) -> tuple[list[WmsRunReport], str]:
-        """Report from the status of the runs.  See `lsst.ctrl.bps.BaseWmsService`."""
+        """Build reports from the status of the runs.  See `lsst.ctrl.bps.BaseWmsService`."""
         if wms_workflow_id is not None:
             try:
                 return [make_report(DetachedJob(Path(wms_workflow_id)))], ""
@@ -127,7 +127,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         try:
             job = DetachedJob(Path(wms_id))
             with best_effort("The request to stop the run can't be written to the datastore"):
-                # Its driver may be on the cluster, where no signal of this machine arrives.
+                # The driver may run on the cluster, where a signal from this machine doesn't arrive.
                 for attempt in find_attempts(find_roots(job), job.details["output_run"])[-1:]:
                     attempt.cancel_file.write(b"")
             job.cancel()
@@ -144,7 +144,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
     def ping(self, pass_thru: str | None) -> tuple[int, str]:
         """Check that Java is installed, and that the master of a cluster answers.
 
-        ``bps ping --pass-thru`` takes the address of the master.
+        The address of the master is the value of ``bps ping --pass-thru``.
         """
         try:
             find_java_home()
@@ -178,7 +178,7 @@ def _remember(folder: Path) -> None:
 
 
 def _recall(user: str | None, *, days: float = 0) -> list[DetachedJob]:
-    """Return the jobs of this user that run, or have ended in the last days."""
+    """Return the jobs of this user that are running or ended a few days ago at most."""
     if not _index().exists():
         return []
     jobs = []

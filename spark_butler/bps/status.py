@@ -1,6 +1,6 @@
-"""Reports of submissions: counts of quanta from the status that the driver writes.
+"""Reports of submissions, from the status file that the driver of a run writes.
 
-Runs in ``bps report`` and ``bps status``; no registry is opened.
+Runs in ``bps report`` and ``bps status``; it doesn't open the registry.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run_state(state: JobState) -> tuple[WmsStates, str]:
 
 
 def is_recent(job: DetachedJob, days: float) -> bool:
-    """Return whether a job runs, or has ended not longer than some days ago."""
+    """Return whether a job is running, or ended at most some days ago."""
     state = job.read_state()
     if state.state in ("prepared", "running"):
         return True
@@ -58,14 +58,14 @@ def is_recent(job: DetachedJob, days: float) -> bool:
 
 
 def find_roots(job: DetachedJob) -> list[ResourcePath]:
-    """Return the places where the datastores of a job's repository keep files."""
+    """Return the roots of the datastores of a job's repository."""
     config = ButlerConfig(job.details["repository"])
     roots = read_datastore(config, DimensionUniverse()).roots.values()
     return [root for root in roots if root is not None]
 
 
 def make_report(job: DetachedJob) -> WmsRunReport:
-    """Build the report of a job; its "jobs" are quanta, and the steps before and after them.
+    """Build the report of a job; its BPS jobs are the quanta, and the steps before and after them.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def make_report(job: DetachedJob) -> WmsRunReport:
 
 
 def _list_exit_codes(state: JobState, summary: dict[str, dict[WmsStates, int]]) -> dict[str, list[int]]:
-    """Return the exit statuses of failed steps, and 1 for each failed quantum, as its process would have."""
+    """Return the exit statuses of failed steps, and 1 for each failed quantum, as `pipetask` would return."""
     codes = {label: [1] * counts.get(WmsStates.FAILED, 0) for label, counts in summary.items()}
     for name, step in state.steps.items():
         codes[name] = [step["exit_status"]] if step.get("exit_status") else []
@@ -109,7 +109,7 @@ def _list_exit_codes(state: JobState, summary: dict[str, dict[WmsStates, int]]) 
 
 
 def _count(job: DetachedJob, state: JobState) -> dict[str, Counter[WmsStates]]:
-    """Count the quanta of each task by state, and each further step as one."""
+    """Count the quanta of each task by state; each other step counts as one."""
     summary: dict[str, Counter[WmsStates]] = {}
     for step in job.steps:
         if step.name == RUN_STEP:
@@ -118,7 +118,7 @@ def _count(job: DetachedJob, state: JobState) -> dict[str, Counter[WmsStates]]:
                 task = progress.get(label, {} if progress else {"pending": n_quanta})
                 counts = Counter({_OF_QUANTA[name]: task.get(name, 0) for name in _OF_QUANTA})
                 if counts.total() < n_quanta:
-                    # The others have succeeded in an earlier attempt.
+                    # The other quanta have succeeded in an earlier attempt.
                     counts[WmsStates.SUCCEEDED] += n_quanta - counts.total()
                 summary[label] = counts
         else:

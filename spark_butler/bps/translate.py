@@ -1,4 +1,4 @@
-"""Translation of a generic workflow of BPS to the steps of a detached job.
+"""Translation of a generic workflow of BPS into the steps of a detached job.
 
 Runs in ``bps prepare``.
 """
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 RUN_STEP = "run"
 """Name of the step that runs the quanta."""
 
-# Attributes of a job that nothing here can carry out.
+# Attributes of a BPS job that Spark can't satisfy.
 _WITHOUT_MEANING = (
     *("request_disk", "accounting_group", "accounting_user", "mail_to", "when_to_mail", "abort_on_value"),
     *("abort_return_value", "category", "queue", "pre_cmdline", "post_cmdline", "compute_cloud"),
@@ -41,13 +41,13 @@ _WITHOUT_MEANING = (
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """The steps of a job and what its report needs to know."""
+    """Steps of a job, and the data that its report needs."""
 
     steps: list[Step]
-    """Commands in their order."""
+    """Commands, in the order in which they run."""
 
     details: dict[str, Any]
-    """Facts for ``bps report``, as JSON can hold them."""
+    """Data for ``bps report``, for `json.dumps`."""
 
 
 def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Translation:
@@ -59,8 +59,8 @@ def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Tra
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if a job does something else than ``run-qbb``, or if a request
-        can't be carried out.
+        Raised if a job with quanta runs another command than ``run-qbb``, or
+        if a setting can't be translated.
     """
     jobs = list(_list_jobs(workflow))
     payload = [job for job in jobs if job.quanta_counts]
@@ -168,12 +168,12 @@ def _find(config: BpsConfig, name: str, **options: Any) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a value with the variables of a shell in place of those of BPS."""
+    """Return a value with shell variables in place of those of BPS."""
     return re.sub(r"<ENV:([^>]+)>", r"${\1}", str(value or ""))
 
 
 def _find_requests(config: BpsConfig, payload: list[GenericWorkflowJob]) -> dict[str, Any]:
-    """Return memory, time and retries of all tasks, as the file of ``--resources`` has them."""
+    """Return memory, time and retries of all tasks, in the form of the ``--resources`` file."""
     limit = int(config.search("memoryLimit", opt={"default": 0})[1] or 0)
     tasks: dict[str, dict[str, Any]] = {}
     for job in payload:
@@ -190,7 +190,7 @@ def _find_requests(config: BpsConfig, payload: list[GenericWorkflowJob]) -> dict
 
 
 def _raise_to(task: dict[str, Any], name: str, value: float | None) -> None:
-    """Take the greatest of the values of several jobs."""
+    """Raise a request to the greatest value of several jobs."""
     if value:
         task[name] = max(value, task.get(name, value))
 
@@ -201,7 +201,7 @@ def _find_grouping(config: BpsConfig) -> list[str]:
     if algorithm != "dimension_clustering":
         if algorithm not in ("", "single_quantum_clustering"):
             logger.warning(
-                "clusterAlgorithm %s has no meaning on Spark; groups are found by cost.", algorithm
+                "clusterAlgorithm %s has no meaning on Spark; the planner chooses the groups.", algorithm
             )
         return []
     section = config["cluster"]
@@ -213,8 +213,8 @@ def _find_grouping(config: BpsConfig) -> list[str]:
     if len(found) != 1:
         text = "; ".join(sorted(", ".join(names) for names in found)) or "none"
         logger.warning(
-            "The clusters have no common dimensions (%s), so they can't be --group-by; groups are found by "
-            "cost.",
+            "The clusters have no common dimensions (%s), which --group-by would need; the planner chooses "
+            "the groups.",
             text,
         )
         return []
@@ -222,7 +222,7 @@ def _find_grouping(config: BpsConfig) -> list[str]:
 
 
 def _find_program(config: BpsConfig, payload: Iterable[GenericWorkflowJob], cores: int) -> list[str]:
-    """Return the beginning of the command line, as the section of the compute site says."""
+    """Return the first words of the command line, according to the section of the compute site."""
     site = _find(config, "computeSite")
     find = functools.partial(_find, config, curvals={"curr_site": site})
 
@@ -256,7 +256,7 @@ def _read_settings(config: BpsConfig, site: str) -> dict[str, str]:
 
 
 def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Yield settings by full name, whether dots nest sections or not."""
+    """Yield settings by full name, from names with dots and from nested sections."""
     for name in section:
         value = section[name]
         if isinstance(value, Mapping):
@@ -266,7 +266,7 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str
 
 
 def _warn_of(payload: list[GenericWorkflowJob]) -> None:
-    """Name what has no meaning in a run on Spark."""
+    """Log a warning that names the settings that have no effect on Spark."""
     for name in _WITHOUT_MEANING:
         if labels := sorted({job.label for job in payload if getattr(job, name)}):
             logger.warning("%s has no meaning on Spark; it is set for %s.", name, ", ".join(labels))
@@ -275,7 +275,7 @@ def _warn_of(payload: list[GenericWorkflowJob]) -> None:
         statuses = [final] if isinstance(final, int) else final or []
         if job.number_of_retries and 1 not in statuses:
             logger.warning(
-                "retryUnlessExit lacks 1, but exceptions of tasks are never retried on Spark; what may have "
-                "failed by chance is."
+                "retryUnlessExit lacks 1, but exceptions of tasks are never retried on Spark; only transient "
+                "failures are."
             )
             break

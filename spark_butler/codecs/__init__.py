@@ -1,7 +1,7 @@
 """Conversion of temporary datasets to bytes and back.
 
-Runs in workers and children.  A decoded dataset can't be distinguished from
-one that was read from a datastore.
+Runs in workers and children.  A decoded dataset is like one that was read
+from a datastore: its arrays are writable, and it shares memory with no other object.
 
 >>> from lsst.daf.butler import StorageClassFactory
 >>> from spark_butler.codecs import decode, encode
@@ -10,7 +10,7 @@ one that was read from a datastore.
 >>> data = bytearray(b"".join(encoded.pieces()))
 >>> copy = decode(data, storage_class)
 
-The first of these that works is used:
+An object is encoded by the first of these that works:
 
 1. a codec for its storage class, or for types inside it, that a user provides
    (`register_codec`, or entry points);

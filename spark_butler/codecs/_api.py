@@ -1,8 +1,8 @@
-"""Encoding, decoding and copying of datasets by the first codec that works, and the encoded form.
+"""Encoding, decoding and copying of datasets, and the encoded form.
 
-Runs in workers and children.  The form is a header, the name of the codec, a table of buffers, a pickle
-stream, and the buffers.  All integers are little-endian.  Buffers begin at multiples of `ALIGNMENT` bytes.
-The checksum covers everything before the first buffer.
+Runs in workers and children.  The encoded form consists of a header, the name of the codec, a table of
+buffers, a pickle stream, and the buffers.  All integers are little-endian.  Buffers begin at multiples of
+`ALIGNMENT` bytes.  A checksum in the header covers everything before the first buffer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _PICKLE = "pickle"
 _FORMATTER = "formatter"
 
-# Types of which this process has unpickled an object.
+# Types of which this process has unpickled an object, see `_prove`.
 _proven: set[type] = set()
 
 ALIGNMENT = 64
@@ -52,12 +52,12 @@ class EncodedObject:
 
     Notes
     -----
-    The form has views on the arrays of its object: use it before that object
+    The form contains views of the object's arrays.  Use it before the object
     changes.
     """
 
     codec: str
-    """Name of the codec that made it."""
+    """Name of the codec that encoded the object."""
 
     nbytes: int
     """Total length of the encoded form in bytes."""
@@ -66,11 +66,11 @@ class EncodedObject:
     """Everything before the first buffer."""
 
     buffers: tuple[memoryview, ...]
-    """Buffers of the object, each flat and of bytes."""
+    """Buffers of the object, each a flat view of bytes."""
 
     @classmethod
     def assemble(cls, codec: str, stream: Sequence[memoryview], buffers: Sequence[memoryview]) -> Self:
-        """Build the encoded form of a pickle stream and flat buffers of bytes, which are not copied."""
+        """Build the encoded form from a pickle stream and flat buffers of bytes, which are not copied."""
         name = codec.encode()
         sizes = struct.pack(f"<{len(buffers)}Q", *(buffer.nbytes for buffer in buffers))
         length = sum(piece.nbytes for piece in stream)
@@ -91,8 +91,8 @@ class EncodedObject:
         Yields
         ------
         piece
-            Flat bytes, never empty; large ones are views on the arrays of
-            the object.
+            Flat bytes, never empty.  Large pieces are views of the object's
+            arrays.
         """
         position = 0
         for piece in self.head:
@@ -108,7 +108,7 @@ class EncodedObject:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """The parts of an encoded form, as views on its bytes."""
+    """Parts of an encoded form, as views of its bytes."""
 
     codec: str
     """Name of the codec that made it."""
@@ -131,20 +131,20 @@ class Form:
         view = memoryview(data).cast("B")
         if view.nbytes < _HEADER.size or view[: len(_MAGIC)] != _MAGIC:
             raise CodecError(
-                f"These {view.nbytes} bytes are no serialized dataset: they begin with {bytes(view[:8])!r},"
+                f"These {view.nbytes} bytes aren't a serialized dataset: they begin with {bytes(view[:8])!r},"
                 f" expected {_MAGIC!r}."
             )
         _, checksum, n_name, n_buffers, n_stream, total = _HEADER.unpack_from(view)
         if total != view.nbytes:
-            raise CodecError(f"A serialized dataset of {total} bytes has come as {view.nbytes} bytes.")
+            raise CodecError(f"A serialized dataset of {total} bytes arrived with {view.nbytes} bytes.")
         start = _HEADER.size + n_name + 8 * n_buffers
         position = start + n_stream
         if position > total:
-            raise CodecError("The header of a serialized dataset was damaged on its way: lengths disagree.")
+            raise CodecError("The header of a serialized dataset was damaged in transit: lengths disagree.")
         header = bytearray(view[:start])
         header[_CHECKSUM] = bytes(4)
         if zlib.crc32(view[start:position], zlib.crc32(header)) != checksum:
-            raise CodecError("The head of a serialized dataset was damaged on its way: its checksum differs.")
+            raise CodecError("The head of a serialized dataset was damaged in transit: its checksum differs.")
         buffers = []
         for (size,) in struct.iter_unpack("<Q", view[_HEADER.size + n_name : start]):
             begin = position + _padding(position)
@@ -167,7 +167,7 @@ def _join(stream: list[memoryview]) -> bytes | memoryview:
 
 
 def _prove(cls: type, stream: list[memoryview], buffers: list[memoryview]) -> None:
-    """Unpickle the first object of a type, because an object that pickles may fail to unpickle elsewhere."""
+    """Check once per type that an object unpickles: an object that pickles may fail to unpickle."""
     if cls in _proven:
         return
     joined = _join(stream)
@@ -195,7 +195,7 @@ def encode(
     Returns
     -------
     encoded
-        The encoded form, with views on the arrays of the object.
+        The encoded form, with views of the object's arrays.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def decode(
     ----------
     data
         The whole encoded form in one writable buffer.  The arrays of the
-        dataset are views on it, so don't use the buffer again.
+        dataset are views of it, so don't use the buffer again.
     storage_class
         Storage class that the dataset was encoded with.
     formatter
@@ -268,7 +268,7 @@ def decode(
 
 
 def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFallback | None = None) -> Any:
-    """Copy a dataset, so that a change of one doesn't change the other.
+    """Copy a dataset, so that a change of the copy doesn't change the original.
 
     Parameters
     ----------

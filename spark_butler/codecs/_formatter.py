@@ -1,4 +1,4 @@
-"""The last resort: encoding a dataset as the file that a datastore would write.
+"""Fallback codec, which encodes a dataset as the file that a datastore would write.
 
 Runs in workers and children.
 """

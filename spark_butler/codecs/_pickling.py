@@ -31,10 +31,10 @@ def _make_array(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order
 
 
 class _ReadOnly:
-    """A read-only array that claims to be writable.
+    """Read-only array that is pickled as a writable one.
 
-    Pickle builds read-only arrays from read-only buffers, but the arrays of a
-    dataset that was read are writable.
+    Pickle builds read-only arrays from read-only buffers, but a dataset that is
+    read from a datastore has writable arrays.
     """
 
     def __init__(self, array: np.ndarray):
@@ -140,7 +140,7 @@ def _reduce_quantity(quantity: Any) -> Any:
 
 
 def _reduce_astropy_masked(array: Any) -> Any:
-    # Times and coordinates pickle these as arrays, which loses the mask.
+    # Times and coordinates would pickle these as plain arrays, without the mask.
     if not _pickles_as_array(type(array)):
         return NotImplemented
     return _make_with_state, (type(array), _plain(array), array.__dict__)
@@ -192,7 +192,7 @@ def _read_arrow(buffer: Any) -> Any:
 def _reduce_arrow(table: Any) -> Any:
     import pyarrow.ipc
 
-    # A slice would pickle the whole table that it is part of.
+    # A slice of a table would pickle the whole table.
     if table.get_total_buffer_size() <= 2 * table.nbytes + _MIN_OUT_OF_BAND:
         return NotImplemented
     sink = pyarrow.BufferOutputStream()
@@ -202,7 +202,7 @@ def _reduce_arrow(table: Any) -> Any:
 
 
 class _AstText:
-    """Lines of text that an AST channel writes to and reads from."""
+    """List of lines, as the file that an AST channel writes to and reads from."""
 
     def __init__(self, lines: list[str]):
         self.lines = lines
@@ -253,7 +253,7 @@ def _find_reducer(cls: type) -> Reducer | None:
 
 
 class _Pieces:
-    """A file that keeps the written pieces and doesn't join them."""
+    """File-like object that keeps the written pieces separate."""
 
     def __init__(self) -> None:
         self.pieces: list[memoryview] = []
@@ -307,10 +307,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def pickle_dataset(obj: Any, codec: str | None = None) -> tuple[list[memoryview], list[memoryview]]:
-    """Pickle a dataset, the whole by a codec if one is named.
+    """Pickle a dataset; if a codec is named, it converts the whole dataset.
 
-    Returns consecutive pieces of the pickle stream, and the out-of-band buffers:
-    flat views, of bytes, on the arrays of the object.
+    Returns consecutive pieces of the pickle stream, and the out-of-band buffers,
+    which are flat views of the object's arrays as bytes.
     """
     file = _Pieces()
     buffers: list[memoryview] = []

@@ -19,7 +19,7 @@ _GROUP = "spark_butler.codecs"
 
 @runtime_checkable
 class Codec(Protocol):
-    """Conversion of a storage class or a Python type, provided by a user."""
+    """Protocol of the codecs that users provide for a storage class or a Python type."""
 
     def to_parts(self, obj: Any, /) -> Any:
         """Return an object as parts that can be pickled.
@@ -49,7 +49,7 @@ class Codec(Protocol):
         Returns
         -------
         obj
-            An object equal to the one that `to_parts` got.
+            An object equal to the one that was passed to `to_parts`.
         """
         ...
 

@@ -1,4 +1,7 @@
-"""Files and S3 below the Butler: clients, cache, prefetch, listing, quantum-backed butlers."""
+"""Access to the files of a datastore: S3 clients, cache, prefetch, listing, quantum-backed butlers.
+
+Runs in all processes; the docstring of each module names its own.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class FileCopy:
 
     # The address may be signed, and contain a token.
     source: ResourcePath = dataclasses.field(repr=False)
-    """Where it is."""
+    """Address of the file."""
 
     target: str
     """Address of the copy."""
@@ -37,14 +37,14 @@ class CopyResult:
     """Address of the copy."""
 
     size: int = 0
-    """Its length in bytes."""
+    """Length of the copy in bytes."""
 
     error: str = ""
-    """Reason, without secrets, why there is no copy; empty if there is one."""
+    """Reason why the copy failed, without secrets; empty after a success."""
 
 
 def copy_file(copy: FileCopy) -> CopyResult:
-    """Copy a file, and overwrite a copy of an earlier attempt.
+    """Copy a file, and overwrite what an earlier attempt has copied.
 
     Returns
     -------

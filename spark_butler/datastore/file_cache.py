@@ -1,7 +1,7 @@
-"""Files of object stores that many quanta read, kept in the memory of a worker.
+"""Cache of files of object stores that many quanta read, in the memory of a worker.
 
-A worker reads them once, before it forks; its children find them in the
-memory that they share with it.
+Runs in workers, which read the files before they fork children, and in the children,
+which share this memory.
 """
 
 from __future__ import annotations

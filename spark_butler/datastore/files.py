@@ -45,7 +45,7 @@ type Files = dict[uuid.UUID, list[tuple[Place, StoredFileInfo]]]
 
 
 class FileFinder:
-    """Predicts where datasets are in the datastores, and finds which files exist.
+    """Finder of the files of datasets: predicts their places in the datastores, and lists which exist.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class FileFinder:
             The dataset, with dimension records attached.
         """
         name = ref.datasetType.name
-        # A template may be chosen by either of them.
+        # A datastore may choose the template by either of them.
         key = name, ref.dataId.get("instrument")
         if key not in self._forms:
             self._forms[key] = self._make_form(ref)
@@ -120,7 +120,7 @@ class FileFinder:
         return [(store, template.format(ref) + suffix) for store, template, suffix in form]
 
     def _make_form(self, ref: DatasetRef) -> list[tuple[str, Any, str]] | None:
-        """Return a function for the places of datasets of one type; `None` if no simple rule gives them."""
+        """Return store, template and suffix of each file of a type; `None` if they don't give its places."""
         form: list[tuple[str, Any, str]] = []
         ref = self._repository_ref(ref)
         for (name, path), info in self.predict_files([ref])[ref.id]:
@@ -238,7 +238,7 @@ def file_datastores(butler: LimitedButler) -> list[FileDatastore]:
 
 
 def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:
-    """Yield those that keep files."""
+    """Yield the datastores that keep files."""
     if isinstance(datastore, FileDatastore):
         yield datastore
     for child in getattr(datastore, "datastores", ()):

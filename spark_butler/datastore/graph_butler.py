@@ -1,4 +1,4 @@
-"""Butler of a whole quantum graph, for runs that open no registry.
+"""Butler of a whole quantum graph, for runs without a registry.
 
 Runs in the driver.
 """

@@ -54,7 +54,7 @@ _WHOLE_READERS = {
 def cache_shared_files(
     context: WorkerContext, payload: GroupPayload, clients: S3Clients, most_bytes: int
 ) -> None:
-    """Read the files that many quanta of the run read, once per worker."""
+    """Cache the files that many quanta of the run read; each worker reads them once."""
     if len(context.stores) != 1 or not payload.shared:
         return
     files = {
@@ -95,7 +95,7 @@ class _Input(NamedTuple):
 
 
 class Prefetcher:
-    """A thread that reads the inputs of the next quantum of a group.
+    """Thread that reads the inputs of the next quantum of a group.
 
     Parameters
     ----------
@@ -111,9 +111,9 @@ class Prefetcher:
     Notes
     -----
     A task with its own ``runQuantum`` may leave inputs unread.  Inputs of one of
-    its dataset types are prefetched after a quantum in this group has read all
-    of them, until a quantum has not.  Nothing is prefetched for tasks whose
-    quanta take less than a tenth of a second.
+    its dataset types are prefetched only after a quantum of this group has read
+    all of them; this ends with the first quantum that leaves some unread.
+    Nothing is prefetched for tasks whose quanta take less than 0.1 s.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Prefetcher:
         self._cleanup.close()
 
     def _can_prefetch(self) -> bool:
-        """Return whether files are read from one S3 store, and always from there."""
+        """Return whether prefetch is possible: all files come from one S3 store, none from a local cache."""
         return (
             self._butler is not None
             and self._queue.most_bytes > 0
@@ -225,7 +225,7 @@ class Prefetcher:
             return data, counter.traffic
 
     def _coming(self, position: int, bad: Collection[int]) -> Iterator[tuple[int, QuantumWork]]:
-        """Yield the next quanta that are expected to run."""
+        """Yield the following quanta of the group that are expected to run."""
         blocked = set(bad)
         for number in range(position + 1, min(position + 1 + _LOOK_AHEAD, len(self._quanta))):
             work = self._quanta[number]
@@ -258,7 +258,7 @@ class Prefetcher:
         del self._inputs[position]
 
     def _inputs_of(self, position: int) -> list[_Input]:
-        """Return the inputs of a quantum that it can only read as whole files."""
+        """Return the inputs of a quantum that it reads as whole files only."""
         if position not in self._inputs:
             try:
                 self._inputs[position] = list(self._find_inputs(self._quanta[position]))
@@ -298,7 +298,7 @@ class Prefetcher:
             return parts
         if self._butler is None or ref.id in self._made or not self._known.get(ref.id):
             return []
-        # The butler will look for it there, too.
+        # The butler searches the same place.
         return collect_files(self._butler.export_predicted_datastore_records([ref])).get(ref.id, [])
 
     @functools.cached_property

@@ -68,14 +68,14 @@ class PrefetchQueue:
             self._files[key] = _File(size, owner, self._executor.submit(fetch))
 
     def get(self, key: FileKey) -> Fetched:
-        """Return the content of a file; wait if the thread is reading it.
+        """Return the content of a file; wait while the thread reads it.
 
         Returns
         -------
         data
             The content; `None` if the caller has to read the file.
         traffic
-            Traffic of reading it; none in further calls.
+            Traffic of reading it; zero in further calls.
         """
         file = self._files.get(key)
         if file is None or file.fetched.cancel():

@@ -88,7 +88,7 @@ class QuantumButlers:
         records: Mapping[str, DatastoreRecordData],
         dataset_types: Mapping[str, DatasetType],
     ) -> QuantumBackedButler:
-        """Open a butler as `lsst.daf.butler.QuantumBackedButler.from_predicted` does, in a tenth of the time.
+        """Open a butler as `lsst.daf.butler.QuantumBackedButler.from_predicted` does, but faster.
 
         Parameters
         ----------
@@ -140,7 +140,7 @@ def _make_bridges(universe: DimensionUniverse) -> MemoryBridges:
 
 
 class _MemoryTable(OpaqueTableStorage):
-    """A table whose rows are found by dataset ID and the other columns of the primary key.
+    """Table whose rows are found by dataset ID and the other columns of the primary key.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ class _MemoryTable(OpaqueTableStorage):
 
 
 def _matches(value: Any, wanted: Any) -> bool:
-    """Compare as the tables of daf_butler do."""
+    """Compare a value with a wanted value, list of values or prefix, as daf_butler's tables do."""
     if isinstance(wanted, list | tuple | set):
         return value in wanted
     if isinstance(wanted, str) and wanted.endswith("%"):
@@ -262,7 +262,7 @@ class MemoryTables(OpaqueTableStorageManager):
 
 
 class MemoryBridges(DatastoreRegistryBridgeManager):
-    """The dataset IDs of datastores, in memory."""
+    """Lists of the dataset IDs of datastores, in memory."""
 
     def __init__(
         self,

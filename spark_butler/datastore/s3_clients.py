@@ -1,9 +1,9 @@
 """Shared S3 clients that count requests and answer some of them from memory.
 
-`lsst.resources` makes the clients and keeps them; `spark_butler._lsst_resources`
-sets their deadlines and what older stores need.  A worker opens the clients
-before it forks a child, and listens to botocore's events; the driver does so for
-the serial backend.
+Runs in workers and their children; in the driver for the serial backend.
+`lsst.resources` creates the clients and keeps them; `spark_butler._lsst_resources`
+sets their timeouts and the settings for older stores.  A worker creates the clients
+before it forks a child, and handles botocore's events.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import PrefetchQueue
 
 _LONGEST_LIFE_SECONDS = 300.0
-# Below this size, sending an object costs less than asking first (``Expect: 100-continue``), even if the
-# store refuses it.
+# Smaller objects are sent without asking the store first (``Expect: 100-continue``): this costs less, even if
+# the store refuses the object.
 _ASK_FIRST_BYTES = 2**20
 
 _CREDENTIAL_FILES = {
@@ -96,7 +96,7 @@ class S3Clients:
 
     @contextlib.contextmanager
     def counted_apart(self) -> Iterator[TrafficCounter]:
-        """Context in which this thread reads files for others: without the cache, with separate traffic."""
+        """Return a context in which this thread bypasses the cache and its traffic is counted separately."""
         counter = self._thread.apart = TrafficCounter()
         try:
             yield counter
@@ -142,7 +142,7 @@ class S3Clients:
 
         A client has no connection before its first request, so a process may
         build it for the processes that it forks.  Building takes about 0.1 s.
-        Clients are rebuilt after five minutes, and when a file with credentials
+        Clients are rebuilt after five minutes, and when a credentials file
         has changed.
 
         Parameters
@@ -168,7 +168,7 @@ class S3Clients:
                     self._listen_to(client)
 
     def forget(self) -> None:
-        """Discard the clients, after an error that outdated credentials or addresses may have caused."""
+        """Discard the clients, after an error that old credentials or addresses may have caused."""
         self._opened = None
         forget_s3_clients()
 
@@ -178,8 +178,8 @@ class S3Clients:
         Parameters
         ----------
         store
-            Address of the place of the files; nothing is cached of other stores
-            than S3.
+            Address of the folder of the files; files of other stores than S3 are
+            not cached.
         files
             Datastore records of the files, by ID of the dataset.
         most_bytes

@@ -1,4 +1,4 @@
-"""What the demonstration needs and the engine does not."""
+"""Demonstration: a simulated night, an S3 server, and a repository.  Nothing here is part of the engine."""
 
 from __future__ import annotations
 

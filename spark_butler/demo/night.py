@@ -1,4 +1,7 @@
-"""A simulated night in a repository, made once and kept while nothing that it depends on changes."""
+"""A simulated night in a repository, which is made again only if its parameters or the code change.
+
+Runs in the process of ``spark-butler demo``, and in tests.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +27,20 @@ from .simulation import SimulatedData, simulate
 INSTRUMENT = "SimCam"
 
 NIGHT_COLLECTION = f"{INSTRUMENT}/defaults"
-"""The collection that leads to all that a prepared repository holds."""
+"""Collection with the raws, calibrations and reference catalog of a prepared repository."""
 
 _BUCKET = "demo"
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoNight:
-    """A night, and where everything about it is kept.
+    """Parameters of a simulated night, and the folders of its files.
 
     The other parameters are those of `~spark_butler.demo.simulation.simulate`.
     """
 
     directory: Path
-    """Directory of all that follows."""
+    """Directory of the repository, the S3 server's data and the simulation."""
     visits: int = 3
     detectors: int = 4
     size: int = 1024
@@ -59,7 +62,7 @@ class DemoNight:
         return self.directory / "repo"
 
     def is_prepared(self) -> bool:
-        """Whether the repository is there, and simulating and ingesting anew would make the same."""
+        """Return whether the repository exists, made with the same parameters by the same code."""
         return self._stamp.is_file() and self._stamp.read_text() == self._digest()
 
     def clear(self) -> None:
@@ -74,7 +77,8 @@ class DemoNight:
         Parameters
         ----------
         server
-            The server of `objects`, to which the environment points.
+            The running server, whose data folder is `objects`.  The
+            environment must name its address and keys.
         """
         night = simulate(
             self.simulation, visits=self.visits, detectors=self.detectors, size=self.size, seed=self.seed
@@ -86,7 +90,7 @@ class DemoNight:
         self._stamp.write_text(self._digest())
 
     def open(self, collection: str) -> Butler:
-        """Open the prepared repository for reading a collection."""
+        """Open the prepared repository to read a collection."""
         return Butler.from_config(self.repo, collections=[collection], instrument=INSTRUMENT)
 
     @property

@@ -1,4 +1,7 @@
-"""A repository with its datastore in an object store and its registry in SQLite."""
+"""Repositories with the datastore in an object store and the registry in SQLite.
+
+Runs in the process of ``spark-butler demo``, in tests and in benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ def make_repository(root: str | os.PathLike[str], datastore_root: str) -> Path:
     root
         Directory of the configuration and of the registry's SQLite file.
     datastore_root
-        Where the datasets go, ``s3://BUCKET/PREFIX/`` for instance. The object
-        store must be within reach, as the environment describes it.
+        Address of the datastore, such as ``s3://BUCKET/PREFIX/``.  The
+        environment must hold the address and keys of the object store.
 
     Returns
     -------
     root
-        The repository, to be opened with ``Butler.from_config``.
+        Address of the repository, for ``Butler.from_config``.
 
     Raises
     ------

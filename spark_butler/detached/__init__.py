@@ -1,4 +1,4 @@
-"""Commands that run detached from the terminal that has submitted them, one after another.
+"""Detached jobs: commands that run one after another and continue when the terminal closes.
 
 `job.DetachedJob` keeps everything in a folder: ``job.json`` has the steps, ``state.json`` their states, and
 ``NAME.log`` the output of each step.  ``python -m spark_butler.detached FOLDER`` runs the steps.

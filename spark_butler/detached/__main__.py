@@ -1,6 +1,6 @@
-"""Process of a detached job: it runs the steps one after another and writes the state.
+"""Main program of a detached job, which runs the steps one after another and writes their states.
 
-Runs in a session of its own; SIGTERM is passed on to the step that runs.
+Runs in a session of its own.  It forwards SIGTERM to the step that is running.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Runner:
         self._is_stopping = False
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on, and start no further step."""
+        """Forward a signal to the running step, and start no further step."""
         self._is_stopping = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
@@ -58,7 +58,7 @@ class _Runner:
         return first_failure
 
     def _run_step(self, step: Step, state: JobState) -> int:
-        """Run a step, again if it fails and may be repeated, and return its exit status."""
+        """Run a step, retry it if it fails and may be retried, and return its exit status."""
         entry = state.steps[step.name] = {"state": "running", "started": utc_now()}
         for tries in range(step.retries + 1):
             self._job.write_state(state)

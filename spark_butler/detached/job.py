@@ -1,4 +1,4 @@
-"""The folder of a detached job: its steps, its state, and the process that runs it.
+"""Detached job in a folder: its steps, its state, and the process that runs it.
 
 Runs in the command that submits or watches the job, and in the job's own process.
 """
@@ -35,42 +35,42 @@ class Step:
     """A command of a job."""
 
     name: str
-    """Its name, and that of its log."""
+    """Name of the step and of its log."""
 
     command: tuple[str, ...]
     """Program and arguments."""
 
     always: bool = False
-    """Whether the step runs although an earlier step has failed."""
+    """Whether the step runs even if an earlier step has failed."""
 
     retries: int = 0
     """Number of retries after a failure."""
 
     final_statuses: tuple[int, ...] = ()
-    """Exit statuses after which it is not retried."""
+    """Exit statuses after which the step is not retried."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Variables of its environment beside those of the submitting process."""
+    """Environment variables in addition to those of the submitting process."""
 
 
 @dataclasses.dataclass
 class JobState:
-    """The state of a job, as its process last wrote it."""
+    """State of a job, as its process last wrote it."""
 
     state: str = "prepared"
     """``prepared``, ``running``, ``succeeded``, ``failed``, ``stopped``; ``lost`` if its process died."""
 
     pid: int = 0
-    """ID of its process."""
+    """ID of the job's process."""
 
     host: str = ""
-    """Machine of its process."""
+    """Machine on which the process runs."""
 
     started: str = ""
-    """When it began, in UTC."""
+    """Time in UTC at which the job began."""
 
     updated: str = ""
-    """When the state was written, in UTC."""
+    """Time in UTC at which the state was written."""
 
     steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """``state``, ``exit_status``, ``started`` and ``ended`` of each step that has begun, by name."""
@@ -97,14 +97,14 @@ class DetachedJob:
 
     @classmethod
     def create(cls, folder: Path, steps: Sequence[Step], details: Mapping[str, Any]) -> Self:
-        """Write a job that has not begun.
+        """Write the folder of a new job.
 
         Parameters
         ----------
         steps
             Its commands, in their order.
         details
-            Further facts, for `json.dumps`.
+            Other data to keep with the job, for `json.dumps`.
 
         Raises
         ------
@@ -132,7 +132,7 @@ class DetachedJob:
         return self.folder / "state.json"
 
     def log_file(self, step: str) -> Path:
-        """Return the file with what a step has printed.
+        """Return the file with the output of a step.
 
         Parameters
         ----------
@@ -142,12 +142,12 @@ class DetachedJob:
         return self.folder / f"{step}.log"
 
     def start(self) -> int:
-        """Start the process of the job; steps that have succeeded before are left out.
+        """Start the process of the job, which skips steps that have succeeded before.
 
         Returns
         -------
         pid
-            ID of the process, which belongs to no terminal.
+            ID of the process, which has no controlling terminal.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class DetachedJob:
         return state
 
     def cancel(self) -> None:
-        """Ask the job to stop, as with SIGTERM.
+        """Stop the job by SIGTERM.
 
         Raises
         ------
@@ -216,14 +216,14 @@ class DetachedJob:
 
 
 def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str]:
-    """Return the beginning of a command line of ``spark-butler``, with spark-submit if it has options.
+    """Return the first words of a command line of ``spark-butler``, with spark-submit if it has options.
 
     Parameters
     ----------
     spark_submit
         Options of spark-submit; `None` for this interpreter.
     wanted_by
-        What needs spark-submit, with a verb: the beginning of the error.
+        Beginning of the error message, such as "--spark-submit needs".
 
     Raises
     ------
@@ -238,12 +238,12 @@ def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str
 
 
 def utc_now() -> str:
-    """Return the present time in the form of the state file."""
+    """Return the present time in the format of the state file."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _is_alive(pid: int) -> bool:
-    """Return whether a process ID still belongs to a job, not to a later process."""
+    """Return whether a process ID still belongs to the job and not to a later process."""
     with contextlib.suppress(OSError):
         return _MODULE.encode() in Path("/proc", str(pid), "cmdline").read_bytes()
     if Path("/proc/self").exists():

@@ -1,3 +1,3 @@
-"""Numbers of a run for monitoring systems."""
+"""Metrics of a run for monitoring systems.  Runs in the driver."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Metrics of a run for Prometheus: a page to scrape, and a file for node exporters.
+"""Metrics of a run for Prometheus: an HTTP endpoint to scrape, and a file for a node exporter.
 
 Runs in the driver.  Needs the package ``prometheus-client`` (extra ``metrics``).
 """
@@ -36,8 +36,8 @@ _STATES = ("pending", "running", "done", "failed", "blocked")
 class RunMetrics(Collector):
     """Collector of the metrics of a run, and a `~spark_butler.driver.RunObserver`.
 
-    The numbers of quanta are those of the status; all others are sums over
-    outcomes.
+    The numbers of quanta come from the status of the run; all other metrics are
+    sums over outcomes.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class RunMetrics(Collector):
         self._lag: Callable[[], float] = float
 
     def attach(self, run: str, snapshot: Callable[[], ProgressSnapshot]) -> None:
-        """Begin to show a run."""
+        """Start to collect the metrics of a run."""
         self._run, self._snapshot = run, snapshot
 
     def on_plan(self, plan: Plan) -> None:
@@ -66,7 +66,7 @@ class RunMetrics(Collector):
             self._submitted += len(quantum_ids)
 
     def on_ingest(self, lag: Callable[[], float]) -> None:
-        """Begin to publish the lag of the registry.  See `IngestObserver.on_ingest`."""
+        """Start to publish the lag of the registry.  See `IngestObserver.on_ingest`."""
         self._lag = lag
 
     def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
@@ -185,7 +185,7 @@ def publish_metrics(port: int | None, file: str | None) -> Iterator[RunMetrics]:
 
 @contextlib.contextmanager
 def _writing(file: str, registry: CollectorRegistry) -> Iterator[None]:
-    """Write the metrics to a file while the context lasts."""
+    """Write the metrics to a file repeatedly while the context lasts."""
     ended = threading.Event()
 
     def write() -> None:

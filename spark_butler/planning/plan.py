@@ -82,7 +82,7 @@ class Group:
     """Number of groups on the longest path to this group."""
 
     remaining: float
-    """Greatest cost of a path from this group to the end of the graph; a quantum without a known cost counts 1."""
+    """Greatest cost of a path from this group to the end of the graph; a quantum of unknown cost counts 1."""
 
     unit: int
     """The unit that the group belongs to."""
@@ -108,7 +108,7 @@ class Unit:
     """Groups of other units that must end before this unit may start."""
 
     remaining: float
-    """Greatest cost of a path from this unit to the end of the graph; a quantum without a known cost counts 1."""
+    """Greatest cost of a path from this unit to the end of the graph; a quantum of unknown cost counts 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,3 +1,3 @@
-"""Products of process_ccd for people: pictures and catalogs.  Runs in the process of the command."""
+"""Pictures, catalogs and the science page of process_ccd.  Runs in the process of the command."""
 
 __all__: list[str] = []

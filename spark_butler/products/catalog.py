@@ -1,4 +1,4 @@
-"""The sources of a run as one table.
+"""Catalog of a run: the sources of all images as one table.
 
 Runs in the process of the command.
 """
@@ -17,7 +17,7 @@ from ..errors import RepositoryError, UserError
 from ..text import translate_errors
 
 FORMATS = {"csv": "ascii.csv", "parquet": "parquet", "votable": "votable"}
-"""Astropy's names of the formats."""
+"""Formats of catalogs, with the names that Astropy gives them."""
 
 
 def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_type: str = "source") -> Table:
@@ -38,7 +38,7 @@ def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_ty
     spark_butler.errors.UserError
         Raised if there is no such dataset type, collection or table.
     """
-    # One checked search, with near names in its errors, for all commands.
+    # All commands share this search, whose errors suggest similar names.
     from ..repository.query import find_data_ids
 
     found = find_data_ids(butler, dataset_type, collections=(collection,), where=where)
@@ -66,7 +66,7 @@ def write_catalog(catalog: Table, file: str, form: str, *, overwrite: bool = Fal
     with translate_errors(UserError, f"Can't write {file}"):
         if not overwrite and target.exists():
             raise UserError(f"The file {file} exists; give --overwrite to replace it.")
-        # A file that appears is complete.
+        # The file is moved into place when it is complete, so that no program reads a partial file.
         with ResourcePath.temporary_uri(suffix=f".{form}") as temporary:
             catalog.write(os.fspath(temporary.ospath), format=FORMATS[form], overwrite=True)
             target.transfer_from(temporary, transfer="copy", overwrite=overwrite)

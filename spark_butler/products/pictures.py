@@ -1,4 +1,4 @@
-"""Pictures of what process_ccd made: a visit's focal plane, and a detector with its sources.
+"""Pictures of the outputs of process_ccd: the focal plane of a visit, and a detector with its sources.
 
 For a butler whose default collections hold the outputs::
 
@@ -60,14 +60,14 @@ class _Stretch:
 def draw_focal_plane(
     butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int, max_pixels: int = 1400
 ) -> None:
-    """Write a picture of all detectors of one visit, placed as they are in the focal plane.
+    """Write a picture of all detectors of one visit, at their positions in the focal plane.
 
     Parameters
     ----------
     butler
         Butler with the collections to read from.
     max_pixels
-        Detectors are binned so that the focal plane's longer side is at most so many pixels.
+        Greatest length in pixels of the longer side of the focal plane; detectors are binned to fit.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def draw_focal_plane(
 def draw_detector(
     butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int, detector: int
 ) -> None:
-    """Write a picture of one detector's image, with its masked pixels colored and its sources marked.
+    """Write a picture of the image of one detector, with masked pixels in color and sources marked.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _binned(image: FloatImage, binning: int) -> FloatImage:
-    """Mean of square blocks; rows and columns that do not fill a block are left out."""
+    """Return the means of square blocks; rows and columns that don't fill a block are left out."""
     if binning == 1:
         return image
     ny, nx = (size // binning for size in image.shape)
@@ -195,14 +195,14 @@ def _binned(image: FloatImage, binning: int) -> FloatImage:
 
 
 def _sky_noise(image: VisitImage) -> float:
-    """Noise of a sky pixel in the unit of the image."""
+    """Return the noise of a sky pixel in the unit of the image."""
     scaling = image.photometric_scaling
     factor = 1.0 if scaling is None else float(scaling(x=image.bbox.x.center, y=image.bbox.y.center))
     return max(image.summary_stats.skyNoise * factor, 1e-30)
 
 
 def to_focal_plane(detector: DetectorDescription) -> Affine2D:
-    """Transform from pixels of the detector to pixels of the focal plane."""
+    """Return the transformation from pixels of the detector to pixels of the focal plane."""
     return (
         Affine2D()
         .translate(-0.5 * (detector.nx - 1), -0.5 * (detector.ny - 1))
@@ -318,14 +318,14 @@ def _draw_sources(axes: Axes, source: astropy.table.Table, psf_sigma: float) -> 
 
 
 def _star_radius(snr: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Radius of a marker, in units of an ordinary one's; it grows with the star's image."""
+    """Return the radii of markers relative to the normal radius; they grow with the signal-to-noise ratio."""
     return np.asarray(1.0 + 0.6 * np.log10(np.clip(np.nan_to_num(snr) / 50.0, 1.0, None)))
 
 
 def _ellipses(
     source: astropy.table.Table, psf_sigma: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Semi-axes in pixels and angles in degrees of the sources' moments; the PSF's where there are none."""
+    """Return semi-axes in pixels and angles in degrees; sources without moments get those of the PSF."""
     moments = (np.asarray(source[name], dtype=np.float64) for name in ("ixx", "iyy", "ixy"))
     ixx, iyy, ixy = moments
     half_sum, half_difference = 0.5 * (ixx + iyy), 0.5 * (ixx - iyy)

@@ -1,4 +1,4 @@
-"""The quality of the images and catalogs of a run of process_ccd, gathered for a page.
+"""Data for the science page: quality of the images and catalogs of a run of process_ccd.
 
 Runs in the process of the command, or in a notebook's kernel.
 """
@@ -23,7 +23,7 @@ from .pictures import to_focal_plane
 type FloatArray = npt.NDArray[np.float64]
 
 MAX_CATALOGS = 400
-"""Most catalogs that are read; of more, every so many."""
+"""Greatest number of catalogs that are read; of a larger number, a regular subset is read."""
 
 _COLUMNS = (
     *("x", "y", "snr", "ixx", "iyy", "ixy", "ixxPSF", "iyyPSF", "ixyPSF", "psfFlux", "refFlux"),
@@ -33,33 +33,33 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class StarTable:
-    """Stars of all images, with one element for each star in every array."""
+    """Stars of all images; each array has one element per star."""
 
     x: FloatArray
-    """Place in the focal plane in pixels."""
+    """Position in the focal plane in pixels."""
     y: FloatArray
     is_psf_star: npt.NDArray[np.bool_]
-    """Whether the PSF was fitted to it."""
+    """Whether the star was used to fit the PSF."""
     ellipticity: npt.NDArray[np.complex128]
-    """Of the PSF: (Ixx - Iyy + 2i Ixy) / (Ixx + Iyy), in the axes of the focal plane."""
+    """Ellipticity of the PSF, (Ixx - Iyy + 2i Ixy) / (Ixx + Iyy), in the axes of the focal plane."""
     ellipticity_residual: npt.NDArray[np.complex128]
-    """Of the star less that of the PSF."""
+    """Ellipticity of the star minus that of the PSF."""
     size_residual: FloatArray
-    """Ixx + Iyy of the star less that of the PSF, relative to the PSF's."""
+    """Ixx + Iyy of the star minus that of the PSF, divided by that of the PSF."""
     offset_ra: FloatArray
-    """Position less the reference's, in milliarcseconds; NaN without a match."""
+    """Position of the star minus that of the reference, in milliarcseconds; NaN without a match."""
     offset_dec: FloatArray
     flux_residual: FloatArray
-    """AB magnitude less the reference's, in millimagnitudes; NaN without a match."""
+    """AB magnitude of the star minus that of the reference, in millimagnitudes; NaN without a match."""
     magnitude: FloatArray
     """AB magnitude of the reference; NaN without a match."""
     is_calibrator: npt.NDArray[np.bool_]
-    """Whether the zero point was fitted to it."""
+    """Whether the star was used to fit the zero point."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScienceSummary:
-    """What a page about the science of a run is made of."""
+    """Data of one instrument for the science page."""
 
     instrument: str
     camera: CameraDescription
@@ -67,7 +67,7 @@ class ScienceSummary:
     """The rows of all ``visit_summary`` tables."""
     stars: StarTable
     n_catalogs: int
-    """Number of catalogs that the stars come from."""
+    """Number of catalogs that the stars were read from."""
 
 
 def read_science(butler: Butler, collection: str, *, where: str = "") -> list[ScienceSummary]:
@@ -78,21 +78,21 @@ def read_science(butler: Butler, collection: str, *, where: str = "") -> list[Sc
     butler
         Butler of the repository.
     collection
-        An output of process_ccd.
+        Output collection of process_ccd.
     where
         Expression that selects visits and detectors.
 
     Returns
     -------
     summaries
-        One for each instrument, in the order of their names.
+        A summary for each instrument, in the order of their names.
 
     Raises
     ------
     spark_butler.errors.UserError
         Raised if the collection has no ``visit_summary``, or a catalog lacks columns.
     """
-    # One checked search, with near names in its errors, for all commands.
+    # All commands share this search, whose errors suggest similar names.
     from ..repository.query import find_data_ids
 
     found = find_data_ids(butler, "visit_summary", collections=(collection,), where=where)
@@ -130,7 +130,7 @@ def _read_instrument(
             )
         return make_stars(table, camera, int(ref.dataId["detector"]))
 
-    # One after the other: threads that share a butler's cache of files disturb each other.
+    # Not in parallel: threads that share the file cache of a butler interfere with each other.
     images = vstack([butler.get(ref) for ref in summaries], metadata_conflicts="silent")
     stars = [read(ref) for ref in chosen]
     rows = [(int(row["visit"]), int(row["detector"])) in selected for row in images]
@@ -154,7 +154,7 @@ def make_stars(table: Table, camera: CameraDescription, detector: int) -> StarTa
     values = {name: column[kept] for name, column in columns.items()}
     described = camera.get_detector(detector)
     place = to_focal_plane(described).transform(np.column_stack([values["x"], values["y"]]))
-    # Ellipticities have spin two.
+    # An ellipticity turns by twice the angle of the axes (spin 2).
     turned = np.exp(2j * np.radians(described.rotation))
     size, ellipticity = _shape(values["ixx"], values["iyy"], values["ixy"])
     psf_size, psf_ellipticity = _shape(values["ixxPSF"], values["iyyPSF"], values["ixyPSF"])

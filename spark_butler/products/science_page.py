@@ -1,4 +1,4 @@
-"""A page about the science of a run of process_ccd: focal plane, PSF, astrometry, photometry and flags.
+"""Science page of a run of process_ccd: focal plane, PSF, astrometry, photometry and flags.
 
 Runs in the process of the command, or in a notebook's kernel.
 """
@@ -28,7 +28,7 @@ from .pictures import outline
 from .science import MAX_CATALOGS, FloatArray, ScienceSummary, StarTable, read_science
 
 _INK = "#7d838d"
-"""Readable on light and on dark pages."""
+"""Color of text and axes that is readable on light and on dark pages."""
 _FLAG = "#e0453a"
 _POINT = "#3b82d6"
 _MOST_VISITS_DRAWN = 12
@@ -37,7 +37,7 @@ _WIDTH = 10.0
 
 
 class _Quantity(NamedTuple):
-    """A number of each image that is drawn over the focal plane."""
+    """Quantity of each image that is drawn as a map of the focal plane."""
 
     name: str
     short: str
@@ -51,7 +51,7 @@ def _column(name: str, scale: float = 1.0) -> Callable[[Any], FloatArray]:
 
 
 def _zero_point_deviation(images: Any) -> FloatArray:
-    """Return zero points less the median of their visit, in millimagnitudes."""
+    """Return zero points minus the median of their visit, in millimagnitudes."""
     values, visits = np.asarray(images["zeroPoint"], dtype=np.float64), np.asarray(images["visit"])
     middle = {visit: _median(values[visits == visit]) for visit in np.unique(visits)}
     return np.asarray(1000.0 * (values - np.array([middle[visit] for visit in visits])))
@@ -78,14 +78,14 @@ _QUANTITIES = (
 
 
 def make_science_page(butler: Butler, collection: str, *, where: str = "") -> str:
-    """Return the page of a run as HTML that opens without a network.
+    """Return the page of a run as HTML that needs no network to be shown.
 
     Parameters
     ----------
     butler
         Butler of the repository.
     collection
-        An output of process_ccd.
+        Output collection of process_ccd.
     where
         Expression that selects visits and detectors.
 
@@ -203,7 +203,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def _draw_outlines(axes: Axes, summary: ScienceSummary) -> None:
-    """Draw the rims of the detectors, and frame them."""
+    """Draw the edges of the detectors, and set the limits of the axes around them."""
     corners = [outline(detector) for detector in summary.camera.detectors]
     axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=_INK, linewidths=0.5))
     _frame_focal_plane(axes, corners)
@@ -230,7 +230,7 @@ def _add_colorbar(
 
 
 def _draw_focal_planes(summary: ScienceSummary, visits: npt.NDArray[Any]) -> Figure:
-    """Draw each quantity, a column, over the focal plane of each visit, a row."""
+    """Draw maps of the focal plane: a column per quantity, a row per visit."""
     images = summary.images
     corners = [outline(detector) for detector in summary.camera.detectors]
     span = np.ptp(np.concatenate(corners), axis=0)
@@ -264,7 +264,7 @@ def _draw_focal_planes(summary: ScienceSummary, visits: npt.NDArray[Any]) -> Fig
 def _cell_medians(
     summary: ScienceSummary, stars: StarTable, chosen: npt.NDArray[np.bool_], values: Sequence[FloatArray]
 ) -> tuple[FloatArray, FloatArray, list[FloatArray]]:
-    """Return the centers of cells of the focal plane, and the medians of values there."""
+    """Return the centers of cells of the focal plane, and the median of the values in each cell."""
     corners = np.concatenate([outline(detector) for detector in summary.camera.detectors])
     low, high = corners.min(axis=0), corners.max(axis=0)
     side = float((high - low).max()) / np.clip(np.sqrt(chosen.sum() / 10.0), 4, 32)
@@ -272,7 +272,7 @@ def _cell_medians(
     found = binned_statistic_2d(
         stars.x[chosen], stars.y[chosen], [each[chosen] for each in values], "median", bins=edges
     )
-    # Cells at the rims may have a star or two.
+    # Cells at the edges may have only one or two stars.
     count = np.histogram2d(stars.x[chosen], stars.y[chosen], bins=edges)[0]
     x, y = (0.5 * (each[1:] + each[:-1]) for each in (found.x_edge, found.y_edge))
     grid = np.meshgrid(x, y, indexing="ij")
@@ -281,7 +281,7 @@ def _cell_medians(
 
 
 def _draw_map(axes: Axes, summary: ScienceSummary, x: FloatArray, y: FloatArray, values: FloatArray) -> Any:
-    """Draw residuals over the focal plane, on a scale that is symmetric about zero."""
+    """Draw a map of residuals in the focal plane, with a color scale that is symmetric about zero."""
     _draw_outlines(axes, summary)
     limit = max(float(np.quantile(np.abs(values), 0.98)), 1e-9)
     return axes.scatter(x, y, c=values, s=42, marker="s", cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -290,11 +290,11 @@ def _draw_map(axes: Axes, summary: ScienceSummary, x: FloatArray, y: FloatArray,
 def _draw_whiskers(
     axes: Axes, summary: ScienceSummary, x: FloatArray, y: FloatArray, u: FloatArray, v: FloatArray, key: str
 ) -> None:
-    """Draw vectors over the focal plane, with one of a round length as the key."""
+    """Draw a map of vectors in the focal plane, with a vector of a round length as the key."""
     _draw_outlines(axes, summary)
     typical = float(np.median(np.hypot(u, v))) or 1e-9
     length = float(f"{typical:.0e}")
-    # One odd cell must not hide its neighbors.
+    # An outlier must not hide the vectors of the neighboring cells.
     shrink = np.minimum(1.0, 3.0 * typical / np.maximum(np.hypot(u, v), 1e-12))
     arrows = bool(key)
     head: dict[str, Any] = {} if arrows else {"headwidth": 0.0, "headlength": 0.0, "headaxislength": 0.0}
@@ -316,7 +316,7 @@ def _draw_whiskers(
 
 
 def _draw_psf(summary: ScienceSummary, stars: StarTable) -> Figure:
-    """Draw the PSF's ellipticity, and how sizes and ellipticities of stars differ from it."""
+    """Draw the ellipticity of the PSF, and how sizes and ellipticities of stars differ from the PSF."""
     chosen = stars.is_psf_star & np.isfinite(stars.size_residual)
     ellipticity, residual = stars.ellipticity, stars.ellipticity_residual
     x, y, (size, e1, e2, r1, r2) = _cell_medians(
@@ -340,7 +340,7 @@ def _draw_psf(summary: ScienceSummary, stars: StarTable) -> Figure:
 
 
 def _draw_astrometry(summary: ScienceSummary, stars: StarTable) -> Figure:
-    """Draw offsets from references, in the sky and over the focal plane."""
+    """Draw position offsets from references, in the sky and as a map of the focal plane."""
     chosen = np.isfinite(stars.offset_ra)
     figure, grid = _make_grid(1, 2, 4.4)
     east, north = stars.offset_ra[chosen], stars.offset_dec[chosen]
@@ -362,7 +362,7 @@ def _draw_astrometry(summary: ScienceSummary, stars: StarTable) -> Figure:
 
 
 def _draw_photometry(summary: ScienceSummary, stars: StarTable) -> Figure:
-    """Draw magnitudes less those of references, by magnitude and over the focal plane."""
+    """Draw differences from reference magnitudes, by magnitude and as a map of the focal plane."""
     known = np.isfinite(stars.flux_residual)
     used = known & stars.is_calibrator
     figure, grid = _make_grid(1, 2, 4.0)

@@ -1,6 +1,7 @@
-"""Scans of quanta, and provenance graphs that are recorded and read back.
+"""Provenance of quanta: makes scans, writes provenance quantum graphs, and reads them back.
 
-Workers make the scans; all other code runs in the driver.
+A scan is pipe_base's record of an executed quantum: its metadata, log and outputs.  Workers make the
+scans; all other code runs in the driver.
 """
 
 from __future__ import annotations

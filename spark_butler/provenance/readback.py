@@ -1,4 +1,4 @@
-"""Metadata and logs of quanta, read back from a repository: as datasets, or from provenance graph files.
+"""Reader of the metadata and logs of quanta in a repository: from datasets, or from provenance graph files.
 
 Runs in the driver.
 """
@@ -53,17 +53,17 @@ _IDS_PER_QUERY = 500
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedScan:
-    """Entry of a provenance graph file for a quantum that was tried."""
+    """Entry of a provenance graph file for a quantum with at least one attempt."""
 
     dataset_ids: frozenset[uuid.UUID]
-    """IDs of its metadata and, if its task keeps one, its log."""
+    """IDs of its metadata and of its log, if its task writes one."""
 
     scan: QuantumScan
     """Its attempts."""
 
 
 def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> list[PredictedDatasetModel]:
-    """Find the metadata and, if there is one, the log of a quantum."""
+    """Find the metadata of a quantum, and its log if it has one."""
     outputs = quantum_datasets(graph)[quantum_id].outputs
     names = (acc.METADATA_OUTPUT_CONNECTION_NAME, acc.LOG_OUTPUT_CONNECTION_NAME)
     return [dataset for name in names for dataset in outputs.get(name, ())]
@@ -72,7 +72,7 @@ def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> li
 def find_packs(butler: LimitedButler, dataset_ids: Iterable[uuid.UUID]) -> dict[ResourcePath, set[uuid.UUID]]:
     """Find the provenance graph files that contain datasets, with the IDs of these datasets.
 
-    Datasets with their own files are left out.
+    Datasets that have their own files are left out.
     """
     packs: dict[ResourcePath, set[uuid.UUID]] = {}
     found: dict[tuple[str, str], set[uuid.UUID]] = {}
@@ -93,7 +93,7 @@ def find_packs(butler: LimitedButler, dataset_ids: Iterable[uuid.UUID]) -> dict[
 
 @contextlib.contextmanager
 def open_pack(uri: ResourcePath) -> Iterator[Iterator[PackedScan]]:
-    """Open a provenance graph file to read the scans of all quanta that were tried, in order."""
+    """Open a provenance graph file, to read the scans of all quanta with attempts in order."""
     with contextlib.ExitStack() as stack:
         local = stack.enter_context(uri.as_local())
         reader = stack.enter_context(ProvenanceQuantumGraphReader.open(local))
@@ -148,8 +148,8 @@ _BATCH = 256
 class Readback:
     """Reader of the logs and metadata of quanta.
 
-    Without a butler of the repository, it uses the butler of the executor that has
-    run the quanta.  It can't read from executors that are not pipe_base's.
+    Without a butler of the repository, it uses the butler of the executor that ran the
+    quanta.  This must be an executor of pipe_base.
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class Readback:
     ) -> Iterator[tuple[uuid.UUID, QuantumScan | None]]:
         """Read the metadata and logs of quanta; yield `None` for quanta that have written neither.
 
-        ``wanted`` maps each quantum to whether its metadata are its own, not those of an
-        earlier attempt.
+        ``wanted`` maps each quantum to whether its metadata belong to its last attempt
+        rather than an earlier one.
         """
         left = dict(wanted)
         for quantum_id, packed in self._read_packs(left):

@@ -1,8 +1,8 @@
-"""Recorder of the provenance quantum graph of a run, which pipe_base's own writer writes.
+"""Recorder of the provenance quantum graph of a run, which uses pipe_base's writer.
 
-Runs in the driver.  During the run, the scans of workers are kept in a nameless file, which vanishes
-with the process.  When the run has ended, the graph is written beside its destination, and moved there
-when it is complete.
+Runs in the driver.  During the run, the recorder keeps the scans of workers in an unnamed temporary
+file, which the system removes when the process ends.  After the run, it writes the graph beside its
+destination, and moves it there when it is complete.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_destination(destination: ResourcePathExpression) -> None:
-    """Check, before the run, that its provenance graph can be written.
+    """Check before a run that its provenance graph can be written.
 
     Raises
     ------
@@ -76,14 +76,14 @@ def check_destination(destination: ResourcePathExpression) -> None:
 class ProvenanceRecorder:
     """Collector of the outcomes of a run's quanta, which writes their provenance graph.
 
-    The butler, or the butler of the quantum executor, reads the logs and metadata that
-    the workers of this run have not sent: those of quanta of earlier runs, of quanta
-    whose worker was lost, and very long ones.  ``xgraph`` has the edges to respect, if
-    these are not the graph's own.
+    Workers don't send all logs and metadata: those of quanta of earlier runs, those of
+    quanta whose worker was lost, and very long logs are missing.  The recorder reads them
+    through the butler of the repository or that of the quantum executor.  ``xgraph`` has
+    the edges to respect, if these are not the graph's own.
 
     Notes
     -----
-    A context manager; without a call of `finish`, no graph is written.
+    A context manager; no graph is written unless `finish` is called.
     """
 
     def __init__(
@@ -134,7 +134,10 @@ class ProvenanceRecorder:
                 raise OSError("the disk is full.")
         except OSError as exc:
             # The run continues without scans; `finish` reads the datastore instead.
-            logger.warning("Nothing more is kept for the provenance graph until the run ends: %s", brief(exc))
+            logger.warning(
+                "No more scans are kept; the rest of the provenance graph is read from the datastore: %s",
+                brief(exc),
+            )
             self._is_full = True
             return False
         self._places[quantum_id].append((self._length, len(scan)))
@@ -147,7 +150,7 @@ class ProvenanceRecorder:
         Raises
         ------
         EngineError
-            Raised if the graph can't be written.  An earlier file is not
+            Raised if the graph can't be written.  A file that exists is not
             changed then.
         """
         start = time.monotonic()
@@ -293,7 +296,7 @@ class RecordingExecutor(QuantumExecutor):
 
 
 def _find_blocked(xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> dict[uuid.UUID, bool]:
-    """Find the quanta that were not tried because of a failure upstream, and whether this is certain."""
+    """Find the quanta that did not run because of a failure upstream, and whether this is certain."""
     blocked = dict.fromkeys(result.blocked, True)
     if result.stopped_by is not None:
         for outcome in result.failed:
@@ -321,7 +324,7 @@ def _scan_data(
 
 
 def _all_scans(outcome: QuantumOutcome) -> list[bytes | None]:
-    """Return the scans of all attempts at a quantum, first to last; `None` for one without a scan."""
+    """Return the scans of all attempts at a quantum, first to last; `None` for an attempt without a scan."""
     return [*(attempt.scan or _aborted_attempt(attempt) for attempt in outcome.attempts), outcome.scan]
 
 

@@ -1,4 +1,4 @@
-"""Raw data of a simulated camera, with known truth."""
+"""Simulation of raw frames of a camera, with tables of the true sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated camera in any size."""
+"""Description of the simulated camera, with any number and size of detectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GAP = 24
 
 
 def make_simcam(*, size: int = 1024, detectors: int = 4) -> CameraDescription:
-    """Describe the simulated camera; with the defaults this is ``conf/cameras/simcam.yaml``.
+    """Build the description of the simulated camera; the defaults give ``conf/cameras/simcam.yaml``.
 
     Parameters
     ----------

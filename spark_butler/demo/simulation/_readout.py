@@ -1,4 +1,4 @@
-"""The simulated detectors: response, dark current, cosmic rays, bias and read noise."""
+"""Simulated detectors: response, dark current, cosmic rays, bias and read noise."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _VIGNETTING = 0.12
 
 @dataclasses.dataclass(frozen=True)
 class Electronics:
-    """What never changes about a detector; arrays have the shape of the assembled image."""
+    """Constant properties of a detector; arrays have the shape of the assembled image."""
 
     throughput: np.ndarray
     """Relative response to light: vignetting, amplifier and pixel response; 0 in dead columns."""
     dark_rate: np.ndarray
-    """Electrons per second."""
+    """Dark current, in electrons per second."""
     bias_structure: np.ndarray
-    """ADU, on top of the level that the overscan shows."""
+    """Bias relative to the level of the overscan, in ADU."""
     hot: np.ndarray
-    """Electrons in every exposure, of hot columns."""
+    """Electrons that hot columns add to every exposure."""
     bias_levels: tuple[float, ...]
-    """ADU, of each amplifier."""
+    """Bias level of each amplifier, in ADU."""
 
     @classmethod
     def make(cls, camera: CameraDescription, detector: DetectorDescription, seed: int) -> Self:
-        """Draw a detector's properties; its first defect is a dead column, the others are hot ones."""
+        """Draw the properties of a detector; its first defect is a dead column, the others are hot."""
         rng = np.random.default_rng([seed, 2, detector.id])
         shape = (detector.ny, detector.nx)
         throughput = _vignetting(camera, detector) * rng.normal(1.0, 0.01, shape)
@@ -113,13 +113,13 @@ def read_out(
     detector, electronics
         The detector.
     rng
-        Source of the read noise and the bias level's drift.
+        Random numbers for the read noise and the drift of the bias level.
     ramp
-        ADU that the bias level rises by from the first to the last row.
+        Rise of the bias level from the first to the last row, in ADU.
     full_well
-        Raw ADU at which pixels saturate; the described level by default.
+        Raw ADU at which pixels saturate; by default the level of the camera's description.
     nonlinearity
-        Fraction that 50,000 electrons lose.
+        Fraction by which a signal of 50,000 electrons appears too small.
 
     Returns
     -------

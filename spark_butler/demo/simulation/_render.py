@@ -1,4 +1,4 @@
-"""Stars and galaxies through the seeing, drawn in stamps."""
+"""Images of stars and galaxies, convolved with the seeing and drawn in stamps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def moffat(dx: np.ndarray, dy: np.ndarray, fwhm: float) -> np.ndarray:
     dx, dy
         Offsets from the star in pixels.
     fwhm
-        In pixels.
+        Full width at half maximum in pixels.
     """
     alpha2 = 0.25 * fwhm**2 / (2.0 ** (1.0 / BETA) - 1.0)
     return np.asarray((BETA - 1.0) / (np.pi * alpha2) * (1.0 + (dx**2 + dy**2) / alpha2) ** -BETA)
@@ -46,15 +46,16 @@ def draw_sources(
     image
         Any unit of flux.
     x, y
-        Zero-based positions in pixels; sources off the image are drawn as far as they reach it.
+        Zero-based positions in pixels.  Of a source outside of the image,
+        only the light inside is drawn.
     flux
         Total fluxes.
     fwhm
-        Of the point-spread function, in pixels.
+        Full width at half maximum of the point-spread function, in pixels.
     radius
         Half-light radius of exponential discs along the major axis, in pixels; 0 for stars.
     axis_ratio, angle
-        Of the discs; angle of the major axis from x to y, in radians.
+        Axis ratio of the discs, and angle of their major axes from x to y, in radians.
     """
     star = radius == 0
     for faint, half_size in ((True, 32), (False, 96)):

@@ -1,7 +1,7 @@
-"""Scenes that are harder than a good night: what differs from it in optics, sky, detector and pointing.
+"""Hostile scenes: simulated nights with faults of the optics, sky, detector or pointing.
 
-Runs in the driver.  GalSim draws the point-spread functions of these scenes, so that they share nothing with
-the pipeline that measures them.
+GalSim draws the point-spread functions of these scenes, so that the simulation shares no code with the
+pipeline that measures them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ._readout import Electronics
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Differences from a good night; the defaults are none."""
+    """Differences of a scene from a good night; by default there are none."""
 
     meaning: str
     fwhm: float | None = None
-    """Of the point-spread function in pixels; the visit's own by default."""
+    """FWHM of the point-spread function in pixels; by default the seeing of the visit."""
     fwhm_change: float = 0.0
     """Relative change of the FWHM from the left to the right edge."""
     shear: tuple[float, float] = (0.0, 0.0)
@@ -33,31 +33,31 @@ class Scene:
     donut: tuple[float, float] | None = None
     """Outer and inner radius of a defocused pupil in pixels."""
     trail: float = 0.0
-    """Length in pixels along x that the telescope moved by."""
+    """Distance in pixels by which the telescope moved along x during the exposure."""
     stars_per_megapixel: float | None = None
     galaxy: bool = False
     nebula: bool = False
     satellite: bool = False
     overscan_ramp: float = 0.0
-    """ADU that the bias level rises by from the first to the last row."""
+    """Rise of the bias level from the first to the last row, in ADU."""
     flat_range: tuple[float, float] | None = None
     """Least and largest response, relative to the median."""
     hot_columns: int = 0
     dead_fraction: float = 0.0
     glow: float = 0.0
-    """Electrons of an amplifier's glow in the corner."""
+    """Electrons that the glow of an amplifier adds in the corner."""
     full_well: float | None = None
-    """Raw ADU at which pixels saturate, whatever the description says."""
+    """Raw ADU at which pixels saturate, in place of the level of the camera's description."""
     nonlinearity: float = 0.0
-    """Fraction that 50,000 electrons lose."""
+    """Fraction by which a signal of 50,000 electrons appears too small."""
     distortion: float = 0.0
-    """Pixels that a third-order distortion moves the corners by."""
+    """Distance in pixels by which a third-order distortion moves the corners."""
     pointing_error: float = 0.0
-    """Arcseconds."""
+    """Error of the declination in the header, in arcseconds."""
     rotation_error: float = 0.0
-    """Degrees."""
+    """Error of the rotation in the header, in degrees."""
     scale_error: float = 0.0
-    """Relative."""
+    """Relative error of the pixel scale in the header."""
     mirrored: bool = False
 
     @property
@@ -66,13 +66,13 @@ class Scene:
         return bool(self.fwhm or self.fwhm_change or any(self.shear) or self.donut or self.trail)
 
     def true_wcs(self, wcs: astropy.wcs.WCS, shape: tuple[int, int]) -> astropy.wcs.WCS:
-        """Return where the telescope really points; the header has ``wcs``."""
+        """Return the WCS of the true pointing; ``wcs`` is the one in the header."""
         true = wcs.deepcopy()
         angle = np.deg2rad(self.rotation_error)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         flip = np.diag([-1.0 if self.mirrored else 1.0, 1.0])
         center = np.array([0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)])
-        # Around the middle of the image, so that it still sees the same stars.
+        # The rotation is about the middle of the image, so that the image still contains the same stars.
         true.wcs.crval = np.array(wcs.all_pix2world(*center, 0)) + [0.0, self.pointing_error / 3600.0]
         true.wcs.crpix = center + 1.0
         true.wcs.cd = (1.0 + self.scale_error) * wcs.pixel_scale_matrix @ turn @ flip
@@ -80,7 +80,7 @@ class Scene:
         return true
 
     def distort(self, x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions with the distortion."""
+        """Return the distorted positions."""
         center = np.array([0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)])
         u, v = (x - center[0]) / np.hypot(*center), (y - center[1]) / np.hypot(*center)
         radial = self.distortion * (u**2 + v**2)
@@ -125,7 +125,7 @@ SCENES: Mapping[str, Scene] = MappingProxyType(
 def draw_stars(
     image: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, scene: Scene, fwhm: float
 ) -> None:
-    """Add stars through the scene's optics to an image, in place.
+    """Add stars, as the optics of the scene show them, to an image in place.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def draw_stars(
     scene
         The scene.
     fwhm
-        The visit's seeing in pixels.
+        Seeing of the visit in pixels.
     """
     width = image.shape[1]
     target = galsim.ImageD(image, xmin=0, ymin=0)
@@ -162,14 +162,14 @@ def draw_stars(
 
 
 def add_structure(light: np.ndarray, scene: Scene, rng: np.random.Generator) -> None:
-    """Add what is neither star nor sky to the light, in place."""
+    """Add the galaxy, nebula or satellite of a scene to an image in place."""
     ny, nx = light.shape
     y, x = np.mgrid[:ny, :nx]
     if scene.galaxy:
         radius = np.hypot(x - 0.5 * nx, (y - 0.5 * ny) / 0.7)
         light += 400.0 * np.exp(-7.67 * ((radius / (0.2 * nx)) ** 0.25 - 1.0)).clip(max=100.0)
     if scene.nebula:
-        # Power falls with the square of the frequency, as in real clouds.
+        # The power falls with the cube of the frequency, about as in interstellar clouds.
         frequency = np.hypot(np.fft.fftfreq(ny)[:, None], np.fft.rfftfreq(nx)[None, :])
         frequency[0, 0] = 1.0
         cloud = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(light.shape)) / frequency**1.5, light.shape)
@@ -179,7 +179,7 @@ def add_structure(light: np.ndarray, scene: Scene, rng: np.random.Generator) -> 
 
 
 def spoil_electronics(electronics: Electronics, scene: Scene, rng: np.random.Generator) -> Electronics:
-    """Return electronics with the scene's faults."""
+    """Return the properties of a detector with the faults of a scene."""
     throughput, hot, structure = (
         value.copy() for value in (electronics.throughput, electronics.hot, electronics.bias_structure)
     )

@@ -1,4 +1,4 @@
-"""Write a simulated night: raw frames, a reference catalog, and the truth."""
+"""Simulation of a night: writes raw frames, a reference catalog, and tables of the true sources."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _REFERENCE_LIMIT = 21.5
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedData:
-    """Where a simulated night is."""
+    """Files of a simulated night."""
 
     camera: Path
     """Description of the camera, for ``register-instrument``."""
@@ -46,7 +46,7 @@ class SimulatedData:
     raws: tuple[Path, ...]
     """Frames of all kinds, named ``KIND_EXPOSURE_DETECTOR.fits``."""
     refcat: Path
-    """Stars with ``id``, ``ra``, ``dec`` (degrees), ``r_mag``, ``r_mag_err``, errors included."""
+    """Reference stars, with random errors: ``id``, ``ra``, ``dec`` (degrees), ``r_mag``, ``r_mag_err``."""
     truth: Path
     """Parquet table with a row for each visit, detector and source on it: ``visit``, ``detector``, ``id``,
     ``is_star``, ``x``, ``y`` (zero-based pixels of the assembled image), ``ra``, ``dec`` (degrees), ``mag``
@@ -73,22 +73,22 @@ def simulate(
 ) -> SimulatedData:
     """Simulate a night of SimCam.
 
-    The same arguments give the same pixels; more visits leave the first ones as they are.
+    The same arguments give the same pixels.  With more visits, the first visits are the same.
 
     Parameters
     ----------
     outdir
-        Directory to write to; made if need be.
+        Directory to write to; it is created if it doesn't exist.
     visits
-        Number of science exposures, beside 5 bias, 3 dark and 5 flat frames.
+        Number of science exposures, in addition to 5 bias, 3 dark and 5 flat exposures.
     detectors, size
         Number of detectors, and their columns and rows.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     stars_per_arcmin2, galaxies_per_arcmin2
-        Surface densities.
+        Numbers of stars and galaxies per square arcminute.
     scene
-        Name of a hostile scene, one of `SCENES`; a good night by default.
+        Name of one of the hostile `SCENES`; by default a good night is simulated.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def simulate(
         stars_per_arcmin2 = hostile.stars_per_megapixel / (
             1048576 * camera.detectors[0].pixel_scale ** 2 / 3600.0
         )
-    # A margin for the dithers, and for light of stars just outside.
+    # Stars in this margin enter the images by the dithers, or send light into them from just outside.
     lost = 0.0 if hostile is None else 1.1 * hostile.pointing_error
     sky = make_sky(1.05 * radius + 15.0 + lost, stars_per_arcmin2, galaxies_per_arcmin2, seed)
     pointings = make_visits(visits, radius, seed)
@@ -172,7 +172,7 @@ def _write_calibrations(
             expected = electronics.dark_rate * seconds + electronics.hot
             if kind == "FLAT":
                 expected = expected + _FLAT_ELECTRONS * electronics.throughput
-            # At such counts the normal distribution is as good, and faster.
+            # At such counts the normal distribution is as accurate as Poisson's, and faster to draw.
             noise = np.sqrt(expected) * rng.standard_normal(expected.shape, dtype=np.float32)
             electrons = expected + noise if kind == "FLAT" else rng.poisson(expected)
             if kind == "DARK":
@@ -232,7 +232,7 @@ def _write_science(
         raw_dir, pixels, camera, detector, "OBJECT", sequence, EXPOSURE_TIME, target="SIM1", visit=visit
     )
     if own_psf:
-        # Galaxies have not been drawn.
+        # Galaxies were not drawn, so they are not in the table of true sources.
         x = np.where(sky.is_star, x, np.nan)
     key = {"visit": _exposure_id(sequence), "detector": detector.id}
     numbers = {
@@ -252,7 +252,7 @@ def _truth_table(
     key: dict[str, int],
     numbers: dict[str, float],
 ) -> Table:
-    """Return the sources on a detector as they were drawn."""
+    """Return the table of the sources that were drawn on a detector."""
     on = (x >= -0.5) & (x < detector.nx - 0.5) & (y >= -0.5) & (y < detector.ny - 0.5)
     return Table(
         {
@@ -265,7 +265,7 @@ def _truth_table(
 
 
 def _hit_table(tracks: Any, key: dict[str, int]) -> Table:
-    """Return the pixels that cosmic rays hit."""
+    """Return the table of the pixels that cosmic rays hit."""
     rows, columns = np.nonzero(tracks)
     hits = Table({"x": columns, "y": rows, "electrons": tracks[rows, columns]})
     for index, (name, value) in enumerate(key.items()):
@@ -291,7 +291,7 @@ def _true_fwhm(scene: Scene | None, visit: Visit, scale: float) -> float:
 
 
 def _pixel_angle(wcs: Any, sky: SkyCatalog, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the angle of the sources' position angle from pixel x to pixel y, in radians."""
+    """Return the direction of the major axes on the detector, from pixel x to pixel y, in radians."""
     step, angle = 1.0 / 3600.0, np.deg2rad(sky.position_angle)
     ra = sky.ra + step * np.sin(angle) / np.cos(np.deg2rad(sky.dec))
     x1, y1 = wcs.all_world2pix(ra, sky.dec + step * np.cos(angle), 0)

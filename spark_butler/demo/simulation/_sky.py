@@ -1,4 +1,4 @@
-"""The simulated sky, and what is different in each visit."""
+"""Simulated sky, and the conditions of each visit."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ CENTER = (150.1, 2.2)
 """ICRS position of the field's center in degrees."""
 
 ZERO_POINT = 26.0
-"""AB magnitude of a source that gives one electron per second without the atmosphere's extinction."""
+"""AB magnitude of a source that gives one electron per second without atmospheric extinction."""
 
 EXPOSURE_TIME = 30.0
-"""Seconds."""
+"""Exposure time in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SkyCatalog:
-    """Sources; every attribute is an array with one element for each, stars first."""
+    """Sources of the sky; each attribute is an array with one element per source, stars first."""
 
     id: np.ndarray
     ra: np.ndarray
     dec: np.ndarray
-    """Degrees, ICRS."""
+    """Right ascension and declination (ICRS) in degrees."""
     mag: np.ndarray
-    """AB."""
+    """AB magnitude."""
     is_star: np.ndarray
     half_light_radius: np.ndarray
-    """Along the major axis, in arcseconds; 0 for stars."""
+    """Half-light radius along the major axis, in arcseconds; 0 for stars."""
     axis_ratio: np.ndarray
     position_angle: np.ndarray
-    """Of the major axis, from north through east, in degrees."""
+    """Position angle of the major axis, from north through east, in degrees."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """The conditions of one science exposure."""
+    """Pointing and conditions of one science exposure."""
 
     index: int
     ra: float
@@ -49,9 +49,9 @@ class Visit:
     """Seeing in arcseconds."""
     transparency: float
     sky: float
-    """Electrons per second and square arcsecond at the boresight."""
+    """Sky brightness at the boresight, in electrons per second and square arcsecond."""
     sky_gradient: tuple[float, float]
-    """Relative change of the sky over the focal plane's size, along its x and y."""
+    """Relative change of the sky brightness across the focal plane, along x and y."""
 
     @property
     def zero_point(self) -> float:
@@ -60,16 +60,16 @@ class Visit:
 
 
 def make_visits(count: int, radius: float, seed: int) -> list[Visit]:
-    """Draw the conditions of visits; the first ones don't depend on how many there are.
+    """Draw the conditions of visits at random; those of the first visits don't depend on ``count``.
 
     Parameters
     ----------
     count
         Number of visits.
     radius
-        Of the focal plane in arcseconds; the dithers are some per cent of it.
+        Radius of the focal plane in arcseconds; the dithers are some per cent of it.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     """
     visits = []
     for index in range(count):
@@ -91,16 +91,16 @@ def make_visits(count: int, radius: float, seed: int) -> list[Visit]:
 
 
 def make_sky(radius: float, stars_per_arcmin2: float, galaxies_per_arcmin2: float, seed: int) -> SkyCatalog:
-    """Draw stars and galaxies around the field's center.
+    """Draw stars and galaxies around the center of the field at random.
 
     Parameters
     ----------
     radius
-        Of the circle in arcseconds.
+        Radius of the circle in arcseconds.
     stars_per_arcmin2, galaxies_per_arcmin2
-        Surface densities.
+        Numbers of stars and galaxies per square arcminute.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     """
     rng = np.random.default_rng([seed, 0])
     area = np.pi * (radius / 60.0) ** 2
@@ -128,6 +128,6 @@ def make_sky(radius: float, stars_per_arcmin2: float, galaxies_per_arcmin2: floa
 def _magnitudes(
     rng: np.random.Generator, count: int, bright: float, faint: float, slope: float
 ) -> np.ndarray:
-    """Draw from number counts that grow by a factor 10 ** slope per magnitude."""
+    """Draw magnitudes whose number grows by a factor 10 ** slope per magnitude."""
     low, high = 10.0 ** (slope * bright), 10.0 ** (slope * faint)
     return np.log10(rng.uniform(low, high, count)) / slope
