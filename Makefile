@@ -112,7 +112,7 @@ bench-prefetch: $(INSTALLED) ## Measure prefetch with 100 ms of latency for each
 	@$(RUN) python benchmarks/prefetch.py $(ARGS)
 
 .PHONY: bench-science
-bench-science: $(INSTALLED) ## Measure catalogs beside those of sep and photutils (ARGS="--scenes dense --size 512")
+bench-science: $(INSTALLED) ## Measure catalogs beside those of sep, photutils, SExtractor and SCAMP (ARGS="--scenes dense --seeds 3 4")
 	@$(RUN) python benchmarks/science.py $(ARGS)
 
 .PHONY: bench-libraries

@@ -31,8 +31,9 @@ import numpy as np
 import photutils.background
 import scipy.ndimage
 import sep
+from judging import SCALE
 from lsst.images import MaskedImage
-from science import SCALE, RawFrame
+from science import RawFrame
 
 from spark_butler.demo.simulation import SCENES, read_table, simulate
 from spark_butler.obs._combine import combine

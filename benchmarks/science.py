@@ -1,7 +1,9 @@
 """Benchmark of the catalogs of process_ccd beside those of other programs, on the same simulated frames.
 
-The task isr calibrates each scene once.  Each program then finds and measures the sources of the result: sep,
-photutils, and, if they are installed, SExtractor with PSFEx.  The table goes to standard output, in Markdown.
+Each frame is calibrated once by isr; from there each program finds and measures the sources by itself: sep,
+photutils, and, where they are installed, SExtractor with PSFEx and SCAMP.  Piff fits the PSF to the
+brightest of process_ccd's PSF stars, and process_ccd measures with it.  Frames of several seeds are counted
+together.  The tables go to standard output, in Markdown.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import astropy.io.fits
@@ -26,13 +28,13 @@ import numpy as np
 import photutils.aperture
 import photutils.background
 import photutils.detection
-import scipy.ndimage
-import scipy.spatial
 import sep
 from astro_metadata_translator import makeObservationInfo
+from judging import SCALE, Found, Judged, format_bins, format_program, heads, judge, pool
 from lsst.images import Image, MaskedImage
 from lsst.pipe.base import InMemoryDatasetHandle, Struct
-from sextractor import find_programs, run_sextractor
+from piff_fit import fit_piff
+from sextractor import Programs, find_programs, run_sextractor
 
 from spark_butler.demo.simulation import SCENES, SimulatedData, read_table, simulate
 from spark_butler.obs import CameraDescription
@@ -41,9 +43,7 @@ from spark_butler.obs.assembly import assemble
 from spark_butler.tasks.calibrate import CalibrateTask
 from spark_butler.tasks.characterize import CharacterizeTask
 from spark_butler.tasks.isr import IsrTask
-
-SCALE = 0.2
-"""Pixel scale of the simulated camera in arcseconds."""
+from spark_butler.tasks.pixels.measurement import model_radius
 
 KEPT = (
     "overscan_ramp",
@@ -55,20 +55,6 @@ KEPT = (
     "distorted",
     "mispointed",
 )
-
-
-@dataclasses.dataclass
-class Found:
-    """Sources that a program found: positions, fluxes in electrons and their errors."""
-
-    x: np.ndarray
-    y: np.ndarray
-    flux: np.ndarray
-    error: np.ndarray
-    seconds: float
-    summary: astropy.table.Row | None = None
-    ra: np.ndarray | None = None
-    dec: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -151,19 +137,32 @@ class RawFrame:
         )
 
 
-def run_ours(frame: RawFrame, post: MaskedImage) -> Found:
-    """Run characterize and calibrate."""
-    start = time.process_time()
-    done = frame.run_calibrate(frame.run_characterize(post))
-    names = ("x", "y", "instFlux", "instFluxErr")
-    columns = [np.asarray(done.source[name]) for name in names]
-    return Found(
-        *columns,
-        seconds=time.process_time() - start,
-        summary=done.detector_summary[0],
-        ra=np.asarray(done.source["coord_ra"]),
-        dec=np.asarray(done.source["coord_dec"]),
-    )
+def run_ours(frame: RawFrame, post: MaskedImage) -> dict[str, Found]:
+    """Run characterize and calibrate; then calibrate with Piff's fit of the PSF."""
+    clock = [time.process_time()]
+    characterized = frame.run_characterize(post)
+    clock.append(time.process_time())
+    ours = frame.run_calibrate(characterized)
+    clock.append(time.process_time())
+    image = characterized.preliminary_visit_image
+    psf = fit_piff(image, characterized.preliminary_source)
+    image.psf = psf.to_piff(image.bbox, 2 * model_radius(psf) + 1)
+    piffs = frame.run_calibrate(characterized)
+    clock.append(time.process_time())
+    steps = np.diff(clock)
+    return {
+        "process_ccd": _as_found(ours, float(steps[0] + steps[1])),
+        "process_ccd, Piff's fit": _as_found(piffs, float(steps[0] + steps[2])),
+    }
+
+
+def _as_found(done: Struct, seconds: float) -> Found:
+    names = ("x", "y", "instFlux", "instFluxErr", "coord_ra", "coord_dec")
+    x, y, flux, error, ra, dec = (np.asarray(done.source[name]) for name in names)
+    summary = done.detector_summary[0]
+    quality = {"fwhm": float(summary["psfFwhm"]), "zero_point": float(summary["zeroPoint"])}
+    flag = str(summary["image_flag_reasons"])
+    return Found(x, y, flux, error, seconds, ra=ra, dec=dec, flag=flag, **quality)
 
 
 def make_frame(size: int, seed: int) -> RawFrame:
@@ -228,74 +227,37 @@ def run_photutils(post: MaskedImage, fwhm: float) -> Found:
     return Found(x, y, flux, error, time.process_time() - start)
 
 
-def run_sextractor_and_psfex(programs: tuple[str, str], post: MaskedImage, fwhm: float) -> Found:
-    """Run SExtractor with PSFEx's PSF, both in processes of their own."""
-    before = os.times()
-    x, y, flux, error = run_sextractor(programs, post, fwhm).T
-    after = os.times()
-    seconds = (after.children_user + after.children_system) - (before.children_user + before.children_system)
-    return Found(x, y, flux, error, seconds)
-
-
-def judge(found: Found, truth: astropy.table.Table, post: MaskedImage) -> dict[str, float]:
-    """Compare stars with the truth, if they have no close neighbors and are far from edges and defects."""
-    ny, nx = post.image.array.shape
+def run_all(scene: str, size: int, seed: int, others: Programs | None) -> dict[str, Judged]:
+    """Simulate one frame, and judge the catalogs of all programs."""
+    with tempfile.TemporaryDirectory() as folder:
+        night = simulate(
+            Path(folder),
+            visits=1,
+            detectors=1,
+            size=size,
+            seed=seed,
+            galaxies_per_arcmin2=5.0,
+            scene=scene if scene in SCENES else None,
+        )
+        frame = RawFrame.of_night(night)
+        truth = read_table(night.truth)
+    post = frame.run_isr()
     fwhm = float(truth["fwhm"][0]) / SCALE
-    median_response = 10.0 ** (0.4 * (np.asarray(truth["zero_point"]) - np.asarray(truth["mag"])))
-    x, y, flux = np.asarray(truth["x"]), np.asarray(truth["y"]), median_response
-    noise = np.median(np.sqrt(post.variance.array)) * np.sqrt(4.0 * np.pi) * fwhm / 2.355
-    snr = flux / np.sqrt(noise**2 + flux)
-    tree = scipy.spatial.cKDTree(np.column_stack([x, y]))
-    near = tree.query_ball_point(tree.data, 2.0 * fwhm)
-    alone = np.array([flux[list(group)].sum() < 1.1 * f for group, f in zip(near, flux, strict=True)])
-    margin = 2.0 * fwhm + 3.0
-    inside = (x > margin) & (y > margin) & (x < nx - margin) & (y < ny - margin)
-    spoiled = scipy.ndimage.maximum_filter(post.mask.get("BAD") | post.mask.get("SATURATED"), 9)
-    clean = ~spoiled[np.clip(np.rint(y), 0, ny - 1).astype(int), np.clip(np.rint(x), 0, nx - 1).astype(int)]
-    wanted = alone & inside & clean & np.asarray(truth["is_star"]) & (snr > 10.0)
-    found_tree = scipy.spatial.cKDTree(np.column_stack([found.x, found.y]))
-    distance, index = found_tree.query(np.column_stack([x, y]))
-    radius = max(1.0, 0.5 * fwhm)
-    backward = tree.query(np.column_stack([found.x, found.y]))[0]
-    strong = found.flux > 10.0 * found.error
-    result = {
-        "completeness": float(np.mean(distance[wanted] < radius)),
-        "purity": float(np.mean(backward[strong] < max(2.0, fwhm))) if strong.any() else np.nan,
-    }
-    good = wanted & (distance < radius)
-    bright = good & (snr > 50.0)
-    ratio = found.flux[index] / flux
-    result["bias"] = float(np.median(ratio[bright])) - 1.0
-    pull = (found.flux[index] - np.median(ratio[bright]) * flux)[good] / found.error[index][good]
-    result["pull"] = 1.4826 * float(np.median(np.abs(pull - np.median(pull))))
-    if found.ra is not None and found.dec is not None:
-        best = good & (snr > 100.0)
-        east = (found.ra[index] - np.asarray(truth["ra"])) * np.cos(np.deg2rad(np.asarray(truth["dec"])))
-        north = found.dec[index] - np.asarray(truth["dec"])
-        result["mas"] = 3.6e6 * float(np.median(np.hypot(east, north)[best]))
-    if found.summary is not None:
-        result["zp"] = float(found.summary["zeroPoint"]) - float(truth["zero_point"][0])
-        result["fwhm"] = float(found.summary["psfFwhm"]) / fwhm - 1.0
-    return result
-
-
-def format_row(scene: str, program: str, found: Found, numbers: dict[str, float]) -> str:
-    """Return a row of the table."""
-    cells = [f"{numbers['completeness']:.3f}", f"{numbers['purity']:.3f}", f"{100 * numbers['bias']:+.1f}"]
-    cells.append(f"{numbers['pull']:.2f}")
-    if found.summary is None:
-        cells += ["", "", "", ""]
-    else:
-        cells += [f"{numbers['mas']:.0f}", f"{numbers['zp']:+.3f}", f"{100 * numbers['fwhm']:+.1f}"]
-        cells.append(str(found.summary["image_flag_reasons"]).replace(",", ", "))
-    return f"| {scene} | {program} | {' | '.join(cells)} | {found.seconds:.1f} |"
+    found = run_ours(frame, post)
+    found |= {"sep": run_sep(post, fwhm), "photutils": run_photutils(post, fwhm)}
+    if others is not None:
+        beta = SCENES[scene].beta if scene in SCENES else 3.0
+        found[others.label] = run_sextractor(others, post, fwhm, beta, frame.references)
+    return {name: judge(one, truth, post) for name, one in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all programs on all scenes, and print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[3], help="a frame of each scene for each seed"
+    )
     parser.add_argument(
         "--speed", type=int, nargs="+", metavar="SIZE", help="only time process_ccd on frames of these sizes"
     )
@@ -304,38 +266,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lsst").setLevel(logging.ERROR)
     if options.speed:
-        print_speed(options.speed, options.seed)
+        print_speed(options.speed, options.seeds[0])
         return
-    head = "scene program completeness purity flux,% pull mas zero-point FWHM,% flag CPU-s".split()
-    sys.stdout.write(f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n")
+    others, missing = find_programs()
+    if missing:
+        sys.stdout.write(f"Not installed: {', '.join(missing)}.\n\n")
+    head, head_of_bins = heads()
+    sys.stdout.write(head + "\n")
+    rows = []
     for scene in options.scenes:
-        with tempfile.TemporaryDirectory() as folder:
-            night = simulate(
-                Path(folder),
-                visits=1,
-                detectors=1,
-                size=options.size,
-                seed=options.seed,
-                galaxies_per_arcmin2=5.0,
-                scene=scene if scene in SCENES else None,
-            )
-            frame = RawFrame.of_night(night)
-            post = frame.run_isr()
-            truth = read_table(night.truth)
-            fwhm = float(truth["fwhm"][0]) / SCALE
-            programs: dict[str, Callable[[], Found]] = {
-                "process_ccd": lambda f=frame, p=post: run_ours(f, p),
-                "sep": lambda p=post, w=fwhm: run_sep(p, w),
-                "photutils": lambda p=post, w=fwhm: run_photutils(p, w),
-            }
-            if (others := find_programs()) is not None:
-                programs["SExtractor, PSFEx"] = lambda p=post, w=fwhm, o=others: run_sextractor_and_psfex(
-                    o, p, w
-                )
-            for name, program in programs.items():
-                found = program()
-                sys.stdout.write(format_row(scene, name, found, judge(found, truth, post)) + "\n")
-                sys.stdout.flush()
+        frames = [run_all(scene, options.size, seed, others) for seed in options.seeds]
+        for name in frames[0]:
+            together = pool([frame[name] for frame in frames])
+            sys.stdout.write(format_program(scene, name, together) + "\n")
+            if name == "process_ccd":
+                rows.append(format_bins(scene, together))
+        sys.stdout.flush()
+    sys.stdout.write("\n".join(["", head_of_bins, *rows]) + "\n")
 
 
 if __name__ == "__main__":
