@@ -287,7 +287,7 @@ class Cluster:
             waited += self._wait_for_store(begin, self.groups.n_requests[group])
             time += self.groups.seconds[group]
             self.end[group] = time
-            # It doesn't matter which of its groups waits, because all outcomes arrive at the end.
+        # It doesn't matter which of its groups waits, because all outcomes arrive at the end.
         time += waited
         self.end[groups[-1]] = time
         self._waited += waited

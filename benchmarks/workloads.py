@@ -36,9 +36,8 @@ class _Task:
     writes: int = 3
     """Number of stored outputs; two of them are metadata and log."""
 
-    # isr and characterize pass their outputs in memory: they write only metadata and logs.
 
-
+# isr and characterize pass their outputs in memory: they write only metadata and logs.
 _TASKS = {
     "isr": _Task(25, 0.3, reads=3, writes=2),
     "characterize": _Task(60, 0.5, writes=2),
