@@ -1,8 +1,8 @@
 """Run Rubin pipelines on Apache Spark, with the Butler's datastore in an object store.
 
-The usual way in is the job, ``spark-submit jobs/process_ccd.py``, with the
-options of ``pipetask run``.  In a notebook, a butler hands its data IDs and
-its pipelines to Spark:
+On the command line, use ``spark-butler run``, or ``spark-submit jobs/process_ccd.py``
+on a cluster, with the options of ``pipetask run``.  In a notebook, a `SparkButler`
+runs functions on data IDs, and pipelines, on Spark:
 
 >>> from spark_butler import SparkButler
 >>> butler = SparkButler(repo, collections="SimCam/defaults")
@@ -12,7 +12,7 @@ its pipelines to Spark:
 >>> run.wait().status
 <RunStatus.SUCCEEDED: 'succeeded'>
 
-A graph executor stands in wherever pipe_base takes one:
+Code that passes a graph executor to pipe_base can pass a `SparkGraphExecutor`:
 
 >>> from lsst.daf.butler import Butler
 >>> from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
@@ -25,8 +25,8 @@ A graph executor stands in wherever pipe_base takes one:
 >>> len(plain.query_datasets("isr_log", collections="u/me/graph"))
 2
 
-Workers make butlers of their own, without the registry; this process puts
-what they write into it.
+Workers have butlers without the registry.  The driver, this process, registers the
+datasets that they write.
 """
 
 from __future__ import annotations

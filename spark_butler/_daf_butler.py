@@ -48,7 +48,7 @@ def export_records(butler: LimitedButler, refs: Iterable[DatasetRef]) -> dict[st
 
 
 def butler_config(butler: DirectButler) -> ButlerConfig:
-    """Return the configuration of a butler, which names its registry, too."""
+    """Return the configuration of a butler, including that of its registry."""
     return butler._config
 
 
@@ -118,7 +118,7 @@ def remember_last_time() -> None:
 
 
 class MemoryBridge(EphemeralDatastoreRegistryBridge):
-    """The dataset IDs of a datastore, which can also be moved to trash outside of transactions."""
+    """List of the dataset IDs of a datastore; IDs can be moved to trash outside of transactions."""
 
     def moveToTrash(self, refs: Iterable[DatasetIdRef], transaction: DatastoreTransaction | None) -> None:
         # Docstring inherited.

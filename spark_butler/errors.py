@@ -1,4 +1,4 @@
-"""Exceptions that callers of spark-butler may meet."""
+"""Exceptions that spark-butler raises.  Every process uses this module."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SparkButlerError(Exception):
 
 
 class UserError(SparkButlerError):
-    """Something the caller gave can't be used; nothing was written.
+    """An argument of the caller can't be used; nothing was written.
 
     Commands print the message as one line and end with exit status 2.
     """
@@ -70,15 +70,15 @@ class EngineError(SparkButlerError, RuntimeError):
 
 
 class WorkerDiskError(EngineError):
-    """A local disk of workers is full, so that a backend has lost units of work."""
+    """A local disk of a worker is full, so the backend has lost units of work."""
 
 
 class FunctionError(SparkButlerError, RuntimeError):
-    """A function that was given for data IDs has raised in a worker."""
+    """A user's function on data IDs has raised an exception in a worker."""
 
 
 class NotSentError(SparkButlerError, LookupError):
-    """A function in a worker asks for a dataset, or an output, that did not travel with its data IDs."""
+    """A function in a worker requests a dataset or an output that was not sent with its data IDs."""
 
 
 class CodecError(SparkButlerError, ValueError):

@@ -1,4 +1,4 @@
-"""Graph executor on Spark with the interface of pipe_base's.  Runs in the driver."""
+"""Graph executor on Spark with the interface of pipe_base's graph executors.  Runs in the driver."""
 
 from __future__ import annotations
 

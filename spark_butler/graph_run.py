@@ -1,6 +1,6 @@
 """Run of a quantum graph from its file, without a registry: prepare and start.
 
-Runs in the driver.  It does for ``spark-butler run-qbb`` what `spark_butler.run` does for ``run``.
+Runs in the driver.  ``spark-butler run-qbb`` uses this module as ``run`` uses `spark_butler.run`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def prepare_graph_run(
 ) -> PreparedRun:
     """Read a quantum graph, check the datastore, and plan the run.  See `spark_butler.run.prepare`.
 
-    Only the repository, the graph and the options of the execution count.
+    Of the request, only the repository, the graph and the options of the execution are used.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     if request.provenance_graph is not None:

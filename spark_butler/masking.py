@@ -97,7 +97,7 @@ def mask_logs() -> None:
 
 
 def _states() -> tuple[tuple[str, int], ...]:
-    """Return the files of credentials, with what changes when they do."""
+    """Return the credentials files with their modification times."""
     found = []
     for name, default in _FILES.items():
         path = os.path.expanduser(os.environ.get(name, default))
@@ -112,7 +112,7 @@ def _states() -> tuple[tuple[str, int], ...]:
 def _known(
     variables: tuple[tuple[str, str], ...], files: tuple[tuple[str, int], ...]
 ) -> re.Pattern[str] | None:
-    """Return a pattern of all secrets in variables and files, in each form that texts have them in."""
+    """Return a pattern of all secrets in variables and files, in plain, quoted, escaped and encoded form."""
     secrets = set()
     for name, value in variables:
         if name in _VARIABLES:
@@ -140,7 +140,7 @@ def _known(
     }
     if not forms:
         return None
-    # A secret that is a word is not hidden inside of others.
+    # A secret that is a word is not hidden inside of longer words.
     longest_first = sorted(forms, key=len, reverse=True)
     return re.compile(
         "|".join(rf"\b{form}\b" if form.isalpha() else re.escape(form) for form in longest_first)

@@ -29,14 +29,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def dying_with_parent() -> Callable[[], None] | None:
-    """Return what a child must call to be killed with its parent.
+    """Return a function by which the system kills a child when its parent ends.
+
+    Call `dying_with_parent` before the fork, because a child of a threaded
+    process must not import or load anything.
 
     Returns
     -------
     call
-        To be called in the child, first of all; `None` where the system has
-        no such thing.  It is found before the fork, since a child of a
-        threaded process must not import or load anything.
+        Function that the child calls first of all; `None` if the system can't
+        kill a child with its parent.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -62,8 +64,8 @@ def try_lock(descriptor: int, operation: int) -> bool:
     Returns
     -------
     locked
-        Whether the file system carried it out; `False` where it has no
-        locks, which is logged once in each process.
+        Whether the file system has done so.  `False` if it has no locks, which
+        is logged once in each process.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Text for people, such as numbers, tables and errors, and policies for code in which anything may raise.
+"""Formats of numbers, tables and errors for users, and context managers that handle any error of a block.
 
 Every process uses this module.
 """
@@ -177,7 +177,7 @@ def describe_expected(item: Mapping[str, Any]) -> str:
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return what may have been meant by an unknown name.
+    """Return a suggestion of the known names that are similar to an unknown name.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     names = sorted(set(known))
     lower = {each.lower(): each for each in reversed(names)}
     matches = difflib.get_close_matches(name.lower(), lower, n=2)
-    # One that is much nearer than the next is the one.
+    # If one name is much nearer than the next, only this one is suggested.
     scores = [difflib.SequenceMatcher(None, each, name.lower()).ratio() for each in matches]
     if near := [
         repr(lower[each]) for each, score in zip(matches, scores, strict=True) if score > scores[0] - 0.1

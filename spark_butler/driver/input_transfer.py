@@ -281,7 +281,7 @@ class _Registrar:
 
 
 class _Copier:
-    """Copies files by workers, in batches whose addresses are signed right before the workers get them."""
+    """Copies files by workers, in batches; addresses are signed just before a batch is sent."""
 
     def __init__(self, source: Butler, backend: Backend, context: WorkerContext, files: Mapping[str, _File]):
         self._source = source

@@ -112,7 +112,7 @@ class ResourceRequests(TaskRequests):
     def limits(self, labels: Iterable[str], learned: Mapping[str, int] | None = None) -> dict[str, Limits]:
         """Return the limits of tasks by label, and raise if there are requests for other tasks.
 
-        ``learned`` has the bytes that tasks have turned out to need in earlier runs.
+        ``learned`` has the memory in bytes that tasks needed in earlier runs.
         """
         labels = list(labels)
         if unknown := sorted(set(self.pipetask) - set(labels)):

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
-    """Build a graph like ``pipetask qgraph``, with dataset IDs that a second build repeats.
+    """Build a graph like ``pipetask qgraph``, with dataset IDs that are the same in a second build.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Deterministic dataset IDs of a predicted quantum graph, so that it can be built again.
+"""Deterministic dataset IDs of a predicted quantum graph, which are the same if it is built again.
 
 Runs in the driver.
 """
@@ -54,7 +54,7 @@ def check_outputs_in_the_way(
 def settle_dataset_ids(
     components: PredictedQuantumGraphComponents, keep: Collection[uuid.UUID] = frozenset()
 ) -> None:
-    """Replace the random IDs of predicted outputs by IDs that follow from run, dataset type and data ID.
+    """Replace the random IDs of predicted outputs by IDs computed from run, dataset type and data ID.
 
     A graph that is built again for the same run has the same IDs, so that the
     files of an earlier attempt can still be registered.

@@ -35,7 +35,7 @@ class RunRequest(pydantic.BaseModel):
     """A pipeline or a quantum graph to run, its collections, and its options.
 
     The fields have the names and meanings of the options of ``pipetask run``,
-    but for ``repo`` (``--butler-config``), ``graph_file`` (``--qgraph``),
+    except ``repo`` (``--butler-config``), ``graph_file`` (``--qgraph``),
     ``where`` (``--data-query``) and ``inputs`` (``--input``).
     """
 

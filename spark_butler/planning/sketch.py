@@ -1,4 +1,4 @@
-"""Sketch of a quantum graph, for planning.
+"""Sketch of a quantum graph: the extract of quanta, edges and temporaries that planning needs.
 
 Runs in the driver.
 """

@@ -106,7 +106,7 @@ def _explaining(root: S3ResourcePath) -> Iterator[None]:
         headers = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         reason = _REASONS.get(code) or hide_secrets(f"{code} {error.get('Message') or ''}".strip())
         if not code.isalpha() and not set(_OF_STORES).intersection(headers):
-            reason = "a web server that is no S3 store answers there"
+            reason = "a web server that is not an S3 store answers there"
         raise RepositoryError(
             f"The object store of {str(root)!r} refuses {exc.operation_name} at {_endpoint(root)}: {reason}."
         ) from exc
@@ -126,7 +126,7 @@ def _endpoint(root: S3ResourcePath) -> str:
 def _probe_writing(client: Any, bucket: str, key: str) -> None:
     """Write an object with a wrong checksum, which a store rejects after it has checked the rights.
 
-    So no object is left behind, and no right to remove objects is needed.
+    The probe thus leaves no object behind, and needs no right to remove objects.
     """
     try:
         client.put_object(Bucket=bucket, Key=key, Body=b"-", ContentMD5=_WRONG_MD5)

@@ -40,7 +40,7 @@ type Times = Mapping[tuple[str, str], float]
 
 logger = logging.getLogger(__name__)
 
-# The next interpreter may have imported more modules.
+# Factor on recorded memory: the next interpreter may have imported more modules.
 _MARGIN = 1.2
 _MEMORY = "spark-butler-learned/memory.json"
 _TIMES = "spark-butler-learned/times.json"
@@ -182,7 +182,7 @@ def load_times(root: ResourcePath) -> Times:
 
 
 def save_times(root: ResourcePath, times: Times) -> None:
-    """Write how long quanta took beside what earlier runs wrote, 100,000 quanta at most."""
+    """Add the times of quanta to those of earlier runs; keep at most 100,000 quanta."""
     if not times:
         return
     older = {key: seconds for key, seconds in load_times(root).items() if key not in times}

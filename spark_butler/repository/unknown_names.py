@@ -54,7 +54,7 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if one does not exist, with near names.
+        Raised if one does not exist; the error suggests similar names.
     """
     for name in names:
         if not has_globs(name):
@@ -95,7 +95,7 @@ def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
 
 
 def explain_query(butler: Butler, query: str, error: InvalidQueryError) -> OptionsError:
-    """Return the error about a data query, with near names for an unknown one."""
+    """Return the error about a data query, with similar names for an unknown one."""
     reason = brief(error)
     elements = butler.dimensions.elements
     if (found := _IDENTIFIER.search(reason)) is not None:

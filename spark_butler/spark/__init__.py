@@ -1,4 +1,4 @@
-"""Everything that imports PySpark: session, JVM, backend, worker entry, data source."""
+"""Spark session, JVM, backend, worker entry and data source: the only package that imports PySpark."""
 
 from __future__ import annotations
 

@@ -121,9 +121,9 @@ def parse_mebibytes(size: str) -> int:
 def shuffle_records(records: RDD[Any], width: int, partitioner: object) -> RDD[bytes]:
     """Send records to their next partitions, one by one as they come.
 
-    `pyspark.RDD.partitionBy` gathers up to a thousand records, of whatever
-    size, before it sends any; this is its transport without the gathering
-    and without pickling.
+    `pyspark.RDD.partitionBy` collects up to a thousand records of any size
+    before it sends the first.  This function uses the same transport, but it
+    neither collects nor pickles records.
 
     Parameters
     ----------

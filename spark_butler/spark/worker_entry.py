@@ -1,4 +1,4 @@
-"""Entry points of Spark tasks: groups in, outcomes and shuffle records out.
+"""Entry points of Spark tasks, which run groups and send outcomes and shuffle records.
 
 Runs in Spark's Python workers.
 """
@@ -167,7 +167,7 @@ def _run_here(
 
 
 def _slots_here() -> int:
-    """Return how many groups run side by side on this machine."""
+    """Return how many groups run on this machine at the same time."""
     cores = os.environ.get("SPARK_EXECUTOR_CORES", "")
     return int(cores) if cores.isdecimal() else os.cpu_count() or 1
 

@@ -47,7 +47,7 @@ def read_part(
         handle = InMemoryDatasetHandle(obj, storageClass=storage_class)
         return handle.get(component=component, parameters=dict(parameters or {}), storageClass=target)
     target.validateParameters(parameters)
-    # A datastore applies what parameters its formatter doesn't know to what the formatter has converted.
+    # A datastore applies the parameters that its formatter doesn't know after the formatter's conversion.
     return target.delegate().handleParameters(target.coerce_type(obj), parameters)
 
 

@@ -33,7 +33,7 @@ from .quantum import run_quantum, success_outcome
 from .state import WorkerState
 
 type AttemptEvent = QuantumOutcome | Pieces | bytearray | Sent
-"""What a runner yields: outcomes, records for other groups, and the end of the records of a temporary."""
+"""Event that a runner yields: an outcome, a record for another group, or the end of a temporary's records."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Trial:
     """The group, as the driver sent it."""
 
     payload: GroupPayload
-    """The same, opened."""
+    """The opened payload of ``work``."""
 
     received: ReceiveBuffer | None
     """Records that the group received from other groups."""

@@ -51,7 +51,7 @@ def _examine(repo: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         (FakeS3({"GET": "SignatureDoesNotMatch"}), "repository", "the secret key is wrong"),
         (FakeS3({"GET": "InvalidAccessKeyId"}), "repository", "doesn't know the access key"),
         (FakeS3({"GET": "NoSuchBucket"}), "repository", "no such bucket"),
-        (FakeS3(is_store=False), "repository", "a web server that is no S3 store"),
+        (FakeS3(is_store=False), "repository", "a web server that is not an S3 store"),
         (FakeS3({"PUT": "AccessDenied"}), "store: put", "refuses PutObject .* access is denied"),
         (FakeS3(clock=1200), "clock", "differs by (20 min|19 min 59 s)"),
         (FakeS3({"GET": "RequestTimeTooSkewed"}), "repository", "clock differs too much"),
