@@ -326,9 +326,9 @@ def _parse_arguments(engines: Mapping[str, Engine]) -> argparse.Namespace:
     parser.add_argument(
         "--process-ccd", nargs="+", choices=["simulated", "observed"], default=[], help="frames to process"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; their median is shown")
     parser.add_argument("--stop-peers", type=float, metavar="SECONDS", help="stop peers that take longer")
-    parser.add_argument("--keep", action="store_true", help="go on with the figures that are in the folder")
+    parser.add_argument("--keep", action="store_true", help="continue with the figures in the folder")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for table and plot")
     return parser.parse_args()
 

@@ -109,8 +109,8 @@ def main() -> None:
         sys.stdout.write(json.dumps(_measure(arguments.one)))
         return
     sys.stdout.write(
-        "| quanta | edges | planned in CPU s | with MB beyond the graph "
-        "| dispatched, CPU ms per quantum | MB in the end |\n|---|---|---|---|---|---|\n"
+        "| quanta | edges | planning, CPU s | planning, MB in addition to the graph "
+        "| scheduling, CPU ms per quantum | MB at the end |\n|---|---|---|---|---|---|\n"
     )
     for visits in arguments.visits:
         command = [sys.executable, Path(__file__).resolve(), "--one", str(visits)]

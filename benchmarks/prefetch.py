@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=_CASES, default=list(_CASES), help="what to run")
     parser.add_argument("--delay", type=float, default=0.1, help="seconds that each GET is delayed")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; their median is shown")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spark-butler-bench-")))

@@ -89,10 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to hand over")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="datasets to transfer")
     parser.add_argument("--datasets", type=int, default=4, help="datasets in a run")
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 4], help="readers of each dataset")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; their median is shown")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the table and the plot")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)

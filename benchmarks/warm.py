@@ -27,7 +27,9 @@ def main() -> None:
     """Run graphs, and print the wall and processor time of the last."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("places", nargs="+", help="repositories and graphs in turn")
-    parser.add_argument("--temporary", nargs="*", default=[], help="what the last graph need not store")
+    parser.add_argument(
+        "--temporary", nargs="*", default=[], help="temporary dataset types of the last graph"
+    )
     arguments = parser.parse_args()
     disable_implicit_threading()
     # As `spark-butler run` does.

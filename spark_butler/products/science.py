@@ -125,8 +125,8 @@ def _read_instrument(
         table = butler.get(ref)
         if missing := [column for column in _COLUMNS if column not in table.colnames]:
             raise RepositoryError(
-                f"The catalog {ref} has no column {', '.join(missing)}; it is of an earlier release. "
-                "Run process_ccd once more to draw its science."
+                f"The catalog {ref} has no column {', '.join(missing)}; an earlier release wrote it. "
+                "Run process_ccd again, into a new output run."
             )
         return make_stars(table, camera, int(ref.dataId["detector"]))
 
