@@ -276,13 +276,22 @@ def _columns(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
     if clean.shape[1] < 2 * _NEIGHBORHOOD or clean.shape[0] < 32:
         return found
     edges = np.linspace(0, clean.shape[0], max(round(clean.shape[0] / _BLOCK), 1) + 1).astype(int)
-    medians = np.stack([np.median(clean[start:stop:3], axis=0) for start, stop in itertools.pairwise(edges)])
-    differs = medians - scipy.ndimage.median_filter(medians, (1, _NEIGHBORHOOD), mode="nearest")
-    # The error of the median of so many pixels of unit noise (every third row is enough), or the scatter that
-    # stars make where they are crowded.
-    scatter = 1.4826 * np.median(np.abs(differs), axis=1, keepdims=True)
-    differs /= np.maximum(scatter, 1.2533 / np.sqrt((edges[1] - edges[0]) / 3.0))
+    # A defect is in all of its pixels, and so in the quartile nearest to the sky; stars are only in some.
+    parts = [clean[start:stop:3] for start, stop in itertools.pairwise(edges)]
+    low, high = np.stack([np.percentile(part, (25.0, 75.0), axis=0) for part in parts], axis=1)
+    differs = np.fmax(_beside(low, edges), _beside(-high, edges))
     for block, (start, stop) in enumerate(itertools.pairwise(edges)):
-        found[start:stop, np.abs(differs[block]) > threshold] = True
+        found[start:stop, differs[block] > threshold] = True
     # Where every column differs from the next, none is defective: a mosaic of colors, say.
     return found if found.mean() < 0.1 else np.zeros_like(found)
+
+
+def _beside(quartiles: npt.NDArray[np.float32], edges: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """Return by how much quartiles of columns exceed those beside them, in units of the error.
+
+    The error is that of so many pixels of unit noise, every third row, or the scatter that stars make where
+    they are crowded.
+    """
+    differs = quartiles - scipy.ndimage.median_filter(quartiles, (1, _NEIGHBORHOOD), mode="nearest")
+    scatter = 1.4826 * np.median(np.abs(differs), axis=1, keepdims=True)
+    return np.asarray(differs / np.maximum(scatter, 1.3626 / np.sqrt((edges[1] - edges[0]) / 3.0)))
