@@ -54,6 +54,21 @@ def test_cosmic_rays_that_were_not_masked_are_rejected_as_sharp() -> None:
     assert (distances(sky, rejected) < 1.5).mean() > 0.95
 
 
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("sigma", [0.9, 1.5, 2.5])
+def test_a_bad_column_through_a_star_does_not_split_it(sigma: float, width: int) -> None:
+    sky = make_image(size=400, stars=25, sigma=sigma, significance=(50.0, 2000.0))
+    masked = np.zeros(sky.image.shape, dtype=bool)
+    for x in np.rint(sky.x).astype(int):
+        masked[:, x : x + width] = True
+    found = detect(sky, masked)
+    stars, sources = (scipy.spatial.cKDTree(np.column_stack([v.x, v.y])) for v in (sky, found))
+    radius = 6.0 * sigma
+    alone = np.array([len(group) == 1 for group in stars.query_ball_point(stars.data, 2.0 * radius)])
+    assert np.count_nonzero(alone) >= 10
+    assert [len(group) for group in sources.query_ball_point(stars.data[alone], radius)] == [1] * alone.sum()
+
+
 def test_masked_pixels_make_no_source() -> None:
     sky = make_image(size=300, stars=20, significance=(30.0, 300.0))
     masked = np.zeros(sky.image.shape, dtype=bool)

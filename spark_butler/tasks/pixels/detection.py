@@ -205,6 +205,7 @@ def detect_sources(
             streak=np.zeros(0, dtype=bool),
         )
     significance, finer = frame.matched_filters(sigma, 0.5 * sigma)
+    _bridge(~frame.good, significance, finer)
     footprint = significance >= threshold
     x, y = _find_peaks(significance, frame, sigma, threshold, contrast, reach=12.0 * sigma)
     # The filter widens stars and merges close pairs; one half as wide tells the bright ones apart.
@@ -235,6 +236,26 @@ def detect_sources(
         footprint=footprint,
         streak=_on_streak(footprint, x, y, sigma),
     )
+
+
+def _bridge(masked: BoolArray, *images: npt.NDArray[np.float32]) -> None:
+    """Give masked pixels the largest value beside them, up to two pixels deep, in place.
+
+    A bad column through a star is no valley between two.
+    """
+    for _ in range(2):
+        inner = masked.copy()
+        inner[1:] &= masked[:-1]
+        inner[:-1] &= masked[1:]
+        inner[:, 1:] &= masked[:, :-1]
+        inner[:, :-1] &= masked[:, 1:]
+        y, x = np.nonzero(masked & ~inner)
+        for image in images:
+            # A little less, so that the peak is still the pixel beside it.
+            image[y, x] = np.float32(0.9999) * gather_windows(image, x, y, 1).max(
+                axis=(1, 2), initial=-np.inf
+            )
+        masked = inner
 
 
 def _on_streak(
