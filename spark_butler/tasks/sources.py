@@ -42,6 +42,9 @@ _SIZE_NOISE = 1.2
 _CORRECTION_SCATTER = 0.003
 """Relative scatter of bright stars' aperture corrections that is not noise."""
 
+_LACKING = 0.01
+"""Relative scatter of the light that fitted PSFs lack, if there is no better measurement of it."""
+
 _CORRECTION_STARS = 300
 """Most stars that the aperture correction comes from, the brightest."""
 
@@ -213,10 +216,12 @@ def _with_correction(
     middle = weighted_median(ratio, weight)
     # Of each star, in units of its expected error; then of the median.
     spread = 1.4826 * float(np.median(np.abs(ratio - middle) * weight))
+    median_error = spread * math.sqrt(0.5 * math.pi / float((weight**2).sum()))
+    known = 1.0 / (1.0 + (median_error / _LACKING) ** 2)
     return dataclasses.replace(
         measured,
-        aperture_correction=middle,
-        aperture_correction_err=spread * math.sqrt(0.5 * math.pi / float((weight**2).sum())),
+        aperture_correction=1.0 + known * (middle - 1.0),
+        aperture_correction_err=math.sqrt(known) * median_error,
         n_aperture_correction=int(ratio.size),
     )
 
