@@ -38,9 +38,9 @@ type BoolArray = npt.NDArray[np.bool_]
 _MAD_TO_SIGMA = 1.4826
 _BLANK = math.nan
 
-_FEWEST_CORES, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
-"""Stars that are needed to see that a detector is not linear, their least signal-to-noise ratio, and the
-relative scatter of their profiles that is not noise."""
+_FEWEST, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
+"""Stars that a measure needs; of those that show whether a detector is linear, the least signal-to-noise
+ratio and the relative scatter of their profiles that is not noise."""
 
 
 class QualityLimitError(UserError, RuntimeError):
@@ -79,6 +79,11 @@ class QualityConfig(Config):
     )
     max_masked_fraction = _limit("Largest fraction of masked pixels.", 0.25)
     max_detected_fraction = _limit("Largest fraction of pixels that belong to sources.", 0.6)
+    max_confusion = _limit(
+        "Largest ratio of the noise of faint sources' fluxes to that of their pixels alone: sources too "
+        "faint to be detected, nebulae.",
+        1.5,
+    )
     max_streak_fraction = _limit("Largest fraction of sources on streaks.", 0.1)
     min_psf_stars = _limit("Least number of PSF stars.", 3)
     max_psf_ellipticity = _limit("Largest shear of the PSF, (a - b) / (a + b).", 0.35)
@@ -238,7 +243,7 @@ def _sky_structure(image: VisitImage) -> float:
 
 
 def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float) -> dict[str, float]:
-    """Return how the PSF compares with the stars that it comes from.
+    """Return how the PSF compares with the stars that it comes from, and the noise of faint PSF fluxes.
 
     Parameters
     ----------
@@ -257,7 +262,12 @@ def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float
         "psf_trend": float(np.ptp(fwhm) / np.median(fwhm)),
         "psf_scatter": _BLANK,
         "psf_residual": _BLANK,
+        "confusion": _BLANK,
     }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        signal = measured.psf.flux / measured.psf.pixel_err
+    if np.count_nonzero(faint := (signal > 3.0) & (signal < 20.0)) >= _FEWEST:
+        values["confusion"] = float(np.median((measured.psf.noise_err / measured.psf.pixel_err)[faint]))
     good = stars & (measured.psf.flux > 0.0)
     if np.count_nonzero(good) < 3:
         return values
@@ -295,7 +305,7 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
     good = ~gather_windows(hidden, ix, iy, radius, fill=True)
     whole = good.mean(axis=(1, 2)) > 0.9
     stars, ix, iy, good = stars[whole], ix[whole], iy[whole], good[whole]
-    if stars.size < _FEWEST_CORES:
+    if stars.size < _FEWEST:
         return {"nonlinearity": _BLANK}
     flux = psf.flux[stars]
     profile = model.stamps(psf.x[stars], psf.y[stars], ix, iy, radius)

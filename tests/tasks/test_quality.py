@@ -177,6 +177,26 @@ def test_a_bright_star_that_is_two_proves_nothing_about_the_detector() -> None:
     assert "nonlinearity" not in process(scene).summary["image_flag_reasons"]
 
 
+@pytest.mark.parametrize(("count", "flagged"), [(1106, True), (111, False)])
+def test_crowding_by_stars_too_faint_to_be_detected_is_flagged(count: int, flagged: bool) -> None:
+    scene = make_scene(192, 25, flux=(3e3, 1e5))
+    # 30,000 or 3,000 stars in a megapixel.
+    scene.expected += make_scene(192, count, flux=(100.0, 1500.0), seed=8).expected - 200.0
+    reasons = process(scene).summary["image_flag_reasons"].split(",")
+    assert ("confusion" in reasons) is flagged
+
+
+def test_fluxes_are_right_where_few_stars_know_the_aperture_correction() -> None:
+    scene = make_scene(count=30, flux=(4e3, 2e4), seed=1)
+    done = process(scene)
+    distance, index = done.match()
+    apart = scipy.spatial.cKDTree(np.column_stack([scene.x, scene.y]))
+    good = (distance < 0.7) & (apart.query(apart.data, k=2)[0][:, 1] > 20.0)
+    good &= ~done.column("pixelFlags_edge")[index]
+    ratio = done.column("instFlux")[index] / scene.flux
+    assert np.median(ratio[good]) == pytest.approx(1.0, abs=0.01)
+
+
 def test_an_image_without_sources_fails() -> None:
     with pytest.raises(NoSourcesError, match="No source was detected"):
         process(make_scene(count=0))
@@ -212,3 +232,13 @@ def test_dead_pixels_and_hot_columns_are_found_and_stars_are_not() -> None:
     expected = dead.copy()
     expected[:, 300] = True
     assert np.mean(found & ~expected) < 1e-4
+
+
+def test_columns_of_bright_stars_are_no_defects() -> None:
+    yy, xx = np.mgrid[:256, :256]
+    image = np.random.default_rng(5).normal(size=(256, 256))
+    for x in (60, 190):
+        for y in range(20, 256, 48):
+            squared = (xx - x) ** 2 + (yy - y) ** 2
+            image += 2000.0 * (1.0 + squared / 24.0) ** -3.0
+    assert not find_defects(image, np.zeros(image.shape, dtype=bool)).any()
