@@ -51,7 +51,8 @@ class DataIds(Sequence[DataCoordinate]):
     >>> raws.count()
     4
     >>> def level(b, data_id):
-    ...     return float(np.median(b.get("raw", data_id).array) - np.median(b.get("bias", data_id).array))
+    ...     raw, bias = b.get("raw", data_id), b.get("bias", data_id).image
+    ...     return float(np.median(raw.array) - np.median(bias.array))
     >>> len(raws.map(level).collect())
     4
     >>> raws.rdd.groupBy(lambda data_id: data_id["detector"]).mapValues(len).collectAsMap()

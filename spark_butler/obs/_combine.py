@@ -5,24 +5,39 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ("PairNoise", "combine", "compare", "normalize")
+__all__ = ("PairNoise", "combine", "combine_with_variance", "compare", "normalize")
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.ndimage
 
 _CLIP = 5.0
 _MAD_TO_SIGMA = 1.4826
 _QUARTILE_TO_SIGMA = 1.0 / 1.1503
 _ROWS = 256
 _COMPARED = 100_000
+_AROUND, _NOISY = 15, 25.0
+"""Pixels along the area that a pixel's variance comes from, and the ratio above which it is its own."""
+
 _WORST = 5.0
 """Greatest difference of a frame from its best partner, in units of the difference of the best pair."""
 
 
 def combine(frames: list[np.ndarray]) -> np.ndarray:
     """Return the clipped mean of aligned frames.
+
+    Parameters
+    ----------
+    frames
+        Arrays of one shape.
+    """
+    return combine_with_variance(frames)[0]
+
+
+def combine_with_variance(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Combine aligned frames.
 
     Parameters
     ----------
@@ -35,20 +50,51 @@ def combine(frames: list[np.ndarray]) -> np.ndarray:
         ``float32``.  Of three or more frames, values over 5 sigma from their pixel's median are left out.
         Sigma is the pixel's own spread or the frames' typical spread, whichever is larger: the spread of a
         few values at one pixel is too often small by chance.
+    variance
+        Of the mean, from the spread of the frames about it; NaN for a single frame.
     """
-    if len(frames) < 3:
-        return np.mean(frames, axis=0, dtype=np.float64).astype(np.float32)
-    mean = np.empty_like(frames[0], dtype=np.float32)
+    mean, squares = (np.empty(frames[0].shape, dtype=np.float32) for _ in range(2))
+    number = np.full(frames[0].shape, len(frames), dtype=np.float32)
     # In bands of rows, so that the copies stay small.
     bands = [slice(start, start + _ROWS) for start in range(0, len(mean), _ROWS)]
-    typical = float(np.median([_spread(np.stack([f[band] for f in frames])) for band in bands]))
+    clip = len(frames) > 2
+    typical = 0.0
+    if clip:
+        typical = float(np.median([_spread(np.stack([f[band] for f in frames])) for band in bands]))
     for band in bands:
         stack = np.stack([frame[band] for frame in frames])
-        deviation = np.abs(stack - np.median(stack, axis=0))
-        sigma = np.maximum(_MAD_TO_SIGMA * np.median(deviation, axis=0), typical)
-        kept = deviation <= _CLIP * sigma
-        mean[band] = np.where(kept, stack, 0.0).sum(axis=0, dtype=np.float64) / kept.sum(axis=0)
-    return mean
+        kept = np.ones(stack.shape, dtype=bool)
+        if clip:
+            deviation = np.abs(stack - np.median(stack, axis=0))
+            sigma = np.maximum(_MAD_TO_SIGMA * np.median(deviation, axis=0), typical)
+            kept = deviation <= _CLIP * sigma
+            number[band] = kept.sum(axis=0)
+        mean[band] = np.where(kept, stack, 0.0).sum(axis=0, dtype=np.float64) / number[band]
+        squares[band] = np.where(kept, (stack - mean[band]) ** 2, 0.0).sum(axis=0)
+    return mean, _local_variance(squares, number - 1.0) / number
+
+
+def _local_variance(squares: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """Return the variance of single frames, from sums of squared deviations and their degrees of freedom.
+
+    A few frames don't tell a pixel's variance, so it is that of the pixels around; but for those that are
+    much noisier, such as hot ones.
+    """
+    known = np.isfinite(squares) & (freedom > 0.0)
+    own = np.divide(squares, freedom, out=np.full_like(squares, np.nan), where=known)
+    if not known.any():
+        return np.asarray(own)
+    smooth: np.ndarray = np.full_like(own, np.median(own[known]))
+    for _ in range(2):
+        quiet = known & (own <= _NOISY * smooth)
+        around, weight = (
+            scipy.ndimage.uniform_filter(
+                np.where(quiet, plane, 0.0), _AROUND, mode="nearest", output=np.float64
+            )
+            for plane in (squares, freedom)
+        )
+        smooth = np.divide(around, weight, out=own.astype(np.float64), where=weight > 1e-6)
+    return np.asarray(np.where(known & (own > _NOISY * smooth), own, smooth), dtype=np.float32)
 
 
 def _spread(stack: np.ndarray) -> float:

@@ -15,19 +15,27 @@ import astropy.table
 import astropy.time
 import numpy as np
 from lsst.daf.butler import Butler, DatasetRef, Timespan
-from lsst.images import Image
+from lsst.images import MaskedImage
 from lsst.pipe.base import Instrument
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
-from ._combine import normalize
-from .assembly import FLAT_MEDIAN
 from .camera.defects import read_defects, to_table
 from .camera.description import CameraDescription
 from .camera.exposures import RawFile, describe_master
 from .camera.raw_fits import display_name, read_raw_pixels
 from .instrument import make_instrument_class
-from .masters import LINEARIZED, NEEDED, UNITS, CalibrationKind, correct_frame, make_master, size_of
+from .masters import (
+    LINEARIZED,
+    NEEDED,
+    CalibrationKind,
+    as_master,
+    as_response,
+    correct_frame,
+    make_master,
+    pixels_of,
+    size_of,
+)
 from .raws import RAW_SUFFIXES, read_raw_files
 from .repository import check_run, describe_instruments, expand_paths
 
@@ -117,7 +125,7 @@ def ingest_calibs(  # noqa: PLR0913
         check_run(butler, output_run)
     files = expand_paths(paths, RAW_SUFFIXES)
     validity = Timespan(None, None) if validity is None else validity
-    images: Mapping[CalibrationKey, Image | astropy.table.Table]
+    images: Mapping[CalibrationKey, MaskedImage | astropy.table.Table]
     if kind == "defects":
         camera, images = _read_defects(files, cameras, detector, failures)
     elif master:
@@ -131,9 +139,11 @@ def ingest_calibs(  # noqa: PLR0913
     stem = owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
     run = _register_new(butler, stem) if output_run is None else output_run
     butler.collections.register(run)
+    # Repositories of earlier releases have plain images.
+    is_plain = butler.get_dataset_type(kind).storageClass_name == "ImageV2"
     with butler.transaction():
         refs = [
-            butler.put(image, kind, data_id, run=run)
+            butler.put(image.image if is_plain else image, kind, data_id, run=run)
             for image, data_id in zip(images.values(), data_ids, strict=True)
         ]
         if are_certified:
@@ -191,7 +201,7 @@ def _make_masters(
     files: Sequence[ResourcePath],
     cameras: Sequence[CameraDescription],
     failures: dict[str, str] | None,
-) -> tuple[CameraDescription, dict[CalibrationKey, Image]]:
+) -> tuple[CameraDescription, dict[CalibrationKey, MaskedImage]]:
     raws, failed = read_raw_files(files, cameras, fail_fast=failures is None)
     if failures is not None:
         failures |= failed
@@ -274,7 +284,7 @@ def _find_corrections(
                 f"a {kind} of {camera.name} needs its {name}, and none is certified in {calib} for detector "
                 f"{raw.detector} at {raw.exposure['timespan'].begin.isot}; ingest the {name} frames first"
             )
-        found[name] = butler.get(ref).array
+        found[name] = pixels_of(butler.get(ref))
     # Repositories of earlier releases don't know it.
     is_known = any(butler.registry.queryDatasetTypes("linearizer"))
     linearizer = find("linearizer") if is_known and kind in LINEARIZED else None
@@ -307,27 +317,14 @@ def _read_frame(
         raise UserError(f"{name}: {err}") from None
 
 
-def _as_response(flat: np.ndarray, name: str) -> np.ndarray:
-    """Return a master flat, divided by its median if other software has left it in counts."""
-    try:
-        response = normalize(flat)
-    except ValueError as err:
-        raise UserError(f"{name}: {err}") from None
-    median = float(np.nanmedian(flat))
-    if median < FLAT_MEDIAN[0]:
-        raise UserError(f"{name}: a median of {median:g}, where a relative response has about 1")
-    # About one: the median over all detectors may be one instead of this detector's.
-    return flat if median <= FLAT_MEDIAN[1] else response
-
-
 def _read_masters(
     kind: CalibrationKind,
     files: Sequence[ResourcePath],
     cameras: Sequence[CameraDescription],
     failures: dict[str, str] | None,
-) -> tuple[CameraDescription, dict[CalibrationKey, Image]]:
+) -> tuple[CameraDescription, dict[CalibrationKey, MaskedImage]]:
     owners: list[str] = []
-    images: dict[CalibrationKey, Image] = {}
+    images: dict[CalibrationKey, MaskedImage] = {}
     for file in files:
         with _collecting(failures, file):
             owner, key, image = _read_master(kind, file, cameras)
@@ -375,7 +372,7 @@ def _read_defects(
 
 def _read_master(
     kind: CalibrationKind, file: ResourcePath, cameras: Sequence[CameraDescription]
-) -> tuple[str, CalibrationKey, Image]:
+) -> tuple[str, CalibrationKey, MaskedImage]:
     """Read a master calibration; return its instrument, its detector and filter, and its pixels."""
     name = display_name(file)
     with file.open("rb") as stream:
@@ -389,6 +386,5 @@ def _read_master(
         )
     frame = pixels.astype(np.float32)
     if kind == "flat":
-        frame = _as_response(frame, name)
-    image = Image(frame, unit=UNITS[kind], metadata=dict(header))
-    return camera.name, (detector.id, physical_filter), image
+        frame = as_response(frame, name)
+    return camera.name, (detector.id, physical_filter), as_master(kind, frame, None, dict(header))

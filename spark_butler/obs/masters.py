@@ -1,4 +1,4 @@
-"""Correcting single calibration frames, and combining them into masters.
+"""Masters: correction of single calibration frames, their combination, and the images that are stored.
 
 Runs in the driver, for ``obs ingest-calibs``, and in workers, for the calibration pipelines.
 """
@@ -11,9 +11,13 @@ __all__ = (
     "UNITS",
     "CalibrationKind",
     "FrameKind",
+    "as_master",
+    "as_response",
     "correct_frame",
     "make_master",
+    "pixels_of",
     "size_of",
+    "variance_of",
 )
 
 from collections.abc import Mapping
@@ -23,11 +27,11 @@ import astropy.table
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
+from lsst.images import Image, MaskedImage, MaskPlane, MaskSchema
 
 from ..errors import UserError
-from ._combine import combine, compare, normalize
-from .assembly import assemble
+from ._combine import combine_with_variance, compare, normalize
+from .assembly import FLAT_MEDIAN, assemble
 from .camera.description import CameraDescription
 from .camera.frame_detector import describe_frame, linearize
 
@@ -115,7 +119,7 @@ def correct_frame(
     return frame
 
 
-def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[Image, dict[str, str]]:
+def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[MaskedImage, dict[str, str]]:
     """Combine corrected frames.
 
     Parameters
@@ -128,8 +132,8 @@ def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[I
     Returns
     -------
     master
-        Clipped mean.  Its metadata have the number of frames (``NCOMBINE``), of excluded ones (``NEXCLUDE``)
-        and the variance of the mean in a typical pixel (``VARIANCE``).
+        Clipped mean, with its variance.  Its metadata have the number of frames (``NCOMBINE``), of excluded
+        ones (``NEXCLUDE``) and the variance of the mean in a typical pixel (``VARIANCE``).
     excluded
         For each frame that agrees with no other, the reason why it was left out.
     """
@@ -140,13 +144,92 @@ def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[I
         for n, ratio in noise.outliers.items()
     }
     kept = [frame for name, frame in frames.items() if name not in excluded]
-    pixels = combine(kept)
+    pixels, variance = combine_with_variance(kept)
     if kind == "flat":
-        pixels = normalize(pixels)
+        response = normalize(pixels)
+        variance *= (np.nanmedian(response) / np.nanmedian(pixels)) ** 2
+        pixels = response
     metadata: dict[str, Any] = {"NCOMBINE": len(kept), "NEXCLUDE": len(excluded)}
     if np.isfinite(noise.noise):
         metadata["VARIANCE"] = noise.noise**2 / len(kept)
-    return Image(pixels, unit=UNITS[kind], metadata=metadata), excluded
+    return as_master(kind, pixels, variance, metadata), excluded
+
+
+def as_master(
+    kind: CalibrationKind, pixels: Image32, variance: Image32 | None, metadata: dict[str, Any]
+) -> MaskedImage:
+    """Return a master as it is stored.
+
+    Parameters
+    ----------
+    kind
+        What it is a master of.
+    pixels
+        Assembled image.
+    variance
+        Its variance; `None` if it is unknown, which is stored as NaN.
+    metadata
+        Cards.
+    """
+    if variance is None:
+        variance = np.full_like(pixels, np.nan)
+    return MaskedImage(
+        Image(pixels, unit=UNITS[kind], metadata=metadata),
+        mask_schema=MaskSchema([MaskPlane("BAD", "Pixel without a value.")]),
+        variance=Image(variance, unit=UNITS[kind] ** 2),
+        metadata=metadata,
+    )
+
+
+def as_response(flat: Image32, name: str) -> Image32:
+    """Return a master flat, divided by its median if other software has left it in counts.
+
+    Parameters
+    ----------
+    flat
+        Assembled flat.
+    name
+        Name of its file in errors.
+
+    Raises
+    ------
+    UserError
+        Raised if the median is that of neither.
+    """
+    try:
+        response = normalize(flat)
+    except ValueError as err:
+        raise UserError(f"{name}: {err}") from None
+    median = float(np.nanmedian(flat))
+    if median < FLAT_MEDIAN[0]:
+        raise UserError(f"{name}: a median of {median:g}, where a relative response has about 1")
+    # About one: the median over all detectors may be one instead of this detector's.
+    return flat if median <= FLAT_MEDIAN[1] else response
+
+
+def pixels_of(master: Image | MaskedImage) -> Image32:
+    """Return the pixels of a master, which is a plain image in repositories of earlier releases.
+
+    Parameters
+    ----------
+    master
+        Content of a dataset ``bias``, ``dark`` or ``flat``.
+    """
+    image = master.image if isinstance(master, MaskedImage) else master
+    return image.array.astype(np.float32)
+
+
+def variance_of(master: Image | MaskedImage) -> Image32:
+    """Return the variance of a master; 0 where it is unknown, as in plain images.
+
+    Parameters
+    ----------
+    master
+        Content of a dataset ``bias``, ``dark`` or ``flat``.
+    """
+    if not isinstance(master, MaskedImage):
+        return np.zeros(master.array.shape, dtype=np.float32)
+    return np.nan_to_num(master.variance.array.astype(np.float32), nan=0.0, posinf=0.0)
 
 
 def size_of(image: npt.NDArray[Any]) -> str:

@@ -48,13 +48,14 @@ _DATABASE_ERRORS = (
 _UNWRITEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 _IMAGE = "ImageV2"
+_MASTER = "MaskedImageV2"
 _TABLE = "ArrowAstropy"
 _DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("raw", ("instrument", "exposure", "detector"), _IMAGE, False),
     ("camera", ("instrument",), "StructuredDataDict", True),
-    ("bias", ("instrument", "detector"), _IMAGE, True),
-    ("dark", ("instrument", "detector"), _IMAGE, True),
-    ("flat", ("instrument", "detector", "physical_filter"), _IMAGE, True),
+    ("bias", ("instrument", "detector"), _MASTER, True),
+    ("dark", ("instrument", "detector"), _MASTER, True),
+    ("flat", ("instrument", "detector", "physical_filter"), _MASTER, True),
     ("defects", ("instrument", "detector"), _TABLE, True),
     ("linearizer", ("instrument", "detector"), _TABLE, True),
     ("ptc", ("instrument", "detector"), _TABLE, True),
@@ -105,6 +106,9 @@ def _refusing_to_write(repo: ResourcePathExpression) -> Iterator[None]:
 def register_dataset_types(butler: Butler) -> None:
     """Register the dataset types of raw data and calibrations."""
     for name, dimensions, storage_class, is_calibration in _DATASET_TYPES:
+        if storage_class == _MASTER and any(butler.registry.queryDatasetTypes(name)):
+            # In repositories of earlier releases masters are plain images, and stay so.
+            continue
         dataset_type = DatasetType(
             name, dimensions, storage_class, universe=butler.dimensions, isCalibration=is_calibration
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 __all__ = ("CALIBRATION_DIMENSIONS", "connect_calibration", "connect_camera")
 
 import lsst.pipe.base.connectionTypes as cT
+from lsst.daf.butler import StorageClass, StorageClassFactory
+from lsst.images import GeneralizedImage
 
 _DETECTOR = ("instrument", "detector")
 
@@ -17,6 +19,15 @@ CALIBRATION_DIMENSIONS = {
     "flat": ("instrument", "physical_filter", "detector"),
 }
 """Dimensions of the calibrations that are images; all others are tables of a detector."""
+
+
+_MASTER = "CalibrationImage"
+"""Storage class of masters as tasks get them: as stored, with a variance, or plain as by earlier releases.
+
+It converts nothing, so that the repository needs not know it.
+"""
+
+StorageClassFactory().registerStorageClass(StorageClass(_MASTER, pytype=GeneralizedImage))
 
 
 def connect_camera() -> cT.PrerequisiteInput:
@@ -45,7 +56,7 @@ def connect_calibration(name: str, doc: str, *, minimum: int = 0) -> cT.Prerequi
     return cT.PrerequisiteInput(
         doc=doc,
         name=name,
-        storageClass="ImageV2" if name in CALIBRATION_DIMENSIONS else "ArrowAstropy",
+        storageClass=_MASTER if name in CALIBRATION_DIMENSIONS else "ArrowAstropy",
         dimensions=CALIBRATION_DIMENSIONS.get(name, _DETECTOR),
         isCalibration=True,
         minimum=minimum,

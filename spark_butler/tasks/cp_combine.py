@@ -7,16 +7,18 @@ from __future__ import annotations
 
 __all__ = ("CpBiasCombineTask", "CpCombineTask", "CpDarkCombineTask", "CpFlatCombineTask")
 
+import dataclasses
 from typing import Any, ClassVar
 
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
-from lsst.pex.config import RangeField
+from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
 from ..obs.masters import CalibrationKind, make_master
 
 _DETECTOR = ("instrument", "detector")
+_MASTER = "MaskedImageV2"
 _FILTER = ("instrument", "physical_filter", "detector")
 
 
@@ -34,6 +36,13 @@ class CpCombineConnections(pipe_base.PipelineTaskConnections, dimensions=(), def
         dimensions=("instrument", "exposure", "detector"),
         multiple=True,
     )
+    master: cT.Output
+
+    def __init__(self, *, config: _CpCombineConfig | None = None) -> None:
+        super().__init__(config=config)
+        assert config is not None, "Always given by the middleware."
+        if not config.do_variance:
+            self.master = dataclasses.replace(self.master, storageClass="ImageV2")
 
 
 class CpBiasCombineConnections(
@@ -42,7 +51,7 @@ class CpBiasCombineConnections(
     master = cT.Output(
         doc="Master bias, in ADU.",
         name="bias",
-        storageClass="ImageV2",
+        storageClass=_MASTER,
         dimensions=_DETECTOR,
         isCalibration=True,
     )
@@ -54,7 +63,7 @@ class CpDarkCombineConnections(
     master = cT.Output(
         doc="Master dark, in ADU per second.",
         name="dark",
-        storageClass="ImageV2",
+        storageClass=_MASTER,
         dimensions=_DETECTOR,
         isCalibration=True,
     )
@@ -64,22 +73,31 @@ class CpFlatCombineConnections(CpCombineConnections, dimensions=_FILTER, default
     master = cT.Output(
         doc="Relative response, with a median of one.",
         name="flat",
-        storageClass="ImageV2",
+        storageClass=_MASTER,
         dimensions=_FILTER,
         isCalibration=True,
     )
 
 
-class CpBiasCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpBiasCombineConnections):
+class _CpCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpCombineConnections):
     min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+    do_variance = Field[bool](
+        doc="Store the master's variance? False for repositories in which earlier releases have registered "
+        "masters as plain images.",
+        default=True,
+    )
 
 
-class CpDarkCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpDarkCombineConnections):
-    min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+class CpBiasCombineConfig(_CpCombineConfig, pipelineConnections=CpBiasCombineConnections):
+    """Configuration of `CpBiasCombineTask`."""
 
 
-class CpFlatCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpFlatCombineConnections):
-    min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+class CpDarkCombineConfig(_CpCombineConfig, pipelineConnections=CpDarkCombineConnections):
+    """Configuration of `CpDarkCombineTask`."""
+
+
+class CpFlatCombineConfig(_CpCombineConfig, pipelineConnections=CpFlatCombineConnections):
+    """Configuration of `CpFlatCombineTask`."""
 
 
 class CpCombineTask(pipe_base.PipelineTask):
@@ -88,7 +106,7 @@ class CpCombineTask(pipe_base.PipelineTask):
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = CpBiasCombineConfig
     _DefaultName: ClassVar[str] = "cpCombine"
     kind: ClassVar[CalibrationKind] = "bias"
-    config: CpBiasCombineConfig
+    config: _CpCombineConfig
 
     def runQuantum(
         self,
@@ -111,7 +129,7 @@ class CpCombineTask(pipe_base.PipelineTask):
         Returns
         -------
         result
-            ``master`` (`lsst.images.Image`).
+            ``master`` (`lsst.images.MaskedImage`, or `lsst.images.Image` without a variance).
 
         Raises
         ------
@@ -129,7 +147,7 @@ class CpCombineTask(pipe_base.PipelineTask):
                 f"{self.config.min_frames}: take more frames, or set it lower"
             )
         self.log.info("Combined %d %s frames.", self.metadata["combined"], self.kind)
-        return pipe_base.Struct(master=master)
+        return pipe_base.Struct(master=master if self.config.do_variance else master.image)
 
 
 class CpBiasCombineTask(CpCombineTask):

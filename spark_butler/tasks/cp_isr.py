@@ -17,7 +17,7 @@ from lsst.pex.config import ChoiceField, Field
 
 from ..errors import UserError
 from ..obs.camera.description import CameraDescription
-from ..obs.masters import LINEARIZED, NEEDED, UNITS, correct_frame
+from ..obs.masters import LINEARIZED, NEEDED, UNITS, correct_frame, pixels_of
 from .connections import connect_calibration, connect_camera
 from .isr import CalibrationMissingError
 
@@ -98,7 +98,7 @@ class CpIsrTask(pipe_base.PipelineTask):
             ref = getattr(inputRefs, name, None)
             # A bias is left with its noise only, and a dark with its current.
             if ref is not None and name != exposure.observation_type:
-                corrections[name] = butlerQC.get(ref).array
+                corrections[name] = pixels_of(butlerQC.get(ref))
             elif ref is None and name in camera.calibrations and kind != "counts":
                 raise CalibrationMissingError(
                     f"No {name} valid at exposure {exposure.id} of detector {data_id['detector']} is in the "

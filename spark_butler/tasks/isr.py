@@ -26,6 +26,7 @@ from ..obs.camera.defects import to_mask
 from ..obs.camera.description import CameraDescription, DetectorDescription
 from ..obs.camera.frame_detector import describe_frame, linearize, with_photon_transfer
 from ..obs.camera.header_wcs import header_wcs
+from ..obs.masters import pixels_of, variance_of
 from .connections import CALIBRATION_DIMENSIONS, connect_calibration, connect_camera
 from .frames import FRAME_DETECTOR, make_mask_schema
 
@@ -107,8 +108,8 @@ class IsrTask(pipe_base.PipelineTask):
     """Remove the instrument's signature from one raw image.
 
     In this order: overscan subtraction and assembly, saturation and defect masks, bias, linearity, dark,
-    gain, variance (read noise and photon noise), flat field.  Masked pixels keep their values; pixels are not
-    interpolated.
+    gain, variance (of read-out, photons and calibration frames), flat field.  Masked pixels keep their
+    values; pixels are not interpolated.
     """
 
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = IsrConfig
@@ -146,9 +147,9 @@ class IsrTask(pipe_base.PipelineTask):
         camera: CameraDescription,
         *,
         detector: int,
-        bias: Image | None = None,
-        dark: Image | None = None,
-        flat: Image | None = None,
+        bias: Image | MaskedImage | None = None,
+        dark: Image | MaskedImage | None = None,
+        flat: Image | MaskedImage | None = None,
         defects: astropy.table.Table | None = None,
         linearizer: astropy.table.Table | None = None,
         ptc: astropy.table.Table | None = None,
@@ -168,6 +169,7 @@ class IsrTask(pipe_base.PipelineTask):
             Identifier of the detector.
         bias, dark, flat
             Assembled calibration frames, in ADU, ADU per second and relative response; `None` to do without.
+            Their variances, if they have them, become a part of the image's.
         defects, linearizer, ptc
             Tables of the calibration pipelines; `None` to do without.
         exposure_time
@@ -208,10 +210,9 @@ class IsrTask(pipe_base.PipelineTask):
             flat=flat,
             linearizer=linearizer,
             dark_time=exposure_time if dark_time is None else dark_time,
+            given_variance=given_variance,
         )
-        if given_variance is not None:
-            variance = given_variance * assembled.gain**2
-            bad |= np.isnan(variance)
+        bad |= np.isnan(variance)
         bad |= ~(response > self.config.min_flat)
         usable_response = np.where(bad, np.float32(1.0), response)
         electrons /= usable_response
@@ -239,26 +240,37 @@ class IsrTask(pipe_base.PipelineTask):
         assembled: AssembledImage,
         described: DetectorDescription,
         *,
-        bias: Image | None,
-        dark: Image | None,
-        flat: Image | None,
+        bias: Image | MaskedImage | None,
+        dark: Image | MaskedImage | None,
+        flat: Image | MaskedImage | None,
         linearizer: astropy.table.Table | None,
         dark_time: float,
+        given_variance: Image32 | None,
     ) -> tuple[Image32, Image32, Image32]:
         """Return the image, its variance, and the response by which both must still be divided."""
         image = assembled.image.copy()
+        variance: npt.NDArray[np.floating[Any]] = np.zeros_like(image)
         if bias is not None:
             image -= _pixels_of(bias, "bias", described)
+            variance += variance_of(bias)
         if linearizer is not None:
             linearize(image, linearizer, described)
         dark_electrons: Image32 | float = 0.0
         if dark is not None:
             dark_adu = _pixels_of(dark, "dark", described) * np.float32(dark_time)
             image -= dark_adu
+            variance += variance_of(dark) * np.float32(dark_time) ** 2
             dark_electrons = np.maximum(dark_adu, 0.0) * assembled.gain
         image *= assembled.gain
-        variance = np.maximum(image, 0.0) + dark_electrons + noise_floor(described)
-        response = np.ones_like(image) if flat is None else _response_of(flat, described)
+        variance *= assembled.gain**2
+        response = np.ones_like(image)
+        if flat is not None:
+            response = _response_of(flat, described)
+            variance += (image / np.maximum(response, self.config.min_flat or 1e-3)) ** 2 * variance_of(flat)
+        if given_variance is None:
+            variance += np.maximum(image, 0.0) + dark_electrons + noise_floor(described)
+        else:
+            variance += given_variance * assembled.gain**2
         return image, variance.astype(np.float32), response
 
     def _find_defects(self, described: DetectorDescription, image: Image32) -> npt.NDArray[np.bool_]:
@@ -337,16 +349,17 @@ class IsrTask(pipe_base.PipelineTask):
         )
 
 
-def _pixels_of(frame: Image, name: str, described: DetectorDescription) -> Image32:
-    if frame.array.shape != (described.ny, described.nx):
+def _pixels_of(frame: Image | MaskedImage, name: str, described: DetectorDescription) -> Image32:
+    pixels = pixels_of(frame)
+    if pixels.shape != (described.ny, described.nx):
         raise RawShapeError(
-            f"{name} frame of detector {described.id} ({described.name}) has shape {frame.array.shape}; the "
+            f"{name} frame of detector {described.id} ({described.name}) has shape {pixels.shape}; the "
             f"assembled detector has {(described.ny, described.nx)}"
         )
-    return frame.array.astype(np.float32)
+    return pixels
 
 
-def _response_of(flat: Image, described: DetectorDescription) -> Image32:
+def _response_of(flat: Image | MaskedImage, described: DetectorDescription) -> Image32:
     response = _pixels_of(flat, "flat", described)
     finite = response[np.isfinite(response)]
     median = float(np.median(finite)) if finite.size else float("nan")

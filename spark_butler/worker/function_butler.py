@@ -92,7 +92,8 @@ class WorkerButler:
     Examples
     --------
     >>> def look(b, data_id):
-    ...     level = float(np.median(b.get("raw", data_id).array) - np.median(b.get("bias", data_id).array))
+    ...     raw, bias = b.get("raw", data_id), b.get("bias", data_id).image
+    ...     level = float(np.median(raw.array) - np.median(bias.array))
     ...     n_stars = sum(len(b.get(ref)) for ref in b.refs("ref_cat", data_id))
     ...     return b.put({"level": level, "stars": n_stars}, "look", data_id).run
     >>> raws = butler.data_ids("raw", where="visit = 202601010101", also="bias,ref_cat",

@@ -170,8 +170,10 @@ def test_examples_in_docstrings_run(
 
 def test_worker_reads_the_same_dataset_as_the_driver(butler: SparkButler, raws: DataIds) -> None:
     def read(b: Any, data_id: Any) -> Any:
-        bias = float(b.get("bias", data_id).array.sum())
-        by_own = float(b.get("bias", {"instrument": "SimCam", "detector": data_id["detector"]}).array.sum())
+        bias = float(b.get("bias", data_id).image.array.sum())
+        by_own = float(
+            b.get("bias", {"instrument": "SimCam", "detector": data_id["detector"]}).image.array.sum()
+        )
         shards = [len(b.get(ref)) for ref in b.refs("ref_cat", data_id)]
         box = b.get("raw", data_id, component="bbox")
         return dict(data_id.required), bias, by_own, shards, str(box), str(b.get("raw.bbox", data_id))
@@ -180,7 +182,9 @@ def test_worker_reads_the_same_dataset_as_the_driver(butler: SparkButler, raws: 
     assert [result[0] for result in results] == [dict(data_id.required) for data_id in raws]
     plain = butler.butler
     for data_id, bias, by_own, shards, box, again in results:
-        assert bias == by_own == float(plain.get("bias", data_id, collections="SimCam/calib").array.sum())
+        assert (
+            bias == by_own == float(plain.get("bias", data_id, collections="SimCam/calib").image.array.sum())
+        )
         assert box == again == str(plain.get("raw.bbox", data_id))
         assert shards
         assert all(shards)
@@ -211,7 +215,7 @@ def test_selected_data_ids_keep_their_butler(raws: DataIds) -> None:
     assert [d["detector"] for d in ones] == [1, 1]
     assert ones.rdd.getNumPartitions() == 2
     read = ones[::-1].map(
-        lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).array.ndim)
+        lambda b, d: (d["exposure"], b.get("raw", d).array.ndim, b.get("bias", d).image.array.ndim)
     )
     assert read.collect() == [(d["exposure"], 2, 2) for d in reversed(ones)]
     assert {row["detector"] for row in ones.to_dataframe().collect()} == {1}

@@ -10,18 +10,22 @@ import astropy.time
 import numpy as np
 import pytest
 import yaml
-from lsst.daf.butler import Butler, Timespan
+from lsst.daf.butler import Butler, DatasetType, Timespan
+from lsst.images import Image
 from lsst.pipe.base import Instrument
+from lsst.pipe.base.pipeline_graph import IncompatibleDatasetTypeError, PipelineGraph
 
 from spark_butler.demo.simulation import SimulatedData
 from spark_butler.demo.simulation._readout import Electronics
 from spark_butler.errors import RepositoryError, UserError
 from spark_butler.obs import CameraDescription
-from spark_butler.obs._combine import combine, normalize
+from spark_butler.obs._combine import combine, combine_with_variance, normalize
 from spark_butler.obs.calibs import ingest_calibs, parse_validity
 from spark_butler.obs.camera.defects import to_mask
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
+from spark_butler.tasks.cp_combine import CpBiasCombineTask
+from spark_butler.tasks.isr import IsrTask
 
 
 def _truth(night: SimulatedData, detector: int) -> Electronics:
@@ -34,7 +38,7 @@ def _master(butler: Butler, kind: str, **data_id: Any) -> np.ndarray:
         kind, instrument="SimCam", collections="SimCam/defaults", timespan=Timespan(None, None), **data_id
     )
     assert ref is not None
-    return np.asarray(butler.get(ref).array)
+    return np.asarray(butler.get(ref).image.array)
 
 
 @pytest.mark.parametrize("detector", [0, 1])
@@ -244,6 +248,52 @@ def test_combination_leaves_outliers_out() -> None:
     np.testing.assert_array_equal(combine(frames[:1]), frames[0])
 
 
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_variance_of_a_mean_follows_the_noise_of_its_pixels(count: int) -> None:
+    rng = np.random.default_rng(5)
+    sigma = np.full((320, 200), 3.0)
+    sigma[:, 100:] = 4.5
+    sigma[20, 30] = 2000.0
+    frames = [rng.normal(100.0, sigma).astype(np.float32) for _ in range(count)]
+    frames[0][7, 9] += 1000.0
+    mean, variance = combine_with_variance(frames)
+    for half, expected in ((np.s_[:, :92], 9.0 / count), (np.s_[:, 108:], 20.25 / count)):
+        assert np.median(variance[half]) == pytest.approx(expected, rel=0.05)
+        # No pixel's variance is that of its few values alone.
+        assert np.std(variance[half][40:]) < 0.15 * expected
+        assert np.var(mean[half][40:]) == pytest.approx(expected, rel=0.05)
+    assert variance[20, 30] > 1000.0
+    assert np.isnan(combine_with_variance(frames[:1])[1]).all()
+
+
+def test_masters_of_repositories_of_earlier_releases_stay_plain_images(
+    butler: Butler, night: SimulatedData
+) -> None:
+    old = DatasetType(
+        "bias", ("instrument", "detector"), "ImageV2", universe=butler.dimensions, isCalibration=True
+    )
+    butler.registry.registerDatasetType(old)
+    register_instrument(butler, night.camera)
+    refs = ingest_calibs(butler, "bias", [night.raw_dir])
+    assert isinstance(butler.get(refs[0]), Image)
+    ingest_calibs(butler, "dark", [night.raw_dir])
+    # The pipelines read both forms of masters, and can write the old one.
+    isr = PipelineGraph()
+    isr.add_task("isr", IsrTask)
+    isr.resolve(butler.registry)
+    for do_variance in (False, True):
+        config: Any = CpBiasCombineTask.ConfigClass()
+        config.do_variance = do_variance
+        graph = PipelineGraph()
+        graph.add_task("combine", CpBiasCombineTask, config)
+        if do_variance:
+            with pytest.raises(IncompatibleDatasetTypeError, match="bias"):
+                graph.resolve(butler.registry)
+        else:
+            graph.resolve(butler.registry)
+    assert butler.get_dataset_type("dark").storageClass_name == "MaskedImageV2"
+
+
 def test_flat_without_light_is_refused() -> None:
     with pytest.raises(ValueError, match="no illumination"):
         normalize(np.zeros((4, 4), dtype=np.float32))
@@ -256,13 +306,14 @@ def test_real_bias_and_flat_are_combined(
     camera = register_instrument(butler, cameras / "opd_ixon.yaml")
     (bias,) = ingest_calibs(butler, "bias", [folder])
     (flat,) = ingest_calibs(butler, "flat", [folder])
-    assert np.median(butler.get(bias).array) == pytest.approx(400.5, abs=1.0)
-    response = butler.get(flat).array
+    assert np.median(butler.get(bias).image.array) == pytest.approx(400.5, abs=1.0)
+    response = butler.get(flat).image.array
     assert np.median(response) == pytest.approx(1.0, abs=1e-4)
     assert 0.003 < np.std(response) < 0.03
     # Photon transfer of two flats gives back the gain of the description.
     first, second = (
-        astropy.io.fits.getdata(folder / f"FLAT_2x2_V_{index}.fits").astype(float) - butler.get(bias).array
+        astropy.io.fits.getdata(folder / f"FLAT_2x2_V_{index}.fits").astype(float)
+        - butler.get(bias).image.array
         for index in (0, 1)
     )
     box = np.s_[100:400, 100:400]
@@ -299,7 +350,7 @@ def test_master_flat_in_counts_is_normalized(simcam: Butler, night: SimulatedDat
     counts = np.linspace(24000.0, 36000.0, 256 * 256, dtype=np.float32).reshape(256, 256)
     astropy.io.fits.PrimaryHDU(counts, header).writeto(tmp_path / "flat.fits")
     (ref,) = ingest_calibs(simcam, "flat", [tmp_path / "flat.fits"], master=True)
-    np.testing.assert_allclose(simcam.get(ref).array, counts / 30000.0, rtol=1e-4)
+    np.testing.assert_allclose(simcam.get(ref).image.array, counts / 30000.0, rtol=1e-4)
     astropy.io.fits.PrimaryHDU(counts * 0, header).writeto(tmp_path / "dark.fits")
     with pytest.raises(UserError, match=r"dark\.fits: the median is 0"):
         ingest_calibs(simcam, "flat", [tmp_path / "dark.fits"], master=True, replace=True)

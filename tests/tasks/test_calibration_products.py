@@ -19,12 +19,13 @@ from spark_butler.errors import UserError
 from spark_butler.obs import CameraDescription
 from spark_butler.obs.calibs import ingest_calibs
 from spark_butler.obs.camera.defects import find_defects, read_defects, sections_of, to_mask, to_table
-from spark_butler.obs.masters import correct_frame, make_master
+from spark_butler.obs.masters import CalibrationKind, correct_frame, make_master, pixels_of
 from spark_butler.obs.photon_transfer import PhotonTransferError, fit_linearity
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.tasks.cp_measure import CpFrame, PhotonTransferCurveSolveTask
 from spark_butler.tasks.isr import IsrTask
+from tests.tasks.scene_harness import GAIN, READ_NOISE, make_camera
 
 NX, NY, OVERSCAN = 120, 128, 16
 GAINS, NOISES = (1.6, 2.3), (6.0, 9.0)
@@ -146,14 +147,17 @@ def test_pipelines_make_masters_gains_linearity_and_defects(
         "excluded"
     )
     assert record.startswith("exposure 2: differs from every other bias frame")
-    assert np.std(bias.array) < 1.2 * NOISES[1] / GAINS[1] / 2.0 + 0.2
+    for n, amplifier in enumerate((slice(0, NX), slice(NX, None))):
+        expected = (NOISES[n] ** 2 / GAINS[n] ** 2 + 1.0 / 12.0) / 4.0
+        assert np.median(bias.variance.array[:, amplifier]) == pytest.approx(expected, rel=0.1)
+    assert np.std(bias.image.array) < 1.2 * NOISES[1] / GAINS[1] / 2.0 + 0.2
     dark, _ = make("dark", of("dark"), "dark")
-    assert np.median(dark.array[:, :NX]) == pytest.approx(DARK / GAINS[0], rel=0.1)
+    assert np.median(dark.image.array[:, :NX]) == pytest.approx(DARK / GAINS[0], rel=0.1)
     linearizer, _ = make("linearizer", of("flat"), "linearizer")
     flat, _ = make("flat", of("flat"), "flat")
-    assert np.median(flat.array) == pytest.approx(1.0, abs=1e-3)
+    assert np.median(flat.image.array) == pytest.approx(1.0, abs=1e-3)
     # Both amplifiers saw the same light; without the linearizer this ratio is wrong by a per cent.
-    ratio = np.median(flat.array[:, :NX]) / np.median(flat.array[:, NX:])
+    ratio = np.median(flat.image.array[:, :NX]) / np.median(flat.image.array[:, NX:])
     assert ratio == pytest.approx(GAINS[1] / GAINS[0], rel=2e-3)
     ptc, _ = make("ptc", of("flat", "bias"), "ptc")
     for row, gain, noise in zip(ptc, GAINS, NOISES, strict=True):
@@ -187,9 +191,56 @@ def test_frame_that_agrees_with_no_other_is_left_out_of_a_master() -> None:
     assert master.metadata["NCOMBINE"] == 4
     # The variance of a mean of four.
     assert master.metadata["VARIANCE"] == pytest.approx(25.0 / 4.0, rel=0.1)
-    assert np.var(master.array) == pytest.approx(master.metadata["VARIANCE"], rel=0.15)
+    assert np.var(master.image.array) == pytest.approx(master.metadata["VARIANCE"], rel=0.15)
     alike = {name: frame for name, frame in frames.items() if name != "frame 3"}
     assert make_master("bias", alike)[1] == {}
+
+
+@pytest.mark.parametrize(("count", "plain"), [(2, False), (5, False), (2, True)])
+def test_variance_of_an_image_includes_that_of_its_masters(count: int, plain: bool) -> None:
+    size, seconds, current, light = 200, 30.0, 20.0, 30_000.0
+    camera, rng = make_camera(size), np.random.default_rng(8)
+    response = np.linspace(0.7, 1.3, size)[None, :] * np.ones((size, 1))
+    masters: dict[str, Any] = {}
+
+    def read(electrons: np.ndarray) -> np.ndarray:
+        signal = rng.poisson(electrons) + rng.normal(0.0, READ_NOISE, (size, size))
+        return np.rint(signal / GAIN + 500.0).astype(np.uint16)
+
+    def make(kind: CalibrationKind, electrons: np.ndarray, time: float) -> None:
+        corrections = {name: pixels_of(master) for name, master in masters.items()}
+        frames = {
+            str(n): correct_frame(
+                kind, read(electrons), {}, camera, detector=0, seconds=time, corrections=corrections
+            )
+            for n in range(count)
+        }
+        masters[kind] = make_master(kind, frames)[0]
+
+    nothing = np.zeros((size, size))
+    make("bias", nothing, 0.0)
+    make("dark", nothing + 20.0 * current, 20.0)
+    make("flat", light * response + current, 1.0)
+    if plain:
+        masters = {name: master.image for name, master in masters.items()}
+    for expected in (0.0, 5_000.0):
+        image = (
+            IsrTask(config=IsrTask.ConfigClass())
+            .run(
+                Image(read(expected * response + current * seconds)),
+                camera,
+                detector=0,
+                exposure_time=seconds,
+                **masters,
+            )
+            .post_isr_image
+        )
+        pull = np.std((image.image.array - expected) / np.sqrt(image.variance.array))
+        if plain:
+            # Without a variance of the masters, that of the image lacks their part.
+            assert pull > 1.05
+        else:
+            assert pull == pytest.approx(1.0, abs=0.03)
 
 
 def test_saturated_flat_and_dark_without_time_are_refused() -> None:
@@ -252,7 +303,7 @@ def test_ingest_calibs_applies_the_linearizer_that_is_certified(tmp_path: Path) 
     ref = butler.put(LINEARIZER, "linearizer", instrument="Lab", detector=0, run="u/linearizer")
     butler.registry.certify("Lab/calib", [ref], Timespan(None, None))
     (master,) = ingest_calibs(butler, "flat", [tmp_path])
-    flat = butler.get(master).array
+    flat = butler.get(master).image.array
     assert flat[: NY // 2, :NX].mean() / flat[NY // 2 :, :NX].mean() == pytest.approx(0.5, abs=3e-4)
 
 
