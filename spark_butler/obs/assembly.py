@@ -52,7 +52,7 @@ class AssembledImage:
     """The detector of the assembled image; it differs from the described one if a color was extracted."""
 
     image: Image32
-    """ADU above the overscan."""
+    """ADU above the overscan, or above the described bias level."""
 
     gain: Image32
     """Electrons per ADU, per pixel."""
@@ -70,7 +70,7 @@ class AssembledImage:
 
 
 def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledImage:
-    """Subtract the overscan of each amplifier, and assemble the image.
+    """Subtract the overscan or the bias level of each amplifier, and assemble the image.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
         if (ceiling := _ceiling(pixels)) is not None and ceiling < limit:
             limit = clipped[amplifier.name] = ceiling
         saturated[target] = amplifier.assembled(pixels >= limit)
-        trimmed = pixels.astype(np.float32)
+        trimmed = pixels.astype(np.float32) - np.float32(amplifier.bias_level)
         if amplifier.raw_overscan_section is not None:
             level, spread, line = _overscan_level(raw, amplifier, detector.overscan)
             levels[amplifier.name] = (level, spread)

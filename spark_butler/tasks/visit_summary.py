@@ -143,6 +143,9 @@ def summarize(
     center = projection.pixel_to_sky(x=0.5 * sum(x_edges), y=0.5 * sum(y_edges))
     # Noise of the PSF flux of a source that is as faint as the sky allows.
     limit = 5.0 * image.summary_stats.skyNoise * math.sqrt(image.summary_stats.psfArea)
+    limit *= measured.aperture_correction
+    # Where the steps of the digits are coarser than the noise, the sky is without measurable noise.
+    mag_lim = zero_point.magnitude - 2.5 * math.log10(limit) if limit > 0.0 else math.nan
     return image.summary_stats.model_copy(
         update={
             "ra": float(center.ra.deg),
@@ -151,7 +154,7 @@ def summarize(
             "decCorners": tuple(float(value) for value in corners.dec.deg),
             "pixelScale": math.sqrt(abs(float(np.linalg.det(astrometry.wcs.pixel_scale_matrix)))) * 3600.0,
             "zeroPoint": zero_point.magnitude,
-            "magLim": zero_point.magnitude - 2.5 * math.log10(limit * measured.aperture_correction),
+            "magLim": mag_lim,
             "astromOffsetMean": astrometry.offset,
             "astromOffsetStd": astrometry.scatter,
         }

@@ -102,6 +102,69 @@ def test_draft_follows_the_headers(
     assert _run("obs", "ingest-raws", repo, frame).exit_code == 0
 
 
+_SECTIONS = {"TRIMSEC": "[  3: 28,   1: 20]", "BIASSEC": "[  29 :30, 1: 20 ]"}
+_INDI = {
+    "PIXSIZE1": 3.8,
+    "XBINNING": 2,
+    "YBINNING": 2,
+    "SECPIX1": 2.67,
+    "FRAME": "Dark",
+    "GAIN": 200.0,
+    "OFFSET": 50.0,
+}
+
+
+def _draft_of(tmp_path: Path, pixels: np.ndarray, cards: dict[str, Any]) -> Any:
+    header = astropy.io.fits.Header({**_TIME, "EXPTIME": 2.0, **_POSITION, **cards})
+    astropy.io.fits.PrimaryHDU(pixels, header).writeto(tmp_path / "frame.fits")
+    result = _run("obs", "describe", tmp_path / "frame.fits", "--format", "json")
+    assert result.exit_code == 0, result.output
+    return yaml.safe_load(json.loads(result.stdout)["description"])
+
+
+def test_draft_reads_sections_with_blanks(tmp_path: Path) -> None:
+    (detector,) = _draft_of(tmp_path, np.zeros((20, 30), dtype=np.uint16), _SECTIONS)["detectors"]
+    assert detector["nx"] == 26
+    (amplifier,) = detector["amplifiers"]
+    assert amplifier["raw_data_section"] == "[3:28, 1:20]"
+    assert amplifier["raw_overscan_section"] == "[29:30, 1:20]"
+    assert "bias_level" not in amplifier
+
+
+@pytest.mark.parametrize(
+    ("cards", "keyword", "name"),
+    [
+        pytest.param({"FILTER1": "open", "FILTER2": "NB_2.25"}, "FILTER2", "NB_2.25", id="second wheel"),
+        pytest.param({"FILTER1": "open", "FILTER2": "Empty"}, "FILTER1", "open", id="no filter in the light"),
+        pytest.param({"FILTERS": 48}, "FILTERS", "48", id="number of a filter"),
+    ],
+)
+def test_draft_names_the_filter_that_is_in_the_light(
+    tmp_path: Path, cards: dict[str, Any], keyword: str, name: str
+) -> None:
+    camera = _draft_of(tmp_path, np.zeros((20, 30), dtype=np.uint16), cards)
+    assert camera["header"]["physical_filter"] == keyword
+    assert [each["name"] for each in camera["filters"]] == [name]
+
+
+def test_draft_takes_no_setting_of_the_camera_for_its_gain(tmp_path: Path) -> None:
+    camera = _draft_of(tmp_path, np.zeros((20, 30), dtype=np.uint16), _INDI)
+    assert camera["image_types"]["dark"] == ["Dark"]
+    (detector,) = camera["detectors"]
+    assert detector["pixel_scale"] == 2.67
+    (amplifier,) = detector["amplifiers"]
+    assert amplifier["gain"] == 1.0
+    assert amplifier["bias_level"] == 0.0
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.int16, 32767), (np.uint16, 65535)])
+def test_draft_expects_saturation_below_the_largest_number_of_a_pixel(
+    tmp_path: Path, dtype: type[np.generic], largest: int
+) -> None:
+    camera = _draft_of(tmp_path, np.zeros((20, 30), dtype=dtype), {})
+    assert 0.9 * largest < camera["detectors"][0]["amplifiers"][0]["saturation"] < largest
+
+
 def test_draft_knows_binned_mosaic_and_joined_frames(repo: Path, tmp_path: Path) -> None:
     def write(
         name: str, shape: tuple[int, int], planes: int = 1, date: str = _TIME["DATE-OBS"], **cards: object

@@ -102,7 +102,10 @@ def test_gain_noise_and_saturation_come_from_a_frames_header() -> None:
         ({"GAIN": 1.0, "CCDSUM": "2 1"}, "CCDSUM = '2 1' makes pixels that are not square"),
         ({"GAIN": 1.0, "CCDSUM": "many"}, "CCDSUM = 'many' is not a number of pixels, such as 2"),
         ({"GAIN": 1.0, "CCDSUM": "2 2", "NAXIS1": 48}, "the image has 48 x 20 pixels; .* are 24 x 10"),
-        ({"GAIN": 1.0, "BAYERPAT": "GRBG"}, r"add 'mosaic: \{pattern: GRBG, color: G\}'"),
+        (
+            {"GAIN": 1.0, "BAYERPAT": "GRBG"},
+            r"add 'mosaic: \{pattern: GRBG, color: G\}' .*, or 'monochrome: true'",
+        ),
     ],
 )
 def test_frame_with_impossible_value_is_refused_by_its_name(
@@ -114,6 +117,32 @@ def test_frame_with_impossible_value_is_refused_by_its_name(
     hdu.writeto(tmp_path / "one.fits")
     with pytest.raises(HeaderValueError, match=rf"one\.fits: .*{reason}"):
         read_raw_file(ResourcePath(tmp_path / "one.fits"), [camera])
+
+
+def test_one_color_that_was_extracted_before_is_read_in_spite_of_its_header(tmp_path: Path) -> None:
+    pixels = np.arange(960, dtype=np.uint16).reshape(20, 48)
+    hdu = astropy.io.fits.PrimaryHDU(pixels)
+    hdu.header["BAYERPAT"] = "RGGB"
+    hdu.writeto(tmp_path / "one.fits")
+    camera = make_camera(40, 20, detector={"monochrome": True})
+    frame = describe_frame(camera, 0, read_raw_header(tmp_path / "one.fits"))
+    assert assemble(pixels, frame).image.shape == (20, 40)
+    with pytest.raises(CameraDescriptionError, match="with a mosaic, the pixels are not monochrome"):
+        make_camera(40, 20, detector={"monochrome": True, "mosaic": {"pattern": "RGGB", "color": "G"}})
+
+
+def test_described_bias_level_is_subtracted_where_there_is_no_overscan() -> None:
+    described: dict[str, Any] = {"raw_overscan_section": None, "bias_level": 800.0, "saturation": 4000.0}
+    raw = np.full((20, 48), 830, dtype=np.uint16)
+    raw[3, 7] = 4000
+    plain = assemble(raw, make_camera(40, 20, **described).get_detector(0))
+    assert plain.image[0, 0] == 30.0
+    assert np.argwhere(plain.saturated).tolist() == [[3, 7]]
+    color = {"mosaic": {"pattern": "RGGB", "color": "G"}}
+    green = assemble(raw, make_camera(40, 20, detector=color, **described).get_detector(0))
+    assert green.image[0, 0] == 60.0
+    with pytest.raises(CameraDescriptionError, match="bias_level is 800, but raw_overscan_section measures"):
+        make_camera(40, 20, bias_level=800.0)
 
 
 def test_numbers_of_each_extension_are_told_apart(tmp_path: Path) -> None:

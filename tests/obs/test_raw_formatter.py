@@ -191,6 +191,8 @@ def test_companions_of_the_pixels_and_other_images_are_passed_over(tmp_path: Pat
             astropy.io.fits.PrimaryHDU(pixels),
             astropy.io.fits.ImageHDU(np.zeros((8, 9), dtype=np.uint8), name="DQ"),
             astropy.io.fits.ImageHDU(np.zeros((3, 4), dtype=np.uint8), name="GUIDE"),
+            # A mask without a name.
+            astropy.io.fits.ImageHDU(np.zeros((8, 9), dtype=np.uint8)),
         ]
     ).writeto(path)
     with path.open("rb") as stream:

@@ -77,6 +77,15 @@ def test_a_variance_that_is_not_the_noise_is_flagged(
     assert done.column("image_flag").all()
 
 
+def test_digits_coarser_than_the_noise_are_flagged() -> None:
+    scene = make_scene()
+    raw = np.rint(scene.raw(bias=0.0) / 200.0).astype(np.uint8)
+    done = process(scene, raw=raw, camera=make_camera(512, gain=300.0))
+    assert "noise_ratio" in done.summary["image_flag_reasons"].split(",")
+    assert done.summary["skyNoise"] == 0.0
+    assert np.isnan(done.summary["magLim"])
+
+
 def test_a_limit_may_fail_the_quantum_and_names_value_and_limit() -> None:
     with pytest.raises(QualityLimitError, match=r"noise_ratio = 0\.\d+ \(expected: at least 0.8"):
         process(make_scene(), camera=make_camera(512, gain=0.4), calibrate={"quality.action": "fail"})

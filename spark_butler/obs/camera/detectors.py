@@ -40,6 +40,8 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
     """Electrons, RMS."""
     saturation: float = pydantic.Field(gt=0)
     """Raw ADU (bias level included) at and above which a pixel is saturated."""
+    bias_level: float = 0.0
+    """Raw ADU of a pixel without light and dark current, if there is no overscan to measure it in."""
     cards: dict[Literal["gain", "read_noise", "saturation"], HeaderField] = {}
     """Header fields that a frame's own values come from; the numbers above are no more than placeholders."""
 
@@ -64,6 +66,8 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
                 f"raw_data_section {self.raw_data_section} and section {self.section} differ in size"
             )
         overscan = self.raw_overscan_section
+        if overscan is not None and self.bias_level != 0.0:
+            raise ValueError(f"bias_level is {self.bias_level:g}, but raw_overscan_section measures it")
         if overscan is not None:
             if not any(a == b for a, b in zip(overscan.slices, self.raw_data_section.slices, strict=True)):
                 raise ValueError(
@@ -137,6 +141,8 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
     amplifiers: tuple[AmplifierDescription, ...] = pydantic.Field(min_length=1)
     mosaic: MosaicDescription | None = None
     """Color filters on the pixels, and which color is kept."""
+    monochrome: bool = False
+    """Whether the pixels are of one color, though a header names a pattern of colors."""
     overscan: OverscanDescription = OverscanDescription()
     defects: tuple[Section, ...] = ()
     """Bad columns and regions, in the assembled image."""
@@ -177,6 +183,12 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
                 raise ValueError(f"defect {defect} leaves the {self.nx} x {self.ny} detector")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _colors_agree(self) -> Self:
+        if self.mosaic is not None and self.monochrome:
+            raise ValueError("with a mosaic, the pixels are not monochrome")
+        return self
+
     @property
     def assembled(self) -> DetectorDescription:
         """The detector of an assembled image: for a color mosaic, the pixels of one color."""
@@ -188,7 +200,8 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
         for amplifier in self.amplifiers:
             section = amplifier.section.scaled(2)
             updates = {"section": section, "raw_data_section": section, "raw_overscan_section": None}
-            plain = {"transpose": False, "mirror": "none", "read_noise": amplifier.read_noise * noise}
+            plain: dict[str, Any] = {"transpose": False, "mirror": "none", "bias_level": 0.0}
+            plain["read_noise"] = amplifier.read_noise * noise
             amplifiers.append(amplifier.model_copy(update=updates | plain))
         nx, ny = self.nx // 2, self.ny // 2
         return self.model_copy(

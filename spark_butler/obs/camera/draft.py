@@ -41,7 +41,10 @@ type Header = Mapping[str, Any]
 
 _MOST_QUESTIONS = 3
 _MATCH = ("CAMSN", "SERNO", "SERIALNO", "DETSERNO", "INSTRUME", "CAMERA", "DETECTOR", "TELESCOP")
-_TYPES = ("IMAGETYP", "OBSTYPE", "IMGTYPE", "IMAGETYPE", "EXPTYPE", "ESO DPR TYPE", "ESO GEN EXPO TYPE")
+_TYPES = (
+    *("IMAGETYP", "OBSTYPE", "IMGTYPE", "IMAGETYPE", "EXPTYPE", "FRAME", "DATA-TYP"),
+    *("ESO DPR TYPE", "ESO GEN EXPO TYPE"),
+)
 _KINDS = {
     "bias": ("bias", "zero"),
     "dark": ("dark",),
@@ -60,7 +63,11 @@ _POSITIONS = (
     ("RA_OBJ", "DEC_OBJ"),
     ("CRVAL1", "CRVAL2"),
 )
-_FILTERS = ("FILTER", "FILTER1", "FILTNAME", "FILTERID", "ESO INS FILT1 NAME", "ESO INS OPTI-7 NAME")
+_FILTERS = (
+    *("FILTER", "FILTER1", "FILTER2", "FILTER3", "FILTERS", "FILTNAME", "FILTERID"),
+    *("ESO INS FILT1 NAME", "ESO INS OPTI-7 NAME"),
+)
+_NO_FILTERS = frozenset({"air", "blank", "clear", "empty", "free", "none", "open"})
 _TARGETS = ("OBJECT", "TARGET", "FIELD")
 _DETECTORS = ("DETID", "CCDNUM", "CCDID", "CHIPID", "DETNUM")
 
@@ -145,7 +152,7 @@ class _Writer:
             self.lines.append(
                 f"# Beside the pixels are {present}; to use them, tell their meaning by planes."
             )
-        self._write_detectors(science)
+        self._write_detectors(science, without_bias=all(kind(each) != "bias" for each in self.headers))
         return "\n".join(self.lines) + "\n"
 
     def _ask(self, key: str, question: str) -> str:
@@ -188,7 +195,10 @@ class _Writer:
         return lambda header: "science"
 
     def _write_filters(self, headers: Sequence[Header]) -> None:
-        self.filter_keyword = next(iter(self._present(_FILTERS, headers)), None)
+        present = self._present(_FILTERS, headers)
+        # Of several wheels, one that has a filter in the light.
+        used = (k for k in present if {str(h[k]).strip().lower() for h in headers} - _NO_FILTERS)
+        self.filter_keyword = next(used, next(iter(present), None))
         if self.filter_keyword is None:
             names, mark = ["clear"], self._ask("filters", "the headers name no filter; which one is it?")
         else:
@@ -262,11 +272,11 @@ class _Writer:
         self._add("  ra", {"constant": 0.0}, mark)
         self._add("  dec", {"constant": 0.0})
 
-    def _write_detectors(self, science: Sequence[Header]) -> None:
+    def _write_detectors(self, science: Sequence[Header], *, without_bias: bool) -> None:
         numbers = [0]
         if self.detector_keyword:
             numbers = sorted({int(each[self.detector_keyword]) for each in self.headers})
-        draft = DetectorDraft(self.headers, science[0], self._ask)
+        draft = DetectorDraft(self.headers, science[0], self._ask, without_bias=without_bias)
         self.lines.append("detectors:")
         for number in numbers:
             self.lines.extend(draft.write(number, len(numbers)))

@@ -31,6 +31,8 @@ _SCALES = ("PIXSCALE", "SECPIX", "SECPIX1", "PLATESCL", "SCALE")
 _GAINS = ("EGAIN", "GAIN", "ESO DET OUT1 CONAD")
 _NOISES = ("RDNOISE", "READNOIS", "RON", "ESO DET OUT1 RON")
 _SATURATIONS = ("SATURATE", "SATLEVEL")
+_LARGEST_GAIN = 30.0
+"""Electrons per ADU; a larger number is a setting of the camera, in steps of its own."""
 
 
 class DetectorDraft:
@@ -44,9 +46,19 @@ class DetectorDraft:
         Header of a science frame.
     ask
         Function that returns the mark of a value that only the owner knows, from its key and a question.
+    without_bias
+        Whether there are no bias frames.
     """
 
-    def __init__(self, headers: Sequence[Header], science: Header, ask: Callable[[str, str], str]):
+    def __init__(
+        self,
+        headers: Sequence[Header],
+        science: Header,
+        ask: Callable[[str, str], str],
+        *,
+        without_bias: bool,
+    ):
+        self._without_bias = without_bias
         self._headers = headers
         self._first = headers[0]
         self._binned = find_binning(headers) is not None
@@ -93,10 +105,13 @@ class DetectorDraft:
             part = (start, start + width - 1, *data[2:]) if joined > 1 else tuple(data)
             yield f"      - name: {flow('all' if joined == 1 else str(n + 1))}"
             yield f"        raw_data_section: {flow(_section(part))}"
-            if overscan is not None:
-                yield f"        raw_overscan_section: {flow(_section(overscan))}"
             section = (1 + n * width, (n + 1) * width, 1, data[3] - data[2] + 1)
             yield f"        section: {flow(_section(section))}"
+            if overscan is not None:
+                yield f"        raw_overscan_section: {flow(_section(overscan))}"
+            elif self._without_bias:
+                mark = "  # guess: ADU of a pixel without light" if first and n == 0 else "  # as above"
+                yield f"        bias_level: 0.0{mark}"
             for key, (value, mark) in self._electronics.items():
                 if joined > 1 and isinstance(value, str):
                     value = f"{value}@{n + 1}"
@@ -105,16 +120,17 @@ class DetectorDraft:
     def _find_electronics(self) -> dict[str, tuple[Any, str]]:
         """Return gain, read noise and saturation with their marks; a keyword if frames differ."""
         values: dict[str, tuple[Any, str]] = {}
-        is_integer = self._first.get("BITPIX") in (8, 16) and self._first.get("BSCALE") in (None, 1)
         for key, keywords, default, unit in (
             ("gain", _GAINS, 1.0, "electrons per ADU"),
             ("read_noise", _NOISES, 10.0, "electrons"),
-            ("saturation", _SATURATIONS, 60000.0 if is_integer else 1e5, "ADU"),
+            ("saturation", _SATURATIONS, self._largest_value(), "ADU"),
         ):
             for keyword in keywords:
                 numbers = [as_number(each.get(keyword)) for each in self._headers]
                 if not all(number and number > 0 for number in numbers):
                     continue
+                if keyword == "GAIN" and ("OFFSET" in self._first or (numbers[0] or 0.0) > _LARGEST_GAIN):
+                    continue  # a setting of the camera, as is the offset
                 own = {as_number(v) for k, v in self._first.items() if k.startswith(f"{keyword}@")}
                 if len(set(numbers)) > 1 or len(own) > 1:
                     comma = any("," in str(each.get(keyword)) for each in self._headers)
@@ -129,6 +145,13 @@ class DetectorDraft:
                 values[key] = default, self._ask(key, f"how many {unit}?")
         return values
 
+    def _largest_value(self) -> float:
+        """Return a guess of the saturation: just below the largest number that a pixel can have."""
+        bits, zero = self._first.get("BITPIX"), as_number(self._first.get("BZERO")) or 0.0
+        if bits not in (8, 16) or self._first.get("BSCALE") not in (None, 1):
+            return 1e5
+        return 250.0 if bits == 8 else 60000.0 if zero > 0.0 else 32000.0
+
     def _pixel_scale(self, science: Header) -> tuple[float, str]:
         """Return arcseconds per pixel, and a mark if they are a guess."""
         binning = next(filter(None, (read_binning(field, science) for field in BINNINGS)), 1)
@@ -142,8 +165,10 @@ class DetectorDraft:
                 return round(3600 * step * described / binning, 4), ""
         for key in _SCALES:
             if (number := as_number(science.get(key))) and 0 < number < 1000:
-                guess = f"  # guess: {key}, of unbinned pixels, times {described}" if described > 1 else ""
-                return round(number * described, 4), guess
+                # INDI, whose pixel sizes are PIXSIZE1 and PIXSIZE2, has the scale of binned pixels.
+                factor = 1 if science.get("PIXSIZE1") and not self._binned else described
+                guess = f"  # guess: {key}, of unbinned pixels, times {factor}" if factor > 1 else ""
+                return round(number * factor, 4), guess
         size, focal = as_number(science.get("XPIXSZ")), as_number(science.get("FOCALLEN"))
         if size and focal:
             scale = 206.265 * size / focal * described / binning
@@ -215,5 +240,5 @@ def _section(bounds: Sequence[int]) -> str:
 
 def _read_section(value: Any) -> tuple[int, ...] | None:
     """Return a section of a header as columns and rows from 1."""
-    match = re.fullmatch(r"\s*\[(\d+):(\d+),\s*(\d+):(\d+)\]\s*", str(value or ""))
+    match = re.fullmatch(r"\s*\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]\s*", str(value or ""))
     return tuple(map(int, match.groups())) if match else None

@@ -60,7 +60,7 @@ def describe_frame(
         that the description does not have.
     """
     described = camera.get_detector(detector)
-    if described.mosaic is None:
+    if described.mosaic is None and not described.monochrome:
         _check_monochrome(header, described)
     if any(amplifier.cards for amplifier in described.amplifiers):
         amplifiers = tuple(_read_electronics(each, header) for each in described.amplifiers)
@@ -225,5 +225,5 @@ def _check_monochrome(header: Mapping[str, Any], detector: DetectorDescription) 
             raise HeaderValueError(
                 f"{card} = {pattern!r}: the pixels are a color mosaic, and detector {detector.name} is "
                 f"described without one; add 'mosaic: {{pattern: {pattern}, color: G}}' to it, with the "
-                "color that you want"
+                "color that you want, or 'monochrome: true' if one color was extracted before"
             )

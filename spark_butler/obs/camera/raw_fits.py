@@ -109,8 +109,13 @@ def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, An
     index, hdu = next(iter(found.items()))
     shape = _plane_shape(hdu.header)
     assert shape is not None, "It was among those with one."
-    # An image of another size is a guide camera's or a preview.
-    found = {k: image for k, image in found.items() if _plane_shape(image.header) == shape}
+    # An image of another size is a guide camera's or a preview, one of other numbers a mask.
+    bits = hdu.header["BITPIX"]
+    found = {
+        k: image
+        for k, image in found.items()
+        if _plane_shape(image.header) == shape and image.header["BITPIX"] == bits
+    }
     cards = primary if index == 0 else primary.overlaid(_as_plain(hdu.header, name))
     if len(found) > 1:
         for number, image in enumerate(found.values(), start=1):
