@@ -324,7 +324,7 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
     # The same change of pixels takes this share of a fitted flux.
     share = (profile**3).sum(axis=(1, 2)) / (profile**2).sum(axis=(1, 2)) / flux / power
     lost = -share * product(square, residual)
-    error = np.hypot(share * np.sqrt(product(square, weight * square * variance)), _CORE_SCATTER)
+    error = share * np.sqrt(product(square, weight * square * variance))
     peak = flux * profile.max(axis=(1, 2))
     order = np.argsort(-peak, kind="stable")
     slope, slope_error = _slope(peak[order], lost[order], error[order])
@@ -337,18 +337,23 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
 
 def _slope(light: FloatArray, lost: FloatArray, error: FloatArray) -> tuple[float, float]:
     """Return the change of what is lost from no light to that of the first star, and its error."""
-    light, weight = light / light[0], 1.0 / error**2
+    light = light / light[0]
     kept = np.ones(light.size, dtype=bool)
-    for _ in range(5):
-        used = weight * kept
-        centered = light - np.average(light, weights=used)
-        power = float((used * centered**2).sum())
-        slope = float((used * centered * lost).sum()) / power
-        left = lost - np.average(lost, weights=used) - slope * centered
-        pull = np.abs(left) / error
-        scatter = max(_MAD_TO_SIGMA * float(np.median(pull[kept])), 1.0)
-        kept = pull < 4.0 * scatter
-    return slope, scatter / math.sqrt(power)
+    extra = _CORE_SCATTER
+    for _ in range(8):
+        total = np.hypot(error, extra)
+        weight = kept / total**2
+        centered = light - np.average(light, weights=weight)
+        power = float((weight * centered**2).sum())
+        slope = float((weight * centered * lost).sum()) / power
+        pull = np.abs(lost - np.average(lost, weights=weight) - slope * centered) / total
+        # What noise does not explain, of blends for example, is best known from the brighter half.
+        better = kept & (error <= np.median(error[kept]))
+        scatter = _MAD_TO_SIGMA * float(np.median(pull[better]))
+        typical = float(np.median(error[better]))
+        extra = max(math.sqrt(max(scatter**2 * (typical**2 + extra**2) - typical**2, 0.0)), _CORE_SCATTER)
+        kept = pull < 4.0 * max(scatter, 1.0)
+    return slope, max(scatter, 1.0) / math.sqrt(power)
 
 
 def names_beyond(measures: Sequence[Measure], among: Sequence[str] | None = None) -> str:

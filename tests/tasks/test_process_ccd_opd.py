@@ -112,3 +112,9 @@ def test_a_picture_can_be_drawn(outputs: Butler, tmp_path: Path) -> None:
     visit = min(int(ref.dataId["visit"]) for ref in outputs.query_datasets("source"))
     draw_detector(outputs, tmp_path / "opd.png", instrument="OPD-Ixon", visit=visit, detector=0)
     assert (tmp_path / "opd.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_blends_and_nebulae_are_no_detector_that_is_not_linear(outputs: Butler) -> None:
+    refs = outputs.query_datasets("detector_summary")
+    reasons = [str(outputs.get(ref)[0]["image_flag_reasons"]).split(",") for ref in refs]
+    assert all("sky_structure" in each and "nonlinearity" not in each for each in reasons)
