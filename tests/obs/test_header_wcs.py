@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import astropy.io.fits
+import astropy.wcs
 import numpy as np
 import pytest
 
@@ -46,6 +48,25 @@ def test_the_prescan_is_taken_off_the_reference_pixel() -> None:
     wcs = header_wcs(CARDS, make_detector())
     assert wcs is not None
     np.testing.assert_allclose(wcs.all_pix2world(50.0, 40.0, 0), (150.0, 20.0), atol=1e-9)
+
+
+@pytest.mark.parametrize("mosaic", [None, {"pattern": "RGGB", "color": "B"}])
+def test_distortions_follow_the_pixels(mosaic: dict[str, str] | None) -> None:
+    distorted = {
+        **CARDS,
+        **{"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 3, "B_ORDER": 2},
+        **{"A_2_0": 1e-3, "A_0_3": 2e-5, "A_1_0": 1e-3, "B_1_1": -2e-3},
+    }
+    header = astropy.io.fits.Header({key: value for key, value in distorted.items() if value is not None})
+    whole = astropy.wcs.WCS(header)
+    detector = DetectorDescription.model_validate({**make_detector().model_dump(), "mosaic": mosaic})
+    wcs = header_wcs(distorted, detector)
+    assert wcs is not None
+    x, y = np.meshgrid(np.arange(0.0, 50.0, 7.0), np.arange(0.0, 40.0, 7.0))
+    raw = (x + 20.0, y) if mosaic is None else (2.0 * x + 21.0, 2.0 * y + 1.0)
+    expected = whole.all_pix2world(*raw, 0)
+    assert np.ptp(expected[0] - whole.wcs_pix2world(*raw, 0)[0]) > 1e-4
+    np.testing.assert_allclose(wcs.all_pix2world(x, y, 0), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

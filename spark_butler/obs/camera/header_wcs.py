@@ -15,6 +15,7 @@ from typing import Any
 import astropy.io.fits
 import astropy.wcs
 import numpy as np
+import numpy.typing as npt
 
 from .description import DetectorDescription
 
@@ -59,16 +60,39 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
         return None
     if not np.isfinite(wcs.wcs.crval).all() or (wcs.wcs.radesys or "ICRS") not in ("ICRS", "FK5", "GAPPT"):
         return None
-    wcs.wcs.crpix = wcs.wcs.crpix - [shift_x, shift_y]
+    first, step = np.array([shift_x, shift_y], dtype=np.float64), 1
     if detector.mosaic is not None:
         # The center of the color's pixels in a cell, from the cell's first pixel.
         row, column = np.mean(detector.mosaic.places, axis=0)
-        if wcs.sip is not None or wcs.cpdis1 is not None or wcs.det2im1 is not None:
+        first, step = first + [column, row], 2
+    if step > 1 or first.any():
+        if any((wcs.cpdis1, wcs.cpdis2, wcs.det2im1, wcs.det2im2)):
             return None
-        wcs.wcs.crpix = (wcs.wcs.crpix - 1.0 - [column, row]) / 2.0 + 1.0
-        if wcs.wcs.has_cd():
-            wcs.wcs.cd = wcs.wcs.cd * 2.0
-        else:
-            wcs.wcs.cdelt = wcs.wcs.cdelt * 2.0
+        _change_pixels(wcs, first, step)
     wcs.array_shape = (detector.assembled.ny, detector.assembled.nx)
     return wcs
+
+
+def _change_pixels(wcs: astropy.wcs.WCS, first: npt.NDArray[np.float64], step: int) -> None:
+    """Let a projection start at the center of another first pixel, and have pixels of another size.
+
+    Parameters
+    ----------
+    wcs
+        The projection; it is changed in place.
+    first
+        Position of the new first pixel, from the old one.
+    step
+        Old pixels along each side of a new one.
+    """
+    wcs.wcs.crpix = (wcs.wcs.crpix - 1.0 - first) / step + 1.0
+    if wcs.wcs.has_cd():
+        wcs.wcs.cd = wcs.wcs.cd * step
+    else:
+        wcs.wcs.cdelt = wcs.wcs.cdelt * step
+    if (sip := wcs.sip) is not None:
+        scaled = [
+            None if terms is None else terms * float(step) ** (np.add.outer(*map(np.arange, terms.shape)) - 1)
+            for terms in (sip.a, sip.b, sip.ap, sip.bp)
+        ]
+        wcs.sip = astropy.wcs.Sip(*scaled, (sip.crpix - 1.0 - first) / step + 1.0)
