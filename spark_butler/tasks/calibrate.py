@@ -207,7 +207,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         preliminary_visit_image
             Sky-subtracted image in electrons.
         preliminary_source
-            Detected peaks: ``id``, ``x``, ``y``, ``psf_star``, ``streak``.
+            Detected peaks: ``id``, ``x``, ``y``, ``psf_star``, ``psf_reserved``, ``streak``.
         ref_cat
             Shards of the reference catalog that overlap the image.
 
@@ -239,9 +239,8 @@ class CalibrateTask(pipe_base.PipelineTask):
         assert first_wcs is not None, "A visit image has a projection."
         astrometry = self._match(first_wcs, measured, references, image.bbox.shape)
         zero_point, used = self._calibrate_fluxes(measured, references, astrometry)
-        psf_star = np.asarray(preliminary_source["psf_star"], dtype=bool)
-        streak = np.asarray(preliminary_source["streak"], dtype=bool)
-        measures = self._judge(image, measured, psf_star, streak, astrometry, zero_point, references)
+        flags = _read_flags(preliminary_source)
+        measures = self._judge(image, measured, flags, astrometry, zero_point, references)
         if spoiled := names_beyond(measures, _SPOIL_FLUXES):
             self.log.warning("Fluxes are not calibrated: %s.", spoiled)
             zero_point, used = ZeroPoint.unknown(), used[:0]
@@ -256,8 +255,9 @@ class CalibrateTask(pipe_base.PipelineTask):
             radii=list(self.config.aperture_radii),
             extra={
                 **make_match_columns(measured.psf.x, measured.psf.y, astrometry, references, used),
-                "calib_psf_used": psf_star,
-                "streak_flag": streak,
+                "calib_psf_used": flags["psf_star"],
+                "calib_psf_reserved": flags["psf_reserved"],
+                "streak_flag": flags["streak"],
                 "image_flag": np.full(len(preliminary_source), bool(names_beyond(measures))),
                 "visit": np.int64(image.obs_info.visit_id or 0),
                 "detector": np.int32(image.detector.id),
@@ -276,8 +276,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         self,
         image: VisitImage,
         measured: SourceMeasurements,
-        psf_star: np.ndarray,
-        streak: np.ndarray,
+        flags: dict[str, npt.NDArray[np.bool_]],
         astrometry: AstrometrySolution,
         zero_point: ZeroPoint,
         references: astropy.table.Table | None,
@@ -285,8 +284,8 @@ class CalibrateTask(pipe_base.PipelineTask):
         """Compare the quality measures of an image with their limits."""
         values = {
             **measure_pixels(image),
-            "streak_fraction": float(np.mean(streak)),
-            **measure_psf(measured, psf_star, image.summary_stats.skyNoise),
+            "streak_fraction": float(np.mean(flags["streak"])),
+            **measure_psf(measured, flags["psf_star"], flags["psf_reserved"], image.summary_stats.skyNoise),
             "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
             "zero_point_scatter": zero_point.scatter,
             "zero_point_error": zero_point.error,
@@ -388,3 +387,12 @@ class CalibrateTask(pipe_base.PipelineTask):
             row["nZeroPoint"],
             row["astromScatter"],
         )
+
+
+def _read_flags(peaks: astropy.table.Table) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the flags of detected peaks; earlier releases did not reserve PSF stars."""
+    none = np.zeros(len(peaks), dtype=bool)
+    return {
+        name: np.asarray(peaks[name] if name in peaks.colnames else none, dtype=bool)
+        for name in ("psf_star", "psf_reserved", "streak")
+    }

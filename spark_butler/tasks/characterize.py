@@ -120,6 +120,14 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         dtype=float, doc="Least signal-to-noise ratio of a PSF star.", default=30.0, min=5.0
     )
     psf_max_stars = RangeField(dtype=int, doc="Most PSF candidates.", default=300, min=1)
+    psf_reserved_fraction = RangeField(
+        dtype=float,
+        doc="Fraction of the PSF candidates that are left out of the fit to judge it, if 30 others are left.",
+        default=0.15,
+        min=0.0,
+        max=0.5,
+        inclusiveMax=True,
+    )
     psf_order = RangeField(
         dtype=int,
         doc="Largest order of the polynomials that the PSF's width and ellipticity follow over the detector; "
@@ -201,7 +209,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         result
             ``preliminary_visit_image`` (`lsst.images.VisitImage`) and ``preliminary_source``
             (`astropy.table.Table` with ``id`` counting from 1, ``x``, ``y`` [pixel], ``snr``, ``psf_star``,
-            ``streak``).
+            ``psf_reserved``, ``streak``).
         """
         if post_isr_image.sky_projection is None:
             raise ValueError(
@@ -213,15 +221,15 @@ class CharacterizeTask(pipe_base.PipelineTask):
         described = make_detector(camera, detector, visit=obs_info.visit_id)
         image = make_preliminary_image(post_isr_image, state, described, band, obs_info)
         detections = state.detections
-        psf_star = np.zeros(len(detections), dtype=bool)
-        psf_star[state.stars] = True
+        numbers = np.arange(len(detections))
         source = astropy.table.Table(
             {
-                "id": np.arange(1, len(detections) + 1, dtype=np.int64),
+                "id": (numbers + 1).astype(np.int64),
                 "x": detections.x * u.pix,
                 "y": detections.y * u.pix,
                 "snr": detections.significance,
-                "psf_star": psf_star,
+                "psf_star": np.isin(numbers, state.stars),
+                "psf_reserved": np.isin(numbers, state.reserved),
                 "streak": detections.streak,
             }
         )
@@ -307,12 +315,14 @@ class CharacterizeTask(pipe_base.PipelineTask):
         state.psf = PsfModel.constant(sigma * FWHM_PER_SIGMA, (shape[0], shape[1]))
         state.stars = candidates[:0]
         stamps, certain = None, len(first)
+        held = _choose_reserved(first.significance[candidates], config.psf_reserved_fraction)
         for step in range(2):
             fit = fit_psf(
                 *(state.subtracted, sky, ignore, first.x[candidates], first.y[candidates], sigma),
                 max_order=config.psf_order,
                 min_stars=config.psf_min_stars,
                 stamps=stamps,
+                reserved=held,
             )
             if fit is None:
                 if step == 0:
@@ -328,9 +338,12 @@ class CharacterizeTask(pipe_base.PipelineTask):
             )
             state.detections, stamps = found.detections, found.stars
             state.stars = np.nonzero(np.isin(found.origin, candidates[fit.used]))[0]
+            state.reserved = np.nonzero(np.isin(found.origin, candidates[fit.reserved]))[0]
             if step == 0:
                 first, certain = found.detections, int(np.count_nonzero(found.origin >= 0))
-                candidates = np.nonzero(np.isin(found.origin, candidates))[0]
+                kept = np.nonzero(np.isin(found.origin, candidates))[0]
+                held = np.isin(found.origin[kept], candidates[held])
+                candidates = kept
                 more = estimate_background(
                     found.residual, ignore | found.bright, cell=cell, smooth=config.background_smooth
                 )
@@ -359,3 +372,14 @@ class CharacterizeTask(pipe_base.PipelineTask):
         if self.config.require_psf_stars:
             raise RuntimeError(f"{message}: no PSF.")
         self.log.warning("%s: a PSF of FWHM %.2f pixels is assumed.", message, sigma * FWHM_PER_SIGMA)
+
+
+_LEAST_FITTED = 30
+"""Number of candidates that must be left for the PSF where some are reserved."""
+
+
+def _choose_reserved(significance: npt.NDArray[np.float64], fraction: float) -> BoolArray:
+    """Return which candidates are left out of the fit: at regular ranks of brightness, and none of a few."""
+    rank = np.argsort(np.argsort(-significance, kind="stable"), kind="stable")
+    chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
+    return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))

@@ -37,6 +37,8 @@ type BoolArray = npt.NDArray[np.bool_]
 
 _MAD_TO_SIGMA = 1.4826
 _BLANK = math.nan
+_LEAST_RESERVED, _MOST_NOISE = 3, 0.02
+"""Stars, and largest share of noise in their light, that the PSF's residual is measured with."""
 
 _FEWEST, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
 """Stars that a measure needs; of those that show whether a detector is linear, the least signal-to-noise
@@ -242,7 +244,9 @@ def _sky_structure(image: VisitImage) -> float:
     return float(np.sort(np.abs(deviation))[-6]) / image.summary_stats.skyNoise
 
 
-def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float) -> dict[str, float]:
+def measure_psf(
+    measured: SourceMeasurements, stars: BoolArray, reserved: BoolArray, sky_noise: float
+) -> dict[str, float]:
     """Return how the PSF compares with the stars that it comes from, and the noise of faint PSF fluxes.
 
     Parameters
@@ -251,6 +255,9 @@ def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float
         Measurements of all sources.
     stars
         Which of them are PSF stars.
+    reserved
+        Which are stars that the fit of the PSF has not seen; if they are bright enough together, the residual
+        is theirs.
     sky_noise
         Standard deviation of a sky pixel.
     """
@@ -273,15 +280,28 @@ def measure_psf(measured: SourceMeasurements, stars: BoolArray, sky_noise: float
         return values
     ratio = (measured.moments.sigma / measured.psf_moments.sigma)[good]
     values["psf_scatter"] = _spread(ratio) + abs(float(np.median(ratio)) - 1.0)
-    psf = measured.psf
-    ix, iy = nearest_pixel(psf.x[good], psf.y[good], psf.residual.shape)
+    residual, noise = _unexplained_light(measured, reserved & (measured.psf.flux > 0.0), sky_noise)
+    if noise > _MOST_NOISE:
+        residual, _ = _unexplained_light(measured, good, sky_noise)
+    values["psf_residual"] = residual
+    return values
+
+
+def _unexplained_light(
+    measured: SourceMeasurements, stars: BoolArray, sky_noise: float
+) -> tuple[float, float]:
+    """Return the share of the stars' light that the PSF does not explain, and that of the noise in it."""
+    psf, model = measured.psf, measured.model
+    if np.count_nonzero(stars) < _LEAST_RESERVED:
+        return _BLANK, math.inf
+    ix, iy = nearest_pixel(psf.x[stars], psf.y[stars], psf.residual.shape)
     radius = math.ceil(1.2 * model.fwhm) + 1
     stack = gather_windows(psf.residual, ix, iy, radius, fill=0.0).sum(axis=0)
     # What the mean absolute value of the noise alone would be.
     noise = math.sqrt(2.0 / math.pi) * stack.size * math.sqrt(ix.size) * sky_noise
     excess = math.sqrt(max(float(np.abs(stack).sum()) ** 2 - noise**2, 0.0))
-    values["psf_residual"] = excess / float(psf.flux[good].sum())
-    return values
+    light = float(psf.flux[stars].sum())
+    return excess / light, noise / light
 
 
 def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[str, float]:

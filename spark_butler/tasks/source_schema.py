@@ -77,6 +77,7 @@ _COLUMNS: dict[u.UnitBase, dict[str, str]] = {
         "pixelFlags_edge": "Within three sigma of the PSF of the image's edge.",
         "refId": "Identifier of the matched reference; -1 without one.",
         "calib_psf_used": "Used for the PSF.",
+        "calib_psf_reserved": "A star that was left out of the fit of the PSF, to judge it.",
         "calib_astrometry_used": "The projection was fitted to it, neither to outliers nor to reserved ones.",
         "calib_astrometry_reserved": "Matched, but left out of the fit that the astrometric scatter is of.",
         "calib_photometry_used": "Used for the zero point.",

@@ -67,6 +67,7 @@ class Characterized:
     rays: BoolArray
     psf: PsfModel = dataclasses.field(init=False)
     psf_scatter: float = math.nan
+    reserved: npt.NDArray[np.intp] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
 
 
 def make_preliminary_image(

@@ -7,7 +7,7 @@ import scipy.integrate
 from lsst.images import Box
 from lsst.images.psfs import GaussianPointSpreadFunction
 
-from spark_butler.tasks.pixels.psf_fit import fit_psf
+from spark_butler.tasks.pixels.psf_fit import PsfFit, fit_psf
 from spark_butler.tasks.pixels.psf_model import (
     FWHM_PER_SIGMA,
     GAUSSIAN_BETA,
@@ -144,3 +144,30 @@ def test_two_stars_make_no_psf() -> None:
     truth = PsfModel.constant(3.5, SHAPE)
     image, x, y = make_stars(truth, 2)
     assert fit_psf(image, np.full(SHAPE, 225.0), np.zeros(SHAPE, dtype=bool), x, y, truth.sigma) is None
+
+
+def test_reserved_stars_do_not_change_the_psf_and_galaxies_are_not_among_them() -> None:
+    truth = PsfModel.constant(3.4, SHAPE, beta=3.0)
+    image, x, y = make_stars(truth, 80)
+    reserved = np.arange(len(x)) % 5 == 0
+    sky = np.full(SHAPE, 225.0)
+
+    def fit() -> PsfFit:
+        result = fit_psf(image, sky, np.zeros(SHAPE, dtype=bool), x, y, 1.6, reserved=reserved)
+        assert result is not None
+        return result
+
+    first = fit()
+    assert not set(first.used) & set(first.reserved)
+    assert set(first.reserved) <= set(np.nonzero(reserved)[0])
+    assert len(first.reserved) >= 0.8 * np.count_nonzero(reserved)
+    # One of them becomes a galaxy.
+    changed = first.reserved[0]
+    i, j = round(x[changed]), round(y[changed])
+    wide = PsfModel.constant(5.0, SHAPE, beta=3.0)
+    galaxy = wide.stamps(x[[changed]], y[[changed]], np.array([i]), np.array([j]), 12)[0]
+    image[j - 12 : j + 13, i - 12 : i + 13] += 1e5 * galaxy
+    second = fit()
+    assert changed not in second.reserved
+    np.testing.assert_array_equal(second.used, first.used)
+    np.testing.assert_allclose(second.model.coefficients, first.model.coefficients, rtol=1e-6, atol=1e-9)

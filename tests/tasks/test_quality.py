@@ -251,3 +251,17 @@ def test_columns_of_bright_stars_are_no_defects() -> None:
             squared = (xx - x) ** 2 + (yy - y) ** 2
             image += 2000.0 * (1.0 + squared / 24.0) ** -3.0
     assert not find_defects(image, np.zeros(image.shape, dtype=bool)).any()
+
+
+def test_stars_are_reserved_where_there_are_enough() -> None:
+    done = process(make_scene(count=200, flux=(1e4, 2e5)))
+    used, reserved = done.column("calib_psf_used"), done.column("calib_psf_reserved")
+    assert not (used & reserved).any()
+    assert 0.1 < np.count_nonzero(reserved) / np.count_nonzero(used | reserved) < 0.2
+    # They are as bright as the others.
+    flux = done.column("instFlux")
+    assert 0.5 < np.median(flux[reserved]) / np.median(flux[used]) < 2.0
+    assert done.summary["quality_psf_residual"] < 0.03
+    few = process(make_scene(count=30, flux=(1e4, 2e5)))
+    assert few.column("calib_psf_used").any()
+    assert not few.column("calib_psf_reserved").any()

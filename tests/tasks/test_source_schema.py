@@ -23,7 +23,7 @@ OURS_ALONE = {
     "refFlux": "As refId.",
     "refOffset_ra": "As refId.",
     "refOffset_dec": "As refId.",
-    "calib_astrometry_reserved": "The schema has it of PSF and photometry, which reserve none here.",
+    "calib_astrometry_reserved": "The schema has it of PSF and photometry only.",
     "streak_flag": "The schema has it for difference images, as trail_flag.",
     "image_flag": "The schema has the quality of images in VisitDetector.",
     # Of the radii that the schema has, only 12 pixels is among ours.

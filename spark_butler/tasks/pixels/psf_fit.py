@@ -43,6 +43,9 @@ class PsfFit:
     residual: float
     """Light in the cores of the stars' stacked residuals, absolute values, as a fraction of their light."""
 
+    reserved: npt.NDArray[np.intp] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    """Indices of the candidates that were left out of the fit and are stars by it."""
+
 
 @dataclasses.dataclass
 class _Stars:
@@ -65,6 +68,7 @@ def fit_psf(  # noqa: PLR0913
     max_order: int = 2,
     min_stars: int = 3,
     stamps: FloatArray | None = None,
+    reserved: BoolArray | None = None,
 ) -> PsfFit | None:
     """Fit a Moffat to each star, and polynomials to the widths and ellipticities of those that agree.
 
@@ -87,6 +91,8 @@ def fit_psf(  # noqa: PLR0913
     stamps
         Cut-outs of the candidates with other sources subtracted, of half size `stamp_radius`; by default
         those of the image.
+    reserved
+        Which candidates are left out of the fit, to judge it.
 
     Returns
     -------
@@ -106,7 +112,8 @@ def fit_psf(  # noqa: PLR0913
     start = np.tile([0.0, 0.0, math.log(max(FWHM_PER_SIGMA * 0.95 * sigma, 0.8)), 0.0, 0.0, 0.3], (len(x), 1))
     start[:, 0], start[:, 1] = x - ix, y - iy
     stars = _fit_stars(data, floor, weights, start, free=6)
-    usable = _plausible(stars, sigma)
+    offered = np.ones(len(x), dtype=bool) if reserved is None else ~reserved
+    usable = _plausible(stars, sigma) & offered
     if np.count_nonzero(usable) < min_stars:
         return None
     chosen = usable & _agree(x, y, stars, usable, image.shape, order=0)
@@ -114,7 +121,8 @@ def fit_psf(  # noqa: PLR0913
     beta = 1.0 / weighted_median(stars.values[chosen, 5], (1.0 / stars.errors[chosen, 5]) ** 2)
     stars.values[:, 5] = 1.0 / beta
     stars = _fit_stars(data, floor, weights, stars.values, free=5)
-    usable = _plausible(stars, sigma)
+    plausible = _plausible(stars, sigma)
+    usable = plausible & offered
     order = 0
     for _ in range(3):
         if np.count_nonzero(usable) < min_stars:
@@ -126,7 +134,9 @@ def fit_psf(  # noqa: PLR0913
     order = _best_order(x[usable], y[usable], stars, usable, image.shape, max_order)
     coefficients = _polynomials(x[usable], y[usable], stars, usable, image.shape, order)
     model = PsfModel(beta, order, coefficients, (image.shape[0], image.shape[1]))
-    return _judge(model, stars, data, usable, x, y, ix, iy, radius)
+    fit = _judge(model, stars, data, usable, x, y, ix, iy, radius)
+    spare = plausible & ~offered & _follow(model, stars, usable, x, y)
+    return dataclasses.replace(fit, reserved=np.nonzero(spare)[0])
 
 
 def stamp_radius(sigma: float) -> int:
@@ -294,6 +304,15 @@ def _agree(
         if (before == kept).all():
             break
     return kept
+
+
+def _follow(model: PsfModel, stars: _Stars, used: BoolArray, x: FloatArray, y: FloatArray) -> BoolArray:
+    """Return which stars have the width and the ellipticity of the PSF, as closely as those that it used."""
+    fwhm, g1, g2 = model.parameters(x, y)
+    deviation = np.abs(stars.values[:, 2:5] - np.column_stack([np.log(fwhm), g1, g2]))
+    spread = 1.4826 * np.median(deviation[used], axis=0)
+    tolerance = np.maximum(0.02, 2.0 * np.minimum(stars.errors[:, 2:5], 0.1))
+    return np.asarray((deviation < np.maximum(3.5 * spread, tolerance)).all(axis=1))
 
 
 def _consensus(
