@@ -45,6 +45,9 @@ _CORRECTION_SCATTER = 0.003
 _LACKING = 0.01
 """Relative scatter of the light that fitted PSFs lack, if there is no better measurement of it."""
 
+_MOST_FILLED = 0.1
+"""Largest share of a star's light on masked pixels, if the aperture correction comes from it."""
+
 _CORRECTION_STARS = 300
 """Most stars that the aperture correction comes from, the brightest."""
 
@@ -206,11 +209,15 @@ def _with_correction(
     light = np.stack([np.where(part, around, 0.0).sum(axis=(1, 2)) for part in parts])
     level = np.median(light / np.maximum(count, 1), axis=0)
     noise = gather_windows(variance.astype(np.float64), ix, iy, radius, fill=0.0)
-    aperture = aperture_fluxes(stamps - level[:, None, None], noise, bad, dx, dy, [rim])
-    whole = ~aperture.truncated[:, 0]
+    # A masked pixel gets the light of the model: among dead pixels hardly a star would be whole.
+    own = measured.model.stamps(*star[:2], ix, iy, radius) * star[2][:, None, None]
+    filled = np.where(bad, own, stamps - level[:, None, None])
+    aperture = aperture_fluxes(filled, noise, bad, dx, dy, [rim])
+    enclosed = measured.model.enclosed(*star[:2], rim) * star[2]
+    hidden_light = aperture_fluxes(np.where(bad, own, 0.0), noise, bad, dx, dy, [rim]).flux[:, 0]
+    whole = hidden_light < _MOST_FILLED * enclosed
     if np.count_nonzero(whole) < min_stars:
         return measured
-    enclosed = measured.model.enclosed(*star[:2], rim) * star[2]
     ratio, error = ((a[:, 0] / enclosed)[whole] for a in (aperture.flux, aperture.flux_err))
     weight = 1.0 / np.hypot(error, _CORRECTION_SCATTER)
     middle = weighted_median(ratio, weight)

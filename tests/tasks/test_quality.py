@@ -253,6 +253,21 @@ def test_columns_of_bright_stars_are_no_defects() -> None:
     assert not find_defects(image, np.zeros(image.shape, dtype=bool)).any()
 
 
+def test_dead_pixels_do_not_change_the_aperture_correction() -> None:
+    # Stars have a halo that the fitted PSF lacks.
+    scene, halo = (make_scene(count=150, flux=(2e4, 3e5), fwhm=fwhm) for fwhm in (3.5, 9.0))
+    scene.expected = 0.85 * scene.expected + 0.15 * halo.expected
+    raw = scene.raw(bias=0.0)
+    whole = process(scene, raw=raw).summary["apertureCorrection"]
+    assert whole > 1.005
+    dead = raw.copy()
+    dead[np.random.default_rng(4).random(raw.shape) < 0.03] = 0
+    done = process(scene, raw=dead)
+    assert done.image.mask.get("BAD").mean() > 0.025
+    assert done.summary["apertureCorrection"] == pytest.approx(whole, rel=0.005)
+    assert np.isfinite(done.column("psfFlux_apCorrErr")).all()
+
+
 def test_stars_are_reserved_where_there_are_enough() -> None:
     done = process(make_scene(count=200, flux=(1e4, 2e5)))
     used, reserved = done.column("calib_psf_used"), done.column("calib_psf_reserved")
