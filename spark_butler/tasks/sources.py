@@ -198,8 +198,12 @@ def _with_correction(
     star = psf.x[stars], psf.y[stars], psf.flux[stars]
     stamps, ix, iy, dx, dy = isolated_stamps(psf.residual, *star, measured.model, radius, psf.reach[stars])
     bad = gather_windows(hidden, ix, iy, radius, fill=True)
-    around = gather_windows(psf.residual, ix, iy, radius, fill=np.float32(0.0))
     offsets = stamp_offsets(radius)
+    step = np.abs(offsets)
+    # Beyond its square the star's own wings are still there.
+    beyond = np.maximum(step[:, None], step[None, :])[None] > psf.reach[stars][:, None, None]
+    own = star[2][:, None, None] * np.where(beyond, measured.model.stamps(*star[:2], ix, iy, radius), 0.0)
+    around = gather_windows(psf.residual, ix, iy, radius, fill=np.float32(0.0)) - own
     distance = np.hypot(offsets[:, None], offsets[None, :])
     sector = np.floor(4.0 * np.arctan2(offsets[:, None], offsets[None, :]) / math.pi + 1e-9)
     ring = (distance > rim) & (distance < 1.5 * rim)
