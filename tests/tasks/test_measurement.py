@@ -44,6 +44,25 @@ def test_positions_and_fluxes_agree_with_truth_within_their_errors() -> None:
     assert np.median((result.flux / sky.flux)[bright]) == pytest.approx(1.0, abs=0.005)
 
 
+def test_undersampled_stars_are_measured_to_the_noise() -> None:
+    size, flux = 400, 5e4
+    psf = PsfModel.constant(1.2, (size, size), beta=4.0)
+    rng = np.random.default_rng(3)
+    axis = np.arange(20, size - 20, 24)
+    ix, iy = (values.ravel() for values in np.meshgrid(axis, axis))
+    x, y = ix + rng.uniform(-0.5, 0.5, ix.size), iy + rng.uniform(-0.5, 0.5, ix.size)
+    light = np.full((size, size), 100.0)
+    for i, j, stamp in zip(ix, iy, psf.stamps(x, y, ix, iy, 11), strict=True):
+        light[j - 11 : j + 12, i - 11 : i + 12] += flux * stamp
+    image = rng.poisson(light).astype(np.float64)
+    result = measure_psf_photometry(image - 100.0, image, np.zeros(image.shape, dtype=bool), x, y, psf)
+    assert np.std(result.x - x) < 0.01
+    assert np.std(result.y - y) < 0.01
+    assert np.std(result.flux / flux) < 0.008
+    # Errors of positions would look like misfits, and enlarge the errors of fluxes.
+    assert 0.8 < np.std((result.flux - flux) / result.flux_err) < 1.2
+
+
 def test_neighbors_do_not_spoil_each_other() -> None:
     yy, xx = np.mgrid[:80, :80]
     truth = [(38.0, 40.3, 50000.0), (43.0, 39.6, 20000.0), (40.5, 45.0, 8000.0)]

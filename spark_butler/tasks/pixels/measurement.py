@@ -37,6 +37,10 @@ type BoolArray = npt.NDArray[np.bool_]
 type FloatImage = npt.NDArray[np.floating[Any]]
 
 
+_UNDERSAMPLED = 2.0
+"""FWHM in pixels below which pixels shift centroids."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PsfPhotometry:
     """Positions and PSF fluxes, in the order of the positions given."""
@@ -134,6 +138,11 @@ def measure_psf_photometry(
             data, sky = np.where(good, data - more, np.float32(0.0)), sky + more
         stamps, ix, iy, dx, dy = isolated_stamps(fit.residual, x, y, fit.flux, psf, radius, reach)
         dx, dy, converged = windowed_centroids(stamps, dx, dy, sigma, reach=sigma)
+        if psf.fwhm < _UNDERSAMPLED:
+            # Its centroid is drawn to the middle of the pixel, as much as that of the PSF's image there.
+            models = psf.stamps(ix + dx, iy + dy, ix, iy, radius)
+            drawn_x, drawn_y, _ = windowed_centroids(models, dx, dy, sigma)
+            dx, dy = 2.0 * dx - drawn_x, 2.0 * dy - drawn_y
         ok = converged & (np.hypot(ix + dx - first_x, iy + dy - first_y) < 1.5 * sigma)
         x, y = np.where(ok, ix + dx, first_x), np.where(ok, iy + dy, first_y)
         reach = _reach(psf, fit.flux, noise, radius)
