@@ -13,7 +13,7 @@ from lsst.images import VisitImage
 from spark_butler.tasks.pixels.psf_model import PsfModel, polynomial_terms
 from spark_butler.tasks.pixels.stamps import gather_windows
 
-_MOST_STARS = 30
+_MOST_STARS = 24
 """Stars that are fitted; Piff takes up to a second for each."""
 
 
