@@ -142,7 +142,18 @@ def heads() -> tuple[str, str]:
     programs = "scene|program|completeness|purity|flux, %|pull|mas|zero point|FWHM, %|CPU-s"
     last = len(BINS) - 2
     bins = [f"{low:g}–{high:g}" if i < last else "above" for i, (low, high) in enumerate(_pairs())]
-    columns = ["scene", "stars", "S/N " + bins[0], *bins[1:], "split, %", "flux, %", "zero point", "FWHM, %"]
+    columns = [
+        "scene",
+        "stars",
+        "completeness",
+        "purity",
+        "S/N " + bins[0],
+        *bins[1:],
+        "split, %",
+        "flux, %",
+        "zero point",
+        "FWHM, %",
+    ]
     columns += ["mas", "flagged"]
     return tuple(
         f"| {' | '.join(names)} |\n|{'---|' * len(names)}" for names in (programs.split("|"), columns)
@@ -163,7 +174,7 @@ def format_program(scene: str, program: str, judged: Judged) -> str:
 
 def format_bins(scene: str, judged: Judged) -> str:
     """Return a row of the table of pulls by signal-to-noise ratio, with their statistical errors."""
-    cells = []
+    cells = [f"{judged.complete.mean():.3f}", f"{judged.pure.mean():.3f}" if judged.pure.size else ""]
     for low, high in _pairs():
         pull = judged.pull[(judged.snr > low) & (judged.snr <= high)]
         width = _width(pull)
