@@ -26,11 +26,11 @@ type IntArray = npt.NDArray[np.intp]
 type BoolArray = npt.NDArray[np.bool_]
 
 _NOTHING: IntArray = np.zeros(0, dtype=np.intp)
-_LEFT_OUT = 4
-"""Number of parts of the stars, each of which is left out once to choose the degree of the distortion."""
+_PARTS = 4
+"""Number of parts of the stars, each of which is predicted once by a fit to the others."""
 
-_RESERVED = 5
-"""Number of stars of which one is left out of the fit, to judge it."""
+_RESERVED, _FEWEST_TO_RESERVE = 5, 100
+"""Number of stars of which one is left out of the final fit, to judge it, and the stars that this takes."""
 
 _MOST_FITTED = 600
 
@@ -62,7 +62,10 @@ class AstrometrySolution:
     """Why there is no solution; empty if there is one."""
 
     reserved: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
-    """Matched sources that were left out of the fit, from which ``scatter`` is computed."""
+    """Matched sources that were left out of the fit, from which ``scatter`` is computed; none of a few.
+
+    Of a few, each is compared with a fit to three quarters of the others.
+    """
 
     fitted: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
     """Matched sources that the projection was fitted to; neither are outliers and the faintest sources."""
@@ -198,7 +201,7 @@ def refine_wcs(  # noqa: PLR0913
         fitted, partners = (index[: _best_count(noise[source])] for index in (source, reference))
         pairs = _Pairs(sources[fitted], on_plane[partners], np.hypot(noise[fitted], max(floor, 0.01)), shape)
         degree = _choose_degree(pairs, max_sip_degree) if step in (1, len(radii) - 1) else degree
-        used = ~_left_out(len(fitted), step + 1 < len(radii))
+        used = ~_reserve(len(fitted), step + 1 == len(radii))
         refined = _solve(wcs, plane, pairs.part(used), degree)
         placed = _place(refined, sky)
         floor = max(_unexplained(sources[fitted] - placed[partners], noise[fitted]), 0.01)
@@ -321,12 +324,9 @@ def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
     count = len(pairs.pixels)
     degrees = [0, *(d for d in range(2, max_degree + 1) if 2 * count >= 3 * (d + 1) * (d + 2))]
     misfit = np.zeros((len(degrees), count))
-    fold = np.arange(count) % _LEFT_OUT
     for row, degree in enumerate(degrees if len(degrees) > 1 else ()):
-        for k in range(_LEFT_OUT):
-            out = fold == k
-            deviation = pairs.residuals(~out, out, degree) / pairs.errors[out, None]
-            misfit[row, out] = np.minimum((deviation**2).sum(axis=1), 25.0)
+        deviation = _predict(pairs, degree) / pairs.errors[:, None]
+        misfit[row] = np.minimum((deviation**2).sum(axis=1), 25.0)
     best = int(np.argmin(misfit.mean(axis=1)))
     for row, degree in enumerate(degrees[:best]):
         worse = misfit[row] - misfit[best]
@@ -335,18 +335,25 @@ def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
     return degrees[best]
 
 
-def _left_out(count: int, is_first: bool) -> BoolArray:
-    """Return which of so many stars, brightest first, are left out; none of a few, and of first fits."""
-    left_out = np.asarray(np.arange(count) % _RESERVED == 1)
-    if is_first or np.count_nonzero(~left_out) < _LEAST_LINEAR:
-        left_out[:] = False
-    return left_out
+def _reserve(count: int, is_last: bool) -> BoolArray:
+    """Return which of so many stars, brightest first, are left out of the fit: in the last, and if enough."""
+    if not is_last or count < _FEWEST_TO_RESERVE:
+        return np.zeros(count, dtype=bool)
+    return np.asarray(np.arange(count) % _RESERVED == _RESERVED - 1)
+
+
+def _predict(pairs: _Pairs, degree: int) -> FloatArray:
+    """Return the distance of each reference from its position in a fit without its part of the stars."""
+    part = np.arange(len(pairs.pixels)) % _PARTS
+    residual = np.zeros_like(pairs.plane)
+    for k in range(_PARTS):
+        residual[part == k] = pairs.residuals(part != k, part == k, degree)
+    return residual
 
 
 def _validate(pairs: _Pairs, used: BoolArray, degree: int) -> float:
-    """Return the scatter in pixels of the stars that were left out, about the fit to the others."""
-    tested = np.ones(len(used), dtype=bool) if used.all() else ~used
-    residual = pairs.residuals(used, tested, degree)
+    """Return the scatter in pixels of stars about fits to others: of the reserved stars, or of all parts."""
+    residual = _predict(pairs, degree) if used.all() else pairs.residuals(used, ~used, degree)
     return 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
 
 

@@ -126,7 +126,7 @@ def test_distortion_after_a_wrong_start_is_recovered_to_ten_milliarcseconds(
 
 
 def test_reserved_and_deviant_stars_do_not_change_the_fit() -> None:
-    x, y, flux, ra, dec, ref_flux = make_field()
+    x, y, flux, ra, dec, ref_flux = make_field(count=240)
 
     def refine() -> AstrometrySolution:
         return refine_wcs(
@@ -144,6 +144,18 @@ def test_reserved_and_deviant_stars_do_not_change_the_fit() -> None:
     np.testing.assert_allclose(refine().wcs.wcs.cd, first.wcs.wcs.cd, atol=1e-12)
     x[deviant] += 0.5
     assert deviant not in refine().fitted
+
+
+def test_a_few_stars_are_all_fitted_and_judged_by_fits_without_them() -> None:
+    scatters = []
+    for seed in range(8):
+        field = make_field(seed, count=60)
+        solution = refine_wcs(make_wcs(shift=1.0), *field, SHAPE, max_offset=50.0, match_radius=2.0)
+        assert not len(solution.reserved)
+        assert len(solution.fitted) > 30
+        scatters.append(solution.scatter)
+    # The noise of the positions.
+    assert np.mean(scatters) == pytest.approx(0.05 * 0.2, rel=0.12)
 
 
 def test_a_projection_without_distortion_gets_none() -> None:
