@@ -80,7 +80,8 @@ def test_full_disk_of_spark_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         status = process.returncode
     text = (tmp_path / "log").read_text()
     assert status == 1, text
-    failures = json.loads(text[text.index("\n{") :])["failures"]
+    # Spark may log more after it.
+    failures = json.JSONDecoder().raw_decode(text, text.index("\n{") + 1)[0]["failures"]
     assert {failure["kind"] for failure in failures} == {"i/o"}
     for failure in failures:
         assert "a local disk of Spark is full" in failure["reason"], failure

@@ -91,7 +91,7 @@ def test_run_of_graph_file_resumes_after_a_kill(site: Site, tmp_path: Path) -> N
     ("backend", "temporary"), [("serial", ""), ("serial", "mock_a"), ("spark", "mock_a")], ids=str
 )
 def test_driver_is_killed_ten_times(large_site: Site, backend: str, temporary: str) -> None:
-    """No quantum runs more than twice, unless it makes a temporary."""
+    """A kill repeats only quanta that were under way, and those that make temporaries for them."""
     site = large_site
     run = f"ten/{backend}/{temporary or 'all'}"
     options = ("--output-run", run, *(("--temporary", temporary) if temporary else ()))
@@ -108,7 +108,8 @@ def test_driver_is_killed_ten_times(large_site: Site, backend: str, temporary: s
     assert site.submit(*options, *resume, backend=backend) == 0, site.log
     _assert_whole(site, run, temporary=temporary)
     counts = Counter(each for each in site.executions() if not temporary or each[0] != "a")
-    assert max(counts.values()) <= 2, counts
+    # With temporaries, others come first in the next attempt, so a quantum may be under way at two kills.
+    assert max(counts.values()) <= (3 if temporary else 2), counts
+    assert sum(counts.values()) <= len(counts) + 10 * (1 if backend == "serial" else 4)
     if not temporary:
         assert len(counts) == site.n_quanta
-        assert sum(counts.values()) <= site.n_quanta + 10 * (1 if backend == "serial" else 4)
