@@ -311,3 +311,16 @@ def test_lint(command: str) -> None:
         text=True,
     )
     assert process.returncode == 0, process.stdout
+
+
+def _imports_of_pages() -> Iterator[tuple[str, str, str]]:
+    """Yield page, module and name of what the documents and notebooks import from this package."""
+    for page in (*_ROOT.glob("*.md"), *_DOCS.rglob("*.md"), *_DOCS.rglob("*.ipynb")):
+        for module, names in re.findall(r"from (spark_butler[\w.]*) import ([\w, ]+)", page.read_text()):
+            for name in names.split(","):
+                yield page.name, module, name.strip()
+
+
+@pytest.mark.parametrize(("page", "module", "name"), sorted(set(_imports_of_pages())))
+def test_names_that_documents_import_exist(page: str, module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
