@@ -44,11 +44,11 @@ demo-server: $(INSTALLED) ## Serve the demo's object store again, to look around
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests (ARGS="-k word" chooses)
-	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(RUN) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(INSTALLED) ## Run the tests that need neither Java nor an S3 server and run no graph
-	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m unit $(ARGS)
+	@$(RUN) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m unit $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## Run the tests that need minutes: lost workers, large objects, published executor tests
