@@ -37,7 +37,7 @@ from science import RawFrame
 
 from spark_butler.demo.simulation import SCENES, read_table, simulate
 from spark_butler.obs._combine import combine
-from spark_butler.tasks.pattern import find_shift, find_similarity
+from spark_butler.tasks.pattern_match import find_shift, find_similarity
 from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
 from spark_butler.tasks.pixels.background import estimate_background
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from astropy.coordinates import SkyCoord
 from astropy.wcs.utils import fit_wcs_from_points
 
-from .pattern import find_shift, find_similarity, mutual_matches
+from .pattern_match import find_shift, find_similarity, mutual_matches
 from .pixels.psf_model import polynomial_terms
 
 type FloatArray = npt.NDArray[np.float64]

@@ -28,9 +28,9 @@ from .pixels.artifacts import find_cosmic_rays, find_defects, star_contrast
 from .pixels.background import estimate_background, mask_sources
 from .pixels.deblend import find_hidden
 from .pixels.detection import detect_sources, sky_variance
-from .pixels.psf import estimate_psf
 from .pixels.psf_fit import fit_psf, stamp_radius
 from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
+from .pixels.psf_stars import estimate_psf
 from .visit_summary import Characterized, make_preliminary_image
 
 type BoolArray = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@ import pytest
 import scipy.spatial
 
 from spark_butler.tasks.pixels.detection import Detections, detect_sources, sky_variance
-from spark_butler.tasks.pixels.psf import estimate_psf
+from spark_butler.tasks.pixels.psf_stars import estimate_psf
 from tests.tasks.synthetic import SyntheticImage, make_image
 
 
