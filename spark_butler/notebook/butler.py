@@ -26,10 +26,10 @@ from ..spark._pyspark import hide_task_errors
 from ..spark.preflight import check_workers
 from ..spark.session import check_session, make_session
 from ..text import best_effort
-from .arguments import RunArguments, with_run_arguments
 from .data_ids import DataIds
-from .options import PipelineLike, in_words_of_python, make_notebook_request
 from .run import Run
+from .run_request import PipelineLike, in_words_of_python, make_notebook_request
+from .signature import RunArguments, with_run_arguments
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
