@@ -122,7 +122,7 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
     psf_max_stars = RangeField(dtype=int, doc="Most PSF candidates.", default=300, min=1)
     psf_reserved_fraction = RangeField(
         dtype=float,
-        doc="Fraction of the PSF candidates that are left out of the fit to judge it, if 30 others are left.",
+        doc="Fraction of the PSF candidates that are left out of the fit to judge it, if 80 others are left.",
         default=0.15,
         min=0.0,
         max=0.5,
@@ -374,7 +374,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         self.log.warning("%s: a PSF of FWHM %.2f pixels is assumed.", message, sigma * FWHM_PER_SIGMA)
 
 
-_LEAST_FITTED = 30
+_LEAST_FITTED = 80
 """Number of candidates that must be left for the PSF where some are reserved."""
 
 
