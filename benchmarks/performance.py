@@ -196,11 +196,16 @@ class Bench:
         Folder of real frames.
     longest
         Seconds after which another engine is stopped.
+    on_disk
+        Whether datastores are folders on the local disk instead of places on the server.
     """
 
-    def __init__(self, folder: Path, server: EmbeddedS3, frames: Path | None, longest: float | None):
+    def __init__(
+        self, folder: Path, server: EmbeddedS3, frames: Path | None, longest: float | None, *, on_disk: bool
+    ):
         self._folder = folder
         self._longest = longest
+        self._on_disk = on_disk
         self._server = server
         self._frames = frames
         self._graphs: dict[str, tuple[Path, Path]] = {}
@@ -241,7 +246,7 @@ class Bench:
             for where, copy in prepared.items():
                 shutil.rmtree(where)
                 shutil.copytree(copy, where)
-                self._server.remove_keys(_BUCKET, self._keys(where.parent.name))
+                self._remove_run(where.parent.name)
             shutil.rmtree(work, ignore_errors=True)
 
     def _row(
@@ -295,7 +300,8 @@ class Bench:
     def _graph(self, name: str, workload: Workload) -> tuple[Path, Path]:
         folder = f"{name}-{workload.folder}"
         if folder not in self._graphs:
-            place, store = self._folder / folder, f"s3://{_BUCKET}/{folder}/"
+            place = self._folder / folder
+            store = str(self._disk(folder)) if self._on_disk else f"s3://{_BUCKET}/{folder}/"
             with self._server.activated():
                 match workload.kind:
                     case "simulated":
@@ -309,8 +315,19 @@ class Bench:
                         )
         return self._graphs[folder]
 
+    def _disk(self, folder: str) -> Path:
+        return self._folder / f"{folder}-store"
+
     def _keys(self, folder: str) -> list[str]:
+        if self._on_disk:
+            return [str(path) for path in (self._disk(folder) / RUN).rglob("*") if path.is_file()]
         return self._server.list_keys(_BUCKET, f"{folder}/{RUN}/")
+
+    def _remove_run(self, folder: str) -> None:
+        if self._on_disk:
+            shutil.rmtree(self._disk(folder) / RUN, ignore_errors=True)
+        else:
+            self._server.remove_keys(_BUCKET, self._keys(folder))
 
 
 def _parse_arguments(engines: Mapping[str, Engine]) -> argparse.Namespace:
@@ -328,6 +345,7 @@ def _parse_arguments(engines: Mapping[str, Engine]) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3, help="number of runs; their median is shown")
     parser.add_argument("--stop-peers", type=float, metavar="SECONDS", help="stop peers that take longer")
+    parser.add_argument("--on-disk", action="store_true", help="keep datastores on the local disk, not on S3")
     parser.add_argument("--keep", action="store_true", help="continue with the figures in the folder")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for table and plot")
     return parser.parse_args()
@@ -356,7 +374,8 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spark-butler-bench-")))
         server = stack.enter_context(EmbeddedS3())
         server.make_bucket(_BUCKET)
-        bench = Bench(folder, server, Path(frames) if frames else None, arguments.stop_peers)
+        where = Path(frames) if frames else None
+        bench = Bench(folder, server, where, arguments.stop_peers, on_disk=arguments.on_disk)
         for workload, names, repeats in plan:
             for _ in range(repeats):
                 for name in names:
