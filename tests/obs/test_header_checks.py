@@ -321,3 +321,8 @@ def test_draft_marks_a_day_without_a_time_as_a_guess(tmp_path: Path) -> None:
     draft = draft_description([ResourcePath(_write(tmp_path / "a.fits", **{"DATE-OBS": "2013-07-13"}))])
     (line,) = (line for line in draft.text.splitlines() if "date_begin" in line)
     assert "# guess: midnight" in line
+
+
+def test_draft_asks_once_for_a_time_that_no_header_has(tmp_path: Path) -> None:
+    draft = draft_description([ResourcePath(_write(tmp_path / "a.fits", **{"DATE-OBS": None}))])
+    assert sum(question.startswith("date_begin: ") for question in draft.questions) == 1

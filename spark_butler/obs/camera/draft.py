@@ -245,7 +245,7 @@ class _Writer:
         if binning := find_binning(self.headers):
             self._add("  binning", _short(binning))
         self._write_position(science)
-        if equinox := self._find_equinox(science):
+        if equinox := self._find_equinox(science, HeaderField.model_validate(time)):
             self._add("  equinox", _short(equinox), "  # of ra and dec")
         if target := self._present(_TARGETS, science):
             self._add("  target", target[0])
@@ -316,13 +316,11 @@ class _Writer:
         check_time(header, reader, time)
         return time
 
-    def _find_equinox(self, science: Sequence[Header]) -> dict[str, Any] | None:
+    def _find_equinox(self, science: Sequence[Header], begin: HeaderField) -> dict[str, Any] | None:
         """Return the field of the equinox, if a header has another one than 2000."""
-        time, _ = self._find_time()
-        begins = [HeaderField.model_validate(time).time(each) for each in science]
         try:
-            for each, begin in zip(science, begins, strict=True):
-                check_equinox(each, begin)
+            for each in science:
+                check_equinox(each, begin.time(each))
         except HeaderValueError:
             for key in self._present(EQUINOXES, science):
                 if self._can_read({"keyword": key, "pattern": r"\d+\.?\d*"}, "number", science):
