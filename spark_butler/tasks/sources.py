@@ -202,8 +202,8 @@ def _with_correction(
     step = np.abs(offsets)
     # Beyond its square the star's own wings are still there.
     beyond = np.maximum(step[:, None], step[None, :])[None] > psf.reach[stars][:, None, None]
-    own = star[2][:, None, None] * np.where(beyond, measured.model.stamps(*star[:2], ix, iy, radius), 0.0)
-    around = gather_windows(psf.residual, ix, iy, radius, fill=np.float32(0.0)) - own
+    own = star[2][:, None, None] * measured.model.stamps(*star[:2], ix, iy, radius)
+    around = gather_windows(psf.residual, ix, iy, radius, fill=np.float32(0.0)) - np.where(beyond, own, 0.0)
     distance = np.hypot(offsets[:, None], offsets[None, :])
     sector = np.floor(4.0 * np.arctan2(offsets[:, None], offsets[None, :]) / math.pi + 1e-9)
     ring = (distance > rim) & (distance < 1.5 * rim)
@@ -214,7 +214,6 @@ def _with_correction(
     level = np.median(light / np.maximum(count, 1), axis=0)
     noise = gather_windows(variance.astype(np.float64), ix, iy, radius, fill=0.0)
     # A masked pixel gets the light of the model: among dead pixels hardly a star would be whole.
-    own = measured.model.stamps(*star[:2], ix, iy, radius) * star[2][:, None, None]
     filled = np.where(bad, own, stamps - level[:, None, None])
     aperture = aperture_fluxes(filled, noise, bad, dx, dy, [rim])
     enclosed = measured.model.enclosed(*star[:2], rim) * star[2]
