@@ -136,9 +136,12 @@ def ingest_calibs(  # noqa: PLR0913
     calib = owner.makeCalibrationCollectionName()
     data_ids = [_data_id(camera, key) for key in images]
     are_certified = _are_certified(butler, kind, data_ids, calib, validity, replace)
-    stem = owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
-    run = _register_new(butler, stem) if output_run is None else output_run
-    butler.collections.register(run)
+    if output_run is None:
+        stem = owner.makeCollectionName("calib", kind, Instrument.makeCollectionTimestamp())
+        run = _register_new(butler, stem)
+    else:
+        run = output_run
+        butler.collections.register(run)
     # Repositories of earlier releases have plain images.
     is_plain = butler.get_dataset_type(kind).storageClass_name == "ImageV2"
     with butler.transaction():
