@@ -17,7 +17,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import astroalign
@@ -33,9 +32,9 @@ import scipy.ndimage
 import sep
 from judging import SCALE
 from lsst.images import MaskedImage
-from science import RawFrame
+from science import RawFrame, simulate_frame
 
-from spark_butler.demo.simulation import SCENES, read_table, simulate
+from spark_butler.demo.simulation import read_table
 from spark_butler.obs._combine import combine
 from spark_butler.tasks.pattern_match import find_shift, find_similarity
 from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
@@ -78,14 +77,7 @@ class Frame:
 def make_frame(scene: str, size: int, seed: int) -> Frame:
     """Simulate one frame."""
     with tempfile.TemporaryDirectory() as folder:
-        night = simulate(
-            Path(folder),
-            visits=1,
-            detectors=1,
-            size=size,
-            seed=seed,
-            scene=scene if scene in SCENES else None,
-        )
+        night = simulate_frame(folder, size, seed, scene)
         post = RawFrame.of_night(night).run_isr()
         truth, hits = read_table(night.truth), read_table(night.cosmic_rays)
     rays = np.zeros(post.image.array.shape)

@@ -165,12 +165,19 @@ def _as_found(done: Struct, seconds: float) -> Found:
     return Found(x, y, flux, error, seconds, ra=ra, dec=dec, flag=flag, **quality)
 
 
+def simulate_frame(
+    folder: str, size: int, seed: int, scene: str = "good night", **options: float
+) -> SimulatedData:
+    """Simulate one frame of one detector, and its calibration frames; an unknown scene is a good night."""
+    known = scene if scene in SCENES else None
+    return simulate(Path(folder), visits=1, detectors=1, size=size, seed=seed, scene=known, **options)
+
+
 def make_frame(size: int, seed: int) -> RawFrame:
     """Simulate a frame with 12 stars per square arcminute: about 2,000 sources on 4096 x 4096 pixels."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"stars_per_arcmin2": 12.0, "galaxies_per_arcmin2": 1.0}
-        night = simulate(Path(folder), visits=1, detectors=1, size=size, seed=seed, **options)
-        return RawFrame.of_night(night)
+        return RawFrame.of_night(simulate_frame(folder, size, seed, **options))
 
 
 def print_speed(sizes: Sequence[int], seed: int) -> None:
@@ -232,15 +239,7 @@ def run_all(
 ) -> dict[str, Judged]:
     """Simulate one frame, and judge the catalogs of all programs, or of process_ccd alone."""
     with tempfile.TemporaryDirectory() as folder:
-        night = simulate(
-            Path(folder),
-            visits=1,
-            detectors=1,
-            size=size,
-            seed=seed,
-            galaxies_per_arcmin2=5.0,
-            scene=scene if scene in SCENES else None,
-        )
+        night = simulate_frame(folder, size, seed, scene, galaxies_per_arcmin2=5.0)
         frame = RawFrame.of_night(night)
         truth = read_table(night.truth)
     post = frame.run_isr()
