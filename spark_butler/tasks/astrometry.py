@@ -20,6 +20,7 @@ from astropy.wcs.utils import fit_wcs_from_points
 
 from .pattern_match import find_shift, find_similarity, mutual_matches
 from .pixels.psf_model import polynomial_terms
+from .quality import choose_reserved
 
 type FloatArray = npt.NDArray[np.float64]
 type IntArray = npt.NDArray[np.intp]
@@ -29,8 +30,8 @@ _NOTHING: IntArray = np.zeros(0, dtype=np.intp)
 _PARTS = 4
 """Number of parts of the stars, each of which is predicted once by a fit to the others."""
 
-_RESERVED, _FEWEST_TO_RESERVE = 5, 100
-"""Number of stars of which one is left out of the final fit, to judge it, and the stars that this takes."""
+_RESERVED = 0.2
+"""Share of the stars that is left out of the final fit, to judge it."""
 
 _MOST_FITTED = 600
 
@@ -201,7 +202,7 @@ def refine_wcs(  # noqa: PLR0913
         fitted, partners = (index[: _best_count(noise[source])] for index in (source, reference))
         pairs = _Pairs(sources[fitted], on_plane[partners], np.hypot(noise[fitted], max(floor, 0.01)), shape)
         degree = _choose_degree(pairs, max_sip_degree) if step in (1, len(radii) - 1) else degree
-        used = ~_reserve(len(fitted), step + 1 == len(radii))
+        used = ~choose_reserved(brightness[usable[fitted]], _RESERVED if step + 1 == len(radii) else 0.0)
         refined = _solve(wcs, plane, pairs.part(used), degree)
         placed = _place(refined, sky)
         floor = max(_unexplained(sources[fitted] - placed[partners], noise[fitted]), 0.01)
@@ -333,13 +334,6 @@ def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
         if worse.mean() < 2.0 * worse.std() / math.sqrt(count):
             return degree
     return degrees[best]
-
-
-def _reserve(count: int, is_last: bool) -> BoolArray:
-    """Return which of so many stars, brightest first, are left out of the fit: in the last, and if enough."""
-    if not is_last or count < _FEWEST_TO_RESERVE:
-        return np.zeros(count, dtype=bool)
-    return np.asarray(np.arange(count) % _RESERVED == _RESERVED - 1)
 
 
 def _predict(pairs: _Pairs, degree: int) -> FloatArray:

@@ -31,6 +31,7 @@ from .pixels.detection import detect_sources, sky_variance
 from .pixels.psf_fit import fit_psf, stamp_radius
 from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
 from .pixels.psf_stars import estimate_psf
+from .quality import choose_reserved
 from .visit_summary import Characterized, make_preliminary_image
 
 type BoolArray = npt.NDArray[np.bool_]
@@ -315,7 +316,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         state.psf = PsfModel.constant(sigma * FWHM_PER_SIGMA, (shape[0], shape[1]))
         state.stars = candidates[:0]
         stamps, certain = None, len(first)
-        held = _choose_reserved(first.significance[candidates], config.psf_reserved_fraction)
+        held = choose_reserved(first.significance[candidates], config.psf_reserved_fraction)
         for step in range(2):
             fit = fit_psf(
                 *(state.subtracted, sky, ignore, first.x[candidates], first.y[candidates], sigma),
@@ -372,14 +373,3 @@ class CharacterizeTask(pipe_base.PipelineTask):
         if self.config.require_psf_stars:
             raise RuntimeError(f"{message}: no PSF.")
         self.log.warning("%s: a PSF of FWHM %.2f pixels is assumed.", message, sigma * FWHM_PER_SIGMA)
-
-
-_LEAST_FITTED = 80
-"""Number of candidates that must be left for the PSF where some are reserved."""
-
-
-def _choose_reserved(significance: npt.NDArray[np.float64], fraction: float) -> BoolArray:
-    """Return which candidates are left out of the fit: at regular ranks of brightness, and none of a few."""
-    rank = np.argsort(np.argsort(-significance, kind="stable"), kind="stable")
-    chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
-    return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))

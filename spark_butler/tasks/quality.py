@@ -9,6 +9,7 @@ __all__ = (
     "Measure",
     "QualityConfig",
     "QualityLimitError",
+    "choose_reserved",
     "judge",
     "measure_linearity",
     "measure_pixels",
@@ -43,6 +44,25 @@ _LEAST_RESERVED, _MOST_NOISE = 3, 0.02
 _FEWEST, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
 """Stars that a measure needs; of those that show whether a detector is linear, the least signal-to-noise
 ratio and the relative scatter of their profiles that is not noise."""
+
+
+_LEAST_FITTED = 80
+"""Stars that must be left for a fit where some are reserved."""
+
+
+def choose_reserved(brightness: FloatArray, fraction: float = 0.15) -> BoolArray:
+    """Return which stars are left out of a fit, to judge it: at regular ranks of brightness, none of a few.
+
+    Parameters
+    ----------
+    brightness
+        Of all the stars, in any unit.
+    fraction
+        Share of them to leave out.
+    """
+    rank = np.argsort(np.argsort(-brightness, kind="stable"), kind="stable")
+    chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
+    return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))
 
 
 class QualityLimitError(UserError, RuntimeError):
@@ -178,11 +198,8 @@ def measure_pixels(image: VisitImage) -> dict[str, float]:
         near[:, :-1] |= near[:, 1:]
     scaled = image.image.array / np.sqrt(np.maximum(image.variance.array, 1e-6))
     scaled[hidden | near | (image.variance.array <= 0.0)] = np.nan
-    values: dict[str, float] = {
-        "noise_ratio": _BLANK,
-        "line_noise": _BLANK,
-        "phase_difference": _BLANK,
-        "sky_structure": _BLANK,
+    values = {
+        **dict.fromkeys(("noise_ratio", "line_noise", "phase_difference", "sky_structure"), _BLANK),
         "masked_fraction": float(hidden.mean()),
         "detected_fraction": float(detected.mean()),
     }
@@ -234,7 +251,6 @@ def _sky_structure(image: VisitImage) -> float:
         (x.ravel() - box.x.start) / box.x.size, (y.ravel() - box.y.start) / box.y.size, 2
     )
     weight = np.ones(level.size)
-    deviation = np.zeros(level.size)
     for _ in range(10):
         solution = np.linalg.lstsq(terms * weight[:, None], level * weight, rcond=None)[0]
         deviation = level - terms @ solution
@@ -267,9 +283,7 @@ def measure_psf(
         "psf_stars": float(np.count_nonzero(stars)),
         "psf_ellipticity": float(np.median(np.hypot(g1, g2))),
         "psf_trend": float(np.ptp(fwhm) / np.median(fwhm)),
-        "psf_scatter": _BLANK,
-        "psf_residual": _BLANK,
-        "confusion": _BLANK,
+        **dict.fromkeys(("psf_scatter", "psf_residual", "confusion"), _BLANK),
     }
     with np.errstate(divide="ignore", invalid="ignore"):
         signal = measured.psf.flux / measured.psf.pixel_err
