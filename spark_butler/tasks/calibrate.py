@@ -12,6 +12,7 @@ __all__ = (
     "NoSourcesError",
 )
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -27,7 +28,7 @@ from lsst.images import SkyProjection, VisitImage
 from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
-from .astrometry import AstrometrySolution, refine_wcs
+from .astrometry import AstrometrySolution, pixel_scale, refine_wcs
 from .photometry import (
     ZeroPoint,
     fit_zero_point,
@@ -38,6 +39,7 @@ from .photometry import (
 from .quality import (
     Measure,
     QualityConfig,
+    choose_reserved,
     judge,
     measure_linearity,
     measure_pixels,
@@ -57,6 +59,7 @@ _SPOIL_FLUXES = (
     "psf_residual",
     "zero_point_scatter",
     "zero_point_error",
+    "zero_point_offset",
 )
 """Quality measures beyond whose limits a calibrated flux would be wrong."""
 
@@ -184,16 +187,6 @@ class CalibrateTask(pipe_base.PipelineTask):
     _DefaultName: ClassVar[str] = "calibrate"
     config: CalibrateConfig
 
-    def runQuantum(
-        self,
-        butlerQC: pipe_base.QuantumContext,
-        inputRefs: pipe_base.InputQuantizedConnection,
-        outputRefs: pipe_base.OutputQuantizedConnection,
-    ) -> None:
-        inputs = butlerQC.get(inputRefs)
-        outputs = self.run(**inputs)
-        butlerQC.put(outputs, outputRefs)
-
     def run(
         self,
         preliminary_visit_image: VisitImage,
@@ -238,12 +231,12 @@ class CalibrateTask(pipe_base.PipelineTask):
         first_wcs = image.fits_wcs
         assert first_wcs is not None, "A visit image has a projection."
         astrometry = self._match(first_wcs, measured, references, image.bbox.shape)
-        zero_point, used = self._calibrate_fluxes(measured, references, astrometry)
+        zero_point = self._calibrate_fluxes(measured, references, astrometry)
         flags = _read_flags(preliminary_source)
         measures = self._judge(image, measured, flags, astrometry, zero_point, references)
         if spoiled := names_beyond(measures, _SPOIL_FLUXES):
             self.log.warning("Fluxes are not calibrated: %s.", spoiled)
-            zero_point, used = ZeroPoint.unknown(), used[:0]
+            zero_point = ZeroPoint()
         projection = SkyProjection.from_fits_wcs(
             astrometry.wcs, image.sky_projection.pixel_frame, x0=image.bbox.x.start, y0=image.bbox.y.start
         )
@@ -254,7 +247,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             njy_per_electron=zero_point.njy_per_count,
             radii=list(self.config.aperture_radii),
             extra={
-                **make_match_columns(measured.psf.x, measured.psf.y, astrometry, references, used),
+                **make_match_columns(measured.psf.x, measured.psf.y, astrometry, references, zero_point),
                 "calib_psf_used": flags["psf_star"],
                 "calib_psf_reserved": flags["psf_reserved"],
                 "streak_flag": flags["streak"],
@@ -289,6 +282,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
             "zero_point_scatter": zero_point.scatter,
             "zero_point_error": zero_point.error,
+            "zero_point_offset": abs(zero_point.offset),
             **measure_linearity(image, measured),
         }
         if references is not None:
@@ -306,9 +300,9 @@ class CalibrateTask(pipe_base.PipelineTask):
         if references is None:
             solution = AstrometrySolution(wcs, none, none, math.nan, math.nan, "no reference catalog here")
         else:
-            scale = math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
             flags = measured.flags
             trusted = ~(flags["centroid_flag"] | flags["psfFlux_flag"] | flags["pixelFlags_crCenter"])
+            scale = pixel_scale(wcs)
             solution = refine_wcs(
                 wcs,
                 measured.psf.x,
@@ -336,8 +330,8 @@ class CalibrateTask(pipe_base.PipelineTask):
         measured: SourceMeasurements,
         references: astropy.table.Table | None,
         matches: AstrometrySolution,
-    ) -> tuple[ZeroPoint, npt.NDArray[np.intp]]:
-        """Return the zero point and the indices of the sources that it comes from."""
+    ) -> ZeroPoint:
+        """Return the zero point, with the indices of the sources behind it."""
         stars = measured.usable(self.config.calibration_min_snr)[matches.sources]
         sources, partners = matches.sources[stars], matches.references[stars]
         if references is not None and sources.size:
@@ -351,6 +345,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             measured.inst_flux[sources],
             measured.inst_flux_err[sources],
             flux,
+            reserved=choose_reserved(measured.inst_flux[sources]),
             min_stars=self.config.photometry_min_stars,
         )
         if not math.isfinite(zero_point.magnitude):
@@ -360,7 +355,9 @@ class CalibrateTask(pipe_base.PipelineTask):
                 self.config.calibration_min_snr,
                 self.config.photometry_min_stars,
             )
-        return zero_point, sources[zero_point.used]
+        return dataclasses.replace(
+            zero_point, used=sources[zero_point.used], reserved=sources[zero_point.reserved]
+        )
 
     def _report(self, summary: astropy.table.Table, measures: Sequence[Measure]) -> None:
         row = summary[0]

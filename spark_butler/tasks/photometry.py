@@ -18,7 +18,7 @@ __all__ = (
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import astropy.table
 import astropy.time
@@ -36,6 +36,8 @@ from .astrometry import AstrometrySolution, pixel_scale
 from .pixels.psf_fit import weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
+type BoolArray = npt.NDArray[np.bool_]
+type IntArray = npt.NDArray[np.intp]
 
 AB_ZERO_NJY = 31.4
 """AB magnitude of one nanojansky (Oke & Gunn 1983; 3631 Jy at magnitude zero, rounded as Rubin does)."""
@@ -48,24 +50,25 @@ _REFERENCE_SCATTER = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class ZeroPoint:
-    """Magnitude of a source of one instrumental unit, and the stars behind it."""
+    """Magnitude of a source of one instrumental unit, and the stars behind it; by default it is unknown."""
 
-    magnitude: float
+    magnitude: float = math.nan
     """AB magnitude; NaN if there were too few stars."""
 
-    error: float
+    error: float = math.nan
     """Standard error of the magnitude."""
 
-    scatter: float
-    """Robust standard deviation of single stars in magnitudes."""
+    scatter: float = math.nan
+    """Robust standard deviation in magnitudes of single stars: of the reserved ones, if there are any."""
 
-    used: npt.NDArray[np.intp]
-    """Indices of the stars that survived the clipping."""
+    offset: float = math.nan
+    """Median magnitude of the reserved stars by the zero point, less that of their references."""
 
-    @classmethod
-    def unknown(cls) -> Self:
-        """Return an undetermined zero point (NaN)."""
-        return cls(math.nan, math.nan, math.nan, np.zeros(0, dtype=np.intp))
+    used: IntArray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    """Indices of the stars that it was fitted to, which survived the clipping."""
+
+    reserved: IntArray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    """Indices of the stars that were left out of the fit."""
 
     @property
     def njy_per_count(self) -> float:
@@ -78,6 +81,7 @@ def fit_zero_point(
     inst_flux_err: FloatArray,
     reference_njy: FloatArray,
     *,
+    reserved: BoolArray | None = None,
     min_stars: int = 3,
     clip: float = 3.0,
     iterations: int = 5,
@@ -90,6 +94,8 @@ def fit_zero_point(
         Instrumental fluxes and errors of stars.
     reference_njy
         Their reference fluxes in nanojanskys.
+    reserved
+        Which are left out of the fit, to judge it; none by default, and the stars of the fit judge it.
     min_stars
         With fewer good stars the result is NaN.
     clip
@@ -101,11 +107,12 @@ def fit_zero_point(
         each = AB_ZERO_NJY - 2.5 * np.log10(reference_njy) + 2.5 * np.log10(inst_flux)
         weight = 1.0 / np.hypot(2.5 / math.log(10.0) * inst_flux_err / inst_flux, _REFERENCE_SCATTER)
     good = np.isfinite(each) & np.isfinite(inst_flux_err) & (inst_flux > 0.0) & (reference_njy > 0.0)
-    index = np.nonzero(good)[0]
+    held = good & reserved if reserved is not None else np.zeros(len(each), dtype=bool)
+    index, spare = np.nonzero(good & ~held)[0], np.nonzero(held)[0]
     center = spread = math.nan
     for _ in range(iterations):
         if index.size < min_stars:
-            return ZeroPoint(math.nan, math.nan, math.nan, index)
+            return ZeroPoint()
         center = weighted_median(each[index], weight[index])
         # In units of each star's expected error.
         spread = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center) * weight[index]))
@@ -116,13 +123,14 @@ def fit_zero_point(
         index = kept
     # The median of Gaussian numbers has a variance larger than the mean's by pi / 2.
     error = spread * math.sqrt(0.5 * math.pi / float((weight[index] ** 2).sum()))
-    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center)))
-    return ZeroPoint(center, error, scatter, index)
+    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(each[spare if spare.size else index] - center)))
+    offset = float(np.median(center - each[spare])) if spare.size else math.nan
+    return ZeroPoint(center, error, scatter, offset, index, spare)
 
 
 def isolated_references(
-    wcs: astropy.wcs.WCS, references: astropy.table.Table, chosen: npt.NDArray[np.intp], radius: float
-) -> npt.NDArray[np.bool_]:
+    wcs: astropy.wcs.WCS, references: astropy.table.Table, chosen: IntArray, radius: float
+) -> BoolArray:
     """Return the references without neighbors that would add more than a hundredth of their light.
 
     Parameters
@@ -227,7 +235,7 @@ def make_match_columns(
     y: FloatArray,
     astrometry: AstrometrySolution,
     references: astropy.table.Table | None,
-    used: npt.NDArray[np.intp],
+    zero_point: ZeroPoint,
 ) -> dict[str, Any]:
     """Return the catalog's columns on matched references, and on the use of the matches.
 
@@ -239,15 +247,15 @@ def make_match_columns(
         Projection and matches.
     references
         What `load_references` returned.
-    used
-        Indices of the sources that the zero point comes from.
+    zero_point
+        Zero point, with the indices of the sources that it comes from.
 
     Returns
     -------
     columns
         ``refId``; ``refFlux`` [nJy]; ``refOffset_ra`` and ``refOffset_dec`` [arcsec], the source less its
-        reference, on the sky; ``calib_astrometry_used``, ``calib_astrometry_reserved`` and
-        ``calib_photometry_used``.  Sources without a match have -1 and NaN.
+        reference, on the sky; and ``calib_X_used`` and ``calib_X_reserved`` of astrometry and photometry.
+        Sources without a match have -1 and NaN.
     """
     count = len(x)
     reference_id = np.full(count, -1, dtype=np.int64)
@@ -267,11 +275,12 @@ def make_match_columns(
         "refOffset_dec": along_dec,
         "calib_astrometry_used": _flagged(astrometry.fitted, count),
         "calib_astrometry_reserved": _flagged(astrometry.reserved, count),
-        "calib_photometry_used": _flagged(used, count),
+        "calib_photometry_used": _flagged(zero_point.used, count),
+        "calib_photometry_reserved": _flagged(zero_point.reserved, count),
     }
 
 
-def _flagged(index: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.bool_]:
+def _flagged(index: IntArray, count: int) -> BoolArray:
     flags = np.zeros(count, dtype=bool)
     flags[index] = True
     return flags

@@ -116,8 +116,12 @@ class QualityConfig(Config):
     max_astrometric_scatter = _limit(
         "Largest scatter per axis of stars that were not used in the fit of the projection, in pixels.", 0.5
     )
-    max_zero_point_scatter = _limit("Largest scatter of the stars' zero points in magnitudes.", 0.15)
+    max_zero_point_scatter = _limit(
+        "Largest scatter of the stars' zero points in magnitudes, of those left out of the fit if some are.",
+        0.15,
+    )
     max_zero_point_error = _limit("Largest error of the zero point in magnitudes.", 0.05)
+    max_zero_point_offset = _limit("Largest offset of stars left out of its fit from the zero point.", 0.1)
     max_nonlinearity = _limit(
         "Largest share of its light that the brightest star has lost beside faint ones: a detector that is "
         "not linear.",

@@ -153,7 +153,7 @@ def summarize(
             "dec": float(center.dec.deg),
             "raCorners": tuple(float(value) for value in corners.ra.deg),
             "decCorners": tuple(float(value) for value in corners.dec.deg),
-            "pixelScale": math.sqrt(abs(float(np.linalg.det(astrometry.wcs.pixel_scale_matrix)))) * 3600.0,
+            "pixelScale": astrometry.pixel_scale,
             "zeroPoint": zero_point.magnitude,
             "magLim": mag_lim,
             "astromOffsetMean": astrometry.offset,

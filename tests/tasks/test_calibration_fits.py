@@ -211,6 +211,25 @@ def test_the_zero_point_ignores_outliers() -> None:
     assert (counts * result.njy_per_count)[50] == pytest.approx(reference[50], rel=0.1)
 
 
+def test_reserved_stars_judge_the_zero_point_and_do_not_change_it() -> None:
+    rng = np.random.default_rng(3)
+    counts = np.exp(rng.uniform(8.0, 12.0, 200))
+    reference = counts * 10.0 ** (-0.4 * (28.0 - AB_ZERO_NJY)) * (1.0 + rng.normal(0, 0.02, 200))
+    reserved = np.arange(200) % 4 == 0
+    first = fit_zero_point(counts, 0.01 * counts, reference, reserved=reserved)
+    assert first.reserved.tolist() == np.nonzero(reserved)[0].tolist()
+    assert not set(first.used) & set(first.reserved)
+    assert first.scatter == pytest.approx(0.0217, rel=0.3)
+    assert first.offset == pytest.approx(0.0, abs=0.01)
+    # Their references are brighter: by the zero point, their magnitudes are too large.
+    reference[reserved] *= 10.0 ** (0.4 * 0.3)
+    second = fit_zero_point(counts, 0.01 * counts, reference, reserved=reserved)
+    assert second.magnitude == first.magnitude
+    assert second.used.tolist() == first.used.tolist()
+    assert second.offset == pytest.approx(first.offset + 0.3)
+    assert second.scatter > 0.3
+
+
 def test_a_reference_with_light_beside_it_is_not_isolated() -> None:
     wcs = make_wcs()
     x, y = np.array([300.0, 305.0, 600.0, 604.0, 900.0]), np.full(5, 400.0)
@@ -239,3 +258,4 @@ def test_without_stars_there_is_no_zero_point() -> None:
     result = fit_zero_point(one, one, one, min_stars=3)
     assert np.isnan(result.magnitude)
     assert np.isnan(result.njy_per_count)
+    assert not result.used.size

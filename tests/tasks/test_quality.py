@@ -270,13 +270,33 @@ def test_dead_pixels_do_not_change_the_aperture_correction() -> None:
 
 def test_stars_are_reserved_where_there_are_enough() -> None:
     done = process(make_scene(count=200, flux=(1e4, 2e5)))
-    used, reserved = done.column("calib_psf_used"), done.column("calib_psf_reserved")
-    assert not (used & reserved).any()
-    assert 0.1 < np.count_nonzero(reserved) / np.count_nonzero(used | reserved) < 0.2
-    # They are as bright as the others.
-    flux = done.column("instFlux")
-    assert 0.5 < np.median(flux[reserved]) / np.median(flux[used]) < 2.0
+    for what in ("psf", "photometry"):
+        used, reserved = done.column(f"calib_{what}_used"), done.column(f"calib_{what}_reserved")
+        assert not (used & reserved).any()
+        assert 0.1 < np.count_nonzero(reserved) / np.count_nonzero(used | reserved) < 0.2
+        # They are as bright as the others.
+        flux = done.column("instFlux")
+        assert 0.5 < np.median(flux[reserved]) / np.median(flux[used]) < 2.0
     assert done.summary["quality_psf_residual"] < 0.03
+    magnitudes = -2.5 * np.log10(done.column("psfFlux") / done.column("refFlux"))[reserved]
+    assert done.summary["quality_zero_point_offset"] == pytest.approx(abs(np.median(magnitudes)), abs=1e-6)
+    assert done.summary["zeroPointScatter"] == pytest.approx(1.4826 * np.median(np.abs(magnitudes)), abs=1e-6)
+    assert done.summary["zeroPoint"] == pytest.approx(ZERO_POINT, abs=0.01)
     few = process(make_scene(count=30, flux=(1e4, 2e5)))
-    assert few.column("calib_psf_used").any()
-    assert not few.column("calib_psf_reserved").any()
+    for what in ("psf", "photometry"):
+        assert few.column(f"calib_{what}_used").any()
+        assert not few.column(f"calib_{what}_reserved").any()
+
+
+def test_a_zero_point_of_the_bright_stars_alone_is_flagged() -> None:
+    scene = make_scene(count=200, flux=(3e3, 2e5))
+    camera = make_camera(512)
+    references = make_references(camera, scene)
+    faint = scene.flux < np.percentile(scene.flux, 60)
+    references[0].get()["r_flux"][faint] *= 1.4
+    done = process(scene, camera=camera, references=references)
+    # The fit has clipped the fainter stars, and only those that it has not seen show it.
+    assert done.summary["quality_zero_point_error"] < 0.05
+    assert done.summary["quality_zero_point_offset"] == pytest.approx(2.5 * np.log10(1.4), rel=0.2)
+    assert "zero_point_offset" in done.summary["image_flag_reasons"]
+    assert np.isnan(done.column("psfFlux")).all()
