@@ -79,10 +79,7 @@ class CalibrateConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENS
         dimensions=_DIMENSIONS,
     )
     preliminary_source = cT.Input(
-        doc="Detected peaks.",
-        name="preliminary_source",
-        storageClass="ArrowAstropy",
-        dimensions=_DIMENSIONS,
+        "preliminary_source", "ArrowAstropy", "Detected peaks.", dimensions=_DIMENSIONS
     )
     ref_cat = cT.PrerequisiteInput(
         doc="Shards of the reference catalog: id, coord_ra and coord_dec [rad], BAND_flux [nJy].",
@@ -99,12 +96,7 @@ class CalibrateConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENS
         storageClass="VisitImage",
         dimensions=_DIMENSIONS,
     )
-    source = cT.Output(
-        doc="Catalog of sources.",
-        name="source",
-        storageClass="ArrowAstropy",
-        dimensions=_DIMENSIONS,
-    )
+    source = cT.Output("source", "ArrowAstropy", "Catalog of sources.", dimensions=_DIMENSIONS)
     detector_summary = cT.Output(
         doc="One row on the quality and calibration of this image.",
         name="detector_summary",
@@ -114,34 +106,22 @@ class CalibrateConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENS
 
 
 class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CalibrateConnections):
-    aperture_radii = ListField[float](doc="Radii of the apertures in pixels.", default=[3.0, 6.0, 9.0, 12.0])
+    aperture_radii = ListField[float]("Radii of the apertures in pixels.", default=[3.0, 6.0, 9.0, 12.0])
     correction_radius = RangeField(
-        dtype=float,
-        doc="Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.",
-        default=3.0,
-        min=0.5,
+        "Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.", float, 3.0, min=0.5
     )
     correction_min_snr = RangeField(
-        dtype=float,
-        doc="Least signal-to-noise ratio of stars for the aperture correction.",
-        default=50.0,
-        min=1.0,
+        "Least signal-to-noise ratio of stars for the aperture correction.", float, 50.0, min=1.0
     )
     calibration_min_snr = RangeField(
-        dtype=float, doc="Least signal-to-noise ratio of stars for the zero point.", default=20.0, min=1.0
+        "Least signal-to-noise ratio of stars for the zero point.", float, 20.0, min=1.0
     )
-    photometry_min_stars = RangeField(
-        dtype=int, doc="Least number of stars for a zero point.", default=3, min=1
-    )
+    photometry_min_stars = RangeField("Least number of stars for a zero point.", int, 3, min=1)
     do_astrometry = Field[bool](
-        doc="Refine the projection? If not, sources are matched to references with the initial one.",
-        default=True,
+        "Refine the projection? If not, sources are matched to references with the initial one.", default=True
     )
     astrometry_max_offset = RangeField(
-        dtype=float,
-        doc="Largest error of the pointing in the search, in arcseconds.",
-        default=120.0,
-        min=0.0,
+        "Largest error of the pointing in the search, in arcseconds.", float, 120.0, min=0.0
     )
     astrometry_blind = Field[bool](
         doc="Search for any rotation and reflection, and a scale within a tenth, if a shift does not match?",
@@ -162,11 +142,10 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
         default=2.0,
         min=0.1,
     )
-    astrometry_min_matches = RangeField(dtype=int, doc="Least number of matches.", default=5, min=3)
+    astrometry_min_matches = RangeField("Least number of matches.", int, 5, min=3)
     quality = ConfigField[QualityConfig](doc="Limits of the image's quality, and the action beyond them.")
     reference_flux = Field[str](
-        doc="Column of the reference fluxes; {band} is replaced by the band of the image.",
-        default="{band}_flux",
+        "Column of the reference fluxes; {band} is replaced by the band of the image.", default="{band}_flux"
     )
 
 

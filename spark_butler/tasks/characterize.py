@@ -55,10 +55,7 @@ class CharacterizeConnections(pipe_base.PipelineTaskConnections, dimensions=_DIM
         dimensions=_DIMENSIONS,
     )
     preliminary_source = cT.Output(
-        doc="Detected peaks.",
-        name="preliminary_source",
-        storageClass="ArrowAstropy",
-        dimensions=_DIMENSIONS,
+        "preliminary_source", "ArrowAstropy", "Detected peaks.", dimensions=_DIMENSIONS
     )
 
 
@@ -71,26 +68,16 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         optional=True,
         min=8,
     )
-    background_smooth = RangeField(
-        dtype=int, doc="Width in cells of the median filter of the sky.", default=3, min=1
-    )
-    initial_fwhm = RangeField(
-        dtype=float, doc="First guess of the PSF's FWHM in pixels.", default=4.0, min=1.0
-    )
+    background_smooth = RangeField("Width in cells of the median filter of the sky.", int, 3, min=1)
+    initial_fwhm = RangeField("First guess of the PSF's FWHM in pixels.", float, 4.0, min=1.0)
     max_iterations = RangeField(
-        dtype=int, doc="Most rounds of background, detection and PSF; two are always made.", default=4, min=2
+        "Most rounds of background, detection and PSF; two are always made.", int, 4, min=2
     )
     psf_tolerance = RangeField(
-        dtype=float,
-        doc="The rounds end when the width of the PSF changes by less than this fraction.",
-        default=0.02,
-        min=0.0,
+        "The rounds end when the width of the PSF changes by less than this fraction.", float, 0.02, min=0.0
     )
     detection_threshold = RangeField(
-        dtype=float,
-        doc="Least signal-to-noise ratio of a source in the matched filter.",
-        default=5.0,
-        min=1.0,
+        "Least signal-to-noise ratio of a source in the matched filter.", float, 5.0, min=1.0
     )
     peak_contrast = RangeField(
         dtype=float,
@@ -102,12 +89,9 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         doc="Find and mask dead pixels and hot or dead columns that the camera's description does not name?",
         default=True,
     )
-    do_cosmic_rays = Field[bool](doc="Find and mask cosmic rays?", default=True)
+    do_cosmic_rays = Field[bool]("Find and mask cosmic rays?", default=True)
     cosmic_ray_threshold = RangeField(
-        dtype=float,
-        doc="Significance of the Laplacian above which a pixel is a cosmic ray.",
-        default=4.5,
-        min=0.0,
+        "Significance of the Laplacian above which a pixel is a cosmic ray.", float, 4.5, min=0.0
     )
     cosmic_ray_contrast = RangeField(
         dtype=float,
@@ -116,11 +100,9 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         default=5.0,
         min=0.0,
     )
-    cosmic_ray_iterations = RangeField(dtype=int, doc="Passes of the cosmic-ray finder.", default=2, min=1)
-    psf_min_snr = RangeField(
-        dtype=float, doc="Least signal-to-noise ratio of a PSF star.", default=30.0, min=5.0
-    )
-    psf_max_stars = RangeField(dtype=int, doc="Most PSF candidates.", default=300, min=1)
+    cosmic_ray_iterations = RangeField("Passes of the cosmic-ray finder.", int, 2, min=1)
+    psf_min_snr = RangeField("Least signal-to-noise ratio of a PSF star.", float, 30.0, min=5.0)
+    psf_max_stars = RangeField("Most PSF candidates.", int, 300, min=1)
     psf_reserved_fraction = RangeField(
         dtype=float,
         doc="Fraction of the PSF candidates that are left out of the fit to judge it, if 80 others are left.",
@@ -138,7 +120,7 @@ class CharacterizeConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Chara
         max=2,
         inclusiveMax=True,
     )
-    psf_min_stars = RangeField(dtype=int, doc="Least number of PSF stars.", default=3, min=1)
+    psf_min_stars = RangeField("Least number of PSF stars.", int, 3, min=1)
     require_psf_stars = Field[bool](
         doc="Fail if there are fewer PSF stars? Else the last guess of the PSF is used, with a warning.",
         default=False,

@@ -48,39 +48,25 @@ class CpCombineConnections(pipe_base.PipelineTaskConnections, dimensions=(), def
 class CpBiasCombineConnections(
     CpCombineConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpBias"}
 ):
-    master = cT.Output(
-        doc="Master bias, in ADU.",
-        name="bias",
-        storageClass=_MASTER,
-        dimensions=_DETECTOR,
-        isCalibration=True,
-    )
+    master = cT.Output("bias", _MASTER, "Master bias, in ADU.", dimensions=_DETECTOR, isCalibration=True)
 
 
 class CpDarkCombineConnections(
     CpCombineConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpDark"}
 ):
     master = cT.Output(
-        doc="Master dark, in ADU per second.",
-        name="dark",
-        storageClass=_MASTER,
-        dimensions=_DETECTOR,
-        isCalibration=True,
+        "dark", _MASTER, "Master dark, in ADU per second.", dimensions=_DETECTOR, isCalibration=True
     )
 
 
 class CpFlatCombineConnections(CpCombineConnections, dimensions=_FILTER, defaultTemplates={"name": "cpFlat"}):
     master = cT.Output(
-        doc="Relative response, with a median of one.",
-        name="flat",
-        storageClass=_MASTER,
-        dimensions=_FILTER,
-        isCalibration=True,
+        "flat", _MASTER, "Relative response, with a median of one.", dimensions=_FILTER, isCalibration=True
     )
 
 
 class _CpCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpCombineConnections):
-    min_frames = RangeField(dtype=int, doc="Fewest frames that make a master.", default=1, min=1)
+    min_frames = RangeField("Fewest frames that make a master.", int, 1, min=1)
     do_variance = Field[bool](
         doc="Store the master's variance? False for repositories in which earlier releases have registered "
         "masters as plain images.",

@@ -28,21 +28,14 @@ _TYPES = {"bias": ("bias",), "dark": ("dark",), "flat": ("flat",), "counts": ("b
 class CpIsrConnections(
     pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS, defaultTemplates={"name": "cpBias"}
 ):
-    raw = cT.Input(
-        doc="Raw calibration frame in ADU.", name="raw", storageClass="ImageV2", dimensions=_DIMENSIONS
-    )
+    raw = cT.Input("raw", "ImageV2", "Raw calibration frame in ADU.", dimensions=_DIMENSIONS)
     camera = connect_camera()
     bias = connect_calibration("bias", "Master bias, in ADU.")
     dark = connect_calibration("dark", "Master dark, in ADU per second.")
     linearizer = connect_calibration(
         "linearizer", "Polynomials that make the signal proportional to the light."
     )
-    output = cT.Output(
-        doc="Assembled and corrected frame.",
-        name="{name}IsrExp",
-        storageClass="ImageV2",
-        dimensions=_DIMENSIONS,
-    )
+    output = cT.Output("{name}IsrExp", "ImageV2", "Assembled and corrected frame.", dimensions=_DIMENSIONS)
 
     def __init__(self, *, config: CpIsrConfig | None = None) -> None:
         super().__init__(config=config)
@@ -66,7 +59,7 @@ class CpIsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpIsrConnect
         default="bias",
     )
     do_linearize = Field[bool](
-        doc="Apply the dataset linearizer to darks and flats, where there is one?", default=True
+        "Apply the dataset linearizer to darks and flats, where there is one?", default=True
     )
 
 

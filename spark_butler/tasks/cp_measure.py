@@ -96,23 +96,18 @@ class DefectsConnections(CpMeasureConnections, dimensions=_DETECTOR, defaultTemp
 
 
 class PtcConfig(pipe_base.PipelineTaskConfig, pipelineConnections=PtcConnections):
-    edge = RangeField(dtype=int, doc="Pixels left out along each edge of an amplifier.", default=8, min=0)
+    edge = RangeField("Pixels left out along each edge of an amplifier.", int, 8, min=0)
 
 
 class LinearizerConfig(pipe_base.PipelineTaskConfig, pipelineConnections=LinearizerConnections):
-    edge = RangeField(dtype=int, doc="Pixels left out along each edge of an amplifier.", default=8, min=0)
-    order = RangeField(dtype=int, doc="Highest power of the signal.", default=3, min=2, max=6)
-    max_deviation = RangeField(
-        dtype=float, doc="Largest relative deviation that may be left.", default=0.02, min=0.0
-    )
+    edge = RangeField("Pixels left out along each edge of an amplifier.", int, 8, min=0)
+    order = RangeField("Highest power of the signal.", int, 3, min=2, max=6)
+    max_deviation = RangeField("Largest relative deviation that may be left.", float, 0.02, min=0.0)
 
 
 class DefectsConfig(pipe_base.PipelineTaskConfig, pipelineConnections=DefectsConnections):
     hot_sigma = RangeField(
-        dtype=float,
-        doc="Sigma of the dark current above others' that make a pixel hot.",
-        default=10.0,
-        min=3.0,
+        "Sigma of the dark current above others' that make a pixel hot.", float, 10.0, min=3.0
     )
     dead_fraction = RangeField(
         dtype=float,
@@ -121,7 +116,7 @@ class DefectsConfig(pipe_base.PipelineTaskConfig, pipelineConnections=DefectsCon
         min=0.01,
     )
     column_fraction = RangeField(
-        dtype=float, doc="Columns with such a fraction of defects are bad as a whole.", default=0.3, min=0.01
+        "Columns with such a fraction of defects are bad as a whole.", float, 0.3, min=0.01
     )
 
 

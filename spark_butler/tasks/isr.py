@@ -44,12 +44,7 @@ class CalibrationRangeError(UserError, ValueError):
 
 
 class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
-    raw = cT.Input(
-        doc="Raw pixels in ADU, overscan included.",
-        name="raw",
-        storageClass="ImageV2",
-        dimensions=_DIMENSIONS,
-    )
+    raw = cT.Input("raw", "ImageV2", "Raw pixels in ADU, overscan included.", dimensions=_DIMENSIONS)
     camera = connect_camera()
     bias = connect_calibration("bias", "Assembled bias level left after overscan subtraction, in ADU.")
     dark = connect_calibration("dark", "Assembled dark current, in ADU per second.")
@@ -86,22 +81,20 @@ class IsrConfig(pipe_base.PipelineTaskConfig, pipelineConnections=IsrConnections
         doc="Subtract the bias frame? It must exist if the camera has bias frames; else it is used if found.",
         default=True,
     )
-    do_dark = Field[bool](doc="Subtract the dark frame, scaled by dark time? As for do_bias.", default=True)
-    do_flat = Field[bool](doc="Divide by the flat field? As for do_bias.", default=True)
-    do_defects = Field[bool](doc="Mask the pixels of the dataset defects, if there is one?", default=True)
-    do_linearize = Field[bool](doc="Apply the dataset linearizer, if there is one?", default=True)
+    do_dark = Field[bool]("Subtract the dark frame, scaled by dark time? As for do_bias.", default=True)
+    do_flat = Field[bool]("Divide by the flat field? As for do_bias.", default=True)
+    do_defects = Field[bool]("Mask the pixels of the dataset defects, if there is one?", default=True)
+    do_linearize = Field[bool]("Apply the dataset linearizer, if there is one?", default=True)
     use_ptc_gains = Field[bool](
-        doc="Use gain and read noise of the dataset ptc instead of the description's?", default=False
+        "Use gain and read noise of the dataset ptc instead of the description's?", default=False
     )
-    min_flat = RangeField(dtype=float, doc="Pixels whose flat is below this are bad.", default=0.05, min=0.0)
+    min_flat = RangeField("Pixels whose flat is below this are bad.", float, 0.05, min=0.0)
     use_header_wcs = Field[bool](
         doc="Start from the projection in the raw file's header, if it has one that fits the camera's "
         "description? Else from the pointing.",
         default=True,
     )
-    grow_saturation = RangeField(
-        dtype=int, doc="Pixels by which the saturated areas are grown.", default=1, min=0
-    )
+    grow_saturation = RangeField("Pixels by which the saturated areas are grown.", int, 1, min=0)
 
 
 class IsrTask(pipe_base.PipelineTask):

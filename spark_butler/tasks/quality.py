@@ -70,7 +70,7 @@ class QualityLimitError(UserError, RuntimeError):
 
 
 def _limit(doc: str, default: float) -> RangeField:
-    return RangeField(dtype=float, doc=doc, default=default, min=0.0)
+    return RangeField(doc, float, default, min=0.0)
 
 
 class QualityConfig(Config):
