@@ -5,17 +5,16 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("AstrometrySolution", "pixel_scale", "project_references", "refine_wcs")
+__all__ = ("AstrometrySolution", "no_indices", "pixel_scale", "project_references", "refine_wcs")
 
 import dataclasses
 import math
 import warnings
 
-import astropy.units as u
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import SkyCoord, angular_separation
 from astropy.wcs.utils import fit_wcs_from_points
 
 from .pattern_match import find_shift, find_similarity, mutual_matches
@@ -26,17 +25,22 @@ type FloatArray = npt.NDArray[np.float64]
 type IntArray = npt.NDArray[np.intp]
 type BoolArray = npt.NDArray[np.bool_]
 
-_NOTHING: IntArray = np.zeros(0, dtype=np.intp)
 _PARTS = 4
 """Number of parts of the stars, each of which is predicted once by a fit to the others."""
 
 _RESERVED = 0.2
 """Share of the stars that is left out of the final fit, to judge it."""
 
-_MOST_FITTED = 600
+_BRIGHTEST, _MOST_FITTED = 200, 600
+"""Most sources in the search for a shift, and in a fit."""
 
 _GRID = 15
 """Points along each axis at which the fitted map from pixels to the sky is turned into a projection."""
+
+
+def no_indices() -> IntArray:
+    """Return an empty array of indices."""
+    return np.zeros(0, dtype=np.intp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,14 @@ class AstrometrySolution:
     wcs: astropy.wcs.WCS
     """The refined projection; the initial one without a match."""
 
-    sources: IntArray
-    references: IntArray
+    sources: IntArray = dataclasses.field(default_factory=no_indices)
+    references: IntArray = dataclasses.field(default_factory=no_indices)
     """Indices of the matched sources and references, in pairs."""
 
-    offset: float
+    offset: float = math.nan
     """Distance by which the refinement moved the image's center on the sky, in arcseconds."""
 
-    scatter: float
+    scatter: float = math.nan
     """Robust standard deviation of the residuals per axis in arcseconds.
 
     It is computed from stars left out of the fit, if there are enough.
@@ -62,13 +66,13 @@ class AstrometrySolution:
     failure: str = ""
     """Why there is no solution; empty if there is one."""
 
-    reserved: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
+    reserved: IntArray = dataclasses.field(default_factory=no_indices)
     """Matched sources that were left out of the fit, from which ``scatter`` is computed; none of a few.
 
     Of a few, each is compared with a fit to three quarters of the others.
     """
 
-    fitted: IntArray = dataclasses.field(default_factory=lambda: _NOTHING)
+    fitted: IntArray = dataclasses.field(default_factory=no_indices)
     """Matched sources that the projection was fitted to; neither are outliers and the faintest sources."""
 
     sip_degree: int = 0
@@ -107,18 +111,17 @@ def project_references(
         Indices of the references, and their pixel positions.
     """
     # A gnomonic projection also maps the far side of the sky to finite pixels.
-    center = wcs.pixel_to_world_values(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1))
-    ra0, dec0 = (np.radians(float(value)) for value in center)
-    cosine = np.sin(dec0) * np.sin(np.radians(dec)) + np.cos(dec0) * np.cos(np.radians(dec)) * np.cos(
-        np.radians(ra) - ra0
-    )
+    center = np.radians(wcs.pixel_to_world_values(*_middle(shape)))
     reach = math.radians((math.hypot(*shape[:2]) + margin) * pixel_scale(wcs) / 3600.0)
-    near = np.nonzero(cosine > math.cos(min(reach, 1.0)))[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        x, y = wcs.all_world2pix(ra[near], dec[near], 0, quiet=True)
+    near = np.nonzero(angular_separation(*center, np.radians(ra), np.radians(dec)) < min(reach, 1.0))[0]
+    x, y = _place(wcs, ra[near], dec[near]).T
     inside = (x > -margin) & (y > -margin) & (x < shape[1] - 1 + margin) & (y < shape[0] - 1 + margin)
-    return near[inside], np.asarray(x)[inside], np.asarray(y)[inside]
+    return near[inside], x[inside], y[inside]
+
+
+def _middle(shape: tuple[int, ...]) -> tuple[float, float]:
+    """Return the column and row of an image's center."""
+    return 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
 
 
 def refine_wcs(  # noqa: PLR0913
@@ -137,7 +140,6 @@ def refine_wcs(  # noqa: PLR0913
     min_matches: int = 5,
     max_sip_degree: int = 3,
     blind: bool = True,
-    n_brightest: int = 200,
 ) -> AstrometrySolution:
     """Match sources and references and fit a projection to the matches.
 
@@ -147,18 +149,12 @@ def refine_wcs(  # noqa: PLR0913
 
     Parameters
     ----------
-    wcs
-        Initial projection.
-    x, y
-        Source positions in pixels.
-    brightness
-        Source fluxes in any unit; sources with a flux that is not positive and finite aren't used.
-    ra, dec
-        Reference positions in degrees.
-    reference_flux
-        Their fluxes in any unit.
-    shape
-        Rows and columns of the image.
+    wcs, shape
+        Initial projection; rows and columns of the image.
+    x, y, brightness
+        Source positions in pixels, and fluxes; sources whose flux is not positive and finite aren't used.
+    ra, dec, reference_flux
+        Reference positions in degrees, and fluxes.
     max_offset
         Largest error of the pointing in the search, in pixels.
     match_radius
@@ -171,40 +167,35 @@ def refine_wcs(  # noqa: PLR0913
         Largest degree of the distortion's polynomials; below 2 no distortion is fitted.
     blind
         Whether to search for more than a shift.
-    n_brightest
-        Number of sources in the search for a shift.
     """
-
-    def fail(reason: str) -> AstrometrySolution:
-        return AstrometrySolution(wcs, _NOTHING, _NOTHING, math.nan, math.nan, reason)
-
     on_image, ref_x, ref_y = project_references(wcs, ra, dec, shape, max_offset)
     usable = np.nonzero(np.isfinite(brightness) & (brightness > 0.0))[0]
     if on_image.size < min_matches or usable.size < min_matches:
-        return fail(f"{on_image.size} references and {usable.size} usable sources; {min_matches} are needed")
+        few = f"{on_image.size} references and {usable.size} usable sources; {min_matches} are needed"
+        return AstrometrySolution(wcs, failure=few)
     usable = usable[np.argsort(-brightness[usable], kind="stable")]
     order = np.argsort(-np.nan_to_num(reference_flux[on_image]), kind="stable")
     sources = np.column_stack([x[usable], y[usable]])
     noise = np.broadcast_to(0.1 if errors is None else np.asarray(errors, dtype=np.float64), x.shape)[usable]
     on_image, references = on_image[order], np.column_stack([ref_x[order], ref_y[order]])
-    start = _first_match(sources, references, max_offset, match_radius, n_brightest, blind)
+    start = _first_match(sources, references, max_offset, match_radius, blind)
     if start is None:
-        return fail(f"no offset up to {max_offset:.0f} pixels stands out among chance alignments")
+        chance = f"no offset up to {max_offset:.0f} pixels stands out among chance alignments"
+        return AstrometrySolution(wcs, failure=chance)
     placed = references @ start[:2] + start[2]
     radii = (6.0 * match_radius, 3.0 * match_radius, 2.0 * match_radius, match_radius, match_radius)
-    sky = SkyCoord(ra[on_image] * u.deg, dec[on_image] * u.deg)
     refined, degree, floor, plane = wcs, 0, 0.01, _tangent_plane(wcs, shape)
-    on_plane = _place(plane, sky)
+    on_plane = _place(plane, ra[on_image], dec[on_image])
     for step, radius in enumerate(radii):
         source, reference = _match_clipped(sources, placed, radius)
         if source.size < min_matches:
-            return fail(f"{source.size} matches; {min_matches} are needed")
+            return AstrometrySolution(wcs, failure=f"{source.size} matches; {min_matches} are needed")
         fitted, partners = (index[: _best_count(noise[source])] for index in (source, reference))
         pairs = _Pairs(sources[fitted], on_plane[partners], np.hypot(noise[fitted], max(floor, 0.01)), shape)
         degree = _choose_degree(pairs, max_sip_degree) if step in (1, len(radii) - 1) else degree
         used = ~choose_reserved(brightness[usable[fitted]], _RESERVED if step + 1 == len(radii) else 0.0)
         refined = _solve(wcs, plane, pairs.part(used), degree)
-        placed = _place(refined, sky)
+        placed = _place(refined, ra[on_image], dec[on_image])
         floor = max(_unexplained(sources[fitted] - placed[partners], noise[fitted]), 0.01)
     return AstrometrySolution(
         wcs=refined,
@@ -227,21 +218,15 @@ def _match_clipped(sources: FloatArray, placed: FloatArray, radius: float) -> tu
 
 def _offset_at_center(before: astropy.wcs.WCS, after: astropy.wcs.WCS, shape: tuple[int, ...]) -> float:
     """Return the distance in arcseconds between the centers of an image under two projections."""
-    center = 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
-    first, second = (SkyCoord(*wcs.all_pix2world(*center, 0), unit="deg") for wcs in (before, after))
+    first, second = (SkyCoord(*wcs.all_pix2world(*_middle(shape), 0), unit="deg") for wcs in (before, after))
     return float(first.separation(second).arcsec)
 
 
 def _first_match(
-    sources: FloatArray,
-    references: FloatArray,
-    max_offset: float,
-    match_radius: float,
-    n_brightest: int,
-    blind: bool,
+    sources: FloatArray, references: FloatArray, max_offset: float, match_radius: float, blind: bool
 ) -> FloatArray | None:
     """Return the affine map from projected references to sources."""
-    inner, outer = sources[:n_brightest], references[: int(1.5 * n_brightest)]
+    inner, outer = sources[:_BRIGHTEST], references[: int(1.5 * _BRIGHTEST)]
     shift = find_shift(inner, outer, max_offset, match_radius)
     if shift is not None:
         moved = np.vstack([np.eye(2), shift])
@@ -270,10 +255,10 @@ def _best_count(noise: FloatArray) -> int:
     return min(start + int(np.argmin(error[start:])) + 1, _MOST_FITTED)
 
 
-def _place(wcs: astropy.wcs.WCS, sky: SkyCoord) -> FloatArray:
+def _place(wcs: astropy.wcs.WCS, ra: FloatArray, dec: FloatArray) -> FloatArray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.column_stack(wcs.all_world2pix(sky.ra.deg, sky.dec.deg, 0, quiet=True))
+        return np.column_stack(wcs.all_world2pix(ra, dec, 0, quiet=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,12 +338,11 @@ def _validate(pairs: _Pairs, used: BoolArray, degree: int) -> float:
 
 def _tangent_plane(first: astropy.wcs.WCS, shape: tuple[int, ...]) -> astropy.wcs.WCS:
     """Return a gnomonic projection about the image's center, as ``first`` has it, without distortion."""
-    middle = 0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1)
     plane = astropy.wcs.WCS(naxis=2)
     plane.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     plane.wcs.radesys = "ICRS"
-    plane.wcs.crval = [float(value) for value in first.all_pix2world(*middle, 0)]
-    plane.wcs.crpix = np.array(middle) + 1.0
+    plane.wcs.crval = [float(value) for value in first.all_pix2world(*_middle(shape), 0)]
+    plane.wcs.crpix = np.array(_middle(shape)) + 1.0
     plane.wcs.cd = first.pixel_scale_matrix
     plane.wcs.set()
     return plane
@@ -369,8 +353,7 @@ def _solve(first: astropy.wcs.WCS, plane: astropy.wcs.WCS, pairs: _Pairs, degree
     shape = pairs.shape
     if len(pairs.pixels) < _LEAST_LINEAR:
         moved = first.deepcopy()
-        sky = plane.wcs_pix2world(pairs.plane, 0)
-        there = np.column_stack(first.all_world2pix(*sky.T, 0, quiet=True))
+        there = _place(first, *plane.wcs_pix2world(pairs.plane, 0).T)
         moved.wcs.crpix = moved.wcs.crpix + np.median(pairs.pixels - there, axis=0)
         moved.wcs.set()
         return moved

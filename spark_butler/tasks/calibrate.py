@@ -275,9 +275,8 @@ class CalibrateTask(pipe_base.PipelineTask):
         references: astropy.table.Table | None,
         shape: tuple[int, int],
     ) -> AstrometrySolution:
-        none = np.zeros(0, dtype=np.intp)
         if references is None:
-            solution = AstrometrySolution(wcs, none, none, math.nan, math.nan, "no reference catalog here")
+            solution = AstrometrySolution(wcs, failure="no reference catalog here")
         else:
             flags = measured.flags
             trusted = ~(flags["centroid_flag"] | flags["psfFlux_flag"] | flags["pixelFlags_crCenter"])

@@ -32,7 +32,7 @@ from lsst.daf.butler import DeferredDatasetHandle
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..errors import UserError
-from .astrometry import AstrometrySolution, pixel_scale
+from .astrometry import AstrometrySolution, no_indices, pixel_scale
 from .pixels.psf_fit import weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
@@ -64,10 +64,10 @@ class ZeroPoint:
     offset: float = math.nan
     """Median magnitude of the reserved stars by the zero point, less that of their references."""
 
-    used: IntArray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    used: IntArray = dataclasses.field(default_factory=no_indices)
     """Indices of the stars that it was fitted to, which survived the clipping."""
 
-    reserved: IntArray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    reserved: IntArray = dataclasses.field(default_factory=no_indices)
     """Indices of the stars that were left out of the fit."""
 
     @property

@@ -39,7 +39,7 @@ from lsst.images import (
 )
 from lsst.images.fields import ChebyshevField
 
-from .astrometry import AstrometrySolution
+from .astrometry import AstrometrySolution, no_indices
 from .frames import plane_union
 from .photometry import ZeroPoint
 from .pixels.background import BackgroundMesh
@@ -67,7 +67,7 @@ class Characterized:
     rays: BoolArray
     psf: PsfModel = dataclasses.field(init=False)
     psf_scatter: float = math.nan
-    reserved: npt.NDArray[np.intp] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    reserved: npt.NDArray[np.intp] = dataclasses.field(default_factory=no_indices)
 
 
 def make_preliminary_image(
