@@ -5,12 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = (
-    "CalibrateConfig",
-    "CalibrateConnections",
-    "CalibrateTask",
-    "NoSourcesError",
-)
+__all__ = ("CalibrateConfig", "CalibrateConnections", "CalibrateTask", "NoSourcesError")
 
 import dataclasses
 import math
@@ -29,13 +24,7 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, pixel_scale, refine_wcs
-from .photometry import (
-    ZeroPoint,
-    fit_zero_point,
-    isolated_references,
-    load_references,
-    make_match_columns,
-)
+from .photometry import ZeroPoint, fit_zero_point, isolated_references, load_references, make_match_columns
 from .quality import (
     Measure,
     QualityConfig,
@@ -52,19 +41,19 @@ from .visit_summary import make_summary_table, make_visit_image, summarize
 _DIMENSIONS = ("instrument", "visit", "detector")
 
 _SPOIL_FLUXES = (
-    "psf_stars",
-    "psf_ellipticity",
-    "psf_trend",
-    "psf_scatter",
-    "psf_residual",
-    "zero_point_scatter",
-    "zero_point_error",
-    "zero_point_offset",
+    *("psf_stars", "psf_ellipticity", "psf_trend", "psf_scatter", "psf_residual"),
+    *("zero_point_scatter", "zero_point_error", "zero_point_offset"),
 )
 """Quality measures beyond whose limits a calibrated flux would be wrong."""
 
 _ENOUGH_ALONE = 10
 """Number of stars without neighbors above which only those make the zero point."""
+
+
+_NO_SOURCES = (
+    "No source was detected: the image is empty, wrongly calibrated, or masked; look at the post_isr_image "
+    "and its flat, or lower characterize's detection_threshold."
+)
 
 
 class NoSourcesError(UserError, RuntimeError):
@@ -147,12 +136,6 @@ class CalibrateConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Calibrat
     reference_flux = Field[str](
         "Column of the reference fluxes; {band} is replaced by the band of the image.", default="{band}_flux"
     )
-
-
-_NO_SOURCES = (
-    "No source was detected: the image is empty, wrongly calibrated, or masked; look at the post_isr_image "
-    "and its flat, or lower characterize's detection_threshold."
-)
 
 
 class CalibrateTask(pipe_base.PipelineTask):
@@ -312,20 +295,21 @@ class CalibrateTask(pipe_base.PipelineTask):
         """Return the zero point, with the indices of the sources behind it."""
         stars = measured.usable(self.config.calibration_min_snr)[matches.sources]
         sources, partners = matches.sources[stars], matches.references[stars]
+        zero_point = ZeroPoint()
         if references is not None and sources.size:
             # Light of neighbors, seen or not, is not the star's.
             alone = isolated_references(matches.wcs, references, partners, 2.0 * measured.model.fwhm)
             alone &= measured.psf.blendedness[sources] < 0.02
             if np.count_nonzero(alone) >= max(self.config.photometry_min_stars, _ENOUGH_ALONE):
                 sources, partners = sources[alone], partners[alone]
-        flux = np.asarray(references["flux"])[partners] if references is not None else np.zeros(0)
-        zero_point = fit_zero_point(
-            measured.inst_flux[sources],
-            measured.inst_flux_err[sources],
-            flux,
-            reserved=choose_reserved(measured.inst_flux[sources]),
-            min_stars=self.config.photometry_min_stars,
-        )
+            flux = measured.inst_flux[sources]
+            zero_point = fit_zero_point(
+                flux,
+                measured.inst_flux_err[sources],
+                np.asarray(references["flux"])[partners],
+                reserved=choose_reserved(flux),
+                min_stars=self.config.photometry_min_stars,
+            )
         if not math.isfinite(zero_point.magnitude):
             self.log.warning(
                 "No zero point: %d matched stars with a signal-to-noise ratio of %g, %d needed.",

@@ -14,10 +14,7 @@ import lsst.pipe.base.connectionTypes as cT
 import numpy as np
 import numpy.typing as npt
 from astro_metadata_translator import ObservationInfo
-from lsst.images import (
-    Box,
-    MaskedImage,
-)
+from lsst.images import Box, MaskedImage
 from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor

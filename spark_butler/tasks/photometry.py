@@ -26,7 +26,6 @@ import astropy.units as u
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
 from astropy.coordinates import SkyCoord
 from lsst.daf.butler import DeferredDatasetHandle
 from lsst.pipe.base import InMemoryDatasetHandle
@@ -144,19 +143,11 @@ def isolated_references(
     radius
         Distance of neighbors in pixels.
     """
-    center = references[chosen]["ra", "dec"]
-    offsets = [
-        (np.asarray(table["ra"]) - float(np.median(center["ra"]))) * np.cos(np.radians(table["dec"]))
-        for table in (references, center)
-    ]
-    trees = [
-        scipy.spatial.cKDTree(np.column_stack([offset, table["dec"]]))
-        for offset, table in zip(offsets, (references, center), strict=True)
-    ]
-    groups = trees[1].query_ball_tree(trees[0], radius * pixel_scale(wcs) / 3600.0)
+    sky = SkyCoord(references["ra"], references["dec"], unit=u.deg)
+    near, each = sky.search_around_sky(sky[chosen], radius * pixel_scale(wcs) * u.arcsec)[:2]
     flux = np.nan_to_num(np.asarray(references["flux"]))
-    own = flux[chosen]
-    return np.array([flux[group].sum() < 1.01 * f for group, f in zip(groups, own, strict=True)], dtype=bool)
+    light = np.bincount(near, weights=flux[each], minlength=len(chosen))
+    return np.asarray(light < 1.01 * flux[chosen])
 
 
 class ReferenceColumnError(UserError, KeyError):

@@ -202,15 +202,13 @@ def make_summary_table(
         "nRefMatched": (np.int32(astrometry.sources.size), None),
         "nRef": (np.int32(n_references), None),
         "nSource": (np.int32(len(measured.psf.x)), None),
+        "image_flag": (bool(names_beyond(measures)), None),
+        "image_flag_reasons": (names_beyond(measures), None),
+        **{f"quality_{measure.name}": (float(measure.value), None) for measure in measures},
     }
-    columns["image_flag"] = (bool(names_beyond(measures)), None)
-    columns["image_flag_reasons"] = (names_beyond(measures), None)
-    for measure in measures:
-        columns[f"quality_{measure.name}"] = (float(measure.value), None)
-    table = astropy.table.Table()
-    for name, (value, unit) in columns.items():
-        table[name] = astropy.table.Column([value], unit=unit)
-    return table
+    return astropy.table.Table(
+        [astropy.table.Column([value], name, unit=unit) for name, (value, unit) in columns.items()]
+    )
 
 
 def make_visit_image(
@@ -237,9 +235,7 @@ def make_visit_image(
         photometric_scaling=scaling,
         psf=image.psf,
         detector=image.detector,
-        aperture_corrections={
-            "psfFlux": _stored_correction(image, measured),
-        },
+        aperture_corrections={"psfFlux": _stored_correction(image, measured)},
         # In electrons, as measured: the scaling takes it to the image's unit.
         backgrounds=image.backgrounds,
         band=image.band,
