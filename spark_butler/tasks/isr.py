@@ -17,7 +17,7 @@ import lsst.pipe.base.connectionTypes as cT
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from lsst.images import DetectorFrame, Image, Mask, MaskedImage, SkyProjection
+from lsst.images import Box, DetectorFrame, Image, Mask, MaskedImage, SkyProjection
 from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
@@ -33,6 +33,11 @@ from .frames import FRAME_DETECTOR, make_mask_schema
 type Image32 = npt.NDArray[np.float32]
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
+_SWITCHES = {
+    **{"bias": "do_bias", "dark": "do_dark", "flat": "do_flat"},
+    **{"defects": "do_defects", "linearizer": "do_linearize", "ptc": "use_ptc_gains"},
+}
+"""Field of the configuration that switches the use of each calibration dataset on."""
 
 
 class CalibrationMissingError(UserError, LookupError):
@@ -64,15 +69,8 @@ class IsrConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
     def __init__(self, *, config: IsrConfig | None = None) -> None:
         super().__init__(config=config)
         assert config is not None, "Always given by the middleware."
-        for name, wanted in (
-            ("bias", config.do_bias),
-            ("dark", config.do_dark),
-            ("flat", config.do_flat),
-            ("defects", config.do_defects),
-            ("linearizer", config.do_linearize),
-            ("ptc", config.use_ptc_gains),
-        ):
-            if not wanted:
+        for name, switch in _SWITCHES.items():
+            if not getattr(config, switch):
                 delattr(self, name)
 
 
@@ -156,19 +154,15 @@ class IsrTask(pipe_base.PipelineTask):
         ----------
         raw
             Raw pixels in ADU.
-        camera
-            The camera.
-        detector
-            Identifier of the detector.
+        camera, detector
+            The camera, and the identifier of the detector.
         bias, dark, flat
             Assembled calibration frames, in ADU, ADU per second and relative response; `None` to do without.
             Their variances, if they have them, become a part of the image's.
         defects, linearizer, ptc
             Tables of the calibration pipelines; `None` to do without.
-        exposure_time
-            Seconds.
-        dark_time
-            Seconds during which dark current was collected; the exposure time by default.
+        exposure_time, dark_time
+            Seconds; dark current was collected during the exposure time by default.
         boresight
             Right ascension, declination and position angle in degrees, from which the image gets its first
             projection on the sky; without it, it gets none.
@@ -190,7 +184,9 @@ class IsrTask(pipe_base.PipelineTask):
             frame = with_photon_transfer(frame, ptc)
         assembled = assemble(raw.array, frame)
         described = assembled.detector
-        bad = self._find_defects(described, assembled.image)
+        bad = ~np.isfinite(assembled.image)
+        for defect in described.defects:
+            bad[defect.slices] = True
         if defects is not None:
             bad |= to_mask(defects, bad.shape)
         planes, given_variance = assemble_planes(raw.metadata, camera.planes, frame)
@@ -216,7 +212,7 @@ class IsrTask(pipe_base.PipelineTask):
 
         projection = self._first_projection(camera.with_detector(described), frame, boresight, raw.metadata)
         saturated = assembled.saturated | planes.get("SATURATED", False)
-        mask = self._make_mask(described, bad, saturated, planes.get("NO_DATA"))
+        mask = self._make_mask(described.bbox, planes | {"BAD": bad, "SATURATED": saturated})
         self._report(assembled, mask)
         result = MaskedImage(
             Image(electrons, bbox=described.bbox, unit=u.electron),
@@ -266,26 +262,12 @@ class IsrTask(pipe_base.PipelineTask):
             variance += given_variance * assembled.gain**2
         return image, variance.astype(np.float32), response
 
-    def _find_defects(self, described: DetectorDescription, image: Image32) -> npt.NDArray[np.bool_]:
-        bad = ~np.isfinite(image)
-        for defect in described.defects:
-            bad[defect.slices] = True
-        return np.asarray(bad)
-
-    def _make_mask(
-        self,
-        described: DetectorDescription,
-        bad: npt.NDArray[np.bool_],
-        saturated: npt.NDArray[np.bool_],
-        no_data: npt.NDArray[np.bool_] | None,
-    ) -> Mask:
-        mask = Mask(schema=make_mask_schema(), bbox=described.bbox)
-        mask.set("BAD", bad)
-        if no_data is not None:
-            mask.set("NO_DATA", no_data)
-        if self.config.grow_saturation and saturated.any():
-            saturated = scipy.ndimage.binary_dilation(saturated, iterations=self.config.grow_saturation)
-        mask.set("SATURATED", saturated)
+    def _make_mask(self, bbox: Box, planes: dict[str, npt.NDArray[np.bool_]]) -> Mask:
+        mask = Mask(schema=make_mask_schema(), bbox=bbox)
+        for plane, pixels in planes.items():
+            if plane == "SATURATED" and self.config.grow_saturation and pixels.any():
+                pixels = scipy.ndimage.binary_dilation(pixels, iterations=self.config.grow_saturation)
+            mask.set(plane, pixels)
         return mask
 
     def _first_projection(
@@ -307,11 +289,8 @@ class IsrTask(pipe_base.PipelineTask):
         return camera.initial_sky_projection(frame.id, *boresight)
 
     def _check_calibrations(self, camera: CameraDescription, found: dict[str, Any], data_id: Any) -> None:
-        for name, wanted in (
-            ("bias", self.config.do_bias),
-            ("dark", self.config.do_dark),
-            ("flat", self.config.do_flat),
-        ):
+        for name in CALIBRATION_DIMENSIONS:
+            wanted = getattr(self.config, _SWITCHES[name])
             if wanted and found[name] is None and name in camera.calibrations:
                 kept = {key: data_id[key] for key in CALIBRATION_DIMENSIONS[name]}
                 raise CalibrationMissingError(
@@ -332,10 +311,7 @@ class IsrTask(pipe_base.PipelineTask):
                 name,
                 clipped,
             )
-        for plane, key in (
-            ("BAD", "nPixBad"),
-            ("SATURATED", "nPixSaturated"),
-        ):
+        for plane, key in (("BAD", "nPixBad"), ("SATURATED", "nPixSaturated")):
             self.metadata[key] = int(np.count_nonzero(mask.get(plane)))
         self.log.info(
             "Masked %d bad and %d saturated pixels.", self.metadata["nPixBad"], self.metadata["nPixSaturated"]
