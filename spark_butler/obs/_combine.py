@@ -26,23 +26,12 @@ _WORST = 5.0
 
 
 def combine(frames: list[np.ndarray]) -> np.ndarray:
-    """Return the clipped mean of aligned frames.
-
-    Parameters
-    ----------
-    frames
-        Arrays of one shape.
-    """
+    """Return the clipped mean of aligned frames."""
     return combine_with_variance(frames)[0]
 
 
 def combine_with_variance(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Combine aligned frames.
-
-    Parameters
-    ----------
-    frames
-        Arrays of one shape.
 
     Returns
     -------
@@ -113,13 +102,7 @@ class PairNoise:
 
 
 def compare(frames: Sequence[np.ndarray]) -> PairNoise:
-    """Compare frames of one kind by the differences of all pairs.
-
-    Parameters
-    ----------
-    frames
-        Arrays of one shape.
-    """
+    """Compare frames of one kind by the differences of all pairs."""
     step = max(1, frames[0].size // _COMPARED)
     thin = [frame.ravel()[::step] for frame in frames]
     # The upper quartile: a frame is unusable if a quarter of it is spoiled.

@@ -142,8 +142,6 @@ def assemble_planes(
     ----------
     header
         Cards of the raw frame, as from `read_raw_pixels`.
-    planes
-        Extensions of the planes, and the meaning of their pixels.
     detector
         The frame's detector, as from `describe_frame`.
 

@@ -70,10 +70,6 @@ def cover_visits(butler: Butler, instrument: str, *, where: str = "") -> list[Co
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
-    instrument
-        Name of the instrument.
     where
         Expression that narrows the visits, in the butler's query language.
 
@@ -138,17 +134,7 @@ def fetch_gaia(
 
 
 def write_references(stars: astropy.table.Table, file: str, *, overwrite: bool = False) -> None:
-    """Write stars to a file, whose ending is .ecsv, .fits or .vot.
-
-    Parameters
-    ----------
-    stars
-        Result of `fetch_gaia`.
-    file
-        Name of the file.
-    overwrite
-        Whether to replace an existing file.
-    """
+    """Write stars to a file, whose ending is .ecsv, .fits or .vot."""
     form = check_file(file, overwrite=overwrite)
     with translate_errors(UserError, f"Can't write {file}"):
         target = ResourcePath(file, forceAbsolute=False, forceDirectory=False)

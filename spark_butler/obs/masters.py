@@ -72,14 +72,6 @@ def correct_frame(
     kind
         ``bias``: ADU above the overscan; ``dark``: ADU per second; ``flat``: relative response, without the
         gains; ``counts``: ADU, saturated pixels NaN.
-    pixels
-        Raw pixels.
-    header
-        The raw file's cards.
-    camera
-        The camera.
-    detector
-        Identifier of the detector.
     seconds
         Time in which dark current was collected.
     corrections
@@ -124,8 +116,6 @@ def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[M
 
     Parameters
     ----------
-    kind
-        What they are frames of.
     frames
         Corrected frames of one size, by name.
 
@@ -162,14 +152,8 @@ def as_master(
 
     Parameters
     ----------
-    kind
-        What it is a master of.
-    pixels
-        Assembled image.
     variance
         Its variance; `None` if it is unknown, which is stored as NaN.
-    metadata
-        Cards.
     """
     if variance is None:
         variance = np.full_like(pixels, np.nan)
@@ -183,13 +167,6 @@ def as_master(
 
 def as_response(flat: Image32, name: str) -> Image32:
     """Return a master flat, divided by its median if other software has left it in counts.
-
-    Parameters
-    ----------
-    flat
-        Assembled flat.
-    name
-        Name of its file in errors.
 
     Raises
     ------
@@ -208,25 +185,13 @@ def as_response(flat: Image32, name: str) -> Image32:
 
 
 def pixels_of(master: Image | MaskedImage) -> Image32:
-    """Return the pixels of a master, which is a plain image in repositories of earlier releases.
-
-    Parameters
-    ----------
-    master
-        Content of a dataset ``bias``, ``dark`` or ``flat``.
-    """
+    """Return the pixels of a master, which is a plain image in repositories of earlier releases."""
     image = master.image if isinstance(master, MaskedImage) else master
     return image.array.astype(np.float32)
 
 
 def variance_of(master: Image | MaskedImage) -> Image32:
-    """Return the variance of a master; 0 where it is unknown, as in plain images.
-
-    Parameters
-    ----------
-    master
-        Content of a dataset ``bias``, ``dark`` or ``flat``.
-    """
+    """Return the variance of a master; 0 where it is unknown, as in plain images."""
     if not isinstance(master, MaskedImage):
         return np.zeros(master.array.shape, dtype=np.float32)
     return np.nan_to_num(master.variance.array.astype(np.float32), nan=0.0, posinf=0.0)

@@ -81,8 +81,6 @@ def measure_pair(first: Pixels, second: Pixels, seconds: float) -> FlatPair:
     ----------
     first, second
         Pixels of an amplifier in ADU above bias; NaN where they can't be used.
-    seconds
-        Exposure time.
 
     Raises
     ------

@@ -41,10 +41,6 @@ def detector_region(
 
     Parameters
     ----------
-    camera
-        The camera.
-    detector
-        Identifier of the detector.
     ra_deg, dec_deg, rotation_deg
         Pointing, as in `CameraDescription.initial_wcs`.
     padding

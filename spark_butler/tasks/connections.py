@@ -42,17 +42,7 @@ def connect_camera() -> cT.PrerequisiteInput:
 
 
 def connect_calibration(name: str, doc: str, *, minimum: int = 0) -> cT.PrerequisiteInput:
-    """Return the connection to a calibration dataset: an image of bias, dark or flat, else a table.
-
-    Parameters
-    ----------
-    name
-        Name of the dataset type.
-    doc
-        Description of the dataset.
-    minimum
-        Least number of datasets for a quantum.
-    """
+    """Return the connection to a calibration dataset: an image of bias, dark or flat, else a table."""
     return cT.PrerequisiteInput(
         doc=doc,
         name=name,

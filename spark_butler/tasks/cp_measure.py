@@ -191,10 +191,6 @@ def inner(pixels: npt.NDArray[Any], amplifier: AmplifierDescription, edge: int) 
 
     Parameters
     ----------
-    pixels
-        The assembled image.
-    amplifier
-        The part of the image.
     edge
         Pixels to leave out on each side; fewer if the amplifier is small.
     """
@@ -217,10 +213,6 @@ class PhotonTransferCurveSolveTask(_MeasureTask):
         ----------
         frames
             At least two flats of one filter and exposure time, and two biases.
-        camera
-            The camera.
-        detector
-            Identifier of the detector.
 
         Returns
         -------
@@ -274,10 +266,6 @@ class LinearitySolveTask(_MeasureTask):
         ----------
         frames
             Pairs of flats of a steady lamp, of ``order + 2`` exposure times at least.
-        camera
-            The camera.
-        detector
-            Identifier of the detector.
 
         Returns
         -------
@@ -325,10 +313,6 @@ class MeasureDefectsTask(_MeasureTask):
         ----------
         frames
             Darks, flats or both.
-        camera
-            The camera; not used.
-        detector
-            Identifier of the detector.
 
         Returns
         -------

@@ -51,15 +51,7 @@ FRAME_DETECTOR = "frameDetector"
 
 
 def camera_of_image(camera: CameraDescription, metadata: Mapping[str, Any]) -> CameraDescription:
-    """Return the camera with the detector in the metadata of an image.
-
-    Parameters
-    ----------
-    camera
-        The camera.
-    metadata
-        Metadata of an image that `IsrTask` has made.
-    """
+    """Return the camera with the detector in the metadata of an image."""
     if (content := metadata.get(FRAME_DETECTOR)) is None:
         return camera
     return camera.with_detector(DetectorDescription.model_validate_json(content))
@@ -86,8 +78,6 @@ def make_source_ids(data_id: DataCoordinate, count: int) -> npt.NDArray[np.int64
     ----------
     data_id
         Expanded data ID with visit and detector.
-    count
-        Number of sources.
 
     Raises
     ------
@@ -114,12 +104,6 @@ def describe_observation(
 
     Parameters
     ----------
-    camera
-        The camera.
-    detector
-        Identifier of the detector.
-    exposure
-        Dimension record of the exposure.
     visit
         Identifier of the visit; the exposure's by default.
     """
@@ -160,15 +144,6 @@ def make_detector(camera: CameraDescription, detector_id: int, visit: int | None
     """Make the detector object that a `lsst.images.VisitImage` carries.
 
     Focal-plane coordinates are in pixels; field angles are small-angle approximations without distortion.
-
-    Parameters
-    ----------
-    camera
-        The camera.
-    detector_id
-        Which of its detectors.
-    visit
-        Visit that the geometry is for.
     """
     described = camera.get_detector(detector_id)
     attributes = DetectorAttributes(

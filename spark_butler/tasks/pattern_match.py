@@ -135,10 +135,6 @@ def find_shift(
 
     Parameters
     ----------
-    sources, references
-        Positions in pixels.
-    max_offset
-        Largest shift in the search.
     cell
         Distance within which shifts are the same.
     """

@@ -51,15 +51,7 @@ _LEAST_FITTED = 80
 
 
 def choose_reserved(brightness: FloatArray, fraction: float = 0.15) -> BoolArray:
-    """Return which stars are left out of a fit, to judge it: at regular ranks of brightness, none of a few.
-
-    Parameters
-    ----------
-    brightness
-        Of all the stars, in any unit.
-    fraction
-        Share of them to leave out.
-    """
+    """Return which stars are left out of a fit, to judge it: at regular ranks of brightness, not of few."""
     rank = np.argsort(np.argsort(-brightness, kind="stable"), kind="stable")
     chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
     return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))
@@ -161,8 +153,6 @@ def judge(config: QualityConfig, values: Mapping[str, float]) -> list[Measure]:
     ----------
     config
         The limits, named ``min_NAME`` and ``max_NAME``.
-    values
-        Numbers by name.
 
     Raises
     ------
@@ -182,13 +172,7 @@ def judge(config: QualityConfig, values: Mapping[str, float]) -> list[Measure]:
 
 
 def measure_pixels(image: VisitImage) -> dict[str, float]:
-    """Return how the sky's pixels compare with what their variance predicts.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted image with mask and variance.
-    """
+    """Return how the sky's pixels compare with what their variance predicts."""
     hidden = plane_union(image.mask, "BAD", "COSMIC_RAY", "SATURATED", "NO_DATA")
     detected = image.mask.get("DETECTED")
     # Lines are judged by a part of their pixels: medians of a thousand are good enough.
@@ -271,10 +255,6 @@ def measure_psf(
 
     Parameters
     ----------
-    measured
-        Measurements of all sources.
-    stars
-        Which of them are PSF stars.
     reserved
         Which are stars that the fit of the PSF has not seen; if they are bright enough together, the residual
         is theirs.
@@ -327,13 +307,6 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
 
     A detector that is not linear changes pixels in proportion to the square of their light: stars differ from
     the PSF by its square, the more the brighter they are.  What the PSF lacks is the same share of all stars.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted image in electrons.
-    measured
-        Measurements of all sources.
     """
     psf, model = measured.psf, measured.model
     stars = np.nonzero(measured.usable(_CORE_SNR) & (psf.blendedness < 0.02))[0]

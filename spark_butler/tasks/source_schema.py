@@ -93,26 +93,12 @@ _COLUMNS: dict[u.UnitBase, dict[str, str]] = {
 
 
 def name_aperture(radius: float) -> tuple[str, str]:
-    """Return the first parts of the names of calibrated and instrumental aperture fluxes.
-
-    Parameters
-    ----------
-    radius
-        In pixels.
-    """
+    """Return the first parts of the names of calibrated and instrumental fluxes in a radius of pixels."""
     return f"ap{radius:02g}Flux", "apFlux_{}_{}".format(*f"{radius:.1f}".split("."))
 
 
 def describe_columns(table: astropy.table.Table, radii: Sequence[float]) -> None:
-    """Give each column of a ``source`` table its unit and description.
-
-    Parameters
-    ----------
-    table
-        The table; every column must have a description here.
-    radii
-        Radii of the apertures in pixels.
-    """
+    """Give each column of a ``source`` table, all of which are described here, its unit and description."""
     described = {name: (unit, text) for unit, names in _COLUMNS.items() for name, text in names.items()}
     for radius in radii:
         calibrated, instrumental = name_aperture(radius)

@@ -73,17 +73,7 @@ class Characterized:
 def make_preliminary_image(
     image: MaskedImage, state: Characterized, detector: Any, band: str, obs_info: ObservationInfo
 ) -> VisitImage:
-    """Return the sky-subtracted image with its PSF, in electrons.
-
-    Parameters
-    ----------
-    image
-        Image from isr.
-    state
-        What `CharacterizeTask` found.
-    detector, band, obs_info
-        What the image carries with it.
-    """
+    """Return the sky-subtracted image with its PSF, in electrons."""
     bbox = image.bbox
     mask = image.mask.copy()
     mask.set("BAD", state.defects & ~image.mask.get("NO_DATA"))

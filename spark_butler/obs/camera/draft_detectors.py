@@ -70,15 +70,7 @@ class DetectorDraft:
         self._begun = False
 
     def write(self, number: int, count: int) -> Iterator[str]:
-        """Yield the lines of a detector.
-
-        Parameters
-        ----------
-        number
-            Its identifier.
-        count
-            Number of detectors.
-        """
+        """Yield the lines of a detector."""
         data, overscan = self._sections()
         nx, ny = data[1] - data[0] + 1, data[3] - data[2] + 1
         first, self._begun = not self._begun, True

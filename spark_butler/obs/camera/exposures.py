@@ -62,8 +62,6 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
 
     Parameters
     ----------
-    uri
-        The file.
     cameras
         Possible cameras; the first that matches is used.
 

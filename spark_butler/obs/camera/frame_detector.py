@@ -44,15 +44,6 @@ def describe_frame(
 ) -> DetectorDescription:
     """Return a detector with the gain, read noise, saturation and binning of one frame.
 
-    Parameters
-    ----------
-    camera
-        The camera.
-    detector
-        Identifier of the detector.
-    header
-        Cards of the raw frame.
-
     Raises
     ------
     HeaderValueError
@@ -77,10 +68,6 @@ def bin_detector(
     ----------
     camera
         The camera; its field ``binning`` names the keyword of the binning.
-    described
-        The detector in unbinned pixels.
-    header
-        Cards of the image.
 
     Raises
     ------
@@ -100,15 +87,7 @@ def bin_detector(
 
 
 def with_photon_transfer(detector: DetectorDescription, table: astropy.table.Table) -> DetectorDescription:
-    """Return a frame's detector with the measured gains and read noises.
-
-    Parameters
-    ----------
-    detector
-        As from `describe_frame`.
-    table
-        The dataset ``ptc``.
-    """
+    """Return a frame's detector with the measured gains and read noises."""
     measured = {str(row["amplifier"]): row for row in table}
     pixels = 1 if detector.mosaic is None else len(detector.mosaic.places)
     amplifiers = []
@@ -134,8 +113,6 @@ def linearize(
         Assembled, in ADU above bias.
     table
         The dataset ``linearizer``: factors of the powers of the signal that are added to it.
-    detector
-        Of the assembled image.
     """
     rows = {str(row["amplifier"]): row for row in table}
     powers = [int(name[1:]) for name in table.colnames if re.fullmatch(r"c\d+", name)]
@@ -146,15 +123,7 @@ def linearize(
 
 
 def check_size(header: Mapping[str, Any], detector: DetectorDescription) -> None:
-    """Raise if a frame does not have the described size of its detector.
-
-    Parameters
-    ----------
-    header
-        Cards of the raw frame.
-    detector
-        As from `describe_frame`.
-    """
+    """Raise if a frame does not have the described size of its detector."""
     size, described = (header.get("NAXIS1"), header.get("NAXIS2")), (detector.raw_nx, detector.raw_ny)
     if size != described:
         raise HeaderValueError(
@@ -196,8 +165,6 @@ def parse_binning(text: str, origin: str) -> int:
     ----------
     text
         Value of a card: ``2``, ``'2 2'``, ``2x2``.
-    origin
-        Name of the card in errors.
 
     Raises
     ------

@@ -73,17 +73,7 @@ def _origin(field: HeaderField, header: Header) -> str:
 
 
 def check_time(header: Header, field: HeaderField, begin: astropy.time.Time) -> None:
-    """Raise if an exposure begins at midnight by a card of the day, and other cards have the time.
-
-    Parameters
-    ----------
-    header
-        Cards of a raw file.
-    field
-        Where the time comes from.
-    begin
-        What it gives.
-    """
+    """Raise if an exposure begins at midnight by a card of the day, and other cards have the time."""
     used = field.sources(header)
     if not used or not begin.isot.endswith("T00:00:00.000"):
         return
@@ -113,15 +103,7 @@ def check_time(header: Header, field: HeaderField, begin: astropy.time.Time) -> 
 
 
 def find_unit(header: Header, field: HeaderField) -> tuple[float, str] | None:
-    """Return the seconds and the name of the unit of time that a card's comment names, if not seconds.
-
-    Parameters
-    ----------
-    header
-        Cards of a raw file.
-    field
-        Where the number comes from.
-    """
+    """Return the seconds and the name of the unit of time that a card's comment names, if not seconds."""
     comment = _comment(field, header)
     if _SECONDS.search(comment):
         return None
@@ -138,14 +120,8 @@ def check_exposure_time(header: Header, field: HeaderField, seconds: float, begi
 
     Parameters
     ----------
-    header
-        Cards of a raw file.
     field
         Where the exposure time comes from; with a factor, that is believed.
-    seconds
-        What it gives.
-    begin
-        Begin of the exposure.
     """
     if field.factor is not None or not field.sources(header):
         return
@@ -181,15 +157,7 @@ def check_exposure_time(header: Header, field: HeaderField, seconds: float, begi
 
 
 def is_in_hours(header: Header, field: HeaderField) -> bool:
-    """Return whether a right ascension is in hours: sexagesimal, or a number with a comment that says so.
-
-    Parameters
-    ----------
-    header
-        Cards of a raw file.
-    field
-        Where the right ascension comes from.
-    """
+    """Return whether a right ascension is in hours: sexagesimal, or a number with a comment that says so."""
     text, comment = str(field.read(header)).strip().replace(",", "."), _comment(field, header)
     if match := _SEXAGESIMAL.fullmatch(text):
         return int(match[1]) < 24
@@ -206,8 +174,6 @@ def check_right_ascension(header: Header, field: HeaderField) -> None:
 
     Parameters
     ----------
-    header
-        Cards of a raw file.
     field
         Where the right ascension comes from; with a unit or a factor, that is believed.
     """
@@ -223,8 +189,6 @@ def check_equinox(header: Header, begin: astropy.time.Time) -> None:
 
     Parameters
     ----------
-    header
-        Cards of a raw file.
     begin
         Begin of the exposure: some headers name its year as the epoch.
     """

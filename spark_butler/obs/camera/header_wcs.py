@@ -27,8 +27,6 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
 
     Parameters
     ----------
-    header
-        Cards of a raw file.
     detector
         Its geometry, as from `describe_frame`: all amplifiers must be shifted alike from the raw to the
         assembled image, and the pixel scale must agree within a fifth, for the header's projection to be

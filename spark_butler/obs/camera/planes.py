@@ -39,13 +39,7 @@ class MaskPlaneDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
     the plane is not 0."""
 
     def split(self, plane: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
-        """Return the pixels of each mask plane.
-
-        Parameters
-        ----------
-        plane
-            Pixels of the plane.
-        """
+        """Return the pixels of each mask plane."""
         if not self.bits:
             return {"BAD": ~(plane == 0)}
         whole = np.nan_to_num(plane).astype(np.int64)
@@ -61,13 +55,7 @@ class NoisePlaneDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Variance in ADU squared, standard deviation in ADU, or inverse variance."""
 
     def to_variance(self, plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return the variance in ADU squared; NaN for pixels without one.
-
-        Parameters
-        ----------
-        plane
-            Pixels of the plane.
-        """
+        """Return the variance in ADU squared; NaN for pixels without one."""
         values = plane.astype(np.float32)
         if self.form == "sigma":
             values = np.where(values > 0.0, values**2, np.nan)
@@ -83,13 +71,7 @@ class PlanesDescription(pydantic.BaseModel, frozen=True, extra="forbid"):
     noise: NoisePlaneDescription | None = None
 
     def check(self, header: Mapping[str, Any]) -> None:
-        """Raise if a science frame lacks a plane.
-
-        Parameters
-        ----------
-        header
-            Cards of the raw frame.
-        """
+        """Raise if a science frame lacks a plane."""
         present = str(header.get(PLANES) or "").split()
         for plane in (self.mask, self.noise):
             if plane is not None and plane.extension not in present:

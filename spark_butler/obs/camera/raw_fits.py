@@ -176,11 +176,6 @@ def display_name(uri: ResourcePath) -> str:
 def read_raw_header(uri: ResourcePathExpression) -> RawHeader:
     """Read the header cards that describe a raw image, without its pixels.
 
-    Parameters
-    ----------
-    uri
-        Local or remote file.
-
     Returns
     -------
     header
@@ -210,8 +205,6 @@ def read_raw_pixels(
     ----------
     stream
         Seekable binary stream at the start of the file.
-    name
-        What errors call the file.
     check_sums
         Whether pixels that disagree with their ``DATASUM`` are an error.
 
@@ -249,19 +242,7 @@ class CompanionPlanes(str):
 
     @classmethod
     def of_file(cls, names: str, content: bytes, name: str, *, check_sums: bool) -> CompanionPlanes:
-        """Return the card of a file.
-
-        Parameters
-        ----------
-        names
-            Value of the card.
-        content
-            The file, unpacked.
-        name
-            Name of the file in errors.
-        check_sums
-            Whether pixels that disagree with their ``DATASUM`` are an error.
-        """
+        """Return the card of a file."""
         card = cls(names)
         card._file = (content, name, check_sums)
         return card
