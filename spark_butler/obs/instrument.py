@@ -88,20 +88,11 @@ class YamlInstrument(Instrument):
                 update=update,
             )
             for detector in description.detectors:
-                registry.syncDimensionData(
-                    "detector",
-                    {
-                        **instrument,
-                        "id": detector.id,
-                        "full_name": detector.name,
-                        "purpose": detector.purpose,
-                    },
-                    update=update,
-                )
+                record = {"id": detector.id, "full_name": detector.name, "purpose": detector.purpose}
+                registry.syncDimensionData("detector", instrument | record, update=update)
             for item in (*description.filters, description.no_filter):
-                registry.syncDimensionData(
-                    "physical_filter", {**instrument, "name": item.name, "band": item.band}, update=update
-                )
+                record = {"name": item.name, "band": item.band}
+                registry.syncDimensionData("physical_filter", instrument | record, update=update)
 
 
 @functools.cache

@@ -24,17 +24,7 @@ from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)
 
-RAW_SUFFIXES = (
-    ".fits",
-    ".fit",
-    ".fts",
-    ".fits.fz",
-    ".fits.gz",
-    ".fit.gz",
-    ".fts.gz",
-    ".fits.bz2",
-    ".fit.bz2",
-)
+RAW_SUFFIXES = tuple(".fits .fit .fts .fits.fz .fits.gz .fit.gz .fts.gz .fits.bz2 .fit.bz2".split())
 
 
 @dataclasses.dataclass
@@ -138,7 +128,8 @@ def ingest_raws(
         try:
             _sync_records(butler, consistent[0])
         except ConflictingDefinitionError as err:
-            reason = f"the repository has another exposure {exposure[0].exposure['id']}: {_one_line(err)}"
+            number, text = exposure[0].exposure["id"], " ".join(str(err).split())
+            reason = f"the repository has another exposure {number}: {text}"
             if fail_fast:
                 raise UserError(f"{display_name(consistent[0].uri)}: {reason}") from None
             result.failures.update(
@@ -154,10 +145,6 @@ def ingest_raws(
             result.ingested.extend(ref for dataset in batch for ref in dataset.refs)
             logger.info("Ingested %d raw files into %s.", len(batch), run)
     return result
-
-
-def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split())
 
 
 def _consistent_files(raws: list[RawFile], failures: dict[str, str]) -> list[RawFile]:
@@ -185,9 +172,8 @@ def _consistent_files(raws: list[RawFile], failures: dict[str, str]) -> list[Raw
 
 def _sync_records(butler: Butler, raw: RawFile) -> None:
     with butler.registry.transaction():
-        butler.registry.syncDimensionData("day_obs", raw.day_obs)
-        butler.registry.syncDimensionData("group", raw.group)
-        butler.registry.syncDimensionData("exposure", raw.exposure)
+        for element in ("day_obs", "group", "exposure"):
+            butler.registry.syncDimensionData(element, getattr(raw, element))
 
 
 def _remove_existing(butler: Butler, raws: Sequence[RawFile], run: str) -> None:

@@ -149,19 +149,8 @@ def _insert(
 
 
 def _visit(exposure: DimensionRecord, region: ConvexPolygon) -> dict[str, object]:
-    return {
-        "instrument": exposure.instrument,
-        "id": exposure.id,
-        "day_obs": exposure.day_obs,
-        "physical_filter": exposure.physical_filter,
-        "name": exposure.obs_id,
-        "seq_num": exposure.seq_num,
-        "exposure_time": exposure.exposure_time,
-        "target_name": exposure.target_name,
-        "observation_reason": exposure.observation_reason,
-        "science_program": exposure.science_program,
-        "azimuth": exposure.azimuth,
-        "zenith_angle": exposure.zenith_angle,
-        "region": region,
-        "timespan": exposure.timespan,
-    }
+    same = (
+        *("instrument", "id", "day_obs", "physical_filter", "seq_num", "exposure_time", "target_name"),
+        *("observation_reason", "science_program", "azimuth", "zenith_angle", "timespan"),
+    )
+    return {**{key: getattr(exposure, key) for key in same}, "name": exposure.obs_id, "region": region}

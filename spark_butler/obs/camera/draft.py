@@ -20,7 +20,7 @@ from lsst.resources import ResourcePath
 
 from ...errors import UserError
 from .description import CameraDescription
-from .draft_detectors import DetectorDraft, as_number, find_binning, flow, unbinned_size
+from .draft_detectors import DetectorDraft, find_binning, flow, unbinned_size
 from .exposures import describe_raw
 from .header_checks import (
     DAYS,
@@ -34,7 +34,7 @@ from .header_checks import (
     find_unit,
     is_in_hours,
 )
-from .header_fields import HeaderField, HeaderValueError
+from .header_fields import HeaderField, HeaderValueError, as_number
 from .raw_fits import PLANES, display_name, read_raw_header
 
 type Header = Mapping[str, Any]

@@ -5,17 +5,17 @@ Runs in the driver, for ``obs describe``.
 
 from __future__ import annotations
 
-__all__ = ("BINNINGS", "DetectorDraft", "as_number", "find_binning", "flow", "read_binning", "unbinned_size")
+__all__ = ("BINNINGS", "DetectorDraft", "find_binning", "flow", "read_binning", "unbinned_size")
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from .frame_detector import MOSAIC_CARDS, MOSAIC_PATTERNS, parse_binning
-from .header_fields import HeaderField, HeaderValueError
+from .geometry import FITS_SECTION
+from .header_fields import HeaderField, HeaderValueError, as_number
 from .raw_fits import JOINED
 
 type Header = Mapping[str, Any]
@@ -217,20 +217,11 @@ def flow(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def as_number(value: Any) -> float | None:
-    """Return a header value as a finite number, also with a decimal comma."""
-    try:
-        number = float(str(value).replace(",", "."))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _section(bounds: Sequence[int]) -> str:
     return f"[{bounds[0]}:{bounds[1]}, {bounds[2]}:{bounds[3]}]"
 
 
 def _read_section(value: Any) -> tuple[int, ...] | None:
     """Return a section of a header as columns and rows from 1."""
-    match = re.fullmatch(r"\s*\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]\s*", str(value or ""))
+    match = FITS_SECTION.fullmatch(str(value or ""))
     return tuple(map(int, match.groups())) if match else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Section", "make_tan_wcs")
+__all__ = ("FITS_SECTION", "Section", "make_tan_wcs")
 
 import re
 from typing import Any, Literal, Self
@@ -12,7 +12,8 @@ import numpy as np
 import pydantic
 from lsst.images import Box
 
-_FITS_SECTION = re.compile(r"\s*\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]\s*")
+FITS_SECTION = re.compile(r"\s*\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]\s*")
+"""Form of sections in headers: columns, then rows, from 1, both bounds included."""
 
 
 class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -33,7 +34,7 @@ class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
     def _from_fits(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        if (match := _FITS_SECTION.fullmatch(value)) is None:
+        if (match := FITS_SECTION.fullmatch(value)) is None:
             raise ValueError(f"{value!r} is not a section like '[1:512, 1:1024]' (x1:x2, y1:y2, from 1)")
         x1, x2, y1, y2 = (int(group) for group in match.groups())
         if x1 < 1 or y1 < 1:

@@ -27,7 +27,7 @@ from typing import Any
 import astropy.time
 import astropy.units as u
 
-from .header_fields import HeaderField, HeaderValueError
+from .header_fields import HeaderField, HeaderValueError, as_number
 
 type Header = Mapping[str, Any]
 
@@ -132,11 +132,8 @@ def check_exposure_time(header: Header, field: HeaderField, seconds: float, begi
             "exposure_time, or factor: 1 if the comment is wrong"
         )
     for keyword in EXPOSURES:
-        try:
-            ratio = seconds / float(str(header.get(keyword)).replace(",", "."))
-        except (ValueError, ZeroDivisionError):
-            continue
-        if abs(ratio - 1000.0) < 1.0:
+        other = as_number(header.get(keyword))
+        if other and abs(seconds / other - 1000.0) < 1.0:
             raise HeaderValueError(
                 f"{card} gives {seconds:g} s, and {keyword} = {header[keyword]} is a thousandth of it; add "
                 "factor: 0.001 to exposure_time, or factor: 1 if it is in seconds"
@@ -161,12 +158,9 @@ def is_in_hours(header: Header, field: HeaderField) -> bool:
     text, comment = str(field.read(header)).strip().replace(",", "."), _comment(field, header)
     if match := _SEXAGESIMAL.fullmatch(text):
         return int(match[1]) < 24
-    try:
-        number = float(text)
-    except ValueError:
-        # Letters, as in 16h41m41s, tell the unit.
-        return False
-    return 0.0 <= number < 24.0 and bool(_HOURS.search(comment)) and not _DEGREES.search(comment)
+    # Letters, as in 16h41m41s, tell the unit.
+    is_small = (number := as_number(text)) is not None and 0.0 <= number < 24.0
+    return is_small and bool(_HOURS.search(comment)) and not _DEGREES.search(comment)
 
 
 def check_right_ascension(header: Header, field: HeaderField) -> None:
@@ -197,11 +191,8 @@ def check_equinox(header: Header, begin: astropy.time.Time) -> None:
         return
     remedy = "or equinox: {constant: 2000} if the card does not hold for ra and dec"
     for keyword in EQUINOXES:
-        try:
-            year = float(str(header.get(keyword)).strip().lstrip("JB"))
-        except ValueError:
-            continue
-        if not 1800.0 <= year <= 2200.0:
+        year = as_number(str(header.get(keyword)).strip().lstrip("JB"))
+        if year is None or not 1800.0 <= year <= 2200.0:
             continue
         is_date = keyword == "EPOCH" and abs(year - begin.decimalyear) < 0.1
         if abs(year - 2000.0) > 0.01 and not is_date:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("HeaderField", "HeaderMap", "HeaderValueError")
+__all__ = ("HeaderField", "HeaderMap", "HeaderValueError", "as_number")
 
 import datetime
 import math
@@ -21,6 +21,15 @@ from ...text import suggest
 
 class HeaderValueError(UserError, ValueError):
     """A FITS header lacks a value that the camera's description needs, or has one it can't read."""
+
+
+def as_number(value: Any) -> float | None:
+    """Return a header value as a finite number, also with a decimal comma."""
+    try:
+        number = float(str(value).replace(",", "."))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -133,6 +142,10 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             remedy = "; unit or pattern read other forms"
         return HeaderValueError(f"{origin} = {value!r} is not {expected}{remedy}")
 
+    def _decimal(self, value: Any) -> Any:
+        """Return text of a number with a decimal point."""
+        return value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value
+
     def text(self, header: Mapping[str, Any]) -> str | None:
         """Return the value as text, or `None`."""
         value = self.read(header)
@@ -144,9 +157,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         if value is None:
             return None
         try:
-            number = float(
-                value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value
-            )
+            number = float(self._decimal(value))
         except (ValueError, TypeError):
             raise self._fail(value, "a number") from None
         if not math.isfinite(number):
@@ -172,10 +183,8 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
             return None
         name = self.unit or "deg"
         unit = {"deg": u.deg, "hour": u.hourangle, "rad": u.rad}[name]
-        if self.decimal_comma and isinstance(value, str):
-            value = value.replace(",", ".")
         try:
-            angle = float(astropy.coordinates.Angle(value, unit=unit).deg)
+            angle = float(astropy.coordinates.Angle(self._decimal(value), unit=unit).deg)
         except (ValueError, TypeError, u.UnitsError):
             raise self._fail(value, f"an angle in {name}") from None
         if not math.isfinite(angle):
@@ -188,23 +197,19 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         return None if value is None else self._parse_time(value)
 
     def _parse_time(self, value: Any) -> astropy.time.Time:
-        if self.decimal_comma and isinstance(value, str):
-            value = value.replace(",", ".")
-        if isinstance(value, str) and self.time_format in ("mjd", "jd", "unix"):
-            try:
-                value = float(value)
-            except ValueError:
-                raise self._fail(value, f"a time in {self.time_format}") from None
         try:
+            text = self._decimal(value)
             if "%" in self.time_format:
-                moment = datetime.datetime.strptime(str(value), self.time_format)
+                moment = datetime.datetime.strptime(str(text), self.time_format)
                 # By strptime, years from 00 to 68 are those after 2000: no exposure is of the future.
                 if "%y" in self.time_format and moment > datetime.datetime.now():
                     moment = moment.replace(year=moment.year - 100)
                 time = astropy.time.Time(moment, format="datetime", scale=self.time_scale)
                 time.format = "isot"
             else:
-                time = astropy.time.Time(value, format=self.time_format, scale=self.time_scale)
+                is_number = self.time_format in ("mjd", "jd", "unix")
+                text = float(text) if is_number and isinstance(text, str) else text
+                time = astropy.time.Time(text, format=self.time_format, scale=self.time_scale)
             if not math.isfinite(time.jd):
                 raise ValueError("not finite")
             return time

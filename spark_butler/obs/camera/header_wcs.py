@@ -16,6 +16,7 @@ import astropy.io.fits
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
+from astropy.wcs.utils import proj_plane_pixel_area
 
 from .description import DetectorDescription
 
@@ -51,7 +52,7 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
         warnings.simplefilter("ignore")
         try:
             wcs = astropy.wcs.WCS(cards, naxis=2)
-            scale = math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
+            scale = math.sqrt(proj_plane_pixel_area(wcs)) * 3600.0
         except (ValueError, KeyError, TypeError, MemoryError, astropy.wcs.WcsError):
             return None
     if not abs(scale / detector.pixel_scale - 1.0) < _SCALE_TOLERANCE:
