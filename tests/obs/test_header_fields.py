@@ -76,6 +76,17 @@ def test_old_forms_of_dates_are_read_by_a_strptime_format(text: str, layout: str
     assert time.isot == expected
 
 
+def test_numbers_of_times_and_angles_may_be_texts_with_a_decimal_comma() -> None:
+    field = HeaderField(keyword=("JD",), time_format="jd", decimal_comma=True)
+    time = field.time({"JD": "2456486,5"})
+    assert time is not None
+    assert time.isot == "2013-07-13T00:00:00.000"
+    assert HeaderField(keyword=("DEC",), decimal_comma=True).angle({"DEC": "-12,5"}) == -12.5
+    for text in ("noon", "nan"):
+        with pytest.raises(HeaderValueError, match=f"JD = '{text}' is not a time in jd"):
+            field.time({"JD": text})
+
+
 @pytest.mark.parametrize(
     ("value", "form", "expected"),
     [
