@@ -15,7 +15,7 @@ import astropy.wcs
 import numpy as np
 import numpy.typing as npt
 from astropy.coordinates import SkyCoord, angular_separation
-from astropy.wcs.utils import fit_wcs_from_points
+from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_area
 
 from .pattern_match import find_shift, find_similarity, mutual_matches
 from .pixels.psf_model import polynomial_terms
@@ -86,7 +86,7 @@ class AstrometrySolution:
 
 def pixel_scale(wcs: astropy.wcs.WCS) -> float:
     """Return the arcseconds per pixel of a projection."""
-    return math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix)))) * 3600.0
+    return math.sqrt(proj_plane_pixel_area(wcs)) * 3600.0
 
 
 def project_references(
@@ -210,9 +210,14 @@ def refine_wcs(  # noqa: PLR0913
 
 
 def _match_clipped(sources: FloatArray, placed: FloatArray, radius: float) -> tuple[IntArray, IntArray]:
-    """Return the indices of sources and references that match, without outliers."""
+    """Return the indices of sources and references that match, without outliers of five and more."""
     source, reference = mutual_matches(sources, placed, radius)
-    kept = _clip(sources[source] - placed[reference])
+    if source.size < 5:
+        return source, reference
+    residual = sources[source] - placed[reference]
+    centered = residual - np.median(residual, axis=0)
+    spread = 1.4826 * np.median(np.abs(centered), axis=0)
+    kept = (np.abs(centered) < 4.0 * np.maximum(spread, 0.02)).all(axis=1)
     return source[kept], reference[kept]
 
 
@@ -227,24 +232,14 @@ def _first_match(
 ) -> FloatArray | None:
     """Return the affine map from projected references to sources."""
     inner, outer = sources[:_BRIGHTEST], references[: int(1.5 * _BRIGHTEST)]
-    shift = find_shift(inner, outer, max_offset, match_radius)
+    shift, moved = find_shift(inner, outer, max_offset, match_radius), None
     if shift is not None:
         moved = np.vstack([np.eye(2), shift])
         found = mutual_matches(sources, references + shift, 2.0 * match_radius)[0].size
         if not blind or found > 0.5 * min(len(inner), len(outer)):
             return moved
     turned = find_similarity(sources, references) if blind else None
-    if turned is not None:
-        return turned
-    return None if shift is None else np.vstack([np.eye(2), shift])
-
-
-def _clip(residual: FloatArray) -> BoolArray:
-    if len(residual) < 5:
-        return np.ones(len(residual), dtype=bool)
-    centered = residual - np.median(residual, axis=0)
-    spread = 1.4826 * np.median(np.abs(centered), axis=0)
-    return np.asarray((np.abs(centered) < 4.0 * np.maximum(spread, 0.02)).all(axis=1))
+    return moved if turned is None else turned
 
 
 def _best_count(noise: FloatArray) -> int:

@@ -158,6 +158,20 @@ def test_a_few_stars_are_all_fitted_and_judged_by_fits_without_them() -> None:
     assert np.mean(scatters) == pytest.approx(0.05 * 0.2, rel=0.12)
 
 
+def test_fewer_than_ten_stars_shift_the_projection_and_change_nothing_else() -> None:
+    x, y, flux, ra, dec, ref_flux = (values[:8] for values in make_field())
+    first = make_wcs(shift=3.0, turn=0.01)
+    solution = refine_wcs(first, x, y, flux, ra, dec, ref_flux, SHAPE, max_offset=50.0, match_radius=2.0)
+    assert len(solution.sources) == 8
+    assert not len(solution.reserved)
+    np.testing.assert_array_equal(solution.wcs.wcs.cd, first.wcs.cd)
+    placed = solution.wcs.all_world2pix(ra, dec, 0)
+    # The rotation is left.
+    assert np.median(placed[0] - x) == pytest.approx(0.0, abs=0.02)
+    assert np.median(placed[1] - y) == pytest.approx(0.0, abs=0.02)
+    assert solution.offset == pytest.approx(3.0, abs=0.3)
+
+
 def test_a_projection_without_distortion_gets_none() -> None:
     first, field, _, _ = make_distorted(0.0, shift=3.0, turn=0.0, scale=1.0, parity=1.0)
     assert refine_wcs(first, *field, SHAPE, max_offset=100.0, match_radius=2.0).sip_degree == 0
