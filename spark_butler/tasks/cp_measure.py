@@ -161,10 +161,8 @@ class _MeasureTask(pipe_base.PipelineTask):
         )
         pairs = []
         for _, group in itertools.groupby(flats, key=lambda f: (f.physical_filter, round(f.seconds, 3))):
-            for pair in itertools.batched(group, 2):
-                if len(pair) < 2:
-                    continue
-                first, second = pair
+            # One iterator twice gives pairs, without the last one of an odd number.
+            for first, second in zip(group, group, strict=False):
                 try:
                     a, b = (inner(frame.pixels, amplifier, edge) for frame in (first, second))
                     pairs.append(measure_pair(a, b, first.seconds))

@@ -16,6 +16,7 @@ __all__ = (
 )
 
 import math
+import types
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -93,8 +94,7 @@ def make_source_ids(data_id: DataCoordinate, count: int) -> npt.NDArray[np.int64
         )
     packed = packer.pack(data_id)
     assert isinstance(packed, int), "A tuple is returned only on request."
-    start = packed << free
-    return np.arange(1, count + 1, dtype=np.int64) + start
+    return np.arange(1, count + 1, dtype=np.int64) + (packed << free)
 
 
 def describe_observation(
@@ -107,22 +107,19 @@ def describe_observation(
     visit
         Identifier of the visit; the exposure's by default.
     """
+    same = "physical_filter observation_type observation_reason science_program can_see_sky".split()
     values: dict[str, Any] = {
+        **{name: getattr(exposure, name) for name in same},
         "instrument": camera.name,
         "exposure_id": exposure.id,
         "visit_id": exposure.id if visit is None else visit,
         "observation_id": exposure.obs_id,
-        "physical_filter": exposure.physical_filter,
         "detector_num": detector,
         "detector_name": camera.get_detector(detector).name,
-        "observation_type": exposure.observation_type,
-        "observation_reason": exposure.observation_reason,
         "object": exposure.target_name,
-        "science_program": exposure.science_program,
         "observing_day": exposure.day_obs,
         "observation_counter": exposure.seq_num,
         "has_simulated_content": exposure.has_simulated,
-        "can_see_sky": exposure.can_see_sky,
     }
     if exposure.exposure_time is not None:
         values["exposure_time"] = exposure.exposure_time * u.s
@@ -203,18 +200,9 @@ def _make_frames(instrument: str, detector: DetectorDescription) -> CameraFrameS
         f"Bottom(1)=0,Top(1)={detector.nx},Bottom(2)=0,Top(2)={detector.ny}",
     )
     frames.addframe(1, starlink.Ast.CmpMap(turned, to_corner, True), pixels)
-    lines = _Lines()
-    starlink.Ast.Channel(None, lines, "Comment=0").write(frames)
+    lines: list[str] = []
+    sink = types.SimpleNamespace(astsink=lines.append)
+    starlink.Ast.Channel(None, sink, "Comment=0").write(frames)
     # CameraFrameSet's constructor is private; its serialized form is not.
-    model = CameraFrameSetSerializationModel(instrument=instrument, ast="\n".join(lines.text) + "\n")
+    model = CameraFrameSetSerializationModel(instrument=instrument, ast="\n".join(lines) + "\n")
     return model.deserialize(None)  # type: ignore[arg-type]
-
-
-class _Lines:
-    """Sink for the lines of a `starlink.Ast.Channel`."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-
-    def astsink(self, line: str) -> None:
-        self.text.append(line)

@@ -193,13 +193,10 @@ class IsrTask(pipe_base.PipelineTask):
         bad |= planes.get("BAD", False)
         electrons, variance, response = self._to_electrons(
             assembled,
-            described,
-            bias=bias,
-            dark=dark,
-            flat=flat,
-            linearizer=linearizer,
-            dark_time=exposure_time if dark_time is None else dark_time,
-            given_variance=given_variance,
+            {"bias": bias, "dark": dark, "flat": flat},
+            linearizer,
+            exposure_time if dark_time is None else dark_time,
+            given_variance,
         )
         bad |= np.isnan(variance)
         bad |= ~(response > self.config.min_flat)
@@ -227,25 +224,21 @@ class IsrTask(pipe_base.PipelineTask):
     def _to_electrons(
         self,
         assembled: AssembledImage,
-        described: DetectorDescription,
-        *,
-        bias: Image | MaskedImage | None,
-        dark: Image | MaskedImage | None,
-        flat: Image | MaskedImage | None,
+        masters: Mapping[str, Image | MaskedImage | None],
         linearizer: astropy.table.Table | None,
         dark_time: float,
         given_variance: Image32 | None,
     ) -> tuple[Image32, Image32, Image32]:
         """Return the image, its variance, and the response by which both must still be divided."""
-        image = assembled.image.copy()
+        image, described = assembled.image.copy(), assembled.detector
         variance: npt.NDArray[np.floating[Any]] = np.zeros_like(image)
-        if bias is not None:
+        if (bias := masters["bias"]) is not None:
             image -= _pixels_of(bias, "bias", described)
             variance += variance_of(bias)
         if linearizer is not None:
             linearize(image, linearizer, described)
         dark_electrons: Image32 | float = 0.0
-        if dark is not None:
+        if (dark := masters["dark"]) is not None:
             dark_adu = _pixels_of(dark, "dark", described) * np.float32(dark_time)
             image -= dark_adu
             variance += variance_of(dark) * np.float32(dark_time) ** 2
@@ -253,7 +246,7 @@ class IsrTask(pipe_base.PipelineTask):
         image *= assembled.gain
         variance *= assembled.gain**2
         response = np.ones_like(image)
-        if flat is not None:
+        if (flat := masters["flat"]) is not None:
             response = _response_of(flat, described)
             variance += (image / np.maximum(response, self.config.min_flat or 1e-3)) ** 2 * variance_of(flat)
         if given_variance is None:

@@ -198,10 +198,8 @@ def _values(
 ) -> FloatArray:
     """Return a column as numbers in ``unit``, if given; ``default`` is the unit of a column without one."""
     column = shard[name]
-    values = np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
-    if unit is None:
-        return np.asarray(values, dtype=np.float64)
-    return np.asarray((values * (getattr(column, "unit", None) or default)).to_value(unit), dtype=np.float64)
+    factor = 1.0 if unit is None else (getattr(column, "unit", None) or default).to(unit)
+    return np.asarray(factor * np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan))
 
 
 def _at_time(shard: astropy.table.Table, time: astropy.time.Time | None) -> tuple[FloatArray, FloatArray]:
