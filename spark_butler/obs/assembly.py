@@ -132,9 +132,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
 
 
 def assemble_planes(
-    header: Mapping[str, Any],
-    planes: PlanesDescription,
-    detector: DetectorDescription,
+    header: Mapping[str, Any], planes: PlanesDescription, detector: DetectorDescription
 ) -> tuple[dict[str, npt.NDArray[np.bool_]], Image32 | None]:
     """Read the planes beside raw pixels, and assemble them as the image is assembled.
 

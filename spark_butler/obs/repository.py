@@ -20,13 +20,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import sqlalchemy.exc
-from lsst.daf.butler import (
-    Butler,
-    CollectionType,
-    DatasetNotFoundError,
-    DatasetType,
-    MissingCollectionError,
-)
+from lsst.daf.butler import Butler, CollectionType, DatasetNotFoundError, DatasetType, MissingCollectionError
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError

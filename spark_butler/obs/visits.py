@@ -7,13 +7,7 @@ __all__ = ("define_visits", "detector_region")
 import logging
 
 import numpy as np
-from lsst.daf.butler import (
-    Butler,
-    ButlerUserError,
-    DimensionRecord,
-    EmptyQueryResultError,
-    InvalidQueryError,
-)
+from lsst.daf.butler import Butler, ButlerUserError, DimensionRecord, EmptyQueryResultError, InvalidQueryError
 from lsst.daf.butler.registry import UserExpressionError
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 

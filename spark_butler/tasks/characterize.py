@@ -281,13 +281,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
         return state
 
     def _fit_psf(
-        self,
-        state: Characterized,
-        variance: Image32,
-        sky: Image32,
-        ignore: BoolArray,
-        bbox: Box,
-        cell: int,
+        self, state: Characterized, variance: Image32, sky: Image32, ignore: BoolArray, bbox: Box, cell: int
     ) -> None:
         """Fit the PSF; then find hidden sources, and repeat sky and PSF with all sources subtracted."""
         config, shape, sigma = self.config, variance.shape, state.sigma

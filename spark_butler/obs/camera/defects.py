@@ -24,11 +24,7 @@ type Mask = npt.NDArray[np.bool_]
 
 _SURROUNDINGS = 15
 _FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".txt": "ascii.basic"}
-_FORMS = (
-    ("x0", "y0", "width", "height"),
-    ("x1", "x2", "y1", "y2"),
-    ("x", "y"),
-)
+_FORMS = (("x0", "y0", "width", "height"), ("x1", "x2", "y1", "y2"), ("x", "y"))
 
 
 def find_defects(

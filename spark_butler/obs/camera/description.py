@@ -38,12 +38,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 from ...errors import UserError
 from ...text import describe_expected, suggest
 from .defects import read_defects
-from .detectors import (
-    AmplifierDescription,
-    DetectorDescription,
-    MosaicDescription,
-    OverscanDescription,
-)
+from .detectors import AmplifierDescription, DetectorDescription, MosaicDescription, OverscanDescription
 from .geometry import make_tan_wcs
 from .header_fields import HeaderMap
 from .planes import PlanesDescription
