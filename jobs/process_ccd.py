@@ -16,17 +16,18 @@ if sys.version_info < (3, 12):  # noqa: UP036  (the interpreter may be the syste
     )
     sys.exit(2)
 
-from spark_butler.spark.startup import launch_jvm_in_background
+from spark_butler.spark.startup import SparkStart
 
 PIPELINE = Path(__file__).resolve().parent.parent / "conf" / "pipelines" / "process_ccd.yaml"
 
 
 def main() -> None:
-    """Run the command, and launch the JVM while the middleware is imported."""
-    launch_jvm_in_background(sys.argv)
+    """Run the command, and start Spark while the middleware is imported."""
+    spark = SparkStart()
+    spark.launch(sys.argv)
     from spark_butler.cli.run import make_run_command
 
-    make_run_command("process_ccd.py", PIPELINE)()
+    make_run_command("process_ccd.py", PIPELINE)(obj=spark)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ class Manner:
 def carry_out(
     request: RunRequest,
     manner: Manner,
+    spark: SparkStart,
     *,
     prepare: Callable[..., PreparedRun] = prepare,
     open_run: Callable[..., ActiveRun] = open_run,
@@ -141,7 +142,7 @@ def carry_out(
         if manner.on_spark:
             check_platform()
         needs_spark = manner.on_spark and not manner.dry_run and not request.init_only
-        workers = _Workers(stack, needs_spark=needs_spark, slots=request.options.processes)
+        workers = _Workers(stack, spark if needs_spark else None, slots=request.options.processes)
         try:
             prepared = prepare(
                 request,
@@ -283,29 +284,31 @@ class _Workers:
 
     Parameters
     ----------
-    needs_spark
-        Whether quanta run on Spark.
+    spark
+        Spark, if quanta run on it.
     slots
         Number of groups to run at once, if given.
     """
 
-    def __init__(self, stack: contextlib.ExitStack, *, needs_spark: bool, slots: int | None):
+    def __init__(self, stack: contextlib.ExitStack, spark: SparkStart | None, *, slots: int | None):
         self._stack = stack
-        self._needs_spark = needs_spark
+        self._spark = spark
         self._slots = slots
-        self._start: SparkStart | None = None
         self._backend: Backend | None = None
+        if spark is not None:
+            stack.enter_context(spark)
 
     def start(self, modules: Sequence[str], stores: Sequence[str]) -> None:
         """Start Spark in the background."""
-        self._start = self._stack.enter_context(SparkStart(modules, stores))
+        assert self._spark is not None
+        self._spark.start(modules, stores)
 
     def backend(self) -> Backend:
         """Wait for Spark and return the backend."""
-        if self._backend is None and self._start is not None:
+        if self._backend is None and self._spark is not None:
             from ..spark.backend import SparkBackend
 
-            backend = SparkBackend(self._start.wait())
+            backend = SparkBackend(self._spark.wait())
             self._stack.callback(_close, backend)
             self._backend = backend
         elif self._backend is None:
@@ -316,7 +319,7 @@ class _Workers:
 
     def slots(self) -> int:
         """Wait for Spark and return how many groups can run at once; without Spark, the number of cores."""
-        if self._needs_spark:
+        if self._spark is not None:
             return self.backend().slots
         return self._slots or os.cpu_count() or 1
 

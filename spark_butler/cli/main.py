@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..spark.startup import launch_jvm_in_background
+from ..spark.startup import SparkStart
 from .cleanup import cleanup
 from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
 from .demo import run_demo, serve_demo
@@ -69,8 +69,10 @@ class _Main(CommandGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] in _ON_SPARK and not ctx.resilient_parsing:
-            # The JVM starts while the middleware is imported.
-            launch_jvm_in_background(args)
+            # Spark starts while the middleware is imported.
+            ctx.obj = SparkStart()
+            ctx.call_on_close(ctx.obj.close)
+            ctx.obj.launch(args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -18,6 +18,7 @@ from lsst.daf.butler.cli.opt import options_file_option
 from ..errors import UserError
 from ..graph_run import open_graph_run, prepare_graph_run
 from ..planning.request import build_request
+from ..spark.startup import SparkStart
 from ..text import translate_errors
 from .command import CONTEXT, LeafCommand, format_option
 from .execute import Manner, carry_out, exit_with
@@ -59,7 +60,8 @@ def run_qbb(ctx: click.Context, /, repo: str, qgraph: str, no_existing_outputs: 
             {**kwargs, **options, "butler_config": repo, "qgraph": qgraph, "clobber_outputs": True},
             command=command_line(ctx),
         )
-        return carry_out(request, manner, prepare=prepare_graph_run, open_run=open_graph_run)
+        spark = ctx.ensure_object(SparkStart)
+        return carry_out(request, manner, spark, prepare=prepare_graph_run, open_run=open_graph_run)
 
     exit_with(ctx, run)
 

@@ -26,6 +26,7 @@ from lsst.daf.butler.cli.utils import yaml_presets
 
 from ..errors import OptionsError
 from ..report import clean_command
+from ..spark.startup import SparkStart
 from .command import CONTEXT, check_encoding, format_option, kept_logging_arguments, one_line_errors
 from .execute import Manner, carry_out, exit_with
 from .logging_options import logging_options, start_logging
@@ -156,7 +157,7 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
     request = make_request(
         ctx, kwargs, default_pipeline=default_pipeline, on_spark=manner.on_spark, command=command_line(ctx)
     )
-    return carry_out(request, manner)
+    return carry_out(request, manner, ctx.ensure_object(SparkStart))
 
 
 def command_line(ctx: click.Context) -> list[str]:

@@ -10,9 +10,11 @@ __all__ = [
     "check_context",
     "check_platform",
     "check_session",
+    "default_master_is_local",
     "make_session",
     "make_spark_context",
     "print_stderr",
+    "set_imports",
     "spark_is_up",
     "submit_encoding",
 ]
@@ -25,7 +27,7 @@ import pwd
 import socket
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
@@ -64,6 +66,7 @@ _OF_THE_JVM = ("spark.driver.", "spark.jars")
 # An address of Linux and macOS has at most 103 bytes; Spark appends "/.", a UUID and ".sock".
 _MOST_FOLDER_BYTES = 103 - len("/..sock") - 36
 
+_DEFAULT_MASTER = "local[*]"
 _MASTER_SECONDS = 5.0
 
 
@@ -120,8 +123,6 @@ def make_spark_context(
     master: str | None = None,
     app_name: str = "spark-butler",
     conf: Mapping[str, str] | None = None,
-    *,
-    imports: Sequence[str] = (),
 ) -> SparkContext:
     """Return the Spark context of this process, or start one.
 
@@ -131,9 +132,6 @@ def make_spark_context(
         Address of the cluster; see `make_session`.
     app_name
         Name of the application on Spark's pages.
-    imports
-        Names of the modules of the tasks.  They are imported before workers
-        are forked, if possible.
 
     Returns
     -------
@@ -155,7 +153,7 @@ def make_spark_context(
     given = dict(conf or {})
     launch_jvm({name: value for name, value in given.items() if name.startswith(_OF_THE_JVM)})
     with translate_errors(SessionError, "Spark did not start"):
-        chosen = _configure(master, app_name, given, imports)
+        chosen = _configure(master, app_name, given)
     address = chosen.get("spark.master") or ""
     _check_master(address)
     if not chosen.contains(_LOG_LEVEL):
@@ -165,15 +163,13 @@ def make_spark_context(
         return SparkContext.getOrCreate(chosen)
 
 
-def _configure(
-    master: str | None, app_name: str, given: Mapping[str, str], imports: Sequence[str]
-) -> SparkConf:
+def _configure(master: str | None, app_name: str, given: Mapping[str, str]) -> SparkConf:
     """Return the settings of a new context, and choose the interpreter of its workers."""
     from pyspark import SparkConf
 
     # What spark-submit, its configuration files and the environment have set.
     configured = SparkConf()
-    address = master or given.get("spark.master") or configured.get("spark.master") or "local[*]"
+    address = master or given.get("spark.master") or configured.get("spark.master") or _DEFAULT_MASTER
     if "PYSPARK_PYTHON" not in os.environ:
         # PySpark reads nothing else unless spark-submit has started it.
         if python := given.get("spark.pyspark.python") or configured.get("spark.pyspark.python"):
@@ -182,8 +178,6 @@ def _configure(
             # The python3 of the PATH may be another interpreter.
             os.environ["PYSPARK_PYTHON"] = sys.executable
     environment = worker_environment()
-    if imports:
-        environment[IMPORTS_VARIABLE] = ",".join(imports)
     settings = {**_CONF, **{f"spark.executorEnv.{name}": value for name, value in environment.items()}}
     if configured.get("spark.submit.pyFiles"):
         # The package may be among these files, which the daemon does not see.
@@ -205,10 +199,35 @@ def _has_short_socket_folder(address: str, folder: str | None) -> bool:
     characters long.  That of an executor on another machine is not known here.
     """
     if folder is None:
-        if not address.startswith("local") or address.startswith("local-cluster"):
+        if not _is_local(address):
             return False
         folder = _pyspark.java_property("java.io.tmpdir")
     return len(os.fsencode(folder)) <= _MOST_FOLDER_BYTES
+
+
+def _is_local(address: str) -> bool:
+    """Return whether workers run below the JVM of this process."""
+    return address.startswith("local") and not address.startswith("local-cluster")
+
+
+def default_master_is_local() -> bool:
+    """Return whether quanta run on this machine, unless a master is given.  The JVM must run."""
+    from pyspark import SparkConf
+
+    return _is_local(SparkConf().get("spark.master") or _DEFAULT_MASTER)
+
+
+def set_imports(context: SparkContext, modules: Collection[str]) -> None:
+    """Set the modules that daemons import before they fork workers, if possible.
+
+    No worker of the context may have started.
+
+    Parameters
+    ----------
+    modules
+        Names of the modules of the tasks.
+    """
+    context.environment[IMPORTS_VARIABLE] = ",".join(modules)
 
 
 def spark_is_up() -> bool:

@@ -5,7 +5,7 @@ Runs in the driver.  Nothing here imports the middleware.
 
 from __future__ import annotations
 
-__all__ = ["SparkStart", "launch_jvm_in_background"]
+__all__ = ["SparkStart"]
 
 import logging
 import os
@@ -19,7 +19,7 @@ from ..text import best_effort
 from ..worker.environment import limit_threads
 from .jvm import JVM_OUTPUT, launch_jvm
 from .preflight import check_workers
-from .session import check_platform, make_spark_context, spark_is_up
+from .session import check_platform, default_master_is_local, make_spark_context, set_imports, spark_is_up
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -33,78 +33,88 @@ _SECONDS_BETWEEN = 1.0
 _WITHOUT_SPARK = {"-h", "--help", "--dry-run", "--init-only", "--show", "serial", "--backend=serial"}
 
 
-def launch_jvm_in_background(arguments: Collection[str] = ()) -> None:
-    """Launch the JVM of a command in a thread, and limit the threads of libraries that are imported now.
-
-    If the JVM does not start, `SparkStart` tries again and raises the error.
-    In a terminal, what the JVM and the workers below it write to standard
-    error is not shown at once, since it would spoil the progress bars.
-
-    Parameters
-    ----------
-    arguments
-        Arguments of the command, some of which need no JVM.
-    """
-    limit_threads()
-    if not _WITHOUT_SPARK.isdisjoint(arguments):
-        return
-    # The engine uses the JVM too little to gain from Java's full compiler.
-    os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
-    if os.isatty(2):
-        JVM_OUTPUT.hold()
-    threading.Thread(target=_launch, name="jvm-start").start()
-
-
-def _launch() -> None:
-    try:
-        check_platform()
-        launch_jvm()
-    except UserError as exc:
-        logger.debug("Java was not launched: %s", exc)
-
-
 class SparkStart:
-    """Start of Spark in the background: its context and a check of its workers.
-
-    Parameters
-    ----------
-    imports
-        Names of the modules of the tasks.
-    stores
-        Addresses of places in object stores that workers must reach.
+    """Start of Spark in the background: its JVM, its context and a check of its workers.
 
     Notes
     -----
+    `launch` may precede `start`, to use the time in which the driver imports
+    the middleware and builds the graph.
+
     A context manager that stops Spark at the end, unless Spark ran before.
-    If its body ends while Spark is starting, as for an empty graph, `__exit__`
-    does not wait: Spark is stopped after its start, or ends with this process.
+    If its body ends while workers are checked, as for an empty graph,
+    `__exit__` does not wait: Spark is stopped after the check, or ends with
+    this process.
 
     `wait` and `__exit__` print the held output of the JVM.  After a `UserError`
     or Ctrl-C, `__exit__` does not print it, so that the error is the last line.
     """
 
-    def __init__(self, imports: Sequence[str] = (), stores: Sequence[str] = ()):
-        self._imports = tuple(imports)
-        self._stores = tuple(stores)
-        self._is_ours = not spark_is_up()
+    def __init__(self) -> None:
+        self._imports: tuple[str, ...] = ()
+        self._stores: tuple[str, ...] = ()
+        self._launcher: threading.Thread | None = None
+        self._starter: threading.Thread | None = None
+        self._is_ours = True
         self._context: SparkContext | None = None
         self._error: BaseException | None = None
         self._left = threading.Event()
         self._stopping = threading.Lock()
-        self._thread = threading.Thread(target=self._start, name="spark-start", daemon=True)
+
+    def launch(self, arguments: Collection[str] = ()) -> None:
+        """Launch the JVM, and start the context if quanta run on this machine.
+
+        The context of a cluster waits for `start`, since it takes executors.
+        If something fails, `start` tries again, and `wait` raises the error.
+        The libraries that are imported from now on have one thread.  In a
+        terminal, what the JVM and the workers below it write to standard error
+        is not shown at once, since it would spoil the progress bars.
+
+        Parameters
+        ----------
+        arguments
+            Arguments of the command, some of which need no JVM.
+        """
+        limit_threads()
+        if not _WITHOUT_SPARK.isdisjoint(arguments):
+            return
+        # The engine uses the JVM too little to gain from Java's full compiler.
+        os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+        if os.isatty(2):
+            JVM_OUTPUT.hold()
+        self._launcher = threading.Thread(target=self._launch, name="jvm-start")
+        self._launcher.start()
+
+    def start(self, imports: Sequence[str] = (), stores: Sequence[str] = ()) -> None:
+        """Start the context, unless `launch` has, and check its workers.
+
+        Parameters
+        ----------
+        imports
+            Names of the modules of the tasks.
+        stores
+            Addresses of places in object stores that workers must reach.
+        """
+        self._imports, self._stores = tuple(imports), tuple(stores)
+        self._starter = threading.Thread(target=self._start, name="spark-start", daemon=True)
+        self._starter.start()
 
     def __enter__(self) -> Self:
-        if self._is_ours:
-            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left.set()
-        self._stop()
+        self.close()
         if not isinstance(value, UserError | KeyboardInterrupt):
             JVM_OUTPUT.show()
+
+    def close(self) -> None:
+        """Stop Spark, unless it ran before."""
+        self._left.set()
+        if self._launcher is not None:
+            self._launcher.join()
+        self._stop()
 
     @property
     def has_failed(self) -> bool:
@@ -119,21 +129,36 @@ class SparkStart:
         spark_butler.errors.SessionError
             Raised if Spark does not start, or if its workers fail their check.
         """
-        if self._is_ours:
-            while self._thread.is_alive():
-                JVM_OUTPUT.show()
-                self._thread.join(_SECONDS_BETWEEN)
+        assert self._starter is not None, "Call `start` before `wait`."
+        while self._starter.is_alive():
             JVM_OUTPUT.show()
-        else:
-            self._start()
+            self._starter.join(_SECONDS_BETWEEN)
+        JVM_OUTPUT.show()
         if self._error is not None:
             raise self._error
         assert self._context is not None
         return self._context
 
+    def _launch(self) -> None:
+        try:
+            check_platform()
+            self._is_ours = not spark_is_up()
+            launch_jvm()
+            if self._is_ours and not self._left.is_set() and default_master_is_local():
+                self._context = make_spark_context()
+        except UserError as exc:
+            logger.debug("Spark was not started: %s", exc)
+
     def _start(self) -> None:
         try:
-            self._context = make_spark_context(imports=self._imports)
+            if self._launcher is None:
+                self._is_ours = not spark_is_up()
+            else:
+                self._launcher.join()
+            if self._context is None:
+                self._context = make_spark_context()
+            if self._is_ours:
+                set_imports(self._context, self._imports)
             if not self._left.is_set():
                 check_workers(self._context, self._imports, self._stores)
         except BaseException as exc:  # noqa: BLE001  (`wait` raises it)

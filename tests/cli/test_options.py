@@ -20,6 +20,7 @@ from lsst.daf.butler import Butler, DataCoordinate, MissingCollectionError
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 
 from spark_butler.cli.main import main
+from spark_butler.spark.startup import SparkStart
 from tests.support.job_harness import JOB, JobRepo
 
 type RunJob = Callable[..., Result]
@@ -77,7 +78,7 @@ def test_nothing_is_written_or_started(
     def refuse(*arguments: object) -> None:
         raise AssertionError("a Spark session is made")
 
-    monkeypatch.setattr("spark_butler.cli.execute.SparkStart", refuse)
+    monkeypatch.setattr(SparkStart, "start", refuse)
     before = job_repo.contents()
     result = run_job(*job_repo.arguments, "-o", "u/nothing", "--temporary", "mock_f*", *more)
     assert result.exit_code == 0, result.output

@@ -21,6 +21,7 @@ from lsst.daf.butler.direct_butler import DirectButler
 from spark_butler.cli.main import main
 from spark_butler.report.folder import new_attempt
 from spark_butler.repository.checks import store_roots
+from spark_butler.spark.startup import SparkStart
 from tests.support.job_harness import JobRepo, count_quanta, run_tool
 from tests.support.stock import read_graph
 
@@ -46,7 +47,7 @@ def run_without_registry(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
         CliLog.resetLog()
         with monkeypatch.context() as patch:
             patch.setattr(DirectButler, "create_from_config", refuse)
-            patch.setattr("spark_butler.cli.main.launch_jvm_in_background", lambda *_: None)
+            patch.setattr(SparkStart, "launch", lambda *_: None)
             return CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spark-butler")
 
     return run

@@ -24,7 +24,9 @@ import sys
 from pyspark import SparkContext
 from spark_butler.spark.startup import SparkStart
 
-with SparkStart(["talkative", "broken"]) as start:
+with SparkStart() as start:
+    start.launch()
+    start.start(["talkative", "broken"])
     context = start.wait()
     # By their names in sys.modules only: to unpickle a function must not import anything.
     found = context.parallelize([0], 1).map(
@@ -36,10 +38,17 @@ assert SparkContext._active_spark_context is None
 start = SparkStart()
 try:
     with start:
+        start.start()
         raise ValueError("the graph is empty")
 except ValueError:
     pass
-start._thread.join()
+start._starter.join()
+assert SparkContext._active_spark_context is None
+
+# The arguments of the command are refused.
+refused = SparkStart()
+refused.launch()
+refused.close()
 assert SparkContext._active_spark_context is None
 print("done")
 """
@@ -66,13 +75,15 @@ def test_workers_are_forked_with_tasks_imported_and_nothing_is_left(tmp_path: Pa
 _SPEAKING = """
 import sys
 from spark_butler.errors import UserError
-from spark_butler.spark.startup import SparkStart, launch_jvm_in_background
+from spark_butler.spark.startup import SparkStart
 
-launch_jvm_in_background()
+spark = SparkStart()
+spark.launch()
 try:
-    with SparkStart() as spark:
+    with spark:
+        spark.start()
         # Spark has said all that it will.
-        spark._thread.join()
+        spark._starter.join()
         if sys.argv[1] == "refused":
             raise UserError("the graph is empty")
         if sys.argv[1] == "crash":
@@ -134,7 +145,13 @@ def test_output_of_the_jvm_is_shown_in_a_terminal_unless_a_refusal_makes_it_idle
 
 
 class _Context:
-    stopped = 0
+    def __init__(self) -> None:
+        self.made = self.stopped = 0
+        self.imports: list[Sequence[str]] = []
+
+    def make(self) -> _Context:
+        self.made += 1
+        return self
 
     def stop(self) -> None:
         self.stopped += 1
@@ -144,20 +161,43 @@ class _Context:
 def context(monkeypatch: pytest.MonkeyPatch) -> _Context:
     context = _Context()
     monkeypatch.setattr(spark_start, "spark_is_up", lambda: False)
-    monkeypatch.setattr(spark_start, "make_spark_context", lambda **_: context)
+    monkeypatch.setattr(spark_start, "check_platform", lambda: None)
+    monkeypatch.setattr(spark_start, "launch_jvm", lambda: None)
+    monkeypatch.setattr(spark_start, "default_master_is_local", lambda: True)
+    monkeypatch.setattr(spark_start, "make_spark_context", context.make)
+    monkeypatch.setattr(
+        spark_start, "set_imports", lambda context, names: context.imports.append(list(names))
+    )
     monkeypatch.setattr(spark_start, "check_workers", lambda context, imports, stores: None)
     return context
 
 
-def test_existing_session_is_not_stopped(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    with SparkStart() as start:
-        start.wait()
-    assert context.stopped == 1
-    monkeypatch.setattr(spark_start, "spark_is_up", lambda: True)
-    with SparkStart() as start:
-        found: object = start.wait()
-        assert found is context
-    assert context.stopped == 1
+@pytest.mark.parametrize("launched", [False, True])
+def test_existing_session_is_not_stopped(
+    launched: bool, context: _Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_up, n_stopped in ((False, 1), (True, 1)):
+        monkeypatch.setattr(spark_start, "spark_is_up", lambda is_up=is_up: is_up)
+        with SparkStart() as start:
+            if launched:
+                start.launch()
+            start.start(["of.tasks"])
+            found: object = start.wait()
+            assert found is context
+        assert context.stopped == n_stopped
+    # Daemons of a session that ran before have started with other modules.
+    assert context.imports == [["of.tasks"]]
+
+
+@pytest.mark.parametrize(("is_local", "n_made"), [(True, 1), (False, 0)])
+def test_context_of_a_cluster_is_not_started_before_the_request_is_checked(
+    is_local: bool, n_made: int, context: _Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spark_start, "default_master_is_local", lambda: is_local)
+    start = SparkStart()
+    start.launch(["run"])
+    start.close()
+    assert (context.made, context.stopped) == (n_made, n_made)
 
 
 def test_startup_error_is_raised_when_awaited(context: _Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +205,10 @@ def test_startup_error_is_raised_when_awaited(context: _Context, monkeypatch: py
         raise SessionError("Workers can't work.")
 
     monkeypatch.setattr(spark_start, "check_workers", refuse)
-    with pytest.raises(SessionError, match="can't work"), SparkStart() as start:
-        start.wait()
+    with SparkStart() as start:
+        start.start()
+        with pytest.raises(SessionError, match="can't work"):
+            start.wait()
     assert context.stopped == 1
 
 
@@ -215,7 +257,7 @@ def test_concurrent_launches_start_one_jvm() -> None:
 )
 def test_jvm_is_launched_only_for_quanta(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
-    monkeypatch.setattr(spark_start, "_launch", lambda: launched.append("jvm"))
+    monkeypatch.setattr(SparkStart, "_launch", lambda _: launched.append("jvm"))
     CliRunner().invoke(main, arguments.split(), catch_exceptions=False)
     for thread in threading.enumerate():
         if thread.name == "jvm-start":
