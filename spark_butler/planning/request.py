@@ -151,11 +151,6 @@ class RunRequest(pydantic.BaseModel):
                 fields[field] = value
         return cls(**fields, graph_builder=rest, **own)
 
-    @classmethod
-    def pipetask_names(cls) -> set[str]:
-        """Return the parameter names of the options of ``pipetask run`` that are fields of a request."""
-        return {_PIPETASK_NAMES.get(name, name) for name in cls.model_fields if name not in _OWN}
-
     def read_retained(self) -> list[str] | None:
         """Read the file of ``--retained-dataset-types``.
 
