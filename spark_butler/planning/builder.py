@@ -9,13 +9,15 @@ __all__ = ["build_predicted_graph"]
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from types import EllipsisType
 from typing import Any
 
 from astropy.table import Table
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
 from lsst.ctrl.mpexec.cli.utils import summarize_quantum_graph
 from lsst.daf.butler import Butler, InvalidQueryError, MissingCollectionError
+from lsst.daf.butler.utils import globToRegex
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
     AllDimensionsQuantumGraphBuilder,
     DatasetQueryConstraintVariant,
@@ -35,7 +37,6 @@ from ..repository.output_checks import check_configs
 from ..repository.unknown_names import check_collections, check_input_types, explain_query, has_collection
 from ..temporaries.selection import find_temporary_types
 from .dataset_ids import check_outputs_in_the_way, settle_dataset_ids
-from .pattern_files import retained_types
 from .request import RunRequest
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
             butler,
             skip_existing_in=skip_existing_in,
             # The builder refuses patterns if no quanta are skipped.
-            retained=retained_types(pipeline_graph, retained, absent) if skip_existing_in else None,
+            retained=_retained_types(pipeline_graph, retained, absent) if skip_existing_in else None,
             collections=collections,
             run=run,
         )
@@ -193,6 +194,28 @@ def _make_builder(
         output_run=run,
         data_id_tables=[_read_table(file) for file in request.data_id_table],
     )
+
+
+def _retained_types(
+    pipeline_graph: PipelineGraph, retained: list[str] | None, absent: Collection[str]
+) -> list[str] | None:
+    """Return patterns of the dataset types that a skipped quantum must have left; `None` for all types.
+
+    ``absent`` names the types that are temporary, or were in the runs whose quanta are skipped.
+    """
+    if not absent:
+        return retained
+    expressions = globToRegex(retained)
+    names = set(pipeline_graph.dataset_types) - set(absent)
+    if not isinstance(expressions, EllipsisType):
+        names = {
+            name
+            for name in names
+            if any(name == each if isinstance(each, str) else each.search(name) for each in expressions)
+        }
+    # The builder takes an empty list for all types; inputs that no task makes always exist.
+    names.update(name for name in pipeline_graph.dataset_types if pipeline_graph.producer_of(name) is None)
+    return sorted(names)
 
 
 def _flatten(butler: Butler, collections: Sequence[str]) -> Sequence[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import astropy.units as u
 import pydantic
+import yaml
 from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.pipe.base import ExecutionResources, Pipeline
 
@@ -22,7 +23,6 @@ from ..errors import OptionsError
 from ..model.options import ResourceRequests, RunOptions, read_requests
 from ..repository.output_checks import check_name
 from ..text import brief, explain_invalid
-from .pattern_files import read_patterns
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class RunRequest(pydantic.BaseModel):
                 f"--retained-dataset-types {file!r} has no effect without --skip-existing-in; give both or "
                 "neither (--store chooses the outputs to store)."
             )
-        return read_patterns("--retained-dataset-types", file)
+        return _read_patterns("--retained-dataset-types", file)
 
     def pipetask_arguments(self) -> dict[str, Any]:
         """Return the arguments for the script functions of ctrl_mpexec."""
@@ -308,5 +308,16 @@ def _read_stored(values: Sequence[str]) -> tuple[str, ...] | None:
     """Read the patterns of ``--store``: patterns, or YAML files with lists of patterns."""
     patterns: list[str] = []
     for value in values:
-        patterns.extend(read_patterns("--store", value) if Path(value).is_file() else [value])
+        patterns.extend(_read_patterns("--store", value) if Path(value).is_file() else [value])
     return tuple(patterns) or None
+
+
+def _read_patterns(option: str, file: str) -> list[str]:
+    """Read a YAML file with a list of patterns."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise OptionsError(f"{option} file {file!r} can't be read: {brief(exc)}") from exc
+    if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
+        raise OptionsError(f"{option} file {file!r} must contain a non-empty YAML sequence of strings.")
+    return content
