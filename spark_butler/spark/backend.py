@@ -5,7 +5,7 @@ Runs in the driver; the functions at the end run in workers.
 
 from __future__ import annotations
 
-__all__ = ["SparkBackend", "new_accumulator"]
+__all__ = ["SparkBackend", "new_stream"]
 
 import dataclasses
 import functools
@@ -115,7 +115,7 @@ class SparkBackend:
         text = _describe(batch)
         spark.setJobGroup(self._tag, text, interruptOnCancel=False)
         _name_stages(spark, text)
-        outcomes = new_accumulator(spark, [], _OutcomeStream(report, all_again=self._speculates))
+        outcomes = new_stream(spark, _again(report) if self._speculates else report)
         if len(batch) == 1 and len(batch[0].widths) > 1:
             self._run_levels(batch[0], broadcast, outcomes)
             return
@@ -190,26 +190,36 @@ class SparkBackend:
             return self._sent[1]
 
 
-class _OutcomeStream(AccumulatorParam[list[QuantumOutcome]]):
-    """Accumulator of outcomes: a list in a worker; in the driver it passes each outcome to a function."""
+class _Stream[T](AccumulatorParam[list[T]]):
+    """Accumulator of items: a list in a worker; in the driver it passes each item to a function."""
 
-    def __init__(self, report: ReportOutcome | None = None, *, all_again: bool = False):
+    def __init__(self, report: Callable[[T], None] | None = None):
         self._report = report
-        self._all_again = all_again
 
-    def __reduce__(self) -> tuple[type[_OutcomeStream], tuple[()]]:
-        return _OutcomeStream, ()
+    def __reduce__(self) -> tuple[type[_Stream[T]], tuple[()]]:
+        return _Stream, ()
 
-    def zero(self, value: list[QuantumOutcome]) -> list[QuantumOutcome]:
+    def zero(self, value: list[T]) -> list[T]:
         return []
 
-    def addInPlace(self, value1: list[QuantumOutcome], value2: list[QuantumOutcome]) -> list[QuantumOutcome]:
+    def addInPlace(self, value1: list[T], value2: list[T]) -> list[T]:
         if self._report is None:
             value1.extend(value2)
             return value1
-        for outcome in value2:
-            self._report(dataclasses.replace(outcome, again=True) if self._all_again else outcome)
+        for item in value2:
+            self._report(item)
         return []
+
+
+def new_stream[T](spark: SparkContext, report: Callable[[T], None]) -> Accumulator[list[T]]:
+    """Build an accumulator that passes what workers add to a function; several threads may call this."""
+    with _accumulators:
+        return spark.accumulator([], _Stream(report))
+
+
+def _again(report: ReportOutcome) -> ReportOutcome:
+    """Return a function that marks outcomes whose quanta another attempt may still be running."""
+    return lambda outcome: report(dataclasses.replace(outcome, again=True))
 
 
 def _find_slot_memory(conf: SparkConf, slots: int) -> int:
@@ -246,12 +256,6 @@ def _name_stages(spark: SparkContext, text: str) -> None:
     """Name the stages of this thread's next job after their groups, not after the submitting line of code."""
     for name in ("callSite.short", "callSite.long"):
         spark.setLocalProperty(name, text)
-
-
-def new_accumulator[T](spark: SparkContext, value: T, param: AccumulatorParam[T]) -> Accumulator[T]:
-    """Build an accumulator; several threads may call this at once."""
-    with _accumulators:
-        return spark.accumulator(value, param)
 
 
 def _run_groups(

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from pyspark import RDD, Accumulator, AccumulatorParam, InheritableThread, SparkContext
+from pyspark import RDD, Accumulator, InheritableThread, SparkContext
 from pyspark.sql import SparkSession
 
 from ..errors import FunctionError, OptionsError, UserError
@@ -28,7 +28,7 @@ from ..masking import hide_secrets
 from ..text import brief, cell_name
 from ..worker.function_butler import DataIdBatch, DataIdContext, PutReport, run_batch
 from ..worker.notebook_classes import dump_with_classes
-from .backend import new_accumulator
+from .backend import new_stream
 from .job_names import named_job
 from .session import check_session
 from .worker_entry import open_context, worker_state
@@ -51,27 +51,6 @@ type UserFunction = Callable[[Any, Any], Any]
 type ReportPut = Callable[[PutReport], None]
 
 
-class _PutStream(AccumulatorParam[list[PutReport]]):
-    """Accumulator of datasets: a list in a worker; in the driver it passes each to a function."""
-
-    def __init__(self, report: ReportPut | None = None):
-        self._report = report
-
-    def __reduce__(self) -> tuple[type[_PutStream], tuple[()]]:
-        return _PutStream, ()
-
-    def zero(self, value: list[PutReport]) -> list[PutReport]:
-        return []
-
-    def addInPlace(self, value1: list[PutReport], value2: list[PutReport]) -> list[PutReport]:
-        if self._report is None:
-            value1.extend(value2)
-            return value1
-        for report in value2:
-            self._report(report)
-        return []
-
-
 def spread(
     spark: SparkContext,
     context: DataIdContext,
@@ -88,7 +67,7 @@ def spread(
     """
     # In the closure: the file of a broadcast would stay in the temporary folder as long as Spark runs.
     packed = dump_with_classes(context)
-    puts = new_accumulator(spark, [], _PutStream(report))
+    puts = new_stream(spark, report)
     source = spark.parallelize(batches, max(1, len(batches)))
 
     def apply(function: UserFunction) -> RDD[Any]:
