@@ -17,6 +17,7 @@ __all__ = [
     "tag_inputs",
 ]
 
+import itertools
 import logging
 import uuid
 from collections import defaultdict
@@ -160,16 +161,11 @@ def find_inputs(graph: PredictedQuantumGraph) -> tuple[dict[uuid.UUID, DatasetRe
     nodes = graph.pipeline_graph.dataset_types
     of_tasks = [ref for label in labels for ref in graph.get_init_inputs(label).values()]
     inputs: dict[uuid.UUID, DatasetRef] = {}
-    for ref in _chain(of_tasks, (ref for quantum in quanta for ref in all_inputs(quantum))):
+    for ref in itertools.chain(of_tasks, (ref for quantum in quanta for ref in all_inputs(quantum))):
         if ref.id not in made and ref.id not in inputs:
             whole = ref.makeCompositeRef() if ref.isComponent() else ref
             inputs[ref.id] = nodes[whole.datasetType.name].generalize_ref(whole)
     return inputs, frozenset(ref.id for ref in of_tasks if ref.id in inputs)
-
-
-def _chain(*groups: Iterable[DatasetRef]) -> Iterator[DatasetRef]:
-    for group in groups:
-        yield from group
 
 
 def find_registered(butler: Butler, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, DatasetRef]:

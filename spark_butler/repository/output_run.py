@@ -13,10 +13,11 @@ __all__ = [
     "resolve_output",
 ]
 
+import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
@@ -26,7 +27,7 @@ from lsst.utils.packages import Packages
 
 from ..errors import OptionsError, RepositoryError, UserError
 from ..run_folders import run_folder
-from ..text import brief
+from ..text import brief, translate_errors
 from .checks import check_writeable, register_run, store_roots
 from .database_retry import is_connection_loss, retry_database
 from .output_checks import check_configs, check_dataset_types, check_name, check_tasks
@@ -310,19 +311,14 @@ def _fill(
             graph.write_packages(butler, compare_existing=request.extend)
 
 
-class _translate_errors:
-    """Context that turns errors of the middleware about unusable arguments into a `UserError`."""
-
-    def __init__(self, what: str):
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if exc is None or isinstance(exc, UserError) or not isinstance(exc, Exception):
-            return
-        logger.debug("%s.", self._what, exc_info=exc)
-        if isinstance(exc, ValueError | TypeError | LookupError):
+@contextlib.contextmanager
+def _translate_errors(what: str) -> Iterator[None]:
+    """Translate errors of the middleware about unusable arguments into a `UserError`."""
+    with translate_errors(RepositoryError, what):
+        try:
+            yield
+        except UserError:
+            raise
+        except (ValueError, TypeError, LookupError) as exc:
+            logger.debug("%s.", what, exc_info=True)
             raise OptionsError(brief(exc)) from exc
-        raise RepositoryError(f"{self._what}: {brief(exc)}") from exc

@@ -57,11 +57,8 @@ def check_collections(butler: Butler, names: Iterable[str]) -> None:
         Raised if one does not exist; the error suggests similar names.
     """
     for name in names:
-        if not has_globs(name):
-            try:
-                butler.collections.get_info(name)
-            except MissingCollectionError as exc:
-                raise unknown_collection(butler, name) from exc
+        if not has_globs(name) and not has_collection(butler, name):
+            raise unknown_collection(butler, name)
 
 
 def has_collection(butler: Butler, name: str) -> bool:
