@@ -12,6 +12,7 @@ __all__ = [
     "datastore_of",
     "export_records",
     "fetch_run_ids",
+    "file_datastores",
     "find_transfer_files",
     "import_datasets",
     "record_table",
@@ -28,6 +29,7 @@ from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, Mis
 from lsst.daf.butler.datastore import Datastore, DatastoreTransaction
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
 from lsst.daf.butler.datastores.file_datastore.transfer import retrieve_file_transfer_records
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.daf.butler.direct_butler import DirectButler
@@ -40,6 +42,18 @@ from lsst.resources import ResourcePath
 def datastore_of(butler: LimitedButler) -> Datastore:
     """Return the datastore of a butler."""
     return butler._datastore
+
+
+def file_datastores(butler: LimitedButler) -> list[FileDatastore]:
+    """List the datastores of a butler that keep files, in the order of the chain."""
+    found: list[FileDatastore] = []
+    waiting = [butler._datastore]
+    while waiting:
+        if isinstance(datastore := waiting.pop(0), FileDatastore):
+            found.append(datastore)
+        elif isinstance(datastore, ChainedDatastore):
+            waiting[:0] = datastore.datastores
+    return found
 
 
 def export_records(butler: LimitedButler, refs: Iterable[DatasetRef]) -> dict[str, DatastoreRecordData]:

@@ -10,13 +10,11 @@ __all__ = ["FormatterFallback"]
 import contextlib
 import pickle
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from lsst.daf.butler import (
     DatasetRef,
-    Datastore,
     FileDescriptor,
     Formatter,
     FormatterFactory,
@@ -25,19 +23,9 @@ from lsst.daf.butler import (
     Location,
     QuantumBackedButler,
 )
-from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
-from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 
-from .._daf_butler import datastore_of
+from .._daf_butler import file_datastores
 from ..errors import CodecError
-
-
-def _factories(datastore: Datastore) -> Iterator[FormatterFactory]:
-    if isinstance(datastore, ChainedDatastore):
-        for child in datastore.datastores:
-            yield from _factories(child)
-    elif isinstance(datastore, FileDatastore):
-        yield datastore.formatterFactory
 
 
 class FormatterFallback:
@@ -71,10 +59,10 @@ class FormatterFallback:
         formatter
             The fallback; `None` if the datastore writes no files of this type.
         """
-        for factory in _factories(datastore_of(butler)):
+        for datastore in file_datastores(butler):
             with contextlib.suppress(KeyError):
-                factory.getFormatterClass(ref)
-                return cls(factory, ref)
+                datastore.formatterFactory.getFormatterClass(ref)
+                return cls(datastore.formatterFactory, ref)
         return None
 
     def _make(self, root: str, name: str) -> FormatterV2:

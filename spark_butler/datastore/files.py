@@ -10,7 +10,6 @@ __all__ = [
     "Files",
     "Place",
     "collect_files",
-    "file_datastores",
     "find_changed_files",
     "find_complete_files",
     "list_files",
@@ -27,10 +26,9 @@ from typing import Any
 from lsst.daf.butler import DatasetRef, DatasetType, LimitedButler
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
-from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.resources import ResourcePath
 
-from .._daf_butler import datastore_of, export_records, record_table
+from .._daf_butler import export_records, file_datastores, record_table
 from .._lsst_resources import bucket_of
 from ..run_folders import run_folder
 
@@ -230,19 +228,6 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
         for dataset_id, parts in find_complete_files(files, found).items()
         if any(found[place] != info.file_size for place, info in parts)
     }
-
-
-def file_datastores(butler: LimitedButler) -> list[FileDatastore]:
-    """List the datastores of a repository that keep files."""
-    return list(_file_datastores(datastore_of(butler)))
-
-
-def _file_datastores(datastore: Any) -> Iterator[FileDatastore]:
-    """Yield the datastores that keep files."""
-    if isinstance(datastore, FileDatastore):
-        yield datastore
-    for child in getattr(datastore, "datastores", ()):
-        yield from _file_datastores(child)
 
 
 def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> dict[str, int]:

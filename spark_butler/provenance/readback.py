@@ -32,7 +32,7 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.resources import ResourcePath
 
-from .._daf_butler import fetch_run_ids, record_table
+from .._daf_butler import fetch_run_ids, file_datastores, record_table
 from .._pipe_base import (
     LOG_ADDRESS_INDEX,
     LOG_MB_NAME,
@@ -44,7 +44,7 @@ from .._pipe_base import (
     butlers_of,
     quantum_datasets,
 )
-from ..datastore.files import FileFinder, file_datastores
+from ..datastore.files import FileFinder
 from ..model.work import all_outputs
 from .scan import QuantumScan, scan_attempt
 
