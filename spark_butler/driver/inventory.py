@@ -229,6 +229,4 @@ def scratch_folders(butler: LimitedButler, run: str) -> list[ResourcePath]:
     spark_butler.errors.RepositoryError
         Raised if the name of the run is not a valid name of a folder.
     """
-    return [
-        scratch_folder(root, run) for root in store_roots(butler) if root.scheme not in ("mem", "file+mem")
-    ]
+    return [scratch_folder(root, run) for root in store_roots(butler)]

@@ -88,9 +88,7 @@ class RunReporter:
         seconds_between: float = _STATUS_SECONDS,
     ):
         self._run = run
-        self._folder: AttemptFolder | None = None
-        if root is not None and root.scheme not in ("mem", "file+mem"):
-            self._folder = new_attempt(root, run.run, run.started)
+        self._folder = None if root is None else new_attempt(root, run.run, run.started)
         self._bars = sys.stderr.isatty() if bars is None else bars
         self._on_cancel = on_cancel
         self._seconds_between = seconds_between

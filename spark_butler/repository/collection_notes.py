@@ -93,11 +93,7 @@ def _find_places(butler: Butler, run: str) -> list[ResourcePath]:
     """Return the addresses of the notes of a run; new notes are written to the first."""
     with contextlib.suppress(RepositoryError):
         # The name can't be a folder's, so the run has no notes.
-        return [
-            run_folder(report_root(root), run).join(_FILE)
-            for root in store_roots(butler)
-            if root.scheme not in ("mem", "file+mem")
-        ]
+        return [run_folder(report_root(root), run).join(_FILE) for root in store_roots(butler)]
     return []
 
 
