@@ -12,9 +12,9 @@ __all__ = [
 
 import itertools
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
-from lsst.daf.butler import DatasetIdFactory, DatasetType
+from lsst.daf.butler import DataCoordinate, DatasetIdFactory, DatasetIdGenEnum
 from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_graph_builder import OutputExistsError
@@ -70,32 +70,22 @@ def settle_dataset_ids(
     `~lsst.daf.butler.DatasetIdGenEnum.DATAID_TYPE_RUN`.
     """
     run = components.header.output_run
-    dataset_types = [node.dataset_type for node in components.pipeline_graph.dataset_types.values()]
-    dataset_types.append(components.pipeline_graph.packages_dataset_type)
-    makers = {dataset_type.name: _IdMaker(run, dataset_type) for dataset_type in dataset_types}
+    dataset_types = {n.name: n.dataset_type for n in components.pipeline_graph.dataset_types.values()}
+    packages = components.pipeline_graph.packages_dataset_type
+    dataset_types[packages.name] = packages
+    make_id = DatasetIdFactory().makeDatasetId
     new_ids: dict[uuid.UUID, uuid.UUID] = {}
     quanta = [*components.init_quanta.root, *components.quantum_datasets.values()]
     for quantum in quanta:
         for dataset in itertools.chain.from_iterable(quantum.outputs.values()):
             if dataset.dataset_id in keep:
                 continue
-            new_id = makers[dataset.dataset_type_name].make_id(dataset.data_coordinate)
+            dataset_type = dataset_types[dataset.dataset_type_name]
+            values = tuple(dataset.data_coordinate)
+            data_id = DataCoordinate.from_full_values(dataset_type.dimensions, values)
+            new_id = make_id(run, dataset_type, data_id, DatasetIdGenEnum.DATAID_TYPE_RUN)
             new_ids[dataset.dataset_id] = new_id
             dataset.dataset_id = new_id
     for quantum in quanta:
         for dataset in itertools.chain.from_iterable(quantum.inputs.values()):
             dataset.dataset_id = new_ids.get(dataset.dataset_id, dataset.dataset_id)
-
-
-class _IdMaker:
-    """A faster `lsst.daf.butler.DatasetIdFactory` for many datasets of one type in a run."""
-
-    def __init__(self, run: str, dataset_type: DatasetType):
-        keys = list(dataset_type.dimensions.data_coordinate_keys)
-        self._start = f"dataset_type={dataset_type.name},run={run}"
-        self._places = [(name, keys.index(name)) for name in sorted(dataset_type.dimensions.required)]
-
-    def make_id(self, values: Sequence[object]) -> uuid.UUID:
-        """Return the ID of a dataset, made from all values of its data ID."""
-        text = "".join(f",{name}={values[place]}" for name, place in self._places)
-        return uuid.uuid5(DatasetIdFactory.NS_UUID, self._start + text)
