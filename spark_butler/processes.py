@@ -127,7 +127,12 @@ def ending_on_signals() -> Iterator[None]:
 
 def end_in_order() -> None:
     """Stop the run of this process with SIGTERM, on which it stops cleanly."""
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is signal.SIG_DFL:
+        # Restored by an earlier signal, whose clean stop a second one would cut short.
+        logger.info("The run is stopping already.")
+        return
+    if handler in (signal.SIG_IGN, None):
         logger.warning("This process has no handler of SIGTERM; the run continues.")
         return
     os.kill(os.getpid(), signal.SIGTERM)
