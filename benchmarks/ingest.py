@@ -7,6 +7,7 @@ __all__: list[str] = []
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def _postgres(folder: Path) -> Iterator[tuple[Callable[[Path, str], Path], Postg
     programs = find_postgres()
     if programs is None:
         raise SystemExit("PostgreSQL is not installed.")
+    if importlib.util.find_spec("psycopg") is None:
+        raise SystemExit("--registry postgres needs the package psycopg: pip install 'psycopg[binary]'.")
     folder.chmod(0o755)
     with PostgresServer.serve(folder / "postgres", programs) as server:
         server.write_credentials(folder / "db-auth.yaml", "ingest")
