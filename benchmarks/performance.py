@@ -34,6 +34,7 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 import psutil  # noqa: E402
 from ccd_graphs import prepare_observed, prepare_simulated  # noqa: E402
 from lsst.daf.butler import Butler  # noqa: E402
+from lsst.resources import ResourcePath  # noqa: E402
 from metering import Usage, run_metered  # noqa: E402
 from mock_graphs import MODULES, RUN, SIZES, prepare_graph  # noqa: E402
 from performance_results import write_results  # noqa: E402
@@ -205,7 +206,8 @@ class Bench:
     ):
         self._folder = folder
         self._longest = longest
-        self._on_disk = on_disk
+        # Of all datastores.
+        self._root = ResourcePath(str(folder) if on_disk else f"s3://{_BUCKET}/", forceDirectory=True)
         self._server = server
         self._frames = frames
         self._graphs: dict[str, tuple[Path, Path]] = {}
@@ -271,7 +273,7 @@ class Bench:
         for line in usage.output.splitlines():
             if line.startswith("RESULT "):
                 row["result"] = json.loads(line.removeprefix("RESULT "))
-        metadata = [key for key in self._keys(repo.parent.name) if "_metadata/" in key]
+        metadata = [uri for uri in self._list_outputs(repo.parent.name) if "_metadata/" in uri.path]
         row["metadata"] = len(metadata)
         if usage.status or len(metadata) != quanta:
             row["output"] = usage.output[-3000:]
@@ -301,7 +303,7 @@ class Bench:
         folder = f"{name}-{workload.folder}"
         if folder not in self._graphs:
             place = self._folder / folder
-            store = str(self._disk(folder)) if self._on_disk else f"s3://{_BUCKET}/{folder}/"
+            store = str(self._store(folder))
             with self._server.activated():
                 match workload.kind:
                     case "simulated":
@@ -315,19 +317,17 @@ class Bench:
                         )
         return self._graphs[folder]
 
-    def _disk(self, folder: str) -> Path:
-        return self._folder / f"{folder}-store"
+    def _store(self, folder: str) -> ResourcePath:
+        return self._root.join(f"{folder}-store/", forceDirectory=True)
 
-    def _keys(self, folder: str) -> list[str]:
-        if self._on_disk:
-            return [str(path) for path in (self._disk(folder) / RUN).rglob("*") if path.is_file()]
-        return self._server.list_keys(_BUCKET, f"{folder}/{RUN}/")
+    def _list_outputs(self, folder: str) -> list[ResourcePath]:
+        run = self._store(folder).join(f"{RUN}/", forceDirectory=True)
+        with self._server.activated():
+            return [uri for uri in ResourcePath.findFileResources([run], grouped=False) if uri != run]
 
     def _remove_run(self, folder: str) -> None:
-        if self._on_disk:
-            shutil.rmtree(self._disk(folder) / RUN, ignore_errors=True)
-        else:
-            self._server.remove_keys(_BUCKET, self._keys(folder))
+        with self._server.activated():
+            ResourcePath.mremove(self._list_outputs(folder), do_raise=False)
 
 
 def _parse_arguments(engines: Mapping[str, Engine]) -> argparse.Namespace:
