@@ -1,4 +1,4 @@
-"""What a person reads about the chaos runs."""
+"""Report of the chaos runs: lines about each, and the table of docs/chaos-benchmark.md."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def describe(result: Result) -> str:
 
 
 def _faults_text(result: Result) -> str:
-    spoilt = sum(result.faults.values())
-    return f"{spoilt} of {result.requests} requests spoilt" if spoilt else "no request spoilt"
+    n_faulty = sum(result.faults.values())
+    return f"{n_faulty} of {result.requests} requests faulty" if n_faulty else "no request faulty"
 
 
 def read_results(path: Path) -> list[Result]:
@@ -69,15 +69,15 @@ def make_table(results: Sequence[Result]) -> str:
         The runs.
     """
     kinds = Counter(event.split(" at ")[0].split(" (")[0] for each in results for event in each.events)
-    spoilt = sum(sum(each.faults.values()) for each in results)
+    n_faulty = sum(sum(each.faults.values()) for each in results)
     lines = [
         f"{sum(each.is_equal for each in results)} of {len(results)} runs ended equal to the serial run. "
         f"{_machine()}; median {statistics.median(each.wall for each in results):.0f} s a run.",
         "",
         f"In all: {', '.join(f'{count} × {kind}' for kind, count in kinds.most_common())}; "
-        f"{spoilt} of {sum(each.requests for each in results)} requests to the object store spoilt.",
+        f"{n_faulty} of {sum(each.requests for each in results)} requests to the object store were faulty.",
         "",
-        "| seed | graph | what befell it | spoilt requests | submitted | wall s | CPU s | "
+        "| seed | graph | faults | faulty requests | submitted | wall s | CPU s | "
         "executed again | equal |",
         "|---:|---|---|---:|---:|---:|---:|---:|---|",
     ]
