@@ -12,13 +12,7 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """Return the ``__getattr__`` of a package that imports its public names when they are first used.
-
-    Parameters
-    ----------
-    package
-        Name of the package.
-    """
+    """Return the ``__getattr__`` of a package that imports its public names when they are first used."""
 
     def getattribute(name: str) -> object:
         if name not in modules:

@@ -58,11 +58,6 @@ def run_folder(top: ResourcePath, run: str) -> ResourcePath:
 def path_below(top: ResourcePath, uri: ResourcePath) -> str | None:
     """Return the path of a file or folder relative to a folder, and `None` where it is not below.
 
-    Parameters
-    ----------
-    uri
-        Address of the file or folder.
-
     Notes
     -----
     `lsst.resources.ResourcePath.relative_to` would decode a path twice.

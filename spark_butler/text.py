@@ -213,13 +213,7 @@ def _last_of_traceback(message: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as text.
-
-    Parameters
-    ----------
-    seconds
-        The duration in seconds.
-    """
+    """Return a duration as text."""
     if seconds < 0.0995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 9.95:
@@ -244,13 +238,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_data_id(data_id: Mapping[str, object]) -> str:
-    """Return a data ID as text.
-
-    Parameters
-    ----------
-    data_id
-        Values by name of the dimension.
-    """
+    """Return a data ID as text."""
     return ", ".join(f"{name} {value}" for name, value in data_id.items())
 
 

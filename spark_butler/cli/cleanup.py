@@ -61,11 +61,6 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
 def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
     """Return the scratch folders of a run, one in each datastore.
 
-    Parameters
-    ----------
-    run
-        Name of the run in the command.
-
     Raises
     ------
     spark_butler.errors.RepositoryError

@@ -160,8 +160,6 @@ def make_request(
     ----------
     ctx
         Context of the command, which knows the order of pipeline options.
-    on_spark
-        Whether quanta are to run on Spark.
     command
         The command line, without secrets.
 
@@ -181,11 +179,6 @@ def make_request(
 
 def check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
     """Check that no option of ``pipetask run`` was given that has no meaning here.
-
-    Parameters
-    ----------
-    on_spark
-        Whether quanta are to run on Spark.
 
     Raises
     ------

@@ -57,8 +57,6 @@ class PrefetchQueue:
 
         Parameters
         ----------
-        size
-            Its size in bytes.
         fetch
             Function that reads the file in another thread; it must not raise.
         """

@@ -58,11 +58,6 @@ class QuantumButlers:
         Reading the configuration with its defaults takes 30 ms.  A worker does it
         once, before it forks children.
 
-        Parameters
-        ----------
-        universe
-            Definitions of the dimensions.
-
         Returns
         -------
         datastore
@@ -92,8 +87,6 @@ class QuantumButlers:
 
         Parameters
         ----------
-        universe
-            Definitions of the dimensions; as `config`.
         inputs
             IDs of the datasets that may be read.
         outputs
@@ -118,13 +111,7 @@ class QuantumButlers:
 
 
 def read_datastore(config: ButlerConfig, universe: DimensionUniverse) -> Datastore:
-    """Build a datastore from its configuration, with records in memory.
-
-    Parameters
-    ----------
-    universe
-        Definitions of the dimensions.
-    """
+    """Build a datastore from its configuration, with records in memory."""
     return Datastore.fromConfig(config, _make_bridges(universe), config.get("root", config.configDir))
 
 
@@ -144,8 +131,6 @@ class _MemoryTable(OpaqueTableStorage):
 
     Parameters
     ----------
-    name
-        Name of the table.
     spec
         Its columns; one of the primary key is the ID of the dataset.
     """

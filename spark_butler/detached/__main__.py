@@ -92,11 +92,6 @@ class _Runner:
 def run_job(folder: Path) -> int:
     """Run a job to its end.
 
-    Parameters
-    ----------
-    folder
-        Folder of the job.
-
     Returns
     -------
     status

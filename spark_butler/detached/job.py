@@ -132,13 +132,7 @@ class DetachedJob:
         return self.folder / "state.json"
 
     def log_file(self, step: str) -> Path:
-        """Return the file with the output of a step.
-
-        Parameters
-        ----------
-        step
-            Name of the step.
-        """
+        """Return the file with the output of a step."""
         return self.folder / f"{step}.log"
 
     def start(self) -> int:

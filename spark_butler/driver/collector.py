@@ -150,13 +150,7 @@ class LateWrites:
         self._doubtful: dict[uuid.UUID, tuple[QuantumOutcome, list[DatasetRef]]] = {}
 
     def note(self, outcome: QuantumOutcome, predicted: list[DatasetRef]) -> None:
-        """Record an outcome if its files are in doubt.
-
-        Parameters
-        ----------
-        outcome
-            The outcome before it is ingested.
-        """
+        """Record an outcome, before it is ingested, if its files are in doubt."""
         if (
             outcome.again
             or outcome.recovered

@@ -82,13 +82,7 @@ def make_context(
 
 
 def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
-    """Build the part of the context with which a worker reads and writes datasets.
-
-    Parameters
-    ----------
-    dataset_types
-        Definitions of the dataset types.
-    """
+    """Build the part of the context with which a worker reads and writes datasets."""
     return WorkerContext(
         task_nodes={},
         universe=butler.dimensions,

@@ -187,13 +187,7 @@ class InputTransfer:
         )
 
     def begin(self, butler: Butler) -> None:
-        """Register dataset types, dimension records and runs of the inputs, and copy init-inputs.
-
-        Parameters
-        ----------
-        butler
-            Writeable butler of the repository that the run writes to.
-        """
+        """Register dataset types, dimension records and runs of the inputs, and copy init-inputs."""
         with Butler.from_config(self.repo, writeable=False) as source:
             register_inputs(butler, source, self.graph, self.inputs)
         if self.tag is not None:
@@ -206,8 +200,6 @@ class InputTransfer:
 
         Parameters
         ----------
-        butler
-            Writeable butler of the repository that the run writes to.
         backend
             Backend whose workers copy the files.
 

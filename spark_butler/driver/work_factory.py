@@ -80,13 +80,7 @@ class WorkFactory:
             self._outgoing[crossing.producer][crossing.dataset_id] = crossing.consumers
 
     def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
-        """Record which outputs of a quantum exist.
-
-        Parameters
-        ----------
-        written
-            IDs of the outputs that exist.
-        """
+        """Record which outputs of a quantum exist."""
         quantum = self._quantum(quantum_id)
         predicted = [ref for ref in all_outputs(quantum) if ref.datasetType.name not in self._temporary_types]
         written = frozenset(written)

@@ -57,13 +57,6 @@ def check_function(caller: str, function: Callable[..., Any], arguments: Sequenc
 def check_arguments(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
     """Check that a function takes the arguments that it will be called with.
 
-    Parameters
-    ----------
-    caller
-        Name of the method that was given the function.
-    arguments
-        Names of the arguments that it is called with.
-
     Raises
     ------
     spark_butler.errors.OptionsError

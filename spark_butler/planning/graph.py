@@ -187,11 +187,6 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
 def check_graph_file(file: str) -> None:
     """Check that a file exists and has the extension of a graph.
 
-    Parameters
-    ----------
-    file
-        Address of the file.
-
     Raises
     ------
     spark_butler.errors.OptionsError

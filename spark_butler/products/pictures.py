@@ -64,8 +64,6 @@ def draw_focal_plane(
 
     Parameters
     ----------
-    butler
-        Butler with the collections to read from.
     max_pixels
         Greatest length in pixels of the longer side of the focal plane; detectors are binned to fit.
 
@@ -118,13 +116,7 @@ def draw_focal_plane(
 def draw_detector(
     butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int, detector: int
 ) -> None:
-    """Write a picture of the image of one detector, with masked pixels in color and sources marked.
-
-    Parameters
-    ----------
-    butler
-        Butler with the collections to read from.
-    """
+    """Write a picture of the image of one detector, with masked pixels in color and sources marked."""
     data_id = {"instrument": instrument, "visit": visit, "detector": detector}
     image = butler.get("visit_image", data_id)
     source = butler.get("source", data_id)

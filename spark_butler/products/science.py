@@ -75,8 +75,6 @@ def read_science(butler: Butler, collection: str, *, where: str = "") -> list[Sc
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     collection
         Output collection of process_ccd.
     where
@@ -138,17 +136,7 @@ def _read_instrument(
 
 
 def make_stars(table: Table, camera: CameraDescription, detector: int) -> StarTable:
-    """Return the PSF stars and the matched sources of one catalog.
-
-    Parameters
-    ----------
-    table
-        A ``source`` table.
-    camera
-        The camera.
-    detector
-        Identifier of the catalog's detector.
-    """
+    """Return the PSF stars and the matched sources of one catalog."""
     columns = {name: np.asarray(table[name]) for name in _COLUMNS}
     kept = (columns["calib_psf_used"] | np.isfinite(columns["refFlux"])) & (columns["snr"] > 0.0)
     values = {name: column[kept] for name, column in columns.items()}

@@ -82,8 +82,6 @@ def make_science_page(butler: Butler, collection: str, *, where: str = "") -> st
 
     Parameters
     ----------
-    butler
-        Butler of the repository.
     collection
         Output collection of process_ccd.
     where

@@ -52,13 +52,7 @@ def clean_command(command: Sequence[str]) -> list[str]:
 
 
 def data_id_expression(data_id: Mapping[str, object]) -> str:
-    """Write a data ID as an expression for ``-d``.
-
-    Parameters
-    ----------
-    data_id
-        Values by name of the dimension.
-    """
+    """Write a data ID as an expression for ``-d``."""
     terms = []
     for name, value in data_id.items():
         text = str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"

@@ -92,13 +92,7 @@ def check_writeable(roots: Sequence[ResourcePath]) -> None:
 
 
 def refuse_read_only(repository: str) -> contextlib.AbstractContextManager[None]:
-    """Translate errors of the first write to a registry into a `~spark_butler.errors.RepositoryError`.
-
-    Parameters
-    ----------
-    repository
-        Name of the repository.
-    """
+    """Translate errors of the first write to a registry into a `~spark_butler.errors.RepositoryError`."""
     return translate_errors(
         RepositoryError,
         f"The registry of {repository} can't be written to",

@@ -123,11 +123,6 @@ def diagnose_machine(where: str, folders: Sequence[str] = ()) -> list[Finding]:
 def diagnose_repository(repo: str, where: str) -> tuple[list[Finding], list[ResourcePath]]:
     """Check a repository's configuration, registry, dataset types and object stores.
 
-    Parameters
-    ----------
-    repo
-        Address or alias of the repository.
-
     Returns
     -------
     findings

@@ -94,10 +94,6 @@ def resolve_output(  # noqa: PLR0913
 
     Parameters
     ----------
-    repo
-        Address or alias of the repository.
-    from_file
-        Whether the graph was read from a file.
     output, output_run, inputs, extend_run, **collections
         Arguments of `ButlerFactory`: names of collections, and whether to
         extend, replace or rebase them.

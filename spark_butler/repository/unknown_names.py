@@ -105,13 +105,7 @@ def explain_query(butler: Butler, query: str, error: InvalidQueryError) -> Optio
 
 
 def unknown_run(repo: str, run: str, names: Iterable[str], expected: str) -> RepositoryError:
-    """Return the error about a run that a repository does not have.
-
-    Parameters
-    ----------
-    repo
-        Address or alias of the repository.
-    """
+    """Return the error about a run that a repository does not have."""
     names = sorted(set(names))
     if near := [name for name in names if run and name.startswith(f"{run.rstrip('/')}/")][-3:]:
         remedy = f"did you mean {' or '.join(map(repr, near))}?"

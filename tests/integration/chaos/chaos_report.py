@@ -77,8 +77,7 @@ def make_table(results: Sequence[Result]) -> str:
         f"In all: {', '.join(f'{count} × {kind}' for kind, count in kinds.most_common())}; "
         f"{n_faulty} of {sum(each.requests for each in results)} requests to the object store were faulty.",
         "",
-        "| seed | graph | faults | faulty requests | submitted | wall s | CPU s | "
-        "executed again | equal |",
+        "| seed | graph | faults | faulty requests | submitted | wall s | CPU s | executed again | equal |",
         "|---:|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for each in results:
