@@ -25,7 +25,7 @@ import logging
 import statistics
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import networkx
@@ -33,7 +33,7 @@ from lsst.daf.butler import DataCoordinate
 from lsst.resources import ResourcePath
 
 from ..model.outcomes import FailureKind, QuantumOutcome
-from ..text import brief
+from ..text import best_effort
 
 type Times = Mapping[tuple[str, str], float]
 """Times of quanta in seconds, by task label and the values of the data ID with commas between them."""
@@ -77,7 +77,7 @@ def load_needs(root: ResourcePath) -> dict[str, int]:
         Bytes, by task label; empty if no earlier run recorded any, or if the
         file can't be read.
     """
-    return _load_numbers(root, _MEMORY, int)
+    return _load(root, _MEMORY, lambda content: {label: int(value) for label, value in content.items()})
 
 
 def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
@@ -124,7 +124,7 @@ def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Tim
 
 def load_peaks(root: ResourcePath) -> dict[str, float]:
     """Read the mean peak memory of a quantum of each task in its last run, in bytes by label."""
-    return _load_numbers(root, _PEAKS, float)
+    return _load(root, _PEAKS, lambda content: {label: float(value) for label, value in content.items()})
 
 
 def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
@@ -169,16 +169,16 @@ def load_times(root: ResourcePath) -> Times:
     times
         Times of quanta; empty if none are known or the file can't be read.
     """
-    try:
+
+    def read(content: Mapping[str, Any]) -> dict[tuple[str, str], float]:
         # Earlier releases kept the mean time of a task beside its quanta.
         return {
             (label, key): float(seconds)
-            for label, task in _load(root, _TIMES).items()
+            for label, task in content.items()
             for key, seconds in task["quanta"].items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        logger.warning("The history of earlier runs (%s) can't be read: %s", _TIMES, brief(exc))
-        return {}
+
+    return _load(root, _TIMES, read)
 
 
 def save_times(root: ResourcePath, times: Times) -> None:
@@ -199,31 +199,21 @@ def _key(label: str, data_id: DataCoordinate) -> tuple[str, str]:
     return label, ",".join(map(str, data_id.required_values))
 
 
-def _load(root: ResourcePath, file: str) -> dict[str, Any]:
+def _load[K, V](root: ResourcePath, file: str, read: Callable[[Mapping[str, Any]], dict[K, V]]) -> dict[K, V]:
     """Read a file with values by task label; return an empty mapping if it can't be read."""
-    try:
-        return dict(json.loads(root.join(file).read()))
-    except FileNotFoundError:
-        return {}
-    except Exception as exc:  # noqa: BLE001  (nothing depends on it)
-        logger.warning("The history of earlier runs (%s) can't be read: %s", file, brief(exc))
-        return {}
-
-
-def _load_numbers[N: (int, float)](root: ResourcePath, file: str, number: type[N]) -> dict[str, N]:
-    """Read a number for each task label; return an empty mapping if the file can't be read."""
-    try:
-        return {label: number(value) for label, value in _load(root, file).items()}
-    except (TypeError, ValueError) as exc:
-        logger.warning("The history of earlier runs (%s) can't be read: %s", file, brief(exc))
-        return {}
+    # Nothing depends on it.
+    with best_effort(f"The history of earlier runs ({file}) can't be read"):
+        try:
+            return read(json.loads(root.join(file).read()))
+        except FileNotFoundError:
+            return {}
+    return {}
 
 
 def _save(root: ResourcePath, file: str, content: Mapping[str, Any], *, indent: int | None = 2) -> bool:
     """Write values by task label, and return whether this was possible."""
-    try:
+    # The run itself has succeeded.
+    with best_effort(f"The history of this run ({file}) can't be written"):
         root.join(file).write(json.dumps(content, indent=indent, sort_keys=True).encode())
-    except Exception as exc:  # noqa: BLE001  (the run itself has succeeded)
-        logger.warning("The history of this run (%s) can't be written: %s", file, brief(exc))
-        return False
-    return True
+        return True
+    return False
