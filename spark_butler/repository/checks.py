@@ -22,7 +22,7 @@ from lsst.daf.butler.direct_butler import DirectButler
 from lsst.resources import ResourcePath
 
 from ..errors import RepositoryError
-from ..text import brief, translate_errors
+from ..text import translate_errors
 from .store_checks import check_store
 
 
@@ -44,29 +44,24 @@ def check_repository(butler_config: str) -> list[ResourcePath]:
     spark_butler.errors.RepositoryError
         Raised if the check fails, with the reason.
     """
-    try:
+    with translate_errors(RepositoryError, f"Can't look up the Butler repository {butler_config!r}"):
         where = Butler.get_repo_uri(butler_config, return_label=True)
-    except Exception as exc:  # an index may be anywhere
-        raise RepositoryError(f"Can't look up the Butler repository {butler_config!r}: {brief(exc)}") from exc
     # Without this check, a configuration in a store that doesn't answer costs minutes of retries.
     check_store(where)
-    try:
-        with Butler.from_config(butler_config, writeable=False) as butler:
-            if not isinstance(butler, DirectButler):
-                raise RepositoryError(
-                    f"The Butler repository {butler_config!r} is served by a {type(butler).__name__}; "
-                    "the engine needs direct access to registry and datastore."
-                )
-            roots = store_roots(butler)
-    except RepositoryError:
-        raise
-    except FileNotFoundError as exc:
-        raise RepositoryError(
-            f"There is no Butler repository at {butler_config!r}, nor an alias of that name; correct the "
-            f"address, or make one by `butler create {butler_config}`."
-        ) from exc
-    except Exception as exc:  # the errors of several libraries
-        raise RepositoryError(f"Can't open the Butler repository {butler_config!r}: {brief(exc)}") from exc
+    with translate_errors(RepositoryError, f"Can't open the Butler repository {butler_config!r}"):
+        try:
+            with Butler.from_config(butler_config, writeable=False) as butler:
+                if not isinstance(butler, DirectButler):
+                    raise RepositoryError(
+                        f"The Butler repository {butler_config!r} is served by a {type(butler).__name__}; "
+                        "the engine needs direct access to registry and datastore."
+                    )
+                roots = store_roots(butler)
+        except FileNotFoundError as exc:
+            raise RepositoryError(
+                f"There is no Butler repository at {butler_config!r}, nor an alias of that name; correct the "
+                f"address, or make one by `butler create {butler_config}`."
+            ) from exc
     for root in roots:
         check_store(root)
     return roots

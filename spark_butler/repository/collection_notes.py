@@ -17,9 +17,9 @@ from lsst.daf.butler import Butler, LimitedButler, MissingCollectionError
 from lsst.resources import ResourcePath
 
 from ..atomic_write import atomic_write
-from ..errors import EngineError, RepositoryError
+from ..errors import RepositoryError
 from ..run_folders import report_root, run_folder
-from ..text import brief
+from ..text import as_engine_error, translate_errors
 from .checks import store_roots
 from .database_retry import retry_database
 
@@ -49,11 +49,11 @@ def record_temporaries(butler: LimitedButler, run: str, names: Collection[str]) 
     if known.issuperset(names) or not places:
         return
     content = {"format": 1, "run": run, _TEMPORARIES: sorted(known.union(names))}
-    try:
-        with atomic_write(places[0]) as path:
-            path.write_text(json.dumps(content, indent=2))
-    except Exception as exc:  # the errors of several libraries
-        raise EngineError(f"The notes of run {run!r} can't be written to {places[0]}: {brief(exc)}") from exc
+    with (
+        as_engine_error(f"The notes of run {run!r} can't be written to {places[0]}"),
+        atomic_write(places[0]) as path,
+    ):
+        path.write_text(json.dumps(content, indent=2))
 
 
 def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
@@ -99,12 +99,13 @@ def _find_places(butler: Butler, run: str) -> list[ResourcePath]:
 
 def _read_names(uri: ResourcePath) -> frozenset[str]:
     """Read the dataset types from a file; none if the file is absent."""
-    try:
-        return frozenset(map(str, json.loads(uri.read())[_TEMPORARIES]))
-    except FileNotFoundError:
-        return frozenset()
-    except Exception as exc:  # the errors of several libraries
-        raise RepositoryError(
-            f"The notes of an output run, {uri}, can't be read ({brief(exc)}).  They list the dataset types "
-            "that the run has not kept.  Restore the file, or write to another run."
-        ) from exc
+    with translate_errors(
+        RepositoryError,
+        f"The notes of an output run, {uri}, can't be read",
+        remedy="They list the dataset types that the run has not kept. Restore the file, or write to another "
+        "run.",
+    ):
+        try:
+            return frozenset(map(str, json.loads(uri.read())[_TEMPORARIES]))
+        except FileNotFoundError:
+            return frozenset()
