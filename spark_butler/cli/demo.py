@@ -111,16 +111,8 @@ def _process(night: DemoNight, java_home: Path, cores: int) -> int:
         *("--master", f"local[{cores}]", "--conf", "spark.ui.enabled=false"),
         *(str(package.joinpath("cli", "__main__.py")), "run", "-b", str(night.repo)),
         *("-p", str(package.joinpath("demo", "process_ccd.yaml"))),
-        *(
-            "-i",
-            NIGHT_COLLECTION,
-            "-o",
-            OUTPUT,
-            "-d",
-            f"instrument='{INSTRUMENT}'",
-            "--register-dataset-types",
-        ),
-        *("--temporary", "auto"),
+        *("-i", NIGHT_COLLECTION, "-o", OUTPUT, "-d", f"instrument='{INSTRUMENT}'"),
+        *("--register-dataset-types", "--temporary", "auto"),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"} | {
         "JAVA_HOME": str(java_home),

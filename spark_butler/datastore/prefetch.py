@@ -18,7 +18,6 @@ import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from lsst.daf.butler import DatasetRef, Formatter, FormatterV2, LocationFactory, QuantumBackedButler
@@ -150,12 +149,7 @@ class Prefetcher:
             self._root = LocationFactory(ResourcePath(self._context.stores[0], forceDirectory=True))
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._root = None
         self._queue.close()
         self._cleanup.close()

@@ -14,28 +14,16 @@ from ..masking import hide_secrets
 
 _SPECIAL = frozenset('"$`\\!')
 # Options that write files, only show something, or are replaced in a rerun.
-_DROPPED_FLAGS = frozenset(
-    {
-        *("--extend-run", "--skip-existing", "--clobber-outputs", "--replace-run", "--rebase"),
-        *(
-            "--no-progress",
-            "--progress",
-            "--dry-run",
-            "--take-over",
-            "--coverage",
-            "--cov-report",
-            "--no-cov-report",
-        ),
-    }
-)
-_DROPPED = frozenset(
-    {
-        *("-d", "--data-query", "--prune-replaced", "--show", "--format", "--cov-packages", "--profile"),
-        *("-q", "--save-qgraph", "-s", "--save-pipeline", "--pipeline-dot", "--pipeline-mermaid"),
-        *("--qgraph-dot", "--qgraph-mermaid", "--summary", "--provenance-graph", "--log-file"),
-        *("--metrics-file", "--metrics-port"),
-    }
-)
+_DROPPED_FLAGS = {
+    *("--extend-run", "--skip-existing", "--clobber-outputs", "--replace-run", "--rebase", "--dry-run"),
+    *("--no-progress", "--progress", "--take-over", "--coverage", "--cov-report", "--no-cov-report"),
+}
+_DROPPED = {
+    *("-d", "--data-query", "--prune-replaced", "--show", "--format", "--cov-packages", "--profile"),
+    *("-q", "--save-qgraph", "-s", "--save-pipeline", "--pipeline-dot", "--pipeline-mermaid"),
+    *("--qgraph-dot", "--qgraph-mermaid", "--summary", "--provenance-graph", "--log-file"),
+    *("--metrics-file", "--metrics-port"),
+}
 _MOCK_PREFIX = "_mock_"
 
 

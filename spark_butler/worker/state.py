@@ -42,12 +42,6 @@ logger = logging.getLogger(__name__)
 NOT_PRELOADED_VARIABLE = "SPARK_BUTLER_NOT_PRELOADED"
 """Environment variable that names the modules that a daemon has found to start threads, with commas."""
 
-_ENVIRONMENT = {
-    # A killed worker must not leave files behind.
-    "DAF_BUTLER_CACHE_EXPIRATION_MODE": "disabled",
-    "LSST_RESOURCES_NUM_WORKERS": "1",
-    "LSST_S3_USE_THREADS": "False",
-}
 _LEAST_SECONDS = 0.001
 # Position in /proc/self/stat, behind the name.
 _START_TIME = 19
@@ -244,8 +238,10 @@ class WorkerState:
 
     def prepare(self, context: WorkerContext) -> None:
         """Set up this process for a run: environment, logging, threads and datastore."""
-        for name, value in (*context.environment.items(), *_ENVIRONMENT.items()):
+        for name, value in context.environment.items():
             os.environ.setdefault(name, value)
+        # A killed worker must not leave files behind.
+        os.environ.setdefault("DAF_BUTLER_CACHE_EXPIRATION_MODE", "disabled")
         disable_implicit_threading()
         mask_logs()
         if context.log_state:
