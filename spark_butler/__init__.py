@@ -31,14 +31,7 @@ datasets that they write.
 
 from __future__ import annotations
 
-__all__ = [
-    "RunOptions",
-    "SparkButler",
-    "SparkGraphExecutor",
-    "execute_graph",
-    "make_session",
-    "plan_graph",
-]
+__all__ = ["RunOptions", "SparkButler", "SparkGraphExecutor", "execute_graph", "make_session", "plan_graph"]
 
 from typing import TYPE_CHECKING
 

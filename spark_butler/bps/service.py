@@ -13,14 +13,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from lsst.ctrl.bps import (
-    BaseWmsService,
-    BaseWmsWorkflow,
-    BpsConfig,
-    GenericWorkflow,
-    WmsRunReport,
-    WmsStates,
-)
+from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow, WmsRunReport, WmsStates
 
 from ..atomic_write import atomic_write
 from ..detached.job import DetachedJob

@@ -227,10 +227,7 @@ def encode(
 
 
 def decode(
-    data: bytearray | memoryview,
-    storage_class: StorageClass,
-    *,
-    formatter: FormatterFallback | None = None,
+    data: bytearray | memoryview, storage_class: StorageClass, *, formatter: FormatterFallback | None = None
 ) -> Any:
     """Decode a dataset.
 

@@ -15,10 +15,5 @@ if TYPE_CHECKING:
 
 __getattr__ = lazy_names(
     __name__,
-    {
-        "Backend": "backend",
-        "RunObserver": "events",
-        "execute_graph": "engine",
-        "plan_graph": "engine",
-    },
+    {"Backend": "backend", "RunObserver": "events", "execute_graph": "engine", "plan_graph": "engine"},
 )

@@ -64,9 +64,7 @@ def make_context(
         temporary_types=frozenset(temporary_types),
         stores=tuple(map(str, store_roots(butler))),
         resources=ExecutionResources(
-            num_cores=options.cores_per_quantum,
-            max_mem=options.memory_per_quantum,
-            default_mem_units=u.MB,
+            num_cores=options.cores_per_quantum, max_mem=options.memory_per_quantum, default_mem_units=u.MB
         ),
         raise_on_partial_outputs=options.raise_on_partial_outputs,
         enable_lsst_debug=options.debug,

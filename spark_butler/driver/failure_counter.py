@@ -129,11 +129,7 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
     outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
     removed = (set(first.removed) | set(again.removed)) - outputs
     return dataclasses.replace(
-        first,
-        outputs=tuple(outputs),
-        removed=tuple(removed),
-        records=records,
-        scan=again.scan,
+        first, outputs=tuple(outputs), removed=tuple(removed), records=records, scan=again.scan
     )
 
 

@@ -88,10 +88,7 @@ class WorkFactory:
         return predicted
 
     def make_work(
-        self,
-        units: Sequence[Unit],
-        blocked: frozenset[uuid.UUID],
-        done: frozenset[uuid.UUID] | None = None,
+        self, units: Sequence[Unit], blocked: frozenset[uuid.UUID], done: frozenset[uuid.UUID] | None = None
     ) -> UnitWork:
         """Build the work item of a unit, or of several that one worker runs.
 

@@ -234,8 +234,7 @@ class RunOptions(pydantic.BaseModel):
     isolation: Isolation = pydantic.Field("group", description="The unit that runs in its own process.")
     fail_fast: bool = pydantic.Field(False, description="Stop at the first failure.")
     max_failures: str | None = pydantic.Field(
-        None,
-        description="Stop when so many quanta have failed, given as a number or as a percentage of all.",
+        None, description="Stop when so many quanta have failed, given as a number or as a percentage of all."
     )
     max_same_failures: int | None = pydantic.Field(
         None,

@@ -86,9 +86,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
         }
         try:
             components = builder.finish(
-                request.output,
-                metadata=metadata,
-                attach_datastore_records=request.qgraph_datastore_records,
+                request.output, metadata=metadata, attach_datastore_records=request.qgraph_datastore_records
             )
         except InvalidQueryError as exc:
             raise explain_query(butler, request.where or "", exc) from exc

@@ -5,10 +5,7 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = [
-    "check_outputs_in_the_way",
-    "settle_dataset_ids",
-]
+__all__ = ["check_outputs_in_the_way", "settle_dataset_ids"]
 
 import itertools
 import uuid

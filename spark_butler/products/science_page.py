@@ -365,10 +365,7 @@ def _draw_photometry(summary: ScienceSummary, stars: StarTable) -> Figure:
     used = known & stars.is_calibrator
     figure, grid = _make_grid(1, 2, 4.0)
     axes = grid[0, 0]
-    for chosen, color, words in (
-        (known & ~used, _INK, "matched"),
-        (used, _POINT, "used for the zero point"),
-    ):
+    for chosen, color, words in ((known & ~used, _INK, "matched"), (used, _POINT, "used for the zero point")):
         axes.scatter(
             stars.magnitude[chosen],
             stars.flux_residual[chosen],

@@ -102,10 +102,7 @@ def make_content(
         "time": split_time(run, record, spans, end),
         "timeline": _lay_out(spans, [task["label"] for task in tasks], record.began, end),
         "slowest": _slowest(outcomes),
-        "versions": {
-            "python": platform.python_version(),
-            **dict(sorted(_list_packages().items())),
-        },
+        "versions": {"python": platform.python_version(), **dict(sorted(_list_packages().items()))},
     }
 
 

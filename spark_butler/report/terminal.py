@@ -106,11 +106,7 @@ class Bars:
         Console to draw on; standard error by default.
     """
 
-    def __init__(
-        self,
-        look: Callable[[], ProgressSnapshot],
-        console: Console | None = None,
-    ):
+    def __init__(self, look: Callable[[], ProgressSnapshot], console: Console | None = None):
         self._look = look
         self._console = Console(file=sys.stderr) if console is None else console
         self._live = Live(

@@ -5,13 +5,7 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = [
-    "check_repository",
-    "check_writeable",
-    "refuse_read_only",
-    "register_run",
-    "store_roots",
-]
+__all__ = ["check_repository", "check_writeable", "refuse_read_only", "register_run", "store_roots"]
 
 import contextlib
 import os

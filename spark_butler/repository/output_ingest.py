@@ -210,8 +210,7 @@ def _is_transient(exc: Exception) -> bool:
         return False
     if isinstance(exc, sqlalchemy.exc.SQLAlchemyError):
         return isinstance(
-            exc,
-            sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError,
+            exc, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError
         ) or (isinstance(exc, sqlalchemy.exc.DBAPIError) and exc.connection_invalidated)
     return classify(exc) is FailureKind.IO
 

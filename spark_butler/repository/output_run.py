@@ -5,13 +5,7 @@ Runs in the driver.  Only `prepare_output` changes the repository.
 
 from __future__ import annotations
 
-__all__ = [
-    "OutputRequest",
-    "check_output",
-    "find_packages",
-    "prepare_output",
-    "resolve_output",
-]
+__all__ = ["OutputRequest", "check_output", "find_packages", "prepare_output", "resolve_output"]
 
 import contextlib
 import dataclasses

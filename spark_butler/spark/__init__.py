@@ -14,10 +14,5 @@ if TYPE_CHECKING:
     from .session import make_session
 
 __getattr__ = lazy_names(
-    __name__,
-    {
-        "SparkBackend": "backend",
-        "make_session": "session",
-        "register": "datasource",
-    },
+    __name__, {"SparkBackend": "backend", "make_session": "session", "register": "datasource"}
 )

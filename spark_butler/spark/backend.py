@@ -125,10 +125,7 @@ class SparkBackend:
         spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
 
     def _run_levels(
-        self,
-        unit: UnitWork,
-        broadcast: Broadcast[bytes],
-        outcomes: Accumulator[list[QuantumOutcome]],
+        self, unit: UnitWork, broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]]
     ) -> None:
         """Run a unit of several levels: a Spark stage for each, with shuffles between."""
         works = self._request_slots(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])

@@ -157,11 +157,7 @@ def find_schema(options: Mapping[str, str]) -> StructType:
     request = _Request.read(options)
     with request.open() as butler:
         found = find_data_ids(
-            butler,
-            request.dataset_type,
-            where=request.where,
-            collections=request.collections,
-            limit=1,
+            butler, request.dataset_type, where=request.where, collections=request.collections, limit=1
         )
         ref = found.refs[0]
         _check_type(butler, ref.datasetType)

@@ -52,10 +52,7 @@ type ReportPut = Callable[[PutReport], None]
 
 
 def spread(
-    spark: SparkContext,
-    context: DataIdContext,
-    batches: list[bytes],
-    report: ReportPut,
+    spark: SparkContext, context: DataIdContext, batches: list[bytes], report: ReportPut
 ) -> Callable[[UserFunction], RDD[Any]]:
     """Send batches of data IDs to workers.
 
@@ -77,10 +74,7 @@ def spread(
 
 
 def _run_batches(
-    packed: bytes,
-    puts: Accumulator[list[PutReport]],
-    function: UserFunction,
-    batches: Iterable[bytes],
+    packed: bytes, puts: Accumulator[list[PutReport]], function: UserFunction, batches: Iterable[bytes]
 ) -> Iterator[Any]:
     """Call a function with each data ID."""
     context = open_context(packed)

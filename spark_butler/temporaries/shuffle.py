@@ -40,14 +40,7 @@ from typing import NamedTuple
 
 from ..errors import EngineError
 from ..model.outcomes import QuantumOutcome
-from ..model.work import (
-    EncodedTemporary,
-    GroupPayload,
-    GroupWork,
-    Route,
-    WorkerContext,
-    all_outputs,
-)
+from ..model.work import EncodedTemporary, GroupPayload, GroupWork, Route, WorkerContext, all_outputs
 from .scratch import ScratchPart, cut_pieces, store_scratch
 
 type Pieces = list[bytes | memoryview]
