@@ -79,13 +79,10 @@ _EXPECTED = {
 
 
 def brief(exc: BaseException) -> str:
-    """Return an error in one line, without secrets.
+    """Return the first lines of an error as one line, without secrets.
 
-    Returns
-    -------
-    text
-        The first lines of its message.  From an error of Java, the message of
-        the first exception without its stack.
+    From an error of Java, it is the message of the first exception without its
+    stack.
     """
     message = _last_of_traceback(str(exc))
     if (cause := _JAVA_CAUSE.search(message)) is not None:
@@ -177,17 +174,12 @@ def describe_expected(item: Mapping[str, Any]) -> str:
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return a suggestion of the known names that are similar to an unknown name.
+    """Return ``did you mean ...?`` with the known names that are similar to an unknown name.
 
     Parameters
     ----------
     otherwise
         Text if no name is near; by default it lists the known names.
-
-    Returns
-    -------
-    text
-        ``did you mean ...?``, or the other text.
     """
     names = sorted(set(known))
     lower = {each.lower(): each for each in reversed(names)}
@@ -268,18 +260,9 @@ def cell_name(file: str) -> str | None:
 
 
 def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table of plain text with aligned columns.
+    """Return the lines of a table of plain text, indented, with the columns after the first one flush right.
 
-    Parameters
-    ----------
-    rows
-        Cells of each row; there is at least one row, the heading.
-
-    Returns
-    -------
-    lines
-        A line for each row, indented; the first column is flush left, all
-        others are flush right.
+    There is at least one row, the heading.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -125,13 +125,7 @@ def print_line(line: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON.
-
-    Parameters
-    ----------
-    value
-        A value for `json.dumps`; other objects are printed as their text.
-    """
+    """Print a value as JSON; objects that JSON does not have are printed as their text."""
     click.echo(json.dumps(value, indent=2, default=str))
 
 

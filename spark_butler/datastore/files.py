@@ -100,13 +100,7 @@ class FileFinder:
         return self._stores[name].locationFactory.fromPath(path).uri
 
     def predict(self, ref: DatasetRef) -> list[Place]:
-        """Return the predicted place of a dataset, by its template.
-
-        Parameters
-        ----------
-        ref
-            The dataset, with dimension records attached.
-        """
+        """Return the predicted place of a dataset with dimension records, by its template."""
         name = ref.datasetType.name
         # A datastore may choose the template by either of them.
         key = name, ref.dataId.get("instrument")
@@ -132,15 +126,7 @@ class FileFinder:
     def predict_files(self, refs: Iterable[DatasetRef]) -> Files:
         """Return the predicted places of datasets, and their datastore records without the size.
 
-        Parameters
-        ----------
-        refs
-            The datasets, with dimension records attached.
-
-        Returns
-        -------
-        files
-            Places and records; none for a dataset that has no file.
+        The datasets have dimension records attached.  One that has no file has no places.
         """
         refs = [self._repository_ref(ref) for ref in refs]
         records: dict[str, DatastoreRecordData] = {}
@@ -149,25 +135,13 @@ class FileFinder:
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def registered_files(self, refs: Iterable[DatasetRef]) -> Files:
-        """Return the places of datasets according to the repository.
-
-        Returns
-        -------
-        files
-            Places and records; none for a dataset that has no file.
-        """
+        """Return the places of datasets according to the repository; none for a dataset that has no file."""
         refs = list(refs)
         records = export_records(self._butler, refs)
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def make_records(self, files: Files) -> dict[str, DatastoreRecordData]:
-        """Build datastore records with the sizes that files have.
-
-        Returns
-        -------
-        records
-            The records, by name of the datastore.
-        """
+        """Build datastore records with the sizes that files have, by name of the datastore."""
         records: dict[str, DatastoreRecordData] = {}
         for dataset_id, parts in files.items():
             for place, info in parts:
@@ -231,19 +205,12 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
 
 
 def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> dict[str, int]:
-    """List all files in a folder and below.
+    """Return the sizes in bytes of all files in a folder, which need not exist, and below, by relative path.
 
     Parameters
     ----------
-    folder
-        The folder, which need not exist.
     page_size
         Greatest number of keys in one request to an object store.
-
-    Returns
-    -------
-    sizes
-        Sizes in bytes, by path relative to the folder.
     """
     if folder.scheme == "s3":
         return _list_keys(folder, page_size)

@@ -66,14 +66,10 @@ class PrefetchQueue:
             self._files[key] = _File(size, owner, self._executor.submit(fetch))
 
     def get(self, key: FileKey) -> Fetched:
-        """Return the content of a file; wait while the thread reads it.
+        """Return the content of a file and the traffic of reading it; wait while the thread reads it.
 
-        Returns
-        -------
-        data
-            The content; `None` if the caller has to read the file.
-        traffic
-            Traffic of reading it; zero in further calls.
+        The content is `None` if the caller has to read the file.  In further calls
+        the traffic is zero.
         """
         file = self._files.get(key)
         if file is None or file.fetched.cancel():

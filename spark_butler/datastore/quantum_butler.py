@@ -53,15 +53,10 @@ class QuantumButlers:
         self._datastore: tuple[Config, DimensionUniverse, Datastore] | None = None
 
     def prepare(self, config: Config, universe: DimensionUniverse) -> Datastore:
-        """Set up a datastore, or return the last one if its configuration is the same object.
+        """Set up a datastore without records, or return the last one if its configuration is the same object.
 
         Reading the configuration with its defaults takes 30 ms.  A worker does it
         once, before it forks children.
-
-        Returns
-        -------
-        datastore
-            A datastore with no records, to be cloned.
         """
         last = self._datastore
         if last is not None and last[0] is config and last[1] is universe:

@@ -90,13 +90,7 @@ class _Runner:
 
 
 def run_job(folder: Path) -> int:
-    """Run a job to its end.
-
-    Returns
-    -------
-    status
-        Exit status of the first step that failed; 0 if none did.
-    """
+    """Run a job to its end, and return the exit status of the first step that failed; 0 if none did."""
     runner = _Runner(DetachedJob(folder))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, runner.stop)

@@ -136,12 +136,9 @@ class DetachedJob:
         return self.folder / f"{step}.log"
 
     def start(self) -> int:
-        """Start the process of the job, which skips steps that have succeeded before.
+        """Start the process of the job, and return its ID; steps that have succeeded before are skipped.
 
-        Returns
-        -------
-        pid
-            ID of the process, which has no controlling terminal.
+        The process has no controlling terminal.
 
         Raises
         ------

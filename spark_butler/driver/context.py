@@ -36,7 +36,7 @@ def make_context(
     scratch: str,
     provenance: bool,
 ) -> WorkerContext:
-    """Build the context that all groups of a run share.
+    """Build the context that all groups of a run share, without secrets.
 
     Parameters
     ----------
@@ -50,11 +50,6 @@ def make_context(
         Address of the folder for temporaries that are too large for a shuffle.
     provenance
         Whether outcomes carry the contents of a provenance graph.
-
-    Returns
-    -------
-    context
-        The context, without secrets.
     """
     return WorkerContext(
         task_nodes=dict(graph.pipeline_graph.tasks),
@@ -92,12 +87,7 @@ def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) ->
 
 
 def worker_config(butler: Butler | GraphButler) -> Config:
-    """Return a copy of a butler's configuration without the driver's secrets.
-
-    Returns
-    -------
-    config
-        Configuration of the datastore, without a registry.
+    """Return a copy of a butler's configuration without the registry and the driver's secrets.
 
     Raises
     ------

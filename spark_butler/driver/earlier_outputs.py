@@ -130,11 +130,8 @@ def find_earlier_outputs(
 def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
     """Check whether a run can resume only if registered outputs may be replaced.
 
-    Returns
-    -------
-    needed
-        Whether some quantum has outputs in the registry, its log at least,
-        but has not succeeded.
+    Then some quantum has outputs in the registry, its log at least, but has not
+    succeeded.
     """
     existing = fetch_run_ids(butler, graph.header.output_run)
     return any(

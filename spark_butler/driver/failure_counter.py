@@ -46,10 +46,7 @@ class FailureCounter:
     def log(self, outcome: QuantumOutcome, n_blocked: int) -> None:
         """Log a failure: in full if its cause is new, otherwise at most the number of such failures.
 
-        Parameters
-        ----------
-        n_blocked
-            Number of quanta that can't run because of it.
+        Because of it, ``n_blocked`` quanta can't run.
         """
         label = outcome.report.taskLabel or ""
         cause = label, _NUMBER.sub("#", outcome.reason)
@@ -73,13 +70,7 @@ class FailureCounter:
             )
 
     def record(self, outcome: QuantumOutcome) -> str:
-        """Count a failure.
-
-        Returns
-        -------
-        reason
-            The reason to stop the run; empty while it may continue.
-        """
+        """Count a failure, and return the reason to stop the run; empty while it may continue."""
         self.number += 1
         rule = self._rule
         if outcome.report.exitCode == InvalidQuantumError.EXIT_CODE:
@@ -116,13 +107,7 @@ def explain_failure(outcome: QuantumOutcome) -> str:
 
 
 def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
-    """Return the first outcome of a quantum with the outputs of a further attempt.
-
-    Parameters
-    ----------
-    again
-        The outcome of the rerun that replaced a lost temporary.
-    """
+    """Return the first outcome of a quantum with the outputs of a rerun that replaced a lost temporary."""
     records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
     for name, data in again.records.items():
         records.setdefault(name, DatastoreRecordData()).records.update(data.records)

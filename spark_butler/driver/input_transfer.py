@@ -70,13 +70,9 @@ class _File:
 
 
 def check_input_repository(request: RunRequest) -> list[str]:
-    """Check that the repository of the inputs can be read.
+    """Check that the repository of the inputs can be read, and return the roots of its datastores.
 
-    Returns
-    -------
-    places
-        Roots of its datastores; empty without another repository, and for a
-        Butler server.
+    There are none without another repository, and for a Butler server.
 
     Raises
     ------
@@ -119,19 +115,12 @@ class InputTransfer:
 
     @classmethod
     def plan(cls, request: RunRequest, graph: PredictedQuantumGraph, output: str | None) -> Self | None:
-        """Find the inputs that the repository lacks; write nothing.
+        """Find the inputs that the repository lacks, if they are in another one; write nothing.
 
         Parameters
         ----------
-        request
-            The request, which names the repositories.
         output
             CHAINED collection of the outputs.
-
-        Returns
-        -------
-        transfer
-            The inputs; `None` if they are not in another repository.
 
         Raises
         ------

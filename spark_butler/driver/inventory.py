@@ -197,17 +197,9 @@ def _find_incomplete_types(
 
 
 def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str, int]:
-    """Return the number of quanta that succeeded in an output run, but are not in its graph any more.
+    """Return how many quanta of each task succeeded in an output run, but are not in its graph any more.
 
-    Parameters
-    ----------
-    graph
-        A graph that was built without quanta that succeeded before.
-
-    Returns
-    -------
-    done_before
-        The numbers by task label, in the order of the pipeline.
+    The graph was built without quanta that succeeded before.
     """
     run = graph.header.output_run
     existing = fetch_run_ids(butler, run)

@@ -272,13 +272,7 @@ class WorkFactory:
 def export_input_records(
     butler: LimitedButler, graph: PredictedQuantumGraph, xgraph: networkx.DiGraph[uuid.UUID]
 ) -> dict[str, DatastoreRecordData]:
-    """Read the datastore records of all inputs that no quantum of a graph makes.
-
-    Returns
-    -------
-    records
-        The records, by name of the datastore.
-    """
+    """Read the records of all inputs that no quantum of a graph makes, by name of the datastore."""
     quanta = graph.build_execution_quanta(xgraph.nodes)
     made = {ref.id for quantum in quanta.values() for ref in all_outputs(quantum)}
     refs = {ref.id: ref for quantum in quanta.values() for ref in all_inputs(quantum) if ref.id not in made}

@@ -119,13 +119,7 @@ def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Map
 
 
 def in_words_of_python(text: str) -> str:
-    """Return an error text with options named as arguments of a call in Python.
-
-    Parameters
-    ----------
-    text
-        The error, with options named as in the command.
-    """
+    """Return the text of an error of the command with options named as arguments of a call in Python."""
 
     def name(match: re.Match[str]) -> str:
         if match["command"]:

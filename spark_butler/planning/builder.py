@@ -43,12 +43,9 @@ logger = logging.getLogger(__name__)
 
 
 def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph | None:
-    """Build a graph like ``pipetask qgraph``, with dataset IDs that are the same in a second build.
+    """Build a graph like ``pipetask qgraph``; return `None` if it is empty.
 
-    Returns
-    -------
-    graph
-        The graph; `None` if it is empty.
+    Its dataset IDs are the same in a second build.
     """
     pipeline_graph = _resolve(request, factory)
     temporary = find_temporary_types(pipeline_graph, request.options)

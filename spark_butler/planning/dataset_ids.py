@@ -51,20 +51,11 @@ def check_outputs_in_the_way(
 def settle_dataset_ids(
     components: PredictedQuantumGraphComponents, keep: Collection[uuid.UUID] = frozenset()
 ) -> None:
-    """Replace the random IDs of predicted outputs by IDs computed from run, dataset type and data ID.
+    """Replace the random IDs of predicted outputs by daf_butler's own, from run, dataset type and data ID.
 
     A graph that is built again for the same run has the same IDs, so that the
-    files of an earlier attempt can still be registered.
-
-    Parameters
-    ----------
-    keep
-        IDs of existing datasets, which are kept.
-
-    Notes
-    -----
-    The IDs are daf_butler's own, of the kind
-    `~lsst.daf.butler.DatasetIdGenEnum.DATAID_TYPE_RUN`.
+    files of an earlier attempt can still be registered.  IDs of existing datasets,
+    ``keep``, are kept.
     """
     run = components.header.output_run
     dataset_types = {n.name: n.dataset_type for n in components.pipeline_graph.dataset_types.values()}

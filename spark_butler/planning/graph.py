@@ -55,11 +55,8 @@ _NO_OUTPUT: dict[str, Any] = {
 def show_pipeline(request: RunRequest) -> Any:
     """Build the pipeline and print the parts of it that ``--show`` names.
 
-    Returns
-    -------
-    factory
-        The factory of the pipeline graph, for `build_graph`; `None` when the
-        graph comes from a file.
+    Returns the factory of the pipeline graph, for `build_graph`; `None` when the
+    graph comes from a file.
 
     Raises
     ------
@@ -87,13 +84,7 @@ def show_pipeline(request: RunRequest) -> Any:
 
 
 def task_modules(pipeline_graph: PipelineGraph) -> list[str]:
-    """Return the modules of the tasks of a pipeline.
-
-    Parameters
-    ----------
-    pipeline_graph
-        The pipeline; its dataset types need not be resolved.
-    """
+    """Return the modules of the tasks of a pipeline, whose dataset types need not be resolved."""
     return sorted({node.task_class_name.rpartition(".")[0] for node in pipeline_graph.tasks.values()})
 
 
@@ -124,17 +115,12 @@ def read_task_modules(file: str) -> list[str]:
 
 
 def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
-    """Build the predicted quantum graph of a request, or read it from a file.
+    """Build the predicted quantum graph of a request, or read it from a file; it has at least one quantum.
 
     Parameters
     ----------
     factory
         The result of `show_pipeline`.
-
-    Returns
-    -------
-    graph
-        The graph, complete for execution, with at least one quantum.
 
     Raises
     ------

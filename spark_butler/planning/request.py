@@ -152,13 +152,7 @@ class RunRequest(pydantic.BaseModel):
         return cls(**fields, graph_builder=rest, **own)
 
     def read_retained(self) -> list[str] | None:
-        """Read the file of ``--retained-dataset-types``.
-
-        Returns
-        -------
-        patterns
-            Patterns of the dataset types that a skipped quantum must have
-            left; `None` without the option.
+        """Read the patterns of ``--retained-dataset-types``; return `None` without the option.
 
         Raises
         ------

@@ -25,13 +25,7 @@ from .request import RunRequest
 
 
 def hint_at_pipeline(request: RunRequest) -> str:
-    """Return a suggestion for an unknown name in a request whose pipeline can't be built.
-
-    Returns
-    -------
-    hint
-        A remedy; empty if every name is known.
-    """
+    """Return the remedy for an unknown name in a request whose pipeline can't be built; empty without one."""
     with best_effort("Can't search for similar names", level=logging.DEBUG):
         return next(_find_unknown(request), "")
     return ""

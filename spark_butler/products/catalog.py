@@ -21,17 +21,7 @@ FORMATS = {"csv": "ascii.csv", "parquet": "parquet", "votable": "votable"}
 
 
 def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_type: str = "source") -> Table:
-    """Read the tables of all images of a run, and join them.
-
-    Parameters
-    ----------
-    dataset_type
-        Name of the dataset type of the tables.
-
-    Returns
-    -------
-    catalog
-        The rows of all tables, in the order of their data IDs.
+    """Read the tables of all images of a run, and join them in the order of their data IDs.
 
     Raises
     ------

@@ -71,19 +71,9 @@ class ScienceSummary:
 
 
 def read_science(butler: Butler, collection: str, *, where: str = "") -> list[ScienceSummary]:
-    """Read summaries and stars of a run, by instrument.
+    """Read summaries and stars of an output of process_ccd, for each instrument in the order of their names.
 
-    Parameters
-    ----------
-    collection
-        Output collection of process_ccd.
-    where
-        Expression that selects visits and detectors.
-
-    Returns
-    -------
-    summaries
-        A summary for each instrument, in the order of their names.
+    ``where`` selects visits and detectors.
 
     Raises
     ------

@@ -78,14 +78,9 @@ _QUANTITIES = (
 
 
 def make_science_page(butler: Butler, collection: str, *, where: str = "") -> str:
-    """Return the page of a run as HTML that needs no network to be shown.
+    """Return the page of an output of process_ccd as HTML that needs no network to be shown.
 
-    Parameters
-    ----------
-    collection
-        Output collection of process_ccd.
-    where
-        Expression that selects visits and detectors.
+    ``where`` selects visits and detectors.
 
     Raises
     ------

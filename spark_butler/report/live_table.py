@@ -28,17 +28,7 @@ from .text import PROGRESS_COLUMNS, describe_state, list_tasks
 def make_html(
     title: str, state: str, snapshot: ProgressSnapshot, error: str = "", *, report: str | None = None
 ) -> str:
-    """Build the table of a run.
-
-    Parameters
-    ----------
-    title
-        Name of the run.
-    error
-        The error that ended it, if one did.
-    report
-        Address of its report, if there is one.
-    """
+    """Build the table of a run, with the error that ended it and the address of its report, if any."""
     return render(
         "live_table.html.j2",
         title=title,

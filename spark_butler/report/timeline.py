@@ -183,13 +183,7 @@ def _sum_within(times: Iterable[tuple[tuple[str, float], float]], start: float, 
 
 
 def round_shares(sizes: Mapping[str, float], digits: int = 3) -> dict[str, float]:
-    """Return the shares of some parts of a whole, rounded so that they still add up to 1.
-
-    Parameters
-    ----------
-    sizes
-        Sizes by name of the part.
-    """
+    """Return the shares of named parts of a whole, rounded so that they still add up to 1."""
     whole = sum(sizes.values())
     if not whole:
         return dict.fromkeys(sizes, 0.0)

@@ -47,17 +47,9 @@ def read_price(text: str) -> Price:
 
 
 def measure_usage(outcomes: Iterable[QuantumOutcome], cores: int) -> dict[str, float]:
-    """Return what quanta have used, in all their attempts.
+    """Return the ``core_hours`` and, of resident memory, the ``gb_hours`` of quanta in all their attempts.
 
-    Parameters
-    ----------
-    cores
-        Cores that each quantum may use.
-
-    Returns
-    -------
-    usage
-        ``core_hours``, and ``gb_hours`` of resident memory.
+    Each quantum may use ``cores`` cores.
     """
     seconds = gb_seconds = 0.0
     for outcome in outcomes:

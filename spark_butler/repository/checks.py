@@ -21,17 +21,7 @@ from .store_checks import check_store
 
 
 def check_repository(butler_config: str) -> list[ResourcePath]:
-    """Check that a repository exists and that its datastore answers.
-
-    Parameters
-    ----------
-    butler_config
-        Address or alias of the repository.
-
-    Returns
-    -------
-    roots
-        The places where its datastores keep files.
+    """Check that a repository exists and that its datastores answer; return the places where they keep files.
 
     Raises
     ------

@@ -30,12 +30,7 @@ _THREADS = 8
 
 
 def record_temporaries(butler: LimitedButler, run: str, names: Collection[str]) -> None:
-    """Record the temporary dataset types of a run; without a registry, do nothing.
-
-    Parameters
-    ----------
-    names
-        Names of the dataset types, added to those recorded before.
+    """Add to the recorded temporary dataset types of a run; without a registry, do nothing.
 
     Raises
     ------
@@ -57,17 +52,9 @@ def record_temporaries(butler: LimitedButler, run: str, names: Collection[str]) 
 
 
 def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
-    """Read the dataset types that were temporary in at least one attempt at a run.
+    """Read the dataset types that were temporary in at least one attempt at one of several runs.
 
-    Parameters
-    ----------
-    runs
-        Output runs.  Those that don't exist are left out.
-
-    Returns
-    -------
-    names
-        Names of the dataset types.
+    Runs that don't exist are left out.
 
     Raises
     ------

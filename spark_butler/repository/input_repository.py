@@ -178,15 +178,7 @@ def check_inputs(
 ) -> list[DatasetRef]:
     """Check that the inputs of a graph can be registered in a repository without a change.
 
-    Parameters
-    ----------
-    butler
-        Butler of the repository that the run writes to.
-
-    Returns
-    -------
-    registered
-        The inputs that it has already.
+    Returns the inputs that the repository, which the run writes to, has already.
 
     Raises
     ------

@@ -181,11 +181,8 @@ def check_output(
 def find_packages(request: OutputRequest) -> Packages | None:
     """Find the versions of all packages, which takes half a second.
 
-    Returns
-    -------
-    packages
-        The versions; `None` if the request doesn't write them, or extends a
-        run that may have versions already.
+    It is `None` if the request doesn't write them, or extends a run that may
+    have versions already.
     """
     wanted = request.write_init_outputs and request.write_packages and not request.extend
     return Packages.fromSystem() if wanted else None

@@ -50,13 +50,7 @@ _MOST_QUANTA = 100_000
 
 
 def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
-    """Return how much memory was enough for the tasks of quanta that ran out of memory at first.
-
-    Returns
-    -------
-    needs
-        Bytes, by task label; only for tasks with such a quantum.
-    """
+    """Return how many bytes were enough for the tasks of quanta that ran out of memory at first, by label."""
     needs: dict[str, int] = {}
     for outcome in outcomes:
         label = outcome.report.taskLabel
@@ -69,25 +63,12 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
 
 
 def load_needs(root: ResourcePath) -> dict[str, int]:
-    """Read how much memory tasks needed in earlier runs.
-
-    Returns
-    -------
-    needs
-        Bytes, by task label; empty if no earlier run recorded any, or if the
-        file can't be read.
-    """
+    """Read how many bytes tasks needed in earlier runs; empty if none is known or the file can't be read."""
     return _load(root, _MEMORY, lambda content: {label: int(value) for label, value in content.items()})
 
 
 def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
-    """Add the memory that tasks need to the records of earlier runs.
-
-    Parameters
-    ----------
-    needs
-        Bytes, by task label.
-    """
+    """Add the memory in bytes that tasks need to the records of earlier runs."""
     if not needs:
         return
     known = load_needs(root)
@@ -101,18 +82,10 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
 
 
 def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Times:
-    """Return how long quanta took.
+    """Return how long the quanta took that ran and succeeded.
 
-    Parameters
-    ----------
-    outcomes
-        Outcomes of a run, and the data IDs of their quanta.
-
-    Returns
-    -------
-    times
-        Times of the quanta that ran and succeeded.  Empty if they took less
-        than a minute together, since their order makes no difference then.
+    It is empty if they took less than a minute together, since their order makes
+    no difference then.
     """
     times = {
         _key(outcome.report.taskLabel or "", data_id): float(f"{outcome.wall_seconds:.3g}")
@@ -162,13 +135,7 @@ def find_task_means(times: Times) -> dict[str, float]:
 
 
 def load_times(root: ResourcePath) -> Times:
-    """Read how long quanta took when they ran last.
-
-    Returns
-    -------
-    times
-        Times of quanta; empty if none are known or the file can't be read.
-    """
+    """Read how long quanta took when they ran last; empty if none are known or the file can't be read."""
 
     def read(content: Mapping[str, Any]) -> dict[tuple[str, str], float]:
         # Earlier releases kept the mean time of a task beside its quanta.

@@ -44,12 +44,7 @@ def unknown_dataset_type(butler: Butler, name: str) -> RepositoryError:
 
 
 def check_collections(butler: Butler, names: Iterable[str]) -> None:
-    """Check that collections exist.
-
-    Parameters
-    ----------
-    names
-        Names of the collections; patterns are not checked.
+    """Check that collections exist; patterns are not checked.
 
     Raises
     ------

@@ -73,13 +73,7 @@ class LogRequest:
         return label == self.label and all(str(data_id.get(name)) == value for name, value in wanted)
 
     def send(self, folder: ResourcePath) -> ResourcePath:
-        """Write the request into the folder that the processes of a run watch.
-
-        Returns
-        -------
-        uri
-            Its address.
-        """
+        """Write the request into the folder that the processes of a run watch, and return its address."""
         uri = folder.join(f"{uuid.uuid4()}.json")
         uri.write(json.dumps(dataclasses.asdict(self)).encode())
         return uri
