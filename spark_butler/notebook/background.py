@@ -10,6 +10,7 @@ __all__ = ["OutcomeLog", "StoppableBackend"]
 import threading
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from ..driver.backend import Backend, ReportOutcome
 from ..errors import EngineError
@@ -28,6 +29,10 @@ class StoppableBackend:
     @property
     def slots(self) -> int:
         return self._backend.slots
+
+    def __getattr__(self, name: str) -> Any:
+        # What only some backends have, for the report.
+        return getattr(self._backend, name)
 
     @property
     def is_stopped(self) -> bool:

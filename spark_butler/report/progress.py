@@ -132,7 +132,8 @@ class Progress:
     totals
         Number of quanta by task label, unless `planned` is called.
     slots
-        Number of groups that can run at the same time.
+        Number of groups that can run at the same time, or a function that
+        returns it, if it may change.
     task_seconds
         Mean time of a quantum by task label, in seconds, as far as it is
         known from earlier runs.
@@ -144,12 +145,12 @@ class Progress:
         self,
         totals: Mapping[str, int] | None = None,
         *,
-        slots: int = 1,
+        slots: int | Callable[[], int] = 1,
         task_seconds: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._totals: Counter[str] = Counter(totals or {})
-        self._slots = slots
+        self._find_slots = slots if callable(slots) else lambda: slots
         self._known_seconds = dict(task_seconds or {})
         self._clock = clock
         self._lock = threading.RLock()
@@ -217,10 +218,11 @@ class Progress:
 
     def snapshot(self) -> ProgressSnapshot:
         """Return the progress of the run now."""
+        slots = self._find_slots()
         with self._lock:
             now = self._clock()
             self._forget_old(int(now))
-            running = self._count_running()
+            running = self._count_running(slots)
             tasks = tuple(self._count(label, running[label]) for label in self._totals)
             elapsed = now - self._started if self._started is not None else 0.0
             n_recent = sum(n for _, n in self._recent)
@@ -228,9 +230,9 @@ class Progress:
             return ProgressSnapshot(
                 tasks,
                 rate=n_recent / max(1.0, span),
-                seconds_left=self._estimate(tasks, elapsed),
+                seconds_left=self._estimate(tasks, elapsed, slots),
                 elapsed=elapsed,
-                slots=self._slots,
+                slots=slots,
                 busy=running.total(),
                 failures=tuple(self._failures),
             )
@@ -246,7 +248,7 @@ class Progress:
         if not self._open_groups[group]:
             del self._open_groups[group]
 
-    def _count_running(self) -> Counter[str]:
+    def _count_running(self, slots: int) -> Counter[str]:
         """Return the number of running quanta by task, as far as the driver knows."""
         level_of: dict[int, int] = {}
         for group in map(self._groups.__getitem__, self._open_groups):
@@ -259,7 +261,7 @@ class Progress:
                 at_work.append((is_new, next(q for q in group.quanta if q in self._out)))
         # More groups are submitted than can run; groups with an outcome certainly run.
         at_work.sort(key=lambda each: each[0])
-        return Counter(self._labels[quantum_id] for _, quantum_id in at_work[: self._slots])
+        return Counter(self._labels[quantum_id] for _, quantum_id in at_work[:slots])
 
     def _forget_old(self, now: int) -> None:
         """Remove the ends of quanta before the last minute."""
@@ -273,7 +275,7 @@ class Progress:
             label, pending, running, self._done[label], self._failed[label], self._blocked[label]
         )
 
-    def _estimate(self, tasks: Iterable[TaskProgress], elapsed: float) -> float | None:
+    def _estimate(self, tasks: Iterable[TaskProgress], elapsed: float, slots: int) -> float | None:
         """Return the estimated time to the end; `None` while the time of a task is unknown.
 
         The estimate follows from mean times and the number of busy slots so far.
@@ -289,5 +291,5 @@ class Progress:
             return None
         work = sum(n * means[label] for label, n in todo if n)
         done = sum(self._seconds.values())
-        at_work = min(done / elapsed, self._slots) if done and elapsed else self._slots
+        at_work = min(done / elapsed, slots) if done and elapsed else slots
         return work / max(at_work, 1e-3)

@@ -237,7 +237,13 @@ def build_reporter(
         options["pipeline"] = f"in memory, of {', '.join(pipeline.task_labels)}"
     options.update(request.options.model_dump(mode="json"))
     roots = store_roots(butler)
-    slots = min(request.options.processes or backend.slots, backend.slots)
+    # A backend that may get more slots gives the scheduler a higher number than it has now.
+    name = "present_slots" if hasattr(backend, "present_slots") else "slots"
+
+    def find_slots() -> int:
+        slots: int = getattr(backend, name)
+        return min(request.options.processes or slots, slots)
+
     done_before: dict[str, int] = {}
     if request.options.skip_existing and isinstance(butler, Butler):
         with best_effort("Can't count the quanta that were done before"):
@@ -246,7 +252,7 @@ def build_reporter(
         RunInfo(
             graph.header.output_run,
             hide_secrets(request.repo),
-            slots=slots,
+            slots=find_slots(),
             command=request.command,
             options=json.loads(hide_secrets(json.dumps(options, default=str))),
             platform={
@@ -261,7 +267,9 @@ def build_reporter(
         ),
         roots[0] if roots else None,
         bars=bars,
-        progress=Progress(slots=slots, task_seconds=find_task_means(load_times(roots[0])) if roots else {}),
+        progress=Progress(
+            slots=find_slots, task_seconds=find_task_means(load_times(roots[0])) if roots else {}
+        ),
         on_cancel=on_cancel,
     )
 

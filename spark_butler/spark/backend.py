@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["SparkBackend", "new_stream"]
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -82,9 +83,17 @@ class SparkBackend:
         now = time.monotonic()
         seen_at, n_slots = self._slots_seen
         if now - seen_at > _SLOTS_SECONDS:
-            n_slots = max(1, int(self._spark.defaultParallelism) // self._task_cores) * (1 + self._grows)
+            n_slots = max(1, int(self._spark.defaultParallelism) // self._task_cores)
             self._slots_seen = now, n_slots
-        return n_slots
+        return n_slots * (1 + self._grows)
+
+    @property
+    def present_slots(self) -> int:
+        """Number of groups that the present executors can run at the same time, for status and report."""
+        # The status of a run whose JVM has ended has the last number.
+        with contextlib.suppress(Exception):
+            return self.slots // (1 + self._grows)
+        return self._slots_seen[1]
 
     @property
     def platform(self) -> dict[str, str]:

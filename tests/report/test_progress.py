@@ -82,6 +82,16 @@ def test_quantum_has_one_state_at_a_time() -> None:
     assert [outcome.quantum_id for outcome in snapshot.failures] == [_id(1)]
 
 
+def test_slots_may_change_during_a_run() -> None:
+    slots = [1]
+    progress = Progress(slots=lambda: slots[0])
+    progress.on_plan(_plan())
+    progress.on_dispatch([_id(0), _id(2), _id(1), _id(3)])
+    assert (progress.snapshot().busy, progress.snapshot().slots) == (1, 1)
+    slots[0] = 4
+    assert (progress.snapshot().busy, progress.snapshot().slots) == (2, 4)
+
+
 def test_running_quanta_are_limited_by_slots() -> None:
     labels = {_id(n): label for n, label in enumerate("aaabbb")}
     progress = Progress(slots=2)
