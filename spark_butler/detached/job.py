@@ -23,6 +23,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from ..atomic_write import atomic_write
 from ..errors import OptionsError, UserError
 
@@ -235,12 +237,6 @@ def utc_now() -> str:
 
 def _is_alive(pid: int) -> bool:
     """Return whether a process ID still belongs to the job and not to a later process."""
-    with contextlib.suppress(OSError):
-        return _MODULE.encode() in Path("/proc", str(pid), "cmdline").read_bytes()
-    if Path("/proc/self").exists():
-        return False
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(psutil.Error):
+        return _MODULE in psutil.Process(pid).cmdline()
+    return False
