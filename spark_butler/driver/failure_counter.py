@@ -48,7 +48,7 @@ class FailureCounter:
 
         Because of it, ``n_blocked`` quanta can't run.
         """
-        label = outcome.report.taskLabel or ""
+        label = outcome.label
         cause = label, _NUMBER.sub("#", outcome.reason)
         self._causes[cause] += 1
         number = self._causes[cause]
@@ -79,7 +79,7 @@ class FailureCounter:
             return "fail-fast is set"
         if rule.most is not None and self.number >= rule.most:
             return f"{self.number} quanta have failed"
-        label, message = outcome.report.taskLabel or "", _NUMBER.sub("#", outcome.reason)
+        label, message = outcome.label, _NUMBER.sub("#", outcome.reason)
         last, n_alike = self._alike.get(label, (message, 0))
         n_alike = n_alike + 1 if last == message else 1
         self._alike[label] = message, n_alike

@@ -283,6 +283,11 @@ class QuantumOutcome:
     """Traffic of the attempt with object stores."""
 
     @property
+    def label(self) -> str:
+        """Label of the task."""
+        return self.report.taskLabel or ""
+
+    @property
     def succeeded(self) -> bool:
         """Whether dependents of the quantum may run."""
         return self.status is QuantumAttemptStatus.SUCCESSFUL

@@ -12,7 +12,7 @@ import logging
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "spark_butler_"
 _SECONDS_BETWEEN = 10.0
+_Families = Sequence[tuple[str, str, tuple[str, ...], Mapping[Any, float]]]
 _STATES = ("pending", "running", "done", "failed", "blocked")
 
 
@@ -74,7 +75,7 @@ class RunMetrics(Collector):
 
     def on_outcome(self, outcome: QuantumOutcome) -> None:
         """Add an outcome.  See `RunObserver.on_outcome`."""
-        label = outcome.report.taskLabel or ""
+        label = outcome.label
         with self._lock:
             if not outcome.succeeded:
                 self._failures[label, str(outcome.kind or "")] += 1
@@ -95,27 +96,23 @@ class RunMetrics(Collector):
             return
         snapshot = self._snapshot()
         states = {(each.label, s): getattr(each, s) for each in snapshot.tasks for s in _STATES}
-        yield self._gauge("quanta", "Quanta by task and state.", ("task", "state"), states)
-        yield self._gauge("slots", "Groups that can run at the same time.", (), {(): snapshot.slots})
-        yield self._gauge("busy_slots", "Slots that run a quantum.", (), {(): snapshot.busy})
-        yield self._gauge(
-            "queued_quanta",
-            "Quanta that were not submitted or have not begun.",
-            (),
-            {(): sum(each.pending for each in snapshot.tasks)},
-        )
-        yield self._gauge(
-            "ingest_lag_seconds",
-            "Time for which the oldest output waits for the registry.",
-            (),
-            {(): self._lag()},
-        )
+        pending, lag = sum(each.pending for each in snapshot.tasks), self._lag()
         with self._lock:
             memory = {(label,): nbytes for label, nbytes in self._memory.items()}
-            yield self._gauge(
-                "peak_memory_bytes", "Greatest resident memory of a quantum.", ("task",), memory
+            gauges: _Families = (
+                ("quanta", "Quanta by task and state.", ("task", "state"), states),
+                ("slots", "Groups that can run at the same time.", (), {(): snapshot.slots}),
+                ("busy_slots", "Slots that run a quantum.", (), {(): snapshot.busy}),
+                ("queued_quanta", "Quanta that were not submitted or have not begun.", (), {(): pending}),
+                (
+                    "ingest_lag_seconds",
+                    "Time for which the oldest output waits for the registry.",
+                    (),
+                    {(): lag},
+                ),
+                ("peak_memory_bytes", "Greatest resident memory of a quantum.", ("task",), memory),
             )
-            for name, text, labels, values in (
+            counters: _Families = (
                 ("failures", "Quanta that failed, by kind.", ("task", "kind"), self._failures),
                 (
                     "retries",
@@ -126,24 +123,19 @@ class RunMetrics(Collector):
                 ("requests", "Requests to object stores.", ("task", "operation"), self._requests),
                 ("traffic_bytes", "Bytes from and to object stores.", ("task", "direction"), self._bytes),
                 ("quantum_seconds", "Time of quanta, all attempts.", ("task", "clock"), self._seconds),
-            ):
-                family = CounterMetricFamily(f"{_PREFIX}{name}", text, labels=("run", *labels))
-                for key, value in values.items():
-                    family.add_metric((self._run, *key), value)
-                yield family
-            family = CounterMetricFamily(
-                f"{_PREFIX}submitted_quanta", "Quanta that were submitted, again included.", labels=("run",)
+                (
+                    "submitted_quanta",
+                    "Quanta that were submitted, again included.",
+                    (),
+                    {(): self._submitted},
+                ),
             )
-            family.add_metric((self._run,), self._submitted)
-            yield family
-
-    def _gauge(
-        self, name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]
-    ) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(f"{_PREFIX}{name}", text, labels=("run", *labels))
-        for key, value in values.items():
-            family.add_metric((self._run, *key), value)
-        return family
+            for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+                for name, text, labels, values in families:
+                    family = kind(f"{_PREFIX}{name}", text, labels=("run", *labels))
+                    for key, value in values.items():
+                        family.add_metric((self._run, *key), value)
+                    yield family
 
 
 @contextlib.contextmanager

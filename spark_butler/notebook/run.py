@@ -211,17 +211,10 @@ class Run:
     def failures(self) -> Failures:
         """The quanta that failed so far; ``failures.table()`` has label, data ID, error, line and log."""
         tasks = self._graph.pipeline_graph.tasks
-        failed = [outcome for outcome in self.outcomes.values() if not outcome.succeeded]
         return Failures(
-            describe_failure(
-                outcome,
-                tasks[outcome.report.taskLabel or ""].task_class,
-                log.dataset_type_name
-                if (log := tasks[outcome.report.taskLabel or ""].log_output) is not None
-                else "",
-                self._roots,
-            )
-            for outcome in failed
+            describe_failure(outcome, tasks[outcome.label], self._roots)
+            for outcome in self.outcomes.values()
+            if not outcome.succeeded
         )
 
     @property

@@ -65,7 +65,7 @@ def make_content(
     outcomes = list(record.outcomes.values())
     by_task: defaultdict[str, list[QuantumOutcome]] = defaultdict(list)
     for outcome in outcomes:
-        by_task[outcome.report.taskLabel or ""].append(outcome)
+        by_task[outcome.label].append(outcome)
     spans = list(record.spans())
     where = str(run.options.get("where", ""))
     tasks = [
@@ -205,10 +205,10 @@ def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narr
     alike: Counter[tuple[str, str]] = Counter()
     where = str(run.options.get("where", ""))
     failed = [outcome for outcome in outcomes if not outcome.succeeded]
-    failed.sort(key=lambda outcome: (outcome.report.taskLabel or "", str(_data_id(outcome))))
+    failed.sort(key=lambda outcome: (outcome.label, str(_data_id(outcome))))
     for number, outcome in enumerate(failed):
         reason = failure_text(outcome)
-        label = outcome.report.taskLabel or ""
+        label = outcome.label
         alike[label, _NUMBER.sub("#", reason)] += 1
         if number >= _MAX_LISTED:
             continue
@@ -250,7 +250,7 @@ def _describe_retries(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]
     tried_again = [outcome for outcome in outcomes if outcome.attempts]
     return [
         {
-            "task": outcome.report.taskLabel or "",
+            "task": outcome.label,
             "data_id": _data_id(outcome),
             "succeeded": outcome.succeeded,
             "attempts": [
@@ -327,7 +327,7 @@ def _slowest(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
     longest = sorted(outcomes, key=lambda outcome: -outcome.wall_seconds)[:_N_SLOWEST]
     return [
         {
-            "task": outcome.report.taskLabel or "",
+            "task": outcome.label,
             "data_id": _data_id(outcome),
             "seconds": round(outcome.wall_seconds, 3),
             "cpu_seconds": round(outcome.cpu_seconds, 3),

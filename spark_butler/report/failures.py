@@ -18,6 +18,7 @@ from astropy.table import Table
 from lsst.daf.butler import ButlerLogRecords
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.pipe.base import PipelineTask
+from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.resources import ResourcePath
 
 from ..model.outcomes import QuantumOutcome
@@ -118,25 +119,13 @@ class Failures(Sequence[QuantumFailure]):
 
 
 def describe_failure(
-    outcome: QuantumOutcome, task_class: type[PipelineTask], log_type: str, roots: Mapping[str, ResourcePath]
+    outcome: QuantumOutcome, task: TaskNode, roots: Mapping[str, ResourcePath]
 ) -> QuantumFailure:
-    """Describe a failed quantum.
-
-    Parameters
-    ----------
-    log_type
-        Name of the dataset type of its log.
-    roots
-        Roots of the datastores, by name.
-    """
-    report = outcome.report
+    """Describe a failed quantum of a task; ``roots`` are those of the datastores, by name."""
+    log = "" if task.log_output is None else _find_log(outcome, task.log_output.dataset_type_name, roots)
+    line = _find_line(outcome.traceback, task.task_class)
     return QuantumFailure(
-        report.taskLabel or "",
-        dict(report.dataId),
-        failure_text(outcome),
-        _find_line(outcome.traceback, task_class),
-        _find_log(outcome, log_type, roots),
-        outcome,
+        outcome.label, dict(outcome.report.dataId), failure_text(outcome), line, log, outcome
     )
 
 

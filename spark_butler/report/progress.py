@@ -189,7 +189,7 @@ class Progress:
 
     def on_outcome(self, outcome: QuantumOutcome) -> None:
         """Count an outcome; only the first of a quantum counts."""
-        label = outcome.report.taskLabel or ""
+        label = outcome.label
         with self._lock:
             if outcome.quantum_id in self._ended:
                 return

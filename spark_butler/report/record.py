@@ -144,7 +144,7 @@ class RunRecord:
     def spans(self) -> Iterator[Span]:
         """Return the attempts with known times."""
         for outcome in (*self.outcomes.values(), *self.repeated):
-            label = outcome.report.taskLabel or ""
+            label = outcome.label
             for attempt in outcome.attempts:
                 if attempt.started:
                     yield Span(

@@ -53,12 +53,10 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
     """Return how many bytes were enough for the tasks of quanta that ran out of memory at first, by label."""
     needs: dict[str, int] = {}
     for outcome in outcomes:
-        label = outcome.report.taskLabel
-        if label is None or outcome.memory_limit is None:
-            continue
-        if any(attempt.kind is FailureKind.MEMORY for attempt in outcome.attempts):
+        had_too_little = any(attempt.kind is FailureKind.MEMORY for attempt in outcome.attempts)
+        if had_too_little and outcome.memory_limit is not None:
             enough = max(outcome.memory_limit, int(_MARGIN * outcome.peak_memory))
-            needs[label] = max(needs.get(label, 0), enough)
+            needs[outcome.label] = max(needs.get(outcome.label, 0), enough)
     return needs
 
 
@@ -88,7 +86,7 @@ def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Tim
     no difference then.
     """
     times = {
-        _key(outcome.report.taskLabel or "", data_id): float(f"{outcome.wall_seconds:.3g}")
+        _key(outcome.label, data_id): float(f"{outcome.wall_seconds:.3g}")
         for outcome, data_id in outcomes
         if outcome.succeeded and not (outcome.recovered or outcome.skipped_existing)
     }
@@ -105,7 +103,7 @@ def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
     peaks: defaultdict[str, list[int]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.succeeded and outcome.peak_memory and not outcome.skipped_existing:
-            peaks[outcome.report.taskLabel or ""].append(outcome.peak_memory)
+            peaks[outcome.label].append(outcome.peak_memory)
     if peaks:
         _save(root, _PEAKS, load_peaks(root) | {label: statistics.fmean(n) for label, n in peaks.items()})
 

@@ -254,7 +254,7 @@ class _GroupRun:
         """Decide whether a failed quantum is tried again, and prepare for it."""
         progress, payload, kind = self._progress, self._progress.trial.payload, outcome.kind
         assert kind is not None
-        limits = self._context.limits_of(outcome.report.taskLabel or "")
+        limits = self._context.limits_of(outcome.label)
         memory = progress.trial.memory.get(position)
         n_failed = len(progress.failed[position]) + 1
         if not limits.may_retry(kind, n_failed, memory):

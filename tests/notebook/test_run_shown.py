@@ -9,7 +9,7 @@ import types
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from lsst.pipe.base import QuantumAttemptStatus
@@ -28,6 +28,8 @@ from spark_butler.report.progress import Progress, ProgressSnapshot
 from spark_butler.report.text import format_progress
 from spark_butler.spark.rdd import _worker_traceback
 from spark_butler.tasks.isr import IsrTask
+
+_ISR = cast("Any", types.SimpleNamespace(task_class=IsrTask, log_output=None))
 
 
 def _outcome(label: str = "isr", traceback: str = "", message: str = "bad <pixels>") -> QuantumOutcome:
@@ -124,7 +126,7 @@ def test_a_failure_names_the_innermost_line_of_its_task() -> None:
         "    raise ValueError\n"
         "ValueError: bad <pixels>\n"
     )
-    failure = describe_failure(_outcome(traceback=traceback), IsrTask, "isr_log", {})
+    failure = describe_failure(_outcome(traceback=traceback), _ISR, {})
     assert failure.line == "isr.py:17 in run: subtract(bias)"
     assert failure.error == "ValueError: bad <pixels>"
     assert failure.log == "last words"
@@ -234,14 +236,11 @@ def test_lines_of_cells_have_the_names_of_ipython() -> None:
         'Traceback (most recent call last):\n  File "/tmp/kernel/3.py", line 17, in run\n'
         '  File "/lib/other.py", line 5, in subtract\n    raise ValueError\nValueError: bad\n'
     )
-    failure = describe_failure(_outcome(traceback=traceback), IsrTask, "isr_log", {})
+    failure = describe_failure(_outcome(traceback=traceback), _ISR, {})
     assert "  Cell In[3], line 17, in run\n" in failure.traceback
     assert '  File "/lib/other.py", line 5, in subtract\n' in failure.traceback
     cell = traceback.replace('  File "/lib/other.py", line 5, in subtract\n    raise ValueError\n', "")
-    assert (
-        describe_failure(_outcome(traceback=cell), IsrTask, "isr_log", {}).line
-        == "Cell In[3], line 17 in run"
-    )
+    assert describe_failure(_outcome(traceback=cell), _ISR, {}).line == "Cell In[3], line 17 in run"
     shown = _worker_traceback(RuntimeError(f"Job aborted: {cell}\n\tat org.apache.spark.X(Y.scala:1)\n"))
     assert shown == "ValueError: bad\n\nIn the worker:\n  Cell In[3], line 17, in run\nValueError: bad"
 
