@@ -96,7 +96,7 @@ class Costs(pydantic.BaseModel):
 
 
 class Terms(pydantic.BaseModel):
-    """How the slots spent their time, in slot-seconds; the sum is wall time times slots."""
+    """Time of the slots by use, in slot-seconds; the sum is wall time times slots."""
 
     work: float
     """Running tasks."""
@@ -136,7 +136,7 @@ class Schedule:
     """Time at which each group ended."""
 
     terms: Terms
-    """How the slots spent their time."""
+    """Time of the slots by use."""
 
     limits: dict[str, float]
     """Least time in seconds that each resource alone would have needed."""

@@ -60,7 +60,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3ResourcePath]:
 
 @pytest.fixture
 def requests(place: S3ResourcePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Request]]:
-    """What a store is asked that answers everything."""
+    """Requests to a store that answers everything."""
     handler = type("Handler", (_Recorder,), {"requests": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -58,16 +58,16 @@ class Finding:
     """Driver, or host of a worker."""
 
     check: str
-    """What was checked."""
+    """Name of the check."""
 
     state: Literal["ok", "warning", "fault"]
     """Whether a run would succeed: ``ok``, ``warning`` or ``fault``."""
 
     text: str
-    """What was found."""
+    """Result in words."""
 
     remedy: str = ""
-    """What to do about it."""
+    """Advice, if the state isn't ``ok``."""
 
 
 def check_store(root: ResourcePath, *, write: bool = False) -> None:

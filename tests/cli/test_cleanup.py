@@ -1,4 +1,4 @@
-"""What a crashed run has left in the object store can be found and removed."""
+"""Remains of a crashed run in the object store can be found and removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run prints under ``spark-submit``: little, and at its end all that one must know."""
+"""Output of a run under ``spark-submit``: little, and at its end all that one must know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can't be run is refused in one line, with exit status 2 and nothing written."""
+"""A run that isn't possible is refused in one line, with exit status 2 and nothing written."""
 
 from __future__ import annotations
 

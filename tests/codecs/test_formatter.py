@@ -1,4 +1,4 @@
-"""What doesn't pickle goes as the file that a datastore would write."""
+"""Objects that don't pickle go as the file that a datastore would write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the files of conf/ share."""
+"""Functions that tests of the files of conf/ share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a release consists of: one version everywhere, workflows, pages of all versions."""
+"""Tests of a release: one version everywhere, workflows, pages of all versions."""
 
 from __future__ import annotations
 

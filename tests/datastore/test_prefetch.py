@@ -69,7 +69,7 @@ def read_ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(params=["here", "child"])
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the serial backend runs groups in: this process, or a child."""
+    """Process in which the serial backend runs groups: this one, or a child."""
     if request.param == "child":
         monkeypatch.setattr("spark_butler.worker.quantum_retry.InProcessRunner", ChildRunner)
     name: str = request.param

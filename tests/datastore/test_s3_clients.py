@@ -1,4 +1,4 @@
-"""What goes to and from the object store: one GET for each input, one PUT for each output."""
+"""Requests to the object store: one GET for each input, one PUT for each output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far ahead groups are given out."""
+"""Tests of the number of groups that are given out ahead."""
 
 from __future__ import annotations
 

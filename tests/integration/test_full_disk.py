@@ -1,4 +1,4 @@
-"""What a run on a cluster says about a full disk of Spark."""
+"""Messages of a run on a cluster about a full disk of Spark."""
 
 from __future__ import annotations
 

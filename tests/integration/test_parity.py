@@ -51,7 +51,7 @@ def read_summary(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def fingerprint(repo: JobRepo, dataset_type: str, run: str, **data_id: Any) -> object:
-    """What a mock dataset says about itself and its inputs, without IDs that are random."""
+    """Describe a mock dataset and its inputs, without IDs that are random."""
     dataset = repo.get(dataset_type, run, **data_id)
     inputs = {
         name: sorted((each.dataset_type.name, sorted(each.data_id.items())) for each in datasets)

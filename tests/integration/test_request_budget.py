@@ -1,4 +1,4 @@
-"""What a run costs, in counts: statements to the registry, processes, bytes that travel."""
+"""Costs of a run, in counts: statements to the registry, processes, bytes that travel."""
 
 from __future__ import annotations
 

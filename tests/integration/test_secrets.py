@@ -47,7 +47,7 @@ def _texts(path: Path) -> Iterator[bytes]:
 
 
 def _read_ui(port: int) -> dict[str, bytes]:
-    """What Spark's pages and its REST interface say at this moment; nothing if there are none."""
+    """Read Spark's pages and its REST interface at this moment; nothing if there are none."""
     pages: dict[str, bytes] = {}
 
     def read(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a run leaves behind, in the hands of the stock tools for provenance."""
+"""Outputs of a run in the hands of the stock tools for provenance."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def _client(place: Place) -> Any:
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Observed]:
-    """What pipe_base's own executor makes of each case, on a local disk."""
+    """Outputs of pipe_base's own executor for each case, on a local disk."""
     found = {}
     # As the commands log, so that the log datasets have something in them.
     logging.getLogger("lsst").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: tables of progress and of failures."""
+"""Tables of progress and of failures that a notebook shows of a run."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class _Handle:
 
 @pytest.fixture
 def front_end(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """What an IPython that isn't there was told to show."""
+    """Bundles that an IPython that isn't there was given to show."""
     shown: list[dict[str, str]] = []
     package, module = types.ModuleType("IPython"), types.ModuleType("IPython.display")
 

@@ -1,4 +1,4 @@
-"""What holds for the plan of every graph with temporaries."""
+"""Properties of the plan of every graph with temporaries."""
 
 from __future__ import annotations
 

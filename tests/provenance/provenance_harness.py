@@ -16,13 +16,13 @@ from tests.support.zip_seek import seek_by_reading
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a provenance graph says of a quantum."""
+    """Entry of a provenance graph for a quantum."""
 
     status: str
-    """How the last attempt ended."""
+    """Status of the last attempt."""
 
     attempts: tuple[tuple[str, str | None, bool, bool], ...]
-    """Of each attempt the status, the exception, and whether there are a log and metadata."""
+    """Status and exception of each attempt, and whether there are a log and metadata."""
 
     produced: frozenset[str]
     """Dataset types of the outputs that were produced."""

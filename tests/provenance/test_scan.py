@@ -1,4 +1,4 @@
-"""What a worker sends of an attempt for a provenance graph."""
+"""Scan of an attempt that a worker sends for a provenance graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of what was written to it, as far as bars and logs need it."""
+"""Screen of a terminal after text was written to it, as far as bars and logs need it."""
 
 from __future__ import annotations
 

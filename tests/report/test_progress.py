@@ -1,4 +1,4 @@
-"""What is counted while a run goes on."""
+"""Numbers that are counted while a run goes on."""
 
 from __future__ import annotations
 

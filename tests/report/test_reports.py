@@ -1,4 +1,4 @@
-"""What a report holds, and the page that shows it."""
+"""Contents of a report, and the page that shows it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_quanta_that_were_skipped_use_nothing() -> None:
 
 
 def test_usage_of_a_plan_follows_from_earlier_runs() -> None:
-    """Of two quanta one ran before; the other is given its time.  Nothing is known of the last task."""
+    """One of two quanta ran before; the other is given its time.  Nothing is known of the last task."""
     universe = DimensionUniverse()
     xgraph: networkx.DiGraph[uuid.UUID] = networkx.DiGraph()
     for label, detector in (("isr", 1), ("isr", 2), ("warp", 1), ("new", 1)):

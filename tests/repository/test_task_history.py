@@ -1,4 +1,4 @@
-"""What is known of the times of quanta decides which of them go first."""
+"""The times of earlier quanta decide which quanta go first."""
 
 from __future__ import annotations
 

@@ -88,12 +88,12 @@ class Driver:
 
     @property
     def log(self) -> str:
-        """What the driver has said."""
+        """End of the driver's log."""
         return (self.folder / "log").read_text(errors="replace")[-6000:]
 
     @property
     def executions(self) -> list[Execution]:
-        """What has been executed so far."""
+        """Executions so far."""
         try:
             lines = (self.folder / "record").read_text().splitlines()
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Driver:
         return found
 
     def count(self, label: str) -> Counter[str]:
-        """How often each quantum of a task was begun."""
+        """Count the executions of each quantum of a task."""
         return Counter(each.values for each in self.executions if each.label == label)
 
     def wait_for(self, label: str, seconds: float = 300) -> Execution:

@@ -79,7 +79,7 @@ class Case:
 
 @dataclasses.dataclass
 class Observed:
-    """What became of a run."""
+    """State of a repository after a run."""
 
     datasets: dict[Key, Any]
     """Contents of all datasets in the output run, by dataset type and data ID."""

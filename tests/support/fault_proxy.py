@@ -38,7 +38,7 @@ FAULTS = (
     "slow",
     "truncated",
 )
-"""What a single request may suffer.
+"""Faults of a single request.
 
 ``500`` and ``503`` are answers instead of the server's, ``reset`` is none.
 With ``-after`` the server has done what was asked for.  ``reset-middle`` and
@@ -49,7 +49,7 @@ with a reset.
 """
 
 _STATES = ("outage", "expired", "overload")
-"""What all requests may suffer for a while: no connection, 403 ExpiredToken, 503 SlowDown."""
+"""Faults of all requests for a while: no connection, 403 ExpiredToken, 503 SlowDown."""
 
 _ERRORS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
@@ -76,16 +76,16 @@ class FaultPlan:
     """Regular expression of the requests that may be spoilt: method, space, path."""
 
     budget: int = 2
-    """How often the same request is spoilt at most."""
+    """Number of times that the same request is spoilt at most."""
 
     slow_seconds: float = 2.0
-    """How long a slow answer takes."""
+    """Time of a slow answer."""
 
     hang_seconds: float = 4.0
-    """How long a silence lasts."""
+    """Time of a silence."""
 
     delays: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """How long requests are kept before they are passed on, by HTTP method."""
+    """Seconds for which requests are kept before they are passed on, by HTTP method."""
 
     def choose(self, method: str, target: str, number: int) -> str:
         """Draw what happens to a request.

@@ -123,7 +123,7 @@ class FunctionTask(PipelineTask):
 
 @dataclasses.dataclass
 class Call:
-    """What a function of a `FunctionTask` is given."""
+    """Arguments of a function of a `FunctionTask`."""
 
     task: FunctionTask
     context: QuantumContext

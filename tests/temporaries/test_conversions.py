@@ -247,7 +247,7 @@ def everything() -> Iterator[tuple[ScenarioRepo, Outputs]]:
     ids=["serial-fused", "serial-quantum", "spark-by-detector", "spark-quantum"],
 )
 def outputs(request: pytest.FixtureRequest, everything: tuple[ScenarioRepo, Outputs]) -> Outputs:
-    """What a run leaves of which all that another task reads is temporary."""
+    """Outputs of a run in which all that another task reads is temporary."""
     scenario, _ = everything
     name, group_by = request.param
     if name == "serial":

@@ -1,4 +1,4 @@
-"""What fails, what that blocks, and that what is lost is never taken for what was not made."""
+"""Failures, and the quanta they block; a lost dataset is never taken for one that was not made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lost worker or executor costs: the same outputs, and no more work than the lost temporaries need."""
+"""Costs of a lost worker or executor: the same outputs, and no more work than lost temporaries need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker gets to see: no registry, no secret."""
+"""Environment of a worker: no registry, no secret."""
 
 from __future__ import annotations
 

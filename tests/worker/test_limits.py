@@ -218,7 +218,7 @@ def test_memory_grows_up_to_the_cap_and_is_remembered(
 def test_quantum_above_memory_share_runs_alone(
     spark_backend: Backend, make_repo: MakeRepo, tmp_path: Path
 ) -> None:
-    """What asks for more than the machine has for two runs to its end, too."""
+    """A quantum that needs more than the machine has for two runs to its end, too."""
     with make_repo("repo").open() as helper:
         result, _, _ = _run(
             helper,

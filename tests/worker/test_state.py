@@ -1,4 +1,4 @@
-"""What is measured of a slot's time between quanta."""
+"""Measured parts of a slot's time between quanta."""
 
 from __future__ import annotations
 

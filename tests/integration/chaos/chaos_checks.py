@@ -1,4 +1,4 @@
-"""What must hold after each chaos run."""
+"""Conditions that must hold after each chaos run."""
 
 from __future__ import annotations
 

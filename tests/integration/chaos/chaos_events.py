@@ -1,4 +1,4 @@
-"""What befalls a run: drawn from a seed, before the run begins."""
+"""Events of a run: drawn from a seed, before the run begins."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Event:
     """Seconds to wait after that; or, where the progress is 0, after the start of the attempt."""
 
     seconds: float = 0.0
-    """How long a state lasts."""
+    """Seconds for which a state lasts."""
 
     lot: float = 0.0
     """Which of several victims."""
@@ -87,10 +87,10 @@ class Script:
     """Name of the scenario's variant."""
 
     events: tuple[Event, ...]
-    """What befalls the run."""
+    """Kills and states, in the order of their times."""
 
     faults: FaultPlan
-    """What befalls requests to the object store."""
+    """Faults of requests to the object store."""
 
     pause: float = 0.0
     """Seconds between the death of a driver and the next attempt."""

@@ -50,7 +50,7 @@ class Result:
     scenario: str
     variant: str
     events: list[str] = dataclasses.field(default_factory=list)
-    """What has befallen it."""
+    """Events that took place."""
 
     faults: dict[str, int] = dataclasses.field(default_factory=dict)
     """Spoilt requests, by fault."""
@@ -59,7 +59,7 @@ class Result:
     """Number of all requests to the object store."""
 
     attempts: int = 0
-    """How often it was submitted."""
+    """Number of submissions."""
 
     broken: list[str] = dataclasses.field(default_factory=list)
     """Attempts that ended by themselves without success, with their last words."""
@@ -74,13 +74,13 @@ class Result:
     """Number of quanta of the graph."""
 
     repeated: int = 0
-    """How many quanta were executed more than once."""
+    """Number of quanta that were executed more than once."""
 
     most: int = 0
-    """How often the most repeated quantum was executed."""
+    """Number of executions of the most repeated quantum."""
 
     findings: list[str] = dataclasses.field(default_factory=list)
-    """What is wrong; nothing, in a good run."""
+    """Broken conditions; none, in a good run."""
 
     @property
     def is_equal(self) -> bool:
@@ -134,7 +134,7 @@ class Driver:
         return self.folder / "record"
 
     def log(self, attempt: int) -> Path:
-        """What an attempt has said."""
+        """Log of an attempt."""
         return self.folder / f"driver{attempt}.log"
 
     def summary(self, attempt: int) -> Path:

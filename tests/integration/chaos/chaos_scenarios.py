@@ -1,4 +1,4 @@
-"""What the chaos runs execute: repositories, graphs in files, and what ``pipetask run`` makes of them."""
+"""Scenarios of chaos runs: repositories, graphs in files, and the outputs of ``pipetask run``."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Variant:
     """Names of the dataset types that are temporary."""
 
     weight: int = 1
-    """How often it is chosen, compared with the others."""
+    """Weight of the choice, compared with the others."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables of the driver."""
@@ -213,7 +213,7 @@ class Copy:
     """Where its registry is."""
 
     prefix: str
-    """What the names of its objects begin with."""
+    """Beginning of the names of its objects."""
 
     inputs: frozenset[str]
     """Names of the objects that were there before the run."""

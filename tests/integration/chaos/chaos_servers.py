@@ -28,7 +28,7 @@ class KillableS3(EmbeddedS3):
     """SeaweedFS, which can be killed and started again on the same data."""
 
     PARTS: tuple[str, ...] = ("",)
-    """What of it can be killed alone."""
+    """Parts that can be killed alone."""
 
     def kill(self, part: str) -> None:
         """Kill it, or a part of it."""

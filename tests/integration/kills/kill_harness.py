@@ -179,7 +179,7 @@ class Site:
 
     @property
     def log(self) -> str:
-        """What the last command wrote."""
+        """Output of the last command."""
         return (self.root / "log").read_text()
 
     def executions(self) -> list[str]:
