@@ -27,7 +27,7 @@ _WORST = 5.0
 
 def combine(frames: list[np.ndarray]) -> np.ndarray:
     """Return the clipped mean of aligned frames."""
-    return combine_with_variance(frames)[0]
+    return _average(frames)[0]
 
 
 def combine_with_variance(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +42,12 @@ def combine_with_variance(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndar
     variance
         Of the mean, from the spread of the frames about it; NaN for a single frame.
     """
+    mean, squares, number = _average(frames)
+    return mean, _local_variance(squares, number - 1.0) / number
+
+
+def _average(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the clipped mean of frames, the sum of squared deviations from it, and the number of values."""
     mean, squares = (np.empty(frames[0].shape, dtype=np.float32) for _ in range(2))
     number = np.full(frames[0].shape, len(frames), dtype=np.float32)
     # In bands of rows, so that the copies stay small.
@@ -60,7 +66,7 @@ def combine_with_variance(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndar
             number[band] = kept.sum(axis=0)
         mean[band] = np.where(kept, stack, 0.0).sum(axis=0, dtype=np.float64) / number[band]
         squares[band] = np.where(kept, (stack - mean[band]) ** 2, 0.0).sum(axis=0)
-    return mean, _local_variance(squares, number - 1.0) / number
+    return mean, squares, number
 
 
 def _local_variance(squares: np.ndarray, freedom: np.ndarray) -> np.ndarray:
