@@ -57,9 +57,6 @@ class AssembledImage:
     gain: Image32
     """Electrons per ADU, per pixel."""
 
-    read_noise: Image32
-    """Electrons, per pixel."""
-
     saturated: npt.NDArray[np.bool_]
 
     overscan: dict[str, tuple[float, float]]
@@ -95,7 +92,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
             f"{raw.shape[1]} columns; the camera's description says {expected[0]} and {expected[1]}"
         )
     shape = (detector.ny, detector.nx)
-    image, gain, noise = (np.zeros(shape, dtype=np.float32) for _ in range(3))
+    image, gain = (np.zeros(shape, dtype=np.float32) for _ in range(2))
     saturated = np.zeros(shape, dtype=bool)
     levels: dict[str, tuple[float, float]] = {}
     clipped: dict[str, float] = {}
@@ -113,18 +110,15 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
             trimmed -= line
         image[target] = amplifier.assembled(trimmed)
         gain[target] = amplifier.gain
-        noise[target] = amplifier.read_noise
     if detector.mosaic is not None:
         _check_pattern(image, detector)
         image = np.sum(detector.mosaic.extract(image), axis=0, dtype=np.float32)
         gain = detector.mosaic.extract(gain)[0]
-        noise = np.sqrt(np.sum(np.square(detector.mosaic.extract(noise)), axis=0, dtype=np.float32))
         saturated = np.any(detector.mosaic.extract(saturated), axis=0)
     return AssembledImage(
         detector=detector.assembled,
         image=image,
         gain=gain,
-        read_noise=noise,
         saturated=saturated,
         overscan=levels,
         clipped=clipped,

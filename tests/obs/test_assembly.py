@@ -36,7 +36,6 @@ def test_pixels_land_where_they_belong_without_their_overscan_level(fit: str) ->
     assert result.overscan == {"A": (1000.0, 0.0), "B": (1200.0, 0.0)}
     for amplifier in DETECTOR.amplifiers:
         assert (result.gain[amplifier.section.slices] == np.float32(amplifier.gain)).all()
-        assert (result.read_noise[amplifier.section.slices] == np.float32(amplifier.read_noise)).all()
 
 
 def test_a_row_by_row_overscan_follows_a_drift_and_a_constant_one_does_not() -> None:
