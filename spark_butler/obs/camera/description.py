@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import astropy.wcs
+import numpy as np
 import pydantic
 import yaml
 from lsst.images import DetectorFrame, SkyProjection
@@ -39,7 +40,6 @@ from ...errors import UserError
 from ...text import describe_expected, suggest
 from .defects import read_defects
 from .detectors import AmplifierDescription, DetectorDescription, MosaicDescription, OverscanDescription
-from .geometry import make_tan_wcs
 from .header_fields import HeaderMap
 from .planes import PlanesDescription
 from .raw_fits import display_name
@@ -208,16 +208,20 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
             Position angle of the focal plane's y axis, from north through east, in degrees.
         """
         described = self.get_detector(detector)
-        wcs = make_tan_wcs(
-            ra_deg=ra_deg,
-            dec_deg=dec_deg,
-            rotation_deg=rotation_deg,
-            pixel_scale=described.pixel_scale,
-            detector_center=(0.5 * (described.nx - 1), 0.5 * (described.ny - 1)),
-            detector_offset=described.offset,
-            detector_rotation_deg=described.rotation,
-            east=self.east,
-        )
+        theta, phi = np.deg2rad(rotation_deg), np.deg2rad(described.rotation)
+        to_focal_plane = np.array([[np.cos(phi), -np.sin(phi)], [np.sin(phi), np.cos(phi)]])
+        # Columns are the focal plane's x and y axes in (east, north).
+        parity = -1.0 if self.east == "left" else 1.0
+        to_sky = np.array([[parity * np.cos(theta), np.sin(theta)], [-parity * np.sin(theta), np.cos(theta)]])
+        center = np.array([0.5 * (described.nx - 1), 0.5 * (described.ny - 1)])
+        wcs = astropy.wcs.WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        wcs.wcs.cunit = ["deg", "deg"]
+        wcs.wcs.radesys = "ICRS"
+        wcs.wcs.crval = [ra_deg, dec_deg]
+        wcs.wcs.crpix = center - to_focal_plane.T @ np.asarray(described.offset) + 1.0
+        wcs.wcs.cd = (described.pixel_scale / 3600.0) * (to_sky @ to_focal_plane)
+        wcs.wcs.set()
         wcs.array_shape = (described.ny, described.nx)
         return wcs
 

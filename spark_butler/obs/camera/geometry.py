@@ -1,14 +1,12 @@
-"""Pixel sections of raw and assembled images, and the focal plane's projection on the sky."""
+"""Pixel sections of raw and assembled images."""
 
 from __future__ import annotations
 
-__all__ = ("FITS_SECTION", "Section", "make_tan_wcs")
+__all__ = ("FITS_SECTION", "Section")
 
 import re
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import astropy.wcs
-import numpy as np
 import pydantic
 from lsst.images import Box
 
@@ -92,50 +90,3 @@ class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
             and self.y_start < other.y_stop
             and other.y_start < self.y_stop
         )
-
-
-def make_tan_wcs(
-    *,
-    ra_deg: float,
-    dec_deg: float,
-    rotation_deg: float,
-    pixel_scale: float,
-    detector_center: tuple[float, float],
-    detector_offset: tuple[float, float],
-    detector_rotation_deg: float,
-    east: Literal["left", "right"],
-) -> astropy.wcs.WCS:
-    """Make the gnomonic projection of one detector of a camera that points to a position.
-
-    Parameters
-    ----------
-    ra_deg, dec_deg
-        ICRS position of the boresight in degrees.
-    rotation_deg
-        Position angle of the focal plane's y axis, from north through east, in degrees.
-    pixel_scale
-        Arcseconds per pixel.
-    detector_center
-        Zero-based x, y of the detector's center in its own pixels.
-    detector_offset
-        Focal-plane x, y of the detector's center from the boresight, in pixels.
-    detector_rotation_deg
-        Anticlockwise rotation of the detector's x axis from the focal plane's, in degrees.
-    east
-        Where east lies when focal-plane y points north.
-    """
-    theta, phi = np.deg2rad(rotation_deg), np.deg2rad(detector_rotation_deg)
-    to_focal_plane = np.array([[np.cos(phi), -np.sin(phi)], [np.sin(phi), np.cos(phi)]])
-    # Columns are the focal plane's x and y axes in (east, north).
-    parity = -1.0 if east == "left" else 1.0
-    to_sky = np.array([[parity * np.cos(theta), np.sin(theta)], [-parity * np.sin(theta), np.cos(theta)]])
-    boresight = np.asarray(detector_center) - to_focal_plane.T @ np.asarray(detector_offset)
-    wcs = astropy.wcs.WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.cunit = ["deg", "deg"]
-    wcs.wcs.radesys = "ICRS"
-    wcs.wcs.crval = [ra_deg, dec_deg]
-    wcs.wcs.crpix = boresight + 1.0
-    wcs.wcs.cd = (pixel_scale / 3600.0) * (to_sky @ to_focal_plane)
-    wcs.wcs.set()
-    return wcs
