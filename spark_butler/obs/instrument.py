@@ -44,10 +44,9 @@ class YamlInstrument(Instrument):
         self._description: CameraDescription | None = None
 
     @classmethod
-    def from_description(cls, description: CameraDescription, collection_prefix: str | None = None) -> Self:
+    def from_description(cls, description: CameraDescription) -> Self:
         """Return the described instrument, ready to be registered."""
-        subclass = make_instrument_class(description.name)
-        instrument = subclass(collection_prefix)
+        instrument = make_instrument_class(description.name)()
         instrument._description = description
         assert isinstance(instrument, cls)
         return instrument

@@ -24,6 +24,8 @@ from .repository import check_run, describe_instruments, expand_paths
 
 logger = logging.getLogger(__name__)
 
+_THREADS = 8
+
 RAW_SUFFIXES = tuple(".fits .fit .fts .fits.fz .fits.gz .fit.gz .fts.gz .fits.bz2 .fit.bz2".split())
 
 
@@ -39,7 +41,7 @@ class RawIngestResult:
 
 
 def read_raw_files(
-    files: Sequence[ResourcePath], cameras: Sequence[CameraDescription], *, fail_fast: bool, threads: int = 8
+    files: Sequence[ResourcePath], cameras: Sequence[CameraDescription], *, fail_fast: bool
 ) -> tuple[list[RawFile], dict[str, str]]:
     """Read the headers of raw files.
 
@@ -57,7 +59,7 @@ def read_raw_files(
     """
     raws: list[RawFile] = []
     failures: dict[str, str] = {}
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         futures = [pool.submit(read_raw_file, file, cameras) for file in files]
         for file, future in zip(files, futures, strict=True):
             try:

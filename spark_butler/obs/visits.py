@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("define_visits", "detector_region")
+__all__ = ("define_visits",)
 
 import logging
 
@@ -20,27 +20,6 @@ from .repository import get_description
 logger = logging.getLogger(__name__)
 
 _BATCH = 500
-
-
-def detector_region(
-    camera: CameraDescription,
-    detector: int,
-    ra_deg: float,
-    dec_deg: float,
-    rotation_deg: float = 0.0,
-    *,
-    padding: int = 0,
-) -> ConvexPolygon:
-    """Return the part of the sky that a detector sees.
-
-    Parameters
-    ----------
-    ra_deg, dec_deg, rotation_deg
-        Pointing, as in `CameraDescription.initial_wcs`.
-    padding
-        Pixels to add on every side.
-    """
-    return ConvexPolygon(_corners(camera, detector, ra_deg, dec_deg, rotation_deg, padding))
 
 
 def _corners(
