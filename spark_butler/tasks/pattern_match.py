@@ -21,34 +21,30 @@ type IntArray = npt.NDArray[np.intp]
 _ANGLE_BINS = 720
 _SCALE_STEP = 0.005
 _PEAKS = 6
+_BRIGHTEST, _MAX_SCALE = 45, 0.1
+"""Number of sources that vote, and the largest relative error of the scale."""
 
 
-def find_similarity(
-    sources: FloatArray, references: FloatArray, *, max_scale: float = 0.1, brightest: int = 45
-) -> FloatArray | None:
+def find_similarity(sources: FloatArray, references: FloatArray) -> FloatArray | None:
     """Return the affine map from references to sources, or `None` if chance explains all matches.
 
     Parameters
     ----------
     sources, references
         Positions in pixels, brightest first, shape ``(n, 2)``.
-    max_scale
-        Largest relative error of the scale.
-    brightest
-        Number of sources that vote.
 
     Returns
     -------
     map
         Array ``A`` of shape ``(3, 2)``: ``sources = references @ A[:2] + A[2]``.
     """
-    few, many = sources[:brightest], references[: int(1.5 * brightest)]
+    few, many = sources[:_BRIGHTEST], references[: int(1.5 * _BRIGHTEST)]
     if len(few) < 5 or len(many) < 5:
         return None
     size = float(np.ptp(sources, axis=0).max())
     best: tuple[float, FloatArray] | None = None
     for parity in (1.0, -1.0):
-        for angle, scale in _vote(few, many * np.array([1.0, parity]), max_scale):
+        for angle, scale in _vote(few, many * np.array([1.0, parity])):
             cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
             linear = np.array([[cosine, sine], [-parity * sine, parity * cosine]])
             turned = references @ linear
@@ -63,11 +59,11 @@ def find_similarity(
     return None if best is None else best[1]
 
 
-def _vote(few: FloatArray, many: FloatArray, max_scale: float) -> list[tuple[float, float]]:
+def _vote(few: FloatArray, many: FloatArray) -> list[tuple[float, float]]:
     """Return the rotations and scales with the most votes of pairs of pairs."""
     length_a, angle_a = _pairs(few, both=False)
     length_b, angle_b = _pairs(many, both=True)
-    half = math.log1p(max_scale)
+    half = math.log1p(_MAX_SCALE)
     order = np.argsort(length_b)
     length_b, angle_b = length_b[order], angle_b[order]
     low = np.searchsorted(length_b, length_a - half)

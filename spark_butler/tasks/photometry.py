@@ -43,6 +43,9 @@ AB_ZERO_NJY = 31.4
 
 _MAD_TO_SIGMA = 1.4826
 
+_CLIP, _PASSES = 3.0, 5
+"""Limit of the clipping in standard deviations, and the most passes."""
+
 _REFERENCE_SCATTER = 0.01
 """Scatter in magnitudes between good references and a detector; it limits the weight of single stars."""
 
@@ -82,8 +85,6 @@ def fit_zero_point(
     *,
     reserved: BoolArray | None = None,
     min_stars: int = 3,
-    clip: float = 3.0,
-    iterations: int = 5,
 ) -> ZeroPoint:
     """Take the sigma-clipped weighted median of the stars' zero points.
 
@@ -97,10 +98,6 @@ def fit_zero_point(
         Which are left out of the fit, to judge it; none by default, and the stars of the fit judge it.
     min_stars
         With fewer good stars the result is NaN.
-    clip
-        Clipping limit in standard deviations.
-    iterations
-        Most clipping passes.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         each = AB_ZERO_NJY - 2.5 * np.log10(reference_njy) + 2.5 * np.log10(inst_flux)
@@ -109,13 +106,13 @@ def fit_zero_point(
     held = good & reserved if reserved is not None else np.zeros(len(each), dtype=bool)
     index, spare = np.nonzero(good & ~held)[0], np.nonzero(held)[0]
     center = spread = math.nan
-    for _ in range(iterations):
+    for _ in range(_PASSES):
         if index.size < min_stars:
             return ZeroPoint()
         center = weighted_median(each[index], weight[index])
         # In units of each star's expected error.
         spread = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center) * weight[index]))
-        limit = clip * np.maximum(spread / weight[index], 1e-3)
+        limit = _CLIP * np.maximum(spread / weight[index], 1e-3)
         kept = index[np.abs(each[index] - center) <= limit]
         if kept.size == index.size:
             break
