@@ -5,7 +5,7 @@ Runs in every process that makes a pipeline.
 
 from __future__ import annotations
 
-__all__ = ("CALIBRATION_DIMENSIONS", "connect_calibration", "connect_camera")
+__all__ = ("CALIBRATION_DIMENSIONS", "connect_calibration", "connect_camera", "connect_product")
 
 import lsst.pipe.base.connectionTypes as cT
 from lsst.daf.butler import StorageClass, StorageClassFactory
@@ -51,3 +51,10 @@ def connect_calibration(name: str, doc: str, *, minimum: int = 0) -> cT.Prerequi
         isCalibration=True,
         minimum=minimum,
     )
+
+
+def connect_product(name: str, doc: str) -> cT.Output:
+    """Return the connection to a calibration dataset that a task makes."""
+    dimensions = CALIBRATION_DIMENSIONS.get(name)
+    storage_class = "ArrowAstropy" if dimensions is None else "MaskedImageV2"
+    return cT.Output(name, storage_class, doc, dimensions=dimensions or _DETECTOR, isCalibration=True)

@@ -16,10 +16,9 @@ from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
 from ..obs.masters import CalibrationKind, make_master
+from .connections import CALIBRATION_DIMENSIONS, connect_product
 
 _DETECTOR = ("instrument", "detector")
-_MASTER = "MaskedImageV2"
-_FILTER = ("instrument", "physical_filter", "detector")
 
 
 class TooFewFramesError(UserError, ValueError):
@@ -48,21 +47,19 @@ class CpCombineConnections(pipe_base.PipelineTaskConnections, dimensions=(), def
 class CpBiasCombineConnections(
     CpCombineConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpBias"}
 ):
-    master = cT.Output("bias", _MASTER, "Master bias, in ADU.", dimensions=_DETECTOR, isCalibration=True)
+    master = connect_product("bias", "Master bias, in ADU.")
 
 
 class CpDarkCombineConnections(
     CpCombineConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpDark"}
 ):
-    master = cT.Output(
-        "dark", _MASTER, "Master dark, in ADU per second.", dimensions=_DETECTOR, isCalibration=True
-    )
+    master = connect_product("dark", "Master dark, in ADU per second.")
 
 
-class CpFlatCombineConnections(CpCombineConnections, dimensions=_FILTER, defaultTemplates={"name": "cpFlat"}):
-    master = cT.Output(
-        "flat", _MASTER, "Relative response, with a median of one.", dimensions=_FILTER, isCalibration=True
-    )
+class CpFlatCombineConnections(
+    CpCombineConnections, dimensions=CALIBRATION_DIMENSIONS["flat"], defaultTemplates={"name": "cpFlat"}
+):
+    master = connect_product("flat", "Relative response, with a median of one.")
 
 
 class _CpCombineConfig(pipe_base.PipelineTaskConfig, pipelineConnections=CpCombineConnections):

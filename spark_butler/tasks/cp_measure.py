@@ -32,7 +32,7 @@ from ..obs.photon_transfer import (
     measure_pair,
     measure_read_noise,
 )
-from .connections import connect_camera
+from .connections import connect_camera, connect_product
 
 _DETECTOR = ("instrument", "detector")
 
@@ -64,35 +64,19 @@ class CpMeasureConnections(
 
 
 class PtcConnections(CpMeasureConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpPtc"}):
-    product = cT.Output(
-        doc="Gain and read noise of each amplifier.",
-        name="ptc",
-        storageClass="ArrowAstropy",
-        dimensions=_DETECTOR,
-        isCalibration=True,
-    )
+    product = connect_product("ptc", "Gain and read noise of each amplifier.")
 
 
 class LinearizerConnections(
     CpMeasureConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpLinearizer"}
 ):
-    product = cT.Output(
-        doc="Polynomial of each amplifier that makes its signal proportional to the light.",
-        name="linearizer",
-        storageClass="ArrowAstropy",
-        dimensions=_DETECTOR,
-        isCalibration=True,
+    product = connect_product(
+        "linearizer", "Polynomial of each amplifier that makes its signal proportional to the light."
     )
 
 
 class DefectsConnections(CpMeasureConnections, dimensions=_DETECTOR, defaultTemplates={"name": "cpDefects"}):
-    product = cT.Output(
-        doc="Rectangles of hot and dead pixels.",
-        name="defects",
-        storageClass="ArrowAstropy",
-        dimensions=_DETECTOR,
-        isCalibration=True,
-    )
+    product = connect_product("defects", "Rectangles of hot and dead pixels.")
 
 
 class PtcConfig(pipe_base.PipelineTaskConfig, pipelineConnections=PtcConnections):
