@@ -66,12 +66,7 @@ class Cone:
 
 
 def cover_visits(butler: Butler, instrument: str, *, where: str = "") -> list[Cone]:
-    """Return circles that cover the visits of an instrument, with a margin.
-
-    Parameters
-    ----------
-    where
-        Expression that narrows the visits, in the butler's query language.
+    """Return circles that cover an instrument's visits, with a margin; ``where`` narrows the visits.
 
     Raises
     ------

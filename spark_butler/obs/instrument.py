@@ -96,13 +96,7 @@ class YamlInstrument(Instrument):
 
 @functools.cache
 def make_instrument_class(name: str) -> type[YamlInstrument]:
-    """Return the class of an instrument, the same one each time.
-
-    Parameters
-    ----------
-    name
-        Short name of the instrument, as `CameraDescription` allows it.
-    """
+    """Return the class of an instrument, the same one each time."""
     return type(
         name, (YamlInstrument,), {"name": name, "__module__": _CLASSES, "__doc__": f"The {name} camera."}
     )

@@ -112,12 +112,7 @@ def correct_frame(
 
 
 def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[MaskedImage, dict[str, str]]:
-    """Combine corrected frames.
-
-    Parameters
-    ----------
-    frames
-        Corrected frames of one size, by name.
+    """Combine corrected frames of one size.
 
     Returns
     -------
@@ -148,13 +143,7 @@ def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[M
 def as_master(
     kind: CalibrationKind, pixels: Image32, variance: Image32 | None, metadata: dict[str, Any]
 ) -> MaskedImage:
-    """Return a master as it is stored.
-
-    Parameters
-    ----------
-    variance
-        Its variance; `None` if it is unknown, which is stored as NaN.
-    """
+    """Return a master as it is stored; an unknown variance is NaN."""
     if variance is None:
         variance = np.full_like(pixels, np.nan)
     return MaskedImage(

@@ -77,10 +77,7 @@ def _clipped(pixels: Pixels) -> tuple[float, float, int]:
 def measure_pair(first: Pixels, second: Pixels, seconds: float) -> FlatPair:
     """Return mean and variance of two flats; what both have in common is not in the variance.
 
-    Parameters
-    ----------
-    first, second
-        Pixels of an amplifier in ADU above bias; NaN where they can't be used.
+    They are in ADU above bias; pixels that can't be used are NaN.
 
     Raises
     ------
@@ -101,13 +98,7 @@ def measure_pair(first: Pixels, second: Pixels, seconds: float) -> FlatPair:
 
 
 def measure_read_noise(frames: Sequence[Pixels]) -> tuple[float, float]:
-    """Return the variance of read-out in ADU squared, digitization included, and its error.
-
-    Parameters
-    ----------
-    frames
-        At least two biases of an amplifier, in ADU.
-    """
+    """Return the variance of two or more biases in ADU squared, digitization included, and its error."""
     if len(frames) < 2:
         raise PhotonTransferError(f"{len(frames)} bias frames can be used; two are needed for the read noise")
     found = [_clipped(a - b) for a, b in itertools.pairwise(frames)]

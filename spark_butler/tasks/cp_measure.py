@@ -169,13 +169,7 @@ def _amplifiers(
 
 
 def inner(pixels: npt.NDArray[Any], amplifier: AmplifierDescription, edge: int) -> npt.NDArray[np.float64]:
-    """Return an amplifier's pixels without its edges.
-
-    Parameters
-    ----------
-    edge
-        Pixels to leave out on each side; fewer if the amplifier is small.
-    """
+    """Return an amplifier's pixels without its edges, which are narrower if the amplifier is small."""
     part = pixels[amplifier.section.slices]
     edge = min(edge, (min(part.shape) - 1) // 4)
     return part[edge : part.shape[0] - edge, edge : part.shape[1] - edge].astype(np.float64)

@@ -129,10 +129,7 @@ def find_shift(
 ) -> FloatArray | None:
     """Return the most frequent shift from references to sources, or `None` if chance explains it.
 
-    Parameters
-    ----------
-    cell
-        Distance within which shifts are the same.
+    Shifts that differ by no more than ``cell`` are the same.
     """
     tree, other = scipy.spatial.cKDTree(sources), scipy.spatial.cKDTree(references)
     pairs = other.sparse_distance_matrix(tree, max_offset, output_type="coo_matrix")

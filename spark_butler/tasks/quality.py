@@ -147,12 +147,7 @@ class Measure:
 
 
 def judge(config: QualityConfig, values: Mapping[str, float]) -> list[Measure]:
-    """Return the values with their limits.
-
-    Parameters
-    ----------
-    config
-        The limits, named ``min_NAME`` and ``max_NAME``.
+    """Return the values with their limits, which are ``min_NAME`` and ``max_NAME`` of the configuration.
 
     Raises
     ------

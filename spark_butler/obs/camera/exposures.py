@@ -58,12 +58,7 @@ class RawFile:
 
 
 def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> RawFile:
-    """Read the header of a file, and return its exposure and detector.
-
-    Parameters
-    ----------
-    cameras
-        Possible cameras; the first that matches is used.
+    """Read the header of a file, and return its exposure and detector, by the first camera that matches.
 
     Raises
     ------

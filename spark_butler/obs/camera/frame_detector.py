@@ -62,12 +62,7 @@ def describe_frame(
 def bin_detector(
     camera: CameraDescription, described: DetectorDescription, header: Mapping[str, Any]
 ) -> DetectorDescription:
-    """Return a detector in the binned pixels of one image.
-
-    Parameters
-    ----------
-    camera
-        The camera; its field ``binning`` names the keyword of the binning.
+    """Return a detector in the pixels of one image, whose binning is the camera's field ``binning``.
 
     Raises
     ------
@@ -159,12 +154,7 @@ def _read_binning(field: HeaderField, header: Mapping[str, Any]) -> int:
 
 
 def parse_binning(text: str, origin: str) -> int:
-    """Return the number of pixels along each side of a binned pixel.
-
-    Parameters
-    ----------
-    text
-        Value of a card: ``2``, ``'2 2'``, ``2x2``.
+    """Return the pixels along each side of a binned pixel, from a card such as ``2``, ``'2 2'`` or ``2x2``.
 
     Raises
     ------

@@ -118,10 +118,7 @@ def find_unit(header: Header, field: HeaderField) -> tuple[float, str] | None:
 def check_exposure_time(header: Header, field: HeaderField, seconds: float, begin: astropy.time.Time) -> None:
     """Raise if an exposure time is not in seconds by its comment, another card, or the end of the exposure.
 
-    Parameters
-    ----------
-    field
-        Where the exposure time comes from; with a factor, that is believed.
+    A field with a factor is believed.
     """
     if field.factor is not None or not field.sources(header):
         return
@@ -164,13 +161,7 @@ def is_in_hours(header: Header, field: HeaderField) -> bool:
 
 
 def check_right_ascension(header: Header, field: HeaderField) -> None:
-    """Raise if a right ascension in hours is read as degrees.
-
-    Parameters
-    ----------
-    field
-        Where the right ascension comes from; with a unit or a factor, that is believed.
-    """
+    """Raise if a right ascension in hours is read as degrees; a field with a unit or a factor is believed."""
     if field.unit is None and field.factor is None and field.sources(header) and is_in_hours(header, field):
         raise HeaderValueError(
             f"ra: {_origin(field, header)} = {field.read(header)!r} looks like hours, and the description "
@@ -181,10 +172,7 @@ def check_right_ascension(header: Header, field: HeaderField) -> None:
 def check_equinox(header: Header, begin: astropy.time.Time) -> None:
     """Raise if a header names an equinox that is not 2000, for a position that is taken as ICRS.
 
-    Parameters
-    ----------
-    begin
-        Begin of the exposure: some headers name its year as the epoch.
+    Some headers name the year of the exposure's begin as the epoch.
     """
     frame = next((str(header[key]).strip().upper() for key in FRAMES if header.get(key)), "")
     if frame == "ICRS":

@@ -26,12 +26,8 @@ _SCALE_TOLERANCE = 0.2
 def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astropy.wcs.WCS | None:
     """Return the header's projection for the detector's assembled pixels, or `None`.
 
-    Parameters
-    ----------
-    detector
-        Its geometry, as from `describe_frame`: all amplifiers must be shifted alike from the raw to the
-        assembled image, and the pixel scale must agree within a fifth, for the header's projection to be
-        believed.
+    It is believed only if all amplifiers are shifted alike from the raw to the assembled image, and the pixel
+    scale agrees with that of the frame's detector within a fifth.
     """
     if not (
         str(header.get("CTYPE1", "")).startswith("RA--") and str(header.get("CTYPE2", "")).startswith("DEC-")

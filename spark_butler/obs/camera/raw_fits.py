@@ -248,12 +248,7 @@ class CompanionPlanes(str):
         return card
 
     def read(self, extension: str) -> np.ndarray:
-        """Read a plane; several extensions of its name are joined from left to right.
-
-        Parameters
-        ----------
-        extension
-            One of `COMPANIONS`.
+        """Read one of the `COMPANIONS`; several extensions of its name are joined from left to right.
 
         Raises
         ------
