@@ -19,7 +19,7 @@ from lsst.pex.config import Field, RangeField
 
 from ..obs.assembly import noise_floor
 from ..obs.camera.description import CameraDescription
-from .connections import connect_camera
+from .connections import Inputs, Outputs, connect_camera
 from .frames import camera_of_image, describe_observation, make_detector, make_source_ids, plane_union
 from .pixels.artifacts import find_cosmic_rays, find_defects, star_contrast
 from .pixels.background import estimate_background, mask_sources
@@ -135,12 +135,7 @@ class CharacterizeTask(pipe_base.PipelineTask):
     _DefaultName: ClassVar[str] = "characterize"
     config: CharacterizeConfig
 
-    def runQuantum(
-        self,
-        butlerQC: pipe_base.QuantumContext,
-        inputRefs: pipe_base.InputQuantizedConnection,
-        outputRefs: pipe_base.OutputQuantizedConnection,
-    ) -> None:
+    def runQuantum(self, butlerQC: pipe_base.QuantumContext, inputRefs: Inputs, outputRefs: Outputs) -> None:
         data_id: Any = butlerQC.quantum.dataId
         inputs = butlerQC.get(inputRefs)
         origin = f"camera dataset of {data_id['instrument']}"

@@ -5,12 +5,22 @@ Runs in every process that makes a pipeline.
 
 from __future__ import annotations
 
-__all__ = ("CALIBRATION_DIMENSIONS", "connect_calibration", "connect_camera", "connect_product")
+__all__ = (
+    "CALIBRATION_DIMENSIONS",
+    "Inputs",
+    "Outputs",
+    "connect_calibration",
+    "connect_camera",
+    "connect_product",
+)
 
 import lsst.pipe.base.connectionTypes as cT
 from lsst.daf.butler import StorageClass, StorageClassFactory
 from lsst.images import GeneralizedImage
+from lsst.pipe.base import InputQuantizedConnection, OutputQuantizedConnection
 
+type Inputs = InputQuantizedConnection
+type Outputs = OutputQuantizedConnection
 _DETECTOR = ("instrument", "detector")
 
 CALIBRATION_DIMENSIONS = {

@@ -16,7 +16,7 @@ from lsst.pex.config import Field, RangeField
 
 from ..errors import UserError
 from ..obs.masters import CalibrationKind, make_master
-from .connections import CALIBRATION_DIMENSIONS, connect_product
+from .connections import CALIBRATION_DIMENSIONS, Inputs, Outputs, connect_product
 
 _DETECTOR = ("instrument", "detector")
 
@@ -91,12 +91,7 @@ class CpCombineTask(pipe_base.PipelineTask):
     kind: ClassVar[CalibrationKind] = "bias"
     config: _CpCombineConfig
 
-    def runQuantum(
-        self,
-        butlerQC: pipe_base.QuantumContext,
-        inputRefs: pipe_base.InputQuantizedConnection,
-        outputRefs: pipe_base.OutputQuantizedConnection,
-    ) -> None:
+    def runQuantum(self, butlerQC: pipe_base.QuantumContext, inputRefs: Inputs, outputRefs: Outputs) -> None:
         refs = sorted(inputRefs.frames, key=lambda ref: int(ref.dataId["exposure"]))
         frames = {f"exposure {ref.dataId['exposure']}": butlerQC.get(ref).array for ref in refs}
         butlerQC.put(self.run(frames), outputRefs)

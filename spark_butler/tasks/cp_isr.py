@@ -18,7 +18,7 @@ from lsst.pex.config import ChoiceField, Field
 from ..errors import UserError
 from ..obs.camera.description import CameraDescription
 from ..obs.masters import LINEARIZED, NEEDED, UNITS, correct_frame, pixels_of
-from .connections import connect_calibration, connect_camera
+from .connections import Inputs, Outputs, connect_calibration, connect_camera
 from .isr import CalibrationMissingError
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
@@ -73,12 +73,7 @@ class CpIsrTask(pipe_base.PipelineTask):
     _DefaultName: ClassVar[str] = "cpIsr"
     config: CpIsrConfig
 
-    def runQuantum(
-        self,
-        butlerQC: pipe_base.QuantumContext,
-        inputRefs: pipe_base.InputQuantizedConnection,
-        outputRefs: pipe_base.OutputQuantizedConnection,
-    ) -> None:
+    def runQuantum(self, butlerQC: pipe_base.QuantumContext, inputRefs: Inputs, outputRefs: Outputs) -> None:
         data_id: Any = butlerQC.quantum.dataId
         exposure = data_id.records["exposure"]
         kind = self.config.kind

@@ -32,7 +32,7 @@ from ..obs.photon_transfer import (
     measure_pair,
     measure_read_noise,
 )
-from .connections import connect_camera, connect_product
+from .connections import Inputs, Outputs, connect_camera, connect_product
 
 _DETECTOR = ("instrument", "detector")
 
@@ -110,12 +110,7 @@ class _MeasureTask(pipe_base.PipelineTask):
     ConfigClass: ClassVar[type[pipe_base.PipelineTaskConfig]] = PtcConfig
     _DefaultName: ClassVar[str] = "cpMeasure"
 
-    def runQuantum(
-        self,
-        butlerQC: pipe_base.QuantumContext,
-        inputRefs: pipe_base.InputQuantizedConnection,
-        outputRefs: pipe_base.OutputQuantizedConnection,
-    ) -> None:
+    def runQuantum(self, butlerQC: pipe_base.QuantumContext, inputRefs: Inputs, outputRefs: Outputs) -> None:
         data_id: Any = butlerQC.quantum.dataId
         origin = f"camera dataset of {data_id['instrument']}"
         camera = CameraDescription.from_dict(butlerQC.get(inputRefs.camera), origin=origin)

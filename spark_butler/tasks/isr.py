@@ -27,7 +27,7 @@ from ..obs.camera.description import CameraDescription, DetectorDescription
 from ..obs.camera.frame_detector import describe_frame, linearize, with_photon_transfer
 from ..obs.camera.header_wcs import header_wcs
 from ..obs.masters import pixels_of, variance_of
-from .connections import CALIBRATION_DIMENSIONS, connect_calibration, connect_camera
+from .connections import CALIBRATION_DIMENSIONS, Inputs, Outputs, connect_calibration, connect_camera
 from .frames import FRAME_DETECTOR, make_mask_schema
 
 type Image32 = npt.NDArray[np.float32]
@@ -107,12 +107,7 @@ class IsrTask(pipe_base.PipelineTask):
     _DefaultName: ClassVar[str] = "isr"
     config: IsrConfig
 
-    def runQuantum(
-        self,
-        butlerQC: pipe_base.QuantumContext,
-        inputRefs: pipe_base.InputQuantizedConnection,
-        outputRefs: pipe_base.OutputQuantizedConnection,
-    ) -> None:
+    def runQuantum(self, butlerQC: pipe_base.QuantumContext, inputRefs: Inputs, outputRefs: Outputs) -> None:
         data_id: Any = butlerQC.quantum.dataId
         inputs = butlerQC.get(inputRefs)
         origin = f"camera dataset of {data_id['instrument']}"
