@@ -32,7 +32,7 @@ from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, no_indices, pixel_scale
-from .pixels.psf_fit import weighted_median
+from .pixels.robust import weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]

@@ -28,8 +28,8 @@ from .pixels.measurement import (
     measure_psf_photometry,
     model_radius,
 )
-from .pixels.psf_fit import weighted_median
 from .pixels.psf_model import PsfModel
+from .pixels.robust import weighted_median
 from .pixels.stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
 from .source_schema import describe_columns, name_aperture
 

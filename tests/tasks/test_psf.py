@@ -20,7 +20,7 @@ SHAPE = (600, 700)
 
 
 def make_stars(
-    truth: PsfModel, count: int, *, seed: int = 1, sky: float = 200.0
+    truth: PsfModel, count: int, *, seed: int = 1, sky: float = 200.0, flux: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a sky-subtracted image of bright stars that keep their distance, and their positions."""
     rng = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def make_stars(
     y = rows[chosen] + rng.uniform(-0.5, 0.5, chosen.size)
     ix, iy = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
     image = np.full((SHAPE[0] + 80, SHAPE[1] + 80), sky)
-    flux = 10.0 ** rng.uniform(4.3, 5.3, chosen.size)
+    flux = 10.0 ** rng.uniform(4.3, 5.3, chosen.size) if flux is None else flux
     for stamp, f, i, j in zip(truth.stamps(x, y, ix, iy, 40), flux, ix, iy, strict=True):
         image[j : j + 81, i : i + 81] += f * stamp
     image = image[40:-40, 40:-40]
@@ -48,6 +48,19 @@ def test_a_stamp_is_the_integral_of_astropys_moffat_over_pixels() -> None:
             lambda v, u: float(moffat(u, v)), 49.5 + i, 50.5 + i, 59.5 + j, 60.5 + j
         )
         assert stamp[4 + j, 4 + i] == pytest.approx(expected, rel=2e-3)
+
+
+def test_bright_stars_among_many_faint_ones_determine_a_varying_psf() -> None:
+    truth = PsfModel(3.0, 1, np.array([[3.0, 0.001, 0.002], [0.02, 0.0, 0.0], [0.0, 0.0, 0.0]]), SHAPE)
+    errors = []
+    for seed in (4, 5, 8):
+        image, x, y = make_stars(truth, 140, seed=seed, flux=np.repeat([3e5, 5e3], [25, 115]))
+        fit = fit_psf(image, np.full(SHAPE, 225.0), np.zeros(SHAPE, dtype=bool), x, y, 2.0)
+        assert fit is not None
+        widths = [model.parameters(*truth.grid())[0] for model in (fit.model, truth)]
+        errors.append(np.std(np.log(widths[0] / widths[1])))
+    # The errors of the bright ones' widths are a few thousandths.
+    assert np.mean(errors) < 0.0009
 
 
 def test_slopes_are_the_changes_of_stamps() -> None:

@@ -5,7 +5,7 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("PsfFit", "fit_psf", "half_sample_mode", "stamp_radius", "weighted_median")
+__all__ = ("PsfFit", "fit_psf", "stamp_radius")
 
 import dataclasses
 import math
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel, moffat_slopes, moffat_stamps, polynomial_terms
+from .robust import fit_linear, half_sample_mode, intrinsic_scatter, weighted_median
 from .stamps import gather_windows
 
 type FloatArray = npt.NDArray[np.float64]
@@ -163,7 +164,7 @@ def _best_order(
         for k in range(5 if len(orders) > 1 else 0):
             out = fold == k
             for j in range(3):
-                solution = _robust(terms[~out], values[~out, j], errors[~out, j])
+                solution = fit_linear(terms[~out], values[~out, j], errors[~out, j])
                 deviation = (values[out, j] - terms[out] @ solution) / errors[out, j]
                 misfit[order, out] += np.minimum(deviation**2, 9.0)
     best = int(np.argmin(misfit.mean(axis=1)))
@@ -296,7 +297,7 @@ def _agree(
         terms = polynomial_terms(x / shape[1], y / shape[0], fitted)
         off = np.zeros(len(x))
         for k in range(3):
-            solution = _robust(terms[kept], values[kept, k], stars.errors[kept, 2 + k])
+            solution = fit_linear(terms[kept], values[kept, k], stars.errors[kept, 2 + k])
             deviation = np.abs(values[:, k] - terms @ solution)
             spread = 1.4826 * float(np.median(deviation[kept]))
             off = np.maximum(off, deviation / np.maximum(3.5 * spread, tolerance[:, k]))
@@ -344,48 +345,18 @@ def _consensus(
     return np.asarray(best)
 
 
-def _robust(terms: FloatArray, values: FloatArray, errors: FloatArray) -> FloatArray:
-    """Solve for coefficients by least squares with Tukey's weights."""
-    base = 1.0 / np.hypot(errors, 0.01)
-    weight = base.copy()
-    solution = np.zeros(terms.shape[1])
-    for _ in range(10):
-        solution = np.linalg.lstsq(terms * weight[:, None], values * weight, rcond=None)[0]
-        deviation = np.abs(values - terms @ solution)
-        scale = 5.0 * max(1.4826 * float(np.median(deviation)), 0.003)
-        weight = base * np.sqrt(np.clip(1.0 - (deviation / scale) ** 2, 1e-6, 1.0))
-    return np.asarray(solution)
-
-
 def _polynomials(
     x: FloatArray, y: FloatArray, stars: _Stars, used: BoolArray, shape: tuple[int, ...], order: int
 ) -> FloatArray:
     """Return coefficients of FWHM, g1 and g2 on the powers of pixel positions."""
     scaled = polynomial_terms(x / shape[1], y / shape[0], order)
     powers = polynomial_terms(np.array([1.0 / shape[1]]), np.array([1.0 / shape[0]]), order)[0]
-    width, error = np.exp(stars.values[used, 2]), stars.errors[used, 2]
-    rows = [_robust(scaled, width / np.median(width), error) * np.median(width)]
-    rows += [_robust(scaled, stars.values[used, k], stars.errors[used, k]) for k in (3, 4)]
-    return np.asarray(np.stack(rows) * powers)
-
-
-def weighted_median(values: FloatArray, weights: FloatArray) -> float:
-    """Return the weighted median; no weight counts for more than ten times a typical one.
-
-    Parameters
-    ----------
-    values, weights
-        Values and their weights: for the least error, the inverse errors.
-    """
-    order = np.argsort(values)
-    total = np.cumsum(np.minimum(weights, 10.0 * np.median(weights))[order])
-    return float(values[order][np.searchsorted(total, 0.5 * total[-1])])
-
-
-def half_sample_mode(values: FloatArray) -> float:
-    """Return the mode of sorted values (Bickel & Frühwirth 2006, CSDA 50, 3500)."""
-    while values.size > 3:
-        half = (values.size + 1) // 2
-        start = int(np.argmin(values[half - 1 :] - values[: values.size - half + 1]))
-        values = values[start : start + half]
-    return float(np.median(values))
+    values, errors = stars.values[used, 2:5], stars.errors[used, 2:5]
+    typical = float(np.median(np.exp(values[:, 0])))
+    values = np.column_stack([np.exp(values[:, 0]) / typical, values[:, 1:]])
+    rows = []
+    for value, error in zip(values.T, errors.T, strict=True):
+        first = fit_linear(scaled, value, error)
+        scatter = intrinsic_scatter(value - scaled @ first, error, scaled.shape[1])
+        rows.append(fit_linear(scaled, value, error, scatter=scatter))
+    return np.asarray(np.stack(rows) * powers * np.array([[typical], [1.0], [1.0]]))

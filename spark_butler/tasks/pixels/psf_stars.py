@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.spatial
 
 from .detection import Detections
-from .psf_fit import half_sample_mode
+from .robust import half_sample_mode
 from .stamps import gather_windows, measure_moments, windowed_centroids
 
 

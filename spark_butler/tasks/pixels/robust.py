@@ -1,0 +1,88 @@
+"""Medians, modes and fits that outliers do not spoil.
+
+Runs in workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ("fit_linear", "half_sample_mode", "intrinsic_scatter", "weighted_median")
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+type FloatArray = npt.NDArray[np.float64]
+
+_SCATTER = (0.001, 0.01)
+"""Least and largest scatter of values beyond their errors; the largest is assumed if it is not known."""
+
+_FEWEST_KNOWN = 5
+"""Values for each coefficient from which their scatter is measured."""
+
+
+def fit_linear(
+    terms: FloatArray, values: FloatArray, errors: FloatArray, *, scatter: float = _SCATTER[1]
+) -> FloatArray:
+    """Solve for coefficients by least squares with Tukey's weights.
+
+    Parameters
+    ----------
+    terms
+        What the coefficients multiply, shape ``(n, k)``.
+    values, errors
+        Values, and their errors.
+    scatter
+        Scatter of the values beyond their errors.
+    """
+    base = 1.0 / np.hypot(errors, scatter)
+    weight = base.copy()
+    solution = np.zeros(terms.shape[1])
+    for _ in range(10):
+        solution = np.linalg.lstsq(terms * weight[:, None], values * weight, rcond=None)[0]
+        deviation = np.abs(values - terms @ solution)
+        scale = 5.0 * max(1.4826 * float(np.median(deviation)), 0.003)
+        weight = base * np.sqrt(np.clip(1.0 - (deviation / scale) ** 2, 1e-6, 1.0))
+    return np.asarray(solution)
+
+
+def intrinsic_scatter(deviations: FloatArray, errors: FloatArray, n_terms: int) -> float:
+    """Return the scatter of the better known half of values about a fit, beyond their errors.
+
+    Parameters
+    ----------
+    deviations, errors
+        Deviations of the values from the fit, and errors of the values.
+    n_terms
+        Number of coefficients that were fitted to all of them.
+    """
+    if errors.size < _FEWEST_KNOWN * n_terms:
+        return _SCATTER[1]
+    known = np.argsort(errors, kind="stable")[: (errors.size + 1) // 2]
+    square = (1.4826 * float(np.median(np.abs(deviations[known])))) ** 2
+    # A fit comes too near to its own values.
+    square *= errors.size / (errors.size - n_terms)
+    square -= float(np.median(errors[known])) ** 2
+    return float(np.clip(math.sqrt(max(square, 0.0)), *_SCATTER))
+
+
+def weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    """Return the weighted median; no weight counts for more than ten times a typical one.
+
+    Parameters
+    ----------
+    values, weights
+        Values and their weights: for the least error, the inverse errors.
+    """
+    order = np.argsort(values)
+    total = np.cumsum(np.minimum(weights, 10.0 * np.median(weights))[order])
+    return float(values[order][np.searchsorted(total, 0.5 * total[-1])])
+
+
+def half_sample_mode(values: FloatArray) -> float:
+    """Return the mode of sorted values (Bickel & Frühwirth 2006, CSDA 50, 3500)."""
+    while values.size > 3:
+        half = (values.size + 1) // 2
+        start = int(np.argmin(values[half - 1 :] - values[: values.size - half + 1]))
+        values = values[start : start + half]
+    return float(np.median(values))
