@@ -26,6 +26,18 @@ def test_unblended_stars_beside_much_brighter_ones_are_found(crowded: Processed)
     assert np.mean(distance[chosen] < 2.0) >= 0.97
 
 
+def test_both_stars_of_close_pairs_are_found_in_a_crowded_field(crowded: Processed) -> None:
+    scene = crowded.scene
+    apart = np.hypot(scene.x[:, None] - scene.x, scene.y[:, None] - scene.y)
+    first, second = np.nonzero(np.triu((apart > 3.8) & (apart < 5.5)))
+    fainter, brighter = (f(scene.flux[first], scene.flux[second]) for f in (np.minimum, np.maximum))
+    others = ((apart < 8.0) * scene.flux).sum(axis=1)[first] - fainter - brighter
+    pair = (fainter > 3e3) & (brighter < 4.0 * fainter) & (others < 0.3 * fainter)
+    found = crowded.match()[0] < 1.5
+    assert np.count_nonzero(pair) >= 10
+    assert np.mean((found[first] & found[second])[pair]) >= 0.7
+
+
 def test_nothing_is_found_where_no_star_is(crowded: Processed) -> None:
     x, y, snr = (crowded.column(name) for name in ("x", "y", "snr"))
     nearest = np.hypot(x[:, None] - crowded.scene.x, y[:, None] - crowded.scene.y).min(axis=1)

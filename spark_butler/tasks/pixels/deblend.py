@@ -18,13 +18,22 @@ import scipy.spatial
 from .detection import Detections, detect_sources
 from .measurement import PsfPhotometry, isolated_stamps, measure_psf_photometry, model_radius
 from .psf_model import PsfModel
-from .stamps import measure_moments
+from .stamps import gather_windows, measure_moments, nearest_pixel, windowed_centroids
 
 type BoolArray = npt.NDArray[np.bool_]
 type Image32 = npt.NDArray[np.floating[Any]]
 
-_MODEL_ERROR = 0.1
-"""Error of a subtracted PSF as a fraction of its light in each pixel."""
+_MODEL_ERROR = (0.03, 0.1)
+"""Least and largest error of a subtracted PSF as a fraction of its light in each pixel."""
+
+_FEWEST_PIXELS = 100
+"""Number of bright pixels of PSF stars that tell the error."""
+
+_GALAXY, _LARGE_GALAXY = 1.1, 1.5
+"""Widths, in those of the PSF, of sources that are not taken apart: elsewhere, and in crowded fields."""
+
+_MERGED = 1.25
+"""Distance in FWHM below which two stars are mostly found as one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +95,16 @@ def find_hidden(  # noqa: PLR0913
     fit = measure_psf_photometry(image, variance, masked, detections.x, detections.y, psf, passes=1)
     off_image = _off_image(fit.x, fit.y, image.shape)
     residual = np.asarray(fit.residual - fit.sky, dtype=np.float32)
-    light = _neighbor_light(image, fit, masked)
+    error = _model_error(fit, variance, masked, psf, stars)
+    light = _neighbor_light(image, fit, masked, error)
     total = variance + light**2
-    found = detect_sources(residual, total, total, masked, psf.sigma, threshold=threshold)
-    new = ~_near_known(found, fit, psf, off_image)
+    found = _center(
+        detect_sources(residual, total, total, masked, psf.sigma, threshold=threshold), residual, psf
+    )
+    core = gather_windows(masked, *nearest_pixel(fit.x, fit.y, image.shape), 1)
+    # A star without its core is known less well, and a trail is no star.
+    whole = ~core.any(axis=(1, 2)) & ~detections.streak
+    new = ~_near_known(found, fit, psf, off_image, whole)
     # What is left of sources off the image, whose centers are not known, is no source.
     new &= ~_off_image(found.x, found.y, image.shape, 2.0 * psf.sigma)
     keep = _significant(fit, origin, certain, psf)
@@ -97,7 +112,7 @@ def find_hidden(  # noqa: PLR0913
         detections = _join(detections, keep, found, new)
         origin = np.append(origin[keep], np.full(np.count_nonzero(new), -1))
         fit = measure_psf_photometry(image, variance, masked, detections.x, detections.y, psf, passes=1)
-        keep, light = _significant(fit, origin, certain, psf), _neighbor_light(image, fit, masked)
+        keep, light = _significant(fit, origin, certain, psf), _neighbor_light(image, fit, masked, error)
     keep &= ~_off_image(fit.x, fit.y, image.shape)
     index = np.nonzero(np.isin(origin, stars) & keep)[0]
     place = fit.x[index], fit.y[index], fit.flux[index]
@@ -109,6 +124,22 @@ def find_hidden(  # noqa: PLR0913
         bright=light > 0.5 * math.sqrt(float(np.median(variance))),
         stars=cut,
     )
+
+
+def _center(found: Detections, residual: Image32, psf: PsfModel) -> Detections:
+    """Move peaks from where the noise of their neighbors ends to their light, and unite those that meet."""
+    if not len(found):
+        return found
+    ix, iy = nearest_pixel(found.x, found.y, residual.shape)
+    stamps = gather_windows(residual, ix, iy, model_radius(psf), fill=0.0)
+    dx, dy, _ = windowed_centroids(stamps, found.x - ix, found.y - iy, psf.sigma, reach=psf.fwhm)
+    x, y = ix + dx, iy + dy
+    # The first one of a pair is the more significant one.
+    pairs = scipy.spatial.cKDTree(np.column_stack([x, y])).query_pairs(psf.sigma, output_type="ndarray")
+    single = np.ones(len(found), dtype=bool)
+    single[pairs.max(axis=1)] = False
+    columns = {name: getattr(found, name)[single] for name in ("significance", "streak")}
+    return Detections(x=x[single], y=y[single], footprint=found.footprint, **columns)
 
 
 def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int, psf: PsfModel) -> BoolArray:
@@ -126,13 +157,34 @@ def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int,
     return np.asarray(np.where(known, ~redundant, ratio > 3.0))
 
 
-def _neighbor_light(image: Image32, fit: PsfPhotometry, masked: BoolArray) -> npt.NDArray[np.float32]:
+def _model_error(
+    fit: PsfPhotometry, variance: Image32, masked: BoolArray, psf: PsfModel, stars: npt.NDArray[np.intp]
+) -> float:
+    """Return twice the typical error of the PSF in bright pixels of its stars, as a fraction of the light."""
+    radius = math.ceil(psf.fwhm)
+    ix, iy = nearest_pixel(fit.x[stars], fit.y[stars], variance.shape)
+    light = fit.flux[stars, None, None] * psf.stamps(fit.x[stars], fit.y[stars], ix, iy, radius)
+    used = ~gather_windows(masked, ix, iy, radius, fill=True)
+    noise = gather_windows(variance, ix, iy, radius)
+    used &= (light > 0.0) & (noise < (_MODEL_ERROR[0] * light) ** 2)
+    if np.count_nonzero(used) < _FEWEST_PIXELS:
+        return _MODEL_ERROR[1]
+    residual = gather_windows(fit.residual - fit.sky, ix, iy, radius)
+    square = (1.4826 * np.median(np.abs(residual / light)[used])) ** 2 - np.median((noise / light**2)[used])
+    return float(np.clip(2.0 * math.sqrt(max(square, 0.0)), *_MODEL_ERROR))
+
+
+def _neighbor_light(
+    image: Image32, fit: PsfPhotometry, masked: BoolArray, error: float
+) -> npt.NDArray[np.float32]:
     """Return the error that the subtraction of the sources leaves in each pixel."""
-    light = np.maximum(image - fit.residual, np.float32(0.0)) * np.float32(_MODEL_ERROR)
+    light = np.maximum(image - fit.residual, np.float32(0.0)) * np.float32(error)
     return np.where(masked, np.float32(0.0), light)
 
 
-def _near_known(found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image: BoolArray) -> BoolArray:
+def _near_known(
+    found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image: BoolArray, whole: BoolArray
+) -> BoolArray:
     """Return which peaks are part of a source that is known: too near, or within an extended one."""
     if not len(found):
         return np.zeros(0, dtype=bool)
@@ -146,8 +198,15 @@ def _near_known(found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image:
     )
     moments = measure_moments(stamps, dx, dy, psf.sigma)
     with np.errstate(invalid="ignore", divide="ignore"):
-        extended = (moments.sigma > 1.1 * psf.sigma) & (fit.flux > 10.0 * fit.noise_err)[beside]
-    reach = np.where(extended | ~moments.ok, 4.0 * np.maximum(moments.sigma, psf.sigma), 1.5 * psf.sigma)
+        certain = (fit.flux > 10.0 * fit.noise_err)[beside]
+    extended = moments.ok & certain & (moments.sigma > _GALAXY * psf.sigma)
+    # Where chance merges half as many stars as there are extended sources, many of those are no galaxies.
+    merged = beside.size * len(places) * math.pi * (_MERGED * psf.fwhm) ** 2 / fit.residual.size
+    if merged > 0.5 * np.count_nonzero(extended):
+        extended &= moments.sigma > _LARGE_GALAXY * psf.sigma
+    else:
+        extended |= ~moments.ok
+    reach = np.where(extended | ~whole[beside], 4.0 * np.maximum(moments.sigma, psf.sigma), 1.5 * psf.sigma)
     reach = np.where(off_image[beside], 6.0 * psf.sigma, reach)
     reach = np.clip(np.nan_to_num(reach, nan=4.0 * psf.sigma), 0.0, 1.5 * radius)
     near = np.zeros(len(found), dtype=bool)
