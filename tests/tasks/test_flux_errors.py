@@ -84,3 +84,20 @@ def test_an_unseen_companion_makes_the_errors_of_its_star_larger() -> None:
     assert np.median(growth[:part]) > 1.5
     assert np.median(growth[part:]) == 1.0
     assert np.mean(growth[part:] > 1.0) < 0.1
+
+
+def test_errors_hold_the_companions_that_bright_stars_hide() -> None:
+    x, y, rng = grid(32)
+    faint = rng.uniform(14.0, SIZE - 15.0, (2, 2000))
+    faint_flux = NOISE * np.exp(rng.uniform(np.log(10.0), np.log(40.0), 2000))
+    flux = np.full(x.size, 800.0 * NOISE)
+    near = np.hypot(faint[0][:, None] - x, faint[1][:, None] - y).min(axis=1)
+    seen = near > PSF.fwhm
+    all_x, all_y = np.append(x, faint[0][seen]), np.append(y, faint[1][seen])
+    result = measure(draw(x, y, flux) + draw(faint[0], faint[1], faint_flux), all_x, all_y)
+    error = result.flux[: x.size] - flux
+    assert width(error / result.noise_err[: x.size]) > 1.35
+    assert 0.8 < width(error / result.flux_err[: x.size]) < 1.2
+    # Where no star has neighbors, none hides any.
+    alone = measure(draw(x, y, flux), x, y)
+    assert np.median(alone.flux_err / alone.noise_err) == 1.0

@@ -28,6 +28,7 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from .background import structured_sky
+from .companions import companion_errors
 from .flux_errors import blend_factors, measure_blank_sky, misfit_factors, number_pixels, source_pixels
 from .psf_model import PsfModel
 from .stamps import gather_windows, nearest_pixel, stamp_offsets, windowed_centroids
@@ -151,6 +152,7 @@ def measure_psf_photometry(
     single = np.sqrt(fit.flux_err**2 + excess * fit.sky_err**2)
     factors = blend_factors(x, y, fit.flux, variance, good, psf)
     misfit = misfit_factors(fit.residual, variance, good, x, y, fit.flux, psf, typical)
+    other = single * factors[0] * misfit
     # For a Gaussian in background noise (King 1983, PASP 95, 163); an error of the sky moves no centroid.
     with np.errstate(divide="ignore", invalid="ignore"):
         position_err = math.sqrt(2.0) * sigma * np.abs(fit.flux_err / fit.flux)
@@ -161,7 +163,7 @@ def measure_psf_photometry(
         y_err=position_err * factors[2] * misfit,
         centroid_ok=ok,
         flux=fit.flux,
-        flux_err=single * factors[0] * misfit,
+        flux_err=np.hypot(other, companion_errors(x, y, fit.flux, fit.flux_err, other, psf)),
         noise_err=single,
         pixel_err=fit.flux_err,
         flux_ok=(fit.coverage > 0.5) & np.isfinite(fit.flux_err),
