@@ -40,6 +40,7 @@ _MASKS = (
     ("SATURATED", "saturated", "#d43b3b"),
     ("COSMIC_RAY", "cosmic ray", "#b455e0"),
 )
+_MOST_PIXELS = 1400  # of the longer side of a focal plane
 _FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
 
 
@@ -57,15 +58,8 @@ class _Stretch:
         return float(np.arcsinh(-1.0)), float(np.arcsinh(150.0))
 
 
-def draw_focal_plane(
-    butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int, max_pixels: int = 1400
-) -> None:
-    """Write a picture of all detectors of one visit, at their positions in the focal plane.
-
-    Parameters
-    ----------
-    max_pixels
-        Greatest length in pixels of the longer side of the focal plane; detectors are binned to fit.
+def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int) -> None:
+    """Write a picture of all detectors of one visit, binned, at their positions in the focal plane.
 
     Raises
     ------
@@ -85,7 +79,7 @@ def draw_focal_plane(
     corners = np.concatenate([outline(detector) for detector in described])
     low, high = corners.min(axis=0), corners.max(axis=0)
     span = high - low
-    binning = max(1, math.ceil(float(span.max()) / max_pixels))
+    binning = max(1, math.ceil(float(span.max()) / _MOST_PIXELS))
 
     width = 10.0
     plot_height = min(max(width * 0.94 * float(span[1] / span[0]), 3.0), 12.0)

@@ -182,19 +182,18 @@ def _sum_within(times: Iterable[tuple[tuple[str, float], float]], start: float, 
     return sum(max(0.0, min(until, end) - max(began, start)) for (_, began), until in times)
 
 
-def round_shares(sizes: Mapping[str, float], digits: int = 3) -> dict[str, float]:
-    """Return the shares of named parts of a whole, rounded so that they still add up to 1."""
+def round_shares(sizes: Mapping[str, float]) -> dict[str, float]:
+    """Return the shares of named parts of a whole, rounded to 0.001 so that they still add up to 1."""
     whole = sum(sizes.values())
     if not whole:
         return dict.fromkeys(sizes, 0.0)
-    unit = 10**digits
-    exact = {name: unit * size / whole for name, size in sizes.items()}
+    exact = {name: 1000 * size / whole for name, size in sizes.items()}
     rounded = {name: int(value) for name, value in exact.items()}
     # The largest remainders are rounded up.
     by_rest = sorted(exact, key=lambda name: rounded[name] - exact[name])
-    for name in by_rest[: unit - sum(rounded.values())]:
+    for name in by_rest[: 1000 - sum(rounded.values())]:
         rounded[name] += 1
-    return {name: value / unit for name, value in rounded.items()}
+    return {name: value / 1000 for name, value in rounded.items()}
 
 
 def _share(seconds: float, whole: float) -> float:

@@ -71,12 +71,12 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
     return dict(sorted(temporary.items()))
 
 
-def measure_sizes(butler: Butler, names: Iterable[str], *, sample: int = 50) -> dict[str, float]:
+def measure_sizes(butler: Butler, names: Iterable[str]) -> dict[str, float]:
     """Return the mean file size in bytes of datasets of some types in earlier runs, if there are any."""
     sizes: dict[str, float] = {}
     for name in names:
         try:
-            refs = butler.query_datasets(name, collections="*", find_first=False, limit=sample, explain=False)
+            refs = butler.query_datasets(name, collections="*", find_first=False, limit=50, explain=False)
         except (MissingDatasetTypeError, MissingCollectionError):
             continue
         records = export_records(butler, refs)

@@ -294,9 +294,9 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "none"
 
 
-def _list_some(batch: DataIdBatch, most: int = 3) -> str:
-    more = ", ..." if len(batch.data_ids) > most else ""
-    return ", ".join(map(str, batch.data_ids[:most])) + more
+def _list_some(batch: DataIdBatch) -> str:
+    more = ", ..." if len(batch.data_ids) > 3 else ""
+    return ", ".join(map(str, batch.data_ids[:3])) + more
 
 
 def run_batch(

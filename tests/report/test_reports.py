@@ -88,7 +88,7 @@ def test_idle_is_the_rest_of_slots_and_time() -> None:
 
 def test_rounded_shares_add_up_to_one() -> None:
     assert round_shares({"a": 1, "b": 1, "c": 1}) == {"a": 0.334, "b": 0.333, "c": 0.333}
-    assert round_shares({"a": 2, "b": 0}, digits=1) == {"a": 1.0, "b": 0.0}
+    assert round_shares({"a": 2, "b": 0}) == {"a": 1.0, "b": 0.0}
     assert round_shares({"a": 0.0}) == {"a": 0.0}
     assert sum(1000 * share for share in round_shares({str(n): n + 0.5 for n in range(13)}).values()) == 1000
 
