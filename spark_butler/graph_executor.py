@@ -27,7 +27,8 @@ from .driver.engine import execute_graph
 from .driver.scheduler import Scheduler
 from .driver.work_factory import WorkFactory
 from .errors import OptionsError
-from .model.options import Limits, RunOptions, StopRule
+from .model.limits import Limits
+from .model.options import RunOptions, StopRule
 from .model.outcomes import RunResult, exit_text, job_text
 from .model.work import WorkerContext
 from .planning.partition import cut_graph

@@ -26,7 +26,8 @@ from .model.work import all_inputs, all_outputs
 from .planning.graph import check_graph_file, task_modules
 from .planning.request import RunRequest
 from .provenance.recorder import check_destination
-from .report.folder import find_attempts, is_silent, read_json
+from .report.folder import find_attempts, read_json
+from .report.status_file import is_silent
 from .repository.checks import check_writeable, store_roots
 from .repository.store_checks import check_store
 from .run import ActiveRun, PreparedRun

@@ -35,6 +35,7 @@ from .planning.request import RunRequest
 from .provenance.recorder import ProvenanceRecorder, check_destination
 from .report import RunReporter
 from .report.reporter import build_reporter
+from .report.rerun import explain_resume
 from .repository.checks import check_repository, refuse_read_only
 from .repository.database_retry import retry_database
 from .repository.input_repository import find_input_collection
@@ -348,16 +349,11 @@ class ActiveRun:
     def explain_resume(self) -> str:
         """Return the sentence that names the options to resume the run."""
         if self.prepared.output is None or not isinstance(self.butler, Butler):
-            return f"Finished outputs are in run {self.name!r}; to resume, repeat the command."
-        options = "--extend-run --skip-existing"
+            return explain_resume(self.name)
+        clobber = False
         with best_effort("Can't list the outputs of the run", level=logging.DEBUG):
-            if needs_clobber(self.butler, self.prepared.graph):
-                options += " --clobber-outputs"
-        collections = self.prepared.output.collections
-        replacing = [name for name in ("replace_run", "prune_replaced") if collections[name]]
-        instead = f" instead of --{' and --'.join(replacing)}".replace("_", "-") if replacing else ""
-        how = f"to resume, repeat the command with {options}{instead}."
-        return f"Finished outputs are in run {self.name!r}; {how}"
+            clobber = needs_clobber(self.butler, self.prepared.graph)
+        return explain_resume(self.name, self.prepared.output.collections, clobber=clobber)
 
 
 def open_run(

@@ -11,7 +11,6 @@ __all__ = [
     "CommandGroup",
     "LeafCommand",
     "Refusal",
-    "check_encoding",
     "format_option",
     "keep_logging_arguments",
     "kept_logging_arguments",
@@ -25,15 +24,15 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import click
 
-from ..errors import OptionsError, UserError
+from ..errors import UserError
 from ..json_log import LOG_JSON_HELP
 from ..masking import hide_secrets
-from ..spark.session import print_stderr, submit_encoding
+from ..spark.spark_submit import print_stderr
 from ..text import suggest
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -94,26 +93,6 @@ def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, ve
 def kept_logging_arguments(ctx: click.Context) -> list[str]:
     """Return the arguments that `keep_logging_arguments` has stored."""
     return list(ctx.meta.get(_BEFORE_KEY, ()))
-
-
-def check_encoding(arguments: Sequence[str]) -> None:
-    """Check that ``spark-submit`` has not replaced characters of the arguments.
-
-    Where its locale is not of UTF-8, or is not installed, its JVM replaces
-    each byte of a character that is not ASCII, of which there are at least
-    two, by a question mark.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if an argument has such characters and the JVM such a locale.
-    """
-    garbled = [each for each in arguments if "??" in each or "\ufffd" in each]
-    if garbled and (encoding := submit_encoding()) not in ("", "UTF-8"):
-        raise OptionsError(
-            f"spark-submit has replaced characters of {garbled[0]!r} that are not ASCII, since Java has "
-            f"the encoding {encoding} of its locale. Run `export LC_ALL=C.UTF-8` first."
-        )
 
 
 def print_line(line: str) -> None:

@@ -34,6 +34,6 @@ __all__ = [
 ]
 
 from ..errors import CodecError
-from ._api import EncodedObject, check_storage_class, copy_object, decode, encode
+from ._encoding import EncodedObject, check_storage_class, copy_object, decode, encode
 from ._formatter import FormatterFallback
 from ._registry import Codec, register_codec

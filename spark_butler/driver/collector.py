@@ -5,31 +5,24 @@ Runs in the driver, in the thread of the scheduler.
 
 from __future__ import annotations
 
-__all__ = ["Collector", "LateWrites"]
+__all__ = ["Collector"]
 
-import logging
-import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from lsst.daf.butler import Butler, DatasetRef, DatasetType
-from lsst.pipe.base import QuantumAttemptStatus
 from lsst.resources import ResourcePath
 
-from ..datastore.files import FileFinder, Place, collect_files, find_changed_files
+from ..datastore.files import FileFinder
 from ..datastore.graph_butler import GraphButler
 from ..model.outcomes import QuantumOutcome
 from ..provenance.recorder import ProvenanceRecorder
 from ..repository.output_ingest import IngestStream
 from ..temporaries.scratch import remove_scratch
 from ..text import best_effort
-from .earlier_outputs import RegistryUpdate
 from .inventory import Inventory
-
-logger = logging.getLogger(__name__)
-
-_AFTERLIFE_SECONDS = 120.0
+from .late_writes import LateWrites
 
 
 class Collector:
@@ -96,9 +89,7 @@ class Collector:
     def __exit__(self, *exc_info: object) -> None:
         try:
             if self._scratch is not None:
-                # The run has ended; an error of the store must not fail it.
-                with best_effort("Temporaries stay until `spark-butler cleanup` removes them"):
-                    remove_scratch(self._scratch)
+                _remove(self._scratch)
             if self._stream is not None:
                 for change in self._late_writes.reconcile(self._finder):
                     self._stream.add(change.predicted, change.written, change.records)
@@ -126,64 +117,7 @@ class Collector:
             self._recorder.add(outcome)
 
 
-class LateWrites:
-    """Outcomes whose files may differ from their records.
-
-    An attempt that Spark gave up may continue for a while, and may overwrite
-    files after the outputs of its successor were ingested.  The content is
-    equivalent, but metadata and logs differ in size, and a butler refuses to
-    read a file whose size differs from its record.
-
-    Parameters
-    ----------
-    existing
-        IDs of the datasets that were in the output run before.
-    cut_off
-        Whether an earlier attempt at the run was killed, so that its workers
-        may still be alive.
-    """
-
-    def __init__(self, existing: Collection[uuid.UUID], *, cut_off: bool = False):
-        self._existing = existing
-        self._until = time.monotonic() + _AFTERLIFE_SECONDS if cut_off else 0.0
-        self._seen: set[uuid.UUID] = set()
-        self._doubtful: dict[uuid.UUID, tuple[QuantumOutcome, list[DatasetRef]]] = {}
-
-    def note(self, outcome: QuantumOutcome, predicted: list[DatasetRef]) -> None:
-        """Record an outcome, before it is ingested, if its files are in doubt."""
-        if (
-            outcome.again
-            or outcome.recovered
-            or outcome.status is QuantumAttemptStatus.ABORTED
-            or outcome.quantum_id in self._seen
-            or time.monotonic() < self._until
-        ):
-            self._doubtful[outcome.quantum_id] = outcome, predicted
-        self._seen.add(outcome.quantum_id)
-
-    def reconcile(self, finder: FileFinder) -> list[RegistryUpdate]:
-        """Return the registry updates for files in doubt."""
-        if not self._doubtful:
-            return []
-        all_files = {}
-        for quantum_id, (outcome, predicted) in self._doubtful.items():
-            files = collect_files(outcome.records)
-            if outcome.succeeded:
-                late = [r for r in predicted if r.id not in outcome.outputs and r.id not in self._existing]
-                files.update(finder.predict_files(late))
-            all_files[quantum_id] = files
-        places = [place for files in all_files.values() for parts in files.values() for place, _ in parts]
-        found: dict[Place, int] = {}
-        # The run has ended; no error of the store may fail it.
-        with best_effort(f"Could not check the files of {len(all_files)} quanta again"):
-            found = finder.find(places)
-        updates: list[RegistryUpdate] = []
-        for quantum_id, files in all_files.items():
-            changed = find_changed_files(files, found)
-            if changed:
-                predicted = self._doubtful[quantum_id][1]
-                records = finder.make_records(changed)
-                updates.append(RegistryUpdate(quantum_id, predicted, frozenset(changed), records))
-        if updates:
-            logger.info("The files of %d quanta were written by more than one attempt.", len(updates))
-        return updates
+def _remove(folder: ResourcePath) -> None:
+    """Remove a scratch folder; log an error of the store, since the run has ended."""
+    with best_effort("Temporaries stay until `spark-butler cleanup` removes them"):
+        remove_scratch(folder)

@@ -16,7 +16,8 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from .._daf_butler import butler_config
 from ..datastore.graph_butler import GraphButler
 from ..errors import RepositoryError
-from ..model.options import Limits, RunOptions
+from ..model.limits import Limits
+from ..model.options import RunOptions
 from ..model.work import WorkerContext
 from ..repository.checks import store_roots
 from ..worker.environment import worker_environment

@@ -18,7 +18,8 @@ from lsst.resources import ResourcePath
 
 from ..datastore.graph_butler import GraphButler
 from ..errors import OptionsError
-from ..model.options import Limits, RunOptions, StopRule
+from ..model.limits import Limits
+from ..model.options import RunOptions, StopRule
 from ..model.outcomes import RunResult
 from ..planning.partition import cut_graph
 from ..planning.plan import GroupBy, Plan

@@ -20,7 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import networkx
 
 from ..errors import EngineError, WorkerDiskError
-from ..model.options import Limits, StopRule
+from ..model.limits import Limits
+from ..model.options import StopRule
 from ..model.outcomes import FailureKind, QuantumOutcome, RunResult, job_text
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan, Unit

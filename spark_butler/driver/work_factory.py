@@ -16,7 +16,7 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from .._daf_butler import export_records
-from ..model.options import Limits
+from ..model.limits import Limits
 from ..model.work import GroupPayload, GroupWork, QuantumWork, Route, UnitWork, all_inputs, all_outputs
 from ..planning.plan import Group, Plan, Unit
 from ..worker.notebook_classes import dump_by_name

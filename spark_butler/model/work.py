@@ -29,7 +29,8 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 
 from ..codecs import EncodedObject
-from .options import Isolation, Limits
+from .limits import Limits
+from .options import Isolation
 
 NO_LIMITS = Limits(retries=0)
 

@@ -31,12 +31,13 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .content import make_content
-    from .folder import AttemptFolder, find_attempts, is_silent, read_json
+    from .folder import AttemptFolder, find_attempts, read_json
     from .html import make_page
     from .progress import Progress
     from .record import RunInfo, RunRecord
     from .reporter import RunReporter
     from .rerun import clean_command
+    from .status_file import is_silent
     from .text import format_progress, format_report
 
 __getattr__ = lazy_names(
@@ -51,7 +52,7 @@ __getattr__ = lazy_names(
         "find_attempts": "folder",
         "format_progress": "text",
         "format_report": "text",
-        "is_silent": "folder",
+        "is_silent": "status_file",
         "make_content": "content",
         "make_page": "html",
         "read_json": "folder",

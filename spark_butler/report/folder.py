@@ -8,13 +8,13 @@ only registered datasets.
 
 from __future__ import annotations
 
-__all__ = ["AttemptFolder", "find_attempts", "is_silent", "new_attempt", "read_json"]
+__all__ = ["AttemptFolder", "find_attempts", "new_attempt", "read_json"]
 
 import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from lsst.resources import ResourcePath
@@ -23,7 +23,6 @@ from ..run_folders import path_below, report_root, run_folder
 
 _STAMP = re.compile(r"(.+)/(\d{8}T\d{6}\d{3}Z)/[^/]+", re.DOTALL)
 _ANY_FILE = re.compile(r"(status|report)\.json$")
-_SILENT_AFTER = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +109,3 @@ def read_json(uri: ResourcePath) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return content if isinstance(content, dict) else None
-
-
-def is_silent(status: Mapping[str, Any], now: datetime.datetime) -> bool:
-    """Return whether the driver of an unfinished run has stopped updating its status."""
-    updated = datetime.datetime.fromisoformat(status["updated"])
-    silent = (now - updated).total_seconds() > _SILENT_AFTER * float(status["every"])
-    return silent and status["state"] == "running"

@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import json
 import logging
-import os
 import platform
 import socket
 import sys
@@ -29,7 +28,6 @@ from ..driver.backend import Backend
 from ..driver.events import ObserverGroup, RunObserver
 from ..driver.inventory import count_done_before
 from ..masking import hide_secrets
-from ..model.outcomes import job_text
 from ..planning.request import RunRequest
 from ..repository.checks import store_roots
 from ..repository.task_history import find_task_means, load_times
@@ -39,7 +37,8 @@ from .folder import AttemptFolder, new_attempt
 from .html import make_page
 from .progress import Progress
 from .record import RunInfo, RunRecord
-from .text import failure_text, progress_line
+from .status_file import write_status
+from .text import progress_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,6 @@ _STATUS_SECONDS = 10.0
 _LOG_SECONDS = 60.0
 _BAR_SECONDS = 0.25
 _JOIN_SECONDS = 5.0
-_N_FAILURES = 5
 _OPTIONS = ("pipeline", "graph_file", "inputs", "output", "output_run", "where")
 
 
@@ -177,23 +175,7 @@ class RunReporter:
             self._on_cancel()
 
     def _write_status(self, folder: AttemptFolder, state: str) -> None:
-        """Write the status, which ``spark-butler status`` reads."""
-        snapshot = self.progress.snapshot()
-        status: dict[str, Any] = {
-            "format": 1,
-            "run": self._run.run,
-            "state": state,
-            "started": self._run.started.isoformat(timespec="seconds"),
-            "driver": f"{socket.gethostname()}:{os.getpid()}",
-            "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "every": self._seconds_between,
-            **(snapshot if state == "running" else snapshot.at_end()).describe(),
-            "failures": [
-                hide_secrets(f"{job_text(outcome.report)}: {failure_text(outcome)}")
-                for outcome in snapshot.failures[-_N_FAILURES:]
-            ],
-        }
-        folder.status_file.write(json.dumps(status, separators=(",", ":")).encode())
+        write_status(folder, self._run, self.progress.snapshot(), state, self._seconds_between)
 
     def _log(self) -> None:
         if self.progress.snapshot().total.total:

@@ -1,14 +1,15 @@
-"""Commands that rerun failed quanta.
+"""Commands that resume a run, or rerun its failed quanta.
 
 Runs in the driver when a run ends.
 """
 
 from __future__ import annotations
 
-__all__ = ["clean_command", "data_id_expression", "rerun_command"]
+__all__ = ["clean_command", "data_id_expression", "explain_resume", "rerun_command"]
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..masking import hide_secrets
 
@@ -102,6 +103,24 @@ def rerun_command(
     if terms:
         kept += ["-d", terms[0] if len(terms) == 1 else " AND ".join(f"({term})" for term in terms)]
     return " ".join(map(_quote, kept))
+
+
+def explain_resume(run: str, collections: Mapping[str, Any] | None = None, *, clobber: bool = False) -> str:
+    """Return the sentence that names the options to resume a run.
+
+    Parameters
+    ----------
+    collections
+        Options of the command about output collections; `None` for a run without the registry.
+    clobber
+        Whether outputs of failed quanta have to be replaced.
+    """
+    if collections is None:
+        return f"Finished outputs are in run {run!r}; to resume, repeat the command."
+    options = f"--extend-run --skip-existing{' --clobber-outputs' * clobber}"
+    replacing = [name for name in ("replace_run", "prune_replaced") if collections[name]]
+    instead = f" instead of --{' and --'.join(replacing)}".replace("_", "-") if replacing else ""
+    return f"Finished outputs are in run {run!r}; to resume, repeat the command with {options}{instead}."
 
 
 def _option_name(word: str) -> str:

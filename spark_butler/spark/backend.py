@@ -29,7 +29,7 @@ from ..temporaries.shuffle import partition_of
 from ..text import brief
 from ..worker.notebook_classes import dump_context
 from . import _pyspark
-from .preflight import explain_full_disk
+from .full_disk import explain_full_disk
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

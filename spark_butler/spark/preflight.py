@@ -5,21 +5,19 @@ The driver sends it to workers before a run.
 
 from __future__ import annotations
 
-__all__ = ["check_workers", "diagnose_workers", "explain_full_disk"]
+__all__ = ["check_workers", "diagnose_workers"]
 
 import importlib.util
 import logging
 import os
 import re
-import shutil
 import socket
-import tempfile
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
 from ..masking import hide_secrets
-from ..text import brief, format_bytes
+from ..text import brief
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_CHECKED_WORKERS = 32
-_MOST_NAMED_DISKS = 2
 _HOST = re.compile(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\) \(([^\s)]+)")
 
 
@@ -107,32 +104,6 @@ def _diagnose_worker(stores: Sequence[str]) -> tuple[ProcessFacts, list[Finding]
     for store in stores:
         found += diagnose_store(ResourcePath(store, forceDirectory=True), where)
     return facts, found
-
-
-def explain_full_disk(context: SparkContext, reason: str) -> str:
-    """Return the local disks of workers with the least space, after an error of Spark that names no disk.
-
-    Parameters
-    ----------
-    reason
-        The error, which is returned if workers can't be reached.
-    """
-    remedy = "Free space there, or choose other disks by spark.local.dir or SPARK_LOCAL_DIRS"
-    n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
-    try:
-        workers = context.parallelize(range(n_workers), n_workers)
-        found = {each for some in workers.map(lambda _: _measure_disks()).collect() for each in some}
-    except Exception:  # noqa: BLE001  (it is known already that something is wrong)
-        return f"a local disk of Spark is full ({reason.rstrip('.')}). {remedy}"
-    least = sorted(found)[:_MOST_NAMED_DISKS]
-    places = ", ".join(f"{folder} on {host} with {format_bytes(free)} free" for free, host, folder in least)
-    return f"a local disk of Spark is full: {places}. {remedy}"
-
-
-def _measure_disks() -> list[tuple[int, str, str]]:
-    """Return free bytes, host and path of each local folder of this worker."""
-    folders = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
-    return [(shutil.disk_usage(each).free, socket.gethostname(), each) for each in folders.split(",")]
 
 
 def _check_worker(modules: Sequence[str], stores: Sequence[str]) -> str:

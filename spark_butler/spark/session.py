@@ -13,10 +13,8 @@ __all__ = [
     "default_master_is_local",
     "make_session",
     "make_spark_context",
-    "print_stderr",
     "set_imports",
     "spark_is_up",
-    "submit_encoding",
 ]
 
 import importlib.util
@@ -25,7 +23,6 @@ import logging
 import os
 import pwd
 import socket
-import stat
 import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -338,39 +335,3 @@ def _find_pyspark() -> None:
         raise SessionError(
             "There is no PySpark: install the package `pyspark`, or point SPARK_HOME to a Spark 3.5 or newer."
         ) from exc
-
-
-def print_stderr(line: str) -> bool:
-    """Print a line on the standard error of ``spark-submit``, which merges both streams of this process.
-
-    Returns
-    -------
-    printed
-        Whether that was possible; otherwise use ``sys.stderr``.
-    """
-    if "PYSPARK_GATEWAY_PORT" not in os.environ or not _streams_are_one():
-        return False
-    try:
-        _pyspark.print_in_jvm(line)
-    except Exception:  # noqa: BLE001  (the JVM may be gone, or PySpark)
-        return False
-    return True
-
-
-def submit_encoding() -> str:
-    """Return the encoding of arguments that ``spark-submit`` passes on; empty without ``spark-submit``."""
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
-        return ""
-    with best_effort("Can't ask the JVM for its encoding", level=logging.DEBUG):
-        launch_jvm()
-        return _pyspark.java_property("sun.jnu.encoding")
-    return ""
-
-
-def _streams_are_one() -> bool:
-    """Return whether standard output and error of this process are the same pipe."""
-    try:
-        out, err = os.fstat(1), os.fstat(2)
-    except OSError:
-        return False
-    return stat.S_ISFIFO(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from metering import run_metered
 
-_BURN = "import time\nwhile time.process_time() < 1.5: pass\ntime.sleep(1.5)\n"
+# Short enough to end, on a busy machine, before processes that were left behind are killed.
+_BURN = "import time\nwhile time.process_time() < 0.8: pass\ntime.sleep(1.5)\n"
 
 _SCRIPT = f"""
 import os, signal, subprocess, sys, time
@@ -37,4 +38,4 @@ def test_time_of_a_child_is_counted_once(kind: str, tmp_path: Path) -> None:
         [sys.executable, "-S", str(script), kind], environment=dict(os.environ), folder=tmp_path
     )
     assert usage.status == 0, usage.output
-    assert 1.4 < usage.cpu < 2.6
+    assert 0.75 < usage.cpu < 1.5

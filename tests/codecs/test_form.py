@@ -10,7 +10,7 @@ import pytest
 from lsst.daf.butler import StorageClassFactory
 
 from spark_butler.codecs import CodecError, EncodedObject, decode, encode
-from spark_butler.codecs._api import ALIGNMENT, Form
+from spark_butler.codecs._encoding import ALIGNMENT, Form
 from tests.codecs.codec_compare import join
 
 _STORAGE_CLASS = StorageClassFactory().getStorageClass("StructuredDataDict")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from spark_butler.errors import OptionsError
-from spark_butler.model.options import MIB, Limits, ResourceRequests, RunOptions, read_requests
+from spark_butler.model.limits import Limits
+from spark_butler.model.options import MIB, ResourceRequests, RunOptions, read_requests
 from spark_butler.model.outcomes import FailureKind
 
 

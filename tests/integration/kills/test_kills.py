@@ -12,7 +12,7 @@ from lsst.ctrl.mpexec.cli import pipetask
 from lsst.daf.butler import Butler
 from lsst.daf.butler.cli.cliLog import CliLog
 
-from spark_butler.driver.collector import LateWrites
+from spark_butler.driver.late_writes import LateWrites
 from tests.integration.kills.kill_harness import Site
 
 _RESUME = ("--extend-run", "--skip-existing")

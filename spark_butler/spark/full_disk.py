@@ -1,0 +1,48 @@
+"""Search for the full local disks of workers, after an error of Spark that names none.
+
+Runs in the driver, which sends `_measure_disks` to workers.
+"""
+
+from __future__ import annotations
+
+__all__ = ["explain_full_disk"]
+
+import os
+import shutil
+import socket
+import tempfile
+from typing import TYPE_CHECKING
+
+from ..text import format_bytes
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+_MOST_ASKED_WORKERS = 32
+_MOST_NAMED_DISKS = 2
+
+
+def explain_full_disk(context: SparkContext, reason: str) -> str:
+    """Return the local disks of workers with the least space, after an error of Spark that names no disk.
+
+    Parameters
+    ----------
+    reason
+        The error, which is returned if workers can't be reached.
+    """
+    remedy = "Free space there, or choose other disks by spark.local.dir or SPARK_LOCAL_DIRS"
+    n_workers = min(int(context.defaultParallelism), _MOST_ASKED_WORKERS)
+    try:
+        workers = context.parallelize(range(n_workers), n_workers)
+        found = {each for some in workers.map(lambda _: _measure_disks()).collect() for each in some}
+    except Exception:  # noqa: BLE001  (it is known already that something is wrong)
+        return f"a local disk of Spark is full ({reason.rstrip('.')}). {remedy}"
+    least = sorted(found)[:_MOST_NAMED_DISKS]
+    places = ", ".join(f"{folder} on {host} with {format_bytes(free)} free" for free, host, folder in least)
+    return f"a local disk of Spark is full: {places}. {remedy}"
+
+
+def _measure_disks() -> list[tuple[int, str, str]]:
+    """Return free bytes, host and path of each local folder of this worker."""
+    folders = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
+    return [(shutil.disk_usage(each).free, socket.gethostname(), each) for each in folders.split(",")]
