@@ -24,7 +24,7 @@ from typing import Any
 
 from lsst.daf.butler import Config, DatasetRef, DatasetType, DimensionUniverse, Quantum
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.pipe.base import ExecutionResources, TaskFactory
+from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 
@@ -91,9 +91,6 @@ class WorkerContext:
 
     quantum_executor: QuantumExecutor | None = None
     """Executor that the caller provides; workers use it unchanged."""
-
-    task_factory: TaskFactory | None = None
-    """Factory for task objects; `None` for pipe_base's own."""
 
     resources: ExecutionResources | None = None
     """Resources that each quantum may use."""

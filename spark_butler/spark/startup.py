@@ -116,11 +116,6 @@ class SparkStart:
             self._launcher.join()
         self._stop()
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether Spark has failed to start, so that `wait` raises at once."""
-        return self._error is not None
-
     def wait(self) -> SparkContext:
         """Wait until quanta can run.
 

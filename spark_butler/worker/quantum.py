@@ -129,7 +129,6 @@ def _build_executor(
     butler.begin_quantum(work.quantum, {edge.dataset_type_name for edge in automatic})
     executor = SingleQuantumExecutor(
         butler=butler,
-        task_factory=context.task_factory,
         clobber_outputs=work.clobber,
         assume_no_existing_outputs=not work.may_exist,
         raise_on_partial_outputs=context.raise_on_partial_outputs,
