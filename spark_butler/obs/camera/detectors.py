@@ -204,15 +204,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
             plain["read_noise"] = amplifier.read_noise * noise
             amplifiers.append(amplifier.model_copy(update=updates | plain))
         nx, ny = self.nx // 2, self.ny // 2
-        return self.model_copy(
-            update={
-                **{"nx": nx, "ny": ny, "raw_nx": nx, "raw_ny": ny, "mosaic": None},
-                "amplifiers": tuple(amplifiers),
-                "pixel_scale": 2.0 * self.pixel_scale,
-                "offset": (0.5 * self.offset[0], 0.5 * self.offset[1]),
-                "defects": tuple(defect.scaled(2, outward=True) for defect in self.defects),
-            }
-        )
+        return self._scaled(2, amplifiers, nx=nx, ny=ny, raw_nx=nx, raw_ny=ny, mosaic=None)
 
     def binned(self, binning: int) -> Self:
         """Return the detector in binned pixels.
@@ -243,19 +235,18 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
             for amplifier in self.amplifiers
         ]
         sizes = {key: getattr(self, key) // binning for key in ("raw_nx", "raw_ny", "nx", "ny")}
-        changed = self.model_copy(
-            update={
-                **sizes,
-                "amplifiers": tuple(amplifiers),
-                "pixel_scale": binning * self.pixel_scale,
-                "offset": (self.offset[0] / binning, self.offset[1] / binning),
-                "defects": tuple(
-                    defect.scaled(binning, outward=True).cropped(sizes["nx"], sizes["ny"])
-                    for defect in self.defects
-                ),
-            }
-        )
-        return type(self).model_validate(changed.model_dump())
+        return type(self).model_validate(self._scaled(binning, amplifiers, **sizes).model_dump())
+
+    def _scaled(self, step: int, amplifiers: list[AmplifierDescription], **changed: Any) -> Self:
+        """Return the detector in pixels that are ``step`` of its own wide and high, with other changes."""
+        defects = (defect.scaled(step, outward=True) for defect in self.defects)
+        changed |= {
+            "amplifiers": tuple(amplifiers),
+            "pixel_scale": step * self.pixel_scale,
+            "offset": (self.offset[0] / step, self.offset[1] / step),
+            "defects": tuple(defect.cropped(changed["nx"], changed["ny"]) for defect in defects),
+        }
+        return self.model_copy(update=changed)
 
     @property
     def bbox(self) -> Box:
