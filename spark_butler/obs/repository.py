@@ -130,21 +130,17 @@ def check_run(butler: Butler, run: str) -> None:
 
 def define_collections(butler: Butler, instrument: YamlInstrument) -> None:
     """Register an instrument's collections and put them into its chain of defaults, where missing."""
-    raw = instrument.makeDefaultRawIngestRunName()
-    calib = instrument.makeCalibrationCollectionName()
-    unbounded = instrument.makeUnboundedCalibrationRunName()
-    refcats = instrument.makeRefCatCollectionName()
+    members = {
+        instrument.makeDefaultRawIngestRunName(): CollectionType.RUN,
+        instrument.makeCalibrationCollectionName(): CollectionType.CALIBRATION,
+        instrument.makeUnboundedCalibrationRunName(): CollectionType.RUN,
+        instrument.makeRefCatCollectionName(): CollectionType.CHAINED,
+    }
     defaults = instrument.makeUmbrellaCollectionName()
-    for name, collection_type in (
-        (raw, CollectionType.RUN),
-        (calib, CollectionType.CALIBRATION),
-        (unbounded, CollectionType.RUN),
-        (refcats, CollectionType.CHAINED),
-        (defaults, CollectionType.CHAINED),
-    ):
+    for name, collection_type in {**members, defaults: CollectionType.CHAINED}.items():
         butler.collections.register(name, collection_type)
     present = butler.collections.get_info(defaults).children
-    if missing := [name for name in (raw, calib, unbounded, refcats) if name not in present]:
+    if missing := [name for name in members if name not in present]:
         butler.collections.extend_chain(defaults, missing)
 
 

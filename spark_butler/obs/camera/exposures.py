@@ -18,7 +18,7 @@ from .description import CameraDescription, DetectorDescription, FilterDescripti
 from .frame_detector import bin_detector, check_size, describe_frame
 from .header_checks import check_equinox, check_exposure_time, check_right_ascension, check_time
 from .header_fields import HeaderField, HeaderMap, HeaderValueError
-from .raw_fits import JOINED, display_name, read_raw_header
+from .raw_fits import display_name, read_raw_header
 
 _SHORTEST = 1e-3
 """Shortest timespan of an exposure in seconds; an empty timespan overlaps no validity range."""
@@ -72,24 +72,12 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
         camera = _find_camera(header, cameras)
         raw = describe_raw(uri, header, camera)
         frame = describe_frame(camera, raw.detector, header)
-        _check_joined(header, frame)
         check_size(header, frame)
         if raw.observation_type == "science":
             camera.planes.check(header)
         return raw
     except HeaderValueError as err:
         raise HeaderValueError(f"{display_name(uri)}: {err}") from None
-
-
-def _check_joined(header: Mapping[str, Any], detector: DetectorDescription) -> None:
-    """Raise if a file has several images of one size that the description does not cover."""
-    size, described = (header.get("NAXIS1"), header.get("NAXIS2")), (detector.raw_nx, detector.raw_ny)
-    if header.get(JOINED) and size != described:
-        raise HeaderValueError(
-            f"{header[JOINED]} HDUs hold images of the same size, {size[0]} x {size[1]} pixels side by side; "
-            f"raw_nx and raw_ny of detector {detector.name} are {described[0]} x {described[1]}: describe "
-            "the amplifiers of all of them, as one image joined from left to right"
-        )
 
 
 def describe_master(

@@ -29,6 +29,7 @@ import pydantic
 from .description import CameraDescription
 from .detectors import AmplifierDescription, DetectorDescription
 from .header_fields import HeaderField, HeaderValueError
+from .raw_fits import JOINED
 
 _LIMITS = {
     "gain": (1e-4, 1e4, "electrons per ADU"),
@@ -120,6 +121,12 @@ def linearize(
 def check_size(header: Mapping[str, Any], detector: DetectorDescription) -> None:
     """Raise if a frame does not have the described size of its detector."""
     size, described = (header.get("NAXIS1"), header.get("NAXIS2")), (detector.raw_nx, detector.raw_ny)
+    if size != described and header.get(JOINED):
+        raise HeaderValueError(
+            f"{header[JOINED]} HDUs hold images of the same size, {size[0]} x {size[1]} pixels side by side; "
+            f"raw_nx and raw_ny of detector {detector.name} are {described[0]} x {described[1]}: describe "
+            "the amplifiers of all of them, as one image joined from left to right"
+        )
     if size != described:
         raise HeaderValueError(
             f"the image has {size[0]} x {size[1]} pixels; raw_nx and raw_ny of detector {detector.name} are "

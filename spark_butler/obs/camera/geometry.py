@@ -84,9 +84,5 @@ class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     def overlaps(self, other: Section) -> bool:
         """Return whether the two sections share a pixel."""
-        return (
-            self.x_start < other.x_stop
-            and other.x_start < self.x_stop
-            and self.y_start < other.y_stop
-            and other.y_start < self.y_stop
-        )
+        parts = zip(self.slices, other.slices, strict=True)
+        return all(a.start < b.stop and b.start < a.stop for a, b in parts)
