@@ -5,7 +5,7 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["FailureCounter", "explain_failure", "lost_outcome", "merge_outcomes"]
+__all__ = ["MAX_LOSSES", "FailureCounter", "explain_failure", "lost_outcome", "merge_outcomes"]
 
 import dataclasses
 import logging
@@ -25,6 +25,9 @@ from ..text import format_count
 
 logger = logging.getLogger(__name__)
 
+MAX_LOSSES = 3
+"""Number of times that a unit may lose its worker."""
+
 _NUMBER = re.compile(r"\d+")
 _MILESTONES = {10**n for n in range(1, 8)}
 
@@ -36,6 +39,8 @@ class FailureCounter:
         self._rule = rule
         self._alike: dict[str, tuple[str, int]] = {}
         self._causes: Counter[tuple[str, str]] = Counter()
+        self.losses: dict[int, int] = {}
+        """Number of times that units have lost their worker while they ran alone, by index of the unit."""
         self.number = 0
         """Number of quanta that failed."""
 
@@ -68,6 +73,15 @@ class FailureCounter:
             logger.debug(
                 "Task %s failed with the same cause: %s%s", job_text(outcome.report), outcome.reason, skipped
             )
+
+    def record_loss(self, unit: int, *, ran_alone: bool) -> int:
+        """Count the loss of a unit with its worker, and return how often it was lost while it ran alone.
+
+        Among several units, the faulty one is unknown.  A unit that was lost
+        `MAX_LOSSES` times has failed.
+        """
+        self.losses[unit] = self.losses.get(unit, 0) + ran_alone
+        return self.losses[unit]
 
     def record(self, outcome: QuantumOutcome) -> str:
         """Count a failure, and return the reason to stop the run; empty while it may continue."""

@@ -29,7 +29,7 @@ from ..text import brief
 from .backend import Backend
 from .batching import BatchSizer
 from .events import ObserverGroup, RunObserver
-from .failure_counter import FailureCounter, lost_outcome, merge_outcomes
+from .failure_counter import MAX_LOSSES, FailureCounter, lost_outcome, merge_outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ _MAX_JOB_BATCHES = 16
 _MAX_ASIDE = 32
 _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
-_MAX_LOSSES = 3
 # The shares of the units of a batch, such as 3 × 1/3, may add up to slightly more or less than 1.
 _WHOLE = 1 - 1e-6
 
@@ -121,7 +120,6 @@ class Scheduler:
         heapq.heapify(self._ready)
         self._running: dict[int, float] = {}
         self._events: queue.SimpleQueue[QuantumOutcome | Future[None] | Unit] = queue.SimpleQueue()
-        self._losses: dict[int, int] = {}
         self._delayed: dict[int, threading.Timer] = {}
         self._result = RunResult()
         self._failures = FailureCounter(stop_rule)
@@ -206,7 +204,7 @@ class Scheduler:
         while self._ready and len(aside) < _MAX_ASIDE:
             unit = self._plan.units[heapq.heappop(self._ready)[1]]
             # A unit that has lost its worker before runs alone, so that no other unit is lost with it.
-            if len(unit.levels) > 1 or unit.index in self._losses:
+            if len(unit.levels) > 1 or unit.index in self._failures.losses:
                 if n_batches:
                     aside.append(unit)
                     break
@@ -237,7 +235,7 @@ class Scheduler:
         closed = frozenset(
             q for unit in units for q in self._quanta_of(unit) if q not in self._open[unit.index]
         )
-        if units[0].index not in self._losses:
+        if units[0].index not in self._failures.losses:
             return self._make_work(units, closed, None)
         done = frozenset(q for q in closed if (o := self._result.outcomes.get(q)) is not None and o.succeeded)
         return self._make_work(units, closed - done, done)
@@ -266,10 +264,9 @@ class Scheduler:
         if error is not None:
             logger.debug("The job was lost.", exc_info=error)
         for unit in unfinished:
-            # Count the loss only if the unit ran alone; among several units, the faulty one is unknown.
-            losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
+            losses = self._failures.record_loss(unit.index, ran_alone=len(units) == 1)
             self._running.pop(unit.index, None)
-            if losses >= _MAX_LOSSES:
+            if losses >= MAX_LOSSES:
                 if is_full:
                     self._give_up(unit, f"failed {losses} times: {reason}", FailureKind.IO)
                 else:
