@@ -230,7 +230,15 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
 @click.argument("repo")
 @click.argument("instrument")
 @click.option("--where", default="", help="Expression that selects exposures, as in 'pipetask -d'.")
-def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
+@click.option(
+    "--padding",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    metavar="PIXELS",
+    help="How far the regions of visits reach beyond the detectors, to allow for errors of the pointing.",
+)
+def define_visits(repo: str, instrument: str, where: str, padding: int, form: str) -> None:
     """Define a visit for each science exposure.
 
     \b
@@ -241,7 +249,7 @@ def define_visits(repo: str, instrument: str, where: str, form: str) -> None:
     from ..obs.visits import define_visits
 
     with writing_butler(repo) as butler:
-        visits = define_visits(butler, instrument, where=where)
+        visits = define_visits(butler, instrument, where=where, padding=padding)
     if form == "json":
         print_json({"instrument": instrument, "defined": len(visits), "visits": visits})
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
+import numpy as np
 import pytest
 import sqlalchemy.exc
 import yaml
@@ -17,6 +18,7 @@ from lsst.daf.butler import Butler
 
 from spark_butler.cli.main import main
 from spark_butler.demo.simulation import SimulatedData
+from spark_butler.obs.repository import get_description
 
 pytestmark = pytest.mark.pipeline
 
@@ -42,7 +44,7 @@ def test_a_night_goes_in_by_commands(repo: Path, night: SimulatedData) -> None:
         ),
         (("ingest-calibs", repo, "--kind", "dark", night.raw_dir), "2 dark masters certified"),
         (("ingest-calibs", repo, "--kind", "flat", night.raw_dir), "2 flat masters certified"),
-        (("define-visits", repo, "SimCam"), "2 visits defined."),
+        (("define-visits", repo, "SimCam", "--padding", "300"), "2 visits defined."),
         (
             ("ingest-refcats", repo, "--name", "sim_refcat", "-b", "r=r_mag,r_mag_err", night.refcat),
             "shards of sim_refcat ingested into refcats/sim_refcat.",
@@ -53,6 +55,11 @@ def test_a_night_goes_in_by_commands(repo: Path, night: SimulatedData) -> None:
         assert expected in result.stdout
     butler = Butler.from_config(str(repo))
     assert len(butler.query_datasets("raw", collections="SimCam/defaults")) == 30
+    described = get_description(butler, "SimCam").detectors[0]
+    half = np.array([described.nx, described.ny]) / 2 + 300
+    region = butler.query_dimension_records("visit_detector_region", instrument="SimCam")[0].region
+    wanted = np.hypot(*half) * described.pixel_scale
+    assert region.getBoundingCircle().getOpeningAngle().asDegrees() * 3600 == pytest.approx(wanted, rel=1e-3)
 
 
 def test_failed_files_give_status_1_and_the_others_are_ingested(
