@@ -26,7 +26,7 @@ type IntArray = npt.NDArray[np.intp]
 type BoolArray = npt.NDArray[np.bool_]
 
 _PARTS = 4
-"""Number of parts of the stars, each of which is predicted once by a fit to the others."""
+"""Number of parts of the stars; each part is predicted once by a fit to the others."""
 
 _RESERVED = 0.2
 """Share of the stars that is left out of the final fit, to judge it."""
@@ -45,7 +45,7 @@ def no_indices() -> IntArray:
 
 @dataclasses.dataclass(frozen=True)
 class AstrometrySolution:
-    """A projection and the matches behind it."""
+    """A projection, and the matches that it was fitted to."""
 
     wcs: astropy.wcs.WCS
     """The refined projection; the initial one without a match."""
@@ -67,13 +67,13 @@ class AstrometrySolution:
     """Why there is no solution; empty if there is one."""
 
     reserved: IntArray = dataclasses.field(default_factory=no_indices)
-    """Matched sources that were left out of the fit, from which ``scatter`` is computed; none of a few.
+    """Matched sources that were left out of the fit, from which ``scatter`` is computed.
 
-    Of a few, each is compared with a fit to three quarters of the others.
+    Of few matches, none are left out, and each is compared with a fit to three quarters of the others.
     """
 
     fitted: IntArray = dataclasses.field(default_factory=no_indices)
-    """Matched sources that the projection was fitted to; neither are outliers and the faintest sources."""
+    """Matched sources that the projection was fitted to, without outliers and the faintest sources."""
 
     sip_degree: int = 0
     """Degree of the distortion's polynomials; 0 without them."""
@@ -210,7 +210,7 @@ def refine_wcs(  # noqa: PLR0913
 
 
 def _match_clipped(sources: FloatArray, placed: FloatArray, radius: float) -> tuple[IntArray, IntArray]:
-    """Return the indices of sources and references that match, without outliers of five and more."""
+    """Return the indices of sources and references that match; of five or more, without outliers."""
     source, reference = mutual_matches(sources, placed, radius)
     if source.size < 5:
         return source, reference

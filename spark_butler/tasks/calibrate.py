@@ -44,14 +44,13 @@ _SPOIL_FLUXES = (
     *("psf_stars", "psf_ellipticity", "psf_trend", "psf_scatter", "psf_residual"),
     *("zero_point_scatter", "zero_point_error", "zero_point_offset"),
 )
-"""Quality measures beyond whose limits a calibrated flux would be wrong."""
+"""Quality measures that make calibrated fluxes wrong if they are beyond a limit."""
 
 _ENOUGH_ALONE = 10
-"""Number of stars without neighbors above which only those make the zero point."""
-
+"""Number of stars without neighbors from which only these make the zero point."""
 
 _NO_SOURCES = (
-    "No source was detected: the image is empty, wrongly calibrated, or masked; look at the post_isr_image "
+    "No source was detected: the image is empty, wrongly calibrated or masked. Check the post_isr_image "
     "and its flat, or lower characterize's detection_threshold."
 )
 
@@ -292,12 +291,12 @@ class CalibrateTask(pipe_base.PipelineTask):
         references: astropy.table.Table | None,
         matches: AstrometrySolution,
     ) -> ZeroPoint:
-        """Return the zero point, with the indices of the sources behind it."""
+        """Return the zero point, with the indices of its sources."""
         stars = measured.usable(self.config.calibration_min_snr)[matches.sources]
         sources, partners = matches.sources[stars], matches.references[stars]
         zero_point = ZeroPoint()
         if references is not None and sources.size:
-            # Light of neighbors, seen or not, is not the star's.
+            # The light of a neighbor, detected or not, would count as the star's.
             alone = isolated_references(matches.wcs, references, partners, 2.0 * measured.model.fwhm)
             alone &= measured.psf.blendedness[sources] < 0.02
             if np.count_nonzero(alone) >= max(self.config.photometry_min_stars, _ENOUGH_ALONE):
@@ -312,7 +311,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             )
         if not math.isfinite(zero_point.magnitude):
             self.log.warning(
-                "No zero point: %d matched stars with a signal-to-noise ratio of %g, %d needed.",
+                "No zero point: %d matched stars have a signal-to-noise ratio of %g; %d are needed.",
                 sources.size,
                 self.config.calibration_min_snr,
                 self.config.photometry_min_stars,

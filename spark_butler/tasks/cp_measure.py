@@ -91,7 +91,7 @@ class LinearizerConfig(pipe_base.PipelineTaskConfig, pipelineConnections=Lineari
 
 class DefectsConfig(pipe_base.PipelineTaskConfig, pipelineConnections=DefectsConnections):
     hot_sigma = RangeField(
-        "Sigma of the dark current above others' that make a pixel hot.", float, 10.0, min=3.0
+        "Excess of dark current, in sigma, from which a pixel is hot.", float, 10.0, min=3.0
     )
     dead_fraction = RangeField(
         dtype=float,
@@ -100,7 +100,7 @@ class DefectsConfig(pipe_base.PipelineTaskConfig, pipelineConnections=DefectsCon
         min=0.01,
     )
     column_fraction = RangeField(
-        "Columns with such a fraction of defects are bad as a whole.", float, 0.3, min=0.01
+        "Fraction of defects from which a column is bad as a whole.", float, 0.3, min=0.01
     )
 
 
@@ -140,7 +140,7 @@ class _MeasureTask(pipe_base.PipelineTask):
         )
         pairs = []
         for _, group in itertools.groupby(flats, key=lambda f: (f.physical_filter, round(f.seconds, 3))):
-            # One iterator twice gives pairs, without the last one of an odd number.
+            # Zipping an iterator with itself gives pairs, and drops the last of an odd number.
             for first, second in zip(group, group, strict=False):
                 try:
                     a, b = (inner(frame.pixels, amplifier, edge) for frame in (first, second))

@@ -100,7 +100,7 @@ def make_source_ids(data_id: DataCoordinate, count: int) -> npt.NDArray[np.int64
 def describe_observation(
     camera: CameraDescription, detector: int, exposure: Any, visit: int | None = None
 ) -> ObservationInfo:
-    """Make the observation info of one detector's image; by default, the exposure is the visit."""
+    """Return the observation info of one detector's image; by default, the visit has the exposure's ID."""
     same = "physical_filter observation_type observation_reason science_program can_see_sky".split()
     values: dict[str, Any] = {
         **{name: getattr(exposure, name) for name in same},

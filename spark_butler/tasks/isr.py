@@ -37,7 +37,7 @@ _SWITCHES = {
     **{"bias": "do_bias", "dark": "do_dark", "flat": "do_flat"},
     **{"defects": "do_defects", "linearizer": "do_linearize", "ptc": "use_ptc_gains"},
 }
-"""Field of the configuration that switches the use of each calibration dataset on."""
+"""Configuration field that switches on each calibration dataset."""
 
 
 class CalibrationMissingError(UserError, LookupError):
@@ -157,7 +157,7 @@ class IsrTask(pipe_base.PipelineTask):
         defects, linearizer, ptc
             Tables of the calibration pipelines; `None` to do without.
         exposure_time, dark_time
-            Seconds; dark current was collected during the exposure time by default.
+            Times in seconds in which light and dark current were collected; equal by default.
         boresight
             Right ascension, declination and position angle in degrees, from which the image gets its first
             projection on the sky; without it, it gets none.

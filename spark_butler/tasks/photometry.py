@@ -52,7 +52,7 @@ _REFERENCE_SCATTER = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class ZeroPoint:
-    """Magnitude of a source of one instrumental unit, and the stars behind it; by default it is unknown."""
+    """Magnitude of a source with a flux of one instrumental unit, and the stars that determine it."""
 
     magnitude: float = math.nan
     """AB magnitude; NaN if there were too few stars."""
@@ -61,13 +61,13 @@ class ZeroPoint:
     """Standard error of the magnitude."""
 
     scatter: float = math.nan
-    """Robust standard deviation in magnitudes of single stars: of the reserved ones, if there are any."""
+    """Robust standard deviation of single stars in magnitudes: of the reserved ones, if there are any."""
 
     offset: float = math.nan
-    """Median magnitude of the reserved stars by the zero point, less that of their references."""
+    """Median difference of the reserved stars' calibrated magnitudes from those of their references."""
 
     used: IntArray = dataclasses.field(default_factory=no_indices)
-    """Indices of the stars that it was fitted to, which survived the clipping."""
+    """Indices of the stars that the zero point was fitted to, without clipped ones."""
 
     reserved: IntArray = dataclasses.field(default_factory=no_indices)
     """Indices of the stars that were left out of the fit."""
@@ -86,7 +86,7 @@ def fit_zero_point(
     reserved: BoolArray | None = None,
     min_stars: int = 3,
 ) -> ZeroPoint:
-    """Take the sigma-clipped weighted median of the stars' zero points.
+    """Return the sigma-clipped weighted median of the stars' zero points.
 
     Parameters
     ----------
@@ -95,9 +95,9 @@ def fit_zero_point(
     reference_njy
         Their reference fluxes in nanojanskys.
     reserved
-        Which are left out of the fit, to judge it; none by default, and the stars of the fit judge it.
+        Stars to leave out of the fit, which is then judged by them; by default, by the stars of the fit.
     min_stars
-        With fewer good stars the result is NaN.
+        Least number of good stars; with fewer the result is NaN.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         each = AB_ZERO_NJY - 2.5 * np.log10(reference_njy) + 2.5 * np.log10(inst_flux)
@@ -127,7 +127,7 @@ def fit_zero_point(
 def isolated_references(
     wcs: astropy.wcs.WCS, references: astropy.table.Table, chosen: IntArray, radius: float
 ) -> BoolArray:
-    """Return the references without neighbors that would add more than a hundredth of their light.
+    """Return which references have no neighbors that add more than a hundredth of their light.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def isolated_references(
     chosen
         Rows to check.
     radius
-        Distance of neighbors in pixels.
+        Largest distance of neighbors in pixels.
     """
     sky = SkyCoord(references["ra"], references["dec"], unit=u.deg)
     near, each = sky.search_around_sky(sky[chosen], radius * pixel_scale(wcs) * u.arcsec)[:2]
@@ -232,9 +232,9 @@ def make_match_columns(
     astrometry
         Projection and matches.
     references
-        What `load_references` returned.
+        Catalog, as from `load_references`.
     zero_point
-        Zero point, with the indices of the sources that it comes from.
+        Zero point, with the indices of its sources.
 
     Returns
     -------

@@ -39,19 +39,21 @@ type BoolArray = npt.NDArray[np.bool_]
 _MAD_TO_SIGMA = 1.4826
 _BLANK = math.nan
 _LEAST_RESERVED, _MOST_NOISE = 3, 0.02
-"""Stars, and largest share of noise in their light, that the PSF's residual is measured with."""
+"""Fewest stars, and largest share of noise in their light, for a measurement of the PSF's residual."""
 
 _FEWEST, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
-"""Stars that a measure needs; of those that show whether a detector is linear, the least signal-to-noise
-ratio and the relative scatter of their profiles that is not noise."""
-
+"""Fewest stars for a measure; for the linearity, the least signal-to-noise ratio of stars, and the relative
+scatter of their profiles beyond noise."""
 
 _LEAST_FITTED = 80
-"""Stars that must be left for a fit where some are reserved."""
+"""Fewest stars that must be left for a fit; with fewer, none are reserved."""
 
 
 def choose_reserved(brightness: FloatArray, fraction: float = 0.15) -> BoolArray:
-    """Return which stars are left out of a fit, to judge it: at regular ranks of brightness, not of few."""
+    """Return which stars to reserve, at regular ranks of brightness; none if too few would be left.
+
+    Reserved stars are left out of a fit, which is then judged by them.
+    """
     rank = np.argsort(np.argsort(-brightness, kind="stable"), kind="stable")
     chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
     return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))
@@ -71,8 +73,8 @@ class QualityConfig(Config):
     action = ChoiceField[str](
         doc="Action for an image beyond a limit.",
         allowed={
-            "flag": "Its rows in the catalog and the summaries are flagged; fluxes are not calibrated where "
-            "the PSF or the zero point is what is wrong.",
+            "flag": "Its rows in the catalog and the summaries are flagged; fluxes are not calibrated if "
+            "the PSF or the zero point is beyond a limit.",
             "fail": "The quantum fails.",
         },
         default="flag",
@@ -109,14 +111,14 @@ class QualityConfig(Config):
         "Largest scatter per axis of stars that were not used in the fit of the projection, in pixels.", 0.5
     )
     max_zero_point_scatter = _limit(
-        "Largest scatter of the stars' zero points in magnitudes, of those left out of the fit if some are.",
+        "Largest scatter of stars about the zero point in magnitudes: of reserved ones, if there are any.",
         0.15,
     )
     max_zero_point_error = _limit("Largest error of the zero point in magnitudes.", 0.05)
-    max_zero_point_offset = _limit("Largest offset of stars left out of its fit from the zero point.", 0.1)
+    max_zero_point_offset = _limit("Largest offset of reserved stars from the zero point in magnitudes.", 0.1)
     max_nonlinearity = _limit(
-        "Largest share of its light that the brightest star has lost beside faint ones: a detector that is "
-        "not linear.",
+        "Largest share of its light that the brightest star has lost relative to faint ones: a detector "
+        "that is not linear.",
         0.01,
     )
 
@@ -132,7 +134,7 @@ class Measure:
 
     @property
     def ok(self) -> bool:
-        """Whether the value is within the limits; an unknown one is, unless a least value is asked for."""
+        """Whether the value is within the limits; an unknown value is, unless there is a lower limit."""
         if not math.isfinite(self.value):
             return self.low is None
         return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
@@ -167,7 +169,7 @@ def judge(config: QualityConfig, values: Mapping[str, float]) -> list[Measure]:
 
 
 def measure_pixels(image: VisitImage) -> dict[str, float]:
-    """Return how the sky's pixels compare with what their variance predicts."""
+    """Compare the pixels of the sky with the noise that their variance predicts."""
     hidden = plane_union(image.mask, "BAD", "COSMIC_RAY", "SATURATED", "NO_DATA")
     detected = image.mask.get("DETECTED")
     # Lines are judged by a part of their pixels: medians of a thousand are good enough.
@@ -207,12 +209,12 @@ def _spread(values: npt.NDArray[Any]) -> float:
 
 
 def _line_noise(scaled: npt.NDArray[Any]) -> float:
-    """Return the scatter of the rows' medians against their neighbours', relative to independent pixels'."""
+    """Return the scatter of the medians of neighboring rows, over that of independent pixels."""
     number = np.isfinite(scaled).sum(axis=1)
     enough = number >= 32
     if np.count_nonzero(enough) < 16:
         return _BLANK
-    # Sorted, the pixels that are hidden come last.
+    # Hidden pixels are NaN, which sorting puts last.
     ordered, number = np.sort(scaled[enough], axis=1), number[enough]
     row = np.arange(number.size)
     middle = 0.5 * (ordered[row, (number - 1) // 2] + ordered[row, number // 2])
@@ -246,13 +248,13 @@ def _sky_structure(image: VisitImage) -> float:
 def measure_psf(
     measured: SourceMeasurements, stars: BoolArray, reserved: BoolArray, sky_noise: float
 ) -> dict[str, float]:
-    """Return how the PSF compares with the stars that it comes from, and the noise of faint PSF fluxes.
+    """Compare the PSF with its stars, and the noise of faint PSF fluxes with that of their pixels.
 
     Parameters
     ----------
     reserved
-        Which are stars that the fit of the PSF has not seen; if they are bright enough together, the residual
-        is theirs.
+        Stars that were left out of the fit of the PSF.  If their light is bright enough, the residual is
+        measured with them.
     sky_noise
         Standard deviation of a sky pixel.
     """
@@ -290,7 +292,7 @@ def _unexplained_light(
     ix, iy = nearest_pixel(psf.x[stars], psf.y[stars], psf.residual.shape)
     radius = math.ceil(1.2 * model.fwhm) + 1
     stack = gather_windows(psf.residual, ix, iy, radius, fill=0.0).sum(axis=0)
-    # What the mean absolute value of the noise alone would be.
+    # The expected sum of absolute values if there were only noise.
     noise = math.sqrt(2.0 / math.pi) * stack.size * math.sqrt(ix.size) * sky_noise
     excess = math.sqrt(max(float(np.abs(stack).sum()) ** 2 - noise**2, 0.0))
     light = float(psf.flux[stars].sum())
@@ -298,10 +300,11 @@ def _unexplained_light(
 
 
 def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[str, float]:
-    """Return the share of light that the brightest star lost beside faint ones, as far as it is certain.
+    """Return the share of light that the brightest star lost relative to faint ones; 0 if insignificant.
 
-    A detector that is not linear changes pixels in proportion to the square of their light: stars differ from
-    the PSF by its square, the more the brighter they are.  What the PSF lacks is the same share of all stars.
+    A detector that is not linear changes pixels in proportion to the square of their light.  Stars then
+    differ from the PSF by its square, the more the brighter they are.  Errors of the PSF are the same share
+    of the light of all stars.
     """
     psf, model = measured.psf, measured.model
     stars = np.nonzero(measured.usable(_CORE_SNR) & (psf.blendedness < 0.02))[0]
@@ -316,33 +319,33 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
     flux = psf.flux[stars]
     profile = model.stamps(psf.x[stars], psf.y[stars], ix, iy, radius)
     variance = gather_windows(image.variance.array, ix, iy, radius).astype(np.float64)
-    # The weight is the same for all: what the PSF lacks must weigh the same in faint and in bright stars.
+    # All stars have the same weights, so that errors of the PSF count the same in faint and bright ones.
     weight = good / (profile + float(np.median(image.variance.array)) / flux.max())
 
     def product(first: FloatArray, second: FloatArray) -> FloatArray:
         return np.asarray((weight * first * second).sum(axis=(1, 2)))
 
     square = profile**2
-    # The part of the square that no other flux of the star would fit.
+    # Keep the part of the square that no change of the star's flux can fit.
     square -= (product(square, profile) / product(profile, profile))[:, None, None] * profile
     power = product(square, square)
     residual = gather_windows(psf.residual, ix, iy, radius).astype(np.float64)
-    # The same change of pixels takes this share of a fitted flux.
+    # The share of a fitted flux that this change of the pixels takes.
     share = (profile**3).sum(axis=(1, 2)) / (profile**2).sum(axis=(1, 2)) / flux / power
     lost = -share * product(square, residual)
     error = share * np.sqrt(product(square, weight * square * variance))
     peak = flux * profile.max(axis=(1, 2))
     order = np.argsort(-peak, kind="stable")
     slope, slope_error = _slope(peak[order], lost[order], error[order])
-    # A single star, however bright, is no proof, as it may be two: the others must lose half as much.
+    # One bright star proves nothing, since it may be two: the others must lose half as much.
     rest = _slope(peak[order[1:]], lost[order[1:]], error[order[1:]])[0] * peak[order[0]] / peak[order[1]]
-    # A gain is none, either: unseen neighbors widen faint stars.
+    # A gain proves nothing, either: unseen neighbors widen faint stars.
     certain = slope > 3.0 * slope_error and rest > 0.0
     return {"nonlinearity": min(slope, 2.0 * rest) if certain else 0.0}
 
 
 def _slope(light: FloatArray, lost: FloatArray, error: FloatArray) -> tuple[float, float]:
-    """Return the change of what is lost from no light to that of the first star, and its error."""
+    """Return the growth of the loss from no light to the light of the first star, and its error."""
     light = light / light[0]
     kept = np.ones(light.size, dtype=bool)
     extra = _CORE_SCATTER
@@ -353,7 +356,7 @@ def _slope(light: FloatArray, lost: FloatArray, error: FloatArray) -> tuple[floa
         power = float((weight * centered**2).sum())
         slope = float((weight * centered * lost).sum()) / power
         pull = np.abs(lost - np.average(lost, weights=weight) - slope * centered) / total
-        # What noise does not explain, of blends for example, is best known from the brighter half.
+        # Scatter beyond the noise, from blends for example, is best known from the half with small errors.
         better = kept & (error <= np.median(error[kept]))
         scatter = _MAD_TO_SIGMA * float(np.median(pull[better]))
         typical = float(np.median(error[better]))

@@ -77,11 +77,11 @@ _COLUMNS: dict[u.UnitBase, dict[str, str]] = {
         "pixelFlags_edge": "Within three sigma of the PSF of the image's edge.",
         "refId": "Identifier of the matched reference; -1 without one.",
         "calib_psf_used": "Used for the PSF.",
-        "calib_psf_reserved": "A star that was left out of the fit of the PSF, to judge it.",
-        "calib_astrometry_used": "The projection was fitted to it, neither to outliers nor to reserved ones.",
-        "calib_astrometry_reserved": "Matched, but left out of the fit that the astrometric scatter is of.",
-        "calib_photometry_used": "The zero point was fitted to it, neither to outliers nor to reserved ones.",
-        "calib_photometry_reserved": "A star that was left out of the fit of the zero point, to judge it.",
+        "calib_psf_reserved": "Reserved: left out of the PSF's fit, which such stars judge.",
+        "calib_astrometry_used": "The projection was fitted to it; not to outliers and reserved sources.",
+        "calib_astrometry_reserved": "Matched, but left out of the fit; these give the astrometric scatter.",
+        "calib_photometry_used": "The zero point was fitted to it; not to outliers and reserved stars.",
+        "calib_photometry_reserved": "Reserved: left out of the zero point's fit, which such stars judge.",
         "streak_flag": "On a long and narrow feature: a satellite's trail, a spectrum.",
         "image_flag": "The image is beyond a limit of its quality.",
         "visit": "Identifier of the visit.",
@@ -93,12 +93,12 @@ _COLUMNS: dict[u.UnitBase, dict[str, str]] = {
 
 
 def name_aperture(radius: float) -> tuple[str, str]:
-    """Return the first parts of the names of calibrated and instrumental fluxes in a radius of pixels."""
+    """Return the prefixes of the calibrated and instrumental columns of an aperture; radius in pixels."""
     return f"ap{radius:02g}Flux", "apFlux_{}_{}".format(*f"{radius:.1f}".split("."))
 
 
 def describe_columns(table: astropy.table.Table, radii: Sequence[float]) -> None:
-    """Give each column of a ``source`` table, all of which are described here, its unit and description."""
+    """Set unit and description of each column of a ``source`` table, all of which are described here."""
     described = {name: (unit, text) for unit, names in _COLUMNS.items() for name, text in names.items()}
     for radius in radii:
         calibrated, instrumental = name_aperture(radius)

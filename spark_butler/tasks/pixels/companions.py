@@ -1,4 +1,4 @@
-"""Errors of fluxes by fainter stars that lie within the images of others and can't be told from them.
+"""Flux errors from hidden companions: fainter stars that are too close to a star to be detected beside it.
 
 Runs in workers.
 """
@@ -6,7 +6,6 @@ Runs in workers.
 from __future__ import annotations
 
 __all__ = ("companion_errors",)
-
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +16,25 @@ from .psf_model import PsfModel
 type FloatArray = npt.NDArray[np.float64]
 
 _PLACES, _NEAR_PLACES = 2000, 200
-"""Random places for imagined stars; of these, the ones nearest to a source that tell the error there."""
+"""Number of random positions on the image, and of those around a source from which its error is computed."""
 
 _APART = 1.5
-"""Distance in FWHM beyond which a companion hardly adds to the flux."""
+"""Distance in FWHM beyond which a companion adds hardly any light to a fitted flux."""
 
 _SEEN = 5.0
-"""Signal-to-noise ratio above which a source is seen."""
+"""Signal-to-noise ratio above which a source is detected."""
 
 _MODEL_ERROR = 0.03
-"""Error of a subtracted PSF as a fraction of its light in each pixel."""
+"""Error of a subtracted PSF, as a fraction of its light in each pixel."""
 
 _COMPANION = 0.1
-"""Largest flux of a companion, in that of its star; two stars that differ by less are a blend."""
+"""Largest flux of a companion, in units of its star's flux; a brighter one makes the star a blend."""
 
 _OUTLIER = 2.0
-"""Most that a companion counts, in units of the other errors."""
+"""Largest deviation that counts in full, in units of the other errors."""
 
 _LEVELS = 24
-"""Number of fluxes for which the companions are summed."""
+"""Number of star fluxes for which the light of companions is summed; each star takes the nearest one."""
 
 
 def companion_errors(
@@ -46,27 +45,28 @@ def companion_errors(
     other_err: FloatArray,
     psf: PsfModel,
 ) -> FloatArray:
-    """Return the errors of fluxes by fainter stars that are too near to be seen.
+    """Return the errors of fluxes from fainter stars that are too close to be detected.
 
-    The sources around random places are as many as there are behind a star by chance.  Of these, the ones
-    that don't stand out from the light of a star there are added up.  Few stars have a bright companion, and
-    errors are to describe the many: each counts as an outlier of limited size.
+    By chance, as many sources lie behind a star as around a random position.  At each position, the function
+    adds up the light of the sources that a star there would hide.  The error is the scatter of these sums
+    among the positions around a star.  Few stars have a bright companion, but the error is to describe most
+    stars; therefore large deviations are clipped.
 
     Parameters
     ----------
     x, y, flux
         Positions in pixels, and PSF fluxes.
     pixel_err
-        Errors of the fluxes by the noise of the pixels.
+        Errors of the fluxes from the noise of the pixels alone.
     other_err
-        Errors of the fluxes by all else.
+        Errors of the fluxes from all causes but companions.
     psf
         The PSF.
     """
     seen = np.flatnonzero(flux > _SEEN * pixel_err)
     if seen.size < 2:
         return np.zeros(len(x))
-    # The same places whenever an image is measured again.
+    # The seed is fixed, so that an image that is measured again has the same errors.
     places = np.random.default_rng(1).uniform(0.0, 1.0, (_PLACES, 2)) * np.array(psf.shape[::-1]) - 0.5
     tree = scipy.spatial.cKDTree(np.column_stack([x, y])[seen])
     place_tree = scipy.spatial.cKDTree(places)
@@ -75,11 +75,11 @@ def companion_errors(
     square = (pairs.data / psf.sigma) ** 2
     overlap = np.exp(-0.25 * square)
     added = flux[source] * overlap
-    # What is left of a Gaussian once another's flux and position are fitted to it.
+    # Light of a Gaussian companion that remains after flux and position of the star are fitted to it.
     left = flux[source] * np.sqrt(np.maximum(1.0 - overlap**2 * (1.0 + 0.5 * square), 0.0))
     order = seen[np.argsort(flux[seen])]
     levels = np.geomspace(flux[order[0]], flux[order[-1]], _LEVELS)
-    # The error of the model adds up over the pixels of a Gaussian.
+    # Flux error of a Gaussian whose pixels have independent relative errors.
     model_err = 0.4 * _MODEL_ERROR / psf.sigma * levels
     floor = np.hypot(np.interp(levels, flux[order], pixel_err[order]), model_err)
     light = np.zeros((_LEVELS, _PLACES))

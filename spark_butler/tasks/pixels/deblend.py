@@ -1,4 +1,4 @@
-"""Find sources that brighter neighbors hide, in what is left once those are subtracted.
+"""Search for sources that brighter neighbors hide, in the image minus all fitted PSFs.
 
 Runs in workers.
 """
@@ -27,13 +27,13 @@ _MODEL_ERROR = (0.03, 0.1)
 """Least and largest error of a subtracted PSF as a fraction of its light in each pixel."""
 
 _FEWEST_PIXELS = 100
-"""Number of bright pixels of PSF stars that tell the error."""
+"""Fewest bright pixels of PSF stars from which the error of the PSF is measured."""
 
 _GALAXY, _LARGE_GALAXY = 1.1, 1.5
-"""Widths, in those of the PSF, of sources that are not taken apart: elsewhere, and in crowded fields."""
+"""Widths, in units of the PSF's, above which sources are not deblended: normally, and in crowded fields."""
 
 _MERGED = 1.25
-"""Distance in FWHM below which two stars are mostly found as one."""
+"""Distance in FWHM below which two stars are mostly detected as one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +41,19 @@ class Deblended:
     """All sources of an image, and the image without them."""
 
     detections: Detections
-    """The sources; what is centered off the image is left out."""
+    """The sources, without those centered off the image."""
 
     origin: npt.NDArray[np.intp]
-    """Index of each among the detections given, -1 for those that were hidden."""
+    """Index of each source among the given detections; -1 for one that was hidden."""
 
     residual: Image32
     """The image minus all PSFs; zero where masked."""
 
     bright: BoolArray
-    """Pixels where the residual is that of a bright source, not of the sky."""
+    """Pixels whose residual comes from a bright source, not from the sky."""
 
     stars: npt.NDArray[np.float64]
-    """Cut-outs of the stars that were asked for, with all other sources subtracted."""
+    """Cut-outs of the requested stars, with all other sources subtracted."""
 
 
 def find_hidden(  # noqa: PLR0913
@@ -68,7 +68,7 @@ def find_hidden(  # noqa: PLR0913
     certain: int,
     threshold: float = 5.0,
 ) -> Deblended:
-    """Find the sources that show once all fitted PSFs are subtracted, and subtract them, too.
+    """Find the sources that appear after all fitted PSFs are subtracted, and subtract them, too.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def find_hidden(  # noqa: PLR0913
     masked
         Pixels that carry no information on fluxes: defects, cosmic rays, saturation.
     detections
-        What was found on the image.
+        Sources found on the image.
     psf
         The PSF.
     stars
@@ -87,7 +87,7 @@ def find_hidden(  # noqa: PLR0913
     stamp_radius
         Half size of the cut-outs.
     certain
-        So many of the detections, from the first on, are kept whatever their fluxes.
+        Number of detections, counted from the first, that are kept even with an insignificant flux.
     threshold
         Least signal-to-noise ratio, with the light of the neighbors as noise.
     """
@@ -102,10 +102,10 @@ def find_hidden(  # noqa: PLR0913
         detect_sources(residual, total, total, masked, psf.sigma, threshold=threshold), residual, psf
     )
     core = gather_windows(masked, *nearest_pixel(fit.x, fit.y, image.shape), 1)
-    # A star without its core is known less well, and a trail is no star.
+    # The fit to a star with a masked core is poor, and a streak is not a star.
     whole = ~core.any(axis=(1, 2)) & ~detections.streak
     new = ~_near_known(found, fit, psf, off_image, whole)
-    # What is left of sources off the image, whose centers are not known, is no source.
+    # Residuals of sources off the image, whose centers are unknown, are not sources.
     new &= ~_off_image(found.x, found.y, image.shape, 2.0 * psf.sigma)
     keep = _significant(fit, origin, certain, psf)
     if new.any():
@@ -127,14 +127,17 @@ def find_hidden(  # noqa: PLR0913
 
 
 def _center(found: Detections, residual: Image32, psf: PsfModel) -> Detections:
-    """Move peaks from where the noise of their neighbors ends to their light, and unite those that meet."""
+    """Move peaks to the centroids of their light, and merge those that meet there.
+
+    The error of subtracted neighbors counts as noise, so that peaks are found where it ends.
+    """
     if not len(found):
         return found
     ix, iy = nearest_pixel(found.x, found.y, residual.shape)
     stamps = gather_windows(residual, ix, iy, model_radius(psf), fill=0.0)
     dx, dy, _ = windowed_centroids(stamps, found.x - ix, found.y - iy, psf.sigma, reach=psf.fwhm)
     x, y = ix + dx, iy + dy
-    # The first one of a pair is the more significant one.
+    # Of a pair, the first one is more significant, and stays.
     pairs = scipy.spatial.cKDTree(np.column_stack([x, y])).query_pairs(psf.sigma, output_type="ndarray")
     single = np.ones(len(found), dtype=bool)
     single[pairs.max(axis=1)] = False
@@ -143,7 +146,7 @@ def _center(found: Detections, residual: Image32, psf: PsfModel) -> Detections:
 
 
 def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int, psf: PsfModel) -> BoolArray:
-    """Return which sources have a flux of their own: certain ones, unless a brighter one is beside them."""
+    """Return which sources have a significant flux; certain ones need it only beside a brighter one."""
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.nan_to_num(fit.flux / fit.flux_err, nan=np.inf)
     redundant = np.zeros(len(origin), dtype=bool)
@@ -160,7 +163,7 @@ def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int,
 def _model_error(
     fit: PsfPhotometry, variance: Image32, masked: BoolArray, psf: PsfModel, stars: npt.NDArray[np.intp]
 ) -> float:
-    """Return twice the typical error of the PSF in bright pixels of its stars, as a fraction of the light."""
+    """Return twice the typical error of the PSF in bright pixels of its stars, as a fraction of its light."""
     radius = math.ceil(psf.fwhm)
     ix, iy = nearest_pixel(fit.x[stars], fit.y[stars], variance.shape)
     light = fit.flux[stars, None, None] * psf.stamps(fit.x[stars], fit.y[stars], ix, iy, radius)
@@ -185,7 +188,7 @@ def _neighbor_light(
 def _near_known(
     found: Detections, fit: PsfPhotometry, psf: PsfModel, off_image: BoolArray, whole: BoolArray
 ) -> BoolArray:
-    """Return which peaks are part of a source that is known: too near, or within an extended one."""
+    """Return which peaks belong to a known source: too close to it, or within an extended one."""
     if not len(found):
         return np.zeros(0, dtype=bool)
     radius = 2 * model_radius(psf)
@@ -200,7 +203,7 @@ def _near_known(
     with np.errstate(invalid="ignore", divide="ignore"):
         certain = (fit.flux > 10.0 * fit.noise_err)[beside]
     extended = moments.ok & certain & (moments.sigma > _GALAXY * psf.sigma)
-    # Where chance merges half as many stars as there are extended sources, many of those are no galaxies.
+    # If chance merges more than half as many stars as there are extended sources, many of these are blends.
     merged = beside.size * len(places) * math.pi * (_MERGED * psf.fwhm) ** 2 / fit.residual.size
     if merged > 0.5 * np.count_nonzero(extended):
         extended &= moments.sigma > _LARGE_GALAXY * psf.sigma
@@ -224,7 +227,7 @@ def _off_image(
 
 
 def _join(known: Detections, keep: BoolArray, found: Detections, new: BoolArray) -> Detections:
-    """Return the chosen ones of both, the known ones first."""
+    """Return the chosen known and found detections, the known ones first."""
     columns = {
         name: np.concatenate([getattr(known, name)[keep], getattr(found, name)[new]])
         for name in ("x", "y", "significance", "streak")

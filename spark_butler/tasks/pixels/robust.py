@@ -1,4 +1,4 @@
-"""Medians, modes and fits that outliers do not spoil.
+"""Robust statistics: medians, modes, scatters and linear fits that tolerate outliers.
 
 Runs in workers.
 """
@@ -15,25 +15,25 @@ import numpy.typing as npt
 type FloatArray = npt.NDArray[np.float64]
 
 _SCATTER = (0.001, 0.01)
-"""Least and largest scatter of values beyond their errors; the largest is assumed if it is not known."""
+"""Smallest and largest intrinsic scatter of relative widths and of ellipticities; the largest if unknown."""
 
 _FEWEST_KNOWN = 5
-"""Values for each coefficient from which their scatter is measured."""
+"""Fewest values per coefficient from which the intrinsic scatter is measured."""
 
 
 def fit_linear(
     terms: FloatArray, values: FloatArray, errors: FloatArray, *, scatter: float = _SCATTER[1]
 ) -> FloatArray:
-    """Solve for coefficients by least squares with Tukey's weights.
+    """Fit coefficients to relative widths or ellipticities by least squares with Tukey's weights.
 
     Parameters
     ----------
     terms
-        What the coefficients multiply, shape ``(n, k)``.
+        Design matrix, shape ``(n, k)``.
     values, errors
         Values, and their errors.
     scatter
-        Scatter of the values beyond their errors.
+        Intrinsic scatter of the values, in addition to their errors.
     """
     base = 1.0 / np.hypot(errors, scatter)
     weight = base.copy()
@@ -47,20 +47,20 @@ def fit_linear(
 
 
 def intrinsic_scatter(deviations: FloatArray, errors: FloatArray, n_terms: int) -> float:
-    """Return the scatter of the better known half of values about a fit, beyond their errors.
+    """Return the intrinsic scatter of values about a fit, from the half with the smaller errors.
 
     Parameters
     ----------
     deviations, errors
         Deviations of the values from the fit, and errors of the values.
     n_terms
-        Number of coefficients that were fitted to all of them.
+        Number of coefficients of the fit.
     """
     if errors.size < _FEWEST_KNOWN * n_terms:
         return _SCATTER[1]
     known = np.argsort(errors, kind="stable")[: (errors.size + 1) // 2]
     square = (1.4826 * float(np.median(np.abs(deviations[known])))) ** 2
-    # A fit comes too near to its own values.
+    # Correct for the degrees of freedom that the fit has used.
     square *= errors.size / (errors.size - n_terms)
     square -= float(np.median(errors[known])) ** 2
     return float(np.clip(math.sqrt(max(square, 0.0)), *_SCATTER))
@@ -72,7 +72,7 @@ def weighted_median(values: FloatArray, weights: FloatArray) -> float:
     Parameters
     ----------
     values, weights
-        Values and their weights: for the least error, the inverse errors.
+        Values, and their weights; inverse errors as weights give the smallest error of the median.
     """
     order = np.argsort(values)
     total = np.cumsum(np.minimum(weights, 10.0 * np.median(weights))[order])
@@ -80,7 +80,7 @@ def weighted_median(values: FloatArray, weights: FloatArray) -> float:
 
 
 def half_sample_mode(values: FloatArray) -> float:
-    """Return the mode of sorted values (Bickel & Frühwirth 2006, CSDA 50, 3500)."""
+    """Return the half-sample mode of sorted values (Bickel & Frühwirth 2006, CSDA 50, 3500)."""
     while values.size > 3:
         half = (values.size + 1) // 2
         start = int(np.argmin(values[half - 1 :] - values[: values.size - half + 1]))
