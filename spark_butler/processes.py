@@ -126,10 +126,10 @@ def ending_on_signals() -> Iterator[None]:
 
 
 def end_in_order() -> None:
-    """Stop the run of this process with SIGTERM, on which it stops cleanly."""
+    """Stop the run of this process cleanly, by SIGTERM."""
     handler = signal.getsignal(signal.SIGTERM)
     if handler is signal.SIG_DFL:
-        # Restored by an earlier signal, whose clean stop a second one would cut short.
+        # An earlier signal has restored the default and is stopping the run; another one would kill it.
         logger.info("The run is stopping already.")
         return
     if handler in (signal.SIG_IGN, None):

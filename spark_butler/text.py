@@ -81,7 +81,7 @@ _EXPECTED = {
 def brief(exc: BaseException) -> str:
     """Return the first lines of an error as one line, without secrets.
 
-    From an error of Java, it is the message of the first exception without its
+    An error of Java gives the message of its first exception, without the
     stack.
     """
     message = _last_of_traceback(str(exc))

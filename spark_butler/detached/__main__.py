@@ -1,4 +1,4 @@
-"""Main program of a detached job.  Runs in a session of its own."""
+"""Main program of a detached job.  Runs in the job's own process."""
 
 from __future__ import annotations
 

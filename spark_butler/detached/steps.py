@@ -1,6 +1,6 @@
 """Execution of the steps of a detached job, one after another, with retries.
 
-Runs in a session of its own.  It forwards SIGTERM to the step that is running.
+Runs in the job's own process, which forwards SIGTERM, SIGINT and SIGHUP to the running step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Runner:
             self._process.send_signal(number)
 
     def run(self) -> int:
-        """Run the steps, and return the exit status of the first that failed."""
+        """Run the steps, and return the exit status of the first that failed; 0 if none did."""
         before = self._job.read_state().steps
         state = JobState("running", os.getpid(), started=utc_now())
         first_failure = 0
@@ -57,7 +57,7 @@ class _Runner:
         return first_failure
 
     def _run_step(self, step: Step, state: JobState) -> int:
-        """Run a step, retry it if it fails and may be retried, and return its exit status."""
+        """Run a step with its retries, and return the exit status of the last attempt."""
         entry = state.steps[step.name] = {"state": "running", "started": utc_now()}
         for tries in range(step.retries + 1):
             self._job.write_state(state)
@@ -70,6 +70,10 @@ class _Runner:
         return status
 
     def _run_once(self, step: Step) -> int:
+        """Run the command of a step, and return its exit status.
+
+        As in a shell, that is 127 if it can't start, and 128 + N after signal N.
+        """
         with open(self._job.log_file(step.name), "ab") as log:
             try:
                 self._process = subprocess.Popen(

@@ -130,8 +130,8 @@ def find_earlier_outputs(
 def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
     """Check whether a run can resume only if registered outputs may be replaced.
 
-    Then some quantum has outputs in the registry, its log at least, but has not
-    succeeded.
+    This is so if a quantum has outputs in the registry, such as its log, but has
+    not succeeded.
     """
     existing = fetch_run_ids(butler, graph.header.output_run)
     return any(

@@ -26,7 +26,7 @@ from ..text import format_count
 logger = logging.getLogger(__name__)
 
 MAX_LOSSES = 3
-"""Number of times that a unit may lose its worker."""
+"""Number of losses after which a unit has failed."""
 
 _NUMBER = re.compile(r"\d+")
 _MILESTONES = {10**n for n in range(1, 8)}
@@ -40,7 +40,7 @@ class FailureCounter:
         self._alike: dict[str, tuple[str, int]] = {}
         self._causes: Counter[tuple[str, str]] = Counter()
         self.losses: dict[int, int] = {}
-        """Number of times that units have lost their worker while they ran alone, by index of the unit."""
+        """Number of losses with a worker while the unit ran alone, by index of each lost unit."""
         self.number = 0
         """Number of quanta that failed."""
 
@@ -51,7 +51,7 @@ class FailureCounter:
     def log(self, outcome: QuantumOutcome, n_blocked: int) -> None:
         """Log a failure: in full if its cause is new, otherwise at most the number of such failures.
 
-        Because of it, ``n_blocked`` quanta can't run.
+        ``n_blocked`` quanta can't run because of it.
         """
         label = outcome.label
         cause = label, _NUMBER.sub("#", outcome.reason)
@@ -77,8 +77,8 @@ class FailureCounter:
     def record_loss(self, unit: int, *, ran_alone: bool) -> int:
         """Count the loss of a unit with its worker, and return how often it was lost while it ran alone.
 
-        Among several units, the faulty one is unknown.  A unit that was lost
-        `MAX_LOSSES` times has failed.
+        If several units are lost together, the faulty one is unknown.  A unit
+        that was lost `MAX_LOSSES` times has failed.
         """
         self.losses[unit] = self.losses.get(unit, 0) + ran_alone
         return self.losses[unit]

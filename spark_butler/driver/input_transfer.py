@@ -72,7 +72,7 @@ class _File:
 def check_input_repository(request: RunRequest) -> list[str]:
     """Check that the repository of the inputs can be read, and return the roots of its datastores.
 
-    There are none without another repository, and for a Butler server.
+    The list is empty without an input repository, and for a Butler server.
 
     Raises
     ------
@@ -115,7 +115,7 @@ class InputTransfer:
 
     @classmethod
     def plan(cls, request: RunRequest, graph: PredictedQuantumGraph, output: str | None) -> Self | None:
-        """Find the inputs that the repository lacks, if they are in another one; write nothing.
+        """Find the inputs that the repository lacks and the input repository has; write nothing.
 
         Parameters
         ----------

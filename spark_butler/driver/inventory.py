@@ -197,9 +197,9 @@ def _find_incomplete_types(
 
 
 def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str, int]:
-    """Return how many quanta of each task succeeded in an output run, but are not in its graph any more.
+    """Count the quanta of each task that have succeeded in an output run, but are not in the graph.
 
-    The graph was built without quanta that succeeded before.
+    A graph that is built to resume a run leaves out these quanta.
     """
     run = graph.header.output_run
     existing = fetch_run_ids(butler, run)

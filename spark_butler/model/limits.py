@@ -1,4 +1,4 @@
-"""Limits of a quantum: time, memory, and the attempts after one that failed.
+"""Limits of a quantum: time, memory and retries.
 
 The driver makes them from the options; workers apply them.
 """
@@ -27,29 +27,29 @@ class Limits:
     """Resident memory in bytes beyond which an attempt is killed."""
 
     memory_multiplier: float = 2.0
-    """Factor by which the memory grows after an attempt that had too little."""
+    """Factor by which the memory limit grows after an attempt that exceeded it."""
 
     memory_cap: int | None = None
-    """Memory in bytes up to which it grows; `None` sets no cap."""
+    """Largest memory limit in bytes after growth; `None` sets no cap."""
 
     retries: int = 2
     """Number of retries after transient failures."""
 
     def grow(self, memory: int | None) -> int | None:
-        """Return the memory limit in bytes after one that was too small; the same when the cap is reached."""
+        """Return the memory limit in bytes after one that was too small; the same one if it is at the cap."""
         if memory is None:
             return None
         grown = int(memory * self.memory_multiplier)
         return min(grown, max(memory, self.memory_cap)) if self.memory_cap is not None else grown
 
     def may_retry(self, kind: FailureKind, n_failed: int, memory: int | None) -> bool:
-        """Return whether to try again after ``n_failed`` attempts; ``memory`` limited the last, in bytes."""
+        """Return whether to retry after ``n_failed`` attempts; ``memory`` was the last limit in bytes."""
         if not kind.is_transient or n_failed > self.retries:
             return False
         return kind is not FailureKind.MEMORY or memory is None or self.grow(memory) != memory
 
     @staticmethod
     def pause(kind: FailureKind, n_failed: int) -> float:
-        """Return the seconds to wait before another attempt: twice as long each time, with jitter."""
+        """Return the seconds to wait before the next attempt; they double each time, with jitter."""
         base = _FIRST_PAUSE.get(kind, 0.0) * 2.0 ** (n_failed - 1)
         return min(_LONGEST_PAUSE, base) * random.uniform(0.5, 1.5)

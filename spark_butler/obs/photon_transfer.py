@@ -43,15 +43,15 @@ class FlatPair:
     mean: float
     """ADU above bias."""
     variance: float
-    """Of one frame, in ADU squared, read-out included."""
+    """Variance of one frame in ADU squared, read noise included."""
     error: float
-    """Of the variance."""
+    """Error of the variance."""
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotonTransfer:
-    """What flats and biases say about an amplifier."""
+    """Gain, noise and linearity of an amplifier, from flats and biases."""
 
     gain: float
     """Electrons per ADU."""

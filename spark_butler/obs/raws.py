@@ -31,7 +31,7 @@ RAW_SUFFIXES = tuple(".fits .fit .fts .fits.fz .fits.gz .fit.gz .fts.gz .fits.bz
 
 @dataclasses.dataclass
 class RawIngestResult:
-    """What became of the files."""
+    """Datasets of ingested files, and failures."""
 
     ingested: list[DatasetRef] = dataclasses.field(default_factory=list)
     existing: list[DatasetRef] = dataclasses.field(default_factory=list)

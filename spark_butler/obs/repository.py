@@ -1,4 +1,4 @@
-"""What the obs commands share: the butler, instruments' descriptions, dataset types, collections."""
+"""Functions that obs commands share: the butler, instruments' descriptions, dataset types, collections."""
 
 from __future__ import annotations
 

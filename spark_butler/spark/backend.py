@@ -90,7 +90,7 @@ class SparkBackend:
     @property
     def present_slots(self) -> int:
         """Number of groups that the present executors can run at the same time, for status and report."""
-        # The status of a run whose JVM has ended has the last number.
+        # After the JVM has ended, the status shows the last number.
         with contextlib.suppress(Exception):
             return self.slots // (1 + self._grows)
         return self._slots_seen[1]
@@ -218,13 +218,13 @@ class _Stream[T](AccumulatorParam[list[T]]):
 
 
 def new_stream[T](spark: SparkContext, report: Callable[[T], None]) -> Accumulator[list[T]]:
-    """Build an accumulator that passes what workers add to a function; several threads may call this."""
+    """Build an accumulator that passes each item of workers to a function; several threads may call this."""
     with _accumulators:
         return spark.accumulator([], _Stream(report))
 
 
 def _again(report: ReportOutcome) -> ReportOutcome:
-    """Return a function that marks outcomes whose quanta another attempt may still be running."""
+    """Return ``report`` for outcomes whose quanta another attempt may still be running."""
     return lambda outcome: report(dataclasses.replace(outcome, again=True))
 
 

@@ -1,4 +1,4 @@
-"""Search for the full local disks of workers, after an error of Spark that names none.
+"""Diagnosis of full local disks of workers, for errors of Spark that name no disk.
 
 Runs in the driver, which sends `_measure_disks` to workers.
 """
@@ -23,19 +23,19 @@ _MOST_NAMED_DISKS = 2
 
 
 def explain_full_disk(context: SparkContext, reason: str) -> str:
-    """Return the local disks of workers with the least space, after an error of Spark that names no disk.
+    """Explain an error about a full disk: name the workers' disks with the least space, and the remedy.
 
     Parameters
     ----------
     reason
-        The error, which is returned if workers can't be reached.
+        The error of Spark, which the text quotes if workers can't be reached.
     """
     remedy = "Free space there, or choose other disks by spark.local.dir or SPARK_LOCAL_DIRS"
     n_workers = min(int(context.defaultParallelism), _MOST_ASKED_WORKERS)
     try:
         workers = context.parallelize(range(n_workers), n_workers)
         found = {each for some in workers.map(lambda _: _measure_disks()).collect() for each in some}
-    except Exception:  # noqa: BLE001  (it is known already that something is wrong)
+    except Exception:  # noqa: BLE001  (the disk is the error to report)
         return f"a local disk of Spark is full ({reason.rstrip('.')}). {remedy}"
     least = sorted(found)[:_MOST_NAMED_DISKS]
     places = ", ".join(f"{folder} on {host} with {format_bytes(free)} free" for free, host, folder in least)

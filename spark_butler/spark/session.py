@@ -208,16 +208,16 @@ def _is_local(address: str) -> bool:
 
 
 def default_master_is_local() -> bool:
-    """Return whether quanta run on this machine, unless a master is given.  The JVM must run."""
+    """Return whether Spark runs in local mode if no master is given.  The JVM must run."""
     from pyspark import SparkConf
 
     return _is_local(SparkConf().get("spark.master") or _DEFAULT_MASTER)
 
 
 def set_imports(context: SparkContext, modules: Collection[str]) -> None:
-    """Set the modules that daemons import before they fork workers, if possible.
+    """Set the modules that daemons try to import before they fork workers.
 
-    No worker of the context may have started.
+    Call this function before the context starts its first worker.
 
     Parameters
     ----------

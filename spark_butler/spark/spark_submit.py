@@ -1,6 +1,6 @@
-"""A driver below ``spark-submit``, whose JVM passes on its arguments and its standard error.
+"""Arguments and standard error of a driver that ``spark-submit`` has started.
 
-Runs in the driver.
+Runs in the driver, which is a child of the JVM of ``spark-submit``.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ from .jvm import launch_jvm
 def check_encoding(arguments: Sequence[str]) -> None:
     """Check that ``spark-submit`` has not replaced characters of the arguments.
 
-    Where its locale is not of UTF-8, or is not installed, its JVM replaces
-    each byte of a character that is not ASCII, of which there are at least
-    two, by a question mark.
+    If its locale is not of UTF-8, or is not installed, its JVM replaces each
+    byte of a character that is not ASCII by a question mark.  Such a character
+    has at least two bytes.
 
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if an argument has such characters and the JVM such a locale.
+        Raised if an argument has such question marks and the JVM has such a locale.
     """
     garbled = [each for each in arguments if "??" in each or "\ufffd" in each]
     if garbled and (encoding := submit_encoding()) not in ("", "UTF-8"):
         raise OptionsError(
-            f"spark-submit has replaced characters of {garbled[0]!r} that are not ASCII, since Java has "
-            f"the encoding {encoding} of its locale. Run `export LC_ALL=C.UTF-8` first."
+            f"spark-submit has replaced characters that are not ASCII by question marks ({garbled[0]!r}), "
+            f"since the encoding of its locale is {encoding}. Run `export LC_ALL=C.UTF-8` first."
         )
 
 
 def print_stderr(line: str) -> bool:
-    """Print a line on the standard error of ``spark-submit``, which merges both streams of this process.
+    """Print a line on the standard error of ``spark-submit``.
+
+    ``spark-submit`` merges standard output and error of this process.  Its JVM
+    prints the line instead.
 
     Returns
     -------
     printed
-        Whether that was possible; otherwise use ``sys.stderr``.
+        Whether the JVM has printed the line; if not, use ``sys.stderr``.
     """
     if "PYSPARK_GATEWAY_PORT" not in os.environ or not _streams_are_one():
         return False
@@ -56,7 +59,7 @@ def print_stderr(line: str) -> bool:
 
 
 def submit_encoding() -> str:
-    """Return the encoding of arguments that ``spark-submit`` passes on; empty without ``spark-submit``."""
+    """Return the encoding in which ``spark-submit`` passes arguments; empty without ``spark-submit``."""
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         return ""
     with best_effort("Can't ask the JVM for its encoding", level=logging.DEBUG):

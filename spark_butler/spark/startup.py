@@ -1,6 +1,6 @@
 """Start of Spark in the background.
 
-Runs in the driver.  Nothing here imports the middleware.
+Runs in the driver.  This module does not import the middleware.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ class SparkStart:
 
     Notes
     -----
-    `launch` may precede `start`, to use the time in which the driver imports
-    the middleware and builds the graph.
+    Call `start` when the modules of the tasks are known.  If you call `launch`
+    before, Spark starts while the driver imports the middleware and builds the
+    graph.
 
-    A context manager that stops Spark at the end, unless Spark ran before.
-    If its body ends while workers are checked, as for an empty graph,
-    `__exit__` does not wait: Spark is stopped after the check, or ends with
-    this process.
+    As a context manager, the object stops Spark at the end, unless Spark ran
+    before.  The body may end while workers are being checked, for example
+    because the graph is empty.  Then `__exit__` does not wait: Spark is stopped
+    after the check, or ends with this process.
 
     `wait` and `__exit__` print the held output of the JVM.  After a `UserError`
     or Ctrl-C, `__exit__` does not print it, so that the error is the last line.
@@ -62,18 +63,18 @@ class SparkStart:
         self._stopping = threading.Lock()
 
     def launch(self, arguments: Collection[str] = ()) -> None:
-        """Launch the JVM, and start the context if quanta run on this machine.
+        """Launch the JVM and, in local mode, start the context.
 
-        The context of a cluster waits for `start`, since it takes executors.
-        If something fails, `start` tries again, and `wait` raises the error.
-        The libraries that are imported from now on have one thread.  In a
-        terminal, what the JVM and the workers below it write to standard error
-        is not shown at once, since it would spoil the progress bars.
+        On a cluster, only `start` starts the context, since a context occupies
+        executors.  If something fails, `start` tries again, and `wait` raises
+        the error.  Libraries that are imported from now on use one thread.  In
+        a terminal, this object holds back the output of the JVM and its workers
+        to standard error, since it would spoil the progress bars.
 
         Parameters
         ----------
         arguments
-            Arguments of the command, some of which need no JVM.
+            Arguments of the command; with some of them it needs no JVM.
         """
         limit_threads()
         if not _WITHOUT_SPARK.isdisjoint(arguments):
@@ -86,14 +87,14 @@ class SparkStart:
         self._launcher.start()
 
     def start(self, imports: Sequence[str] = (), stores: Sequence[str] = ()) -> None:
-        """Start the context, unless `launch` has, and check its workers.
+        """Start the context, unless `launch` has started it, and check its workers.
 
         Parameters
         ----------
         imports
             Names of the modules of the tasks.
         stores
-            Addresses of places in object stores that workers must reach.
+            Addresses in object stores that workers must reach.
         """
         self._imports, self._stores = tuple(imports), tuple(stores)
         self._starter = threading.Thread(target=self._start, name="spark-start", daemon=True)

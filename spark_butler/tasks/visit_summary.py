@@ -56,7 +56,7 @@ type Image32 = npt.NDArray[np.float32]
 
 @dataclasses.dataclass
 class Characterized:
-    """What `CharacterizeTask` finds on an image; its rounds improve it."""
+    """Findings of `CharacterizeTask` on an image, which its rounds improve."""
 
     sigma: float
     mesh: BackgroundMesh

@@ -64,7 +64,7 @@ _UPSTREAM_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class FaultPlan:
-    """Which requests are spoilt."""
+    """Which requests are faulty."""
 
     seed: int = 0
     """Seed of all that is drawn by lot."""
@@ -73,10 +73,10 @@ class FaultPlan:
     """Share of the requests that suffer each of `FAULTS`."""
 
     only: str = ""
-    """Regular expression of the requests that may be spoilt: method, space, path."""
+    """Regular expression of the requests that may be faulty: method, space, path."""
 
     budget: int = 2
-    """Number of times that the same request is spoilt at most."""
+    """Most faults of the same request."""
 
     slow_seconds: float = 2.0
     """Time of a slow answer."""
@@ -99,7 +99,7 @@ class FaultPlan:
         """
         if not re.match(self.only, f"{method} {target}"):
             return ""
-        # Whatever the order in which requests come, the same ones are spoilt.
+        # The same requests are faulty, in whatever order they come.
         lot = random.Random(f"{self.seed} {method} {target} {number}").random()
         for fault, rate in self.rates.items():
             if lot < rate:
@@ -116,7 +116,7 @@ class FaultProxy:
     upstream
         Address of the server, ``http://127.0.0.1:1234``.
     plan
-        Which requests are spoilt.
+        Which requests are faulty.
     log
         File that gets a line of JSON for each request.
     """
@@ -181,7 +181,7 @@ class FaultProxy:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def count_faults(self) -> Counter[str]:
-        """Count the requests that were spoilt, by fault."""
+        """Count the faulty requests, by fault."""
         return Counter(each["fault"] for each in self.requests() if each["fault"])
 
 
@@ -228,7 +228,7 @@ class _Proxy:
         self._plan = plan
         self._log = log.open("a", buffering=1)
         self._seen: Counter[tuple[str, str]] = Counter()
-        self._spoilt: Counter[tuple[str, str]] = Counter()
+        self._n_faults: Counter[tuple[str, str]] = Counter()
         self._state, self._until = "", 0.0
         self._began = time.monotonic()
 
@@ -285,9 +285,9 @@ class _Proxy:
         fault = self._plan.choose(method, target, number)
         if fault == "short" and method != "GET":
             fault = "truncated"
-        if not fault or self._spoilt[method, target] >= self._plan.budget:
+        if not fault or self._n_faults[method, target] >= self._plan.budget:
             return ""
-        self._spoilt[method, target] += 1
+        self._n_faults[method, target] += 1
         return fault
 
     def _note(self, request: _Message, fault: str, status: str, began: float) -> None:

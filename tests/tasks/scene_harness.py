@@ -121,7 +121,7 @@ def make_references(camera: CameraDescription, scene: Scene, *, scatter: float =
 
 @dataclasses.dataclass
 class Processed:
-    """What the tasks made of a scene."""
+    """Outputs of the tasks for a scene."""
 
     source: astropy.table.Table
     summary: astropy.table.Row

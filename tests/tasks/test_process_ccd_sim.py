@@ -40,7 +40,7 @@ class Matched:
     distance: np.ndarray
     """Its distance in pixels."""
     snr: np.ndarray
-    """Of the true sources, as point sources in sky noise."""
+    """Signal-to-noise ratio of the true sources, as point sources in sky noise."""
     fair: np.ndarray
     """True stars away from edges, masked pixels and brighter neighbors."""
 

@@ -43,10 +43,10 @@ _BLANK_PLACES = 2000
 """Places between the sources where the noise of a PSF flux is measured."""
 
 _BRIGHT_SHARE, _FEWEST_BRIGHT = 100.0, 8
-"""Mean square of a star's light, in units of the variance, that tells what the PSF lacks; stars needed."""
+"""Least mean square of a star's light, in units of the variance, and fewest stars, to measure the misfit."""
 
 _NEAR_PLACES = 200
-"""Of these, the ones nearest to a source that tell the noise there."""
+"""Number of these places nearest to a source from which the noise there is measured."""
 
 
 def source_pixels(ix: IntArray, iy: IntArray, good: BoolArray, radius: int) -> tuple[IntArray, BoolArray]:
@@ -190,7 +190,7 @@ def _blocks(matrix: Any, near: IntArray) -> FloatArray:
 
 @dataclasses.dataclass(frozen=True)
 class BlankSky:
-    """How the noise between the sources compares with what the variance of the pixels says."""
+    """Noise between the sources, compared with that expected from the variance of the pixels."""
 
     places: FloatArray
     """Positions in pixels, shape ``(n, 2)``."""

@@ -82,7 +82,7 @@ class PsfPhotometry:
     """The image minus all fitted PSFs; masked pixels are zero."""
 
     sky: npt.NDArray[np.float32]
-    """What PSF fluxes are measured above: nebulae that are smaller than the cells of the sky."""
+    """Background of PSF fluxes: nebulae that are smaller than the cells of the sky."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,7 +119,7 @@ def write_script(
     n_events
         How many events, unless that is to be drawn.
     faults
-        Whether single requests are spoilt.
+        Whether single requests are faulty.
     server_parts
         Parts of the object store that can be killed.
     """

@@ -53,7 +53,7 @@ class Result:
     """Events that took place."""
 
     faults: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Spoilt requests, by fault."""
+    """Faulty requests, by fault."""
 
     requests: int = 0
     """Number of all requests to the object store."""
