@@ -104,7 +104,7 @@ def print_line(line: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON; objects that JSON does not have are printed as their text."""
+    """Print a value as JSON; values of other types are printed as text."""
     click.echo(json.dumps(value, indent=2, default=str))
 
 

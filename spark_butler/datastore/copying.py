@@ -44,7 +44,7 @@ class CopyResult:
 
 
 def copy_file(copy: FileCopy) -> CopyResult:
-    """Copy a file over what an earlier attempt has copied; the result has the error of the store, if any."""
+    """Copy a file, and replace an earlier attempt's copy; the result has the error of the store, if any."""
     try:
         target = ResourcePath(copy.target)
         target.transfer_from(copy.source, transfer="copy", overwrite=True, multithreaded=False)

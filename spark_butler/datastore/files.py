@@ -126,7 +126,7 @@ class FileFinder:
     def predict_files(self, refs: Iterable[DatasetRef]) -> Files:
         """Return the predicted places of datasets, and their datastore records without the size.
 
-        The datasets have dimension records attached.  One that has no file has no places.
+        The datasets have dimension records attached.  A dataset without a file has no places.
         """
         refs = [self._repository_ref(ref) for ref in refs]
         records: dict[str, DatastoreRecordData] = {}
@@ -135,7 +135,7 @@ class FileFinder:
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
 
     def registered_files(self, refs: Iterable[DatasetRef]) -> Files:
-        """Return the places of datasets according to the repository; none for a dataset that has no file."""
+        """Return the places of datasets according to the repository; none for a dataset without a file."""
         refs = list(refs)
         records = export_records(self._butler, refs)
         return {**{ref.id: [] for ref in refs}, **collect_files(records)}
@@ -205,7 +205,7 @@ def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
 
 
 def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> dict[str, int]:
-    """Return the sizes in bytes of all files in a folder, which need not exist, and below, by relative path.
+    """Return the sizes in bytes of all files below a folder, which need not exist, by relative path.
 
     Parameters
     ----------

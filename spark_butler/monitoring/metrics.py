@@ -125,7 +125,7 @@ class RunMetrics(Collector):
                 ("quantum_seconds", "Time of quanta, all attempts.", ("task", "clock"), self._seconds),
                 (
                     "submitted_quanta",
-                    "Quanta that were submitted, again included.",
+                    "Quanta that were submitted, repeated submissions included.",
                     (),
                     {(): self._submitted},
                 ),

@@ -196,7 +196,7 @@ def _retained_types(
 ) -> list[str] | None:
     """Return patterns of the dataset types that a skipped quantum must have left; `None` for all types.
 
-    ``absent`` names the types that are temporary, or were in the runs whose quanta are skipped.
+    ``absent`` names the types that are temporary, or were so in the runs whose quanta are skipped.
     """
     if not absent:
         return retained
@@ -208,7 +208,7 @@ def _retained_types(
             for name in names
             if any(name == each if isinstance(each, str) else each.search(name) for each in expressions)
         }
-    # The builder takes an empty list for all types; inputs that no task makes always exist.
+    # An empty list would mean all types to the builder; inputs that no task makes always exist.
     names.update(name for name in pipeline_graph.dataset_types if pipeline_graph.producer_of(name) is None)
     return sorted(names)
 

@@ -51,7 +51,7 @@ def check_outputs_in_the_way(
 def settle_dataset_ids(
     components: PredictedQuantumGraphComponents, keep: Collection[uuid.UUID] = frozenset()
 ) -> None:
-    """Replace the random IDs of predicted outputs by daf_butler's own, from run, dataset type and data ID.
+    """Replace random IDs of predicted outputs by those of daf_butler, from run, dataset type and data ID.
 
     A graph that is built again for the same run has the same IDs, so that the
     files of an earlier attempt can still be registered.  IDs of existing datasets,

@@ -47,7 +47,7 @@ def read_price(text: str) -> Price:
 
 
 def measure_usage(outcomes: Iterable[QuantumOutcome], cores: int) -> dict[str, float]:
-    """Return the ``core_hours`` and, of resident memory, the ``gb_hours`` of quanta in all their attempts.
+    """Return the ``core_hours`` of all attempts at quanta, and the ``gb_hours`` of their resident memory.
 
     Each quantum may use ``cores`` cores.
     """

@@ -123,8 +123,8 @@ def diagnose_machine(where: str, folders: Sequence[str] = ()) -> list[Finding]:
 def diagnose_repository(repo: str, where: str) -> tuple[list[Finding], list[ResourcePath]]:
     """Check a repository's configuration, registry, dataset types and object stores.
 
-    Returns a finding for each check, and the roots of its datastores; none if it
-    can't be opened.
+    Returns a finding for each check, and the roots of its datastores: none if the
+    repository can't be opened.
     """
     try:
         roots = check_repository(repo)

@@ -178,7 +178,7 @@ def check_inputs(
 ) -> list[DatasetRef]:
     """Check that the inputs of a graph can be registered in a repository without a change.
 
-    Returns the inputs that the repository, which the run writes to, has already.
+    Returns the inputs that the run's own repository has already.
 
     Raises
     ------

@@ -50,7 +50,7 @@ _MOST_QUANTA = 100_000
 
 
 def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
-    """Return how many bytes were enough for the tasks of quanta that ran out of memory at first, by label."""
+    """Return the bytes that were enough for tasks whose quanta had run out of memory, by label."""
     needs: dict[str, int] = {}
     for outcome in outcomes:
         had_too_little = any(attempt.kind is FailureKind.MEMORY for attempt in outcome.attempts)
@@ -61,7 +61,7 @@ def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
 
 
 def load_needs(root: ResourcePath) -> dict[str, int]:
-    """Read how many bytes tasks needed in earlier runs; empty if none is known or the file can't be read."""
+    """Read the bytes that tasks needed in earlier runs; empty if there are none or the file can't be read."""
     return _load(root, _MEMORY, lambda content: {label: int(value) for label, value in content.items()})
 
 
@@ -80,10 +80,10 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
 
 
 def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Times:
-    """Return how long the quanta took that ran and succeeded.
+    """Return the wall times of the quanta that ran and succeeded.
 
-    It is empty if they took less than a minute together, since their order makes
-    no difference then.
+    The result is empty if they took less than a minute together, since their
+    order makes no difference then.
     """
     times = {
         _key(outcome.label, data_id): float(f"{outcome.wall_seconds:.3g}")
@@ -133,7 +133,7 @@ def find_task_means(times: Times) -> dict[str, float]:
 
 
 def load_times(root: ResourcePath) -> Times:
-    """Read how long quanta took when they ran last; empty if none are known or the file can't be read."""
+    """Read the last wall times of quanta; empty if there are none or the file can't be read."""
 
     def read(content: Mapping[str, Any]) -> dict[tuple[str, str], float]:
         # Earlier releases kept the mean time of a task beside its quanta.
@@ -166,7 +166,7 @@ def _key(label: str, data_id: DataCoordinate) -> tuple[str, str]:
 
 def _load[K, V](root: ResourcePath, file: str, read: Callable[[Mapping[str, Any]], dict[K, V]]) -> dict[K, V]:
     """Read a file with values by task label; return an empty mapping if it can't be read."""
-    # Nothing depends on it.
+    # No result depends on the history.
     with best_effort(f"The history of earlier runs ({file}) can't be read"):
         try:
             return read(json.loads(root.join(file).read()))

@@ -238,7 +238,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
         return type(self).model_validate(self._scaled(binning, amplifiers, **sizes).model_dump())
 
     def _scaled(self, step: int, amplifiers: list[AmplifierDescription], **changed: Any) -> Self:
-        """Return the detector in pixels that are ``step`` of its own wide and high, with other changes."""
+        """Return the detector in pixels that are ``step`` times as wide and high, with other changes."""
         defects = (defect.scaled(step, outward=True) for defect in self.defects)
         changed |= {
             "amplifiers": tuple(amplifiers),

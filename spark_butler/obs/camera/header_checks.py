@@ -73,7 +73,7 @@ def _origin(field: HeaderField, header: Header) -> str:
 
 
 def check_time(header: Header, field: HeaderField, begin: astropy.time.Time) -> None:
-    """Raise if an exposure begins at midnight by a card of the day, and other cards have the time."""
+    """Raise if an exposure begins at midnight as its card has only the day, but other cards have the time."""
     used = field.sources(header)
     if not used or not begin.isot.endswith("T00:00:00.000"):
         return
@@ -118,7 +118,7 @@ def find_unit(header: Header, field: HeaderField) -> tuple[float, str] | None:
 def check_exposure_time(header: Header, field: HeaderField, seconds: float, begin: astropy.time.Time) -> None:
     """Raise if an exposure time is not in seconds by its comment, another card, or the end of the exposure.
 
-    A field with a factor is believed.
+    A field with a factor is trusted.
     """
     if field.factor is not None or not field.sources(header):
         return
@@ -161,7 +161,7 @@ def is_in_hours(header: Header, field: HeaderField) -> bool:
 
 
 def check_right_ascension(header: Header, field: HeaderField) -> None:
-    """Raise if a right ascension in hours is read as degrees; a field with a unit or a factor is believed."""
+    """Raise if a right ascension in hours is read as degrees; a field with a unit or a factor is trusted."""
     if field.unit is None and field.factor is None and field.sources(header) and is_in_hours(header, field):
         raise HeaderValueError(
             f"ra: {_origin(field, header)} = {field.read(header)!r} looks like hours, and the description "
@@ -172,7 +172,7 @@ def check_right_ascension(header: Header, field: HeaderField) -> None:
 def check_equinox(header: Header, begin: astropy.time.Time) -> None:
     """Raise if a header names an equinox that is not 2000, for a position that is taken as ICRS.
 
-    Some headers name the year of the exposure's begin as the epoch.
+    Some headers give the year of the exposure as the epoch.
     """
     frame = next((str(header[key]).strip().upper() for key in FRAMES if header.get(key)), "")
     if frame == "ICRS":
