@@ -56,7 +56,7 @@ class Judged:
     """Flux over the true one, of single stars with a signal-to-noise ratio above 50."""
     snr: np.ndarray
     pull: np.ndarray
-    """Error of a single star's flux beyond the frame's median, in units of the estimated error."""
+    """Error of a single star's flux less the frame's median error, in units of the estimated error."""
     split: np.ndarray
     """Whether a single star was found twice."""
     mas: np.ndarray

@@ -206,7 +206,7 @@ class Bench:
     ):
         self._folder = folder
         self._longest = longest
-        # Of all datastores.
+        # Folder of all datastores.
         self._root = ResourcePath(str(folder) if on_disk else f"s3://{_BUCKET}/", forceDirectory=True)
         self._server = server
         self._frames = frames

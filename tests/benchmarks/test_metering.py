@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from metering import run_metered
 
-# Short enough to end, on a busy machine, before processes that were left behind are killed.
+# On a busy machine, too, it must end before the processes that were left behind are killed.
 _BURN = "import time\nwhile time.process_time() < 0.8: pass\ntime.sleep(1.5)\n"
 
 _SCRIPT = f"""

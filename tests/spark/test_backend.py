@@ -32,7 +32,7 @@ def _make(context: _Context) -> SparkBackend:
     return SparkBackend(cast("Any", SimpleNamespace(sparkContext=context)))
 
 
-def test_scheduler_gets_twice_the_slots_of_an_elastic_cluster_and_the_status_the_present_ones(
+def test_elastic_cluster_gives_the_scheduler_twice_the_present_slots_and_the_status_the_present_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_SLOTS_SECONDS", 0.0)
@@ -45,6 +45,6 @@ def test_scheduler_gets_twice_the_slots_of_an_elastic_cluster_and_the_status_the
     assert backend.present_slots == 5
 
 
-def test_other_clusters_have_one_number_of_slots() -> None:
+def test_other_clusters_give_scheduler_and_status_the_same_slots() -> None:
     backend = _make(_Context())
     assert (backend.slots, backend.present_slots) == (3, 3)

@@ -166,7 +166,7 @@ def test_fewer_than_ten_stars_shift_the_projection_and_change_nothing_else() -> 
     assert not len(solution.reserved)
     np.testing.assert_array_equal(solution.wcs.wcs.cd, first.wcs.cd)
     placed = solution.wcs.all_world2pix(ra, dec, 0)
-    # The rotation is left.
+    # The rotation remains.
     assert np.median(placed[0] - x) == pytest.approx(0.0, abs=0.02)
     assert np.median(placed[1] - y) == pytest.approx(0.0, abs=0.02)
     assert solution.offset == pytest.approx(3.0, abs=0.3)
@@ -235,7 +235,7 @@ def test_reserved_stars_judge_the_zero_point_and_do_not_change_it() -> None:
     assert not set(first.used) & set(first.reserved)
     assert first.scatter == pytest.approx(0.0217, rel=0.3)
     assert first.offset == pytest.approx(0.0, abs=0.01)
-    # Their references are brighter: by the zero point, their magnitudes are too large.
+    # With brighter references, the calibrated magnitudes of the reserved stars are too large.
     reference[reserved] *= 10.0 ** (0.4 * 0.3)
     second = fit_zero_point(counts, 0.01 * counts, reference, reserved=reserved)
     assert second.magnitude == first.magnitude

@@ -86,7 +86,7 @@ def test_an_unseen_companion_makes_the_errors_of_its_star_larger() -> None:
     assert np.mean(growth[part:] > 1.0) < 0.1
 
 
-def test_errors_hold_the_companions_that_bright_stars_hide() -> None:
+def test_flux_errors_include_companions_that_bright_stars_hide() -> None:
     x, y, rng = grid(32)
     faint = rng.uniform(14.0, SIZE - 15.0, (2, 2000))
     faint_flux = NOISE * np.exp(rng.uniform(np.log(10.0), np.log(40.0), 2000))
@@ -98,6 +98,6 @@ def test_errors_hold_the_companions_that_bright_stars_hide() -> None:
     error = result.flux[: x.size] - flux
     assert width(error / result.noise_err[: x.size]) > 1.35
     assert 0.8 < width(error / result.flux_err[: x.size]) < 1.2
-    # Where no star has neighbors, none hides any.
+    # Stars without neighbors get no such error.
     alone = measure(draw(x, y, flux), x, y)
     assert np.median(alone.flux_err / alone.noise_err) == 1.0

@@ -274,7 +274,7 @@ def test_stars_are_reserved_where_there_are_enough() -> None:
         used, reserved = done.column(f"calib_{what}_used"), done.column(f"calib_{what}_reserved")
         assert not (used & reserved).any()
         assert 0.1 < np.count_nonzero(reserved) / np.count_nonzero(used | reserved) < 0.2
-        # They are as bright as the others.
+        # Reserved stars are as bright as the others.
         flux = done.column("instFlux")
         assert 0.5 < np.median(flux[reserved]) / np.median(flux[used]) < 2.0
     assert done.summary["quality_psf_residual"] < 0.03
@@ -295,7 +295,7 @@ def test_a_zero_point_of_the_bright_stars_alone_is_flagged() -> None:
     faint = scene.flux < np.percentile(scene.flux, 60)
     references[0].get()["r_flux"][faint] *= 1.4
     done = process(scene, camera=camera, references=references)
-    # The fit has clipped the fainter stars, and only those that it has not seen show it.
+    # The fit has clipped the faint stars; only the reserved stars show the offset.
     assert done.summary["quality_zero_point_error"] < 0.05
     assert done.summary["quality_zero_point_offset"] == pytest.approx(2.5 * np.log10(1.4), rel=0.2)
     assert "zero_point_offset" in done.summary["image_flag_reasons"]

@@ -7,7 +7,7 @@ from spark_butler.tasks.pixels.robust import fit_linear, intrinsic_scatter
 
 
 @pytest.mark.parametrize("scatter", [0.002, 0.005])
-def test_scatter_beyond_the_errors_is_measured_on_the_values_that_are_known_best(scatter: float) -> None:
+def test_intrinsic_scatter_is_measured_from_the_values_with_small_errors(scatter: float) -> None:
     rng = np.random.default_rng(2)
     errors = np.exp(rng.uniform(np.log(0.0005), np.log(0.05), 400))
     terms = np.column_stack([np.ones(400), rng.uniform(-1.0, 1.0, 400)])
@@ -17,7 +17,7 @@ def test_scatter_beyond_the_errors_is_measured_on_the_values_that_are_known_best
     assert measured == pytest.approx(scatter, rel=0.35)
 
 
-def test_few_values_do_not_tell_their_scatter() -> None:
+def test_intrinsic_scatter_of_few_values_is_the_largest() -> None:
     assert intrinsic_scatter(np.zeros(9), np.full(9, 0.001), 2) == 0.01
 
 
