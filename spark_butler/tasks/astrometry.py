@@ -45,7 +45,7 @@ def no_indices() -> IntArray:
 
 @dataclasses.dataclass(frozen=True)
 class AstrometrySolution:
-    """A projection, and the matches that it was fitted to."""
+    """A projection, and the matches that it comes from."""
 
     wcs: astropy.wcs.WCS
     """The refined projection; the initial one without a match."""
