@@ -1,4 +1,4 @@
-"""Errors of PSF fluxes and positions that pixels' variances don't show: of blends, of misfits and of the sky.
+"""Errors of PSF fluxes and positions beyond the variance of the pixels: from blends, misfits and the sky.
 
 Runs in workers.
 """
@@ -202,7 +202,7 @@ class BlankSky:
     """Mean square of the residual, weighted by the PSF, in units of the variance."""
 
     def around(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return what the places around positions have.
+        """Return excess variance and misfit of the blank places around positions.
 
         Returns
         -------
@@ -248,12 +248,12 @@ def measure_blank_sky(
     ny, nx = good.shape
     if min(ny, nx) < 4 * radius:
         return BlankSky(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
-    # The same places whenever an image is measured again.
+    # The seed is fixed, so that an image that is measured again has the same errors.
     rng = np.random.default_rng(1)
     px, py = (rng.integers(radius, size - radius, 4 * _BLANK_PLACES) for size in (nx, ny))
     if len(x):
         apart = scipy.spatial.cKDTree(np.column_stack([x, y])).query(np.column_stack([px, py]))[0]
-        # Where all is crowded, the emptiest places.
+        # In a crowded field, take the emptiest places.
         chosen = np.argsort(-np.minimum(apart, 1.5 * psf.fwhm), kind="stable")
         px, py = px[chosen], py[chosen]
     px, py = px[:_BLANK_PLACES], py[:_BLANK_PLACES]

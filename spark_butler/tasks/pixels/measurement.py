@@ -52,22 +52,22 @@ class PsfPhotometry:
 
     x_err: FloatArray
     y_err: FloatArray
-    """Their standard errors from photon and read noise, in pixels."""
+    """Their standard errors in pixels, with those from neighbors and misfits of the PSF."""
 
     centroid_ok: BoolArray
-    """`False` where the centroid ran away and the detection's peak was kept."""
+    """`False` where the centroid diverged and the detection's peak was kept."""
 
     flux: FloatArray
     """PSF flux in the units of the image; no aperture correction."""
 
     flux_err: FloatArray
-    """Errors, with what neighbors and light that is not the PSF's add."""
+    """Errors, with those from the sky, neighbors, misfits of the PSF and hidden companions."""
 
     noise_err: FloatArray
-    """Errors by the noise between the sources alone, for a single point source."""
+    """Errors of single point sources from the noise between the sources alone."""
 
     pixel_err: FloatArray
-    """Errors by the variance of the pixels alone."""
+    """Errors from the variance of the pixels alone."""
 
     flux_ok: BoolArray
     """`False` where too little of the source lies on good pixels."""
