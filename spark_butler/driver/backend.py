@@ -18,7 +18,12 @@ class Backend(Protocol):
 
     @property
     def slots(self) -> int:
-        """Number of groups that can run at the same time."""
+        """Number of groups for which the scheduler keeps work submitted."""
+        ...
+
+    @property
+    def present_slots(self) -> int:
+        """Number of groups that can run now; less than `slots` where executors may be added."""
         ...
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:

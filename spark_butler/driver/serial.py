@@ -19,7 +19,7 @@ from .backend import ReportOutcome
 class SerialBackend:
     """A backend that runs every group in this process, without isolation and limits."""
 
-    slots = 1
+    slots = present_slots = 1
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()

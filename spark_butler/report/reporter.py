@@ -219,11 +219,9 @@ def build_reporter(
         options["pipeline"] = f"in memory, of {', '.join(pipeline.task_labels)}"
     options.update(request.options.model_dump(mode="json"))
     roots = store_roots(butler)
-    # A backend that may get more slots gives the scheduler a higher number than it has now.
-    name = "present_slots" if hasattr(backend, "present_slots") else "slots"
 
     def find_slots() -> int:
-        slots: int = getattr(backend, name)
+        slots = backend.present_slots
         return min(request.options.processes or slots, slots)
 
     done_before: dict[str, int] = {}

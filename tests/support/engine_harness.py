@@ -151,7 +151,7 @@ class WrappedBackend:
 
     def __init__(self, inner: Backend):
         self._inner = inner
-        self.slots = inner.slots
+        self.slots, self.present_slots = inner.slots, inner.present_slots
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
         """Run groups.  See `Backend.run`."""
