@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import galsim
 import numpy as np
 import pytest
 
@@ -26,16 +27,20 @@ def test_unblended_stars_beside_much_brighter_ones_are_found(crowded: Processed)
     assert np.mean(distance[chosen] < 2.0) >= 0.97
 
 
-def test_both_stars_of_close_pairs_are_found_in_a_crowded_field(crowded: Processed) -> None:
-    scene = crowded.scene
-    apart = np.hypot(scene.x[:, None] - scene.x, scene.y[:, None] - scene.y)
-    first, second = np.nonzero(np.triu((apart > 3.8) & (apart < 5.5)))
-    fainter, brighter = (f(scene.flux[first], scene.flux[second]) for f in (np.minimum, np.maximum))
-    others = ((apart < 8.0) * scene.flux).sum(axis=1)[first] - fainter - brighter
-    pair = (fainter > 3e3) & (brighter < 4.0 * fainter) & (others < 0.3 * fainter)
-    found = crowded.match()[0] < 1.5
-    assert np.count_nonzero(pair) >= 10
-    assert np.mean((found[first] & found[second])[pair]) >= 0.7
+def test_compact_galaxies_in_a_crowded_field_are_not_taken_apart() -> None:
+    scene = make_scene(512, 800, seed=1)
+    x, y = np.random.default_rng(101).uniform(25, 486, (2, 12))
+    image = galsim.ImageD(scene.expected, xmin=0, ymin=0)
+    galaxy = galsim.Convolve(
+        galsim.Exponential(half_light_radius=1.0, flux=2e4).shear(g1=0.25), galsim.Moffat(beta=3.0, fwhm=3.5)
+    )
+    for a, b in zip(x, y, strict=True):
+        galaxy.drawImage(image, scale=1.0, center=galsim.PositionD(a, b), add_to_image=True)
+    done = process(scene)
+    apart = np.hypot(x[:, None] - scene.x, y[:, None] - scene.y).min(axis=1)
+    near = np.hypot(x[:, None] - done.column("x"), y[:, None] - done.column("y")) < 6.0
+    assert np.count_nonzero(apart > 10.0) >= 4
+    assert (near.sum(axis=1)[apart > 10.0] == 1).all()
 
 
 def test_nothing_is_found_where_no_star_is(crowded: Processed) -> None:

@@ -29,11 +29,8 @@ _MODEL_ERROR = (0.03, 0.1)
 _FEWEST_PIXELS = 100
 """Fewest bright pixels of PSF stars from which the error of the PSF is measured."""
 
-_GALAXY, _LARGE_GALAXY = 1.1, 1.5
-"""Widths, in units of the PSF's, above which sources are not deblended: normally, and in crowded fields."""
-
-_MERGED = 1.25
-"""Distance in FWHM below which two stars are mostly detected as one."""
+_GALAXY = 1.1
+"""Width, in units of the PSF's, above which sources are not deblended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,13 +199,7 @@ def _near_known(
     moments = measure_moments(stamps, dx, dy, psf.sigma)
     with np.errstate(invalid="ignore", divide="ignore"):
         certain = (fit.flux > 10.0 * fit.noise_err)[beside]
-    extended = moments.ok & certain & (moments.sigma > _GALAXY * psf.sigma)
-    # If chance merges more than half as many stars as there are extended sources, many of these are blends.
-    merged = beside.size * len(places) * math.pi * (_MERGED * psf.fwhm) ** 2 / fit.residual.size
-    if merged > 0.5 * np.count_nonzero(extended):
-        extended &= moments.sigma > _LARGE_GALAXY * psf.sigma
-    else:
-        extended |= ~moments.ok
+    extended = ~moments.ok | (certain & (moments.sigma > _GALAXY * psf.sigma))
     reach = np.where(extended | ~whole[beside], 4.0 * np.maximum(moments.sigma, psf.sigma), 1.5 * psf.sigma)
     reach = np.where(off_image[beside], 6.0 * psf.sigma, reach)
     reach = np.clip(np.nan_to_num(reach, nan=4.0 * psf.sigma), 0.0, 1.5 * radius)
