@@ -121,7 +121,7 @@ def explain_failure(outcome: QuantumOutcome) -> str:
 
 
 def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
-    """Return the first outcome of a quantum with the outputs of a rerun that replaced a lost temporary."""
+    """Add the outputs of a rerun, which wrote a lost temporary again, to the first outcome of a quantum."""
     records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
     for name, data in again.records.items():
         records.setdefault(name, DatastoreRecordData()).records.update(data.records)

@@ -14,11 +14,11 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from ..text import format_bytes
+from .preflight import ask_workers
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
-_MOST_ASKED_WORKERS = 32
 _MOST_NAMED_DISKS = 2
 
 
@@ -31,10 +31,8 @@ def explain_full_disk(context: SparkContext, reason: str) -> str:
         The error of Spark, which the text quotes if workers can't be reached.
     """
     remedy = "Free space there, or choose other disks by spark.local.dir or SPARK_LOCAL_DIRS"
-    n_workers = min(int(context.defaultParallelism), _MOST_ASKED_WORKERS)
     try:
-        workers = context.parallelize(range(n_workers), n_workers)
-        found = {each for some in workers.map(lambda _: _measure_disks()).collect() for each in some}
+        found = {each for some in ask_workers(context, _measure_disks) for each in some}
     except Exception:  # noqa: BLE001  (the disk is the error to report)
         return f"a local disk of Spark is full ({reason.rstrip('.')}). {remedy}"
     least = sorted(found)[:_MOST_NAMED_DISKS]

@@ -5,14 +5,14 @@ The driver sends it to workers before a run.
 
 from __future__ import annotations
 
-__all__ = ["check_workers", "diagnose_workers"]
+__all__ = ["ask_workers", "check_workers", "diagnose_workers"]
 
 import importlib.util
 import logging
 import os
 import re
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
@@ -48,20 +48,28 @@ def check_workers(context: SparkContext, modules: Collection[str] = (), stores: 
     spark_butler.errors.SessionError
         Raised if a check fails, with the reason and the remedy.
     """
-    n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
     names, places = sorted(set(modules) - {"__main__"}), list(stores)
     # Only processes with PySpark call this function.
     from .job_names import named_job
 
     try:
-        with named_job(context, f"{n_workers} checks of workers"):
-            workers = context.parallelize(range(n_workers), n_workers)
-            answers = workers.map(lambda _: _check_worker(names, places)).collect()
+        with named_job(context, f"{_count_workers(context)} checks of workers"):
+            answers = ask_workers(context, lambda: _check_worker(names, places))
     except Exception as exc:
         logger.debug("Workers failed their check.", exc_info=True)
         raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(str(exc))}") from exc
     if problems := sorted({answer for answer in answers if answer}):
         raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
+
+
+def ask_workers[T](context: SparkContext, question: Callable[[], T]) -> list[T]:
+    """Call a function in each worker, but in a few of many, and return the results."""
+    n_workers = _count_workers(context)
+    return context.parallelize(range(n_workers), n_workers).map(lambda _: question()).collect()
+
+
+def _count_workers(context: SparkContext) -> int:
+    return min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
 
 
 def diagnose_workers(context: SparkContext, stores: Sequence[str]) -> list[Finding]:
@@ -76,11 +84,9 @@ def diagnose_workers(context: SparkContext, stores: Sequence[str]) -> list[Findi
     from ..repository.doctor_checks import compare_processes, describe_process
     from ..repository.store_checks import Finding
 
-    n_workers = min(int(context.defaultParallelism), _MOST_CHECKED_WORKERS)
     places, driver = list(stores), describe_process()
     try:
-        workers = context.parallelize(range(n_workers), n_workers)
-        answers = workers.map(lambda _: _diagnose_worker(places)).collect()
+        answers = ask_workers(context, lambda: _diagnose_worker(places))
     except Exception as exc:  # noqa: BLE001  (whatever keeps workers from starting)
         remedy = "Give workers the driver's Python and packages: PYSPARK_PYTHON, or `make env-archive`."
         return [Finding("workers", "start", "fault", _worker_reason(str(exc)), remedy)]

@@ -52,8 +52,6 @@ class SparkStart:
     """
 
     def __init__(self) -> None:
-        self._imports: tuple[str, ...] = ()
-        self._stores: tuple[str, ...] = ()
         self._launcher: threading.Thread | None = None
         self._starter: threading.Thread | None = None
         self._is_ours = True
@@ -96,8 +94,9 @@ class SparkStart:
         stores
             Addresses in object stores that workers must reach.
         """
-        self._imports, self._stores = tuple(imports), tuple(stores)
-        self._starter = threading.Thread(target=self._start, name="spark-start", daemon=True)
+        self._starter = threading.Thread(
+            target=self._start, args=(imports, stores), name="spark-start", daemon=True
+        )
         self._starter.start()
 
     def __enter__(self) -> Self:
@@ -145,7 +144,7 @@ class SparkStart:
         except UserError as exc:
             logger.debug("Spark was not started: %s", exc)
 
-    def _start(self) -> None:
+    def _start(self, imports: Sequence[str], stores: Sequence[str]) -> None:
         try:
             if self._launcher is None:
                 self._is_ours = not spark_is_up()
@@ -154,9 +153,9 @@ class SparkStart:
             if self._context is None:
                 self._context = make_spark_context()
             if self._is_ours:
-                set_imports(self._context, self._imports)
+                set_imports(self._context, imports)
             if not self._left.is_set():
-                check_workers(self._context, self._imports, self._stores)
+                check_workers(self._context, imports, stores)
         except BaseException as exc:  # noqa: BLE001  (`wait` raises it)
             self._error = exc
         if self._left.is_set():
