@@ -13,6 +13,7 @@ __all__ = [
     "connection_parameters",
     "forget_s3_clients",
     "initialize_client_plugin",
+    "is_in_s3",
     "prepare_client",
 ]
 
@@ -24,15 +25,13 @@ import socket
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import botocore.session
-from botocore.awsrequest import AWSPreparedRequest
-from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
-from botocore.httpsession import URLLib3Session
-from botocore.utils import get_environ_proxies
-from lsst.resources.s3 import S3ResourcePath
-from lsst.resources.s3utils import _get_s3_client, _get_s3_connection_parameters
+from lsst.resources import ResourcePath
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
+    from lsst.resources.s3 import S3ResourcePath
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +47,11 @@ _POOL = 16
 _BEGAN = "spark_butler_began"
 
 
+def is_in_s3(uri: ResourcePath) -> TypeGuard[S3ResourcePath]:
+    """Return whether a place is in an S3 store."""
+    return uri.scheme == "s3"
+
+
 def bucket_of(uri: S3ResourcePath) -> str:
     """Return the bucket that an object is in."""
     bucket: str = uri._bucket
@@ -56,11 +60,15 @@ def bucket_of(uri: S3ResourcePath) -> str:
 
 def connection_parameters(uri: S3ResourcePath) -> Any:
     """Return endpoint, profile and keys of the store that an object is in."""
+    from lsst.resources.s3utils import _get_s3_connection_parameters
+
     return _get_s3_connection_parameters(uri._profile)
 
 
 def forget_s3_clients() -> None:
     """Make lsst.resources build new clients for the next requests."""
+    from lsst.resources.s3utils import _get_s3_client
+
     _get_s3_client.cache_clear()
 
 
@@ -117,6 +125,8 @@ class _Sender:
     """Sends the requests of a client with deadlines and a pool for which lsst.resources has no settings."""
 
     def __init__(self, client: Any, profile: str | None):
+        from botocore.utils import get_environ_proxies
+
         self._profile = profile
         proxies = client.meta.config.proxies
         self._arguments = {
@@ -133,6 +143,9 @@ class _Sender:
     def send(self, request: AWSPreparedRequest, **_: Any) -> Any:
         session = self._session
         if session is None or session[0] != os.getpid():
+            import botocore.session
+            from botocore.httpsession import URLLib3Session
+
             # A child must not use the connections of the process that forked it.
             verify = botocore.session.Session(profile=self._profile).get_config_variable("ca_bundle")
             verify = verify or os.environ.get("REQUESTS_CA_BUNDLE") or True
@@ -163,6 +176,8 @@ def _limit_retries(
     caught_exception: Exception | None, request_dict: Mapping[str, Any], attempts: int, **_: Any
 ) -> None:
     """Log a warning if a store does not answer, and end the attempts in time."""
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
     if caught_exception is None:
         return
     seconds = time.monotonic() - request_dict["context"].get(_BEGAN, time.monotonic())

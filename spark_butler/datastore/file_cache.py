@@ -12,10 +12,10 @@ import io
 import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from botocore.awsrequest import AWSResponse
-from botocore.response import StreamingBody
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSResponse
 
 type Answer = tuple[AWSResponse, dict[str, Any]]
 """Response of a store, in the form that botocore accepts from an event handler."""
@@ -76,6 +76,9 @@ def answer_from_memory(operation: str, url: str, headers: Mapping[str, Any], dat
     answer
         Response that the store would send; `None` if the request must be sent.
     """
+    from botocore.awsrequest import AWSResponse
+    from botocore.response import StreamingBody
+
     start, end = 0, len(data)
     more: dict[str, Any] = {}
     if span := str(headers.get("Range", "")):

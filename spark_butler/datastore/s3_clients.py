@@ -19,20 +19,20 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
-from botocore.utils import determine_content_length
 from lsst.daf.butler import LocationFactory
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.resources import ResourcePath
-from lsst.resources.s3 import S3ResourcePath
 
-from .._lsst_resources import close_client, forget_s3_clients, prepare_client
+from .._lsst_resources import close_client, forget_s3_clients, is_in_s3, prepare_client
 from ..model.outcomes import Traffic, TrafficCounter
 from ..text import best_effort
 from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import PrefetchQueue
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
 
 _LONGEST_LIFE_SECONDS = 300.0
 # Smaller objects are sent without asking the store first (``Expect: 100-continue``): this costs less, even if
@@ -134,7 +134,7 @@ class S3Clients:
             The client; `None` for other stores than S3, and for a store that
             `open` was not called with.
         """
-        client = uri.client if isinstance(uri, S3ResourcePath) else None
+        client = uri.client if is_in_s3(uri) else None
         return client if client is not None and client in self._listened else None
 
     def open(self, stores: Iterable[str]) -> None:
@@ -151,7 +151,7 @@ class S3Clients:
             Addresses of places in stores; addresses outside of S3 stores are
             ignored.
         """
-        places = [uri for uri in map(ResourcePath, stores) if isinstance(uri, S3ResourcePath)]
+        places = [uri for uri in map(ResourcePath, stores) if is_in_s3(uri)]
         if not places:
             return
         credentials = _describe_credentials()
@@ -186,7 +186,7 @@ class S3Clients:
             Greatest memory of the cache.
         """
         root = ResourcePath(store, forceDirectory=True)
-        if not isinstance(root, S3ResourcePath):
+        if not is_in_s3(root):
             return
         cache = self._cache
         cache.most_bytes = most_bytes
@@ -203,7 +203,7 @@ class S3Clients:
                 if room < 0:
                     break
                 uri = info.file_location(factory).uri
-                if dataset_id not in cache and isinstance(uri, S3ResourcePath):
+                if dataset_id not in cache and is_in_s3(uri):
                     has_read = True
                     data = uri.read()
                     if len(data) == info.file_size:
@@ -235,6 +235,9 @@ class S3Clients:
 
         daf_butler requests the size of each file that it has written.
         """
+        from botocore.awsrequest import AWSResponse
+        from botocore.utils import determine_content_length
+
         url, _, query = params["url"].partition("?")
         context["spark_butler_url"] = self._thread.last_url = url
         if self._thread.apart is not None:

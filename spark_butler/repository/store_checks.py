@@ -15,18 +15,17 @@ import email.utils
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import boto3
-import botocore.config
-from botocore.exceptions import BotoCoreError, ClientError, SSLError
 from lsst.resources import ResourcePath
-from lsst.resources.s3 import S3ResourcePath
 
-from .._lsst_resources import bucket_of, connection_parameters, prepare_client
+from .._lsst_resources import bucket_of, connection_parameters, is_in_s3, prepare_client
 from ..errors import RepositoryError
 from ..masking import hide_secrets
 from ..text import best_effort, brief, format_seconds
+
+if TYPE_CHECKING:
+    from lsst.resources.s3 import S3ResourcePath
 
 _CONNECT_SECONDS = 4
 _READ_SECONDS = 15
@@ -85,7 +84,7 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
     spark_butler.errors.RepositoryError
         Raised if the check fails, with the reason.
     """
-    if not isinstance(root, S3ResourcePath):
+    if not is_in_s3(root):
         return
     bucket, prefix = bucket_of(root), root.unquoted_path.lstrip("/")
     with _explaining(root):
@@ -98,6 +97,8 @@ def check_store(root: ResourcePath, *, write: bool = False) -> None:
 @contextlib.contextmanager
 def _explaining(root: S3ResourcePath) -> Iterator[None]:
     """Translate errors of a store into a `RepositoryError` that names the reason."""
+    from botocore.exceptions import BotoCoreError, ClientError, SSLError
+
     try:
         yield
     except ClientError as exc:
@@ -128,6 +129,8 @@ def _probe_writing(client: Any, bucket: str, key: str) -> None:
 
     The probe thus leaves no object behind, and needs no right to remove objects.
     """
+    from botocore.exceptions import ClientError
+
     try:
         client.put_object(Bucket=bucket, Key=key, Body=b"-", ContentMD5=_WRONG_MD5)
     except ClientError as exc:
@@ -141,6 +144,9 @@ def _probe_writing(client: Any, bucket: str, key: str) -> None:
 
 def _make_client(root: S3ResourcePath) -> Any:
     """Build a client with short deadlines for the store that `lsst.resources` would use."""
+    import boto3
+    import botocore.config
+
     prepare_client(root)
     parameters = connection_parameters(root)
     return boto3.Session(profile_name=parameters.profile).client(
@@ -179,7 +185,7 @@ def diagnose_store(root: ResourcePath, where: str) -> list[Finding]:
     def step(check: str, action: Callable[[], object], remedy: str, *, needed: bool = True) -> bool:
         began = time.perf_counter()
         try:
-            with _explaining(root) if isinstance(root, S3ResourcePath) else contextlib.nullcontext():
+            with _explaining(root) if is_in_s3(root) else contextlib.nullcontext():
                 text = action()
         except Exception as exc:  # noqa: BLE001  (any client may raise anything)
             found.append(Finding(where, check, "fault" if needed else "warning", brief(exc), remedy))
@@ -188,7 +194,7 @@ def diagnose_store(root: ResourcePath, where: str) -> list[Finding]:
         found.append(Finding(where, check, "ok", text if isinstance(text, str) else ""))
         return True
 
-    if not isinstance(root, S3ResourcePath):
+    if not is_in_s3(root):
         remedy = f"Give this user the right to write to {root}."
         if step("store: write", lambda: probe.write(data), remedy):
             step("store: read", probe.read, "Give this user the right to read there.")

@@ -23,10 +23,7 @@ _SOCKET = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
 _YOUNG_SECONDS = 5.0
 
 # What each worker would import in its first Spark task.
-_IN_ANY_CASE = (
-    *("pyspark.worker", "spark_butler.spark.backend", "lsst.daf.butler.formatters.logs"),
-    *("boto3.s3.inject", "encodings.idna"),
-)
+_IN_ANY_CASE = ("pyspark.worker", "spark_butler.spark.backend", "lsst.daf.butler.formatters.logs")
 
 
 def remove_dead_sockets(folder: Path) -> None:
@@ -77,15 +74,15 @@ def import_for_workers() -> bool:
         Whether this process can be forked: no module has started threads.  The
         environment names those that have.
     """
-    from ..worker.environment import IMPORTS_VARIABLE
+    from ..worker.environment import IMPORTS_VARIABLE, S3_MODULES
     from ..worker.state import NOT_PRELOADED_VARIABLE
     from .worker_entry import worker_state
 
     preloader = worker_state().preloader
     preloader.import_modules(_IN_ANY_CASE)
     tasks = os.environ.get(IMPORTS_VARIABLE, "")
-    # Known tasks import what they need of lsst.images, which takes half a second.
-    threaded = preloader.import_modules(tasks.split(",") if tasks else ["lsst.images"])
+    # A run names its tasks, which import what they need of lsst.images, and the modules of its stores.
+    threaded = preloader.import_modules(tasks.split(",") if tasks else ["lsst.images", *S3_MODULES])
     if threaded:
         preloader.exclude(threaded)
         known = os.environ.get(NOT_PRELOADED_VARIABLE, "")

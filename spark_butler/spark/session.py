@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SessionError
 from ..text import best_effort, translate_errors
-from ..worker.environment import IMPORTS_VARIABLE, limit_threads, worker_environment
+from ..worker.environment import IMPORTS_VARIABLE, S3_MODULES, limit_threads, worker_environment
 from . import _pyspark
 from .jvm import launch_jvm
 
@@ -214,7 +214,7 @@ def default_master_is_local() -> bool:
     return _is_local(SparkConf().get("spark.master") or _DEFAULT_MASTER)
 
 
-def set_imports(context: SparkContext, modules: Collection[str]) -> None:
+def set_imports(context: SparkContext, modules: Collection[str], stores: Collection[str] = ()) -> None:
     """Set the modules that daemons try to import before they fork workers.
 
     Call this function before the context starts its first worker.
@@ -223,8 +223,11 @@ def set_imports(context: SparkContext, modules: Collection[str]) -> None:
     ----------
     modules
         Names of the modules of the tasks.
+    stores
+        Addresses of places in stores that the tasks read and write.
     """
-    context.environment[IMPORTS_VARIABLE] = ",".join(modules)
+    of_stores = S3_MODULES if any(store.startswith("s3:") for store in stores) else ()
+    context.environment[IMPORTS_VARIABLE] = ",".join((*modules, *of_stores))
 
 
 def spark_is_up() -> bool:

@@ -153,7 +153,7 @@ class SparkStart:
             if self._context is None:
                 self._context = make_spark_context()
             if self._is_ours:
-                set_imports(self._context, imports)
+                set_imports(self._context, imports, stores)
             if not self._left.is_set():
                 check_workers(self._context, imports, stores)
         except BaseException as exc:  # noqa: BLE001  (`wait` raises it)

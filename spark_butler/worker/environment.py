@@ -5,7 +5,7 @@ Runs in the driver and in the daemon, which set them before they import librarie
 
 from __future__ import annotations
 
-__all__ = ["IMPORTS_VARIABLE", "limit_threads", "worker_environment"]
+__all__ = ["IMPORTS_VARIABLE", "S3_MODULES", "limit_threads", "worker_environment"]
 
 import os
 
@@ -23,6 +23,9 @@ _ENVIRONMENT = {
 
 IMPORTS_VARIABLE = "SPARK_BUTLER_IMPORTS"
 """Environment variable with the modules, joined by commas, that are imported before workers are forked."""
+
+S3_MODULES = ("lsst.resources.s3", "boto3.s3.inject", "encodings.idna")
+"""Modules that the first request to an S3 store imports."""
 
 _PASSED_ON = (
     "AWS_CA_BUNDLE",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from spark_butler.spark.daemon import remove_dead_sockets
+from spark_butler.worker.environment import S3_MODULES
 
 
 def _bind(folder: Path, *, age: float) -> tuple[Path, socket.socket]:
@@ -49,3 +52,26 @@ def test_only_sockets_of_dead_processes_are_removed(folder: Path) -> None:
         listener.close()
     else:
         raise AssertionError("a daemon that lives was asked for a worker")
+
+
+@pytest.mark.parametrize(
+    ("store", "imports_s3"), [("file:///repo/", False), ("s3://profile@bucket/repo/", True)]
+)
+def test_modules_of_s3_are_imported_only_for_an_s3_store(store: str, imports_s3: bool) -> None:
+    # The driver's part of a run, then the daemon's.
+    code = """if True:
+        import sys, types
+        import spark_butler.cli.execute, spark_butler.graph_run, spark_butler.run
+        from spark_butler.spark import daemon, session
+        print(*sys.modules)
+        context = types.SimpleNamespace(environment={})
+        session.set_imports(context, ["spark_butler.errors"], sys.argv[1:])
+        daemon.os.environ.update(context.environment)
+        assert daemon.import_for_workers()
+        print(*sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code, store], capture_output=True, text=True, check=True)
+    driver, worker = (set(line.split()) for line in done.stdout.splitlines())
+    modules = {"botocore.httpsession", "s3fs", *S3_MODULES}
+    assert driver.isdisjoint(modules - {"encodings.idna"})
+    assert modules <= worker if imports_s3 else worker.isdisjoint(modules)

@@ -166,7 +166,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> _Context:
     monkeypatch.setattr(spark_start, "default_master_is_local", lambda: True)
     monkeypatch.setattr(spark_start, "make_spark_context", context.make)
     monkeypatch.setattr(
-        spark_start, "set_imports", lambda context, names: context.imports.append(list(names))
+        spark_start, "set_imports", lambda context, names, stores: context.imports.append(list(names))
     )
     monkeypatch.setattr(spark_start, "check_workers", lambda context, imports, stores: None)
     return context
