@@ -23,18 +23,18 @@ from .obs import obs
 
 # Module of each command that needs the middleware, and its help.
 _LAZY = {
-    "cancel": ("reports", "Ask a run to stop."),
+    "cancel": ("status_and_logs", "Ask a run to stop."),
     "catalog": ("products", "Write the sources of a run as one table."),
     "plan": ("run", "Print how a pipeline would run, with the options of 'run'."),
     "pre-exec-init-qbb": ("qbb", "Write the init-outputs of a quantum graph without the registry."),
-    "logs": ("reports", "Print the log of an ended or a running quantum."),
-    "report": ("reports", "Print the report of a run that has ended."),
+    "logs": ("status_and_logs", "Print the log of an ended or a running quantum."),
+    "report": ("status_and_logs", "Print the report of a run that has ended."),
     "run": ("run", "Build and run a pipeline on Spark, with the options of 'pipetask run'."),
     "run-qbb": ("qbb", "Run a quantum graph on Spark without the registry."),
     "science": ("products", "Write a page about images, PSF, astrometry and photometry of a run."),
     "show": ("products", "Draw a visit, or a detector with its sources."),
     "submit": ("submit", "Start a run that goes on without the terminal."),
-    "status": ("reports", "Print the state of running and ended runs."),
+    "status": ("status_and_logs", "Print the state of running and ended runs."),
 }
 _ON_SPARK = ("run", "run-qbb")
 

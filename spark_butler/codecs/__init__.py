@@ -36,4 +36,4 @@ __all__ = [
 from ..errors import CodecError
 from ._encoding import EncodedObject, check_storage_class, copy_object, decode, encode
 from ._formatter import FormatterFallback
-from ._registry import Codec, register_codec
+from ._user_codecs import Codec, register_codec

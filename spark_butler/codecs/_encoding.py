@@ -24,7 +24,7 @@ from lsst.utils.introspection import get_full_type_name
 from ..errors import CodecError, PlanError
 from ._formatter import FormatterFallback
 from ._pickling import pickle_dataset
-from ._registry import find_codec, find_codec_of_type
+from ._user_codecs import find_codec, find_codec_of_type
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import cloudpickle
 import numpy as np
 
 from ..errors import CodecError
-from ._registry import find_codec, find_codec_of_type
+from ._user_codecs import find_codec, find_codec_of_type
 
 Reducer = Callable[[Any], Any]
 

@@ -1,4 +1,4 @@
-"""The commands ``status``, ``report`` and ``cancel``, for runs of other processes.
+"""The commands ``status``, ``report``, ``logs`` and ``cancel``, for runs of other processes.
 
 Run in the process of the command; they read the files of a driver in the store.
 """
