@@ -7,7 +7,7 @@ workers then share the memory of what it has imported.
 
 from __future__ import annotations
 
-__all__ = ["import_for_workers", "remove_dead_sockets", "serve"]
+__all__ = ["import_for_workers", "prefer_compiled", "remove_dead_sockets", "serve"]
 
 import contextlib
 import gc
@@ -65,6 +65,23 @@ def _keep_stdout() -> Iterator[None]:
         os.close(kept)
 
 
+def prefer_compiled(places: list[str]) -> None:
+    """Move the archives of an installed PySpark behind all other places of an import path.
+
+    Spark puts them first.  They hold the modules of the installation that they lie
+    in, but Python compiles modules of archives each time that it imports them.
+
+    Parameters
+    ----------
+    places
+        The import path, which is changed in place.  Archives of any other PySpark
+        than the first one on the path stay where they are.
+    """
+    folders = (Path(place, "pyspark") for place in places)
+    if home := next((folder for folder in folders if (folder / "__init__.py").is_file()), None):
+        places.sort(key=lambda place: home in Path(place).parents)
+
+
 def import_for_workers() -> bool:
     """Import the middleware, and those modules of tasks that can be imported.
 
@@ -92,6 +109,7 @@ def import_for_workers() -> bool:
 
 def serve() -> None:
     """Import what workers need, exclude it from garbage collection, and fork workers for Spark."""
+    prefer_compiled(sys.path)
     from ._pyspark import serve_workers
 
     with _keep_stdout():

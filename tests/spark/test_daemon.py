@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_butler.spark.daemon import remove_dead_sockets
+from spark_butler.spark.daemon import prefer_compiled, remove_dead_sockets
 from spark_butler.worker.environment import S3_MODULES
 
 
@@ -52,6 +52,27 @@ def test_only_sockets_of_dead_processes_are_removed(folder: Path) -> None:
         listener.close()
     else:
         raise AssertionError("a daemon that lives was asked for a worker")
+
+
+def test_archives_of_the_installed_pyspark_are_imported_last(tmp_path: Path) -> None:
+    installed, other = tmp_path / "site-packages", tmp_path / "other"
+    for place in (installed, other):
+        (place / "pyspark").mkdir(parents=True)
+        (place / "pyspark" / "__init__.py").touch()
+    code = str(tmp_path / "code")
+    archives = {
+        place: [str(place / "pyspark" / name) for name in ("python/lib/pyspark.zip", "jars/spark-core.jar")]
+        for place in (installed, other)
+    }
+    places = [*archives[installed], code, str(installed), str(other)]
+    prefer_compiled(places)
+    assert places == [code, str(installed), str(other), *archives[installed]]
+    # Spark was started with another PySpark than the one that is found first.
+    places = [*archives[other], code, str(installed), str(other)]
+    prefer_compiled(before := list(places))
+    assert before == places
+    prefer_compiled(without := [*archives[installed], code])
+    assert without == [*archives[installed], code]
 
 
 @pytest.mark.parametrize(
