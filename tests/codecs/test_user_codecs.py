@@ -14,7 +14,7 @@ from lsst.daf.butler import StorageClass, StorageClassFactory
 
 from spark_butler.codecs import (
     CodecError,
-    _registry,
+    _user_codecs,
     check_storage_class,
     copy_object,
     decode,
@@ -49,10 +49,10 @@ class ListCodec:
 @pytest.fixture(autouse=True)
 def _fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("_registered", "_by_type"):
-        monkeypatch.setattr(_registry, name, {})
-    _registry._entry_points.cache_clear()
+        monkeypatch.setattr(_user_codecs, name, {})
+    _user_codecs._entry_points.cache_clear()
     yield
-    _registry._entry_points.cache_clear()
+    _user_codecs._entry_points.cache_clear()
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_missing_codec_in_worker_raises_clear_error() -> None:
     storage_class = StorageClass("SecretList", pytype=Secret)
     register_codec("SecretList", SecretCodec())
     data = join(encode(Secret(np.zeros(3)), storage_class))
-    _registry._registered.clear()
+    _user_codecs._registered.clear()
     with pytest.raises(CodecError, match="codec 'SecretList', which this process doesn't have"):
         decode(data, storage_class)
 
