@@ -23,10 +23,10 @@ from lsst.utils.packages import Packages
 
 from .datastore.graph_butler import GraphButler
 from .driver.backend import Backend
-from .driver.earlier_outputs import needs_clobber
 from .driver.engine import execute_graph, plan_graph
 from .driver.events import ObserverGroup, RunObserver
 from .driver.input_transfer import InputTransfer, check_input_repository
+from .driver.resume import needs_clobber
 from .errors import EngineError
 from .model.outcomes import RunResult
 from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pipeline, task_modules

@@ -25,12 +25,12 @@ from lsst.utils.threads import disable_implicit_threading
 from ..errors import EngineError, NothingToDo, OptionsError, UserError
 from ..masking import hide_secrets
 from ..planning.request import RunRequest
-from ..processes import Stopped, end_in_order, ending_on_signals
 from ..report import RunReporter, format_report
 from ..report.summary import make_report
 from ..report.usage import Price, format_usage, predict_usage, price_usage, read_price
 from ..repository.task_history import load_peaks, load_times
 from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
+from ..signals_and_locks import Stopped, end_in_order, ending_on_signals
 from ..spark.session import check_platform
 from ..spark.startup import SparkStart
 from ..text import brief

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, UserError
-from ..processes import dying_with_parent
+from ..signals_and_locks import dying_with_parent
 
 _START_TIMEOUT = 60.0
 _ATTEMPTS = 3

@@ -28,7 +28,7 @@ from ..repository.database_retry import retry_database
 from ..repository.output_ingest import Ingester
 from ..temporaries.scratch import remove_scratch, scratch_folder
 from ..text import as_engine_error, best_effort
-from .earlier_outputs import RegistryUpdate, choose_quanta, find_earlier_outputs
+from .resume import RegistryUpdate, choose_quanta, find_earlier_outputs
 
 logger = logging.getLogger(__name__)
 

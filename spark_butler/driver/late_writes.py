@@ -21,7 +21,7 @@ from lsst.pipe.base import QuantumAttemptStatus
 from ..datastore.files import FileFinder, collect_files, find_changed_files
 from ..model.outcomes import QuantumOutcome
 from ..text import brief
-from .earlier_outputs import RegistryUpdate
+from .resume import RegistryUpdate
 
 logger = logging.getLogger(__name__)
 

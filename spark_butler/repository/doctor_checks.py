@@ -26,7 +26,7 @@ from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
 from ..errors import UserError
-from ..processes import try_lock
+from ..signals_and_locks import try_lock
 from ..text import brief, format_bytes, format_seconds
 from .checks import check_repository
 from .store_checks import Finding, diagnose_store

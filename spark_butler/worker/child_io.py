@@ -26,7 +26,7 @@ from typing import Final, Literal, Self
 from lsst.resources.utils import get_tempdir
 
 from ..masking import hide_secrets
-from ..processes import try_lock
+from ..signals_and_locks import try_lock
 
 _HEAD = struct.Struct("<?Q")
 _PIPE_BYTES = 2**20

@@ -28,7 +28,7 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
 from ..errors import EngineError
 from ..model.outcomes import FailureKind, QuantumOutcome, QuantumStarted, exit_text
 from ..model.work import QuantumWork
-from ..processes import dying_with_parent
+from ..signals_and_locks import dying_with_parent
 from .child_io import END, Channel, LogTail, TemporaryFolder
 from .group import AttemptEvent, Trial, find_outputs, run_group
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory

@@ -21,7 +21,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..processes import try_lock
+from ..signals_and_locks import try_lock
 
 _PAGE = resource.getpagesize()
 _HUGE = 1 << 60

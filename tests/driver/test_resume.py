@@ -30,8 +30,8 @@ from lsst.resources import ResourcePath
 
 from spark_butler.datastore import files as files_module
 from spark_butler.datastore.files import list_files
-from spark_butler.driver.earlier_outputs import needs_clobber
 from spark_butler.driver.engine import execute_graph
+from spark_butler.driver.resume import needs_clobber
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, PlanError, RepositoryError
 from spark_butler.model.options import RunOptions

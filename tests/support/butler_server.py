@@ -20,7 +20,7 @@ from typing import Self
 from lsst.daf.butler.tests.server_available import butler_server_import_error
 
 from spark_butler.demo.s3server import find_free_ports, wait_until
-from spark_butler.processes import dying_with_parent
+from spark_butler.signals_and_locks import dying_with_parent
 
 _READY_SECONDS = 240
 

@@ -20,7 +20,7 @@ import psutil
 from lsst.daf.butler import Butler, Config
 
 from spark_butler.demo.s3server import find_free_ports
-from spark_butler.processes import dying_with_parent
+from spark_butler.signals_and_locks import dying_with_parent
 
 _USER = "postgres"
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spark_butler.demo.s3server import EmbeddedS3, find_free_ports, wait_until
-from spark_butler.processes import dying_with_parent
+from spark_butler.signals_and_locks import dying_with_parent
 
 _SWIFT_VENV = Path(__file__).resolve().parents[2] / ".venv-swift" / "bin"
 _READY_SECONDS = 90
