@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
 from ..errors import UserError
-from .camera.description import AmplifierDescription, DetectorDescription, OverscanDescription
+from .camera.description import DetectorDescription
 from .camera.planes import PlanesDescription
 from .camera.raw_fits import PLANES
+from .overscan import overscan_level
 
 type Image32 = npt.NDArray[np.float32]
 
@@ -105,7 +105,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
         saturated[target] = amplifier.assembled(pixels >= limit)
         trimmed = pixels.astype(np.float32) - np.float32(amplifier.bias_level)
         if amplifier.raw_overscan_section is not None:
-            level, spread, line = _overscan_level(raw, amplifier, detector.overscan)
+            level, spread, line = overscan_level(raw, amplifier, detector.overscan)
             levels[amplifier.name] = (level, spread)
             trimmed -= line
         image[target] = amplifier.assembled(trimmed)
@@ -210,33 +210,6 @@ def _ceiling(pixels: npt.NDArray[Any]) -> float | None:
     below = np.count_nonzero(finite > top - max(0.01 * abs(top), 20.0)) - at_top
     # A converter's limit or a full well leaves a spike at the end of the histogram, light a tail.
     return top if 10 <= at_top < 0.2 * finite.size and at_top > 3 * below else None
-
-
-def _overscan_level(
-    raw: npt.NDArray[Any], amplifier: AmplifierDescription, model: OverscanDescription
-) -> tuple[float, float, Image32]:
-    """Return the level, its spread, and the values to subtract: one per row, or one per column."""
-    assert amplifier.raw_overscan_section is not None, "The caller has looked."
-    overscan = raw[amplifier.raw_overscan_section.slices].astype(np.float32)
-    beside = amplifier.raw_overscan_section.slices[0] == amplifier.raw_data_section.slices[0]
-    if not beside:
-        overscan = overscan.T
-    level = float(np.median(overscan))
-    spread = 1.4826 * float(np.median(np.abs(overscan - level)))
-    if model.fit == "constant":
-        # The mean within three sigma, because a median of integers has steps of half an ADU.
-        near = np.abs(overscan - level) <= 3.0 * max(spread, 1.0)
-        return level, spread, np.full((1, 1), overscan[near].mean(), dtype=np.float32)
-    # Deviant pixels (trails of saturated stars, cosmic rays) are left out, then rows are averaged.
-    rows = np.median(overscan, axis=1, keepdims=True)
-    near = np.abs(overscan - rows) <= 3.0 * max(spread, 1.0)
-    per_row = np.where(near, overscan, 0.0).sum(axis=1) / np.maximum(near.sum(axis=1), 1)
-    if (half := min(model.smooth // 2, len(per_row) - 1)) > 0:
-        # An odd reflection continues a drift beyond the first and the last row.
-        padded = np.pad(per_row, half, mode="reflect", reflect_type="odd")
-        per_row = scipy.ndimage.median_filter(padded, 2 * half + 1, mode="nearest")[half:-half]
-    line = per_row.astype(np.float32)
-    return level, spread, line[:, None] if beside else line[None, :]
 
 
 def noise_floor(detector: DetectorDescription) -> Image32:
