@@ -5,28 +5,21 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["MAX_LOSSES", "FailureCounter", "explain_failure", "lost_outcome", "merge_outcomes"]
+__all__ = ["FailureCounter", "explain_failure", "merge_outcomes"]
 
 import dataclasses
 import logging
 import re
-import uuid
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.pipe.base import InvalidQuantumError, QuantumAttemptStatus
-from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+from lsst.pipe.base import InvalidQuantumError
 
 from ..model.options import StopRule
-from ..model.outcomes import FailureKind, QuantumOutcome, exit_text, job_text
+from ..model.outcomes import QuantumOutcome, exit_text, job_text
 from ..text import format_count
 
 logger = logging.getLogger(__name__)
-
-MAX_LOSSES = 3
-"""Number of losses after which a unit has failed."""
 
 _NUMBER = re.compile(r"\d+")
 _MILESTONES = {10**n for n in range(1, 8)}
@@ -39,8 +32,6 @@ class FailureCounter:
         self._rule = rule
         self._alike: dict[str, tuple[str, int]] = {}
         self._causes: Counter[tuple[str, str]] = Counter()
-        self.losses: dict[int, int] = {}
-        """Number of losses with a worker while the unit ran alone, by index of each lost unit."""
         self.number = 0
         """Number of quanta that failed."""
 
@@ -73,15 +64,6 @@ class FailureCounter:
             logger.debug(
                 "Task %s failed with the same cause: %s%s", job_text(outcome.report), outcome.reason, skipped
             )
-
-    def record_loss(self, unit: int, *, ran_alone: bool) -> int:
-        """Count the loss of a unit with its worker, and return how often it was lost while it ran alone.
-
-        If several units are lost together, the faulty one is unknown.  A unit
-        that was lost `MAX_LOSSES` times has failed.
-        """
-        self.losses[unit] = self.losses.get(unit, 0) + ran_alone
-        return self.losses[unit]
 
     def record(self, outcome: QuantumOutcome) -> str:
         """Count a failure, and return the reason to stop the run; empty while it may continue."""
@@ -130,13 +112,3 @@ def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutco
     return dataclasses.replace(
         first, outputs=tuple(outputs), removed=tuple(removed), records=records, scan=again.scan
     )
-
-
-def lost_outcome(
-    quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str, kind: FailureKind
-) -> QuantumOutcome:
-    """Return the outcome of a quantum whose worker or disk failed."""
-    report = QuantumReport(
-        quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label
-    )
-    return QuantumOutcome(quantum_id, QuantumAttemptStatus.ABORTED, report, kind=kind, reason=reason)

@@ -10,7 +10,6 @@ __all__ = ["Scheduler"]
 import heapq
 import logging
 import queue
-import tempfile
 import threading
 import uuid
 from collections import Counter, defaultdict
@@ -25,11 +24,11 @@ from ..model.options import StopRule
 from ..model.outcomes import FailureKind, QuantumOutcome, RunResult, job_text
 from ..model.work import UnitWork, WorkerContext
 from ..planning.plan import Plan, Unit
-from ..text import brief
 from .backend import Backend
 from .batching import BatchSizer
 from .events import ObserverGroup, RunObserver
-from .failure_counter import MAX_LOSSES, FailureCounter, lost_outcome, merge_outcomes
+from .failure_counter import FailureCounter, merge_outcomes
+from .lost_workers import MAX_LOSSES, LossCounter, explain_loss, lost_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +122,7 @@ class Scheduler:
         self._delayed: dict[int, threading.Timer] = {}
         self._result = RunResult()
         self._failures = FailureCounter(stop_rule)
+        self._losses = LossCounter()
 
     def run(self, context: WorkerContext) -> RunResult:
         """Run all groups.
@@ -204,7 +204,7 @@ class Scheduler:
         while self._ready and len(aside) < _MAX_ASIDE:
             unit = self._plan.units[heapq.heappop(self._ready)[1]]
             # A unit that has lost its worker before runs alone, so that no other unit is lost with it.
-            if len(unit.levels) > 1 or unit.index in self._failures.losses:
+            if len(unit.levels) > 1 or unit.index in self._losses:
                 if n_batches:
                     aside.append(unit)
                     break
@@ -235,7 +235,7 @@ class Scheduler:
         closed = frozenset(
             q for unit in units for q in self._quanta_of(unit) if q not in self._open[unit.index]
         )
-        if units[0].index not in self._failures.losses:
+        if units[0].index not in self._losses:
             return self._make_work(units, closed, None)
         done = frozenset(q for q in closed if (o := self._result.outcomes.get(q)) is not None and o.succeeded)
         return self._make_work(units, closed - done, done)
@@ -246,28 +246,17 @@ class Scheduler:
     def _end_job(self, job: Future[None], units: list[Unit]) -> None:
         """Finish a job: quanta without an outcome were lost with their worker."""
         error = job.exception()
-        if error is not None and not self._backend.is_alive():
-            raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
-        is_full = isinstance(error, WorkerDiskError)
-        if isinstance(error, OSError | EngineError) and not is_full:
-            # Errors of workers have other types.  An error of the driver would occur again with every job.
-            hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
-            raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
         unfinished = [unit for unit in units if self._open[unit.index]]
+        missing = [quantum_id for unit in unfinished for quantum_id in self._open[unit.index]]
+        reason = explain_loss(error, missing, self._backend)
         if not unfinished:
             return
-        if not self._backend.is_alive():
-            missing = sorted(str(q) for unit in unfinished for q in self._open[unit.index])
-            raise EngineError(f"No outcome came back for {len(missing)} quanta of a job: {missing}.")
-        reason = "no outcome came back" if error is None else brief(error)
         logger.warning("A job with %d units was lost: %s", len(unfinished), reason)
-        if error is not None:
-            logger.debug("The job was lost.", exc_info=error)
         for unit in unfinished:
-            losses = self._failures.record_loss(unit.index, ran_alone=len(units) == 1)
+            losses = self._losses.record(unit.index, ran_alone=len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= MAX_LOSSES:
-                if is_full:
+                if isinstance(error, WorkerDiskError):
                     self._give_up(unit, f"failed {losses} times: {reason}", FailureKind.IO)
                 else:
                     self._give_up(unit, f"its worker was lost {losses} times: {reason}")

@@ -1,0 +1,95 @@
+"""Units that were lost with their worker: why, how often, and the outcome of those that are lost too often.
+
+Runs in the driver.  The scheduler runs a lost unit again, alone, after a pause.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MAX_LOSSES", "LossCounter", "explain_loss", "lost_outcome"]
+
+import logging
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lsst.pipe.base import QuantumAttemptStatus
+from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
+
+from ..errors import EngineError, WorkerDiskError
+from ..model.outcomes import FailureKind, QuantumOutcome
+from ..text import brief
+from .backend import Backend
+
+logger = logging.getLogger(__name__)
+
+MAX_LOSSES = 3
+"""Number of losses after which a unit has failed."""
+
+
+class LossCounter:
+    """The units that were lost, and how often each was lost while it ran alone."""
+
+    def __init__(self) -> None:
+        self._losses: dict[int, int] = {}
+
+    def __contains__(self, unit: int) -> bool:
+        """Return whether a unit was ever lost."""
+        return unit in self._losses
+
+    def record(self, unit: int, *, ran_alone: bool) -> int:
+        """Count the loss of a unit with its worker, and return how often it was lost while it ran alone.
+
+        If several units are lost together, the faulty one is unknown.  A unit
+        that was lost `MAX_LOSSES` times has failed.
+        """
+        self._losses[unit] = self._losses.get(unit, 0) + ran_alone
+        return self._losses[unit]
+
+
+def explain_loss(error: BaseException | None, missing: Sequence[uuid.UUID], backend: Backend) -> str:
+    """Return why a job has ended without the outcomes of some of its quanta.
+
+    Parameters
+    ----------
+    error
+        Error that ended the job, if any.
+    missing
+        Quanta without an outcome.
+    backend
+        The backend that ran the job.
+
+    Returns
+    -------
+    reason
+        The reason; empty if no outcome is missing.
+
+    Raises
+    ------
+    EngineError
+        Raised if further jobs would be lost for the same reason.
+    """
+    if error is not None and not backend.is_alive():
+        raise EngineError(f"The backend failed: {type(error).__name__}: {brief(error)}") from error
+    if isinstance(error, OSError | EngineError) and not isinstance(error, WorkerDiskError):
+        # Errors of workers have other types.  An error of the driver would occur again with every job.
+        hint = f"Check disk space and the temporary folder of the driver ({tempfile.gettempdir()})."
+        raise EngineError(f"The driver can't submit work: {brief(error)}. {hint}") from error
+    if not missing:
+        return ""
+    if not backend.is_alive():
+        names = sorted(map(str, missing))
+        raise EngineError(f"No outcome came back for {len(names)} quanta of a job: {names}.")
+    if error is not None:
+        logger.debug("The job was lost.", exc_info=error)
+    return "no outcome came back" if error is None else brief(error)
+
+
+def lost_outcome(
+    quantum_id: uuid.UUID, label: str, data_id: Mapping[str, Any], reason: str, kind: FailureKind
+) -> QuantumOutcome:
+    """Return the outcome of a quantum whose worker or disk failed."""
+    report = QuantumReport(
+        quantumId=quantum_id, status=ExecutionStatus.FAILURE, dataId=data_id, taskLabel=label
+    )
+    return QuantumOutcome(quantum_id, QuantumAttemptStatus.ABORTED, report, kind=kind, reason=reason)
