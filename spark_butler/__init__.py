@@ -33,10 +33,11 @@ from __future__ import annotations
 
 __all__ = ["RunOptions", "SparkButler", "SparkGraphExecutor", "execute_graph", "make_session", "plan_graph"]
 
+__version__ = "0.1.0"
+
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_names
-from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .driver.engine import execute_graph, plan_graph

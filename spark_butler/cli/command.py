@@ -10,30 +10,25 @@ __all__ = [
     "CONTEXT",
     "CommandGroup",
     "LeafCommand",
-    "Refusal",
     "format_option",
     "keep_logging_arguments",
     "kept_logging_arguments",
     "logging_options",
-    "one_line_errors",
     "print_json",
-    "print_line",
 ]
 
-import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
 from ..errors import UserError
-from ..json_log import LOG_JSON_HELP
-from ..masking import hide_secrets
-from ..spark.spark_submit import print_stderr
 from ..text import suggest
+from ..worker.json_log import LOG_JSON_HELP
+from .exit_status import Refusal, one_line_errors
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Settings of click for all commands."""
@@ -95,42 +90,9 @@ def kept_logging_arguments(ctx: click.Context) -> list[str]:
     return list(ctx.meta.get(_BEFORE_KEY, ()))
 
 
-def print_line(line: str) -> None:
-    """Print a line on standard error, that of ``spark-submit`` included."""
-    if not print_stderr(line):
-        with contextlib.suppress(BrokenPipeError, OSError):
-            # After Ctrl-C, spark-submit ends before this process; after SIGHUP, the terminal is closed.
-            click.echo(line, err=True)
-
-
 def print_json(value: object) -> None:
     """Print a value as JSON; values of other types are printed as text."""
     click.echo(json.dumps(value, indent=2, default=str))
-
-
-class Refusal(click.ClickException):
-    """One line on standard error and exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        print_line(f"Error: {hide_secrets(' '.join(self.format_message().split()))}")
-
-
-@contextlib.contextmanager
-def one_line_errors(ctx: click.Context) -> Iterator[None]:
-    """Raise errors in arguments as one line, without the usage of the command."""
-    try:
-        yield
-    except (Refusal, click.exceptions.NoArgsIsHelpError):
-        raise
-    except UserError as exc:
-        raise Refusal(str(exc)) from exc
-    except click.ClickException as exc:
-        text = exc.format_message().replace("(Did", "Did").replace("?)", "?")
-        raise Refusal(
-            f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See `{ctx.command_path} --help`."
-        ) from exc
 
 
 class LeafCommand(click.Command):

@@ -23,6 +23,7 @@ import click
 
 from ..errors import UserError
 from .command import LeafCommand, print_json
+from .exit_status import stopped_by
 
 if TYPE_CHECKING:
     from ..demo.night import DemoNight
@@ -50,7 +51,7 @@ def run_demo(directory: str, visits: int, detectors: int, size: int, cores: int,
     try:
         status = _run(DemoNight(Path(directory).absolute(), visits, detectors, size), cores)
     except KeyboardInterrupt:
-        status = 130
+        status = stopped_by(signal.SIGINT)
     if form == "json":
         print_json({"directory": os.path.abspath(directory), "exit_status": status})
     sys.exit(status)
@@ -138,7 +139,7 @@ def _fetch_report(night: DemoNight) -> None:
     """Copy the report of the run out of the object store, by the command."""
     folder = night.directory / "report"
     folder.mkdir(exist_ok=True)
-    report = [sys.executable, "-m", "spark_butler.cli", "report", str(night.repo), OUTPUT]
+    report = [sys.executable, "-m", "spark_butler", "report", str(night.repo), OUTPUT]
     pages = ["--html", str(folder / "report.html"), "--format", "json"]
     with open(folder / "report.json", "w") as stream:
         subprocess.run([*report, *pages], stdout=stream, stderr=subprocess.DEVNULL, check=True)

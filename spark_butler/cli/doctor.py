@@ -14,6 +14,7 @@ import click
 
 from ..errors import UserError
 from .command import LeafCommand, print_json
+from .exit_status import FAILED, SUCCEEDED
 
 if TYPE_CHECKING:
     from ..repository.store_checks import Finding
@@ -51,7 +52,7 @@ def doctor(ctx: click.Context, repo: str, spark: bool, form: str) -> None:
             if each.remedy and each.state != "ok":
                 click.echo(f"{'':8}{each.remedy}")
         click.echo(f"{n_faults} of {len(found)} checks found a fault.")
-    ctx.exit(1 if n_faults else 0)
+    ctx.exit(FAILED if n_faults else SUCCEEDED)
 
 
 def _diagnose_spark(stores: list[str]) -> list[Finding]:

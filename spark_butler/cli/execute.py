@@ -5,13 +5,12 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["Manner", "carry_out", "exit_with"]
+__all__ = ["Manner", "carry_out"]
 
 import contextlib
 import dataclasses
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +21,7 @@ from lsst.ctrl.mpexec.cli.cmd.commands import coverage_context
 from lsst.resources import ResourcePath
 from lsst.utils.threads import disable_implicit_threading
 
-from ..errors import EngineError, NothingToDo, OptionsError, UserError
+from ..errors import EngineError, NothingToDo, OptionsError
 from ..masking import hide_secrets
 from ..planning.request import RunRequest
 from ..report import RunReporter, format_report
@@ -33,8 +32,8 @@ from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
 from ..signals_and_locks import Stopped, end_in_order, ending_on_signals
 from ..spark.session import check_platform
 from ..spark.startup import SparkStart
-from ..text import brief
-from .command import Refusal, print_json, print_line
+from .command import print_json
+from .exit_status import FAILED, SUCCEEDED, print_line, stopped_by
 
 if TYPE_CHECKING:
     from ..driver.backend import Backend
@@ -45,28 +44,6 @@ logger = logging.getLogger(__name__)
 
 _COUNTS = ("quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried")
 _OF_FAILURE = ("task", "data_id", "kind", "reason", "attempts", "rerun")
-
-
-class _Breakdown(Refusal):
-    """One line on standard error and exit status 1."""
-
-    exit_code = 1
-
-
-def exit_with(ctx: click.Context, run: Callable[[], int]) -> None:
-    """Run a command and end with its exit status; print an error of the package as one line."""
-    try:
-        status = run()
-    except UserError as exc:
-        logger.debug("Refused.", exc_info=True)
-        raise Refusal(brief(exc)) from exc
-    except EngineError as exc:
-        logger.debug("The engine failed.", exc_info=True)
-        raise _Breakdown(f"The engine failed: {brief(exc)}") from exc
-    except KeyboardInterrupt:
-        print_line("Stopped by SIGINT before any quantum ran.")
-        status = 128 + signal.SIGINT
-    ctx.exit(status)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +168,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
         by = "`spark-butler cancel`" if reporter.cancelled else exc.number.name
         how_to_resume = active.explain_resume()
         active.finish("stopped", f"Stopped by {by}.")
-        status = 128 + exc.number
+        status = stopped_by(exc.number)
         if as_json:
             print_json(_describe_run(reporter, active.name, "stopped", status))
         _print_report_location(reporter)
@@ -201,7 +178,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
         print_line(active.explain_resume())
         _print_report_location(reporter)
         if as_json:
-            print_json(_describe_run(reporter, active.name, "broken", 1))
+            print_json(_describe_run(reporter, active.name, "broken", FAILED))
         raise
     result, graph = end.result, active.prepared.graph
     active.finish(end.state, end.reason, n_ingested=result.n_ingested)
@@ -210,7 +187,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
     if summary:
         text = make_report(graph, result).model_dump_json(exclude_none=True, indent=2)
         ResourcePath(summary).write(hide_secrets(text).encode())
-    status = 1 if result.failed or end.unwritten is not None else 0
+    status = FAILED if result.failed or end.unwritten is not None else SUCCEEDED
     if as_json:
         print_json(_describe_run(reporter, active.name, end.state, status))
     elif reporter.places:

@@ -17,8 +17,8 @@ from lsst.daf.butler.cli.opt import (
     long_log_option,
 )
 
-from ..json_log import LOG_JSON_HELP, start_json_log
 from ..masking import mask_logs
+from ..worker.json_log import LOG_JSON_HELP, start_json_log
 
 
 def logging_options[F: Callable[..., Any]](command: F) -> F:

@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 
-from .._version import __version__
 from ..spark.startup import SparkStart
 from .cleanup import cleanup
 from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
@@ -86,8 +85,11 @@ def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> 
     """Print the versions of this package and of its foundations, without importing them."""
     if not value or ctx.resilient_parsing:
         return
-    click.echo(f"spark-butler {__version__}")
-    for label, name in (("PySpark", "pyspark"), ("lsst-pipe-base", "lsst-pipe-base")):
+    for label, name in (
+        ("spark-butler", "spark-butler"),
+        ("PySpark", "pyspark"),
+        ("lsst-pipe-base", "lsst-pipe-base"),
+    ):
         try:
             click.echo(f"{label} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ import click
 from ..errors import UserError
 from ..text import format_count, translate_errors
 from .command import CommandGroup, print_json
+from .exit_status import FAILED
 
 if TYPE_CHECKING:
     from lsst.daf.butler import DatasetRef
@@ -375,7 +376,7 @@ def _end_with(failures: Mapping[str, str]) -> None:
         more = f" (and {format_count(len(alike) - 1, 'file')} alike, such as {alike[1]})" if alike[1:] else ""
         click.echo(f"Error: {' '.join(failures[alike[0]].split())}{more}", err=True)
     if failures:
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def _list_data_ids(refs: Sequence[DatasetRef]) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ from ..planning.request import build_request
 from ..spark.startup import SparkStart
 from ..text import translate_errors
 from .command import CONTEXT, LeafCommand, format_option
-from .execute import Manner, carry_out, exit_with
+from .execute import Manner, carry_out
+from .exit_status import exit_with
 from .logging_options import logging_options, start_logging
 from .run import RunCommand, adapt_options, command_line
 from .run_options import backend_options, check_meaning, engine_options

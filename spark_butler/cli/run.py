@@ -28,8 +28,9 @@ from ..errors import OptionsError
 from ..report import clean_command
 from ..spark.spark_submit import check_encoding
 from ..spark.startup import SparkStart
-from .command import CONTEXT, format_option, kept_logging_arguments, one_line_errors
-from .execute import Manner, carry_out, exit_with
+from .command import CONTEXT, format_option, kept_logging_arguments
+from .execute import Manner, carry_out
+from .exit_status import exit_with, one_line_errors
 from .logging_options import logging_options, start_logging
 from .run_options import backend_options, engine_options, input_repo_option, make_request
 

@@ -36,6 +36,7 @@ from ..repository.unknown_names import unknown_run
 from ..text import align_rows, format_count, format_seconds, translate_errors
 from ..worker.log_requests import LogRequest, read_answers
 from .command import LeafCommand, print_json
+from .exit_status import SILENT
 
 _MAX_RUNS = 20
 _FOLLOW_SECONDS = 10.0
@@ -74,7 +75,7 @@ def status(repo: str, run: str | None, follow: bool, form: str) -> None:
             break
         time.sleep(_FOLLOW_SECONDS)
     if now["state"] == "silent":
-        sys.exit(3)
+        sys.exit(SILENT)
 
 
 @click.command(cls=LeafCommand)

@@ -17,6 +17,7 @@ import click
 from ..detached.job import DetachedJob, Step, find_program
 from ..errors import OptionsError
 from .command import LeafCommand, print_json
+from .exit_status import FAILED
 
 _COMMANDS = ("run", "run-qbb")
 
@@ -67,7 +68,7 @@ def submit(
     log = job.log_file(command)
     if state.state not in ("running", "succeeded"):
         click.echo(log.read_text(errors="replace").rstrip(), err=True)
-        sys.exit(state.steps.get(command, {}).get("exit_status") or 1)
+        sys.exit(state.steps.get(command, {}).get("exit_status") or FAILED)
     if form == "json":
         print_json({"folder": str(job.folder), "pid": pid, "log": str(log), "state": state.state})
         return

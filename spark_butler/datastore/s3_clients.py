@@ -1,7 +1,7 @@
 """Shared S3 clients that count requests and answer some of them from memory.
 
 Runs in workers and their children; in the driver for the serial backend.
-`lsst.resources` creates the clients and keeps them; `spark_butler._lsst_resources`
+`lsst.resources` creates the clients and keeps them; `spark_butler.s3_retries`
 sets their timeouts and the settings for older stores.  A worker creates the clients
 before it forks a child, and handles botocore's events.
 """
@@ -25,8 +25,9 @@ from lsst.daf.butler import LocationFactory
 from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.resources import ResourcePath
 
-from .._lsst_resources import close_client, forget_s3_clients, is_in_s3, prepare_client
+from .._lsst_resources import forget_s3_clients, is_in_s3
 from ..model.outcomes import Traffic, TrafficCounter
+from ..s3_retries import close_client, prepare_client
 from ..text import best_effort
 from .file_cache import Answer, FileCache, answer_from_memory
 from .prefetch_queue import PrefetchQueue

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lsst.resources import ResourcePath
 
-from .._lsst_resources import bucket_of, connection_parameters, is_in_s3, prepare_client
+from .._lsst_resources import bucket_of, connection_parameters, is_in_s3
 from ..errors import RepositoryError
 from ..masking import hide_secrets
+from ..s3_retries import prepare_client
 from ..text import best_effort, brief, format_seconds
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ __all__ = ["IMPORTS_VARIABLE", "S3_MODULES", "limit_threads", "worker_environmen
 import os
 
 _ENVIRONMENT = {
-    # `_lsst_resources.prepare_client` does the same in processes that are not workers.
+    # `s3_retries.prepare_client` does the same in processes that are not workers.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     "OMP_NUM_THREADS": "1",

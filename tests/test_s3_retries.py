@@ -16,7 +16,8 @@ from botocore.exceptions import ReadTimeoutError
 from lsst.resources import ResourcePath
 from lsst.resources.s3 import S3ResourcePath
 
-from spark_butler import _lsst_resources
+from spark_butler import s3_retries
+from spark_butler._lsst_resources import forget_s3_clients
 from spark_butler.worker.environment import worker_environment
 
 type Request = tuple[str, dict[str, str], bytes]
@@ -50,12 +51,12 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3ResourcePath]:
     for name, value in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    for name in _lsst_resources.CHECKSUM_VARIABLES:
+    for name in s3_retries.CHECKSUM_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     uri = ResourcePath("s3://bucket/a/b")
     assert isinstance(uri, S3ResourcePath)
     yield uri
-    _lsst_resources.forget_s3_clients()
+    forget_s3_clients()
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def requests(place: S3ResourcePath, monkeypatch: pytest.MonkeyPatch) -> Iterator
         thread.start()
         monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
         yield handler.requests  # type: ignore[attr-defined]
-        _lsst_resources.close_client(place.client)
+        s3_retries.close_client(place.client)
         server.shutdown()
         thread.join()
 
@@ -75,7 +76,7 @@ def requests(place: S3ResourcePath, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_bulk_removal_has_the_checksum_that_old_stores_want(
     place: S3ResourcePath, requests: list[Request]
 ) -> None:
-    _lsst_resources.prepare_client(place)
+    s3_retries.prepare_client(place)
     removed = ResourcePath.mremove([place, place.updatedFile("c")], do_raise=False)
     assert all(each.success for each in removed.values())
     ((method, headers, body),) = requests
@@ -88,15 +89,15 @@ def test_checksums_are_as_old_stores_want_them_though_a_client_was_there_before(
     place: S3ResourcePath, requests: list[Request]
 ) -> None:
     assert place.client.meta.config.request_checksum_calculation == "when_supported"
-    _lsst_resources.prepare_client(place)
+    s3_retries.prepare_client(place)
     place.write(b"data")
     (headers,) = [headers for method, headers, _ in requests if method == "PUT"]
     assert not [name for name in headers if "checksum" in name or "trailer" in name]
 
 
 def test_client_is_prepared_once(place: S3ResourcePath, requests: list[Request]) -> None:
-    client = _lsst_resources.prepare_client(place)
-    assert _lsst_resources.prepare_client(place) is client
+    client = s3_retries.prepare_client(place)
+    assert s3_retries.prepare_client(place) is client
     place.write(b"data")
     assert len(requests) == 1
 
@@ -104,22 +105,22 @@ def test_client_is_prepared_once(place: S3ResourcePath, requests: list[Request])
 def test_user_chooses_checksums(
     place: S3ResourcePath, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in _lsst_resources.CHECKSUM_VARIABLES:
+    for name in s3_retries.CHECKSUM_VARIABLES:
         monkeypatch.setenv(name, "WHEN_SUPPORTED")
     client = place.client
-    assert _lsst_resources.prepare_client(place) is client
+    assert s3_retries.prepare_client(place) is client
     assert client.meta.config.request_checksum_calculation == "when_supported"
 
 
 def test_store_that_falls_silent_is_named_and_given_up(
     place: S3ResourcePath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_lsst_resources, "_READ_SECONDS", 0.2)
-    monkeypatch.setattr(_lsst_resources, "_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(s3_retries, "_READ_SECONDS", 0.2)
+    monkeypatch.setattr(s3_retries, "_RETRY_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("S3_ENDPOINT_URL", address)
-        client = _lsst_resources.prepare_client(place)
+        client = s3_retries.prepare_client(place)
         began = time.monotonic()
         with caplog.at_level(logging.WARNING), pytest.raises(ReadTimeoutError, match=address):
             client.head_object(Bucket="bucket", Key="a/b")
