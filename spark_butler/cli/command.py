@@ -15,19 +15,22 @@ __all__ = [
     "kept_logging_arguments",
     "logging_options",
     "print_json",
+    "start_logging",
+    "stock_logging_options",
 ]
 
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from ..errors import UserError
+from ..masking import mask_logs
 from ..text import suggest
-from ..worker.json_log import LOG_JSON_HELP
+from ..worker.json_log import LOG_JSON_HELP, start_json_log
 from .exit_status import Refusal, one_line_errors
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -163,12 +166,76 @@ class CommandGroup(click.Group):
             raise Refusal(str(exc)) from exc
 
 
+def stock_logging_options[F: Callable[..., Any]](command: F) -> F:
+    """Add the logging options of ``pipetask``, as its own code defines them, to a command."""
+    from lsst.daf.butler.cli import opt
+
+    command = click.option("--log-json", is_flag=True, help=LOG_JSON_HELP)(command)
+    for name in ("log_label", "log_tty", "log_file", "long_log", "log_level"):
+        command = getattr(opt, f"{name}_option")()(command)
+    return command
+
+
+def start_logging(kwargs: dict[str, Any]) -> None:
+    """Start logging as ``pipetask`` does, with this package included.
+
+    Workers on this host share its terminal.  They write to it only if a log
+    level is given: otherwise each quantum would print several lines.
+
+    Parameters
+    ----------
+    kwargs
+        Values of options; those of the logging options are removed.
+    """
+    from lsst.daf.butler.cli.cliLog import CliLog
+
+    options = {
+        "longlog": kwargs.pop("long_log"),
+        "log_tty": kwargs.pop("log_tty"),
+        "log_file": kwargs.pop("log_file"),
+        "log_label": kwargs.pop("log_label"),
+    }
+    as_json = kwargs.pop("log_json")
+    if as_json:
+        options["log_tty"] = False
+    CliLog.initLog(**options)
+    mask_logs()
+    if as_json:
+        start_json_log()
+        # Workers do so, too.
+        CliLog.configState.append((start_json_log,))
+    elif not kwargs["log_level"]:
+        # Workers repeat these settings; see `spark_butler.worker.state.WorkerState.prepare`.
+        CliLog.configState[-1] = (CliLog.initLog, *{**options, "log_tty": False}.values())
+    levels: list[tuple[str | None, str]] = [("spark_butler", "INFO"), ("py4j", "WARNING")]
+    for component, level in dict(kwargs.pop("log_level")).items():
+        levels.append((component, level))
+        if component is None:
+            levels.append(("spark_butler", level))
+    CliLog.setLogLevels(levels)
+
+
+def _read_logging_options(arguments: Sequence[str]) -> None:
+    """Start logging by the options that precede the name of a command.
+
+    Raises
+    ------
+    click.UsageError
+        Raised if a value can't be used.
+    """
+
+    @click.command("spark-butler")
+    @stock_logging_options
+    def command(**kwargs: Any) -> None:
+        start_logging(kwargs)
+
+    command.main(list(arguments), prog_name="spark-butler", standalone_mode=False)
+
+
 def _start_logging(arguments: list[str], *, verbose: bool) -> None:
     """Start logging by the options; without options, log only warnings."""
     if arguments:
-        from .logging_options import read_logging_options
-
-        read_logging_options(arguments)
+        _read_logging_options(arguments)
         return
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr

@@ -139,7 +139,7 @@ def _fetch_report(night: DemoNight) -> None:
     """Copy the report of the run out of the object store, by the command."""
     folder = night.directory / "report"
     folder.mkdir(exist_ok=True)
-    report = [sys.executable, "-m", "spark_butler", "report", str(night.repo), OUTPUT]
+    report = [sys.executable, "-m", "spark_butler.cli", "report", str(night.repo), OUTPUT]
     pages = ["--html", str(folder / "report.html"), "--format", "json"]
     with open(folder / "report.json", "w") as stream:
         subprocess.run([*report, *pages], stdout=stream, stderr=subprocess.DEVNULL, check=True)

@@ -20,10 +20,9 @@ from ..graph_run import open_graph_run, prepare_graph_run
 from ..planning.request import build_request
 from ..spark.startup import SparkStart
 from ..text import translate_errors
-from .command import CONTEXT, LeafCommand, format_option
+from .command import CONTEXT, LeafCommand, format_option, start_logging, stock_logging_options
 from .execute import Manner, carry_out
 from .exit_status import exit_with
-from .logging_options import logging_options, start_logging
 from .run import RunCommand, adapt_options, command_line
 from .run_options import backend_options, check_meaning, engine_options
 
@@ -42,7 +41,7 @@ Exit status: as that of 'spark-butler run'.
 @engine_options
 @backend_options
 @format_option
-@logging_options
+@stock_logging_options
 @click.pass_context
 def run_qbb(ctx: click.Context, /, repo: str, qgraph: str, no_existing_outputs: bool, **kwargs: Any) -> None:
     """Run a quantum graph on Spark without the registry.

@@ -28,10 +28,9 @@ from ..errors import OptionsError
 from ..report import clean_command
 from ..spark.spark_submit import check_encoding
 from ..spark.startup import SparkStart
-from .command import CONTEXT, format_option, kept_logging_arguments
+from .command import CONTEXT, format_option, kept_logging_arguments, start_logging, stock_logging_options
 from .execute import Manner, carry_out
 from .exit_status import exit_with, one_line_errors
-from .logging_options import logging_options, start_logging
 from .run_options import backend_options, engine_options, input_repo_option, make_request
 
 logger = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ def make_run_command(
     @engine_options
     @backend_options
     @format_option
-    @logging_options
+    @stock_logging_options
     def command(ctx: click.Context, **kwargs: Any) -> None:
         """Build and run a pipeline on Spark."""
         kwargs["dry_run"] = kwargs["dry_run"] or only_plan

@@ -224,10 +224,10 @@ def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str
         Raised if there is no spark-submit.
     """
     if spark_submit is None:
-        return [sys.executable, "-m", "spark_butler"]
+        return [sys.executable, "-m", "spark_butler.cli"]
     if (program := shutil.which("spark-submit")) is None:
         raise OptionsError(f"{wanted_by} the program spark-submit, which is not in the PATH.")
-    return [program, *spark_submit, str(files("spark_butler").joinpath("__main__.py"))]
+    return [program, *spark_submit, str(files("spark_butler.cli").joinpath("__main__.py"))]
 
 
 def utc_now() -> str:

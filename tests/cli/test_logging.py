@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from lsst.daf.butler.cli.cliLog import CliLog
 
-from spark_butler.cli.logging_options import start_logging
+from spark_butler.cli.command import start_logging
 from spark_butler.cli.main import main
 from spark_butler.worker.json_log import start_json_log
 from tests.support.job_harness import JobRepo

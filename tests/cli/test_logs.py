@@ -48,7 +48,7 @@ def test_log_of_a_running_quantum_is_followed(job_repo: JobRepo, tmp_path: Path)
     config.write_text(f"config.folder = {str(tmp_path)!r}\nconfig.number = 40\n")
     with open(config, "a") as stream:
         stream.write("config.fail_condition = 'detector = 1'\n")
-    command = [sys.executable, "-m", "spark_butler", "run", "-b", str(job_repo.root), "-i", "defaults"]
+    command = [sys.executable, "-m", "spark_butler.cli", "run", "-b", str(job_repo.root), "-i", "defaults"]
     command += ["-p", str(pipeline), "-C", f"second:{config}", "--output-run", run, "--backend", "serial"]
     with subprocess.Popen([*command, "--register-dataset-types", "--no-versions"], env=os.environ) as process:
         with Butler.from_config(job_repo.root, writeable=False) as butler:

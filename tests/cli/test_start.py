@@ -16,7 +16,7 @@ from tests.support.job_harness import JobRepo
 
 def _run(*arguments: str | Path) -> tuple[int, str, set[str], list[psutil.Process]]:
     """Run the program; return its exit status, its output, and names of and handles to its descendants."""
-    command = [sys.executable, "-m", "spark_butler", "run", *map(str, arguments)]
+    command = [sys.executable, "-m", "spark_butler.cli", "run", *map(str, arguments)]
     environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--conf spark.ui.enabled=false pyspark-shell"}
     names: dict[psutil.Process, str] = {}
     with subprocess.Popen(

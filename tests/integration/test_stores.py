@@ -234,7 +234,7 @@ def _check_process_ccd(place: Place, repo: Path, monkeypatch: pytest.MonkeyPatch
 
 def _check_spark(repo: Path) -> None:
     """Run process_ccd on Spark, from a shell: workers have only what the driver's environment gives them."""
-    command = [sys.executable, "-m", "spark_butler", "run", "-b", str(repo), "-p", str(PIPELINE)]
+    command = [sys.executable, "-m", "spark_butler.cli", "run", "-b", str(repo), "-p", str(PIPELINE)]
     command += ["-i", "SimCam/defaults", "--output-run", "u/stores/spark", "--temporary", "auto"]
     command += ["-d", "instrument='SimCam' AND detector=0", "--backend", "spark"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
