@@ -38,8 +38,7 @@ from sextractor import Programs, find_programs, run_sextractor
 
 from spark_butler.demo.simulation import SCENES, SimulatedData, read_table, simulate
 from spark_butler.obs import CameraDescription
-from spark_butler.obs._combine import combine, normalize
-from spark_butler.obs.assembly import assemble
+from spark_butler.obs.masters import NEEDED, CalibrationKind, correct_frame, make_master, pixels_of
 from spark_butler.tasks.calibrate import CalibrateTask
 from spark_butler.tasks.characterize import CharacterizeTask
 from spark_butler.tasks.isr import IsrTask
@@ -64,31 +63,35 @@ class RawFrame:
     camera: CameraDescription
     raw: np.ndarray
     header: dict[str, float]
-    bias: np.ndarray
-    dark: np.ndarray
-    flat: np.ndarray
+    masters: dict[CalibrationKind, MaskedImage]
     references: astropy.table.Table
 
     @classmethod
     def of_night(cls, night: SimulatedData) -> RawFrame:
-        """Return the first science frame, with masters combined from the calibration frames of the night."""
+        """Return the first science frame, with masters from the calibration frames of the night."""
         camera = CameraDescription.from_yaml(night.camera)
-        detector = camera.detectors[0]
+        detector = camera.detectors[0].id
+        masters: dict[CalibrationKind, MaskedImage] = {}
 
-        def read(kind: str) -> list[tuple[np.ndarray, astropy.io.fits.Header]]:
-            return [
-                astropy.io.fits.getdata(path, header=True) for path in sorted(night.raw_dir.glob(f"{kind}_*"))
-            ]
+        def read(kind: str) -> dict[str, tuple[np.ndarray, astropy.io.fits.Header]]:
+            paths = sorted(night.raw_dir.glob(f"{kind}_*"))
+            return {path.name: astropy.io.fits.getdata(path, header=True) for path in paths}
 
-        bias = combine([assemble(pixels, detector).image for pixels, _ in read("bias")])
-        darks = [(assemble(p, detector).image - bias) / np.float32(h["EXPTIME"]) for p, h in read("dark")]
-        dark = combine(darks)
-        flats = []
-        for pixels, header in read("flat"):
-            assembled = assemble(pixels, detector)
-            light = (assembled.image - bias - dark * np.float32(header["EXPTIME"])) * assembled.gain
-            flats.append(normalize(light))
-        raw, header = read("object")[0]
+        for kind in ("bias", "dark", "flat"):
+            frames = {}
+            for name, (pixels, header) in read(kind).items():
+                corrections = {label: pixels_of(masters[label]) for label in NEEDED[kind]}
+                frames[name] = correct_frame(
+                    kind,
+                    pixels,
+                    header,
+                    camera,
+                    detector=detector,
+                    seconds=header["EXPTIME"],
+                    corrections=corrections,
+                )
+            masters[kind], _ = make_master(kind, frames)
+        raw, header = next(iter(read("object").values()))
         stars = astropy.table.Table.read(night.refcat, format="ascii.ecsv")
         references = astropy.table.Table(
             {
@@ -99,7 +102,7 @@ class RawFrame:
             }
         )
         known = {name: header[name] for name in ("EXPTIME", "RA", "DEC", "ROTPA")}
-        return cls(camera, raw, known, bias, dark, normalize(combine(flats)), references)
+        return cls(camera, raw, known, masters, references)
 
     def run_isr(self) -> MaskedImage:
         """Return the frame after isr."""
@@ -107,9 +110,7 @@ class RawFrame:
             Image(self.raw),
             self.camera,
             detector=0,
-            bias=Image(self.bias),
-            dark=Image(self.dark),
-            flat=Image(self.flat),
+            **self.masters,
             exposure_time=self.header["EXPTIME"],
             boresight=(self.header["RA"], self.header["DEC"], self.header["ROTPA"]),
         )
