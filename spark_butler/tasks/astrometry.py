@@ -184,14 +184,15 @@ def refine_wcs(  # noqa: PLR0913
         return AstrometrySolution(wcs, failure=chance)
     placed = references @ start[:2] + start[2]
     radii = (6.0 * match_radius, 3.0 * match_radius, 2.0 * match_radius, match_radius, match_radius)
-    refined, degree, floor, plane = wcs, 0, 0.01, _tangent_plane(wcs, shape)
-    on_plane = _place(plane, ra[on_image], dec[on_image])
+    refined, degree, floor = wcs, 0, 0.01
     for step, radius in enumerate(radii):
         source, reference = _match_clipped(sources, placed, radius)
         if source.size < min_matches:
             return AstrometrySolution(wcs, failure=f"{source.size} matches; {min_matches} are needed")
         fitted, partners = (index[: _best_count(noise[source])] for index in (source, reference))
-        pairs = _Pairs(sources[fitted], on_plane[partners], np.hypot(noise[fitted], max(floor, 0.01)), shape)
+        plane = _tangent_plane(refined, shape)
+        on_plane = _place(plane, ra[on_image[partners]], dec[on_image[partners]])
+        pairs = _Pairs(sources[fitted], on_plane, np.hypot(noise[fitted], max(floor, 0.01)), shape)
         degree = _choose_degree(pairs, max_sip_degree) if step in (1, len(radii) - 1) else degree
         used = ~choose_reserved(brightness[usable[fitted]], _RESERVED if step + 1 == len(radii) else 0.0)
         refined = _solve(wcs, plane, pairs.part(used), degree)
@@ -352,17 +353,19 @@ def _solve(first: astropy.wcs.WCS, plane: astropy.wcs.WCS, pairs: _Pairs, degree
         moved.wcs.crpix = moved.wcs.crpix + np.median(pairs.pixels - there, axis=0)
         moved.wcs.set()
         return moved
-    # The library's fit has no weights, so it gets points of the weighted fit.
+    # The library's fit has no weights, so it gets points of the weighted fit, the center among them.
     x, y = np.meshgrid(*(np.linspace(0.0, size - 1.0, _GRID) for size in (shape[1], shape[0])))
     grid = np.column_stack([x.ravel(), y.ravel()])
     coefficients = pairs.fit(np.ones(len(pairs.pixels), dtype=bool), degree)
     ra, dec = plane.wcs_pix2world(pairs.terms(grid, degree) @ coefficients, 0).T
+    center = len(grid) // 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wcs = fit_wcs_from_points(
             tuple(grid.T),
             SkyCoord(ra, dec, unit="deg"),
-            proj_point=SkyCoord(*plane.wcs.crval, unit="deg"),
+            # The library puts this point on the image, whatever the stars say.
+            proj_point=SkyCoord(ra[center], dec[center], unit="deg"),
             sip_degree=degree or None,
         )
     wcs.wcs.radesys = "ICRS"

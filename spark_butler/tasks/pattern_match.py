@@ -21,12 +21,18 @@ type IntArray = npt.NDArray[np.intp]
 _ANGLE_BINS = 720
 _SCALE_STEP = 0.005
 _PEAKS = 6
-_BRIGHTEST, _MAX_SCALE = 45, 0.1
+_BRIGHTEST, _MAX_SCALE = 30, 0.1
 """Number of sources that vote, and the largest relative error of the scale."""
+
+_PART, _STEP, _MOST_STEPS = 1.5, 0.75, 15.0
+"""Size of the parts of a field that are searched, their distance, and the size of a field beyond which they
+grow with it, in sizes of the image."""
 
 
 def find_similarity(sources: FloatArray, references: FloatArray) -> FloatArray | None:
     """Return the affine map from references to sources, or `None` if chance explains all matches.
+
+    Of a field larger than the image, overlapping parts are searched, the nearest to the sources first.
 
     Parameters
     ----------
@@ -38,8 +44,48 @@ def find_similarity(sources: FloatArray, references: FloatArray) -> FloatArray |
     map
         Array ``A`` of shape ``(3, 2)``: ``sources = references @ A[:2] + A[2]``.
     """
-    few, many = sources[:_BRIGHTEST], references[: int(1.5 * _BRIGHTEST)]
-    if len(few) < 5 or len(many) < 5:
+    if len(sources) < 5 or len(references) < 5:
+        return None
+    low, high = sources.min(axis=0), sources.max(axis=0)
+    middle = 0.5 * (low + high)
+    # A few sources, close together, don't show the size of the image.
+    size = max(float((high - low).max()), float(np.ptp(references, axis=0).max()) / _MOST_STEPS)
+    area = max(float(np.prod(high - low)), 0.5 * size**2)
+    for center in _centers(middle, size, references):
+        near = references[(np.abs(references - center) < 0.5 * _PART * size).all(axis=1)]
+        # As faint as the sources in the image, which is only a part of this part.
+        ratio = 1.5 * float(np.prod(np.ptp(near, axis=0))) / area if len(near) >= 5 else 0.0
+        found = _match_part(sources - middle, near - center, max(int(ratio * _BRIGHTEST), _BRIGHTEST))
+        if found is None:
+            continue
+        found[2] += middle - center @ found[:2]
+        # The part may contain only some of the references on the image.
+        found_in_all = _sharpen(sources, references, found, _cell(size))
+        if found_in_all is not None:
+            return found_in_all[1]
+    return None
+
+
+def _cell(size: float) -> float:
+    """Return the error of a reference's place, under a rotation that is wrong by half a bin."""
+    return max(0.006 * size, 3.0)
+
+
+def _centers(middle: FloatArray, size: float, references: FloatArray) -> FloatArray:
+    """Return the centers of the parts of the field, the nearest to the image's middle first."""
+    axes = []
+    for axis in (0, 1):
+        reach = np.abs(references[:, axis] - middle[axis]).max() / size
+        steps = math.ceil(max(reach - 0.5 * _PART, 0.0) / _STEP)
+        axes.append(_STEP * size * np.arange(-steps, steps + 1))
+    offsets = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+    return np.asarray(middle + offsets[np.argsort(np.hypot(*offsets.T), kind="stable")])
+
+
+def _match_part(sources: FloatArray, references: FloatArray, most: int) -> FloatArray | None:
+    """Return the most significant map from references, of which the brightest vote, to sources."""
+    few, many = sources[:_BRIGHTEST], references[:most]
+    if len(many) < 5:
         return None
     size = float(np.ptp(sources, axis=0).max())
     best: tuple[float, FloatArray] | None = None
@@ -48,12 +94,10 @@ def find_similarity(sources: FloatArray, references: FloatArray) -> FloatArray |
             cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
             linear = np.array([[cosine, sine], [-parity * sine, parity * cosine]])
             turned = references @ linear
-            # Half a bin of the angle, at the edge of the field.
-            cell = max(0.006 * size, 3.0)
-            shift = find_shift(few, turned[: len(many)], 2.0 * size, cell)
+            shift = find_shift(few, turned[: len(many)], 2.0 * size, _cell(size))
             if shift is None:
                 continue
-            found = _sharpen(sources, references, np.vstack([linear, shift]), cell)
+            found = _sharpen(sources, references, np.vstack([linear, shift]), _cell(size))
             if found is not None and (best is None or found[0] > best[0]):
                 best = found
     return None if best is None else best[1]
@@ -70,19 +114,19 @@ def _vote(few: FloatArray, many: FloatArray) -> list[tuple[float, float]]:
     count = np.searchsorted(length_b, length_a + half) - low
     first = np.repeat(np.arange(len(length_a)), count)
     second = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-    scale = length_a[first] - length_b[second]
-    angle = np.mod(angle_a[first] - angle_b[second], 2.0 * math.pi)
     bins = 2 * math.ceil(half / _SCALE_STEP) + 1
-    votes, scale_edges, angle_edges = np.histogram2d(
-        scale, angle, bins=(bins, _ANGLE_BINS), range=((-half, half), (0.0, 2.0 * math.pi))
-    )
+    scale = np.floor((length_a[first] - length_b[second] + half) * (bins / (2.0 * half))).astype(np.intp)
+    angle = np.mod(angle_a[first] - angle_b[second], 2.0 * math.pi) * (_ANGLE_BINS / (2.0 * math.pi))
+    cells = np.clip(scale, 0, bins - 1) * _ANGLE_BINS + angle.astype(np.intp) % _ANGLE_BINS
+    votes = np.bincount(cells, minlength=bins * _ANGLE_BINS).reshape(bins, _ANGLE_BINS).astype(float)
     # Distortions spread the votes over neighboring bins.
     smooth = scipy.ndimage.uniform_filter(votes, 3, mode=("constant", "wrap"))
     peaks = smooth == scipy.ndimage.maximum_filter(smooth, 7, mode=("constant", "wrap"))
     rows, columns = np.nonzero(peaks)
     top = np.argsort(-smooth[rows, columns], kind="stable")[:_PEAKS]
-    scales, angles = 0.5 * (scale_edges[1:] + scale_edges[:-1]), 0.5 * (angle_edges[1:] + angle_edges[:-1])
-    return [(float(angles[columns[k]]), float(np.exp(scales[rows[k]]))) for k in top]
+    scales = (rows[top] + 0.5) * (2.0 * half / bins) - half
+    angles = (columns[top] + 0.5) * (2.0 * math.pi / _ANGLE_BINS)
+    return list(zip(angles.tolist(), np.exp(scales).tolist(), strict=True))
 
 
 def _pairs(positions: FloatArray, *, both: bool) -> tuple[FloatArray, FloatArray]:

@@ -108,7 +108,14 @@ def make_distorted(
 
 @pytest.mark.parametrize(
     ("corner", "shift", "turn", "scale", "parity"),
-    [(10.0, 0.0, 0.0, 1.0, 1.0), (10.0, 60.0, 10.0, 1.05, 1.0), (5.0, -60.0, 140.0, 0.93, -1.0)],
+    [
+        (10.0, 0.0, 0.0, 1.0, 1.0),
+        (10.0, 60.0, 10.0, 1.05, 1.0),
+        (5.0, -60.0, 140.0, 0.93, -1.0),
+        # The telescope points beside the image: by more than half of its height.
+        (10.0, 125.0, 0.0, 1.0, 1.0),
+        (5.0, -125.0, 10.0, 1.0, 1.0),
+    ],
 )
 def test_distortion_after_a_wrong_start_is_recovered_to_ten_milliarcseconds(
     corner: float, shift: float, turn: float, scale: float, parity: float
@@ -123,6 +130,42 @@ def test_distortion_after_a_wrong_start_is_recovered_to_ten_milliarcseconds(
     # Stars that the fit has not seen have the noise of the positions.
     assert solution.scatter == pytest.approx(0.02 * 0.2, rel=0.5)
     assert 0.1 < len(solution.reserved) / len(solution.sources) < 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("east", "north", "turn", "scale", "parity"),
+    [(0.4, -0.8, 200.0, 0.92, -1.0), (-0.6, 0.75, 75.0, 1.09, 1.0)],
+)
+def test_an_image_is_found_in_a_field_of_two_degrees(
+    east: float, north: float, turn: float, scale: float, parity: float
+) -> None:
+    rng = np.random.default_rng(8)
+    truth = make_wcs(turn=turn, scale=0.9 * scale)
+    truth.wcs.cd = truth.wcs.cd @ np.diag([parity, 1.0])
+    truth.wcs.crval, truth.wcs.crpix = [150.0, -45.0], [601.0, 501.0]
+    truth.wcs.set()
+    # One reference per 10,000 pixels of an image; a tenth of them and of the sources lack in the other list.
+    count = round(3.0**2 / (0.025 * scale) ** 2)
+    ra = 150.0 + (rng.uniform(-1.5, 1.5, count) - 0.5 * east) / np.cos(np.radians(45.0))
+    dec = -45.0 + rng.uniform(-1.5, 1.5, count)
+    flux = rng.uniform(1e-3, 1.0, count) ** -1.0
+    x, y = truth.all_world2pix(ra, dec, 0)
+    on = (x > 0) & (x < SHAPE[1] - 1) & (y > 0) & (y < SHAPE[0] - 1) & (rng.uniform(size=count) > 0.1)
+    known = rng.uniform(size=count) > 0.1
+    first = make_wcs(scale=0.9)
+    first.wcs.crval, first.wcs.crpix = (
+        [150.0 + east / np.cos(np.radians(45.0)), -45.0 + north],
+        [601.0, 501.0],
+    )
+    first.wcs.set()
+    noisy = [values[on] + rng.normal(0, 0.02, on.sum()) for values in (x, y)]
+    field = (*noisy, flux[on] * rng.lognormal(0, 0.1, on.sum()), ra[known], dec[known], flux[known])
+    solution = refine_wcs(first, *field, SHAPE, max_offset=4000.0, match_radius=2.0)
+    assert not solution.failure
+    found_ra, found_dec = solution.wcs.all_pix2world(x[on], y[on], 0)
+    error = np.hypot((found_ra - ra[on]) * np.cos(np.radians(dec[on])), found_dec - dec[on]) * 3600.0
+    assert np.max(error) < 0.05
 
 
 def test_reserved_and_deviant_stars_do_not_change_the_fit() -> None:
