@@ -37,7 +37,15 @@ _IN_FILES = re.compile(
 # Shorter ones could be parts of ordinary words.
 _SHORTEST = 6
 
-_NAME = r"[\w.-]*(?:password|passwd|secret|secret_?(?:access_?)?key|(?:session|security)_?token|accountkey)"
+_KEYS = "(?:account|api|private|encryption)[._-]?key"
+_NAME = "|".join(
+    (
+        rf"[\w.-]*(?:password|passwd|secret(?:[._-]?access)?(?:[._-]?key)?|{_KEYS})",
+        r"[\w.-]*(?:session|security|access|refresh|oauth|bearer)[._-]?token",
+        # Settings that Spark's own `spark.redaction.regex` finds, and keys of Azure's accounts.
+        rf"(?:-D)?(?:spark|fs)\.[\w.-]*(?:secret|password|token|access[._-]?key|{_KEYS})[\w.-]*",
+    )
+)
 _QUERY = r"x-amz-(?:signature|security-token|credential)|signature|sig|token|access_token"
 _PATTERNS = tuple(
     (re.compile(pattern), replacement)
@@ -49,8 +57,8 @@ _PATTERNS = tuple(
         (r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?)[^\"'\n]+", r"\1***"),
         (r"(\bBearer\s+)[\w.~+/=-]{8,}", r"\1***"),
         (r"(\bSignature=)[0-9a-f]{8,}", r"\1***"),
-        (rf"(?i)((?<![\w.]){_NAME}[\"']?\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s'\"&;,]+)", r"\1***"),
-        (rf"(?i)([\"']{_NAME}[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*')", r'\1"***"'),
+        (rf"(?i)((?<![\w.-])(?:{_NAME})[\"']?\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s'\"&;,]+)", r"\1***"),
+        (rf"(?i)([\"'](?:{_NAME})[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*')", r'\1"***"'),
     )
 )
 

@@ -62,6 +62,16 @@ def test_known_secret_is_masked_in_every_form(secret: str) -> None:
         ("--password=hunter2", "hunter2"),
         ("AccountKey=abcd==;", "abcd=="),
         ('{"aws_secret_access_key": "hunter2"}', "hunter2"),
+        ("--conf spark.hadoop.fs.s3a.secret.key=hunter2", "hunter2"),
+        ("--conf=spark.hadoop.fs.s3a.bucket.raw.session.token='hunter 2'", "hunter 2"),
+        ('{"spark.hadoop.fs.s3a.encryption.key": "hunter2"}', "hunter2"),
+        ("{'fs.azure.account.key.me.blob.core.windows.net': 'hunter2=='}", "hunter2"),
+        ("spark.kubernetes.authenticate.submission.oauthToken=hunter2", "hunter2"),
+        ("spark.executorEnv.MY_API_TOKEN_V2=hunter2", "hunter2"),
+        ("-Djavax.net.ssl.trustStorePassword=hunter2", "hunter2"),
+        ("-Dfs.azure.account.key.me.blob.core.windows.net=hunter2", "hunter2"),
+        ("secret-key = hunter2", "hunter2"),
+        ("api_key=hunter2&q=1", "hunter2"),
     ],
 )
 def test_secret_of_another_kind_is_masked(text: str, secret: str) -> None:
