@@ -28,8 +28,8 @@ from ..spark.session import check_session, make_session
 from ..text import best_effort
 from .data_ids import DataIds
 from .run import Run
+from .run_arguments import RunArguments, with_run_arguments
 from .run_request import PipelineLike, in_words_of_python, make_notebook_request
-from .signature import RunArguments, with_run_arguments
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

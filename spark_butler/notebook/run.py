@@ -33,8 +33,8 @@ from ..report.summary import make_report
 from ..report.text import format_progress
 from ..run import PreparedRun, RunEnd, open_run
 from ..text import brief
-from .background import OutcomeLog, StoppableBackend
-from .signature import RunArguments
+from .run_arguments import RunArguments
+from .stoppable_backend import OutcomeLog, StoppableBackend
 
 logger = logging.getLogger(__name__)
 

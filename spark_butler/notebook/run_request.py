@@ -25,7 +25,7 @@ from ..planning.request import RunRequest, build_request, refuse_action
 from ..report import clean_command
 from ..repository.checks import check_repository
 from ..text import brief, suggest
-from .signature import DEFAULTS
+from .run_arguments import DEFAULTS
 
 _OTHER_NAMES = {"where": "data_query"}
 _ELSEWHERE = {

@@ -22,7 +22,7 @@ from ...errors import UserError
 from .description import CameraDescription
 from .draft_detectors import DetectorDraft, find_binning, flow, unbinned_size
 from .exposures import describe_raw
-from .header_checks import (
+from .header_contradictions import (
     DAYS,
     EQUINOXES,
     EXPOSURES,

@@ -16,7 +16,7 @@ from lsst.resources import ResourcePath
 
 from .description import CameraDescription, DetectorDescription, FilterDescription, ObservationType
 from .frame_detector import bin_detector, check_size, describe_frame
-from .header_checks import check_equinox, check_exposure_time, check_right_ascension, check_time
+from .header_contradictions import check_equinox, check_exposure_time, check_right_ascension, check_time
 from .header_fields import HeaderField, HeaderMap, HeaderValueError
 from .raw_fits import display_name, read_raw_header
 
