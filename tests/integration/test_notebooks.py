@@ -87,7 +87,8 @@ def _run(client: BlockingKernelClient, code: str) -> None:
 def _interrupt(kernel: tuple[KernelManager, BlockingKernelClient], code: str, mark: Path) -> None:
     """Stop a cell, as the button does, as soon as it has made a file."""
     manager, client = kernel
-    asked = client.execute(code)
+    # After an error, a kernel would also abort what is asked next.
+    asked = client.execute(code, stop_on_error=False)
     deadline = time.monotonic() + _TIMEOUT
     while not mark.exists():
         assert time.monotonic() < deadline, "the cell has not come so far"
