@@ -41,7 +41,6 @@ _MASKS = (
     ("COSMIC_RAY", "cosmic ray", "#b455e0"),
 )
 _MOST_PIXELS = 1400  # of the longer side of a focal plane
-_FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +142,7 @@ def draw_detector(
         figure,
         f"{instrument}  visit {visit}  detector {detector} ({image.detector.name})",
         f"{image.physical_filter}, {_exposure_time(image)}; {len(source)} sources, PSF FWHM "
-        f"{image.summary_stats.psfSigma * _FWHM_PER_SIGMA:.2f} pixels; zero point "
+        f"{summary['psfFwhm']:.2f} pixels; zero point "
         f"{_zero_point_text(summary)}; astrometry {_astrometry_text(summary)}",
     )
     _save(figure, path)

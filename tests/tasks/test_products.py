@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from click.testing import CliRunner, Result
+from matplotlib.figure import Figure
 
 from spark_butler.cli.main import main
+from spark_butler.demo.simulation import read_table
 from spark_butler.obs.camera.description import CameraDescription
+from spark_butler.products import pictures
 from spark_butler.products.pictures import draw_detector, draw_focal_plane
 from spark_butler.products.science import make_stars
 from tests.tasks.processed_night import ProcessedNight
@@ -41,6 +45,22 @@ def test_a_detector_shows_its_sources_in_color(processed: ProcessedNight, tmp_pa
     picture = matplotlib.image.imread(path)[..., :3]
     blue = picture[..., 2] - picture[..., 0]
     assert np.count_nonzero(blue > 0.3) > 1000
+
+
+def test_the_title_of_a_detector_gives_the_seeing(
+    processed: ProcessedNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    visit = processed.simulated.visits[0]
+    draw_detector(processed.butler, tmp_path / "none.png", instrument="SimCam", visit=visit, detector=1)
+    (text,) = (text.get_text() for text in drawn[0].texts if "FWHM" in text.get_text())
+    match = re.search(r"PSF FWHM ([\d.]+) pixels", text)
+    assert match is not None
+    truth = read_table(processed.simulated.truth)
+    (seeing,) = set(truth["fwhm"][truth["visit"] == visit])
+    scale = CameraDescription.from_yaml(processed.simulated.camera).detectors[1].pixel_scale
+    assert float(match[1]) == pytest.approx(seeing / scale, rel=0.03)
 
 
 def test_a_visit_without_images_is_refused(processed: ProcessedNight, tmp_path: Path) -> None:
