@@ -24,7 +24,14 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, pixel_scale, refine_wcs
-from .photometry import ZeroPoint, fit_zero_point, isolated_references, load_references, make_match_columns
+from .photometry import (
+    ZeroPoint,
+    fit_zero_point,
+    isolated_references,
+    load_references,
+    make_match_columns,
+    measure_trend,
+)
 from .quality import (
     Measure,
     QualityConfig,
@@ -244,6 +251,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             "zero_point_scatter": zero_point.scatter,
             "zero_point_error": zero_point.error,
             "zero_point_offset": abs(zero_point.offset),
+            "zero_point_trend": zero_point.trend,
             **measure_linearity(image, measured),
         }
         if references is not None:
@@ -309,6 +317,14 @@ class CalibrateTask(pipe_base.PipelineTask):
                 reserved=choose_reserved(flux),
                 min_stars=self.config.photometry_min_stars,
             )
+            trend = measure_trend(
+                np.column_stack([measured.psf.x, measured.psf.y])[sources],
+                flux,
+                measured.inst_flux_err[sources],
+                np.asarray(references["flux"])[partners],
+                measured.psf.residual.shape,
+            )
+            zero_point = dataclasses.replace(zero_point, trend=trend)
         if not math.isfinite(zero_point.magnitude):
             self.log.warning(
                 "No zero point: %d matched stars have a signal-to-noise ratio of %g; %d are needed.",

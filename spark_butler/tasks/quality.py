@@ -116,6 +116,9 @@ class QualityConfig(Config):
     )
     max_zero_point_error = _limit("Largest error of the zero point in magnitudes.", 0.05)
     max_zero_point_offset = _limit("Largest offset of reserved stars from the zero point in magnitudes.", 0.1)
+    max_zero_point_trend = _limit(
+        "Largest change of the zero point over the image in magnitudes: clouds, a wrong flat or gain.", 0.05
+    )
     max_nonlinearity = _limit(
         "Largest share of its light that the brightest star has lost relative to faint ones: a detector "
         "that is not linear.",

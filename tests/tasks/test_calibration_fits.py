@@ -15,6 +15,7 @@ from spark_butler.tasks.photometry import (
     fit_zero_point,
     isolated_references,
     load_references,
+    measure_trend,
 )
 
 SHAPE = (1000, 1200)
@@ -308,6 +309,25 @@ def test_faint_stars_do_not_shift_the_zero_point_of_bright_ones() -> None:
     result = fit_zero_point(measured, error, reference)
     assert result.magnitude == pytest.approx(28.0, abs=0.004)
     assert result.error < 0.004
+
+
+def test_a_trend_of_the_zero_point_is_measured_in_spite_of_outliers() -> None:
+    rng = np.random.default_rng(5)
+    positions = rng.uniform(0.0, 1000.0, (200, 2))
+    flux = rng.uniform(1e4, 1e5, 200)
+    for slope in (0.0, 0.1, -0.3):
+        magnitudes = slope * positions[:, 0] / 1000.0 + rng.normal(0.0, 0.02, 200)
+        magnitudes[:20] += rng.uniform(0.2, 1.0, 20)
+        reference = flux * 10.0 ** (-0.4 * magnitudes)
+        trend = measure_trend(positions, flux, 1e-3 * flux, reference, (1000, 1000))
+        # The outer twentieths at either end don't count.
+        assert trend == pytest.approx(0.9 * abs(slope), rel=0.15, abs=0.0)
+
+
+def test_few_stars_show_no_trend() -> None:
+    flux = np.full(19, 1e4)
+    positions = np.column_stack([np.linspace(0.0, 1000.0, 19), np.linspace(0.0, 1000.0, 19) % 333.0])
+    assert np.isnan(measure_trend(positions, flux, 0.01 * flux, flux, (1000, 1000)))
 
 
 def test_without_stars_there_is_no_zero_point() -> None:

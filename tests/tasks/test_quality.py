@@ -300,3 +300,14 @@ def test_a_zero_point_of_the_bright_stars_alone_is_flagged() -> None:
     assert done.summary["quality_zero_point_offset"] == pytest.approx(2.5 * np.log10(1.4), rel=0.2)
     assert "zero_point_offset" in done.summary["image_flag_reasons"]
     assert np.isnan(done.column("psfFlux")).all()
+
+
+def test_clouds_over_one_side_are_flagged() -> None:
+    # The sky is as dark as the stars, so that it does not show the loss of a fifth of the light.
+    scene = make_scene(size=640, count=200, flux=(5e3, 2e5))
+    scene.expected *= np.linspace(1.0, 0.8, 640)
+    done = process(scene)
+    assert done.summary["image_flag_reasons"] == "zero_point_trend"
+    assert done.summary["quality_zero_point_trend"] == pytest.approx(
+        0.9 * 2.5 * np.log10(1.0 / 0.8), rel=0.15
+    )
