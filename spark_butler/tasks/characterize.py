@@ -28,6 +28,7 @@ from .pixels.detection import detect_sources, sky_variance
 from .pixels.psf_fit import fit_psf, stamp_radius
 from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
 from .pixels.psf_stars import estimate_psf
+from .pixels.streaks import find_aligned
 from .quality import choose_reserved
 from .visit_summary import Characterized, make_preliminary_image
 
@@ -205,7 +206,8 @@ class CharacterizeTask(pipe_base.PipelineTask):
                 "snr": detections.significance,
                 "psf_star": np.isin(numbers, state.stars),
                 "psf_reserved": np.isin(numbers, state.reserved),
-                "streak": detections.streak,
+                "streak": detections.streak
+                | find_aligned(detections.x, detections.y, image.bbox.shape, state.sigma),
             }
         )
         self.metadata["nDetections"] = len(detections)

@@ -82,7 +82,7 @@ _COLUMNS: dict[u.UnitBase, dict[str, str]] = {
         "calib_astrometry_reserved": "Matched, but left out of the fit; these give the astrometric scatter.",
         "calib_photometry_used": "The zero point was fitted to it; not to outliers and reserved stars.",
         "calib_photometry_reserved": "Reserved: left out of the zero point's fit, which such stars judge.",
-        "streak_flag": "On a long and narrow feature: a satellite's trail, a spectrum.",
+        "streak_flag": "On a long and narrow feature or a line of sources: a satellite's trail, a spectrum.",
         "image_flag": "The image is beyond a limit of its quality.",
         "visit": "Identifier of the visit.",
         "detector": "Identifier of the detector.",

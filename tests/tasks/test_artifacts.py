@@ -6,6 +6,7 @@ import scipy.ndimage
 
 from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
 from spark_butler.tasks.pixels.psf_model import FWHM_PER_SIGMA
+from spark_butler.tasks.pixels.streaks import find_aligned
 from tests.tasks.synthetic import make_image
 
 
@@ -58,3 +59,25 @@ def test_stars_are_spared_and_rays_found_with_the_contrast_of_the_psf(sigma: flo
     hit = sky.cosmic_rays[np.rint(sky.y).astype(int), np.rint(sky.x).astype(int)]
     assert np.mean(cores[~hit]) <= 0.05
     assert found[sky.cosmic_rays].mean() > 0.85
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.6, 2.9])
+def test_sources_of_a_faint_trail_are_aligned_and_others_are_not(angle: float) -> None:
+    rng = np.random.default_rng(6)
+    x, y = rng.uniform(0.0, 800.0, (2, 200))
+    along, across = rng.uniform(-380.0, 380.0, 30), rng.normal(0.0, 1.0, 30)
+    trail_x = 420.0 + along * np.cos(angle) - across * np.sin(angle)
+    trail_y = 390.0 + along * np.sin(angle) + across * np.cos(angle)
+    aligned = find_aligned(np.append(x, trail_x), np.append(y, trail_y), (800, 800), 1.7)
+    assert aligned[200:].mean() > 0.9
+    far = np.abs((y - 390.0) * np.cos(angle) - (x - 420.0) * np.sin(angle)) > 15.0
+    assert not aligned[:200][far].any()
+
+
+@pytest.mark.parametrize("width", [0.0, 3.0, 8.0, 25.0, 100.0])
+def test_stars_by_chance_and_in_clusters_are_not_aligned(width: float) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x, y = rng.uniform(0.0, 800.0, (2, 300))
+        x[:100], y[:100] = rng.normal([[300.0], [500.0]], width, (2, 100)) if width else (x[:100], y[:100])
+        assert not find_aligned(x, y, (800, 800), 1.7).any()

@@ -130,6 +130,22 @@ def test_a_trail_spoils_neither_psf_nor_zero_point_and_its_sources_are_flagged()
     assert "streak_fraction" in done.summary["image_flag_reasons"]
 
 
+def test_sources_of_a_trail_that_breaks_up_in_the_noise_are_flagged() -> None:
+    scene = make_scene(count=150)
+    yy, xx = np.mgrid[:512, :512]
+    # In each pixel the light is a fifth more than the noise.
+    scene.expected += 18.0 * np.exp(-0.5 * (((xx - 256) * 0.5 - (yy - 256) * 0.866) / 1.6) ** 2)
+    done = process(scene)
+    flagged = done.column("streak_flag")
+    distance, _ = scipy.spatial.cKDTree(np.column_stack([scene.x, scene.y])).query(
+        np.column_stack([done.column("x"), done.column("y")])
+    )
+    assert np.count_nonzero(distance > 3.0) > 10
+    assert flagged[distance > 3.0].all()
+    across = np.abs((done.column("x") - 256) * 0.5 - (done.column("y") - 256) * 0.866)
+    assert not flagged[across > 12.0].any()
+
+
 def test_donuts_are_flagged_and_not_calibrated() -> None:
     scene = make_scene(count=0)
     rng = np.random.default_rng(2)

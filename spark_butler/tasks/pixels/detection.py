@@ -14,6 +14,7 @@ import scipy.ndimage
 import scipy.spatial
 
 from .stamps import gather_windows
+from .streaks import on_streak
 
 type FloatImage = npt.NDArray[np.floating[Any]]
 type BoolArray = npt.NDArray[np.bool_]
@@ -234,7 +235,7 @@ def detect_sources(
         y=y + dy,
         significance=significance[y, x].astype(np.float64),
         footprint=footprint,
-        streak=_on_streak(footprint, x, y, sigma),
+        streak=on_streak(footprint, x, y, sigma),
     )
 
 
@@ -256,32 +257,6 @@ def _bridge(masked: BoolArray, *images: npt.NDArray[np.float32]) -> None:
                 axis=(1, 2), initial=-np.inf
             )
         masked = inner
-
-
-def _on_streak(
-    footprint: BoolArray, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], sigma: float
-) -> BoolArray:
-    """Return which positions lie on connected pixels that form a long and narrow feature."""
-    labels, count = scipy.ndimage.label(footprint, structure=np.ones((3, 3), dtype=bool))
-    if not count or not x.size:
-        return np.zeros(x.size, dtype=bool)
-    rows, columns = np.nonzero(labels)
-    which = labels[rows, columns]
-    number = np.bincount(which, minlength=count + 1).astype(np.float64)
-    number[0] = 1.0
-
-    def mean(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        return np.asarray(np.bincount(which, weights=values, minlength=count + 1) / number)
-
-    mx, my = mean(columns), mean(rows)
-    dx, dy = columns - mx[which], rows - my[which]
-    xx, yy, xy = mean(dx**2), mean(dy**2), mean(dx * dy)
-    half, root = 0.5 * (xx + yy), np.sqrt(0.25 * (xx - yy) ** 2 + xy**2)
-    # The variance of a line of length L is L^2 / 12.
-    length, width = np.sqrt(12.0 * (half + root)), np.sqrt(12.0 * np.maximum(half - root, 0.0) + 1.0)
-    streak = (length > max(25.0 * sigma, 40.0)) & (length > 5.0 * width)
-    streak[0] = False
-    return np.asarray(streak[labels[y, x]])
 
 
 def _find_peaks(
