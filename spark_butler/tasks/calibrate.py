@@ -24,6 +24,7 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, pixel_scale, refine_wcs
+from .pattern_match import measure_doubling
 from .photometry import (
     ZeroPoint,
     fit_zero_point,
@@ -246,6 +247,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         values = {
             **measure_pixels(image),
             "streak_fraction": float(np.mean(flags["streak"])),
+            "doubled_fraction": self._measure_doubling(measured, flags["streak"]),
             **measure_psf(measured, flags["psf_star"], flags["psf_reserved"], image.summary_stats.skyNoise),
             "astrometric_scatter": astrometry.scatter / astrometry.pixel_scale,
             "zero_point_scatter": zero_point.scatter,
@@ -257,6 +259,14 @@ class CalibrateTask(pipe_base.PipelineTask):
         if references is not None:
             values["matched_references"] = float(astrometry.sources.size)
         return judge(self.config.quality, values)
+
+    def _measure_doubling(self, measured: SourceMeasurements, streak: npt.NDArray[np.bool_]) -> float:
+        """Return the share of sources of the sky with another one at the same offset."""
+        flux, fwhm = measured.psf.flux, measured.model.fwhm
+        bright = np.nonzero((flux > 10.0 * measured.psf.pixel_err) & ~streak)[0]
+        bright = bright[np.argsort(-flux[bright], kind="stable")]
+        positions = np.column_stack([measured.psf.x, measured.psf.y])[bright]
+        return measure_doubling(positions, 15.0 * fwhm, 0.5 * fwhm)
 
     def _match(
         self,

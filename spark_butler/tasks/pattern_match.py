@@ -6,7 +6,7 @@ under each of the best ones single pairs vote for a shift.  A map is accepted on
 
 from __future__ import annotations
 
-__all__ = ("find_shift", "find_similarity", "mutual_matches")
+__all__ = ("find_shift", "find_similarity", "measure_doubling", "mutual_matches")
 
 import math
 
@@ -23,6 +23,9 @@ _SCALE_STEP = 0.005
 _PEAKS = 6
 _BRIGHTEST, _MAX_SCALE = 30, 0.1
 """Number of sources that vote, and the largest relative error of the scale."""
+
+_MOST_DOUBLED = 1000
+"""Largest number of sources whose offsets from each other are compared."""
 
 _PART, _STEP, _MOST_STEPS = 1.5, 0.75, 15.0
 """Size of the parts of a field that are searched, their distance, and the size of a field beyond which they
@@ -198,3 +201,32 @@ def mutual_matches(sources: FloatArray, references: FloatArray, radius: float) -
     source = np.nonzero(np.isfinite(distance))[0]
     source = source[backward[forward[source]] == source]
     return source, forward[source].astype(np.intp)
+
+
+def measure_doubling(positions: FloatArray, reach: float, cell: float) -> float:
+    """Return the share of sources that have another one at the same offset; 0 if chance explains it.
+
+    Parameters
+    ----------
+    positions
+        Positions in pixels, brightest first, shape ``(n, 2)``.
+    reach
+        Largest offset.
+    cell
+        Offsets that differ by no more are the same.
+    """
+    positions = positions[:_MOST_DOUBLED]
+    pairs = scipy.spatial.cKDTree(positions).query_pairs(reach + 3.0 * cell, output_type="ndarray")
+    if not len(pairs):
+        return 0.0
+    offsets = positions[pairs[:, 1]] - positions[pairs[:, 0]]
+    plane = scipy.spatial.cKDTree(np.concatenate([offsets, -offsets]))
+    # Sources of a clump have small offsets from each other.
+    distance = np.hypot(*offsets.T)
+    tested = offsets[(distance >= 4.0 * cell) & (distance <= reach)]
+    same = plane.query_ball_point(tested, cell, return_length=True)
+    # Offsets around say how many there are by chance, in clusters, too.
+    around = plane.query_ball_point(tested, 3.0 * cell, return_length=True) - same
+    excess = same - around / 8.0
+    certain = excess > 6.0 * np.sqrt(around / 8.0 + 1.0)
+    return float(excess[certain].max(initial=0.0)) / len(positions)

@@ -101,6 +101,9 @@ class QualityConfig(Config):
         1.5,
     )
     max_streak_fraction = _limit("Largest fraction of sources on streaks.", 0.1)
+    max_doubled_fraction = _limit(
+        "Largest fraction of sources with another one at the same offset: the telescope jumped.", 0.1
+    )
     min_psf_stars = _limit("Least number of PSF stars.", 3)
     max_psf_ellipticity = _limit("Largest shear of the PSF, (a - b) / (a + b).", 0.35)
     max_psf_trend = _limit("Largest change of the PSF's width over the detector, relative to the width.", 0.8)

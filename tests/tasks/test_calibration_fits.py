@@ -10,6 +10,7 @@ from astropy.coordinates import SkyCoord
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from spark_butler.tasks.astrometry import AstrometrySolution, project_references, refine_wcs
+from spark_butler.tasks.pattern_match import measure_doubling
 from spark_butler.tasks.photometry import (
     AB_ZERO_NJY,
     fit_zero_point,
@@ -167,6 +168,22 @@ def test_an_image_is_found_in_a_field_of_two_degrees(
     found_ra, found_dec = solution.wcs.all_pix2world(x[on], y[on], 0)
     error = np.hypot((found_ra - ra[on]) * np.cos(np.radians(dec[on])), found_dec - dec[on]) * 3600.0
     assert np.max(error) < 0.05
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_sources_with_a_second_image_are_counted(share: float) -> None:
+    rng = np.random.default_rng(3)
+    single = rng.uniform(0.0, 1000.0, (300, 2))
+    second = single[: round(share * 300)] + [-20.0, 6.0]
+    both = np.concatenate([single, second + rng.normal(0.0, 0.2, second.shape)])
+    assert measure_doubling(both, 60.0, 2.0) == pytest.approx(len(second) / len(both), rel=0.05, abs=0.0)
+
+
+def test_stars_of_clusters_are_not_doubled() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        stars = np.concatenate([rng.uniform(0.0, 1000.0, (200, 2)), rng.normal(500.0, 15.0, (100, 2))])
+        assert measure_doubling(stars, 60.0, 2.0) == 0.0
 
 
 def test_reserved_and_deviant_stars_do_not_change_the_fit() -> None:

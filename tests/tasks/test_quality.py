@@ -146,6 +146,16 @@ def test_sources_of_a_trail_that_breaks_up_in_the_noise_are_flagged() -> None:
     assert not flagged[across > 12.0].any()
 
 
+def test_an_image_of_a_telescope_that_jumped_is_flagged() -> None:
+    scene = make_scene(size=640, count=100, flux=(5e3, 2e5))
+    stars = scene.expected - 200.0
+    scene.expected = 200.0 + 0.7 * stars + 0.3 * np.roll(stars, (5, 14), axis=(0, 1))
+    done = process(scene)
+    assert done.summary["image_flag_reasons"] == "doubled_fraction"
+    # Nearly all of the second images are found.
+    assert 0.3 < done.summary["quality_doubled_fraction"] <= 0.5
+
+
 def test_donuts_are_flagged_and_not_calibrated() -> None:
     scene = make_scene(count=0)
     rng = np.random.default_rng(2)
