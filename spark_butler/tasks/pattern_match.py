@@ -228,5 +228,15 @@ def measure_doubling(positions: FloatArray, reach: float, cell: float) -> float:
     # Offsets around say how many there are by chance, in clusters, too.
     around = plane.query_ball_point(tested, 3.0 * cell, return_length=True) - same
     excess = same - around / 8.0
-    certain = excess > 6.0 * np.sqrt(around / 8.0 + 1.0)
-    return float(excess[certain].max(initial=0.0)) / len(positions)
+    excess[excess <= 6.0 * np.sqrt(around / 8.0 + 1.0)] = 0.0
+    if not excess.any():
+        return 0.0
+    # A star of a grid has neighbors on both sides.
+    best, near = tested[np.argmax(excess)], 3.0 * cell
+    tree = scipy.spatial.cKDTree(positions)
+    before, after = (
+        np.isfinite(tree.query(positions + d, distance_upper_bound=near)[0]) for d in (-best, best)
+    )
+    if np.count_nonzero(before & after) > 0.5 * np.count_nonzero(after):
+        return 0.0
+    return float(excess.max()) / len(positions)

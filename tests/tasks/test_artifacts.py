@@ -81,3 +81,10 @@ def test_stars_by_chance_and_in_clusters_are_not_aligned(width: float) -> None:
         x, y = rng.uniform(0.0, 800.0, (2, 300))
         x[:100], y[:100] = rng.normal([[300.0], [500.0]], width, (2, 100)) if width else (x[:100], y[:100])
         assert not find_aligned(x, y, (800, 800), 1.7).any()
+
+
+@pytest.mark.parametrize("jitter", [0.0, 3.0])
+def test_stars_on_a_grid_are_not_aligned(jitter: float) -> None:
+    x, y = np.mgrid[25.0:800.0:50.0, 25.0:800.0:50.0].reshape(2, -1)
+    x, y = np.stack([x, y]) + np.random.default_rng(1).uniform(-jitter, jitter, (2, x.size))
+    assert not find_aligned(x, y, (800, 800), 1.7).any()

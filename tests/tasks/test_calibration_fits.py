@@ -186,6 +186,13 @@ def test_stars_of_clusters_are_not_doubled() -> None:
         assert measure_doubling(stars, 60.0, 2.0) == 0.0
 
 
+@pytest.mark.parametrize("jitter", [0.0, 3.0])
+def test_stars_on_a_grid_are_not_doubled(jitter: float) -> None:
+    stars = np.mgrid[25.0:800.0:50.0, 25.0:800.0:50.0].reshape(2, -1).T
+    stars += np.random.default_rng(1).uniform(-jitter, jitter, stars.shape)
+    assert measure_doubling(stars, 60.0, 2.0) == 0.0
+
+
 def test_reserved_and_deviant_stars_do_not_change_the_fit() -> None:
     x, y, flux, ra, dec, ref_flux = make_field(count=240)
 

@@ -26,7 +26,8 @@ def find_aligned(x: FloatArray, y: FloatArray, shape: tuple[int, ...], sigma: fl
     """Return which sources lie on a straight line through the image, with too many others for chance.
 
     A faint trail breaks up into single detections.  The sources beside the line say how many there are by
-    chance, so that a cluster of stars is no line.
+    chance, so that a cluster of stars is no line.  Stars on a grid, as of injected sources, are on more lines
+    than an image has trails, and none is returned.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ def find_aligned(x: FloatArray, y: FloatArray, shape: tuple[int, ...], sigma: fl
         if np.ptp(np.percentile(along, (25.0, 75.0))) < 25.0 * sigma:
             break
         aligned |= on_line
+    else:
+        return np.zeros(len(x), dtype=bool)
     return aligned
 
 
