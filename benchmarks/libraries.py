@@ -36,9 +36,9 @@ from science import RawFrame, simulate_frame
 
 from spark_butler.demo.simulation import read_table
 from spark_butler.obs._combine import combine
-from spark_butler.tasks.pattern_match import find_shift, find_similarity
 from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
 from spark_butler.tasks.pixels.background import estimate_background
+from spark_butler.tasks.pixels.pattern_match import find_shift, find_similarity
 
 SIGNIFICANCE, NEIGHBORS, CONTRAST = 4.5, 0.3, 5.0
 """Parameters of L.A.Cosmic, the same for all programs."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from astropy.coordinates import SkyCoord, angular_separation
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_area
 
-from .pattern_match import find_shift, find_similarity, mutual_matches
+from .pixels.pattern_match import find_shift, find_similarity, mutual_matches
 from .pixels.psf_model import polynomial_terms
 from .quality import choose_reserved
 

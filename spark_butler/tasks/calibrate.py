@@ -24,15 +24,13 @@ from lsst.pex.config import ConfigField, Field, ListField, RangeField
 
 from ..errors import UserError
 from .astrometry import AstrometrySolution, pixel_scale, refine_wcs
-from .pattern_match import measure_doubling
 from .photometry import (
     ZeroPoint,
     fit_zero_point,
-    isolated_references,
-    load_references,
     make_match_columns,
     measure_trend,
 )
+from .pixels.pattern_match import measure_doubling
 from .quality import (
     Measure,
     QualityConfig,
@@ -43,6 +41,7 @@ from .quality import (
     measure_psf,
     names_beyond,
 )
+from .references import isolated_references, load_references
 from .sources import SourceMeasurements, make_source_table, measure_sources
 from .visit_summary import make_summary_table, make_visit_image, summarize
 

@@ -10,14 +10,13 @@ from astropy.coordinates import SkyCoord
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from spark_butler.tasks.astrometry import AstrometrySolution, project_references, refine_wcs
-from spark_butler.tasks.pattern_match import measure_doubling
 from spark_butler.tasks.photometry import (
     AB_ZERO_NJY,
     fit_zero_point,
-    isolated_references,
-    load_references,
     measure_trend,
 )
+from spark_butler.tasks.pixels.pattern_match import measure_doubling
+from spark_butler.tasks.references import isolated_references, load_references
 
 SHAPE = (1000, 1200)
 
