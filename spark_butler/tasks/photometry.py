@@ -27,7 +27,7 @@ from astropy.coordinates import SkyCoord
 
 from .astrometry import AstrometrySolution, no_indices
 from .pixels.psf_model import polynomial_terms
-from .pixels.robust import weighted_median
+from .pixels.robust import fit_linear, weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -157,13 +157,8 @@ def measure_trend(
         return math.nan
     each, weight = each[good], weight[good]
     terms = polynomial_terms(positions[good, 0] / shape[1], positions[good, 1] / shape[0], 2)
-    robust = np.ones(each.size)
-    for _ in range(10):
-        total = weight * robust
-        surface = terms @ np.linalg.lstsq(terms * total[:, None], each * total, rcond=None)[0]
-        pull = (each - surface) * weight
-        spread = _MAD_TO_SIGMA * float(np.median(np.abs(pull)))
-        robust = 1.0 / np.sqrt(1.0 + (pull / (2.0 * max(spread, 1e-3))) ** 2)
+    surface = terms @ fit_linear(terms, each, 1.0 / weight, scatter=0.0)
+    spread = _MAD_TO_SIGMA * float(np.median(np.abs(each - surface) * weight))
     # Noise alone gives one on the average, and more than five once in 7,000 images.
     power = (weight * (surface - np.average(surface, weights=weight**2))) ** 2
     explained = float(power.sum()) / (terms.shape[1] - 1) / max(spread, 1.0) ** 2

@@ -24,7 +24,7 @@ _FEWEST_KNOWN = 5
 def fit_linear(
     terms: FloatArray, values: FloatArray, errors: FloatArray, *, scatter: float = _SCATTER[1]
 ) -> FloatArray:
-    """Fit coefficients to relative widths or ellipticities by least squares with Tukey's weights.
+    """Fit coefficients to relative widths, ellipticities or magnitudes by least squares with Tukey's weights.
 
     Parameters
     ----------
