@@ -1,8 +1,8 @@
-"""Atomic writes of files.  Runs in the driver."""
+"""Atomic writes of files.  Every process uses this module."""
 
 from __future__ import annotations
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "write_at_once"]
 
 import contextlib
 import tempfile
@@ -43,3 +43,20 @@ def atomic_write(destination: ResourcePathExpression) -> Iterator[Path]:
         path.replace(final)
     finally:
         path.unlink(missing_ok=True)
+
+
+def write_at_once(destination: ResourcePath, data: bytes) -> None:
+    """Write a file that others may be reading; they find all of the new content or of the old.
+
+    Parameters
+    ----------
+    destination
+        Address of the file.  Object stores write at once by themselves.
+    data
+        Content of the file.
+    """
+    if not destination.isLocal:
+        destination.write(data)
+        return
+    with atomic_write(destination) as path:
+        path.write_bytes(data)

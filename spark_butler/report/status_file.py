@@ -14,6 +14,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from ..atomic_write import write_at_once
 from ..masking import hide_secrets
 from ..model.outcomes import job_text
 from .folder import AttemptFolder
@@ -53,7 +54,7 @@ def write_status(
             for outcome in snapshot.failures[-_N_FAILURES:]
         ],
     }
-    folder.status_file.write(json.dumps(status, separators=(",", ":")).encode())
+    write_at_once(folder.status_file, json.dumps(status, separators=(",", ":")).encode())
 
 
 def is_silent(status: Mapping[str, Any], now: datetime.datetime) -> bool:

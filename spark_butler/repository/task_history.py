@@ -32,6 +32,7 @@ import networkx
 from lsst.daf.butler import DataCoordinate
 from lsst.resources import ResourcePath
 
+from ..atomic_write import write_at_once
 from ..model.outcomes import FailureKind, QuantumOutcome
 from ..text import best_effort
 
@@ -179,6 +180,6 @@ def _save(root: ResourcePath, file: str, content: Mapping[str, Any], *, indent: 
     """Write values by task label, and return whether this was possible."""
     # The run itself has succeeded.
     with best_effort(f"The history of this run ({file}) can't be written"):
-        root.join(file).write(json.dumps(content, indent=indent, sort_keys=True).encode())
+        write_at_once(root.join(file), json.dumps(content, indent=indent, sort_keys=True).encode())
         return True
     return False

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from lsst.resources import ResourcePath
 
+from ..atomic_write import write_at_once
 from ..errors import OptionsError
 from ..masking import hide_secrets
 from ..text import best_effort
@@ -75,7 +76,7 @@ class LogRequest:
     def send(self, folder: ResourcePath) -> ResourcePath:
         """Write the request into the folder that the processes of a run watch, and return its address."""
         uri = folder.join(f"{uuid.uuid4()}.json")
-        uri.write(json.dumps(dataclasses.asdict(self)).encode())
+        write_at_once(uri, json.dumps(dataclasses.asdict(self)).encode())
         return uri
 
 
@@ -183,4 +184,4 @@ def _write(places: Iterable[ResourcePath], answer: Mapping[str, Any], tail: _Tai
         {**answer, "start": start, "text": hide_secrets(text), "ended": ended, "updated": time.time()}
     )
     for uri in places:
-        uri.write(content.encode())
+        write_at_once(uri, content.encode())
