@@ -5,14 +5,12 @@ Runs in the driver.
 
 from __future__ import annotations
 
-__all__ = ["FailureCounter", "explain_failure", "merge_outcomes"]
+__all__ = ["FailureCounter", "explain_failure"]
 
-import dataclasses
 import logging
 import re
 from collections import Counter
 
-from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import InvalidQuantumError
 
 from ..model.options import StopRule
@@ -100,15 +98,3 @@ def explain_failure(outcome: QuantumOutcome) -> str:
     if outcome.reason:
         return f"{text}, {outcome.reason}" if text == "failed" else f"{text} ({outcome.reason})"
     return text
-
-
-def merge_outcomes(first: QuantumOutcome, again: QuantumOutcome) -> QuantumOutcome:
-    """Add the outputs of a rerun, which wrote a lost temporary again, to the first outcome of a quantum."""
-    records = {name: DatastoreRecordData(dict(data.records)) for name, data in first.records.items()}
-    for name, data in again.records.items():
-        records.setdefault(name, DatastoreRecordData()).records.update(data.records)
-    outputs = (set(first.outputs) - set(again.removed)) | set(again.outputs)
-    removed = (set(first.removed) | set(again.removed)) - outputs
-    return dataclasses.replace(
-        first, outputs=tuple(outputs), removed=tuple(removed), records=records, scan=again.scan
-    )

@@ -27,7 +27,7 @@ from ..planning.plan import Plan, Unit
 from .backend import Backend
 from .batching import BatchSizer
 from .events import ObserverGroup, RunObserver
-from .failure_counter import FailureCounter, merge_outcomes
+from .failure_counter import FailureCounter
 from .lost_workers import MAX_LOSSES, LossCounter, explain_loss, lost_outcome
 
 logger = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class Scheduler:
         self._observer.on_outcome(outcome)
         if first is not None:
             # The rerun for a lost temporary has overwritten the first outputs.
-            outcome = merge_outcomes(first, outcome)
+            outcome = first.with_rerun(outcome)
         self._on_outcome(outcome)
         # Scans contain logs, and the logs of a whole run would fill the memory of the driver.
         self._result.outcomes[outcome.quantum_id] = outcome.without_scans()

@@ -26,9 +26,9 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from lsst.daf.butler import FileIntegrityError
+from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import (
     InvalidQuantumError,
     QuantumAttemptStatus,
@@ -36,9 +36,6 @@ from lsst.pipe.base import (
     RepeatableQuantumError,
 )
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
-
-if TYPE_CHECKING:
-    from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 
 
 class FailureKind(enum.StrEnum):
@@ -301,6 +298,17 @@ class QuantumOutcome:
         """Return the summary of an attempt that is followed by another."""
         return dataclasses.replace(
             self, outputs=(), records={}, removed=(), traceback="", log_tail="", imports=()
+        )
+
+    def with_rerun(self, again: QuantumOutcome) -> QuantumOutcome:
+        """Add the outputs of a rerun, which wrote a lost temporary again."""
+        records = {name: DatastoreRecordData(dict(data.records)) for name, data in self.records.items()}
+        for name, data in again.records.items():
+            records.setdefault(name, DatastoreRecordData()).records.update(data.records)
+        outputs = (set(self.outputs) - set(again.removed)) | set(again.outputs)
+        removed = (set(self.removed) | set(again.removed)) - outputs
+        return dataclasses.replace(
+            self, outputs=tuple(outputs), removed=tuple(removed), records=records, scan=again.scan
         )
 
     def without_scans(self) -> QuantumOutcome:
