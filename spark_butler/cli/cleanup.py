@@ -1,7 +1,4 @@
-"""The command ``cleanup``, which removes temporaries of crashed runs.
-
-Runs in the process of the command.
-"""
+"""The command ``cleanup``, which removes temporaries of crashed runs.  Runs in the process of the command."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..text import format_count
-from .command import LeafCommand, print_json
+from .command import LeafCommand, print_result
 
 if TYPE_CHECKING:
     from lsst.daf.butler import Butler
@@ -46,27 +43,14 @@ def cleanup(repo: str, run: str | None, dry_run: bool, form: str) -> None:
         folders = find_folders(butler, repo, run) if run is not None else list(map(scratch_root, roots))
         if dry_run:
             found = [str(uri) for folder in folders for uri in find_scratch(folder, one_run=one_run)]
-            if form == "json":
-                print_json(found)
-            else:
-                click.echo("\n".join(found) or "There are no scratch files to remove.")
+            print_result(form, found, "\n".join(found) or "There are no scratch files to remove.")
             return
     count = sum(remove_scratch(folder, one_run=one_run) for folder in folders)
-    if form == "json":
-        print_json({"removed": count})
-        return
-    click.echo(f"{format_count(count, 'scratch file')} removed.")
+    print_result(form, {"removed": count}, f"{format_count(count, 'scratch file')} removed.")
 
 
 def find_folders(butler: Butler, repo: str, run: str) -> list[ResourcePath]:
-    """Return the scratch folders of a run, one in each datastore.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the name belongs neither to a RUN collection nor to a run
-        that left files, or if it can't name a folder.
-    """
+    """Return the scratch folders of a run, one in each datastore; refuse a name that belongs to no run."""
     from lsst.daf.butler import CollectionType
 
     from ..report import find_attempts

@@ -11,10 +11,12 @@ __all__ = [
     "CommandGroup",
     "LeafCommand",
     "format_option",
+    "join_options",
     "keep_logging_arguments",
     "kept_logging_arguments",
     "logging_options",
     "print_json",
+    "print_result",
     "start_logging",
     "stock_logging_options",
 ]
@@ -22,7 +24,7 @@ __all__ = [
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -39,7 +41,20 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _BEFORE_KEY = "spark_butler.logging"
 _VERBOSE_KEY = "spark_butler.verbose"
 
-_LOGGING_OPTIONS = (
+
+def join_options[F: Callable[..., Any]](*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# The names of ``pipetask``'s logging options; the middleware, which defines them, takes long to import.
+logging_options = join_options(
     click.option(
         "--log-level",
         multiple=True,
@@ -69,21 +84,8 @@ format_option = click.option(
 )
 
 
-def logging_options[F: Callable[..., Any]](command: F) -> F:
-    """Add logging options to a command, with the names of ``pipetask``."""
-    for option in reversed(_LOGGING_OPTIONS):
-        command = option(command)
-    return command
-
-
 def keep_logging_arguments(ctx: click.Context, options: Mapping[str, Any], *, verbose: bool) -> None:
-    """Store logging options that precede the name of a command, for the command.
-
-    Parameters
-    ----------
-    verbose
-        Whether to log at level INFO without such options.
-    """
+    """Store logging options that precede the name of a command; ``verbose`` stands for level INFO."""
     ctx.meta[_BEFORE_KEY] = _logging_arguments(options)
     ctx.meta[_VERBOSE_KEY] = verbose
 
@@ -96,6 +98,14 @@ def kept_logging_arguments(ctx: click.Context) -> list[str]:
 def print_json(value: object) -> None:
     """Print a value as JSON; values of other types are printed as text."""
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_result(form: str, value: object, text: str) -> None:
+    """Print a result in the form that ``--format`` asks for."""
+    if form == "json":
+        print_json(value)
+    else:
+        click.echo(text)
 
 
 class LeafCommand(click.Command):
@@ -177,15 +187,10 @@ def stock_logging_options[F: Callable[..., Any]](command: F) -> F:
 
 
 def start_logging(kwargs: dict[str, Any]) -> None:
-    """Start logging as ``pipetask`` does, with this package included.
+    """Start logging as ``pipetask`` does, by options that are removed from ``kwargs``.
 
     Workers on this host share its terminal.  They write to it only if a log
     level is given: otherwise each quantum would print several lines.
-
-    Parameters
-    ----------
-    kwargs
-        Values of options; those of the logging options are removed.
     """
     from lsst.daf.butler.cli.cliLog import CliLog
 
@@ -215,27 +220,16 @@ def start_logging(kwargs: dict[str, Any]) -> None:
     CliLog.setLogLevels(levels)
 
 
-def _read_logging_options(arguments: Sequence[str]) -> None:
-    """Start logging by the options that precede the name of a command.
-
-    Raises
-    ------
-    click.UsageError
-        Raised if a value can't be used.
-    """
-
-    @click.command("spark-butler")
-    @stock_logging_options
-    def command(**kwargs: Any) -> None:
-        start_logging(kwargs)
-
-    command.main(list(arguments), prog_name="spark-butler", standalone_mode=False)
-
-
 def _start_logging(arguments: list[str], *, verbose: bool) -> None:
     """Start logging by the options; without options, log only warnings."""
     if arguments:
-        _read_logging_options(arguments)
+
+        @click.command("spark-butler")
+        @stock_logging_options
+        def command(**kwargs: Any) -> None:
+            start_logging(kwargs)
+
+        command.main(arguments, prog_name="spark-butler", standalone_mode=False)
         return
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr

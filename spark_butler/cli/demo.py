@@ -198,5 +198,4 @@ def _serve(night: DemoNight) -> None:
 
 
 def _say(start: float, text: str) -> None:
-    """Print a line of progress."""
     click.echo(f"[{time.monotonic() - start:5.1f} s] {text}")

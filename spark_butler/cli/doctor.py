@@ -1,7 +1,4 @@
-"""The command ``doctor``, which checks what runs need, in this process and in workers.
-
-Runs in the process of the command.
-"""
+"""The command ``doctor``, which checks what runs need here and in workers.  Runs in the command's process."""
 
 from __future__ import annotations
 

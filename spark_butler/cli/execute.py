@@ -1,7 +1,4 @@
-"""Execution of a request by a command: prepare, run, print, and the exit status.
-
-Runs in the driver.
-"""
+"""Execution of a request by a command: prepare, run, print, and the exit status.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -51,25 +48,14 @@ class Manner:
     """Mode of a command: where quanta run, and the form of its output."""
 
     on_spark: bool
-    """Whether quanta run on Spark."""
-
     dry_run: bool
-    """Whether only the plan is printed."""
-
     bars: bool | None
     """Whether to draw progress bars; by default on a terminal."""
-
     as_json: bool
-    """Whether to print JSON."""
-
     price: Price | None
     """Money for the usage in a plan."""
-
     metrics_port: int | None
-    """Port for metrics."""
-
     metrics_file: str | None
-    """File for metrics."""
 
     @classmethod
     def take(cls, kwargs: dict[str, Any]) -> Self:
@@ -133,9 +119,8 @@ def carry_out(
             return 0
         except NothingToDo as exc:
             if manner.as_json:
-                print_json(
-                    {"run": request.output_run, "state": "succeeded", "reason": str(exc), "exit_status": 0}
-                )
+                reason = {"state": "succeeded", "reason": str(exc)}
+                print_json({"run": request.output_run, **reason, "exit_status": 0})
             else:
                 print_line(str(exc))
             return 0
@@ -203,12 +188,8 @@ def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
     tasks: list[dict[str, Any]] = []
     if prepared.stores:
         root = ResourcePath(prepared.stores[0])
-        tasks = predict_usage(
-            prepared.xgraph,
-            load_times(root),
-            load_peaks(root),
-            prepared.request.options.cores_per_quantum,
-        )
+        cores = prepared.request.options.cores_per_quantum
+        tasks = predict_usage(prepared.xgraph, load_times(root), load_peaks(root), cores)
     if manner.as_json:
         usage = [task | ({"price": price_usage(task, money)} if money else {}) for task in tasks]
         inputs = {} if prepared.inputs is None else {"inputs": prepared.inputs.describe()}
@@ -224,18 +205,7 @@ def _print_plan(prepared: PreparedRun, manner: Manner) -> None:
 
 
 def _describe_run(reporter: RunReporter, run: str, state: str, status: int) -> dict[str, Any]:
-    """Return the description of an ended run, with the keys of its report.
-
-    Parameters
-    ----------
-    state
-        State of the run, if there is no report.
-
-    Returns
-    -------
-    description
-        The description, as `json.dumps` takes it.
-    """
+    """Return the description of an ended run, with the keys of its report; ``state`` if there is none."""
     description: dict[str, Any] = {"run": run, "state": state, "exit_status": status}
     if (content := reporter.content) is not None:
         description |= {
@@ -257,15 +227,7 @@ def _count(content: Mapping[str, Any]) -> dict[str, int]:
 
 
 class _Workers:
-    """Workers of a run: Spark, started in the background, or this process.
-
-    Parameters
-    ----------
-    spark
-        Spark, if quanta run on it.
-    slots
-        Number of groups to run at once, if given.
-    """
+    """Workers of a run: Spark, started in the background, or this process."""
 
     def __init__(self, stack: contextlib.ExitStack, spark: SparkStart | None, *, slots: int | None):
         self._stack = stack

@@ -1,7 +1,4 @@
-"""Exit statuses of commands, and the lines on standard error that explain them.
-
-Runs in the process of the command.
-"""
+"""Exit statuses, and the lines on standard error that explain them.  Runs in the command's process."""
 
 from __future__ import annotations
 

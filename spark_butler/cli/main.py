@@ -15,7 +15,7 @@ import click
 
 from ..spark.startup import SparkStart
 from .cleanup import cleanup
-from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_json
+from .command import CONTEXT, CommandGroup, keep_logging_arguments, logging_options, print_result
 from .demo import run_demo, serve_demo
 from .doctor import doctor
 from .obs import obs
@@ -85,15 +85,11 @@ def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> 
     """Print the versions of this package and of its foundations, without importing them."""
     if not value or ctx.resilient_parsing:
         return
-    for label, name in (
-        ("spark-butler", "spark-butler"),
-        ("PySpark", "pyspark"),
-        ("lsst-pipe-base", "lsst-pipe-base"),
-    ):
+    for name in ("spark-butler", "PySpark", "lsst-pipe-base"):
         try:
-            click.echo(f"{label} {importlib.metadata.version(name)}")
+            click.echo(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            click.echo(f"{label} is not installed as a package")
+            click.echo(f"{name} is not installed as a package")
     click.echo(f"Python {platform.python_version()}")
     ctx.exit()
 
@@ -157,12 +153,11 @@ def simulate(
     if scene is not None and scene not in SCENES:
         raise OptionsError(f"--scene {scene!r} is not a known scene; {suggest(scene, SCENES)}")
     simulated = simulate(outdir, visits=visits, detectors=detectors, size=size, seed=seed, scene=scene)
-    if form == "json":
-        files = {"raw_dir": simulated.raw_dir, "truth": simulated.truth, "camera": simulated.camera}
-        print_json({"raws": len(simulated.raws), **files, "refcat": simulated.refcat})
-        return
-    click.echo(
-        f"{len(simulated.raws)} raw frames are in {simulated.raw_dir}, the truth in {simulated.truth}."
+    n_raws, files = len(simulated.raws), ("raw_dir", "truth", "camera", "refcat")
+    print_result(
+        form,
+        {"raws": n_raws, **{name: getattr(simulated, name) for name in files}},
+        f"{n_raws} raw frames are in {simulated.raw_dir}, the truth in {simulated.truth}.",
     )
 
 

@@ -14,7 +14,7 @@ import click
 
 from ..errors import UserError
 from ..text import format_count, translate_errors
-from .command import CommandGroup, print_json
+from .command import CommandGroup, print_json, print_result
 from .exit_status import FAILED
 
 if TYPE_CHECKING:
@@ -100,10 +100,8 @@ def register_instrument(repo: str, camera_yaml: str, update: bool, form: str) ->
     with writing_butler(repo) as butler:
         camera = register_instrument(butler, camera_yaml, update=update)
     n = len(camera.detectors)
-    if form == "json":
-        print_json({"instrument": camera.name, "detectors": n})
-        return
-    click.echo(f"{camera.name} is registered, with {n} detector{'' if n == 1 else 's'}.")
+    text = f"{camera.name} is registered, with {format_count(n, 'detector')}."
+    print_result(form, {"instrument": camera.name, "detectors": n}, text)
 
 
 @obs.command()
@@ -125,16 +123,7 @@ def register_instrument(repo: str, camera_yaml: str, update: bool, form: str) ->
     is_flag=True,
     help="Read these files even where pixels disagree with DATASUM; ingests again what is there.",
 )
-def ingest_raws(
-    repo: str,
-    paths: tuple[str, ...],
-    instrument: str | None,
-    output_run: str | None,
-    transfer: str,
-    fail_fast: bool,
-    ignore_checksums: bool,
-    form: str,
-) -> None:
+def ingest_raws(repo: str, paths: tuple[str, ...], form: str, **options: Any) -> None:
     """Ingest raw science and calibration frames.
 
     PATHS are FITS files, directories, globs or URIs.  Files that can't be ingested are listed and the exit
@@ -148,33 +137,20 @@ def ingest_raws(
     from ..obs.repository import writing_butler
 
     with writing_butler(repo) as butler:
-        result = ingest_raws(
-            butler,
-            paths,
-            instrument=instrument,
-            output_run=output_run,
-            transfer=transfer,
-            fail_fast=fail_fast,
-            ignore_checksums=ignore_checksums,
-        )
-    reasons = result.failures
-    if form == "json":
-        print_json(
-            {
-                "ingested": len(result.ingested),
-                "existing": len(result.existing),
-                "failed": len(reasons),
-                "skipped": _list_data_ids(result.existing),
-                "failures": _list_failures(reasons),
-            }
-        )
-    else:
-        n_existing = len(result.existing)
-        click.echo(
-            f"{format_count(len(result.ingested), 'file')} ingested, {n_existing} were there already, "
-            f"{len(reasons)} failed."
-        )
-    _end_with(reasons)
+        result = ingest_raws(butler, paths, **options)
+    n_ingested, n_existing, n_failed = map(len, (result.ingested, result.existing, result.failures))
+    print_result(
+        form,
+        {
+            "ingested": n_ingested,
+            "existing": n_existing,
+            "failed": n_failed,
+            "skipped": _list_data_ids(result.existing),
+            "failures": _list_failures(result.failures),
+        },
+        f"{format_count(n_ingested, 'file')} ingested, {n_existing} were there already, {n_failed} failed.",
+    )
+    _end_with(result.failures)
 
 
 @obs.command()
@@ -211,19 +187,10 @@ def ingest_calibs(repo: str, begin_date: str | None, end_date: str | None, form:
     failures: dict[str, str] = {}
     with writing_butler(repo) as butler:
         refs = ingest_calibs(butler, validity=validity, failures=failures, **options)
-    if form == "json":
-        masters = _list_data_ids(refs)
-        description = {
-            "kind": options["kind"],
-            "certified": len(refs),
-            "run": refs[0].run,
-            "masters": masters,
-        }
-        print_json({**description, "failures": _list_failures(failures)})
-    else:
-        kind = options["kind"]
-        what = "table of defects" if kind == "defects" else format_count(len(refs), f"{kind} master")
-        click.echo(f"{what[0].upper()}{what[1:]} certified, in {refs[0].run}.")
+    kind, run = options["kind"], refs[0].run
+    what = "Table of defects" if kind == "defects" else format_count(len(refs), f"{kind} master")
+    masters = {"kind": kind, "certified": len(refs), "run": run, "masters": _list_data_ids(refs)}
+    print_result(form, masters | {"failures": _list_failures(failures)}, f"{what} certified, in {run}.")
     _end_with(failures)
 
 
@@ -251,10 +218,8 @@ def define_visits(repo: str, instrument: str, where: str, padding: int, form: st
 
     with writing_butler(repo) as butler:
         visits = define_visits(butler, instrument, where=where, padding=padding)
-    if form == "json":
-        print_json({"instrument": instrument, "defined": len(visits), "visits": visits})
-        return
-    click.echo(f"{format_count(len(visits), 'visit')} defined.")
+    defined = {"instrument": instrument, "defined": len(visits), "visits": visits}
+    print_result(form, defined, f"{format_count(len(visits), 'visit')} defined.")
 
 
 @obs.command()
@@ -290,11 +255,12 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **option
     failures: dict[str, str] = {}
     with writing_butler(repo) as butler:
         refs = ingest_refcats(butler, bands=bands, failures=failures, **options)
-    if form == "json":
-        description = {"name": options["name"], "shards": len(refs), "run": refs[0].run}
-        print_json({**description, "failures": _list_failures(failures)})
-    else:
-        click.echo(f"{format_count(len(refs), 'shard')} of {options['name']} ingested into {refs[0].run}.")
+    name, run = options["name"], refs[0].run
+    print_result(
+        form,
+        {"name": name, "shards": len(refs), "run": run, "failures": _list_failures(failures)},
+        f"{format_count(len(refs), 'shard')} of {name} ingested into {run}.",
+    )
     _end_with(failures)
 
 

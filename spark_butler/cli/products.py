@@ -1,7 +1,4 @@
-"""The commands ``show``, ``catalog`` and ``science``, for products of process_ccd.
-
-Run in the process of the command.
-"""
+"""The commands ``show``, ``catalog`` and ``science``, for process_ccd.  Run in the command's process."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from ..repository.checks import check_repository
 from ..repository.output_checks import check_name
 from ..repository.query import find_data_ids
 from ..text import format_count, translate_errors
-from .command import LeafCommand, print_json
+from .command import LeafCommand, print_result
 
 _MOST_VISITS = 10
 
@@ -77,10 +74,8 @@ def show(
             raise RepositoryError(f"{collection} lacks what a picture needs: {exc.args[0]}") from exc
         except OSError as exc:
             raise UserError(f"Can't write {file}: {exc.strerror or exc}") from exc
-    if form == "json":
-        print_json({"instrument": name, "visit": number, "detector": detector, "file": file})
-    else:
-        click.echo(f"The picture is in {file}.")
+    picture = {"instrument": name, "visit": number, "detector": detector, "file": file}
+    print_result(form, picture, f"The picture is in {file}.")
 
 
 @click.command(cls=LeafCommand)
@@ -114,10 +109,9 @@ def catalog(
         table = read_catalog(butler, collection, where=where, dataset_type=dataset_type)
     for name, file in chosen.items():
         write_catalog(table, file, name, overwrite=overwrite)
-    if form == "json":
-        print_json({"rows": len(table), "columns": table.colnames, "files": list(chosen.values())})
-    else:
-        click.echo(f"{format_count(len(table), 'source')} are in {' and '.join(chosen.values())}.")
+    written = {"rows": len(table), "columns": table.colnames, "files": list(chosen.values())}
+    text = f"{format_count(len(table), 'source')} are in {' and '.join(chosen.values())}."
+    print_result(form, written, text)
 
 
 @click.command(cls=LeafCommand)
@@ -150,7 +144,4 @@ def science(repo: str, collection: str, where: str, output: str, form: str) -> N
         page = make_science_page(butler, collection, where=where)
     with translate_errors(UserError, f"Can't write {output}"):
         ResourcePath(output, forceAbsolute=False, forceDirectory=False).write(page.encode())
-    if form == "json":
-        print_json({"file": output})
-    else:
-        click.echo(f"The page is in {output}.")
+    print_result(form, {"file": output}, f"The page is in {output}.")

@@ -1,7 +1,4 @@
-"""The commands ``run-qbb`` and ``pre-exec-init-qbb``, with the options of ``pipetask``'s.
-
-Run in the driver; it opens no registry.
-"""
+"""The commands ``run-qbb`` and ``pre-exec-init-qbb``.  Run in the driver; it opens no registry."""
 
 from __future__ import annotations
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "RunCommand",
-    "adapt_options",
-    "command_line",
-    "make_run_command",
-    "plan",
-    "run",
-]
+__all__ = ["RunCommand", "adapt_options", "command_line", "make_run_command", "plan", "run"]
 
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
@@ -21,19 +13,20 @@ from typing import Any
 import click
 from lsst.ctrl.mpexec.cli.cmd.commands import PipetaskCommand
 from lsst.ctrl.mpexec.cli.opt import run_options
+from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
+from lsst.ctrl.mpexec.showInfo import ShowInfo
 from lsst.daf.butler import Config
 from lsst.daf.butler.cli.utils import yaml_presets
 
 from ..errors import OptionsError
+from ..planning.request import build_request, refuse_action
 from ..report import clean_command
 from ..spark.spark_submit import check_encoding
 from ..spark.startup import SparkStart
 from .command import CONTEXT, format_option, kept_logging_arguments, start_logging, stock_logging_options
 from .execute import Manner, carry_out
 from .exit_status import exit_with, one_line_errors
-from .run_options import backend_options, engine_options, input_repo_option, make_request
-
-logger = logging.getLogger(__name__)
+from .run_options import backend_options, check_meaning, engine_options, input_repo_option
 
 _COMMAND_KEY = "spark_butler.command"
 
@@ -65,10 +58,7 @@ Example:
 
 
 class RunCommand(PipetaskCommand):
-    """A command that ends with exit status 2 for every error in its arguments.
-
-    It reads the options files (``-@``) that were made for ``pipetask run``.
-    """
+    """A command that ends with exit status 2 for every error in its arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with one_line_errors(ctx):
@@ -76,8 +66,7 @@ class RunCommand(PipetaskCommand):
             # Logging options may also precede the name of the command.
             args = [*kept_logging_arguments(ctx), *args]
             ctx.meta[_COMMAND_KEY] = list(args)
-            parsed: list[str] = super().parse_args(ctx, args)
-            return parsed
+            return super().parse_args(ctx, args)
 
 
 def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -96,24 +85,9 @@ def _read_options_file(ctx: click.Context, param: click.Parameter, value: str | 
         ctx.info_name = name
 
 
-def make_run_command(
-    name: str = "run", default_pipeline: Path | None = None, *, only_plan: bool = False
-) -> click.Command:
-    """Build the command.
-
-    Parameters
-    ----------
-    name
-        Name of the command.
-    only_plan
-        Whether the command prints the plan and ends, as with ``--dry-run``.
-
-    Returns
-    -------
-    command
-        A click command with the options of ``pipetask run`` and its logging
-        options, and with ``--temporary``, ``--dry-run`` and ``--backend``.
-    """
+def make_run_command(name: str = "run", default_pipeline: Path | None = None) -> click.Command:
+    """Build a command with the options of ``pipetask run`` and the engine; ``plan`` only prints the plan."""
+    only_plan = name == "plan"
 
     @click.command(
         name,
@@ -155,9 +129,13 @@ def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> in
     manner = Manner.take(kwargs)
     if manner.as_json and kwargs["show"]:
         raise OptionsError("--show prints for people; it can't be combined with --format json.")
-    request = make_request(
-        ctx, kwargs, default_pipeline=default_pipeline, on_spark=manner.on_spark, command=command_line(ctx)
-    )
+    try:
+        kwargs = collect_pipeline_actions(ctx, **kwargs)
+        show = ShowInfo(kwargs.pop("show") or [])
+    except (TypeError, ValueError) as exc:
+        raise refuse_action(exc) from exc
+    check_meaning(kwargs, on_spark=manner.on_spark)
+    request = build_request(kwargs, show=show, command=command_line(ctx), default_pipeline=default_pipeline)
     return carry_out(request, manner, ctx.ensure_object(SparkStart))
 
 
@@ -172,4 +150,4 @@ def command_line(ctx: click.Context) -> list[str]:
 
 
 run = make_run_command()
-plan = make_run_command("plan", only_plan=True)
+plan = make_run_command("plan")

@@ -1,25 +1,18 @@
-"""Options of ``spark-butler run``: those that ``pipetask run`` does not have, and the request they make.
-
-Runs in the driver.
-"""
+"""Options of ``run`` that ``pipetask run`` lacks, and checks of those that it has.  Runs in the driver."""
 
 from __future__ import annotations
 
-__all__ = ["backend_options", "check_meaning", "engine_options", "input_repo_option", "make_request"]
+__all__ = ["backend_options", "check_meaning", "engine_options", "input_repo_option"]
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
-from lsst.ctrl.mpexec.cli.utils import collect_pipeline_actions
-from lsst.ctrl.mpexec.showInfo import ShowInfo
 
 from ..errors import OptionsError
-from ..planning.request import RunRequest, build_request, refuse_action
+from .command import join_options
 
-_OPTIONS = (
+engine_options = join_options(
     click.option(
         "--temporary",
         metavar="PATTERN",
@@ -96,7 +89,7 @@ _OPTIONS = (
 )
 
 
-_BACKEND = (
+backend_options = join_options(
     click.option("--dry-run", is_flag=True, help="Print the plan and end; nothing is written."),
     click.option(
         "--backend",
@@ -132,59 +125,8 @@ input_repo_option = click.option(
 )
 
 
-def engine_options[C: Callable[..., Any]](command: C) -> C:
-    """Add the options of the engine to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def backend_options[C: Callable[..., Any]](command: C) -> C:
-    """Add the options that choose where quanta run to a command."""
-    for option in reversed(_BACKEND):
-        command = option(command)
-    return command
-
-
-def make_request(
-    ctx: click.Context,
-    kwargs: dict[str, Any],
-    *,
-    default_pipeline: Path | None = None,
-    on_spark: bool = True,
-    command: Sequence[str] = (),
-) -> RunRequest:
-    """Build a request from the options of the command.
-
-    Parameters
-    ----------
-    ctx
-        Context of the command, which knows the order of pipeline options.
-    command
-        The command line, without secrets.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if an option, or a combination of options, can't be used.
-    """
-    try:
-        kwargs = collect_pipeline_actions(ctx, **kwargs)
-        show = ShowInfo(kwargs.pop("show") or [])
-    except (TypeError, ValueError) as exc:
-        raise refuse_action(exc) from exc
-    check_meaning(kwargs, on_spark=on_spark)
-    return build_request(kwargs, show=show, command=command, default_pipeline=default_pipeline)
-
-
 def check_meaning(kwargs: dict[str, Any], *, on_spark: bool) -> None:
-    """Check that no option of ``pipetask run`` was given that has no meaning here.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if one was given.
-    """
+    """Refuse the options of ``pipetask run`` that have no meaning here."""
     if kwargs["pdb"]:
         raise OptionsError("--pdb works only in the process of a terminal; use `pipetask run --pdb -j 1`.")
     if kwargs["start_method"]:

@@ -35,7 +35,7 @@ from ..repository.checks import check_repository, store_roots
 from ..repository.unknown_names import unknown_run
 from ..text import align_rows, format_count, format_seconds, translate_errors
 from ..worker.log_requests import LogRequest, read_answers
-from .command import LeafCommand, print_json
+from .command import LeafCommand, print_json, print_result
 from .exit_status import SILENT
 
 _MAX_RUNS = 20
@@ -102,10 +102,8 @@ def cancel(repo: str, run: str, form: str) -> None:
             f"The driver of {attempt.run} has not updated its status for a while; it is probably dead.",
             err=True,
         )
-    if form == "json":
-        print_json({"run": attempt.run, "state": state, "asked": True})
-    else:
-        click.echo(f"Asked the run {attempt.run} to stop.")
+    asked = {"run": attempt.run, "state": state, "asked": True}
+    print_result(form, asked, f"Asked the run {attempt.run} to stop.")
 
 
 @click.command(cls=LeafCommand)
@@ -155,7 +153,7 @@ def report(repo: str, runs: tuple[str, ...], page: str | None, price: str | None
             ResourcePath(page).write(html.encode())
         click.echo(f"The report is in {page}.", err=True)
     if form == "json":
-        print_json(content if money is None else _add_prices(content, money))
+        print_json(_add_prices(content, money))
     elif text:
         click.echo(text)
         if money is not None:
@@ -194,10 +192,7 @@ def logs(repo: str, run: str, quantum: str, follow: bool, form: str) -> None:
             f"No quantum {quantum!r} of run {attempt.run!r} has a log yet; --follow prints that of a "
             "quantum that runs."
         )
-    if form == "json":
-        print_json({"run": attempt.run, "quantum": quantum, "lines": lines})
-    else:
-        click.echo("\n".join(lines))
+    print_result(form, {"run": attempt.run, "quantum": quantum, "lines": lines}, "\n".join(lines))
 
 
 def _read_logs(repo: str, run: str, request: LogRequest) -> list[str]:
@@ -255,13 +250,15 @@ def _report_many(repo: str, runs: tuple[str, ...], money: Price | None, form: st
     if not contents:
         raise UserError(f"No run with a report matches {' '.join(runs)}; see `spark-butler status {repo}`.")
     if form == "json":
-        print_json([content if money is None else _add_prices(content, money) for content in contents])
+        print_json([_add_prices(content, money) for content in contents])
     else:
         click.echo(format_runs(contents, money))
 
 
-def _add_prices(content: dict[str, Any], money: Price) -> dict[str, Any]:
-    """Return the content of a report with the price of each task and of all."""
+def _add_prices(content: dict[str, Any], money: Price | None) -> dict[str, Any]:
+    """Return the content of a report with the price of each task and of all, if there are prices."""
+    if money is None:
+        return content
     tasks = [task | {"price": price_usage(task, money)} for task in content["tasks"]]
     totals = content["totals"] | {"price": price_usage(content["totals"], money)}
     return content | {"tasks": tasks, "totals": totals}

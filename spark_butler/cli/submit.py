@@ -1,7 +1,4 @@
-"""The command ``submit``, which starts another command detached from the terminal.
-
-Runs in the process of the command.
-"""
+"""The command ``submit``, which starts a run without the terminal.  Runs in the command's process."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import click
 
 from ..detached.job import DetachedJob, Step, find_program
 from ..errors import OptionsError
-from .command import LeafCommand, print_json
+from .command import LeafCommand, print_result
 from .exit_status import FAILED
 
 _COMMANDS = ("run", "run-qbb")
@@ -69,10 +66,8 @@ def submit(
     if state.state not in ("running", "succeeded"):
         click.echo(log.read_text(errors="replace").rstrip(), err=True)
         sys.exit(state.steps.get(command, {}).get("exit_status") or FAILED)
-    if form == "json":
-        print_json({"folder": str(job.folder), "pid": pid, "log": str(log), "state": state.state})
-        return
-    click.echo(f"Submitted as process {pid}; its log is {log}.")
+    submitted = {"folder": str(job.folder), "pid": pid, "log": str(log), "state": state.state}
+    print_result(form, submitted, f"Submitted as process {pid}; its log is {log}.")
 
 
 def _find_program(spark_submit: str | None) -> list[str]:
