@@ -1,7 +1,4 @@
-"""Reports of submissions, from the status file that the driver of a run writes.
-
-Runs in ``bps report`` and ``bps status``; it doesn't open the registry.
-"""
+"""Reports of submissions, from status files.  Runs in ``bps report``; it doesn't open the registry."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Translation of a generic workflow of BPS into the steps of a detached job.
-
-Runs in ``bps prepare``.
-"""
+"""Translation of a generic workflow of BPS into the steps of a detached job.  Runs in ``bps prepare``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Detached job in a folder: its steps, its state, and the process that runs it.
-
-Runs in the command that submits or watches the job, and in the job's own process.
-"""
+"""Detached job in a folder.  Runs in the command that submits or watches it, and in its own process."""
 
 from __future__ import annotations
 

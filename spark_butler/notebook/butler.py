@@ -1,7 +1,4 @@
-"""Butler for notebooks, whose queries and pipelines run on Spark.
-
-Runs in the driver.
-"""
+"""Butler for notebooks, whose queries and pipelines run on Spark.  Runs in the driver."""
 
 from __future__ import annotations
 

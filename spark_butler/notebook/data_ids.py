@@ -1,7 +1,4 @@
-"""Data IDs of a query, whose functions run on workers with a butler.
-
-Runs in the driver.
-"""
+"""Data IDs of a query, whose functions run on workers with a butler.  Runs in the driver."""
 
 from __future__ import annotations
 

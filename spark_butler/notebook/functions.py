@@ -1,7 +1,4 @@
-"""Checks of the user's functions before they are sent to workers.
-
-Runs in the driver.
-"""
+"""Checks of the user's functions before they are sent to workers.  Runs in the driver."""
 
 from __future__ import annotations
 

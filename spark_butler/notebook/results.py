@@ -1,7 +1,4 @@
-"""Results of functions on data IDs, and the datasets that the functions put.
-
-Runs in the driver.
-"""
+"""Results of functions on data IDs, and the datasets that the functions put.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Handle of a run in the background: its state, its failures, cancel and retry.
-
-Runs in the driver.
-"""
+"""Handle of a run in the background: its state, its failures, cancel and retry.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Keyword arguments of `SparkButler.run` and `SparkButler.plan`, for their signature and documentation.
-
-Runs in the driver.
-"""
+"""Keyword arguments of `SparkButler.run`, for its signature and documentation.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Conversion of the arguments of `SparkButler.run` to a request, as the command converts its options.
-
-Runs in the driver.
-"""
+"""Conversion of the arguments of `SparkButler.run` to a request.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Parts of a run in the background: a backend that another thread can stop, and its outcomes so far.
-
-Runs in the driver.
-"""
+"""A backend that another thread can stop, and the outcomes so far.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Catalog of a run: the sources of all images as one table.
-
-Runs in the process of the command.
-"""
+"""Catalog of a run: the sources of all images as one table.  Runs in the process of the command."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Data for the science page: quality of the images and catalogs of a run of process_ccd.
-
-Runs in the process of the command, or in a notebook's kernel.
-"""
+"""Data for the science page, of images and catalogs.  Runs in the command's process, or in a kernel."""
 
 from __future__ import annotations
 

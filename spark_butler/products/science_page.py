@@ -1,7 +1,4 @@
-"""Science page of a run of process_ccd: focal plane, PSF, astrometry, photometry and flags.
-
-Runs in the process of the command, or in a notebook's kernel.
-"""
+"""Science page of a run of process_ccd.  Runs in the command's process, or in a notebook's kernel."""
 
 from __future__ import annotations
 

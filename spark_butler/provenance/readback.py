@@ -1,7 +1,4 @@
-"""Reader of the metadata and logs of quanta in a repository: from datasets, or from provenance graph files.
-
-Runs in the driver.
-"""
+"""Reader of metadata and logs, from datasets or from provenance graph files.  Runs in the driver."""
 
 from __future__ import annotations
 

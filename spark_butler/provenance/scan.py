@@ -1,7 +1,4 @@
-"""Metadata and logs of attempts at quanta, compressed as in a provenance graph.
-
-The worker makes the scans; the driver joins and writes them.
-"""
+"""Metadata and logs of attempts, packed for a provenance graph.  Workers make them; the driver joins them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The content of a report, for ``report.json`` and ``report.html``.
-
-Runs in the driver when a run ends.
-"""
+"""The content of a report, for ``report.json`` and ``report.html``.  Runs in the driver when a run ends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The failures of a run, as a table in a notebook.
-
-Runs in the driver.
-"""
+"""The failures of a run, as a table in a notebook.  Runs in the driver."""
 
 from __future__ import annotations
 

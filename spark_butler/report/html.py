@@ -1,7 +1,4 @@
-"""The report as a page that opens without a network, from the templates in ``templates/``.
-
-Runs in the driver, and in ``spark-butler report``.
-"""
+"""The report as a page that needs no network.  Runs in the driver, and in ``spark-butler report``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The live table of a run in cells of a notebook.
-
-Runs in the driver, which is the notebook's kernel.
-"""
+"""The live table of a run in cells of a notebook.  Runs in the driver, which is the notebook's kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Counts of a run's quanta while it goes on, for bars, status and tables.
-
-Runs in the driver; any thread may take a snapshot.
-"""
+"""Counts of quanta while a run goes on.  Runs in the driver; any thread may take a snapshot."""
 
 from __future__ import annotations
 

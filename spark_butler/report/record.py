@@ -1,7 +1,4 @@
-"""Facts of a run for its report: facts that are known before the run, and each outcome.
-
-Runs in the driver during the run.
-"""
+"""Facts of a run for its report: those known before it, and each outcome.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The reporter of a run: it draws bars, writes the status while the run goes on, and the report at its end.
-
-Runs in the driver.
-"""
+"""Reporter of a run: bars and status while it goes on, the report at its end.  Runs in the driver."""
 
 from __future__ import annotations
 

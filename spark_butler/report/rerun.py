@@ -1,7 +1,4 @@
-"""Commands that resume a run, or rerun its failed quanta.
-
-Runs in the driver when a run ends.
-"""
+"""Commands that resume a run, or rerun its failed quanta.  Runs in the driver when a run ends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The report of ``pipetask run --summary``.
-
-Runs in the driver when a run ends.
-"""
+"""The report of ``pipetask run --summary``.  Runs in the driver when a run ends."""
 
 from __future__ import annotations
 

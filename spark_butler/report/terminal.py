@@ -1,7 +1,4 @@
-"""Progress bars of a run in a terminal, one for each task, below the log.
-
-Runs in the driver.
-"""
+"""Progress bars of a run in a terminal, one for each task, below the log.  Runs in the driver."""
 
 from __future__ import annotations
 

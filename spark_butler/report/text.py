@@ -1,7 +1,4 @@
-"""Texts on a run for logs, terminals and notebooks: its progress, its failures, and its summary.
-
-Runs in the driver, and in the commands that show runs.
-"""
+"""Texts on a run: progress, failures, summary.  Runs in the driver, and in commands that show runs."""
 
 from __future__ import annotations
 

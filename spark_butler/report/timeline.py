@@ -1,7 +1,4 @@
-"""Timeline of a run: the attempts of each slot, and the parts of its time.
-
-Runs in the driver when a run ends.
-"""
+"""Timeline of a run: attempts by slot, and the parts of its time.  Runs in the driver when a run ends."""
 
 from __future__ import annotations
 

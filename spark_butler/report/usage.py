@@ -1,7 +1,4 @@
-"""Core-hours and GB-hours of tasks, measured or predicted, and what they cost.
-
-Runs in the driver, and in the commands that show runs.
-"""
+"""Core-hours and GB-hours of tasks, and their price.  Runs in the driver and in commands that show runs."""
 
 from __future__ import annotations
 
