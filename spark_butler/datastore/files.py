@@ -10,8 +10,6 @@ __all__ = [
     "Files",
     "Place",
     "collect_files",
-    "find_changed_files",
-    "find_complete_files",
     "list_files",
 ]
 
@@ -87,6 +85,23 @@ class FileFinder:
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="spark-butler-look") as pool:
                 self._sizes.update(zip(unknown, pool.map(self._measure, unknown), strict=True))
         return {place: size for place in places if (size := self._sizes.get(place)) is not None}
+
+    def find_complete(self, files: Files) -> Files:
+        """Return the datasets of which all files exist."""
+        found = self.find(place for parts in files.values() for place, _ in parts)
+        return {
+            dataset_id: parts
+            for dataset_id, parts in files.items()
+            if parts and all(place in found for place, _ in parts)
+        }
+
+    def find_changed(self, files: Files) -> Files:
+        """Return the datasets whose files all exist, but not with the sizes in their records."""
+        return {
+            dataset_id: parts
+            for dataset_id, parts in self.find_complete(files).items()
+            if any(self._sizes[place] != info.file_size for place, info in parts)
+        }
 
     def _measure(self, place: Place) -> int | None:
         try:
@@ -172,36 +187,6 @@ def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
                 if isinstance(info, StoredFileInfo):
                     files.setdefault(dataset_id, []).append(((name, info.path), info))
     return files
-
-
-def find_complete_files(files: Files, found: Mapping[Place, int]) -> Files:
-    """Return the datasets of which all files exist.
-
-    Parameters
-    ----------
-    found
-        Result of `FileFinder.find` for the places.
-    """
-    return {
-        dataset_id: parts
-        for dataset_id, parts in files.items()
-        if parts and all(place in found for place, _ in parts)
-    }
-
-
-def find_changed_files(files: Files, found: Mapping[Place, int]) -> Files:
-    """Return the datasets whose files all exist, but not with the sizes in their records.
-
-    Parameters
-    ----------
-    found
-        Result of `FileFinder.find` for the places.
-    """
-    return {
-        dataset_id: parts
-        for dataset_id, parts in find_complete_files(files, found).items()
-        if any(found[place] != info.file_size for place, info in parts)
-    }
 
 
 def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> dict[str, int]:

@@ -1,7 +1,4 @@
-"""Butler of a whole quantum graph, for runs without a registry.
-
-Runs in the driver.
-"""
+"""Butler of a whole quantum graph, for runs without a registry.  Runs in the driver."""
 
 from __future__ import annotations
 

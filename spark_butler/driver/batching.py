@@ -1,7 +1,4 @@
-"""Batch sizes: the number of submitted groups, and the number of groups in one Spark task.
-
-Runs in the driver.
-"""
+"""Batch sizes: numbers of submitted groups, and of groups in one Spark task.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -20,11 +17,8 @@ _MAX_BATCH = 32
 class BatchSizer:
     """Number of groups to submit, from the recent times of quanta.
 
-    Parameters
-    ----------
-    times
-        Mean times in seconds that the quanta of each task took in earlier
-        runs, by task label.  Tasks without a known time are missing.
+    ``times`` has the mean times in seconds that the quanta of each task took in
+    earlier runs, by task label.
 
     Notes
     -----
@@ -49,19 +43,10 @@ class BatchSizer:
         return slots + min(slots, math.ceil(slots * _ROUND_TRIP_SECONDS / group_seconds))
 
     def next_batch(self, labels: Sequence[str], slots: int, n_ready: int) -> int:
-        """Return how many groups one Spark task should run.
+        """Return how many groups one Spark task should run; ``slots`` such tasks can run at once.
 
-        Parameters
-        ----------
-        slots
-            Number of Spark tasks that can run at the same time.
-
-        Returns
-        -------
-        size
-            Number of groups that keep a worker busy for two seconds.  It is
-            smaller if each slot would otherwise get fewer than four Spark
-            tasks, and 1 if the time of a task is unknown.
+        They keep a worker busy for two seconds.  They are fewer if each slot would otherwise
+        get fewer than four Spark tasks, and one if the time of a task is unknown.
         """
         if not all(label in self._means for label in labels):
             return 1

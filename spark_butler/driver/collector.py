@@ -1,4 +1,4 @@
-"""Collector of outcomes: passes outputs to the batch ingest and cleans up at the end of a run.
+"""Collector of outcomes: passes outputs to the batch ingest, and cleans up at the end of a run.
 
 Runs in the driver, in the thread of the scheduler.
 """
@@ -34,18 +34,11 @@ class Collector:
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository, or that of the graph for a run
-        without a registry.
-    dataset_types
-        Definitions of the dataset types of the graph, by name.
     inventory
         The state of the output run before its quanta ran.
     predict_outputs
         Returns the stored outputs that the graph predicts for a quantum, and
         records which of them exist.
-    recorder
-        Recorder of provenance.
     scratch
         Folder of temporaries that were too large for a shuffle.
     check
@@ -89,7 +82,8 @@ class Collector:
     def __exit__(self, *exc_info: object) -> None:
         try:
             if self._scratch is not None:
-                _remove(self._scratch)
+                with best_effort("Temporaries stay until `spark-butler cleanup` removes them"):
+                    remove_scratch(self._scratch)
             if self._stream is not None:
                 for change in self._late_writes.reconcile(self._finder):
                     self._stream.add(change.predicted, change.written, change.records)
@@ -100,11 +94,7 @@ class Collector:
     def collect(self, outcome: QuantumOutcome) -> None:
         """Add the outputs of a quantum to the next batch.
 
-        Parameters
-        ----------
-        outcome
-            The outcome.  A quantum that was rerun to replace a lost temporary
-            has a second one.
+        A quantum that was rerun to replace a lost temporary has a second outcome.
         """
         predicted = self._predict_outputs(outcome.quantum_id, outcome.outputs)
         if self._stream is not None:
@@ -115,9 +105,3 @@ class Collector:
             self._late_writes.note(outcome, predicted)
         if self._recorder is not None:
             self._recorder.add(outcome)
-
-
-def _remove(folder: ResourcePath) -> None:
-    """Remove a scratch folder; log an error of the store, since the run has ended."""
-    with best_effort("Temporaries stay until `spark-butler cleanup` removes them"):
-        remove_scratch(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["make_context", "make_worker_context", "worker_config"]
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import astropy.units as u
@@ -39,26 +40,13 @@ def make_context(
 ) -> WorkerContext:
     """Build the context that all groups of a run share, without secrets.
 
-    Parameters
-    ----------
-    dataset_types
-        Definitions of all dataset types of the graph, by name.
-    temporary_types
-        Names of those that are temporary.
-    limits
-        Limits of the quanta, by task label.
-    scratch
-        Address of the folder for temporaries that are too large for a shuffle.
-    provenance
-        Whether outcomes carry the contents of a provenance graph.
+    ``dataset_types`` has all dataset types of the graph, ``limits`` is by task label, and
+    ``scratch`` is the address of the folder for temporaries that are too large for a shuffle.
     """
-    return WorkerContext(
+    return dataclasses.replace(
+        make_worker_context(butler, dataset_types.values()),
         task_nodes=dict(graph.pipeline_graph.tasks),
-        universe=butler.dimensions,
-        butler_config=worker_config(butler),
-        dataset_types=dataset_types,
         temporary_types=frozenset(temporary_types),
-        stores=tuple(map(str, store_roots(butler))),
         resources=ExecutionResources(
             num_cores=options.cores_per_quantum, max_mem=options.memory_per_quantum, default_mem_units=u.MB
         ),
@@ -71,11 +59,10 @@ def make_context(
         max_shuffle_bytes=MAX_SHUFFLE_BYTES,
         provenance=provenance,
         log_state=tuple(CliLog.configState),
-        environment=worker_environment(),
     )
 
 
-def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
+def make_worker_context(butler: Butler | GraphButler, dataset_types: Iterable[DatasetType]) -> WorkerContext:
     """Build the part of the context with which a worker reads and writes datasets."""
     return WorkerContext(
         task_nodes={},
@@ -88,13 +75,7 @@ def make_worker_context(butler: Butler, dataset_types: Iterable[DatasetType]) ->
 
 
 def worker_config(butler: Butler | GraphButler) -> Config:
-    """Return a copy of a butler's configuration without the registry and the driver's secrets.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the butler is a client of a Butler server.
-    """
+    """Return a copy of a butler's configuration without the registry and the driver's secrets."""
     if isinstance(butler, GraphButler):
         source = butler.config
     elif isinstance(butler, DirectButler):

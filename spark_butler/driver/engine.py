@@ -1,7 +1,4 @@
-"""Execution of a quantum graph: inventory, plan, schedule, collect.
-
-Runs in the driver.
-"""
+"""Execution of a quantum graph: inventory, plan, schedule, collect.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Protocol of the observers of a run, and a group that calls several observers.
-
-Runs in the driver.
-"""
+"""Protocol of the observers of a run, and a group that calls several observers.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -22,43 +19,19 @@ class RunObserver(Protocol):
     """An observer of a run.  The thread that drives the run calls it."""
 
     def on_plan(self, plan: Plan) -> None:
-        """Receive the plan, once.
-
-        Parameters
-        ----------
-        plan
-            The plan of the quanta that run.
-        """
+        """Receive the plan of the quanta that run, once."""
         ...
 
     def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Receive the quanta of a submitted job; quanta of a lost worker are submitted again.
-
-        Parameters
-        ----------
-        quantum_ids
-            The quanta.
-        """
+        """Receive the quanta of a submitted job; quanta of a lost worker are submitted again."""
         ...
 
     def on_outcome(self, outcome: QuantumOutcome) -> None:
-        """Receive an outcome; a second one if a quantum is rerun after its temporary was lost.
-
-        Parameters
-        ----------
-        outcome
-            The outcome.
-        """
+        """Receive an outcome; a second one if a quantum is rerun after its temporary was lost."""
         ...
 
     def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Receive the quanta that can't run because one that they need failed.
-
-        Parameters
-        ----------
-        quantum_ids
-            The quanta.
-        """
+        """Receive the quanta that can't run because one that they need failed."""
         ...
 
 
@@ -67,24 +40,15 @@ class IngestObserver(Protocol):
     """An observer that also shows how far the registry lags behind the datastore."""
 
     def on_ingest(self, lag: Callable[[], float]) -> None:
-        """Receive a function that any thread may call, once.
+        """Receive, once, a function that any thread may call.
 
-        Parameters
-        ----------
-        lag
-            Returns for how many seconds the oldest dataset waits to be registered.
+        It returns for how many seconds the oldest dataset waits to be registered.
         """
         ...
 
 
 class ObserverGroup:
-    """Group that calls several observers; an observer that raises is not called again.
-
-    Parameters
-    ----------
-    *observers
-        The observers; those that are `None` are left out.
-    """
+    """Group that calls several observers, but `None`; one that raises is not called again."""
 
     def __init__(self, *observers: RunObserver | None):
         self._observers = [observer for observer in observers if observer is not None]

@@ -1,7 +1,4 @@
-"""Counter of the failures of a run, which applies its stop rule and logs each cause.
-
-Runs in the driver.
-"""
+"""Counter of the failures of a run, which applies its stop rule and logs each cause.  Runs in the driver."""
 
 from __future__ import annotations
 

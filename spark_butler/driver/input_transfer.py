@@ -73,11 +73,6 @@ def check_input_repository(request: RunRequest) -> list[str]:
     """Check that the repository of the inputs can be read, and return the roots of its datastores.
 
     The list is empty without an input repository, and for a Butler server.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the repository can't be read.
     """
     if request.input_repo is None:
         return []
@@ -117,10 +112,7 @@ class InputTransfer:
     def plan(cls, request: RunRequest, graph: PredictedQuantumGraph, output: str | None) -> Self | None:
         """Find the inputs that the repository lacks and the input repository has; write nothing.
 
-        Parameters
-        ----------
-        output
-            CHAINED collection of the outputs.
+        ``output`` is the CHAINED collection of the outputs.
 
         Raises
         ------
@@ -185,18 +177,12 @@ class InputTransfer:
             self._copy(butler, SerialBackend(), self.first)
 
     def copy(self, butler: Butler, backend: Backend) -> None:
-        """Copy and register all other inputs, and associate all inputs with the TAGGED collection.
-
-        Parameters
-        ----------
-        backend
-            Backend whose workers copy the files.
+        """Copy and register all other inputs by workers, and associate all inputs with the TAGGED collection.
 
         Raises
         ------
         spark_butler.errors.EngineError
-            Raised if a file can't be copied.  All copied inputs are
-            registered.
+            Raised if a file can't be copied.  All copied inputs are registered.
         """
         logger.info("%s", self.explain())
         rest = self.records.keys() - self.first
@@ -273,13 +259,7 @@ class _Copier:
         self._failed: dict[str, str] = {}
 
     def copy(self, targets: Sequence[str]) -> Iterator[list[CopyResult]]:
-        """Copy files, and yield the results of each batch.
-
-        Raises
-        ------
-        spark_butler.errors.EngineError
-            Raised at the end if a file could not be copied.
-        """
+        """Copy files, and yield the results of each batch; raise at the end if a file could not be copied."""
         waiting, n_copied, logged = deque(targets), 0, time.monotonic()
         running: set[Future[list[CopyResult]]] = set()
         pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="spark-butler-copy")

@@ -68,22 +68,14 @@ def take_inventory(
     options: RunOptions,
     check: Callable[[Butler], None] | None = None,
 ) -> Inventory:
-    """Register the output run and its unregistered outputs; remove quanta that need not run from a graph.
+    """Register the output run and its unregistered outputs; remove quanta that need not run from ``xgraph``.
 
     Parameters
     ----------
-    butler
-        Writeable butler of the repository, or that of the graph for a run
-        without a registry.
-    xgraph
-        Quanta of the graph; quanta that need not run are removed.
     temporary_types
         Names of the temporary dataset types, with the reasons.
-    options
-        Options of the run, such as those for earlier outputs.
     check
-        Function that is called with the butler in each transaction that
-        registers datasets.
+        Called with the butler in each transaction that registers datasets.
 
     Raises
     ------
@@ -214,11 +206,5 @@ def count_done_before(butler: Butler, graph: PredictedQuantumGraph) -> dict[str,
 
 
 def scratch_folders(butler: LimitedButler, run: str) -> list[ResourcePath]:
-    """Return the folders for temporaries of a run that are too large for a shuffle.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the name of the run is not a valid name of a folder.
-    """
+    """Return a run's folders for temporaries too large for a shuffle; raise if its name is no folder's."""
     return [scratch_folder(root, run) for root in store_roots(butler)]

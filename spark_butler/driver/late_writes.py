@@ -18,7 +18,7 @@ from collections.abc import Collection
 from lsst.daf.butler import DatasetRef
 from lsst.pipe.base import QuantumAttemptStatus
 
-from ..datastore.files import FileFinder, collect_files, find_changed_files
+from ..datastore.files import FileFinder, collect_files
 from ..model.outcomes import QuantumOutcome
 from ..text import brief
 from .resume import RegistryUpdate
@@ -47,13 +47,7 @@ class LateWrites:
         self._doubtful: dict[uuid.UUID, tuple[QuantumOutcome, list[DatasetRef]]] = {}
 
     def note(self, outcome: QuantumOutcome, predicted: list[DatasetRef]) -> None:
-        """Record an outcome if its files are in doubt.
-
-        Parameters
-        ----------
-        outcome
-            The outcome before it is ingested.
-        """
+        """Record an outcome, which is not yet ingested, if its files are in doubt."""
         if (
             outcome.again
             or outcome.recovered
@@ -77,14 +71,13 @@ class LateWrites:
             all_files[quantum_id] = files
         places = [place for files in all_files.values() for parts in files.values() for place, _ in parts]
         try:
-            found = finder.find(places)
+            finder.find(places)
         except Exception as exc:  # noqa: BLE001  (the run has ended; no error of the store may fail it)
             logger.warning("Could not check the files of %d quanta again: %s", len(all_files), brief(exc))
             return []
         updates: list[RegistryUpdate] = []
         for quantum_id, files in all_files.items():
-            changed = find_changed_files(files, found)
-            if changed:
+            if changed := finder.find_changed(files):
                 predicted = self._doubtful[quantum_id][1]
                 records = finder.make_records(changed)
                 updates.append(RegistryUpdate(quantum_id, predicted, frozenset(changed), records))

@@ -5,7 +5,7 @@ Runs in the driver.  The scheduler runs a lost unit again, alone, after a pause.
 
 from __future__ import annotations
 
-__all__ = ["MAX_LOSSES", "LossCounter", "explain_loss", "lost_outcome"]
+__all__ = ["MAX_LOSSES", "explain_loss", "lost_outcome"]
 
 import logging
 import tempfile
@@ -24,45 +24,11 @@ from .backend import Backend
 logger = logging.getLogger(__name__)
 
 MAX_LOSSES = 3
-"""Number of losses after which a unit has failed."""
-
-
-class LossCounter:
-    """The units that were lost, and how often each was lost while it ran alone."""
-
-    def __init__(self) -> None:
-        self._losses: dict[int, int] = {}
-
-    def __contains__(self, unit: int) -> bool:
-        """Return whether a unit was ever lost."""
-        return unit in self._losses
-
-    def record(self, unit: int, *, ran_alone: bool) -> int:
-        """Count the loss of a unit with its worker, and return how often it was lost while it ran alone.
-
-        If several units are lost together, the faulty one is unknown.  A unit
-        that was lost `MAX_LOSSES` times has failed.
-        """
-        self._losses[unit] = self._losses.get(unit, 0) + ran_alone
-        return self._losses[unit]
+"""Number of losses of a unit that ran alone after which it has failed."""
 
 
 def explain_loss(error: BaseException | None, missing: Sequence[uuid.UUID], backend: Backend) -> str:
-    """Return why a job has ended without the outcomes of some of its quanta.
-
-    Parameters
-    ----------
-    error
-        Error that ended the job, if any.
-    missing
-        Quanta without an outcome.
-    backend
-        The backend that ran the job.
-
-    Returns
-    -------
-    reason
-        The reason; empty if no outcome is missing.
+    """Return why a job has ended without outcomes of the ``missing`` quanta; empty if none is missing.
 
     Raises
     ------

@@ -26,7 +26,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
 from .._daf_butler import fetch_run_ids
-from ..datastore.files import FileFinder, Place, find_changed_files, find_complete_files
+from ..datastore.files import FileFinder, Place
 from ..model.work import TEMPORARIES_KEY, all_outputs
 from ..provenance.readback import automatic_outputs, find_packs, open_pack
 
@@ -68,9 +68,6 @@ class EarlierOutputs:
     leftovers: set[uuid.UUID] = dataclasses.field(default_factory=set)
     """IDs of datasets of other quanta that are in the datastore, but not in the registry."""
 
-    gone: set[uuid.UUID] = dataclasses.field(default_factory=set)
-    """IDs of datasets that are in the registry, but not in the datastore."""
-
     replaceable: set[uuid.UUID] = dataclasses.field(default_factory=set)
     """Quanta that have not succeeded, with outputs in the datastore but none in the registry."""
 
@@ -91,8 +88,6 @@ def find_earlier_outputs(
 
     Parameters
     ----------
-    dataset_types
-        Definitions of the dataset types in the repository, by name.
     temporary_types
         Names of the dataset types that are temporary now.
     existing
@@ -130,8 +125,7 @@ def find_earlier_outputs(
 def needs_clobber(butler: Butler, graph: PredictedQuantumGraph) -> bool:
     """Check whether a run can resume only if registered outputs may be replaced.
 
-    This is so if a quantum has outputs in the registry, such as its log, but has
-    not succeeded.
+    This is so if a quantum has outputs in the registry, such as its log, but has not succeeded.
     """
     existing = fetch_run_ids(butler, graph.header.output_run)
     return any(
@@ -182,8 +176,7 @@ def _update_for_success(
     """Return the registry updates for a quantum that succeeded."""
     refs = list(all_outputs(quantum))
     files = finder.predict_files(refs)
-    found = finder.find(place for parts in files.values() for place, _ in parts)
-    written = find_complete_files(files, found)
+    written = finder.find_complete(files)
     removed = frozenset(ref.id for ref in refs if ref.id in existing and ref.id not in written)
     return RegistryUpdate(quantum_id, refs, frozenset(written), finder.make_records(written), removed)
 
@@ -203,10 +196,8 @@ def _note_leftovers(
     gone = frozenset[uuid.UUID]()
     if registered:
         files = finder.registered_files(registered)
-        found = finder.find(place for parts in files.values() for place, _ in parts)
-        gone = frozenset(files.keys() - find_complete_files(files, found).keys())
+        gone = frozenset(files.keys() - finder.find_complete(files).keys())
         if gone:
-            earlier.gone |= gone
             earlier.updates.append(RegistryUpdate(quantum_id, refs, removed=gone))
     left = False
     for ref in refs:
@@ -234,10 +225,8 @@ def _compare_sizes(
     if not places:
         return
     finder.prepare(places, run, len(existing))
-    found = finder.find(places)
     for quantum_id, mine in refs.items():
-        changed = find_changed_files({ref.id: files[ref.id] for ref in mine}, found)
-        if changed:
+        if changed := finder.find_changed({ref.id: files[ref.id] for ref in mine}):
             yield RegistryUpdate(
                 quantum_id,
                 list(all_outputs(quanta[quantum_id])),
@@ -257,20 +246,8 @@ def choose_quanta(
 ) -> set[uuid.UUID]:
     """Return the quanta that have succeeded but have to run again.
 
-    Parameters
-    ----------
-    temporary_types
-        Names of the dataset types that are temporary now.
-    once_temporary
-        Names of the dataset types that were temporary in some earlier attempt.
-    existing
-        IDs of the datasets that are in the output run.
-
-    Returns
-    -------
-    forced
-        Quanta whose temporaries are needed again, or whose outputs were
-        temporary then and are to be stored now.
+    Their temporaries are needed again, or their outputs were temporary then and are to be stored
+    now.  The parameters are those of `find_earlier_outputs`.
     """
     forced = _find_unstored(
         butler, graph, done, frozenset(once_temporary) - frozenset(temporary_types), existing

@@ -1,7 +1,4 @@
-"""Scheduler: submits units to a backend as soon as their inputs exist.
-
-Runs in the driver.
-"""
+"""Scheduler: submits units to a backend as soon as their inputs exist.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from .backend import Backend
 from .batching import BatchSizer
 from .events import ObserverGroup, RunObserver
 from .failure_counter import FailureCounter
-from .lost_workers import MAX_LOSSES, LossCounter, explain_loss, lost_outcome
+from .lost_workers import MAX_LOSSES, explain_loss, lost_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +37,6 @@ _MAX_JOBS = 256
 _CANCEL_SECONDS = 1.0
 # The shares of the units of a batch, such as 3 × 1/3, may add up to slightly more or less than 1.
 _WHOLE = 1 - 1e-6
-
 
 _NO_RULE = StopRule()
 
@@ -65,20 +61,16 @@ class Scheduler:
     limit
         Greatest number of groups to run at once; by default derived from the
         slots of the backend.
-    observer
-        Observer of the run, called in the thread of `run`.
     times
-        Mean times in seconds that the quanta of each task took in earlier
-        runs, by task label.  Tasks without a known time are missing.
+        Mean times of tasks in earlier runs; see `BatchSizer`.
 
     Notes
     -----
     The unit with the longest path to the end of the graph is submitted first.
     Units of one group with short quanta share a batch, which keeps a worker busy
-    for some seconds (`spark_butler.driver.batching.BatchSizer`).  A job is
-    several batches, or one unit of several groups; a thread submits it and waits
-    for its end.  The submitted jobs have slightly more batches than the backend
-    has slots, so that no slot waits for the driver.
+    for some seconds.  A job is several batches, or one unit of several groups; a
+    thread submits it and waits for its end.  The submitted jobs have slightly more
+    batches than the backend has slots, so that no slot waits for the driver.
     """
 
     def __init__(  # noqa: PLR0913
@@ -122,16 +114,11 @@ class Scheduler:
         self._delayed: dict[int, threading.Timer] = {}
         self._result = RunResult()
         self._failures = FailureCounter(stop_rule)
-        self._losses = LossCounter()
+        # How often each lost unit was lost while it ran alone.
+        self._losses: dict[int, int] = {}
 
     def run(self, context: WorkerContext) -> RunResult:
-        """Run all groups.
-
-        Raises
-        ------
-        EngineError
-            Raised if the backend fails, or loses an outcome.
-        """
+        """Run all groups; raise an `EngineError` if the backend fails, or loses an outcome."""
         jobs: dict[Future[None], list[Unit]] = {}
         pool = ThreadPoolExecutor(_MAX_JOBS, thread_name_prefix="spark-butler")
         try:
@@ -191,8 +178,7 @@ class Scheduler:
     def _pick(self, room: float) -> list[list[Unit]]:
         """Return the most urgent ready units for one job: batches of one-group units, or one larger unit.
 
-        A batch counts as one group against ``room``.  A larger unit counts as
-        many groups as its widest level has.
+        A batch counts as one group against ``room``, a larger unit as many as its widest level has.
         """
         if room < _WHOLE:
             return []
@@ -253,7 +239,8 @@ class Scheduler:
             return
         logger.warning("A job with %d units was lost: %s", len(unfinished), reason)
         for unit in unfinished:
-            losses = self._losses.record(unit.index, ran_alone=len(units) == 1)
+            # If several units are lost together, the faulty one is unknown.
+            losses = self._losses[unit.index] = self._losses.get(unit.index, 0) + (len(units) == 1)
             self._running.pop(unit.index, None)
             if losses >= MAX_LOSSES:
                 if isinstance(error, WorkerDiskError):

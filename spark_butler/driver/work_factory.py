@@ -33,21 +33,16 @@ class WorkFactory:
     ----------
     xgraph
         Its quanta with the edges to respect.
-    temporary_types
-        Names of the dataset types that are temporary.
     records
         Datastore records of the inputs of the whole graph, by name of the
         datastore.  With `None`, each quantum keeps its records of the graph.
     existing
-        IDs of the datasets of the output run that were in the datastore
-        before.
+        IDs of the datasets of the output run that were in the datastore before.
     clobber
         Quanta whose outputs of earlier attempts are replaced.
     forced
         Quanta that have succeeded before.  Their outputs are overwritten
         and never removed first, so that a failure can't lose them.
-    limits
-        Limits of the quanta, by task label.
     """
 
     def __init__(  # noqa: PLR0913
@@ -81,7 +76,7 @@ class WorkFactory:
 
     def note_outputs(self, quantum_id: uuid.UUID, written: Collection[uuid.UUID]) -> list[DatasetRef]:
         """Record which outputs of a quantum exist."""
-        quantum = self._quantum(quantum_id)
+        quantum = self._graph.build_execution_quanta([quantum_id])[quantum_id]
         predicted = [ref for ref in all_outputs(quantum) if ref.datasetType.name not in self._temporary_types]
         written = frozenset(written)
         self._produced.update((ref.id, ref.id in written) for ref in predicted)
@@ -96,18 +91,13 @@ class WorkFactory:
         ----------
         units
             The units; all units upstream have ended.  If there are several,
-            each has one group, and these are sent as one.
+            each has one group, and these are sent as one.  A group of a later
+            level is sent along with one of the level before it.
         blocked
             Their quanta that are not to run.
         done
             Their quanta that have succeeded and run again only for their
             temporaries, if a unit was submitted before.
-
-        Returns
-        -------
-        work
-            The work item.  A group of a later level is sent along with one
-            of the level before it.
         """
         groups = [self._plan.groups[index] for unit in units for level in unit.levels for index in level]
         unit = units[0]
@@ -164,7 +154,7 @@ class WorkFactory:
         n_groups: int = 1,
     ) -> GroupWork:
         """Return the work item of a group, with its content pickled."""
-        content = self.make_content(group, blocked, done or frozenset(), receivers=routes.keys())
+        content = self._make_content(group, blocked, done or frozenset(), routes.keys())
         tasks = dict.fromkeys(self._plan.task_labels[q] for q in group.quanta)
         data_id = self._xgraph.nodes[group.quanta[0]]["data_id"]
         joined = f"{n_groups} joined, " if n_groups > 1 else ""
@@ -179,23 +169,14 @@ class WorkFactory:
             carried,
         )
 
-    def make_content(
+    def _make_content(
         self,
         group: Group,
-        blocked: frozenset[uuid.UUID] = frozenset(),
-        done: frozenset[uuid.UUID] = frozenset(),
-        *,
-        receivers: Collection[int] = (),
+        blocked: frozenset[uuid.UUID],
+        done: frozenset[uuid.UUID],
+        receivers: Collection[int],
     ) -> GroupPayload:
-        """Build the content of a group: its quanta, and the driver's records of their datasets.
-
-        Parameters
-        ----------
-        blocked
-            Its quanta that are not to run.
-        receivers
-            Groups of the same unit that depend on it.
-        """
+        """Build the content of a group: its quanta, and the driver's records of their datasets."""
         quantum_ids = [quantum_id for quantum_id in group.quanta if quantum_id not in blocked]
         positions = {quantum_id: position for position, quantum_id in enumerate(quantum_ids)}
         quanta = self._graph.build_execution_quanta(quantum_ids)
@@ -208,7 +189,8 @@ class WorkFactory:
                 quanta[quantum_id],
                 tuple(positions[q] for q in self._xgraph.predecessors(quantum_id) if q in positions),
                 tuple(q for q in self._xgraph.predecessors(quantum_id) if self._is_sibling(q, group)),
-                may_exist=quantum_id not in self._forced and self._may_exist(quanta[quantum_id]),
+                may_exist=quantum_id not in self._forced
+                and any(ref.id in self._existing for ref in all_outputs(quanta[quantum_id])),
                 clobber=quantum_id in self._clobber,
                 forced=quantum_id in self._forced,
             )
@@ -261,12 +243,6 @@ class WorkFactory:
             for ref in all_inputs(quantum)
             if ref.id in made and ref.datasetType.nameAndComponent()[0] not in self._temporary_types
         )
-
-    def _may_exist(self, quantum: Quantum) -> bool:
-        return any(ref.id in self._existing for ref in all_outputs(quantum))
-
-    def _quantum(self, quantum_id: uuid.UUID) -> Quantum:
-        return self._graph.build_execution_quanta([quantum_id])[quantum_id]
 
 
 def export_input_records(

@@ -1,7 +1,4 @@
-"""Options of a run, passed as one object.
-
-The driver reads them.
-"""
+"""Options of a run, passed as one object.  The driver reads them."""
 
 from __future__ import annotations
 

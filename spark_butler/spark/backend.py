@@ -1,7 +1,4 @@
-"""Backend that runs groups as Spark tasks.
-
-Runs in the driver; the functions at the end run in workers.
-"""
+"""Backend that runs groups as Spark tasks.  Runs in the driver; the functions at the end run in workers."""
 
 from __future__ import annotations
 

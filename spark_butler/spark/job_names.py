@@ -1,7 +1,4 @@
-"""Names of jobs on Spark's pages.
-
-Runs in the driver.
-"""
+"""Names of jobs on Spark's pages.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Launch of the JVM of this process.
-
-Runs in the driver.
-"""
+"""Launch of the JVM of this process.  Runs in the driver."""
 
 from __future__ import annotations
 

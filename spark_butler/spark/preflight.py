@@ -1,7 +1,4 @@
-"""Preflight check of Spark's Python workers.
-
-The driver sends it to workers before a run.
-"""
+"""Preflight check of Spark's Python workers.  The driver sends it to workers before a run."""
 
 from __future__ import annotations
 

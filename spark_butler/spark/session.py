@@ -1,7 +1,4 @@
-"""Spark sessions with the settings that workers need.
-
-Runs in the driver.
-"""
+"""Spark sessions with the settings that workers need.  Runs in the driver."""
 
 from __future__ import annotations
 

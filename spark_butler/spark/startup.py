@@ -1,7 +1,4 @@
-"""Start of Spark in the background.
-
-Runs in the driver.  This module does not import the middleware.
-"""
+"""Start of Spark in the background.  Runs in the driver.  This module does not import the middleware."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Butler that is passed to a user's function.
-
-Runs in workers; it uses neither Spark nor the registry.
-"""
+"""Butler that is passed to a user's function.  Runs in workers; it uses neither Spark nor the registry."""
 
 from __future__ import annotations
 
