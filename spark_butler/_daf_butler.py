@@ -77,13 +77,10 @@ def fetch_run_ids(butler: Butler, run: str) -> frozenset[uuid.UUID]:
 def find_transfer_files(
     butler: LimitedButler, refs: Iterable[DatasetRef]
 ) -> dict[uuid.UUID, list[tuple[ResourcePath, StoredFileInfo]]]:
-    """Return addresses and datastore records of datasets' files, as `Butler.transfer_from` finds them.
+    """Return addresses and datastore records of datasets' files by ID, as `Butler.transfer_from` finds them.
 
-    Returns
-    -------
-    files
-        Files by ID of the dataset; without the datasets that have none.  A client of a
-        Butler server returns addresses that require the user's token.
+    Datasets without files are left out.  A client of a Butler server returns addresses that require the
+    user's token.
     """
     records = retrieve_file_transfer_records(butler._file_transfer_source, refs, {})
     return {

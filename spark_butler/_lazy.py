@@ -1,7 +1,4 @@
-"""Lazy public names of packages, so that a small command does not import the middleware.
-
-Every process uses this module.
-"""
+"""Lazy public names of packages: a small command imports no middleware.  Every process uses this module."""
 
 from __future__ import annotations
 

@@ -14,18 +14,10 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 
 @contextlib.contextmanager
 def atomic_write(destination: ResourcePathExpression) -> Iterator[Path]:
-    """Context that writes a file completely or not at all.
+    """Context that writes a file, which may be on another machine, completely or not at all.
 
-    Parameters
-    ----------
-    destination
-        Address of the file, which may be on another machine.
-
-    Yields
-    ------
-    path
-        Path of a temporary file to write.  At the end of the context it is
-        moved to the destination, unless an exception is raised.
+    Yields the path of a temporary file to write.  At the end of the context it is moved to the destination,
+    unless an exception is raised.
     """
     uri = ResourcePath(destination, forceDirectory=False)
     if not uri.isLocal:
@@ -46,16 +38,9 @@ def atomic_write(destination: ResourcePathExpression) -> Iterator[Path]:
 
 
 def write_at_once(destination: ResourcePath, data: bytes) -> None:
-    """Write a file that others may be reading; they find all of the new content or of the old.
-
-    Parameters
-    ----------
-    destination
-        Address of the file.  Object stores write at once by themselves.
-    data
-        Content of the file.
-    """
+    """Write a file that others may be reading; they find all of the new content or of the old."""
     if not destination.isLocal:
+        # Object stores write at once by themselves.
         destination.write(data)
         return
     with atomic_write(destination) as path:

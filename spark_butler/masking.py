@@ -1,7 +1,4 @@
-"""Secrets in texts: passwords, keys, tokens and signatures become ``***``.
-
-Every process uses this module before a text leaves it.
-"""
+"""Secrets in texts: passwords, keys and tokens become ``***``.  Every process masks a text that leaves it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Steps of a run, from its request to its report, for the command line and the notebook.
-
-Runs in the driver.
-"""
+"""Steps of a run from request to report, for the command line and the notebook.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -60,11 +57,7 @@ class PreparedRun:
     """A checked run; nothing has been written yet."""
 
     request: RunRequest
-    """The request."""
-
     graph: PredictedQuantumGraph
-    """The quantum graph."""
-
     xgraph: networkx.DiGraph[uuid.UUID]
     """Graph of the quanta, with the edges that the order of the run respects."""
 
@@ -79,8 +72,6 @@ class PreparedRun:
     """The plan for all quanta of the graph.  A run that finds some of them finished makes another plan."""
 
     started: datetime.datetime
-    """Time of the request."""
-
     phases: dict[str, float]
     """Seconds that each step took, by its name."""
 
@@ -92,13 +83,7 @@ class PreparedRun:
 
     @contextlib.contextmanager
     def timing(self, phase: str) -> Iterator[None]:
-        """Record the time of a step.
-
-        Parameters
-        ----------
-        phase
-            Name of the step.
-        """
+        """Record the time of a step."""
         start = time.monotonic()
         yield
         self.phases[phase] = time.monotonic() - start
@@ -129,8 +114,6 @@ class RunEnd:
     """Result of a run that ended without an error of the engine."""
 
     result: RunResult
-    """Outcomes and blocked quanta."""
-
     unwritten: EngineError | None
     """The error, if the provenance graph could not be written."""
 
@@ -283,22 +266,12 @@ class ActiveRun:
     def drive(
         self, *observers: RunObserver, guard: contextlib.AbstractContextManager[None] | None = None
     ) -> RunEnd:
-        """Run all quanta, register their outputs, and write the provenance graph.
+        """Run all quanta, register their outputs, and write the provenance graph; call `finish` afterwards.
 
         Parameters
         ----------
         guard
             Context in which quanta run.  It may stop the run by an exception.
-
-        Returns
-        -------
-        end
-            Result of the run.  Call `finish` afterwards to write the report.
-
-        Raises
-        ------
-        spark_butler.errors.EngineError
-            Raised if the engine fails.
         """
         request, graph, xgraph = self.prepared.request, self.prepared.graph, self.prepared.xgraph
         with contextlib.ExitStack() as stack:
@@ -341,8 +314,6 @@ class ActiveRun:
             State of the run, as in `RunEnd.state`, or ``broken``.
         reason
             The reason, if the run ended early.
-        n_ingested
-            Number of datasets that were registered, if known.
         """
         self.reporter.finish(state, reason, n_ingested=n_ingested)
 
@@ -365,14 +336,11 @@ def open_run(
     ----------
     on_cancel
         Function that another thread calls after ``spark-butler cancel``.
-    bars
-        Whether to draw progress bars.
 
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the repository refuses the collections or init-outputs, or
-        if another driver writes to the output run.
+        Raised if the repository refuses the collections or init-outputs, or another driver writes to the run.
     """
     assert prepared.output is not None
     request, run = prepared.request, prepared.graph.header.output_run

@@ -21,20 +21,12 @@ def report_root(datastore_root: ResourcePath) -> ResourcePath:
 
 
 def run_folder(top: ResourcePath, run: str) -> ResourcePath:
-    """Return the folder of a run.
+    """Return the folder of a run, ``top/run/``, which is always below ``top``.
 
     Parameters
     ----------
-    top
-        Folder of the folders of all runs.
     run
-        Name of a RUN collection, or the beginning of such a name up to a
-        slash.
-
-    Returns
-    -------
-    folder
-        The folder ``top/run/``, which is always below ``top``.
+        Name of a RUN collection, or the beginning of such a name up to a slash.
 
     Raises
     ------
@@ -58,8 +50,6 @@ def run_folder(top: ResourcePath, run: str) -> ResourcePath:
 def path_below(top: ResourcePath, uri: ResourcePath) -> str | None:
     """Return the path of a file or folder relative to a folder, and `None` where it is not below.
 
-    Notes
-    -----
     `lsst.resources.ResourcePath.relative_to` would decode a path twice.
     """
     path = uri.unquoted_path

@@ -1,7 +1,4 @@
-"""Deadlines, retries and settings of the S3 clients that lsst.resources makes.
-
-Runs in the driver, in workers and in their children.
-"""
+"""Deadlines, retries and settings of lsst.resources' S3 clients.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ _BEGAN = "spark_butler_began"
 def prepare_client(uri: S3ResourcePath) -> Any:
     """Return the client of an object's store, with deadlines and with settings for older stores.
 
-    Returns
-    -------
-    client
-        The client that lsst.resources uses for all objects of the store.
+    lsst.resources uses the same client for all objects of the store.
     """
     for name in CHECKSUM_VARIABLES:
         os.environ.setdefault(name, "when_required")
@@ -59,13 +53,10 @@ def prepare_client(uri: S3ResourcePath) -> Any:
 
 
 def initialize_client_plugin(client: Any, profile: str | None = None) -> None:
-    """Prepare a client; botocore calls it if ``BOTOCORE_EXPERIMENTAL__PLUGINS`` names this module.
+    """Prepare a client of S3; botocore calls it if ``BOTOCORE_EXPERIMENTAL__PLUGINS`` names this module.
 
     Parameters
     ----------
-    client
-        A client of botocore.  Clients of other services than S3 and clients
-        that are prepared already are not changed.
     profile
         Profile with the settings, if it is not the default one.
     """

@@ -29,16 +29,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def dying_with_parent() -> Callable[[], None] | None:
-    """Return a function by which the system kills a child when its parent ends.
+    """Return a function by which the system kills a child when its parent ends; `None` if it can't.
 
-    Call `dying_with_parent` before the fork, because a child of a threaded
-    process must not import or load anything.
-
-    Returns
-    -------
-    call
-        Function that the child calls first of all; `None` if the system can't
-        kill a child with its parent.
+    Call `dying_with_parent` before the fork, because a child of a threaded process must not import or load
+    anything.  The child calls the result first of all.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -54,24 +48,15 @@ def dying_with_parent() -> Callable[[], None] | None:
 
 
 def try_lock(descriptor: int, operation: int) -> bool:
-    """Lock or unlock an open file, where its file system has locks.
+    """Lock or unlock an open file, as `fcntl.flock` does; return whether its file system has locks.
 
-    Parameters
-    ----------
-    operation
-        The operation, as `fcntl.flock` takes it.
-
-    Returns
-    -------
-    locked
-        Whether the file system has done so.  `False` if it has no locks, which
-        is logged once in each process.
+    The lack of locks is logged once in each process.
 
     Raises
     ------
     OSError
-        Raised if the lock is held by another process and ``operation``
-        contains `fcntl.LOCK_NB`, and for all other errors.
+        Raised if the lock is held by another process and ``operation`` contains `fcntl.LOCK_NB`, and for all
+        other errors.
     """
     try:
         fcntl.flock(descriptor, operation)

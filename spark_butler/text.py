@@ -1,7 +1,4 @@
-"""Formats of numbers, tables and errors for users, and context managers that handle any error of a block.
-
-Every process uses this module.
-"""
+"""Texts of numbers, tables and errors; contexts that handle any error.  Every process uses this module."""
 
 from __future__ import annotations
 
@@ -79,11 +76,7 @@ _EXPECTED = {
 
 
 def brief(exc: BaseException) -> str:
-    """Return the first lines of an error as one line, without secrets.
-
-    An error of Java gives the message of its first exception, without the
-    stack.
-    """
+    """Return an error as one line without secrets; of Java, the message of its first error."""
     message = _last_of_traceback(str(exc))
     if (cause := _JAVA_CAUSE.search(message)) is not None:
         message = cause[2]
@@ -99,12 +92,8 @@ def brief(exc: BaseException) -> str:
 def best_effort(what: str, *, level: int = logging.WARNING) -> Iterator[None]:
     """Log an error of the block instead of raising it, where the result is not needed.
 
-    Parameters
-    ----------
-    what
-        What failed, as the beginning of a message: ``"Can't write the report"``.
-    level
-        The level of the message; its traceback is logged at level DEBUG.
+    ``what`` failed, as the beginning of a message: ``"Can't write the report"``.  The traceback is logged at
+    level DEBUG.
     """
     try:
         yield
@@ -117,10 +106,7 @@ def best_effort(what: str, *, level: int = logging.WARNING) -> Iterator[None]:
 def translate_errors(error: type[SparkButlerError], what: str, *, remedy: str = "") -> Iterator[None]:
     """Raise an error of this package for any error of the block; errors of this package pass unchanged.
 
-    Parameters
-    ----------
-    what
-        What failed, as the beginning of a message: ``"Can't read the run's notes"``.
+    ``what`` failed, as the beginning of a message: ``"Can't read the run's notes"``.
     """
     try:
         yield
@@ -133,26 +119,14 @@ def translate_errors(error: type[SparkButlerError], what: str, *, remedy: str = 
 
 
 def as_engine_error(what: str, *, remedy: str = "") -> contextlib.AbstractContextManager[None]:
-    """Raise an `~spark_butler.errors.EngineError` for any error of the block.
-
-    Parameters
-    ----------
-    what
-        What failed, as the beginning of a message: ``"Can't write the run's notes"``.
-    """
+    """Raise an `~spark_butler.errors.EngineError` for any error of the block, as `translate_errors`."""
     return translate_errors(EngineError, what, remedy=remedy)
 
 
 def explain_invalid(
     error: pydantic.ValidationError, *, known: Iterable[str], what: str = "option", depth: int | None = None
 ) -> str:
-    """Return a line about the first wrong value.
-
-    Parameters
-    ----------
-    depth
-        Number of parts of a value's name to keep; `None` for all.
-    """
+    """Return a line about the first wrong value; ``depth`` parts of its name are kept, by default all."""
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"][:depth]))
     if first["type"] == "extra_forbidden":
@@ -161,13 +135,7 @@ def explain_invalid(
 
 
 def describe_expected(item: Mapping[str, Any]) -> str:
-    """Return what pydantic expected for a value, in words.
-
-    Parameters
-    ----------
-    item
-        One of the errors of a `pydantic.ValidationError`.
-    """
+    """Return in words what pydantic expected for a value, by an item of `pydantic.ValidationError.errors`."""
     if (expected := _EXPECTED.get(item["type"])) is not None:
         return f"expected {expected.format(**item.get('ctx', {}))}"
     return str(item["msg"]).removeprefix("Value error, ")
@@ -235,24 +203,12 @@ def format_data_id(data_id: Mapping[str, object]) -> str:
 
 
 def format_count(number: int, one: str, many: str | None = None) -> str:
-    """Return a number and its noun, in the singular or the plural.
-
-    Parameters
-    ----------
-    many
-        The plural, if it is not the singular with an *s*.
-    """
+    """Return a number and its noun, in the singular or the plural, by default the singular with an *s*."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def cell_name(file: str) -> str | None:
-    """Return IPython's name of a cell, ``Cell In[3]``; `None` for other code.
-
-    Parameters
-    ----------
-    file
-        Name of the file that the code of the cell claims to be from.
-    """
+    """Return IPython's name of the cell that a file stands for, ``Cell In[3]``; `None` for other code."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     named = getattr(getattr(shell, "compile", None), "format_code_name", lambda file: None)(file)
@@ -260,7 +216,7 @@ def cell_name(file: str) -> str | None:
 
 
 def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table of plain text, indented, with the columns after the first one flush right.
+    """Return the lines of a table of plain text, indented; columns after the first one are flush right.
 
     There is at least one row, the heading.
     """

@@ -48,13 +48,7 @@ def _padding(position: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedObject:
-    """A dataset in its encoded form.
-
-    Notes
-    -----
-    The form contains views of the object's arrays.  Use it before the object
-    changes.
-    """
+    """A dataset in its encoded form, with views of the object's arrays: use it before the object changes."""
 
     codec: str
     """Name of the codec that encoded the object."""
@@ -86,13 +80,9 @@ class EncodedObject:
         return cls(codec, total, (memoryview(header), *stream), tuple(buffers))
 
     def pieces(self) -> Iterator[memoryview]:
-        """Yield consecutive pieces of the encoded form.
+        """Yield consecutive pieces of the encoded form: flat bytes, never empty.
 
-        Yields
-        ------
-        piece
-            Flat bytes, never empty.  Large pieces are views of the object's
-            arrays.
+        Large pieces are views of the object's arrays.
         """
         position = 0
         for piece in self.head:
@@ -121,13 +111,7 @@ class Form:
 
     @classmethod
     def parse(cls, data: bytearray | memoryview) -> Self:
-        """Return the parts of a whole encoded form.
-
-        Raises
-        ------
-        CodecError
-            Raised if the bytes are not a whole encoded form.
-        """
+        """Return the parts of a whole encoded form; raise `CodecError` for other bytes."""
         view = memoryview(data).cast("B")
         if view.nbytes < _HEADER.size or view[: len(_MAGIC)] != _MAGIC:
             raise CodecError(
@@ -185,8 +169,6 @@ def encode(
 
     Parameters
     ----------
-    obj
-        The dataset.
     storage_class
         Storage class of the dataset type in the repository.
     formatter
@@ -234,23 +216,17 @@ def decode(
     Parameters
     ----------
     data
-        The whole encoded form in one writable buffer.  The arrays of the
-        dataset are views of it, so don't use the buffer again.
+        The whole encoded form in one writable buffer.  The arrays of the dataset are views of it, so don't
+        use the buffer again.
     storage_class
         Storage class that the dataset was encoded with.
     formatter
         Required if the formatter encoded the dataset.
 
-    Returns
-    -------
-    obj
-        The dataset.
-
     Raises
     ------
     CodecError
-        Raised if the bytes are not a whole encoded form, or if this process
-        lacks the codec.
+        Raised if the bytes are not a whole encoded form, or if this process lacks the codec.
     """
     form = Form.parse(data)
     obj = pickle.loads(form.stream, buffers=form.buffers)
@@ -269,8 +245,6 @@ def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFa
 
     Parameters
     ----------
-    obj
-        The dataset.
     storage_class
         Its storage class.
     formatter
@@ -302,17 +276,7 @@ def copy_object(obj: Any, storage_class: StorageClass, *, formatter: FormatterFa
 
 
 def check_storage_class(storage_class: StorageClass) -> str:
-    """Check that datasets of a storage class can be temporary.
-
-    Parameters
-    ----------
-    storage_class
-        A storage class.
-
-    Returns
-    -------
-    name
-        Name of the codec that is tried first.
+    """Check that datasets of a storage class can be temporary; return the codec that is tried first.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""Fallback codec, which encodes a dataset as the file that a datastore would write.
-
-Runs in workers and children.
-"""
+"""Fallback codec, which encodes a dataset as a datastore's file.  Runs in workers and children."""
 
 from __future__ import annotations
 
@@ -29,15 +26,7 @@ from ..errors import CodecError
 
 
 class FormatterFallback:
-    """A codec that writes and reads a private file with the formatter of a datastore.
-
-    Parameters
-    ----------
-    factory
-        Factory of the formatters of a datastore.
-    ref
-        The dataset.
-    """
+    """A codec that writes and reads a private file with the formatter of a datastore."""
 
     def __init__(self, factory: FormatterFactory, ref: DatasetRef):
         self._factory = factory
@@ -80,20 +69,7 @@ class FormatterFallback:
         )
 
     def to_parts(self, obj: Any) -> tuple[str, pickle.PickleBuffer]:
-        """Write a dataset.
-
-        Parameters
-        ----------
-        obj
-            The dataset.
-
-        Returns
-        -------
-        name
-            Name of the file, whose extension the formatter needs.
-        content
-            Content of the file.
-        """
+        """Write a dataset; return the file's name, whose extension the formatter needs, and its content."""
         with tempfile.TemporaryDirectory(prefix="spark-butler-") as root:
             self._make(root, "dataset").write(obj)
             files = [path for path in Path(root).rglob("*") if path.is_file()]
@@ -105,20 +81,7 @@ class FormatterFallback:
             return files[0].name, pickle.PickleBuffer(files[0].read_bytes())
 
     def from_parts(self, name: str, content: memoryview) -> Any:
-        """Read a dataset.
-
-        Parameters
-        ----------
-        name
-            Name of the file.
-        content
-            Content of the file.
-
-        Returns
-        -------
-        obj
-            The dataset.
-        """
+        """Read a dataset from the name and the content of its file."""
         with tempfile.TemporaryDirectory(prefix="spark-butler-") as root:
             Path(root, name).write_bytes(content)
             obj = self._make(root, name).read(expected_size=content.nbytes)

@@ -33,8 +33,8 @@ def _make_array(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order
 class _ReadOnly:
     """Read-only array that is pickled as a writable one.
 
-    Pickle builds read-only arrays from read-only buffers, but a dataset that is
-    read from a datastore has writable arrays.
+    Pickle builds read-only arrays from read-only buffers, but a dataset that is read from a datastore has
+    writable arrays.
     """
 
     def __init__(self, array: np.ndarray):
@@ -290,8 +290,7 @@ class _ByCodec:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """A pickler for datasets.
 
-    Cloudpickle adds classes and functions that the receiver can't import, such
-    as those of a notebook.
+    Cloudpickle adds classes and functions that the receiver can't import, such as those of a notebook.
     """
 
     def __init__(self, file: _Pieces, buffer_callback: Callable[[pickle.PickleBuffer], None]):
@@ -309,8 +308,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 def pickle_dataset(obj: Any, codec: str | None = None) -> tuple[list[memoryview], list[memoryview]]:
     """Pickle a dataset; if a codec is named, it converts the whole dataset.
 
-    Returns consecutive pieces of the pickle stream, and the out-of-band buffers,
-    which are flat views of the object's arrays as bytes.
+    Returns consecutive pieces of the pickle stream, and the out-of-band buffers, which are flat views of the
+    object's arrays as bytes.
     """
     file = _Pieces()
     buffers: list[memoryview] = []

@@ -1,7 +1,4 @@
-"""Registry of the codecs that users provide.
-
-Runs in the driver, workers and children.
-"""
+"""Registry of the codecs that users provide.  Runs in the driver, workers and children."""
 
 from __future__ import annotations
 
@@ -22,34 +19,16 @@ class Codec(Protocol):
     """Protocol of the codecs that users provide for a storage class or a Python type."""
 
     def to_parts(self, obj: Any, /) -> Any:
-        """Return an object as parts that can be pickled.
+        """Return a dataset, or an object inside one, as parts that can be pickled.
 
-        Parameters
-        ----------
-        obj
-            The dataset, or an object inside one.
-
-        Returns
-        -------
-        parts
-            Numbers, strings, bytes, arrays, and containers of these.  Arrays
-            are not copied.
+        Parts are numbers, strings, bytes, arrays, and containers of these.  Arrays are not copied.
         """
         ...
 
     def from_parts(self, parts: Any, /) -> Any:
-        """Build the object from its parts.
+        """Build an object that is equal to the one that was passed to `to_parts`, from its parts.
 
-        Parameters
-        ----------
-        parts
-            The parts that `to_parts` returned.  Arrays are writable, and no
-            other object shares them.
-
-        Returns
-        -------
-        obj
-            An object equal to the one that was passed to `to_parts`.
+        Arrays are writable, and no other object shares them.
         """
         ...
 
@@ -64,16 +43,15 @@ def register_codec(name: str, codec: Codec) -> None:
     Parameters
     ----------
     name
-        Name of a storage class, or full name of a Python type.  A codec of a
-        type also serves its subclasses, and objects inside a dataset.
+        Name of a storage class, or full name of a Python type.  A codec of a type also serves its subclasses,
+        and objects inside a dataset.
     codec
         The codec.  It replaces an earlier one of the same name.
 
     Notes
     -----
-    Other processes don't see the registration.  Workers find codecs by entry
-    points in the group ``spark_butler.codecs``, or by a module that registers
-    them and that tasks on both sides import.
+    Other processes don't see the registration.  Workers find codecs by entry points in the group
+    ``spark_butler.codecs``, or by a module that registers them and that tasks on both sides import.
     """
     _registered[name] = codec
     _by_type.clear()
@@ -85,13 +63,7 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def find_codec(name: str) -> Codec | None:
-    """Return the codec for a storage class or the full name of a Python type; `None` if there is none.
-
-    Raises
-    ------
-    CodecError
-        Raised if the entry point of that name can't be loaded.
-    """
+    """Return the codec for a storage class or the full name of a Python type; `None` if there is none."""
     if (codec := _registered.get(name)) is not None:
         return codec
     if (entry_point := _entry_points().get(name)) is None:

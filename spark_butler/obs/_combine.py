@@ -1,7 +1,4 @@
-"""Combination of assembled frames into master calibrations.
-
-Runs in the driver.
-"""
+"""Combination of assembled frames into master calibrations.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -31,16 +28,12 @@ def combine(frames: list[np.ndarray]) -> np.ndarray:
 
 
 def combine_with_variance(frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Combine aligned frames.
+    """Combine aligned frames; return the mean and its variance.
 
-    Returns
-    -------
-    mean
-        ``float32``.  Of three or more frames, values over 5 sigma from their pixel's median are left out.
-        Sigma is the pixel's own spread or the frames' typical spread, whichever is larger: the spread of a
-        few values at one pixel is too often small by chance.
-    variance
-        Of the mean, from the spread of the frames about it; NaN for a single frame.
+    Of three or more frames, values over 5 sigma from their pixel's median are left out.  Sigma is the pixel's
+    own spread or the frames' typical spread, whichever is larger: the spread of a few values at one pixel is
+    too often small by chance.  The variance is from the spread of the frames about the mean; NaN for a single
+    frame.
     """
     mean, squares, number = _average(frames)
     return mean, _local_variance(squares, number - 1.0) / number

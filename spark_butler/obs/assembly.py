@@ -1,7 +1,4 @@
-"""Overscan subtraction, trimming and assembly of raw images, for masters and science frames alike.
-
-Runs in the driver, which makes masters, and in workers, which process science frames.
-"""
+"""Overscan subtraction, trimming and assembly of raw images.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledI
     Parameters
     ----------
     raw
-        Raw image in ADU, shape ``(raw_ny, raw_nx)``.
+        Raw image in ADU.
     detector
         The frame's detector, as from `describe_frame`.
 
@@ -146,10 +143,8 @@ def assemble_planes(
 
     Raises
     ------
-    HeaderValueError
-        Raised if the frame lacks a plane.
-    RawShapeError
-        Raised if a plane has neither the size of the raw nor of the assembled image.
+    UserError
+        Raised if the frame lacks a plane, or one has neither the size of the raw nor of the assembled image.
     """
     planes.check(header)
 

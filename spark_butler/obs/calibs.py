@@ -46,13 +46,7 @@ type CalibrationKey = tuple[int, str | None]
 
 
 def parse_validity(begin: str | None, end: str | None) -> Timespan:
-    """Make a validity range of two ISO dates in UTC, either of which may be open.
-
-    Raises
-    ------
-    UserError
-        Raised if a date can't be read or the end is not after the beginning.
-    """
+    """Make a validity range of two ISO dates in UTC, either of which may be open."""
     times: list[astropy.time.Time | None] = []
     for label, text in (("begin", begin), ("end", end)):
         try:
@@ -82,11 +76,9 @@ def ingest_calibs(  # noqa: PLR0913
 
     Parameters
     ----------
-    butler
-        Writeable butler.
     kind
-        ``bias``: clipped mean in ADU, without the level of an overscan.  ``dark``: ADU per
-        second, bias-subtracted.  ``flat``: relative response with median 1 over the detector, from bias- and
+        ``bias``: clipped mean in ADU, without the level of an overscan.  ``dark``: ADU per second,
+        bias-subtracted.  ``flat``: relative response with median 1 over the detector, from bias- and
         dark-subtracted frames in electrons, so that gains are not in it; one for each physical filter.
         ``defects``: bad pixels of one detector, from tables or mask images as `read_defects` takes them.
     paths
@@ -106,11 +98,6 @@ def ingest_calibs(  # noqa: PLR0913
         Whether to decertify earlier masters for the overlapping part of their validity.
     failures
         Receives the reason for each unusable file; without it, the first such file raises.
-
-    Returns
-    -------
-    refs
-        The masters.
 
     Raises
     ------

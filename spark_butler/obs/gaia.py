@@ -66,13 +66,7 @@ class Cone:
 
 
 def cover_visits(butler: Butler, instrument: str, *, where: str = "") -> list[Cone]:
-    """Return circles that cover an instrument's visits, with a margin; ``where`` narrows the visits.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if there is no such visit.
-    """
+    """Return circles that cover an instrument's visits, with a margin; ``where`` narrows the visits."""
     with translate_errors(UserError, f"Can't find visits of {instrument}"):
         visits = butler.query_dimension_records(
             "visit", instrument=instrument, where=where, explain=False, limit=None
@@ -101,8 +95,6 @@ def fetch_gaia(
 
     Parameters
     ----------
-    cones
-        The circles.
     max_magnitude
         Faintest magnitude in Gaia's G band.
     max_rows
@@ -139,13 +131,7 @@ def write_references(stars: astropy.table.Table, file: str, *, overwrite: bool =
 
 
 def check_file(file: str, *, overwrite: bool = False) -> str:
-    """Return astropy's name of a file's format.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if it can't be written: another ending, or it exists.
-    """
+    """Return astropy's name of a file's format; raise if its ending is another one, or if it exists."""
     ending = os.path.splitext(file)[1]
     if ending not in _FORMATS:
         raise UserError(f"{file}: expected a name that ends in {', '.join(_FORMATS)}")

@@ -1,7 +1,4 @@
-"""Masters: correction of single calibration frames, their combination, and the images that are stored.
-
-Runs in the driver, for ``obs ingest-calibs``, and in workers, for the calibration pipelines.
-"""
+"""Masters: correction and combination of calibration frames.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -78,11 +75,6 @@ def correct_frame(
         Masters ``bias`` and ``dark`` to subtract.
     linearizer
         Applied after the bias, as by isr; `None` to do without.
-
-    Raises
-    ------
-    UserError
-        Raised if the frame can't be used, with the reason.
     """
     assembled = assemble(pixels, describe_frame(camera, detector, header))
     frame = assembled.image
@@ -112,15 +104,11 @@ def correct_frame(
 
 
 def make_master(kind: CalibrationKind, frames: Mapping[str, Image32]) -> tuple[MaskedImage, dict[str, str]]:
-    """Combine corrected frames of one size.
+    """Combine corrected frames of one size; return the reason for each that was left out, too.
 
-    Returns
-    -------
-    master
-        Clipped mean, with its variance.  Its metadata have the number of frames (``NCOMBINE``), of excluded
-        ones (``NEXCLUDE``) and the variance of the mean in a typical pixel (``VARIANCE``).
-    excluded
-        For each frame that agrees with no other, the reason why it was left out.
+    The master is the clipped mean, with its variance.  Its metadata have the number of frames (``NCOMBINE``),
+    of excluded ones, which agree with no other (``NEXCLUDE``), and the variance of the mean in a typical
+    pixel (``VARIANCE``).
     """
     names = list(frames)
     noise = compare(list(frames.values()))
@@ -155,13 +143,7 @@ def as_master(
 
 
 def as_response(flat: Image32, name: str) -> Image32:
-    """Return a master flat, divided by its median if other software has left it in counts.
-
-    Raises
-    ------
-    UserError
-        Raised if the median is that of neither.
-    """
+    """Return a master flat, divided by its median if other software has left it in counts."""
     try:
         response = normalize(flat)
     except ValueError as err:

@@ -1,7 +1,4 @@
-"""Overscan of amplifiers: the level that raw pixels have without light.
-
-Runs in the driver, which makes masters, and in workers, which process science frames.
-"""
+"""Overscan: the level that raw pixels have without light.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -21,24 +18,20 @@ type Image32 = npt.NDArray[np.float32]
 def overscan_level(
     raw: npt.NDArray[Any], amplifier: AmplifierDescription, model: OverscanDescription
 ) -> tuple[float, float, Image32]:
-    """Measure the overscan of an amplifier.
+    """Measure the overscan of an amplifier that has one, in ADU.
 
     Parameters
     ----------
-    raw
-        The raw image, in ADU.
-    amplifier
-        An amplifier with an overscan section.
     model
         How the level changes from row to row.
 
     Returns
     -------
     level, spread
-        Median of the overscan and its scatter, in ADU.
+        Median of the overscan and its scatter.
     values
-        What to subtract from the data section, in ADU: one value, one per row,
-        or one per column if the overscan lies above or below the data.
+        What to subtract from the data section: one value, one per row, or one per column if the overscan lies
+        above or below the data.
     """
     assert amplifier.raw_overscan_section is not None, "The caller has looked."
     overscan = raw[amplifier.raw_overscan_section.slices].astype(np.float32)

@@ -1,7 +1,4 @@
-"""Gain, read noise and linearity of amplifiers, from pairs of flats and of biases.
-
-Runs in workers, for the calibration pipelines.
-"""
+"""Gain, read noise and linearity of amplifiers, from pairs of flats and biases.  Runs in workers."""
 
 from __future__ import annotations
 
@@ -78,11 +75,6 @@ def measure_pair(first: Pixels, second: Pixels, seconds: float) -> FlatPair:
     """Return mean and variance of two flats; what both have in common is not in the variance.
 
     They are in ADU above bias; pixels that can't be used are NaN.
-
-    Raises
-    ------
-    PhotonTransferError
-        Raised if hardly any pixel can be used, or there is no light.
     """
     usable = np.isfinite(first) & np.isfinite(second)
     if usable.mean() < 0.5:
@@ -119,11 +111,6 @@ def fit_photon_transfer(pairs: Sequence[FlatPair], read_variance: tuple[float, f
         At least one pair; with five and more levels, the growth of bright pixels is fitted as well.
     read_variance
         As from `measure_read_noise`.
-
-    Raises
-    ------
-    PhotonTransferError
-        Raised if there is no pair, or the variance does not grow with the light.
     """
     if not pairs:
         raise PhotonTransferError("no pair of flats of one exposure time and filter can be used")
@@ -175,8 +162,6 @@ def fit_linearity(
     ----------
     means
         ADU above bias, of a steady lamp.
-    seconds
-        Exposure times.
     order
         Highest power of the signal.
 
@@ -186,11 +171,6 @@ def fit_linearity(
         Of the second and higher powers of the signal, to be added to it.
     scatter
         Largest relative deviation from proportionality that is left.
-
-    Raises
-    ------
-    PhotonTransferError
-        Raised if there are too few different exposure times, or the fit makes nothing proportional.
     """
     signal, time = np.asarray(means, dtype=float), np.asarray(seconds, dtype=float)
     if len(np.unique(time)) < order + 2:

@@ -43,19 +43,9 @@ class RawIngestResult:
 def read_raw_files(
     files: Sequence[ResourcePath], cameras: Sequence[CameraDescription], *, fail_fast: bool
 ) -> tuple[list[RawFile], dict[str, str]]:
-    """Read the headers of raw files.
+    """Read the headers of raw files; return those that make sense, in order, and the reasons for the others.
 
-    Returns
-    -------
-    raws
-        The files whose header made sense, in the given order.
-    failures
-        For the other files, the reason.
-
-    Raises
-    ------
-    UserError
-        Raised for the first failure if ``fail_fast``.
+    With ``fail_fast``, the first failure is raised.
     """
     raws: list[RawFile] = []
     failures: dict[str, str] = {}
@@ -86,8 +76,6 @@ def ingest_raws(
 
     Parameters
     ----------
-    butler
-        Writeable butler.
     paths
         Files, directories (searched for FITS files), globs or URIs.
     instrument
@@ -101,11 +89,6 @@ def ingest_raws(
     ignore_checksums
         Whether these files are read even where pixels disagree with their ``DATASUM``. Files that the output
         run has already are ingested again for it.
-
-    Returns
-    -------
-    result
-        What was ingested, what was there already, and which files failed for what reason.
 
     Raises
     ------

@@ -55,13 +55,7 @@ class BandColumns:
 
 
 def parse_band_columns(text: str) -> BandColumns:
-    """Parse ``BAND=COLUMN`` or ``BAND=COLUMN,ERROR_COLUMN``.
-
-    Raises
-    ------
-    UserError
-        Raised if the text has another form.
-    """
+    """Parse ``BAND=COLUMN`` or ``BAND=COLUMN,ERROR_COLUMN``."""
     if (match := re.fullmatch(r"(\w+)=([^,=\s]+)(?:,([^,=\s]+))?", text)) is None:
         raise UserError(f"{text!r} is not of the form BAND=COLUMN or BAND=COLUMN,ERROR_COLUMN")
     return BandColumns(*match.groups())
@@ -84,8 +78,6 @@ def ingest_refcats(  # noqa: PLR0913
 
     Parameters
     ----------
-    butler
-        Writeable butler.
     name
         Name of the dataset type, such as ``gaia_dr2``.
     paths
@@ -146,13 +138,7 @@ def ingest_refcats(  # noqa: PLR0913
 
 
 def _dataset_type(butler: Butler, name: str) -> DatasetType:
-    """Return the catalog's dataset type, unregistered as yet.
-
-    Raises
-    ------
-    UserError
-        Raised if the name can't be a dataset type's, or is that of another one.
-    """
+    """Return the catalog's dataset type, unregistered as yet."""
     try:
         dataset_type = DatasetType(name, (f"htm{_LEVEL}",), "ArrowAstropy", universe=butler.dimensions)
     except ValueError as err:

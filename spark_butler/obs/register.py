@@ -33,8 +33,6 @@ def register_instrument(
 
     Parameters
     ----------
-    butler
-        Writeable butler.
     camera
         YAML file.
     update
@@ -43,8 +41,8 @@ def register_instrument(
     Raises
     ------
     CameraDescriptionError
-        Raised if the description is not valid, or if a raw frame of the
-        repository does not fit a description that replaces another one.
+        Raised if the description is not valid, or if a raw frame of the repository does not fit a description
+        that replaces another one.
     RepositoryError
         Raised if the repository has another description, and ``update`` is false.
     """

@@ -57,13 +57,7 @@ _DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
 
 
 def open_butler(repo: ResourcePathExpression) -> Butler:
-    """Open a repository for writing.
-
-    Raises
-    ------
-    RepositoryError
-        Raised if there is no repository, or it can't be reached or written to.
-    """
+    """Open a repository for writing."""
     check_writeable(check_repository(str(repo)))
     with _refusing_to_write(repo):
         return Butler.from_config(repo, writeable=True)
@@ -71,13 +65,7 @@ def open_butler(repo: ResourcePathExpression) -> Butler:
 
 @contextlib.contextmanager
 def writing_butler(repo: ResourcePathExpression) -> Iterator[Butler]:
-    """Open a repository for as long as it is written to.
-
-    Raises
-    ------
-    RepositoryError
-        Raised as by `open_butler`, and if what may not be written to, or is locked, shows only in between.
-    """
+    """Open a repository for as long as it is written to, and explain what is refused in between."""
     with open_butler(repo) as butler, _refusing_to_write(repo):
         yield butler
 
@@ -110,15 +98,7 @@ def register_dataset_types(butler: Butler) -> None:
 
 
 def check_run(butler: Butler, run: str) -> None:
-    """Check that a collection is a RUN, or may become one.
-
-    Raises
-    ------
-    OptionsError
-        Raised if the name is a pattern, or one that the middleware refuses elsewhere.
-    RepositoryError
-        Raised if it is of another type.
-    """
+    """Check that a collection is a RUN, or may become one."""
     check_name("--output-run", run)
     try:
         found = butler.collections.get_info(run).type
@@ -145,13 +125,7 @@ def define_collections(butler: Butler, instrument: YamlInstrument) -> None:
 
 
 def get_description(butler: Butler, instrument: str) -> CameraDescription:
-    """Return the description that an instrument was registered with.
-
-    Raises
-    ------
-    RepositoryError
-        Raised if the repository has no such instrument, or has it without a ``camera`` dataset.
-    """
+    """Return the description that an instrument was registered with."""
     known = [str(record.name) for record in butler.query_dimension_records("instrument", explain=False)]
     if instrument not in known:
         raise RepositoryError(
@@ -169,13 +143,7 @@ def get_description(butler: Butler, instrument: str) -> CameraDescription:
 
 
 def describe_instruments(butler: Butler, instrument: str | None = None) -> list[CameraDescription]:
-    """Return the description of one instrument, or of all that were registered with one.
-
-    Raises
-    ------
-    RepositoryError
-        Raised if there is none.
-    """
+    """Return the description of one instrument, or of all that were registered with one."""
     if instrument is not None:
         return [get_description(butler, instrument)]
     prefix = "spark_butler.obs.instruments."
@@ -193,20 +161,10 @@ def describe_instruments(butler: Butler, instrument: str | None = None) -> list[
 
 
 def expand_paths(paths: Iterable[ResourcePathExpression], suffixes: Sequence[str]) -> list[ResourcePath]:
-    """Return the files that paths, directories, globs and URIs stand for.
+    """Return the files that paths, directories, globs and URIs stand for; raise for one without files.
 
-    Parameters
-    ----------
-    paths
-        A directory stands for the files below it with one of the ``suffixes``; a ``*``, ``?`` or ``[`` in the
-        last part of a path for the files that match.
-    suffixes
-        Ends of file names, lower case.
-
-    Raises
-    ------
-    UserError
-        Raised if a path stands for nothing.
+    A directory stands for the files below it with one of the ``suffixes`` (lower case); a ``*``, ``?`` or
+    ``[`` in the last part of a path for the files that match.
     """
     found: dict[str, ResourcePath] = {}
     for given in paths:

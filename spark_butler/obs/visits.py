@@ -33,23 +33,16 @@ def _corners(
 
 
 def define_visits(butler: Butler, instrument: str, *, where: str = "", padding: int = 50) -> list[int]:
-    """Define a visit for each science exposure that has none yet.
+    """Define a visit for each science exposure that has none yet; return their identifiers.
+
+    A visit has the identifier of its exposure.
 
     Parameters
     ----------
-    butler
-        Writeable butler.
-    instrument
-        Name of the instrument.
     where
         Expression that narrows the exposures, in the butler's query language.
     padding
         Pixels by which the regions reach beyond the detectors, to allow for errors of the pointing.
-
-    Returns
-    -------
-    visits
-        Identifiers of the visits that were defined; a visit has the identifier of its exposure.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""Predicted quantum graph, built by pipe_base as ``pipetask qgraph`` builds it.
-
-Runs in the driver; nothing here writes to the repository.
-"""
+"""Predicted quantum graph, as ``pipetask qgraph`` builds it.  Runs in the driver; writes to no repository."""
 
 from __future__ import annotations
 
@@ -97,17 +94,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
 
 
 def _open_source(request: RunRequest) -> tuple[Butler, Sequence[str], str | None]:
-    """Open the repository of the inputs.
-
-    Returns
-    -------
-    butler
-        Read-only butler.
-    collections
-        Collections to search for inputs.
-    run
-        Name of the output run, which is in the repository of the outputs.
-    """
+    """Open the repository of the inputs; return the collections to search there, and the output run."""
     output: dict[str, Any] = {
         "output": request.output,
         "output_run": request.output_run,

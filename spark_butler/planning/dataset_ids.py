@@ -1,7 +1,4 @@
-"""Deterministic dataset IDs of a predicted quantum graph, which are the same if it is built again.
-
-Runs in the driver.
-"""
+"""Dataset IDs of a predicted graph that are the same if it is built again.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -20,20 +17,9 @@ from lsst.pipe.base.quantum_graph_builder import OutputExistsError
 def check_outputs_in_the_way(
     components: PredictedQuantumGraphComponents, existing: Collection[uuid.UUID]
 ) -> None:
-    """Check that no unfinished quantum of a graph has outputs in the registry.
+    """Raise `OutputExistsError` if an unfinished quantum of a graph has outputs among ``existing`` ones.
 
-    Pipe_base's own check would also reject quanta that have succeeded and run
-    again only for a temporary.
-
-    Parameters
-    ----------
-    existing
-        IDs of the datasets that are in the output run.
-
-    Raises
-    ------
-    lsst.pipe.base.quantum_graph_builder.OutputExistsError
-        Raised if there is such a quantum.
+    Pipe_base's own check would also reject quanta that have succeeded and run again only for a temporary.
     """
     for quantum in components.quantum_datasets.values():
         (metadata,) = quantum.outputs[acc.METADATA_OUTPUT_CONNECTION_NAME]
@@ -53,9 +39,8 @@ def settle_dataset_ids(
 ) -> None:
     """Replace random IDs of predicted outputs by those of daf_butler, from run, dataset type and data ID.
 
-    A graph that is built again for the same run has the same IDs, so that the
-    files of an earlier attempt can still be registered.  IDs of existing datasets,
-    ``keep``, are kept.
+    A graph that is built again for the same run has the same IDs, so that the files of an earlier attempt can
+    still be registered.  IDs of existing datasets, ``keep``, are kept.
     """
     run = components.header.output_run
     dataset_types = {n.name: n.dataset_type for n in components.pipeline_graph.dataset_types.values()}

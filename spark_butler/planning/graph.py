@@ -1,7 +1,4 @@
-"""Predicted quantum graph of a run, built or read from a file.
-
-Runs in the driver; nothing here writes to the repository.
-"""
+"""Predicted quantum graph, built or read from a file.  Runs in the driver; writes to no repository."""
 
 from __future__ import annotations
 
@@ -55,13 +52,7 @@ _NO_OUTPUT: dict[str, Any] = {
 def show_pipeline(request: RunRequest) -> Any:
     """Build the pipeline and print the parts of it that ``--show`` names.
 
-    Returns the factory of the pipeline graph, for `build_graph`; `None` when the
-    graph comes from a file.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the pipeline, a task or a configuration can't be used.
+    Returns the factory of the pipeline graph, for `build_graph`; `None` when the graph comes from a file.
     """
     if request.graph_file is not None:
         return None
@@ -91,16 +82,8 @@ def task_modules(pipeline_graph: PipelineGraph) -> list[str]:
 def read_task_modules(file: str) -> list[str]:
     """Return the modules of the tasks of a graph in a file, without reading its quanta.
 
-    Returns
-    -------
-    modules
-        Their names.  Empty if the file can't be read (`build_graph` reports
-        the reason), or if its older format can only be read as a whole.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if there is no such file.
+    None if the file can't be read (`build_graph` reports the reason), or if its older format can only be read
+    as a whole.
     """
     check_graph_file(file)
     uri = ResourcePath(file)
@@ -125,8 +108,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the collections, pipeline, tasks, query or file can't be
-        used, or if the graph is empty.
+        Raised if the collections, pipeline, tasks, query or file can't be used, or if the graph is empty.
     """
     what = "The quantum graph can't be built"
     if (file := request.graph_file) is not None:
@@ -171,13 +153,7 @@ def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
 
 
 def check_graph_file(file: str) -> None:
-    """Check that a file exists and has the extension of a graph.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if it has another extension or does not exist.
-    """
+    """Check that a file exists and has the extension of a graph."""
     uri = ResourcePath(file)
     if uri.getExtension() not in (".qg", ".qgraph"):
         raise OptionsError(f"--qgraph is {file!r}; expected a file with the extension .qg or .qgraph.")
@@ -222,23 +198,7 @@ def _reason(exc: Exception) -> str:
 def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGraph[uuid.UUID]:
     """Return the quanta of a graph with the edges that a graph fixup adds.
 
-    Parameters
-    ----------
-    name
-        Name of a class or factory of
-        `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`.
-
-    Returns
-    -------
-    xgraph
-        The quanta with the edges to respect.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the fixup can't be imported or made, or fails.
-    spark_butler.errors.OptionsError
-        Raised if its edges make a cycle.
+    ``name`` is that of a class or factory of `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`.
     """
     xgraph = graph.quantum_only_xgraph.copy()
     if not name:

@@ -1,7 +1,4 @@
-"""Algorithms on directed acyclic graphs of numbers, for the partition of a quantum graph.
-
-Runs in the driver.
-"""
+"""Algorithms on directed acyclic graphs, for the partition of a quantum graph.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -59,10 +56,7 @@ def is_balanced(costs: Sequence[float], slots: int, unevenness: float) -> bool:
 def find_units(needs: Sequence[Sequence[int]], crossings: Iterable[Crossing]) -> list[int]:
     """Join groups that pass temporaries to each other, and the groups on paths between them.
 
-    Returns
-    -------
-    unit_of
-        Number of the unit of each group; units follow their dependencies.
+    Returns the number of the unit of each group; units follow their dependencies.
     """
     root = list(range(len(needs)))
 

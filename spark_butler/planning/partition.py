@@ -1,7 +1,6 @@
 """Partition of a quantum graph into groups that workers run, and units that Spark runs as one job.
 
-Runs in the driver.  All algorithms are linear in the number of quanta and
-edges.
+Runs in the driver.  All algorithms are linear in the number of quanta and edges.
 """
 
 from __future__ import annotations
@@ -24,38 +23,28 @@ _UNEVEN = 1.02
 
 
 def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 1) -> Plan:
-    """Cut a quantum graph into groups and units.
+    """Cut a quantum graph into groups and units, each after its dependencies.
 
-    With the grain ``fused``, a quantum joins the group of its upstream quanta
-    if two conditions hold: all of them are in one group, and none of them is
-    upstream of another quantum of the same task.  Otherwise the quantum begins
-    a new group.
+    With the grain ``fused``, a quantum joins the group of its upstream quanta if two conditions hold: all of
+    them are in one group, and none of them is upstream of another quantum of the same task.  Otherwise the
+    quantum begins a new group.
 
-    Coarser grains join fused groups whose data IDs agree in the given
-    dimensions.  They don't join two groups if a path from one to the other
-    leads through a group with another data ID, because the joined group would
+    Coarser grains join fused groups whose data IDs agree in the given dimensions.  They don't join two groups
+    if a path from one to the other leads through a group with another data ID, because the joined group would
     then depend on itself.
 
     Parameters
     ----------
     group_by
-        The grain: ``fused``; ``quantum`` to make every quantum a group of its
-        own; the names of dimensions; or ``auto`` for the coarsest of these
-        that gives each slot several groups.
+        The grain: ``fused``; ``quantum`` to make every quantum a group of its own; the names of dimensions;
+        or ``auto`` for the coarsest of these that gives each slot several groups.
     slots
         Number of groups that can run at the same time; only ``auto`` uses it.
-
-    Returns
-    -------
-    plan
-        Groups and units, in an order in which they could run one after
-        another.
 
     Raises
     ------
     PlanError
-        Raised if the graph has a cycle, or no quantum has the dimensions to
-        group by.
+        Raised if the graph has a cycle, or no quantum has the dimensions to group by.
     """
     partitioner = _Partitioner(sketch)
     if group_by == "quantum":
@@ -80,8 +69,8 @@ def cut_graph(sketch: GraphSketch, *, group_by: GroupBy = "fused", slots: int = 
 class _Partitioner:
     """A quantum graph in which quanta are numbers, in topological order.
 
-    A partition of it is a list, called *home*, with an item for each quantum:
-    the number of the first quantum of its group.
+    A partition of it is a list, called *home*, with an item for each quantum: the number of the first quantum
+    of its group.
     """
 
     def __init__(self, sketch: GraphSketch):
@@ -116,19 +105,11 @@ class _Partitioner:
         return home
 
     def join(self, fused: Sequence[int], dimensions: Sequence[str]) -> tuple[list[int], int]:
-        """Join groups whose data IDs agree in some dimensions.
+        """Join groups whose data IDs agree in some dimensions; return also the number of groups with a key.
 
-        The key of a group is its values of the dimensions.  The depth of a
-        group is the greatest number of changes of the key on any path to it.
-        Groups with the same key and depth are joined.  An edge between
+        The key of a group is its values of the dimensions.  The depth of a group is the greatest number of
+        changes of the key on any path to it.  Groups with the same key and depth are joined.  An edge between
         joined groups always leads to a greater depth, so there is no cycle.
-
-        Returns
-        -------
-        home
-            The joined groups.
-        n_groups
-            Number of the joined groups that have a key.
         """
         key = self._keys(fused, dimensions)
         depth: dict[int, int] = {}
@@ -196,8 +177,7 @@ class _Partitioner:
     def _split(self, fused: Sequence[int], home: Sequence[int]) -> list[int]:
         """Split joined groups with many quanta into parts; keep fused quanta together.
 
-        Parts follow the order of the fused groups, so that dependencies
-        between parts lead in one direction.
+        Parts follow the order of the fused groups, so that dependencies between parts lead in one direction.
         """
         sizes = Counter(home)
         parted = list(home)
@@ -224,14 +204,9 @@ class _Partitioner:
         )
 
     def _measure_stages(self, fused: Sequence[int], home: Sequence[int], slots: int) -> tuple[int, bool]:
-        """Return the size and the balance of the stages in which groups have been joined.
+        """Return the smallest number of joined groups in a stage that has some, and whether these are even.
 
-        Returns
-        -------
-        fewest
-            The smallest number of joined groups in such a stage.
-        is_even
-            Whether, in each such stage, all slots are busy about equally long.
+        A stage is even if all slots are busy about equally long.
         """
         members, needs = self._order_groups(home)
         stages: defaultdict[int, list[tuple[float, bool]]] = defaultdict(list)
@@ -262,15 +237,7 @@ class _Partitioner:
         )
 
     def _order_groups(self, home: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """Return the groups in an order in which each follows its dependencies.
-
-        Returns
-        -------
-        members
-            The quanta of each group.
-        needs
-            The positions of the groups on which each depends.
-        """
+        """Return the groups' quanta and the positions of their dependencies; each group follows these."""
         members: defaultdict[int, list[int]] = defaultdict(list)
         for quantum, first in enumerate(home):
             members[first].append(quantum)

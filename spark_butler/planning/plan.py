@@ -1,7 +1,4 @@
-"""Plan of a run: the groups, units and stages of a quantum graph.
-
-Plain data, built and used in the driver.
-"""
+"""Plan of a run: groups, units and stages of a quantum graph.  Plain data, built and used in the driver."""
 
 from __future__ import annotations
 
@@ -24,11 +21,7 @@ class Handover:
     """A temporary dataset with its producer and its consumers."""
 
     dataset_id: uuid.UUID
-    """ID of the dataset."""
-
     dataset_type: str
-    """Name of its dataset type."""
-
     producer: uuid.UUID
     """Quantum that writes it."""
 
@@ -116,11 +109,7 @@ class Crossing:
     """A temporary dataset that travels from one group to others."""
 
     dataset_id: uuid.UUID
-    """ID of the dataset."""
-
     dataset_type: str
-    """Name of its dataset type."""
-
     producer: int
     """Group that writes it."""
 
@@ -177,11 +166,8 @@ class Plan:
     def explain(self) -> str:
         """Return a description of the plan for a person.
 
-        Returns
-        -------
-        text
-            Totals, the groups of each stage by kind, the temporary dataset
-            types with the reasons, and the temporaries that cross stages.
+        It has totals, the groups of each stage by kind, the temporary dataset types with the reasons, and the
+        temporaries that cross stages.
         """
         stages = self.stages
         lines = [

@@ -1,7 +1,4 @@
-"""Typed request for a run, which the command line and the notebook build.
-
-Runs in the driver.
-"""
+"""Typed request for a run, which the command line and the notebook build.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -134,11 +131,6 @@ class RunRequest(pydantic.BaseModel):
             Values by parameter name, for the script functions of ctrl_mpexec.
         **own
             Fields that ``pipetask run`` does not have.
-
-        Raises
-        ------
-        pydantic.ValidationError
-            Raised if a value has the wrong type.
         """
         names = {pipetask: field for field, pipetask in _PIPETASK_NAMES.items()}
         fields: dict[str, Any] = {}
@@ -152,13 +144,7 @@ class RunRequest(pydantic.BaseModel):
         return cls(**fields, graph_builder=rest, **own)
 
     def read_retained(self) -> list[str] | None:
-        """Read the patterns of ``--retained-dataset-types``; return `None` without the option.
-
-        Raises
-        ------
-        spark_butler.errors.OptionsError
-            Raised if nothing is skipped, or if the file can't be used.
-        """
+        """Read the patterns of ``--retained-dataset-types``; return `None` without the option."""
         if (file := self.retained_dataset_types) is None:
             return None
         if not (self.skip_existing_in or self.skip_existing):
@@ -208,15 +194,10 @@ def build_request(
     Parameters
     ----------
     values
-        Values by parameter name of the command; absent ones have their
-        defaults.  ``pipeline_actions`` holds the changes to the pipeline.
+        Values by parameter name of the command; absent ones have their defaults.  ``pipeline_actions`` holds
+        the changes to the pipeline.
     command
         The command line, without secrets.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if an option, or a combination of options, can't be used.
     """
     values = dict(values)
     _check_sources(values, default_pipeline, shows=bool(show and show.commands))

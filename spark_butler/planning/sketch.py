@@ -1,7 +1,4 @@
-"""Sketch of a quantum graph: the extract of quanta, edges and temporaries that planning needs.
-
-Runs in the driver.
-"""
+"""Sketch of a quantum graph: quanta, edges and temporaries, for planning.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -24,22 +21,16 @@ def sketch_graph(
     sizes: Mapping[str, float] | None = None,
     costs: Mapping[uuid.UUID, float] | None = None,
 ) -> GraphSketch:
-    """Build the sketch of a quantum graph.
+    """Build the sketch of a quantum graph, with quanta sorted by task and data ID.
 
     Parameters
     ----------
     xgraph
-        Its quanta with the edges to respect, if these differ from the graph's
-        own.
+        Its quanta with the edges to respect, if these differ from the graph's own.
     temporary_types
         Names of the dataset types that are temporary, with the reasons.
     sizes
         Mean sizes of datasets in bytes, by name of the type.
-
-    Returns
-    -------
-    sketch
-        The sketch, with quanta sorted by task and data ID.
     """
     if xgraph is None:
         xgraph = graph.quantum_only_xgraph

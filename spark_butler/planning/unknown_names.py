@@ -1,7 +1,4 @@
-"""Similar names for unknown names in a request: tasks, fields and classes.
-
-Runs in the driver.
-"""
+"""Similar names for unknown names in a request: tasks, fields and classes.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Reading and writing the Butler registry for a run.
-
-Runs in the driver, the only process that connects to the registry.
-"""
+"""Reading and writing the Butler registry for a run.  Runs in the driver: no other process connects to it."""
 
 from __future__ import annotations
 

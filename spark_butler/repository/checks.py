@@ -1,7 +1,4 @@
-"""Checks, before a run does anything else, that a repository exists and can be read and written.
-
-Runs in the driver.
-"""
+"""Checks before a run that a repository exists and can be read and written.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -21,13 +18,7 @@ from .store_checks import check_store
 
 
 def check_repository(butler_config: str) -> list[ResourcePath]:
-    """Check that a repository exists and that its datastores answer; return the places where they keep files.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the check fails, with the reason.
-    """
+    """Check that a repository exists and its datastores answer; return the places where these keep files."""
     with translate_errors(RepositoryError, f"Can't look up the Butler repository {butler_config!r}"):
         where = Butler.get_repo_uri(butler_config, return_label=True)
     # Without this check, a configuration in a store that doesn't answer costs minutes of retries.
@@ -57,13 +48,7 @@ def store_roots(butler: LimitedButler) -> list[ResourcePath]:
 
 
 def check_writeable(roots: Sequence[ResourcePath]) -> None:
-    """Check that datastores may be written to.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the check fails, with the reason.
-    """
+    """Check that datastores may be written to."""
     for root in roots:
         check_store(root, write=True)
         if root.isLocal and not os.access(root.ospath, os.W_OK):
@@ -83,11 +68,6 @@ def register_run(butler: Butler, run: str) -> None:
     """Register an output run; as the first write of a run, this detects a read-only registry.
 
     If the run exists, its documentation is rewritten unchanged.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the registry can't be written to.
     """
     with refuse_read_only(f"run {run!r}"):
         if not butler.collections.register(run):

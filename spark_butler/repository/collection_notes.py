@@ -30,13 +30,7 @@ _THREADS = 8
 
 
 def record_temporaries(butler: LimitedButler, run: str, names: Collection[str]) -> None:
-    """Add to the recorded temporary dataset types of a run; without a registry, do nothing.
-
-    Raises
-    ------
-    spark_butler.errors.EngineError
-        Raised if the file can't be written.
-    """
+    """Add to the recorded temporary dataset types of a run; without a registry, do nothing."""
     if not names or not isinstance(butler, Butler):
         return
     known = retry_database("The notes can't be read", lambda: read_temporaries(butler, [run]))
@@ -55,11 +49,6 @@ def read_temporaries(butler: Butler, runs: Iterable[str]) -> frozenset[str]:
     """Read the dataset types that were temporary in at least one attempt at one of several runs.
 
     Runs that don't exist are left out.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the file of a run can't be read.
     """
     names: set[str] = set()
     places: list[ResourcePath] = []

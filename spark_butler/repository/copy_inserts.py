@@ -1,7 +1,4 @@
-"""Inserts of many rows into PostgreSQL by COPY, which takes a quarter less time than INSERT.
-
-Runs in the driver.
-"""
+"""Inserts of many rows into PostgreSQL by COPY, which takes a quarter less time.  Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Retries of calls to the registry while its database can't be reached, as after a lost connection.
-
-Runs in the driver.
-"""
+"""Retries of calls to the registry while its database can't be reached.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ def retry_database[T](
     is_transient
         Returns whether a retry may succeed after this error.  Other errors are raised at once.
     seconds
-        Time in seconds during which the call is retried.  Then its last error is raised.
+        Time during which the call is retried.  Then its last error is raised.
     """
     deadline = time.monotonic() + seconds
     pause = 0.2

@@ -1,7 +1,4 @@
-"""Checks of ``spark-butler doctor``: registry, object stores, and the machine of each process.
-
-Runs in the driver and in workers.
-"""
+"""Checks of ``spark-butler doctor``: registry, stores and machines.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -80,13 +77,7 @@ def compare_processes(driver: ProcessFacts, worker: ProcessFacts) -> list[Findin
 
 
 def diagnose_machine(where: str, folders: Sequence[str] = ()) -> list[Finding]:
-    """Check local disks, locks, sockets, pickling and files of certificates.
-
-    Parameters
-    ----------
-    folders
-        Further folders for temporary files, such as Spark's.
-    """
+    """Check local disks (of ``folders``, too), locks, sockets, pickling and files of certificates."""
     found: list[Finding] = []
     for folder in dict.fromkeys([tempfile.gettempdir(), *folders]):
         try:
@@ -123,8 +114,7 @@ def diagnose_machine(where: str, folders: Sequence[str] = ()) -> list[Finding]:
 def diagnose_repository(repo: str, where: str) -> tuple[list[Finding], list[ResourcePath]]:
     """Check a repository's configuration, registry, dataset types and object stores.
 
-    Returns a finding for each check, and the roots of its datastores: none if the
-    repository can't be opened.
+    The roots of its datastores are returned, too: none if the repository can't be opened.
     """
     try:
         roots = check_repository(repo)

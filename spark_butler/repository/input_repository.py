@@ -53,22 +53,12 @@ _REMEDIES = {
 
 
 def open_input_repository(repo: str, own: str, collections: Sequence[str] = ()) -> Butler:
-    """Open a repository to read inputs from it.
-
-    Parameters
-    ----------
-    repo
-        Address or alias of the repository, or address of a Butler server.
-    own
-        Address or alias of the repository that the run writes to.
-    collections
-        Collections that must exist.
+    """Open a repository to read inputs from it; ``own`` is the one that the run writes to.
 
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the repository can't be read, or is the one that the run
-        writes to.
+        Raised if it can't be read, lacks one of ``collections``, or is the one that the run writes to.
     """
     try:
         butler = Butler.from_config(repo, writeable=False)
@@ -119,17 +109,10 @@ def input_collection(output: str | None) -> str | None:
 def find_input_collection(repo: str, output: str | None, *, rebase: bool = False) -> tuple[str, ...]:
     """Return the collection for the inputs of an output chain, if a repository has it already.
 
-    Parameters
-    ----------
-    repo
-        Address or alias of the repository that the run writes to.
-    rebase
-        Whether the chain may have other inputs.
-
     Raises
     ------
     spark_butler.errors.OptionsError
-        Raised if the chain exists and has other inputs.
+        Raised if the chain exists and has other inputs, unless ``rebase``.
     """
     if output is None or (tag := input_collection(output)) is None:
         return ()
@@ -145,14 +128,9 @@ def find_input_collection(repo: str, output: str | None, *, rebase: bool = False
 
 
 def find_inputs(graph: PredictedQuantumGraph) -> tuple[dict[uuid.UUID, DatasetRef], frozenset[uuid.UUID]]:
-    """Return the datasets that a graph reads and does not produce.
+    """Return the datasets that a graph reads and does not produce, and which of them are init-inputs.
 
-    Returns
-    -------
-    inputs
-        References by ID, with the dataset types of the repository.
-    first
-        IDs of the init-inputs, which tasks need before any quantum runs.
+    The datasets have the dataset types of the repository.  Tasks need init-inputs before any quantum runs.
     """
     quanta = graph.build_execution_quanta().values()
     made = {ref.id for quantum in quanta for ref in all_outputs(quantum)}
@@ -183,9 +161,8 @@ def check_inputs(
     Raises
     ------
     spark_butler.errors.RepositoryError
-        Raised if the repository defines dimensions, dataset types or
-        collections differently, has different dimension records, or has
-        another dataset with the run, dataset type and data ID of an input.
+        Raised if the repository defines dimensions, dataset types or collections differently, has different
+        dimension records, or has another dataset with the run, dataset type and data ID of an input.
     """
     _check_universe(butler, graph.pipeline_graph)
     _check_dataset_types(butler, inputs.values())
@@ -297,15 +274,7 @@ def _describe(ref: DatasetRef) -> str:
 def register_inputs(
     butler: Butler, source: Butler, graph: PredictedQuantumGraph, inputs: Mapping[uuid.UUID, DatasetRef]
 ) -> None:
-    """Register dataset types, dimension records and RUN collections of inputs.
-
-    Parameters
-    ----------
-    butler
-        Writeable butler of the repository that the run writes to.
-    source
-        Butler of the repository of the inputs.
-    """
+    """Register dataset types, dimension records and RUN collections of inputs that ``source`` has."""
     for dataset_type in sorted({ref.datasetType for ref in inputs.values()}):
         butler.registry.registerDatasetType(dataset_type)
     for records in _dimension_records(graph):
@@ -321,8 +290,7 @@ def register_inputs(
 def tag_inputs(butler: Butler, tag: str, refs: Collection[DatasetRef]) -> None:
     """Associate inputs with a TAGGED collection, as pipe_base's ``use_local_butler`` does.
 
-    Calibrations with several validity ranges, which a TAGGED collection can't
-    hold, are left out.
+    Calibrations with several validity ranges, which a TAGGED collection can't hold, are left out.
     """
     places: defaultdict[tuple[str, DataCoordinate], set[DatasetRef]] = defaultdict(set)
     for ref in refs:

@@ -85,12 +85,8 @@ class RunLease:
     Parameters
     ----------
     take_over
-        Whether to take the lease of a driver that gives no sign of life.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if another driver has the lease.
+        Whether to take the lease of a driver that gives no sign of life.  Otherwise a
+        `~spark_butler.errors.RepositoryError` is raised if another driver has the lease.
     """
 
     def __init__(self, butler: Butler, run: str, *, take_over: bool = False):
@@ -124,13 +120,7 @@ class RunLease:
                 self._butler.collections.x_remove(self._name)
 
     def check(self, butler: Butler) -> None:
-        """Check, inside a transaction that writes to the run, that this driver still has the lease.
-
-        Raises
-        ------
-        spark_butler.errors.EngineError
-            Raised if another driver has taken the lease.
-        """
+        """Check, inside a transaction that writes to the run, that this driver still has the lease."""
         if self._lost is None:
             holder = self._read(butler)
             if holder is not None and holder.token == self._holder.token:

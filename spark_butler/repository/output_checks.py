@@ -1,7 +1,4 @@
-"""Checks of an output run before anything is written: names, dataset types, configurations and tasks.
-
-Runs in the driver.
-"""
+"""Checks of an output run's names, dataset types, configurations and tasks.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -26,11 +23,7 @@ _PATTERN_CHARACTERS = "*?[]{}"
 def check_name(option: str, name: str) -> None:
     """Check that all parts of the middleware accept the name of an output collection.
 
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the name is a pattern, or has characters that the registry
-        or the datastore refuses only when the run has begun.
+    The registry or the datastore would refuse some characters only when the run has begun.
     """
     if found := sorted(set(name).intersection(_PATTERN_CHARACTERS)):
         raise OptionsError(
@@ -68,13 +61,7 @@ def check_dataset_types(butler: Butler, graph: PredictedQuantumGraph, *, registe
 
 
 def check_configs(butler: Butler, pipeline_graph: PipelineGraph, run: str) -> None:
-    """Check that a run to be extended was made with the same configurations.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the configuration of a task differs.
-    """
+    """Check that a run to be extended was made with the same configurations."""
     for label, task_node in pipeline_graph.tasks.items():
         try:
             existing = butler.get(task_node.init.config_output.dataset_type_name, collections=run)

@@ -1,7 +1,4 @@
-"""Batch ingest of datasets that workers have written.
-
-Runs in the driver, the only process that connects to the registry.
-"""
+"""Batch ingest of datasets that workers have written.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -45,19 +42,18 @@ class Ingester:
     existing
         IDs of the datasets that were in the output run before.
     retry_seconds
-        Time in seconds during which a batch is retried if the database is
-        locked or unreachable.
+        Time during which a batch is retried if the database is locked or unreachable.
     check
-        Function that is called with the butler at the beginning of each
-        transaction.  It may raise an `~spark_butler.errors.EngineError`.
+        Function that is called with the butler at the beginning of each transaction.  It may raise an
+        `~spark_butler.errors.EngineError`.
     shared
         Whether other drivers may register the same datasets.
 
     Notes
     -----
-    Ingest is idempotent: a registered dataset gets the records of the newest
-    attempt.  A dataset that the newest attempt removed and did not write again
-    is removed from the registry.  Each batch is one transaction.
+    Ingest is idempotent: a registered dataset gets the records of the newest attempt.  A dataset that the
+    newest attempt removed and did not write again is removed from the registry.  Each batch is one
+    transaction.
     """
 
     def __init__(
@@ -113,8 +109,7 @@ class Ingester:
         records
             Their datastore records, by name of the datastore.
         removed
-            IDs of datasets of an earlier attempt that are no longer in the
-            datastore.
+            IDs of datasets of an earlier attempt that are no longer in the datastore.
         """
         touched = frozenset(written) | frozenset(removed)
         for ref in predicted:
@@ -136,14 +131,7 @@ class Ingester:
         return DatasetRef(dataset_type, ref.dataId, run=ref.run, id=ref.id, conform=False)
 
     def flush(self) -> None:
-        """Register all added datasets in one transaction.
-
-        Raises
-        ------
-        spark_butler.errors.EngineError
-            Raised if the registry refuses, or can't be reached for too long.
-            The datasets are kept for another call.
-        """
+        """Register all added datasets in one transaction; after an error they are kept for another call."""
         if not self._refs and not self._stale:
             return
         attempts = itertools.count()
@@ -170,14 +158,7 @@ class Ingester:
         )
 
     def _write(self, *, again: bool) -> None:
-        """Write to the registry once, without a retry.
-
-        Parameters
-        ----------
-        again
-            Whether an earlier attempt may have been committed although it
-            failed.
-        """
+        """Write to the registry once; ``again`` if an attempt that failed may have been committed."""
         new: defaultdict[tuple[DimensionGroup, str], list[DatasetRef]] = defaultdict(list)
         for ref in self._refs.values():
             if ref.id not in self._existing:
@@ -228,23 +209,9 @@ class _Item(NamedTuple):
 
 
 class IngestStream:
-    """Thread that ingests while the run goes on.
+    """Thread that ingests while the run goes on; ``interval`` is the longest time that a dataset waits.
 
-    Parameters
-    ----------
-    dataset_types
-        Definitions of the dataset types in the repository, by name.
-    existing
-        IDs of the datasets that were in the output run before.
-    interval
-        Greatest number of seconds that a dataset waits for others.
-    check
-        See `Ingester`.
-
-    Notes
-    -----
-    A driver that is killed leaves at most the datasets of the last few
-    seconds out of the registry.
+    A driver that is killed leaves at most the datasets of the last few seconds out of the registry.
     """
 
     def __init__(
@@ -293,24 +260,12 @@ class IngestStream:
         records: Mapping[str, DatastoreRecordData],
         removed: Collection[uuid.UUID] = (),
     ) -> None:
-        """Add the datasets that one attempt at a quantum has written or removed; see `Ingester.add`.
-
-        Raises
-        ------
-        spark_butler.errors.EngineError
-            Raised if the ingest of earlier datasets has failed for good.
-        """
+        """Add what one attempt has written, as `Ingester.add`; raise if the ingest has failed for good."""
         self._raise_error()
         self._send(_Item(time.monotonic(), (predicted, written, records, removed)))
 
     def close(self) -> None:
-        """Ingest all remaining datasets, and end the thread.
-
-        Raises
-        ------
-        spark_butler.errors.EngineError
-            Raised if the ingest has failed for good.
-        """
+        """Ingest all remaining datasets, and end the thread; raise if the ingest has failed for good."""
         self._send(None)
         self._thread.join()
         self._butler.close()

@@ -35,8 +35,6 @@ class OutputRequest:
     """Output collections of a run, and which other outputs than those of quanta to write."""
 
     butler_config: str
-    """Address or alias of the repository."""
-
     collections: Mapping[str, Any]
     """Arguments of `ButlerFactory`: names of collections, and whether to extend, replace or rebase them."""
 
@@ -89,12 +87,7 @@ def resolve_output(  # noqa: PLR0913
     Parameters
     ----------
     output, output_run, inputs, extend_run, **collections
-        Arguments of `ButlerFactory`: names of collections, and whether to
-        extend, replace or rebase them.
-    skip_existing
-        Whether to keep init-outputs that exist, instead of writing them.
-    register_dataset_types, write_init_outputs, write_packages
-        As in `OutputRequest`.
+        Arguments of `ButlerFactory`: names of collections, and whether to extend, replace or rebase them.
 
     Raises
     ------
@@ -153,12 +146,10 @@ def check_output(
     Raises
     ------
     spark_butler.errors.UserError
-        Raised if the output run exists and must not be extended, or must be
-        extended and does not exist; if its name can't be the name of a
-        folder; if dataset types are missing and must not be registered, or
-        have other definitions; if a run to extend has other configurations;
-        if a task can't be constructed; or if the repository can't be written
-        to.
+        Raised if the output run exists and must not be extended, or must be extended and does not exist; if
+        its name can't name a folder; if dataset types are missing and must not be registered, or have other
+        definitions; if a run to extend has other configurations; if a task can't be constructed; or if the
+        repository can't be written to.
     """
     with _translate_errors("The output collections can't be used"):
         butler, _, _ = ButlerFactory.make_butler_and_collections(request.butler_config, **request.collections)
@@ -181,8 +172,7 @@ def check_output(
 def find_packages(request: OutputRequest) -> Packages | None:
     """Find the versions of all packages, which takes half a second.
 
-    It is `None` if the request doesn't write them, or extends a run that may
-    have versions already.
+    It is `None` if the request doesn't write them, or extends a run that may have versions already.
     """
     wanted = request.write_init_outputs and request.write_packages and not request.extend
     return Packages.fromSystem() if wanted else None
@@ -193,23 +183,8 @@ def prepare_output(
 ) -> Butler:
     """Register the output collections and dataset types, and write init-outputs.
 
-    Parameters
-    ----------
-    request
-        Where the outputs go, after `check_output` has accepted it.
-    packages
-        Result of `find_packages`, if it was called.
-
-    Returns
-    -------
-    butler
-        Writeable butler with the output run as its default.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the middleware rejects the collections, dataset types or
-        init-outputs.
+    Returns a writeable butler with the output run as its default.  ``request`` was accepted by
+    `check_output`.
     """
     what = "The output run can't be prepared"
     attempts = itertools.count()
@@ -253,9 +228,8 @@ def _resume(request: OutputRequest) -> OutputRequest:
 def _register_collections(request: OutputRequest) -> Mapping[str, Any]:
     """Register new output collections in one transaction, so that a killed driver leaves all or none.
 
-    `ButlerFactory` registers the run first and then the chain.  If the driver is
-    killed in between, a later attempt treats the empty chain as a
-    chain with other inputs.
+    `ButlerFactory` registers the run first and then the chain.  If the driver is killed in between, a later
+    attempt treats the empty chain as a chain with other inputs.
     """
     collections = request.collections
     if request.extend or collections["prune_replaced"]:

@@ -1,7 +1,4 @@
-"""Data IDs that a query selects, with their datasets and datastore records.
-
-Runs in the driver.
-"""
+"""Data IDs that a query selects, with their datasets and datastore records.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -52,8 +49,6 @@ class Resolved:
     """For each further dataset type: the datasets by data ID."""
 
     other_types: tuple[DatasetType, ...]
-    """The further dataset types."""
-
     records: Mapping[str, DatastoreRecordData]
     """Datastore records of all these datasets, by name of the datastore."""
 
@@ -96,20 +91,15 @@ def find_data_ids(
     dataset_type
         Name of the dataset type whose data IDs are wanted.
     also
-        Names of further dataset types, whose datasets are found for each data
-        ID: calibrations by their validity, others by their dimensions.
+        Names of further dataset types, whose datasets are found for each data ID: calibrations by their
+        validity, others by their dimensions.
     collections
-        Collections to search, or patterns of their names (``"u/me/*"``); the
-        butler's own by default.
+        Collections to search, or patterns of their names (``"u/me/*"``); the butler's own by default.
 
     Raises
     ------
-    spark_butler.errors.RepositoryError
-        Raised if there is no such dataset type or collection.
-    spark_butler.errors.OptionsError
-        Raised if the query can't be used.
-    spark_butler.errors.EmptyGraphError
-        Raised if it selects nothing.
+    spark_butler.errors.UserError
+        Raised if there is no such dataset type or collection, or the query can't be used or selects nothing.
     """
     names, are_ordered = _find_collections(butler, collections)
     main = _dataset_type(butler, dataset_type)
@@ -161,30 +151,22 @@ def find_output_types(
     *,
     clobber: bool = False,
 ) -> dict[str, DatasetType]:
-    """Check that outputs can be put for data IDs.  Nothing is written.
+    """Check that outputs can be put for data IDs, and return their dataset types; write nothing.
 
     Parameters
     ----------
     outputs
-        Names of dataset types; or names with storage classes, for types that
-        are registered, if need be, with the dimensions of the data IDs.
+        Names of dataset types; or names with storage classes, for types that are registered, if need be, with
+        the dimensions of the data IDs.
     clobber
         Whether datasets that are in the run are replaced.
 
-    Returns
-    -------
-    dataset_types
-        Definitions, by name.
-
     Raises
     ------
-    spark_butler.errors.OptionsError
-        Raised if there are outputs without a run, or a run without outputs; if
-        a type has dimensions that the data IDs lack, or another definition; if
-        several data IDs would put the same dataset; or if the run has datasets
-        that must not be replaced.
-    spark_butler.errors.RepositoryError
-        Raised if a dataset type is not registered.
+    spark_butler.errors.UserError
+        Raised if there are outputs without a run, or a run without outputs; if a type is unknown, has
+        dimensions that the data IDs lack, or another definition; if several data IDs would put the same
+        dataset; or if the run has datasets that must not be replaced.
     """
     if not outputs and not output_run:
         return {}

@@ -1,7 +1,4 @@
-"""Checks of an object store: its answers, the rights of the credentials, and its clock.
-
-Runs in the driver, and in workers before a run.
-"""
+"""Checks of an object store: answers, rights, clock.  Runs in the driver, and in workers before a run."""
 
 from __future__ import annotations
 
@@ -58,14 +55,10 @@ class Finding:
     """Driver, or host of a worker."""
 
     check: str
-    """Name of the check."""
-
     state: Literal["ok", "warning", "fault"]
     """Whether a run would succeed: ``ok``, ``warning`` or ``fault``."""
 
     text: str
-    """Result in words."""
-
     remedy: str = ""
     """Advice, if the state isn't ``ok``."""
 
@@ -73,17 +66,8 @@ class Finding:
 def check_store(root: ResourcePath, *, write: bool = False) -> None:
     """Check that an object store answers and accepts the credentials, within about 10 s.
 
-    Parameters
-    ----------
-    root
-        A place in the store.  Places outside of S3 stores are not checked.
-    write
-        Whether to check also that the store would accept an object.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the check fails, with the reason.
+    Places outside of S3 stores are not checked.  ``write`` asks also whether the store would accept an
+    object.
     """
     if not is_in_s3(root):
         return
@@ -166,17 +150,8 @@ def _make_client(root: S3ResourcePath) -> Any:
 def diagnose_store(root: ResourcePath, where: str) -> list[Finding]:
     """Check each right that runs need in an object store, its clock and its speed.
 
-    Parameters
-    ----------
-    root
-        A place in the store.  For places that are not in an S3 store, a file
-        is written, read and removed.
-
-    Returns
-    -------
-    findings
-        One for each check; after a fault, checks that depend on it are left
-        out.
+    In places that are not in an S3 store, a file is written, read and removed.  After a fault, checks that
+    depend on it are left out.
     """
     found: list[Finding] = []
     probe = root.join(f".spark-butler-doctor-{uuid.uuid4().hex}")

@@ -1,7 +1,4 @@
-"""Memory and times of quanta in earlier runs, in files under the datastore's root.
-
-Runs in the driver.
-"""
+"""Memory and times of quanta in earlier runs, in files under the datastore's root.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -83,8 +80,7 @@ def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
 def find_times(outcomes: Iterable[tuple[QuantumOutcome, DataCoordinate]]) -> Times:
     """Return the wall times of the quanta that ran and succeeded.
 
-    The result is empty if they took less than a minute together, since their
-    order makes no difference then.
+    Empty if they took less than a minute together: their order makes no difference then.
     """
     times = {
         _key(outcome.label, data_id): float(f"{outcome.wall_seconds:.3g}")
@@ -110,13 +106,9 @@ def save_peaks(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
 
 
 def find_costs(xgraph: networkx.DiGraph[uuid.UUID], times: Times) -> dict[uuid.UUID, float]:
-    """Return how long quanta will take, for an order by the longest remaining path.
+    """Return how many seconds quanta will take, for an order by the longest remaining path.
 
-    Returns
-    -------
-    costs
-        Time of each quantum in its last run, in seconds.  A quantum without a
-        known time gets the median of the others; empty if no time is known.
+    A quantum without a time in its last run gets the median of the others; empty if no time is known.
     """
     keys = {
         quantum_id: _key(node["task_label"], node["data_id"]) for quantum_id, node in xgraph.nodes.items()

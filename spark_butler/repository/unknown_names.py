@@ -1,7 +1,4 @@
-"""Errors about unknown names of collections, runs and dataset types, with similar known names.
-
-Runs in the driver.
-"""
+"""Errors about unknown collections, runs and dataset types, with similar names.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -44,13 +41,7 @@ def unknown_dataset_type(butler: Butler, name: str) -> RepositoryError:
 
 
 def check_collections(butler: Butler, names: Iterable[str]) -> None:
-    """Check that collections exist; patterns are not checked.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if one does not exist; the error suggests similar names.
-    """
+    """Check that collections exist; patterns are not checked."""
     for name in names:
         if not has_globs(name) and not has_collection(butler, name):
             raise unknown_collection(butler, name)
@@ -66,14 +57,7 @@ def has_collection(butler: Butler, name: str) -> bool:
 
 
 def check_input_types(butler: Butler, graph: PipelineGraph) -> None:
-    """Check that the dataset types that a pipeline requires are registered.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if one is not registered, with similar names or the missing
-        option.
-    """
+    """Check that the dataset types that a pipeline requires are registered."""
     known = {each.name for each in butler.registry.queryDatasetTypes()}
     for name, node in graph.iter_overall_inputs():
         if name in known or (node is not None and node.is_prerequisite):

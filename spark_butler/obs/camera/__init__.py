@@ -1,7 +1,4 @@
-"""Descriptions of cameras, and the frames that they describe.
-
-The driver reads both to ingest raw frames; the tasks read them in the worker or child process.
-"""
+"""Descriptions of cameras, and the frames that they describe.  The driver and workers read both."""
 
 from __future__ import annotations
 

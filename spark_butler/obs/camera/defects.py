@@ -1,7 +1,4 @@
-"""Detection of a detector's defects, and reading of defects from tables and mask images.
-
-Runs in the driver, for descriptions and ``obs ingest-calibs``, and in workers.
-"""
+"""Detection of defects, and their reading from tables and images.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -107,19 +104,11 @@ def to_mask(table: astropy.table.Table, shape: tuple[int, int]) -> Mask:
 
 
 def read_defects(file: ResourcePath) -> list[Section]:
-    """Read defects of an assembled detector.
+    """Read defects of an assembled detector from a table or from a FITS image, in which defects are not 0.
 
-    Parameters
-    ----------
-    file
-        A table (FITS, ECSV, CSV, or text with a line of column names) with columns ``x0``, ``y0``, ``width``,
-        ``height`` (pixels from 0, as Rubin's), ``x1``, ``x2``, ``y1``, ``y2`` (from 1, inclusive), or ``x``,
-        ``y`` (single pixels, from 1); or a FITS image in which defects are not 0.
-
-    Raises
-    ------
-    UserError
-        Raised if the file can't be read or has other columns, or rows make no rectangle.
+    A table (FITS, ECSV, CSV, or text with a line of column names) has columns ``x0``, ``y0``, ``width``,
+    ``height`` (pixels from 0, as Rubin's), ``x1``, ``x2``, ``y1``, ``y2`` (from 1, inclusive), or ``x``,
+    ``y`` (single pixels, from 1).
     """
     name = display_name(file)
     try:

@@ -150,13 +150,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
             raise CameraDescriptionError(f"{origin}: {_explain(err)}") from None
 
     def get_detector(self, detector: int | str) -> DetectorDescription:
-        """Return a detector by its identifier or name.
-
-        Raises
-        ------
-        LookupError
-            Raised if the camera has no such detector.
-        """
+        """Return a detector by its identifier or name; raise `LookupError` if there is none."""
         for candidate in self.detectors:
             if detector in (candidate.id, candidate.name):
                 return candidate
@@ -169,13 +163,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
         return self.model_copy(update={"detectors": tuple(detectors)})
 
     def get_filter(self, header_value: str) -> FilterDescription:
-        """Return the filter with a name in headers.
-
-        Raises
-        ------
-        LookupError
-            Raised if the camera has no such filter.
-        """
+        """Return the filter with a name in headers; raise `LookupError` if there is none."""
         for candidate in self.filters:
             if header_value in (candidate.header_values or (candidate.name,)):
                 return candidate
@@ -200,12 +188,10 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
 
         Parameters
         ----------
-        detector
-            Identifier or name.
         ra_deg, dec_deg
-            ICRS position of the boresight in degrees.
+            ICRS position of the boresight.
         rotation_deg
-            Position angle of the focal plane's y axis, from north through east, in degrees.
+            Position angle of the focal plane's y axis, from north through east.
         """
         described = self.get_detector(detector)
         theta, phi = np.deg2rad(rotation_deg), np.deg2rad(described.rotation)

@@ -1,7 +1,4 @@
-"""Detectors and amplifiers of a camera's description.
-
-Runs in the driver and in workers.
-"""
+"""Detectors and amplifiers of a camera's description.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -81,13 +78,7 @@ class AmplifierDescription(pydantic.BaseModel, frozen=True, extra="forbid", allo
         return self
 
     def assembled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return pixels of the data section in the orientation of the assembled image.
-
-        Parameters
-        ----------
-        pixels
-            Array of the shape of ``raw_data_section``.
-        """
+        """Return pixels of the data section in the orientation of the assembled image."""
         pixels = pixels.T if self.transpose else pixels
         return pixels[:: -1 if "y" in self.mirror else 1, :: -1 if "x" in self.mirror else 1]
 
@@ -207,12 +198,7 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
         return self._scaled(2, amplifiers, nx=nx, ny=ny, raw_nx=nx, raw_ny=ny, mosaic=None)
 
     def binned(self, binning: int) -> Self:
-        """Return the detector in binned pixels.
-
-        Parameters
-        ----------
-        binning
-            Pixels of the description along each side of a binned one.
+        """Return the detector in pixels that are ``binning`` of the description's along each side.
 
         Raises
         ------

@@ -1,7 +1,4 @@
-"""Draft of a camera's description, from the headers of its files.
-
-Runs in the process of the command.
-"""
+"""Draft of a camera's description, from the headers of its files.  Runs in the process of the command."""
 
 from __future__ import annotations
 
@@ -95,11 +92,6 @@ def draft_description(files: Iterable[ResourcePath], *, name: str | None = None)
         Raw frames of all kinds, of one camera.
     name
         Name of the instrument; by default from the headers.
-
-    Raises
-    ------
-    UserError
-        Raised if none of the files can be read.
     """
     headers: dict[str, Header] = {}
     failures: dict[str, str] = {}

@@ -1,7 +1,4 @@
-"""Detectors in the draft of a camera's description.
-
-Runs in the driver, for ``obs describe``.
-"""
+"""Detectors in the draft of a camera's description.  Runs in the driver, for ``obs describe``."""
 
 from __future__ import annotations
 
@@ -42,12 +39,8 @@ class DetectorDraft:
     ----------
     headers
         Headers of frames that have one size, apart from their binning.
-    science
-        Header of a science frame.
     ask
         Function that returns the mark of a value that only the owner knows, from its key and a question.
-    without_bias
-        Whether there are no bias frames.
     """
 
     def __init__(

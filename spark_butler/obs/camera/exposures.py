@@ -58,15 +58,7 @@ class RawFile:
 
 
 def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> RawFile:
-    """Read the header of a file, and return its exposure and detector, by the first camera that matches.
-
-    Raises
-    ------
-    RawFileError
-        Raised if the file is no FITS file or its header can't be read.
-    HeaderValueError
-        Raised if it is from none of the cameras, or its header lacks what the camera's description needs.
-    """
+    """Read the header of a file, and return its exposure and detector, by the first camera that matches."""
     header = read_raw_header(uri)
     try:
         camera = _find_camera(header, cameras)
@@ -83,13 +75,7 @@ def read_raw_file(uri: ResourcePath, cameras: Sequence[CameraDescription]) -> Ra
 def describe_master(
     uri: ResourcePath, header: Mapping[str, Any], cameras: Sequence[CameraDescription], *, with_filter: bool
 ) -> tuple[CameraDescription, DetectorDescription, str | None]:
-    """Return the camera, the detector and, if requested, the filter of a master calibration.
-
-    Raises
-    ------
-    HeaderValueError
-        Raised if it is from none of the cameras, or its header lacks a requested value.
-    """
+    """Return the camera, the detector and, if requested, the filter of a master calibration."""
     try:
         camera = _find_camera(header, cameras)
         detector = bin_detector(camera, camera.get_detector(_detector(header, camera)), header)
@@ -108,13 +94,7 @@ def _find_camera(header: Mapping[str, Any], cameras: Sequence[CameraDescription]
 
 
 def describe_raw(uri: ResourcePath, header: Mapping[str, Any], camera: CameraDescription) -> RawFile:
-    """Translate a header.
-
-    Raises
-    ------
-    HeaderValueError
-        Raised if the header lacks what the camera's description needs, or has it in another form.
-    """
+    """Translate a header; raise `HeaderValueError` if it lacks what the camera's description needs."""
     fields = camera.header
     observation_type = _observation_type(header, camera)
     begin = _needed(fields.date_begin.time(header), "date_begin", fields.date_begin)

@@ -1,7 +1,4 @@
-"""The detector of one frame: numbers from its header, geometry in its binned pixels.
-
-Runs in the driver, which ingests frames and makes masters, and in workers.
-"""
+"""The detector of one frame, by its header and in its binned pixels.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -63,13 +60,7 @@ def describe_frame(
 def bin_detector(
     camera: CameraDescription, described: DetectorDescription, header: Mapping[str, Any]
 ) -> DetectorDescription:
-    """Return a detector in the pixels of one image, whose binning is the camera's field ``binning``.
-
-    Raises
-    ------
-    HeaderValueError
-        Raised if the binning can't be read, or does not fit the detector's sections.
-    """
+    """Return a detector in the pixels of one image, whose binning is the camera's field ``binning``."""
     binning = 1 if camera.header.binning is None else _read_binning(camera.header.binning, header)
     try:
         return described.binned(binning)
@@ -101,14 +92,9 @@ def with_photon_transfer(detector: DetectorDescription, table: astropy.table.Tab
 def linearize(
     image: npt.NDArray[np.float32], table: astropy.table.Table, detector: DetectorDescription
 ) -> None:
-    """Make an image proportional to the light, in place.
+    """Make an assembled image in ADU above bias proportional to the light, in place.
 
-    Parameters
-    ----------
-    image
-        Assembled, in ADU above bias.
-    table
-        The dataset ``linearizer``: factors of the powers of the signal that are added to it.
+    The dataset ``linearizer`` has factors of the powers of the signal that are added to it.
     """
     rows = {str(row["amplifier"]): row for row in table}
     powers = [int(name[1:]) for name in table.colnames if re.fullmatch(r"c\d+", name)]
@@ -161,13 +147,7 @@ def _read_binning(field: HeaderField, header: Mapping[str, Any]) -> int:
 
 
 def parse_binning(text: str, origin: str) -> int:
-    """Return the pixels along each side of a binned pixel, from a card such as ``2``, ``'2 2'`` or ``2x2``.
-
-    Raises
-    ------
-    HeaderValueError
-        Raised if the text has another form, or both sides differ.
-    """
+    """Return the pixels along each side of a binned one, from a card such as ``2``, ``'2 2'`` or ``2x2``."""
     match = re.fullmatch(r"\s*(\d+)(?:\.0*)?(?:[^\d.]+(\d+)(?:\.0*)?)?\s*", text)
     along_x, along_y = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= along_x <= 64:

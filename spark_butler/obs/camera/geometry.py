@@ -17,8 +17,6 @@ FITS_SECTION = re.compile(r"\s*\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*
 class Section(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A rectangle of pixels, zero-based and half-open.
 
-    Notes
-    -----
     In YAML it is written as in FITS headers, ``"[x1:x2, y1:y2]"``: one-based and inclusive.
     """
 

@@ -1,4 +1,4 @@
-"""Contradictions between a header and the values that a camera's description takes from it.
+"""Contradictions between a header and what a camera's description takes from it.
 
 Runs in the process of the commands ``obs describe``, ``obs ingest-raws`` and ``obs ingest-calibs``.
 """

@@ -35,10 +35,8 @@ def as_number(value: Any) -> float | None:
 class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Source of one value, and the way to read it.
 
-    Notes
-    -----
-    A field is either a ``constant`` or the first of the ``keyword`` cards that is present and not blank,
-    else the ``default``.  The card's value is then treated in the order of the attributes below.
+    A field is either a ``constant`` or the first of the ``keyword`` cards that is present and not blank, else
+    the ``default``.  The card's value is then treated in the order of the attributes below.
     """
 
     keyword: tuple[str, ...] = ()
@@ -99,13 +97,7 @@ class HeaderField(pydantic.BaseModel, frozen=True, extra="forbid"):
         return tuple(present[:1])
 
     def read(self, header: Mapping[str, Any]) -> Any:
-        """Return the untyped value; `None` if the header has none and there is no default.
-
-        Raises
-        ------
-        HeaderValueError
-            Raised if the pattern does not match or the value is not among ``values``.
-        """
+        """Return the untyped value; `None` if the header has none and there is no default."""
         if self.constant is not None:
             return self.constant
         if not (found := self.sources(header)):

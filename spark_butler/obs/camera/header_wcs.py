@@ -1,7 +1,4 @@
-"""The projection on the sky in a raw file's header, for the assembled image.
-
-Runs in workers.
-"""
+"""The projection on the sky in a raw file's header, for the assembled image.  Runs in workers."""
 
 from __future__ import annotations
 
@@ -69,17 +66,7 @@ def header_wcs(header: Mapping[str, Any], detector: DetectorDescription) -> astr
 
 
 def _change_pixels(wcs: astropy.wcs.WCS, first: npt.NDArray[np.float64], step: int) -> None:
-    """Let a projection start at the center of another first pixel, and have pixels of another size.
-
-    Parameters
-    ----------
-    wcs
-        The projection; it is changed in place.
-    first
-        Position of the new first pixel, from the old one.
-    step
-        Old pixels along each side of a new one.
-    """
+    """Change a projection in place: ``first`` is its new first pixel, a pixel is ``step`` old ones wide."""
     wcs.wcs.crpix = (wcs.wcs.crpix - 1.0 - first) / step + 1.0
     if wcs.wcs.has_cd():
         wcs.wcs.cd = wcs.wcs.cd * step

@@ -1,7 +1,4 @@
-"""Planes of mask bits and of noise that raw files have beside their pixels.
-
-Runs in the driver and in workers.
-"""
+"""Planes of mask bits and of noise beside the pixels of raw files.  Runs in the driver and in workers."""
 
 from __future__ import annotations
 

@@ -176,16 +176,8 @@ def display_name(uri: ResourcePath) -> str:
 def read_raw_header(uri: ResourcePathExpression) -> RawHeader:
     """Read the header cards that describe a raw image, without its pixels.
 
-    Returns
-    -------
-    header
-        Cards of the primary header, and over them those of the image's own; of repeated keywords one value,
-        undefined values as `None`, no commentary.
-
-    Raises
-    ------
-    RawFileError
-        Raised if the file can't be read, or the header ends early.
+    They are those of the primary header, and over them those of the image's own; of repeated keywords one
+    value, undefined values as `None`, no commentary.
     """
     path = ResourcePath(uri, forceDirectory=False)
     name = display_name(path)
@@ -199,7 +191,7 @@ def read_raw_header(uri: ResourcePathExpression) -> RawHeader:
 def read_raw_pixels(
     stream: Stream, name: str, *, check_sums: bool = True
 ) -> tuple[np.ndarray, dict[str, HeaderValue]]:
-    """Read the pixels of a raw image and its header.
+    """Read the pixels of a raw image, and its header as from `read_raw_header`.
 
     Parameters
     ----------
@@ -213,7 +205,7 @@ def read_raw_pixels(
     pixels
         Two-dimensional array in native byte order; integers with ``BZERO`` as the unsigned ones meant.
     header
-        As from `read_raw_header`; a card `PLANES` is one of `CompanionPlanes`.
+        A card `PLANES` is one of `CompanionPlanes`.
 
     Raises
     ------
@@ -248,13 +240,7 @@ class CompanionPlanes(str):
         return card
 
     def read(self, extension: str) -> np.ndarray:
-        """Read one of the `COMPANIONS`; several extensions of its name are joined from left to right.
-
-        Raises
-        ------
-        RawFileError
-            Raised if there is no such plane, or it is truncated or corrupt.
-        """
+        """Read one of the `COMPANIONS`; several extensions of its name are joined from left to right."""
         content, name, check_sums = self._file
         with _opened(io.BytesIO(content), name) as hdus:
             chosen = {
