@@ -239,6 +239,9 @@ class S3Clients:
         from botocore.awsrequest import AWSResponse
         from botocore.utils import determine_content_length
 
+        if "spark_butler_key" not in context:
+            # Another thread began this request before the client was known.
+            return None
         url, _, query = params["url"].partition("?")
         context["spark_butler_url"] = self._thread.last_url = url
         if self._thread.apart is not None:
@@ -279,9 +282,9 @@ class S3Clients:
         self, http_response: Any, parsed: Mapping[str, Any], model: Any, context: Mapping[str, Any], **_: Any
     ) -> None:
         """Record the size of a file that the store has accepted."""
-        url, size = context["spark_butler_url"], context.get("spark_butler_size")
-        if http_response.status_code >= 300:
+        if http_response.status_code >= 300 or "spark_butler_url" not in context:
             return
+        url, size = context["spark_butler_url"], context.get("spark_butler_size")
         match model.name:
             case "PutObject" if size is not None:
                 self._written = context["spark_butler_key"], size

@@ -251,6 +251,23 @@ def test_client_made_by_another_thread_is_counted(s3_bucket: str) -> None:
         assert (clients.traffic - before).requests == {"HEAD": 1}
 
 
+@pytest.mark.parametrize("event", ["before-parameter-build", "before-call", "before-send"])
+def test_request_that_began_before_the_client_was_known_succeeds(s3_bucket: str, event: str) -> None:
+    file, clients = ResourcePath(f"s3://{s3_bucket}/file"), S3Clients()
+    client = file.client  # type: ignore[attr-defined]
+
+    def listen(**_: object) -> None:
+        client.meta.events.unregister(f"{event}.s3", listen)
+        clients._listen_to(client)
+
+    client.meta.events.register_first(f"{event}.s3", listen)
+    try:
+        file.write(b"data")
+        assert file.read() == b"data"
+    finally:
+        clients.forget()
+
+
 def test_failure_to_make_client_fails_only_its_quantum(s3_bucket: str) -> None:
     store = f"s3://no-such-profile@{s3_bucket}/"
     clients = S3Clients()
