@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["IngestStream", "Ingester"]
 
+import functools
 import itertools
 import logging
 import queue
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Self
 
 import sqlalchemy.exc
 from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup
@@ -62,7 +63,6 @@ class Ingester:
         dataset_types: Mapping[str, DatasetType],
         *,
         existing: Collection[uuid.UUID] = (),
-        batch_size: int = _BATCH_SIZE,
         retry_seconds: float = RETRY_SECONDS,
         check: Callable[[Butler], None] | None = None,
         shared: bool = False,
@@ -72,7 +72,6 @@ class Ingester:
         self._butler = butler
         self._dataset_types = dataset_types
         self._existing = set(existing)
-        self._batch_size = batch_size
         self._retry_seconds = retry_seconds
         self._check = check
         self._shared = shared
@@ -120,7 +119,7 @@ class Ingester:
         for name, data in records.items():
             # DatastoreRecordData.update would keep the oldest, but each attempt has its own file sizes.
             self._records.setdefault(name, DatastoreRecordData()).records.update(data.records)
-        if len(self._refs) >= self._batch_size:
+        if len(self._refs) >= _BATCH_SIZE:
             self.flush()
 
     def _repository_ref(self, ref: DatasetRef) -> DatasetRef:
@@ -145,17 +144,25 @@ class Ingester:
         except EngineError:
             raise
         except Exception as exc:
-            raise EngineError(self._refusal_text(exc)) from exc
+            raise EngineError(
+                f"{self.n_pending} datasets that are in the datastore can't be registered: "
+                f"{type(exc).__name__}: {brief(exc)}"
+            ) from exc
 
     def _is_transient(self, exc: Exception) -> bool:
         """Return whether a retry may succeed after this error, which may be a race with another driver."""
-        return _is_transient(exc) or (self._shared and isinstance(exc, sqlalchemy.exc.IntegrityError))
-
-    def _refusal_text(self, exc: Exception) -> str:
-        return (
-            f"{self.n_pending} datasets that are in the datastore can't be registered: "
-            f"{type(exc).__name__}: {brief(exc)}"
-        )
+        match exc:
+            case EngineError():
+                return False
+            case sqlalchemy.exc.OperationalError() | sqlalchemy.exc.InterfaceError():
+                return True
+            case sqlalchemy.exc.IntegrityError() if self._shared:
+                return True
+            case sqlalchemy.exc.DBAPIError():
+                return exc.connection_invalidated
+            case sqlalchemy.exc.SQLAlchemyError():
+                return isinstance(exc, sqlalchemy.exc.TimeoutError)
+        return classify(exc) is FailureKind.IO
 
     def _write(self, *, again: bool) -> None:
         """Write to the registry once; ``again`` if an attempt that failed may have been committed."""
@@ -185,31 +192,8 @@ class Ingester:
         self._stale = {}
 
 
-def _is_transient(exc: Exception) -> bool:
-    """Return whether a retry may succeed after this error."""
-    if isinstance(exc, EngineError):
-        return False
-    if isinstance(exc, sqlalchemy.exc.SQLAlchemyError):
-        return isinstance(
-            exc, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError
-        ) or (isinstance(exc, sqlalchemy.exc.DBAPIError) and exc.connection_invalidated)
-    return classify(exc) is FailureKind.IO
-
-
-class _Item(NamedTuple):
-    """Datasets in the queue of the thread that ingests."""
-
-    arrived: float
-    datasets: tuple[
-        Collection[DatasetRef],
-        Collection[uuid.UUID],
-        Mapping[str, DatastoreRecordData],
-        Collection[uuid.UUID],
-    ]
-
-
 class IngestStream:
-    """Thread that ingests while the run goes on; ``interval`` is the longest time that a dataset waits.
+    """Thread that ingests while the run goes on.
 
     A driver that is killed leaves at most the datasets of the last few seconds out of the registry.
     """
@@ -220,13 +204,12 @@ class IngestStream:
         dataset_types: Mapping[str, DatasetType],
         *,
         existing: Collection[uuid.UUID] = (),
-        interval: float = _INTERVAL_SECONDS,
         check: Callable[[Butler], None] | None = None,
     ):
         self._butler = butler.clone()
         self._ingester = Ingester(self._butler, dataset_types, existing=existing, check=check)
-        self._interval = interval
-        self._items: queue.Queue[_Item | None] = queue.Queue(_MAX_WAITING)
+        # Each item is the time of its arrival, and a call of `Ingester.add`.
+        self._items: queue.Queue[tuple[float, Callable[[], None]] | None] = queue.Queue(_MAX_WAITING)
         self._oldest: float | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._ingest, name="spark-butler-ingest", daemon=True)
@@ -250,7 +233,7 @@ class IngestStream:
         if oldest is None:
             with self._items.mutex:
                 first = self._items.queue[0] if self._items.queue else None
-            oldest = None if first is None else first.arrived
+            oldest = None if first is None else first[0]
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def add(
@@ -262,7 +245,8 @@ class IngestStream:
     ) -> None:
         """Add what one attempt has written, as `Ingester.add`; raise if the ingest has failed for good."""
         self._raise_error()
-        self._send(_Item(time.monotonic(), (predicted, written, records, removed)))
+        add = functools.partial(self._ingester.add, predicted, written, records, removed)
+        self._send((time.monotonic(), add))
 
     def close(self) -> None:
         """Ingest all remaining datasets, and end the thread; raise if the ingest has failed for good."""
@@ -271,7 +255,7 @@ class IngestStream:
         self._butler.close()
         self._raise_error()
 
-    def _send(self, item: _Item | None) -> None:
+    def _send(self, item: tuple[float, Callable[[], None]] | None) -> None:
         """Put an item into the queue, and wait if the queue is full."""
         while self._thread.is_alive():
             try:
@@ -297,12 +281,13 @@ class IngestStream:
                     continue
                 if item is None:
                     break
-                self._oldest = self._oldest or item.arrived
-                self._ingester.add(*item.datasets)
+                arrived, add = item
+                self._oldest = self._oldest or arrived
+                add()
                 if not self._ingester.n_pending:
                     due = self._oldest = None
                 elif due is None:
-                    due = time.monotonic() + self._interval
+                    due = time.monotonic() + _INTERVAL_SECONDS
             self._ingester.flush()
             self._oldest = None
         except Exception as exc:  # noqa: BLE001  (the thread that waits raises it)

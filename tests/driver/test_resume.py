@@ -433,12 +433,13 @@ def _ingest_all(helper: DirectButlerRepo, graph: PredictedQuantumGraph) -> list[
     ]
 
 
-def test_datasets_are_registered_soon(make_repo: MakeRepo) -> None:
+def test_datasets_are_registered_soon(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spark_butler.repository.output_ingest._INTERVAL_SECONDS", 0.2)
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_build))
         first, *others = _ingest_all(helper, graph)
         types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
-        with IngestStream(helper.butler, types, interval=0.2) as stream:
+        with IngestStream(helper.butler, types) as stream:
             stream.add(*first)
             deadline = time.monotonic() + 20
             while not all(helper.butler.registry.getDataset(each) for each in first[1]):
@@ -450,12 +451,13 @@ def test_datasets_are_registered_soon(make_repo: MakeRepo) -> None:
         assert stream.n_ingested == 4 * 10
 
 
-def test_lag_grows_while_a_dataset_waits(make_repo: MakeRepo) -> None:
+def test_lag_grows_while_a_dataset_waits(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spark_butler.repository.output_ingest._INTERVAL_SECONDS", 600)
     with make_repo("repo").open() as helper:
         graph = make_graph(helper, Case(_build))
         first, *_ = _ingest_all(helper, graph)
         types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
-        with IngestStream(helper.butler, types, interval=600) as stream:
+        with IngestStream(helper.butler, types) as stream:
             assert stream.lag == 0
             stream.add(*first)
             time.sleep(0.3)

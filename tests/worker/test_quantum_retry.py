@@ -475,10 +475,8 @@ def test_ingest_of_the_same_outcomes_twice_changes_nothing(make_repo: MakeRepo) 
 
 def test_small_batches_give_the_same_registry(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     flushes: list[Any] = []
-    flush, init = Ingester.flush, Ingester.__init__
-    monkeypatch.setattr(
-        Ingester, "__init__", lambda self, *a, **kw: init(self, *a, **{**kw, "batch_size": 5})
-    )
+    flush = Ingester.flush
+    monkeypatch.setattr("spark_butler.repository.output_ingest._BATCH_SIZE", 5)
     monkeypatch.setattr(Ingester, "flush", lambda self: flushes.append(flush(self)))
     case = Case(lambda h: _chain(h, ExitTask, _config("visit=9")))
     with make_repo("reference").open() as helper:
