@@ -213,22 +213,16 @@ def _resolve_output(graph: PredictedQuantumGraph, request: RunRequest) -> Output
         # The chain has a collection for the inputs, which exists after the first run.
         output = output or graph.header.output
         inputs = find_input_collection(request.repo, output, rebase=request.rebase)
-    return resolve_output(
-        graph,
-        repo=request.repo,
+    wanted = OutputRequest(
+        request.repo,
+        {**request.output_collections(), "output": output, "inputs": list(inputs)},
         from_file=request.brings_graph,
-        output=output,
-        output_run=request.output_run,
-        inputs=inputs,
-        extend_run=request.extend_run,
-        rebase=request.rebase,
-        replace_run=request.replace_run,
-        prune_replaced=request.prune_replaced,
         register_dataset_types=request.register_dataset_types,
         write_init_outputs=not request.skip_init_writes,
-        skip_existing=request.skip_existing,
+        skip_existing=request.extend_run or request.skip_existing,
         write_packages=not request.no_versions,
     )
+    return resolve_output(graph, wanted)
 
 
 @dataclasses.dataclass
@@ -266,7 +260,7 @@ class ActiveRun:
     def drive(
         self, *observers: RunObserver, guard: contextlib.AbstractContextManager[None] | None = None
     ) -> RunEnd:
-        """Run all quanta, register their outputs, and write the provenance graph; call `finish` afterwards.
+        """Run all quanta, register outputs, write the provenance graph; call `reporter.finish` afterwards.
 
         Parameters
         ----------
@@ -304,18 +298,6 @@ class ActiveRun:
             except EngineError as exc:
                 unwritten = exc
             return RunEnd(result, unwritten)
-
-    def finish(self, state: str, reason: str = "", *, n_ingested: int | None = None) -> None:
-        """Write the last status and the report.
-
-        Parameters
-        ----------
-        state
-            State of the run, as in `RunEnd.state`, or ``broken``.
-        reason
-            The reason, if the run ended early.
-        """
-        self.reporter.finish(state, reason, n_ingested=n_ingested)
 
     def explain_resume(self) -> str:
         """Return the sentence that names the options to resume the run."""

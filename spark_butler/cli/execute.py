@@ -152,7 +152,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
     except Stopped as exc:
         by = "`spark-butler cancel`" if reporter.cancelled else exc.number.name
         how_to_resume = active.explain_resume()
-        active.finish("stopped", f"Stopped by {by}.")
+        reporter.finish("stopped", f"Stopped by {by}.")
         status = stopped_by(exc.number)
         if as_json:
             print_json(_describe_run(reporter, active.name, "stopped", status))
@@ -166,7 +166,7 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
             print_json(_describe_run(reporter, active.name, "broken", FAILED))
         raise
     result, graph = end.result, active.prepared.graph
-    active.finish(end.state, end.reason, n_ingested=result.n_ingested)
+    reporter.finish(end.state, end.reason, n_ingested=result.n_ingested)
     if not as_json and reporter.content is not None:
         click.echo(format_report(reporter.content))
     if summary:

@@ -130,7 +130,7 @@ class Run:
                 self._execute()
             self._last = self._snapshot().at_end()
             n_ingested = None if self._result is None else self._result.n_ingested
-            self._active.finish(*self._describe_end(), n_ingested=n_ingested)
+            self._reporter.finish(*self._describe_end(), n_ingested=n_ingested)
         except Exception as exc:  # a report that fails must not lose the result
             logger.warning("Run %s has no report: %s", self.output_run, brief(exc), exc_info=True)
             if self._result is None:

@@ -95,14 +95,7 @@ def build_predicted_graph(request: RunRequest, factory: Any) -> PredictedQuantum
 
 def _open_source(request: RunRequest) -> tuple[Butler, Sequence[str], str | None]:
     """Open the repository of the inputs; return the collections to search there, and the output run."""
-    output: dict[str, Any] = {
-        "output": request.output,
-        "output_run": request.output_run,
-        "extend_run": request.extend_run,
-        "rebase": request.rebase,
-        "replace_run": request.replace_run,
-        "prune_replaced": request.prune_replaced,
-    }
+    output = request.output_collections()
     open_butler = ButlerFactory.make_butler_and_collections
     if request.input_repo is None:
         return open_butler(request.repo, inputs=list(request.inputs), **output)

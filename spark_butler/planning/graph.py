@@ -37,17 +37,6 @@ logger = logging.getLogger(__name__)
 # The graph builder begins some lines of Python with these words.
 _RECIPE = "To reproduce this query"
 
-# A graph from a file knows its collections; see `spark_butler.repository.output_run.OutputRequest`.
-_NO_OUTPUT: dict[str, Any] = {
-    "input": (),
-    "output": None,
-    "output_run": None,
-    "extend_run": False,
-    "rebase": False,
-    "replace_run": False,
-    "prune_replaced": None,
-}
-
 
 def show_pipeline(request: RunRequest) -> Any:
     """Build the pipeline and print the parts of it that ``--show`` names.
@@ -120,7 +109,10 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
         stack.enter_context(_translate_errors(what))
         try:
             if request.graph_file is not None:
-                arguments = {**request.pipetask_arguments(), **_NO_OUTPUT, "retained_dataset_types": None}
+                arguments = request.pipetask_arguments()
+                # A graph from a file knows its collections; see `spark_butler.repository.output_run`.
+                arguments |= dict.fromkeys(request.output_collections())
+                arguments |= {"input": (), "retained_dataset_types": None}
                 graph = script.qgraph(None, **arguments, show=request.show, for_execution=True)
             else:
                 graph = build_predicted_graph(request, factory)

@@ -116,6 +116,11 @@ class RunRequest(pydantic.BaseModel):
         """Address or alias of the repository that has the inputs."""
         return self.input_repo or self.repo
 
+    def output_collections(self) -> dict[str, Any]:
+        """Return the options that name the output collections, as arguments of `ButlerFactory`."""
+        names = ("output", "output_run", "extend_run", "rebase", "replace_run", "prune_replaced")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def brings_graph(self) -> bool:
         """Whether the quantum graph is built without the repository of the outputs."""

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lsst.ctrl.mpexec.cli.butler_factory import ButlerFactory
@@ -41,9 +41,6 @@ class OutputRequest:
     from_file: bool
     """Whether the quantum graph was read from a file."""
 
-    update_chain: bool
-    """Whether the output chain is the one that a graph from a file names."""
-
     register_dataset_types: bool
     """Whether to register dataset types that the repository doesn't know."""
 
@@ -56,6 +53,9 @@ class OutputRequest:
     write_packages: bool
     """Whether to write package versions."""
 
+    update_chain: bool = False
+    """Whether the output chain is the one that a graph from a file names."""
+
     def with_inputs(self, tag: str | None) -> OutputRequest:
         """Return a copy of this request whose inputs are a new collection, or no collection."""
         inputs = [] if tag is None else [tag]
@@ -67,72 +67,37 @@ class OutputRequest:
         return bool(self.collections["extend_run"])
 
 
-def resolve_output(  # noqa: PLR0913
-    graph: PredictedQuantumGraph,
-    *,
-    repo: str,
-    from_file: bool,
-    output: str | None,
-    output_run: str | None,
-    inputs: Sequence[str],
-    extend_run: bool,
-    skip_existing: bool,
-    register_dataset_types: bool,
-    write_init_outputs: bool,
-    write_packages: bool,
-    **collections: Any,
-) -> OutputRequest:
-    """Build the request for the outputs; the graph names the collections that the options leave out.
-
-    Parameters
-    ----------
-    output, output_run, inputs, extend_run, **collections
-        Arguments of `ButlerFactory`: names of collections, and whether to extend, replace or rebase them.
+def resolve_output(graph: PredictedQuantumGraph, request: OutputRequest) -> OutputRequest:
+    """Return a request in which the graph names the collections that the options leave out.
 
     Raises
     ------
     spark_butler.errors.OptionsError
         Raised if the options name another output run than the graph.
     """
-    header = graph.header
+    header, collections = graph.header, {**request.collections, "output_run": graph.header.output_run}
     check_name("The output run of the quantum graph", header.output_run)
-    if output_run not in (None, header.output_run):
+    if (run := request.collections["output_run"]) not in (None, header.output_run):
         raise OptionsError(
-            f"--output-run is {output_run!r}, but the quantum graph was made for "
-            f"{header.output_run!r}; see `pipetask update-graph-run`."
+            f"--output-run is {run!r}, but the quantum graph was made for {header.output_run!r}; "
+            "see `pipetask update-graph-run`."
         )
-    update_chain = from_file and output is None and header.output is not None
-    if update_chain:
-        output = header.output
-        assert output is not None
-        with Butler.from_config(repo, writeable=False) as butler:
-            exists = has_collection(butler, output)
-        if not inputs and not exists:
-            inputs = tuple(name for name in header.inputs if name != output)
-    return OutputRequest(
-        butler_config=repo,
-        collections={
-            "output": output,
-            "output_run": header.output_run,
-            "inputs": list(inputs),
-            "extend_run": extend_run,
-            **collections,
-        },
-        from_file=from_file,
-        update_chain=update_chain,
-        register_dataset_types=register_dataset_types,
-        write_init_outputs=write_init_outputs,
-        skip_existing=extend_run or skip_existing,
-        write_packages=write_packages,
-    )
+    if not request.from_file or collections["output"] is not None or header.output is None:
+        return dataclasses.replace(request, collections=collections)
+    collections["output"] = header.output
+    with Butler.from_config(request.butler_config, writeable=False) as butler:
+        exists = has_collection(butler, header.output)
+    if not collections["inputs"] and not exists:
+        collections["inputs"] = [name for name in header.inputs if name != header.output]
+    return dataclasses.replace(request, collections=collections, update_chain=True)
 
 
 def check_output(
     graph: PredictedQuantumGraph,
     request: OutputRequest,
     *,
-    probe_datastore: bool = True,
-    source: str | None = None,
+    probe_datastore: bool,
+    source: str | None,
 ) -> None:
     """Check everything that could prevent the execution of a graph; write nothing that stays.
 
@@ -178,9 +143,7 @@ def find_packages(request: OutputRequest) -> Packages | None:
     return Packages.fromSystem() if wanted else None
 
 
-def prepare_output(
-    graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None = None
-) -> Butler:
+def prepare_output(graph: PredictedQuantumGraph, request: OutputRequest, packages: Packages | None) -> Butler:
     """Register the output collections and dataset types, and write init-outputs.
 
     Returns a writeable butler with the output run as its default.  ``request`` was accepted by
