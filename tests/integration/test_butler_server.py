@@ -87,7 +87,7 @@ def test_run_with_inputs_behind_a_server(
     assert len(prepared.inputs.files) == 4
     with open_run(prepared, backend, on_cancel=lambda: None) as active:
         end = active.drive()
-        active.finish(end.state, end.reason)
+        active.reporter.finish(end.state, end.reason)
     assert end.state == "succeeded"
     assert own_repo.count() == EVERYTHING
     # Each address was asked for twice, since the first one had expired.
