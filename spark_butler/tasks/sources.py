@@ -48,8 +48,8 @@ _LACKING = 0.01
 _MOST_FILLED = 0.1
 """Largest share of a star's light on masked pixels, if the aperture correction comes from it."""
 
-_CORRECTION_STARS = 300
-"""Most stars that the aperture correction comes from, the brightest."""
+_CORRECTION_STARS = (5, 300)
+"""Fewest and most stars that the aperture correction comes from, the brightest."""
 
 _PIXEL_FLAGS = {
     "bad": "BAD",
@@ -122,7 +122,6 @@ def measure_sources(
     radii: Sequence[float],
     correction_radius: float = 3.0,
     correction_min_snr: float = 50.0,
-    correction_min_stars: int = 5,
 ) -> SourceMeasurements:
     """Measure everything that needs the pixels.
 
@@ -137,9 +136,7 @@ def measure_sources(
     correction_radius
         Radius, in FWHM of the PSF, of the aperture that PSF fluxes are corrected to.
     correction_min_snr
-        Least signal-to-noise ratio of the stars that the correction comes from.
-    correction_min_stars
-        With fewer of them there is none.
+        Least signal-to-noise ratio of the stars that the correction comes from; of few stars, there is none.
     """
     pixels, variance = image.image.array, image.variance.array
     model = PsfModel.from_psf(image.psf, (pixels.shape[0], pixels.shape[1]))
@@ -178,8 +175,8 @@ def measure_sources(
         flags=_make_flags(image, psf, ix, iy, sigma),
     )
     stars = np.nonzero(measured.usable(correction_min_snr) & (psf.blendedness < 0.02))[0]
-    stars = stars[np.argsort(-psf.flux[stars], kind="stable")][:_CORRECTION_STARS]
-    return _with_correction(measured, stars, variance, hidden, correction_min_stars)
+    stars = stars[np.argsort(-psf.flux[stars], kind="stable")][: _CORRECTION_STARS[1]]
+    return _with_correction(measured, stars, variance, hidden)
 
 
 def _with_correction(
@@ -187,7 +184,6 @@ def _with_correction(
     stars: npt.NDArray[np.intp],
     variance: npt.NDArray[np.float32],
     hidden: BoolArray,
-    min_stars: int,
 ) -> SourceMeasurements:
     """Return the measurements with the aperture correction of stars, above the light around their apertures.
 
@@ -219,7 +215,7 @@ def _with_correction(
     enclosed = measured.model.enclosed(*star[:2], rim) * star[2]
     hidden_light = aperture_fluxes(np.where(bad, own, 0.0), noise, bad, dx, dy, [rim]).flux[:, 0]
     whole = hidden_light < _MOST_FILLED * enclosed
-    if np.count_nonzero(whole) < min_stars:
+    if np.count_nonzero(whole) < _CORRECTION_STARS[0]:
         return measured
     ratio, error = ((a[:, 0] / enclosed)[whole] for a in (aperture.flux, aperture.flux_err))
     weight = 1.0 / np.hypot(error, _CORRECTION_SCATTER)

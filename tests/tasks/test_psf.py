@@ -119,7 +119,7 @@ def test_a_varying_elliptical_psf_is_recovered(fwhm: float, change: float, beta:
 
 
 def test_a_psf_that_does_not_vary_gets_no_terms_that_follow_noise() -> None:
-    truth = PsfModel.constant(3.5, SHAPE, beta=2.5, g1=0.05)
+    truth = PsfModel(2.5, 0, np.array([[3.5], [0.05], [0.0]]), SHAPE)
     image, x, y = make_stars(truth, 30)
     fit = fit_psf(image, np.full(SHAPE, 225.0), np.zeros(SHAPE, dtype=bool), x, y, truth.sigma)
     assert fit is not None

@@ -241,10 +241,11 @@ def _parts(size: int, step: int = 200_000) -> list[slice]:
 _BLOCK = 128
 _NEIGHBORHOOD = 11
 
+_DEFECTIVE = 6.5
+"""Significance from which on a pixel or a part of a column is a defect."""
 
-def find_defects(
-    scaled: npt.NDArray[np.floating[Any]], masked: BoolArray, *, threshold: float = 6.5
-) -> BoolArray:
+
+def find_defects(scaled: npt.NDArray[np.floating[Any]], masked: BoolArray) -> BoolArray:
     """Return pixels far below their neighbors, and parts of columns that differ from the columns beside them.
 
     Parameters
@@ -253,25 +254,23 @@ def find_defects(
         Sky-subtracted image in units of the sky's noise.
     masked
         Pixels that are known to be bad.
-    threshold
-        Significance from which on a pixel or a part of a column is a defect.
     """
     clean = np.where(masked | ~np.isfinite(scaled), 0.0, scaled).astype(np.float32)
-    return _dead_pixels(clean, threshold) | _columns(clean, threshold)
+    return _dead_pixels(clean) | _columns(clean)
 
 
-def _dead_pixels(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
+def _dead_pixels(clean: npt.NDArray[np.float32]) -> BoolArray:
     """Return pixels that are darker than the sky: no light has a negative sign."""
-    found = clean < -threshold
+    found = clean < -_DEFECTIVE
     y, x = np.nonzero(found)
     if not x.size or x.size > 0.2 * found.size:
         return np.zeros(clean.shape, dtype=bool)
     around = np.median(gather_windows(clean, x, y, 2).reshape(x.size, -1), axis=1)
-    found[y, x] = clean[y, x] - around < -threshold
+    found[y, x] = clean[y, x] - around < -_DEFECTIVE
     return np.asarray(found)
 
 
-def _columns(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
+def _columns(clean: npt.NDArray[np.float32]) -> BoolArray:
     found = np.zeros(clean.shape, dtype=bool)
     if clean.shape[1] < 2 * _NEIGHBORHOOD or clean.shape[0] < 32:
         return found
@@ -281,7 +280,7 @@ def _columns(clean: npt.NDArray[np.float32], threshold: float) -> BoolArray:
     low, high = np.stack([np.percentile(part, (25.0, 75.0), axis=0) for part in parts], axis=1)
     differs = np.fmax(_beside(low, edges), _beside(-high, edges))
     for block, (start, stop) in enumerate(itertools.pairwise(edges)):
-        found[start:stop, differs[block] > threshold] = True
+        found[start:stop, differs[block] > _DEFECTIVE] = True
     # A defect that begins or ends inside a block is seen only if it fills three quarters of it.
     some = found.any(axis=0)
     found[:, some] = scipy.ndimage.maximum_filter1d(found[:, some], 2 * (3 * _BLOCK // 4) + 1, axis=0)

@@ -24,6 +24,12 @@ type FloatArray = npt.NDArray[np.float64]
 _SKY_CELL = 4.0
 """Side, in FWHM, of the cells in which the structure of the sky between sources is measured."""
 
+_LEAST_GOOD = 0.1
+"""Cells with a smaller fraction of unmasked pixels are filled from their neighbors."""
+
+_CLIP, _PASSES = 3.0, 5
+"""Limit of the clipping in standard deviations, and the most passes."""
+
 _OWN_SKEW = 0.06
 """Difference of mean and median that a sky without sources may have, in standard deviations."""
 
@@ -44,9 +50,6 @@ class BackgroundMesh:
     noise: float
     """Standard deviation of a sky pixel: the median over the cells, in the units of the image."""
 
-    n_empty: int
-    """Number of cells that had too few good pixels and were filled from their neighbors."""
-
     def plus(self, other: Self) -> Self:
         """Return the sum of two models on the same grid, with the other's noise."""
         return dataclasses.replace(other, level=self.level + other.level)
@@ -63,9 +66,6 @@ def estimate_background(
     masked: npt.NDArray[np.bool_],
     *,
     cell: int = 64,
-    clip: float = 3.0,
-    iterations: int = 5,
-    min_fraction: float = 0.1,
     smooth: int = 3,
 ) -> BackgroundMesh:
     """Measure the sky in square cells and smooth it.
@@ -81,12 +81,6 @@ def estimate_background(
         Pixels to leave out: defects, cosmic rays, sources.
     cell
         Wanted size of the cells in pixels; their number is rounded so that equal cells fill the image.
-    clip
-        Clipping limit in standard deviations.
-    iterations
-        Most clipping passes.
-    min_fraction
-        Cells with a smaller fraction of unmasked pixels are filled from their neighbors.
     smooth
         Width, in cells, of the median filter that removes cells dominated by an object; 1 does nothing.
 
@@ -105,13 +99,13 @@ def estimate_background(
             columns = slice(edges_x[i], edges_x[i + 1])
             inside = good[rows, columns]
             values = image[rows, columns][inside]
-            if values.size > max(min_fraction * inside.size, 8):
-                level[j, i], noise[j, i] = _sky_of(values, clip, iterations)
+            if values.size > max(_LEAST_GOOD * inside.size, 8):
+                level[j, i], noise[j, i] = _sky_of(values)
     empty = np.isnan(level)
     if empty.all():
         raise ValueError(
             f"No background: of {empty.size} cells of {cell} pixels none has more than "
-            f"{min_fraction:.0%} unmasked pixels ({good.mean():.1%} of the image is unmasked)."
+            f"{_LEAST_GOOD:.0%} unmasked pixels ({good.mean():.1%} of the image is unmasked)."
         )
     level = _fill_empty(level, empty)
     if smooth > 1:
@@ -119,9 +113,7 @@ def estimate_background(
     # Nodes on the image's own edges keep the splines from extrapolating.
     y, x = _nodes(edges_y), _nodes(edges_x)
     level = _extend(_extend(level).T).T
-    return BackgroundMesh(
-        x=x, y=y, level=level, noise=float(np.nanmedian(noise)), n_empty=int(np.count_nonzero(empty))
-    )
+    return BackgroundMesh(x=x, y=y, level=level, noise=float(np.nanmedian(noise)))
 
 
 def _edges(size: int, cell: int) -> npt.NDArray[np.intp]:
@@ -143,7 +135,7 @@ def _extend(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate([first, level, last])
 
 
-def _sky_of(values: npt.NDArray[np.floating[Any]], clip: float, iterations: int) -> tuple[float, float]:
+def _sky_of(values: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
     values = np.sort(values).astype(np.float64)
     # Sums of the values up to each, less a typical one, give the spread of any range.
     typical = float(values[values.size // 2])
@@ -151,12 +143,12 @@ def _sky_of(values: npt.NDArray[np.floating[Any]], clip: float, iterations: int)
     np.cumsum(values - typical, out=sums[0, 1:])
     np.cumsum((values - typical) ** 2, out=sums[1, 1:])
     low, high = 0, values.size
-    for _ in range(iterations):
+    for _ in range(_PASSES):
         middle = float(values[(low + high) // 2])
         mean, square = (sums[:, high] - sums[:, low]) / (high - low)
         spread = math.sqrt(max(square - mean**2, 0.0))
-        new_low = int(np.searchsorted(values, middle - clip * spread))
-        new_high = int(np.searchsorted(values, middle + clip * spread, side="right"))
+        new_low = int(np.searchsorted(values, middle - _CLIP * spread))
+        new_high = int(np.searchsorted(values, middle + _CLIP * spread, side="right"))
         if (new_low, new_high) == (low, high) or new_high - new_low < 8:
             break
         low, high = new_low, new_high

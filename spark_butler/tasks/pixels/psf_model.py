@@ -68,17 +68,9 @@ class PsfModel:
     """Rows and columns of the image, in which the polynomials hold."""
 
     @classmethod
-    def constant(
-        cls,
-        fwhm: float,
-        shape: tuple[int, int],
-        *,
-        beta: float = GAUSSIAN_BETA,
-        g1: float = 0.0,
-        g2: float = 0.0,
-    ) -> Self:
-        """Return a model that does not vary; nearly a Gaussian by default."""
-        return cls(beta, 0, np.array([[fwhm], [g1], [g2]]), shape)
+    def constant(cls, fwhm: float, shape: tuple[int, int], *, beta: float = GAUSSIAN_BETA) -> Self:
+        """Return a round model that does not vary; nearly a Gaussian by default."""
+        return cls(beta, 0, np.array([[fwhm], [0.0], [0.0]]), shape)
 
     def parameters(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return FWHM in pixels, g1 and g2 at positions; off the image they are those of its edge."""

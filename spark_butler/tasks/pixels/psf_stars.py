@@ -19,6 +19,9 @@ from .detection import Detections
 from .robust import half_sample_mode
 from .stamps import gather_windows, measure_moments, windowed_centroids
 
+_ISOLATION = 6.0
+"""Distance in sigma within which a candidate has no neighbor of more than a tenth of its significance."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PsfEstimate:
@@ -40,7 +43,6 @@ def estimate_psf(
     min_significance: float = 30.0,
     max_stars: int = 150,
     min_stars: int = 3,
-    isolation: float = 6.0,
 ) -> PsfEstimate:
     """Measure the PSF's width.
 
@@ -60,11 +62,9 @@ def estimate_psf(
         The brightest so many candidates are measured.
     min_stars
         With fewer the estimate is NaN.
-    isolation
-        A candidate has no neighbor of more than a tenth of its significance within this many ``sigma``.
     """
     radius = math.ceil(5.0 * sigma)
-    chosen = _select_candidates(masked, detections, sigma, min_significance, isolation, radius)[:max_stars]
+    chosen = _select_candidates(masked, detections, sigma, min_significance, radius)[:max_stars]
     nothing = PsfEstimate(math.nan, chosen[:0])
     if len(chosen) < min_stars:
         return nothing
@@ -90,7 +90,6 @@ def _select_candidates(
     detections: Detections,
     sigma: float,
     min_significance: float,
-    isolation: float,
     radius: int,
 ) -> npt.NDArray[np.intp]:
     ny, nx = masked.shape
@@ -107,7 +106,7 @@ def _select_candidates(
         return np.asarray(bright)
     tree = scipy.spatial.cKDTree(np.column_stack([detections.x, detections.y]))
     others = scipy.spatial.cKDTree(np.column_stack([detections.x[bright], detections.y[bright]]))
-    pairs = others.sparse_distance_matrix(tree, isolation * sigma, output_type="coo_matrix")
+    pairs = others.sparse_distance_matrix(tree, _ISOLATION * sigma, output_type="coo_matrix")
     rival = (pairs.col != bright[pairs.row]) & (
         detections.significance[pairs.col] >= 0.1 * detections.significance[bright[pairs.row]]
     )

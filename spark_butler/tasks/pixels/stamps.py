@@ -98,7 +98,7 @@ class AdaptiveMoments:
 
 
 def windowed_centroids(
-    stamps: Stamps, dx: FloatArray, dy: FloatArray, sigma: float, *, iterations: int = 6, reach: float = 2.0
+    stamps: Stamps, dx: FloatArray, dy: FloatArray, sigma: float, *, reach: float = 2.0
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
     """Centroids with a circular Gaussian weight as wide as the PSF (the XWIN of SExtractor).
 
@@ -110,9 +110,6 @@ def windowed_centroids(
         First guess, relative to the central pixel of each stamp.
     sigma
         Standard deviation of the weight in pixels; at least 0.85, which pixels still sample.
-    iterations
-        Number of steps; each moves by twice the weighted mean offset, the exact step for a source as wide as
-        the weight.
     reach
         Sources that move farther than this from the first guess, in pixels, keep it and are marked as failed.
 
@@ -126,7 +123,8 @@ def windowed_centroids(
     offsets = stamp_offsets(stamps.shape[1] // 2)
     sigma = max(sigma, 0.85)
     x, y = dx.copy(), dy.copy()
-    for _ in range(iterations):
+    # Each step is twice the weighted mean offset: the exact step for a source as wide as the weight.
+    for _ in range(6):
         weight_x = np.exp(-0.5 * ((offsets - x[:, None]) / sigma) ** 2)
         weight_y = np.exp(-0.5 * ((offsets - y[:, None]) / sigma) ** 2)
         # The weight is a product of one in x and one in y, so sums over stamps are two small contractions.
@@ -145,18 +143,11 @@ def windowed_centroids(
     return np.where(ok, x, dx), np.where(ok, y, dy), ok
 
 
-def measure_moments(
-    stamps: Stamps,
-    dx: FloatArray,
-    dy: FloatArray,
-    sigma: float,
-    *,
-    iterations: int = 12,
-    largest: float = 4.0,
-) -> AdaptiveMoments:
+def measure_moments(stamps: Stamps, dx: FloatArray, dy: FloatArray, sigma: float) -> AdaptiveMoments:
     """Second moments with an elliptical Gaussian weight matched to each source.
 
-    The iteration is that of Bernstein & Jarvis (2002, AJ 123, 583).
+    The iteration is that of Bernstein & Jarvis (2002, AJ 123, 583).  Sources that become four times as wide
+    as the PSF, or a fifth as wide, are marked as failed.
 
     Parameters
     ----------
@@ -166,20 +157,15 @@ def measure_moments(
         Centroids relative to the central pixel of each stamp.
     sigma
         Standard deviation of the PSF in pixels, from which the iteration starts.
-    iterations
-        Number of steps.
-    largest
-        Most that a source may be wider (and a fifth of it, narrower) than ``sigma``; sources that reach
-        either bound are marked as failed.
     """
     offsets = stamp_offsets(stamps.shape[1] // 2)
     u = (offsets[None, :] - dx[:, None])[:, None, :]
     v = (offsets[None, :] - dy[:, None])[:, :, None]
     count = len(stamps)
     ixx, iyy, ixy = np.full(count, sigma**2), np.full(count, sigma**2), np.zeros(count)
-    low, high = (sigma / 5.0) ** 2, (largest * sigma) ** 2
+    low, high = (sigma / 5.0) ** 2, (4.0 * sigma) ** 2
     ok = np.ones(count, dtype=bool)
-    for _ in range(iterations):
+    for _ in range(12):
         # A weight that is somewhat wider than the source: pixels don't sample a narrower one.
         wxx, wyy = ixx + _WIDER, iyy + _WIDER
         det = wxx * wyy - ixy**2
