@@ -19,6 +19,7 @@ from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_area
 
 from .pixels.pattern_match import find_shift, find_similarity, mutual_matches
 from .pixels.psf_model import polynomial_terms
+from .pixels.robust import MAD_TO_SIGMA, lowest_sufficient, robust_sigma
 from .quality import choose_reserved
 
 type FloatArray = npt.NDArray[np.float64]
@@ -217,7 +218,7 @@ def _match_clipped(sources: FloatArray, placed: FloatArray, radius: float) -> tu
         return source, reference
     residual = sources[source] - placed[reference]
     centered = residual - np.median(residual, axis=0)
-    spread = 1.4826 * np.median(np.abs(centered), axis=0)
+    spread = MAD_TO_SIGMA * np.median(np.abs(centered), axis=0)
     kept = (np.abs(centered) < 4.0 * np.maximum(spread, 0.02)).all(axis=1)
     return source[kept], reference[kept]
 
@@ -297,7 +298,7 @@ _LEAST_LINEAR = 10
 def _unexplained(residual: FloatArray, noise: FloatArray) -> float:
     """Return the scatter per axis of the better half of the stars that their errors don't explain."""
     better = noise <= np.median(noise)
-    spread = 1.4826 * float(np.median(np.abs(residual[better])))
+    spread = robust_sigma(residual[better])
     return math.sqrt(max(spread**2 - float(np.median(noise[better])) ** 2, 0.0))
 
 
@@ -309,12 +310,7 @@ def _choose_degree(pairs: _Pairs, max_degree: int) -> int:
     for row, degree in enumerate(degrees if len(degrees) > 1 else ()):
         deviation = _predict(pairs, degree) / pairs.errors[:, None]
         misfit[row] = np.minimum((deviation**2).sum(axis=1), 25.0)
-    best = int(np.argmin(misfit.mean(axis=1)))
-    for row, degree in enumerate(degrees[:best]):
-        worse = misfit[row] - misfit[best]
-        if worse.mean() < 2.0 * worse.std() / math.sqrt(count):
-            return degree
-    return degrees[best]
+    return degrees[lowest_sufficient(misfit)]
 
 
 def _predict(pairs: _Pairs, degree: int) -> FloatArray:
@@ -329,7 +325,7 @@ def _predict(pairs: _Pairs, degree: int) -> FloatArray:
 def _validate(pairs: _Pairs, used: BoolArray, degree: int) -> float:
     """Return the scatter in pixels of stars about fits to others: of the reserved stars, or of all parts."""
     residual = _predict(pairs, degree) if used.all() else pairs.residuals(used, ~used, degree)
-    return 1.4826 * float(np.median(np.abs(residual - np.median(residual, axis=0))))
+    return robust_sigma(residual - np.median(residual, axis=0))
 
 
 def _tangent_plane(first: astropy.wcs.WCS, shape: tuple[int, ...]) -> astropy.wcs.WCS:

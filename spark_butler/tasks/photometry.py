@@ -27,7 +27,7 @@ from astropy.coordinates import SkyCoord
 
 from .astrometry import AstrometrySolution, no_indices
 from .pixels.psf_model import polynomial_terms
-from .pixels.robust import fit_linear, weighted_median
+from .pixels.robust import fit_linear, robust_sigma, weighted_median
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
@@ -35,8 +35,6 @@ type IntArray = npt.NDArray[np.intp]
 
 AB_ZERO_NJY = 31.4
 """AB magnitude of one nanojansky (Oke & Gunn 1983; 3631 Jy at magnitude zero, rounded as Rubin does)."""
-
-_MAD_TO_SIGMA = 1.4826
 
 _CLIP, _PASSES = 3.0, 5
 """Limit of the clipping in standard deviations, and the most passes."""
@@ -108,7 +106,7 @@ def fit_zero_point(
             return ZeroPoint()
         center = weighted_median(each[index], weight[index])
         # In units of each star's expected error.
-        spread = _MAD_TO_SIGMA * float(np.median(np.abs(each[index] - center) * weight[index]))
+        spread = robust_sigma((each[index] - center) * weight[index])
         limit = _CLIP * np.maximum(spread / weight[index], 1e-3)
         kept = index[np.abs(each[index] - center) <= limit]
         if kept.size == index.size:
@@ -116,7 +114,7 @@ def fit_zero_point(
         index = kept
     # The median of Gaussian numbers has a variance larger than the mean's by pi / 2.
     error = spread * math.sqrt(0.5 * math.pi / float((weight[index] ** 2).sum()))
-    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(each[spare if spare.size else index] - center)))
+    scatter = robust_sigma(each[spare if spare.size else index] - center)
     offset = float(np.median(center - each[spare])) if spare.size else math.nan
     return ZeroPoint(center, error, scatter, offset, used=index, reserved=spare)
 
@@ -158,7 +156,7 @@ def measure_trend(
     each, weight = each[good], weight[good]
     terms = polynomial_terms(positions[good, 0] / shape[1], positions[good, 1] / shape[0], 2)
     surface = terms @ fit_linear(terms, each, 1.0 / weight, scatter=0.0)
-    spread = _MAD_TO_SIGMA * float(np.median(np.abs(each - surface) * weight))
+    spread = robust_sigma((each - surface) * weight)
     # Noise alone gives one on the average, and more than five once in 7,000 images.
     power = (weight * (surface - np.average(surface, weights=weight**2))) ** 2
     explained = float(power.sum()) / (terms.shape[1] - 1) / max(spread, 1.0) ** 2

@@ -30,13 +30,13 @@ from lsst.pex.config import ChoiceField, Config, RangeField
 from ..errors import UserError
 from .frames import plane_union
 from .pixels.psf_model import polynomial_terms
+from .pixels.robust import robust_sigma
 from .pixels.stamps import gather_windows, nearest_pixel
 from .sources import SourceMeasurements
 
 type FloatArray = npt.NDArray[np.float64]
 type BoolArray = npt.NDArray[np.bool_]
 
-_MAD_TO_SIGMA = 1.4826
 _BLANK = math.nan
 _LEAST_RESERVED, _MOST_NOISE = 3, 0.02
 """Fewest stars, and largest share of noise in their light, for a measurement of the PSF's residual."""
@@ -211,7 +211,7 @@ def measure_pixels(image: VisitImage) -> dict[str, float]:
 
 
 def _spread(values: npt.NDArray[Any]) -> float:
-    return _MAD_TO_SIGMA * float(np.median(np.abs(values - np.median(values))))
+    return robust_sigma(values - np.median(values))
 
 
 def _line_noise(scaled: npt.NDArray[Any]) -> float:
@@ -364,7 +364,7 @@ def _slope(light: FloatArray, lost: FloatArray, error: FloatArray) -> tuple[floa
         pull = np.abs(lost - np.average(lost, weights=weight) - slope * centered) / total
         # Scatter beyond the noise, from blends for example, is best known from the half with small errors.
         better = kept & (error <= np.median(error[kept]))
-        scatter = _MAD_TO_SIGMA * float(np.median(pull[better]))
+        scatter = robust_sigma(pull[better])
         typical = float(np.median(error[better]))
         extra = max(math.sqrt(max(scatter**2 * (typical**2 + extra**2) - typical**2, 0.0)), _CORE_SCATTER)
         kept = pull < 4.0 * max(scatter, 1.0)

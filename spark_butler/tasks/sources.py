@@ -29,7 +29,7 @@ from .pixels.measurement import (
     model_radius,
 )
 from .pixels.psf_model import PsfModel
-from .pixels.robust import weighted_median
+from .pixels.robust import robust_sigma, weighted_median
 from .pixels.stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
 from .source_schema import describe_columns, name_aperture
 
@@ -221,7 +221,7 @@ def _with_correction(
     weight = 1.0 / np.hypot(error, _CORRECTION_SCATTER)
     middle = weighted_median(ratio, weight)
     # Of each star, in units of its expected error; then of the median.
-    spread = 1.4826 * float(np.median(np.abs(ratio - middle) * weight))
+    spread = robust_sigma((ratio - middle) * weight)
     median_error = spread * math.sqrt(0.5 * math.pi / float((weight**2).sum()))
     known = 1.0 / (1.0 + (median_error / _LACKING) ** 2)
     return dataclasses.replace(

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from .psf_model import moffat_stamps
+from .robust import MAD_TO_SIGMA
 from .stamps import gather_windows
 
 type BoolArray = npt.NDArray[np.bool_]
@@ -295,5 +296,5 @@ def _beside(quartiles: npt.NDArray[np.float32], edges: npt.NDArray[np.intp]) -> 
     they are crowded.
     """
     differs = quartiles - scipy.ndimage.median_filter(quartiles, (1, _NEIGHBORHOOD), mode="nearest")
-    scatter = 1.4826 * np.median(np.abs(differs), axis=1, keepdims=True)
+    scatter = MAD_TO_SIGMA * np.median(np.abs(differs), axis=1, keepdims=True)
     return np.asarray(differs / np.maximum(scatter, 1.3626 / np.sqrt((edges[1] - edges[0]) / 3.0)))

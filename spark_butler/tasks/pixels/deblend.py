@@ -18,6 +18,7 @@ import scipy.spatial
 from .detection import Detections, detect_sources
 from .measurement import PsfPhotometry, isolated_stamps, measure_psf_photometry, model_radius
 from .psf_model import PsfModel
+from .robust import robust_sigma
 from .stamps import gather_windows, measure_moments, nearest_pixel, windowed_centroids
 
 type BoolArray = npt.NDArray[np.bool_]
@@ -170,7 +171,7 @@ def _model_error(
     if np.count_nonzero(used) < _FEWEST_PIXELS:
         return _MODEL_ERROR[1]
     residual = gather_windows(fit.residual - fit.sky, ix, iy, radius)
-    square = (1.4826 * np.median(np.abs(residual / light)[used])) ** 2 - np.median((noise / light**2)[used])
+    square = robust_sigma((residual / light)[used]) ** 2 - np.median((noise / light**2)[used])
     return float(np.clip(2.0 * math.sqrt(max(square, 0.0)), *_MODEL_ERROR))
 
 

@@ -24,6 +24,7 @@ import scipy.sparse
 import scipy.spatial
 
 from .psf_model import PsfModel
+from .robust import MAD_TO_SIGMA
 from .stamps import gather_windows, nearest_pixel, stamp_offsets
 
 type FloatArray = npt.NDArray[np.float64]
@@ -216,7 +217,7 @@ class BlankSky:
         tree = scipy.spatial.cKDTree(self.places)
         near = tree.query(np.column_stack([x, y]), k=min(_NEAR_PLACES, len(self.pull)))[1]
         pull = self.pull[near]
-        spread = 1.4826 * np.median(np.abs(pull - np.median(pull, axis=1)[:, None]), axis=1)
+        spread = MAD_TO_SIGMA * np.median(np.abs(pull - np.median(pull, axis=1)[:, None]), axis=1)
         return np.maximum(spread**2 - 1.0, -0.5), np.median(self.misfit[near], axis=1)
 
 

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel, moffat_slopes, moffat_stamps, polynomial_terms
-from .robust import fit_linear, half_sample_mode, intrinsic_scatter, weighted_median
+from .robust import (
+    MAD_TO_SIGMA,
+    fit_linear,
+    half_sample_mode,
+    intrinsic_scatter,
+    lowest_sufficient,
+    robust_sigma,
+    weighted_median,
+)
 from .stamps import gather_windows
 
 type FloatArray = npt.NDArray[np.float64]
@@ -167,12 +175,7 @@ def _best_order(
                 solution = fit_linear(terms[~out], values[~out, j], errors[~out, j])
                 deviation = (values[out, j] - terms[out] @ solution) / errors[out, j]
                 misfit[order, out] += np.minimum(deviation**2, 9.0)
-    best = int(np.argmin(misfit.mean(axis=1)))
-    for order in orders[:best]:
-        worse = misfit[order] - misfit[best]
-        if worse.mean() < 2.0 * worse.std() / math.sqrt(len(x)):
-            return order
-    return best
+    return lowest_sufficient(misfit)
 
 
 def _judge(  # noqa: PLR0913
@@ -200,7 +203,7 @@ def _judge(  # noqa: PLR0913
     return PsfFit(
         model=model,
         used=index,
-        scatter=1.4826 * float(np.median(np.abs(ratio - np.median(ratio)))),
+        scatter=robust_sigma(ratio - np.median(ratio)),
         residual=float(np.abs(stack[core]).sum()),
     )
 
@@ -299,8 +302,8 @@ def _agree(
         for k in range(3):
             solution = fit_linear(terms[kept], values[kept, k], stars.errors[kept, 2 + k])
             deviation = np.abs(values[:, k] - terms @ solution)
-            spread = 1.4826 * float(np.median(deviation[kept]))
-            off = np.maximum(off, deviation / np.maximum(3.5 * spread, tolerance[:, k]))
+            allowed = np.maximum(3.5 * robust_sigma(deviation[kept]), tolerance[:, k])
+            off = np.maximum(off, deviation / allowed)
         before, kept = kept, usable & (off < 1.0)
         if (before == kept).all():
             break
@@ -311,7 +314,7 @@ def _follow(model: PsfModel, stars: _Stars, used: BoolArray, x: FloatArray, y: F
     """Return which stars have the width and the ellipticity of the PSF, as closely as those that it used."""
     fwhm, g1, g2 = model.parameters(x, y)
     deviation = np.abs(stars.values[:, 2:5] - np.column_stack([np.log(fwhm), g1, g2]))
-    spread = 1.4826 * np.median(deviation[used], axis=0)
+    spread = MAD_TO_SIGMA * np.median(deviation[used], axis=0)
     tolerance = np.maximum(0.02, 2.0 * np.minimum(stars.errors[:, 2:5], 0.1))
     return np.asarray((deviation < np.maximum(3.5 * spread, tolerance)).all(axis=1))
 

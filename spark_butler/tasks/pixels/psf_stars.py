@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.spatial
 
 from .detection import Detections
-from .robust import half_sample_mode
+from .robust import half_sample_mode, robust_sigma
 from .stamps import gather_windows, measure_moments, windowed_centroids
 
 _ISOLATION = 6.0
@@ -121,6 +121,6 @@ def _stellar_locus(sizes: npt.NDArray[np.float64], usable: npt.NDArray[np.bool_]
     on_locus = usable & (np.abs(sizes - center) < 0.1 * center)
     for _ in range(5):
         center = float(np.median(sizes[on_locus]))
-        spread = 1.4826 * float(np.median(np.abs(sizes[on_locus] - center)))
+        spread = robust_sigma(sizes[on_locus] - center)
         on_locus = usable & (np.abs(sizes - center) < 3.0 * max(spread, 0.01 * center))
     return on_locus

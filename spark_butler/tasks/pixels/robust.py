@@ -5,20 +5,40 @@ Runs in workers.
 
 from __future__ import annotations
 
-__all__ = ("fit_linear", "half_sample_mode", "intrinsic_scatter", "weighted_median")
+__all__ = (
+    "MAD_TO_SIGMA",
+    "fit_linear",
+    "half_sample_mode",
+    "intrinsic_scatter",
+    "lowest_sufficient",
+    "robust_sigma",
+    "weighted_median",
+)
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 type FloatArray = npt.NDArray[np.float64]
 
+MAD_TO_SIGMA = 1.4826
+"""Standard deviation of Gaussian numbers over the median of their absolute values."""
+
 _SCATTER = (0.001, 0.01)
 """Smallest and largest intrinsic scatter of relative widths and of ellipticities; the largest if unknown."""
 
 _FEWEST_KNOWN = 5
 """Fewest values per coefficient from which the intrinsic scatter is measured."""
+
+_NO_WEIGHT, _LEAST_SIGMA = 5.0, 0.003
+"""Deviation, in standard deviations, at which Tukey's weight vanishes, and the least standard deviation."""
+
+
+def robust_sigma(deviations: npt.NDArray[Any]) -> float:
+    """Return the robust standard deviation of deviations from a center."""
+    return MAD_TO_SIGMA * float(np.median(np.abs(deviations)))
 
 
 def fit_linear(
@@ -40,8 +60,8 @@ def fit_linear(
     solution = np.zeros(terms.shape[1])
     for _ in range(10):
         solution = np.linalg.lstsq(terms * weight[:, None], values * weight, rcond=None)[0]
-        deviation = np.abs(values - terms @ solution)
-        scale = 5.0 * max(1.4826 * float(np.median(deviation)), 0.003)
+        deviation = values - terms @ solution
+        scale = _NO_WEIGHT * max(robust_sigma(deviation), _LEAST_SIGMA)
         weight = base * np.sqrt(np.clip(1.0 - (deviation / scale) ** 2, 1e-6, 1.0))
     return np.asarray(solution)
 
@@ -59,11 +79,21 @@ def intrinsic_scatter(deviations: FloatArray, errors: FloatArray, n_terms: int) 
     if errors.size < _FEWEST_KNOWN * n_terms:
         return _SCATTER[1]
     known = np.argsort(errors, kind="stable")[: (errors.size + 1) // 2]
-    square = (1.4826 * float(np.median(np.abs(deviations[known])))) ** 2
+    square = robust_sigma(deviations[known]) ** 2
     # Correct for the degrees of freedom that the fit has used.
     square *= errors.size / (errors.size - n_terms)
     square -= float(np.median(errors[known])) ** 2
     return float(np.clip(math.sqrt(max(square, 0.0)), *_SCATTER))
+
+
+def lowest_sufficient(misfit: FloatArray) -> int:
+    """Return the first row, of models from simple to complex, that fits stars as well as any other."""
+    best = int(np.argmin(misfit.mean(axis=1)))
+    for row in range(best):
+        worse = misfit[row] - misfit[best]
+        if worse.mean() < 2.0 * worse.std() / math.sqrt(worse.size):
+            return row
+    return best
 
 
 def weighted_median(values: FloatArray, weights: FloatArray) -> float:
