@@ -17,7 +17,6 @@ import astropy.wcs
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
 import numpy as np
-import numpy.typing as npt
 from lsst.daf.butler import DeferredDatasetHandle
 from lsst.images import SkyProjection, VisitImage
 from lsst.pex.config import ConfigField, Field, ListField, RangeField
@@ -30,6 +29,7 @@ from .photometry import (
     make_match_columns,
     measure_trend,
 )
+from .pixels import BoolArray
 from .pixels.pattern_match import measure_doubling
 from .quality import (
     Measure,
@@ -237,7 +237,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         self,
         image: VisitImage,
         measured: SourceMeasurements,
-        flags: dict[str, npt.NDArray[np.bool_]],
+        flags: dict[str, BoolArray],
         astrometry: AstrometrySolution,
         zero_point: ZeroPoint,
         references: astropy.table.Table | None,
@@ -259,7 +259,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             values["matched_references"] = float(astrometry.sources.size)
         return judge(self.config.quality, values)
 
-    def _measure_doubling(self, measured: SourceMeasurements, streak: npt.NDArray[np.bool_]) -> float:
+    def _measure_doubling(self, measured: SourceMeasurements, streak: BoolArray) -> float:
         """Return the share of sources of the sky with another one at the same offset."""
         flux, fwhm = measured.psf.flux, measured.model.fwhm
         bright = np.nonzero((flux > 10.0 * measured.psf.pixel_err) & ~streak)[0]
@@ -372,7 +372,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         )
 
 
-def _read_flags(peaks: astropy.table.Table) -> dict[str, npt.NDArray[np.bool_]]:
+def _read_flags(peaks: astropy.table.Table) -> dict[str, BoolArray]:
     """Return the flags of detected peaks; earlier releases did not reserve PSF stars."""
     none = np.zeros(len(peaks), dtype=bool)
     return {

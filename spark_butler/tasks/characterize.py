@@ -12,7 +12,6 @@ import astropy.units as u
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
 import numpy as np
-import numpy.typing as npt
 from astro_metadata_translator import ObservationInfo
 from lsst.images import Box, MaskedImage
 from lsst.pex.config import Field, RangeField
@@ -21,6 +20,7 @@ from ..obs.assembly import noise_floor
 from ..obs.camera.description import CameraDescription
 from .connections import Inputs, Outputs, connect_camera
 from .frames import camera_of_image, describe_observation, make_detector, make_source_ids, plane_union
+from .pixels import BoolArray, Image32
 from .pixels.artifacts import find_cosmic_rays, find_defects, star_contrast
 from .pixels.background import estimate_background, mask_sources
 from .pixels.deblend import find_hidden
@@ -31,9 +31,6 @@ from .pixels.psf_stars import estimate_psf
 from .pixels.streaks import find_aligned
 from .quality import choose_reserved
 from .visit_summary import Characterized, make_preliminary_image
-
-type BoolArray = npt.NDArray[np.bool_]
-type Image32 = npt.NDArray[np.float32]
 
 _DIMENSIONS = ("instrument", "visit", "detector")
 

@@ -22,16 +22,12 @@ import astropy.time
 import astropy.units as u
 import astropy.wcs
 import numpy as np
-import numpy.typing as npt
 from astropy.coordinates import SkyCoord
 
 from .astrometry import AstrometrySolution, no_indices
+from .pixels import BoolArray, FloatArray, IntArray
 from .pixels.psf_model import polynomial_terms
 from .pixels.robust import fit_linear, robust_sigma, weighted_median
-
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
-type IntArray = npt.NDArray[np.intp]
 
 AB_ZERO_NJY = 31.4
 """AB magnitude of one nanojansky (Oke & Gunn 1983; 3631 Jy at magnitude zero, rounded as Rubin does)."""

@@ -29,13 +29,11 @@ from lsst.pex.config import ChoiceField, Config, RangeField
 
 from ..errors import UserError
 from .frames import plane_union
+from .pixels import BoolArray, FloatArray
 from .pixels.psf_model import polynomial_terms
 from .pixels.robust import robust_sigma
 from .pixels.stamps import gather_windows, nearest_pixel
 from .sources import SourceMeasurements
-
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
 
 _BLANK = math.nan
 _LEAST_RESERVED, _MOST_NOISE = 3, 0.02

@@ -15,17 +15,13 @@ import astropy.time
 import astropy.units as u
 import astropy.wcs
 import numpy as np
-import numpy.typing as npt
 from astropy.coordinates import SkyCoord
 from lsst.daf.butler import DeferredDatasetHandle
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..errors import UserError
 from .astrometry import pixel_scale
-
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
-type IntArray = npt.NDArray[np.intp]
+from .pixels import BoolArray, FloatArray, IntArray
 
 
 def isolated_references(

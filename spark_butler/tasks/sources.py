@@ -20,6 +20,7 @@ import scipy.ndimage
 from lsst.images import VisitImage
 
 from .frames import plane_union
+from .pixels import BoolArray, FloatArray, Image32, IntArray
 from .pixels.measurement import (
     Apertures,
     PsfPhotometry,
@@ -32,9 +33,6 @@ from .pixels.psf_model import PsfModel
 from .pixels.robust import robust_sigma, weighted_median
 from .pixels.stamps import AdaptiveMoments, gather_windows, measure_moments, stamp_offsets
 from .source_schema import describe_columns, name_aperture
-
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
 
 _SIZE_NOISE = 1.2
 """Relative error of an adaptive size times the signal-to-noise ratio; measured on simulated stars."""
@@ -81,7 +79,7 @@ class SourceMeasurements:
 
     aperture_correction_err: float
     n_aperture_correction: int
-    footprint: npt.NDArray[np.intp]
+    footprint: IntArray
     """Number of the footprint, the connected pixels above the threshold, of each; 0 off all of them."""
 
     sky: FloatArray
@@ -180,10 +178,7 @@ def measure_sources(
 
 
 def _with_correction(
-    measured: SourceMeasurements,
-    stars: npt.NDArray[np.intp],
-    variance: npt.NDArray[np.float32],
-    hidden: BoolArray,
+    measured: SourceMeasurements, stars: IntArray, variance: Image32, hidden: BoolArray
 ) -> SourceMeasurements:
     """Return the measurements with the aperture correction of stars, above the light around their apertures.
 
@@ -232,13 +227,13 @@ def _with_correction(
     )
 
 
-def _number_footprints(image: VisitImage) -> npt.NDArray[np.intp]:
+def _number_footprints(image: VisitImage) -> IntArray:
     """Return the image of the numbers of connected pixels above the threshold of detection."""
     return np.asarray(scipy.ndimage.label(image.mask.get("DETECTED"), np.ones((3, 3)))[0])
 
 
 def _make_flags(
-    image: VisitImage, psf: PsfPhotometry, ix: npt.NDArray[np.intp], iy: npt.NDArray[np.intp], sigma: float
+    image: VisitImage, psf: PsfPhotometry, ix: IntArray, iy: IntArray, sigma: float
 ) -> dict[str, BoolArray]:
     flags: dict[str, BoolArray] = {"centroid_flag": ~psf.centroid_ok, "psfFlux_flag": ~psf.flux_ok}
     radius = math.ceil(2.0 * sigma)
@@ -336,7 +331,7 @@ def make_source_table(
     return table
 
 
-def make_blend_columns(footprint: npt.NDArray[np.intp], ids: npt.NDArray[np.int64]) -> dict[str, Any]:
+def make_blend_columns(footprint: IntArray, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return ``parentSourceId`` and ``deblend_nChild``.
 
     Parameters

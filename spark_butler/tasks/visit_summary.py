@@ -26,7 +26,6 @@ import astropy.units as u
 import lsst.pipe.base as pipe_base
 import lsst.pipe.base.connectionTypes as cT
 import numpy as np
-import numpy.typing as npt
 from astro_metadata_translator import ObservationInfo
 from lsst.images import (
     Background,
@@ -42,6 +41,7 @@ from lsst.images.fields import ChebyshevField
 from .astrometry import AstrometrySolution, no_indices
 from .frames import plane_union
 from .photometry import ZeroPoint
+from .pixels import BoolArray, Image32, IntArray
 from .pixels.background import BackgroundMesh
 from .pixels.detection import Detections
 from .pixels.measurement import model_radius
@@ -49,9 +49,6 @@ from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
 from .pixels.stamps import measure_moments
 from .quality import Measure, names_beyond
 from .sources import SourceMeasurements
-
-type BoolArray = npt.NDArray[np.bool_]
-type Image32 = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass
@@ -62,12 +59,12 @@ class Characterized:
     mesh: BackgroundMesh
     subtracted: Image32
     detections: Detections
-    stars: npt.NDArray[np.intp]
+    stars: IntArray
     defects: BoolArray
     rays: BoolArray
     psf: PsfModel = dataclasses.field(init=False)
     psf_scatter: float = math.nan
-    reserved: npt.NDArray[np.intp] = dataclasses.field(default_factory=no_indices)
+    reserved: IntArray = dataclasses.field(default_factory=no_indices)
 
 
 def make_preliminary_image(

@@ -15,26 +15,22 @@ __all__ = (
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.ndimage
 
+from . import BoolArray, FloatImage, Image32, IntArray
 from .psf_model import moffat_stamps
 from .robust import MAD_TO_SIGMA
 from .stamps import gather_windows
-
-type BoolArray = npt.NDArray[np.bool_]
-type Image32 = npt.NDArray[np.float32]
 
 _STRIP = 128
 """Rows that are worked on at a time, so that they stay in the processor's cache."""
 
 
 def find_cosmic_rays(
-    image: npt.NDArray[np.floating[Any]],
-    read_noise: npt.NDArray[np.floating[Any]] | float,
+    image: FloatImage,
+    read_noise: FloatImage | float,
     *,
     ignore: BoolArray | None = None,
     threshold: float = 4.5,
@@ -107,7 +103,7 @@ def star_contrast(fwhm: float) -> float:
 
 def _one_pass(
     image: Image32,
-    noise_floor: npt.NDArray[np.float32],
+    noise_floor: Image32,
     usable: BoolArray,
     threshold: float,
     neighbor_fraction: float,
@@ -160,9 +156,9 @@ def _fill_significance(
     noise: Image32,
     image: Image32,
     laplacian: Image32,
-    noise_floor: npt.NDArray[np.float32],
-    x: npt.NDArray[np.intp],
-    y: npt.NDArray[np.intp],
+    noise_floor: Image32,
+    x: IntArray,
+    y: IntArray,
 ) -> None:
     """Return the significance of the Laplacian, and the noise that it refers to, at the given pixels."""
     for part in _parts(x.size):
@@ -174,9 +170,7 @@ def _fill_significance(
         significance[y[part], x[part]] = excess / (2.0 * noise[y[part], x[part]])
 
 
-def _fine_structure(
-    image: Image32, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]
-) -> npt.NDArray[np.float32]:
+def _fine_structure(image: Image32, x: IntArray, y: IntArray) -> Image32:
     """Return the median in 3x3 windows less its own median in 7x7 windows, at the given pixels."""
     median3 = _median3(gather_windows(image, x, y, 4))[:, 1:-1, 1:-1]
     return np.asarray(median3[:, 3, 3] - _median_of_windows(np.ascontiguousarray(median3)))
@@ -218,7 +212,7 @@ def _median3(image: Image32) -> Image32:
     return np.ascontiguousarray(v[4])
 
 
-def _median_of_windows(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _median_of_windows(windows: Image32) -> Image32:
     flat = windows.reshape(len(windows), -1)
     middle = flat.shape[1] // 2
     return np.ascontiguousarray(np.partition(flat, middle, axis=1)[:, middle])
@@ -246,7 +240,7 @@ _DEFECTIVE = 6.5
 """Significance from which on a pixel or a part of a column is a defect."""
 
 
-def find_defects(scaled: npt.NDArray[np.floating[Any]], masked: BoolArray) -> BoolArray:
+def find_defects(scaled: FloatImage, masked: BoolArray) -> BoolArray:
     """Return pixels far below their neighbors, and parts of columns that differ from the columns beside them.
 
     Parameters
@@ -260,7 +254,7 @@ def find_defects(scaled: npt.NDArray[np.floating[Any]], masked: BoolArray) -> Bo
     return _dead_pixels(clean) | _columns(clean)
 
 
-def _dead_pixels(clean: npt.NDArray[np.float32]) -> BoolArray:
+def _dead_pixels(clean: Image32) -> BoolArray:
     """Return pixels that are darker than the sky: no light has a negative sign."""
     found = clean < -_DEFECTIVE
     y, x = np.nonzero(found)
@@ -271,7 +265,7 @@ def _dead_pixels(clean: npt.NDArray[np.float32]) -> BoolArray:
     return np.asarray(found)
 
 
-def _columns(clean: npt.NDArray[np.float32]) -> BoolArray:
+def _columns(clean: Image32) -> BoolArray:
     found = np.zeros(clean.shape, dtype=bool)
     if clean.shape[1] < 2 * _NEIGHBORHOOD or clean.shape[0] < 32:
         return found
@@ -289,7 +283,7 @@ def _columns(clean: npt.NDArray[np.float32]) -> BoolArray:
     return found if found.mean() < 0.1 else np.zeros_like(found)
 
 
-def _beside(quartiles: npt.NDArray[np.float32], edges: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+def _beside(quartiles: Image32, edges: IntArray) -> Image32:
     """Return by how much quartiles of columns exceed those beside them, in units of the error.
 
     The error is that of so many pixels of unit noise, every third row, or the scatter that stars make where

@@ -15,11 +15,9 @@ import scipy.sparse
 from lsst.images import Box
 from lsst.images.fields import SplineField
 
+from . import BoolArray, FloatArray, FloatImage, Image32, IntArray
 from .detection import Detections
 from .psf_model import FWHM_PER_SIGMA, PsfModel
-
-type BoolArray = npt.NDArray[np.bool_]
-type FloatArray = npt.NDArray[np.float64]
 
 _SKY_CELL = 4.0
 """Side, in FWHM, of the cells in which the structure of the sky between sources is measured."""
@@ -38,13 +36,13 @@ _OWN_SKEW = 0.06
 class BackgroundMesh:
     """Sky level and noise in the cells of a grid."""
 
-    x: npt.NDArray[np.float64]
+    x: FloatArray
     """Centers of the columns of cells, in pixels, with the image's left and right edges added."""
 
-    y: npt.NDArray[np.float64]
+    y: FloatArray
     """Centers of the rows of cells, in pixels, with the image's lower and upper edges added."""
 
-    level: npt.NDArray[np.float64]
+    level: FloatArray
     """Sky level at the nodes, shape ``(len(y), len(x))``, in the units of the image."""
 
     noise: float
@@ -62,11 +60,7 @@ class BackgroundMesh:
 
 
 def estimate_background(
-    image: npt.NDArray[np.floating[Any]],
-    masked: npt.NDArray[np.bool_],
-    *,
-    cell: int = 64,
-    smooth: int = 3,
+    image: FloatImage, masked: BoolArray, *, cell: int = 64, smooth: int = 3
 ) -> BackgroundMesh:
     """Measure the sky in square cells and smooth it.
 
@@ -116,17 +110,17 @@ def estimate_background(
     return BackgroundMesh(x=x, y=y, level=level, noise=float(np.nanmedian(noise)))
 
 
-def _edges(size: int, cell: int) -> npt.NDArray[np.intp]:
+def _edges(size: int, cell: int) -> IntArray:
     count = max(1, round(size / cell))
     return np.linspace(0, size, count + 1).round().astype(np.intp)
 
 
-def _nodes(edges: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+def _nodes(edges: IntArray) -> FloatArray:
     centers = 0.5 * (edges[:-1] + edges[1:]) - 0.5
     return np.concatenate([[edges[0] - 0.5], centers, [edges[-1] - 0.5]])
 
 
-def _extend(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _extend(level: FloatArray) -> FloatArray:
     """Add a first and a last row by half a step of linear extrapolation."""
     if len(level) == 1:
         return np.repeat(level, 3, axis=0)
@@ -135,7 +129,7 @@ def _extend(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate([first, level, last])
 
 
-def _sky_of(values: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+def _sky_of(values: FloatImage) -> tuple[float, float]:
     values = np.sort(values).astype(np.float64)
     # Sums of the values up to each, less a typical one, give the spread of any range.
     typical = float(values[values.size // 2])
@@ -162,7 +156,7 @@ def _sky_of(values: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
     return mean - 2.5 * max(mean - middle - _OWN_SKEW * spread, 0.0), spread
 
 
-def _fill_empty(level: npt.NDArray[np.float64], empty: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _fill_empty(level: FloatArray, empty: BoolArray) -> FloatArray:
     if not empty.any():
         return level
     nearest = scipy.ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
@@ -199,9 +193,7 @@ def mask_sources(detections: Detections, sigma: float, shape: tuple[int, ...]) -
     return mask
 
 
-def structured_sky(
-    residual: npt.NDArray[np.float32], variance: npt.NDArray[np.floating[Any]], good: BoolArray, psf: PsfModel
-) -> npt.NDArray[np.float32] | None:
+def structured_sky(residual: Image32, variance: FloatImage, good: BoolArray, psf: PsfModel) -> Image32 | None:
     """Return what is left of the sky between the sources where it has structure, or `None`.
 
     Parameters

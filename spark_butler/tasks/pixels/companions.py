@@ -8,12 +8,10 @@ from __future__ import annotations
 __all__ = ("companion_errors",)
 
 import numpy as np
-import numpy.typing as npt
 import scipy.spatial
 
+from . import FloatArray
 from .psf_model import PsfModel
-
-type FloatArray = npt.NDArray[np.float64]
 
 _PLACES, _NEAR_PLACES = 2000, 200
 """Number of random positions on the image, and of those around a source from which its error is computed."""

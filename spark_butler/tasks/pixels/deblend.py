@@ -9,20 +9,16 @@ __all__ = ("Deblended", "find_hidden")
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.spatial
 
+from . import BoolArray, FloatArray, FloatImage, Image32, IntArray
 from .detection import Detections, detect_sources
 from .measurement import PsfPhotometry, isolated_stamps, measure_psf_photometry, model_radius
 from .psf_model import PsfModel
 from .robust import robust_sigma
 from .stamps import gather_windows, measure_moments, nearest_pixel, windowed_centroids
-
-type BoolArray = npt.NDArray[np.bool_]
-type Image32 = npt.NDArray[np.floating[Any]]
 
 _MODEL_ERROR = (0.03, 0.1)
 """Least and largest error of a subtracted PSF as a fraction of its light in each pixel."""
@@ -41,27 +37,27 @@ class Deblended:
     detections: Detections
     """The sources, without those centered off the image."""
 
-    origin: npt.NDArray[np.intp]
+    origin: IntArray
     """Index of each source among the given detections; -1 for one that was hidden."""
 
-    residual: Image32
+    residual: FloatImage
     """The image minus all PSFs; zero where masked."""
 
     bright: BoolArray
     """Pixels whose residual comes from a bright source, not from the sky."""
 
-    stars: npt.NDArray[np.float64]
+    stars: FloatArray
     """Cut-outs of the requested stars, with all other sources subtracted."""
 
 
 def find_hidden(  # noqa: PLR0913
-    image: Image32,
-    variance: Image32,
+    image: FloatImage,
+    variance: FloatImage,
     masked: BoolArray,
     detections: Detections,
     psf: PsfModel,
     *,
-    stars: npt.NDArray[np.intp],
+    stars: IntArray,
     stamp_radius: int,
     certain: int,
     threshold: float = 5.0,
@@ -124,7 +120,7 @@ def find_hidden(  # noqa: PLR0913
     )
 
 
-def _center(found: Detections, residual: Image32, psf: PsfModel) -> Detections:
+def _center(found: Detections, residual: FloatImage, psf: PsfModel) -> Detections:
     """Move peaks to the centroids of their light, and merge those that meet there.
 
     The error of subtracted neighbors counts as noise, so that peaks are found where it ends.
@@ -143,7 +139,7 @@ def _center(found: Detections, residual: Image32, psf: PsfModel) -> Detections:
     return Detections(x=x[single], y=y[single], footprint=found.footprint, **columns)
 
 
-def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int, psf: PsfModel) -> BoolArray:
+def _significant(fit: PsfPhotometry, origin: IntArray, certain: int, psf: PsfModel) -> BoolArray:
     """Return which sources have a significant flux; certain ones need it only beside a brighter one."""
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.nan_to_num(fit.flux / fit.flux_err, nan=np.inf)
@@ -159,7 +155,7 @@ def _significant(fit: PsfPhotometry, origin: npt.NDArray[np.intp], certain: int,
 
 
 def _model_error(
-    fit: PsfPhotometry, variance: Image32, masked: BoolArray, psf: PsfModel, stars: npt.NDArray[np.intp]
+    fit: PsfPhotometry, variance: FloatImage, masked: BoolArray, psf: PsfModel, stars: IntArray
 ) -> float:
     """Return twice the typical error of the PSF in bright pixels of its stars, as a fraction of its light."""
     radius = math.ceil(psf.fwhm)
@@ -175,9 +171,7 @@ def _model_error(
     return float(np.clip(2.0 * math.sqrt(max(square, 0.0)), *_MODEL_ERROR))
 
 
-def _neighbor_light(
-    image: Image32, fit: PsfPhotometry, masked: BoolArray, error: float
-) -> npt.NDArray[np.float32]:
+def _neighbor_light(image: FloatImage, fit: PsfPhotometry, masked: BoolArray, error: float) -> Image32:
     """Return the error that the subtraction of the sources leaves in each pixel."""
     light = np.maximum(image - fit.residual, np.float32(0.0)) * np.float32(error)
     return np.where(masked, np.float32(0.0), light)
@@ -210,9 +204,7 @@ def _near_known(
     return near
 
 
-def _off_image(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], shape: tuple[int, ...], margin: float = 0.0
-) -> BoolArray:
+def _off_image(x: FloatArray, y: FloatArray, shape: tuple[int, ...], margin: float = 0.0) -> BoolArray:
     """Return which positions lie off the image or within a margin of its edge."""
     inside = (np.minimum(x, y) > margin - 0.5) & (x < shape[1] - 0.5 - margin) & (y < shape[0] - 0.5 - margin)
     return np.asarray(~inside)

@@ -6,18 +6,14 @@ __all__ = ("Detections", "detect_sources", "sky_variance")
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.ndimage
 import scipy.spatial
 
+from . import BoolArray, FloatArray, FloatImage, Image32, IntArray
 from .stamps import gather_windows
 from .streaks import on_streak
-
-type FloatImage = npt.NDArray[np.floating[Any]]
-type BoolArray = npt.NDArray[np.bool_]
 
 _SAMPLES_PER_PAIR = 24
 
@@ -29,13 +25,13 @@ _STRIP, _BLOCK, _TRUNCATE = 256, 64, 3.5
 class Detections:
     """Peaks of the matched-filter significance, brightest first, and the pixels above threshold."""
 
-    x: npt.NDArray[np.float64]
+    x: FloatArray
     """Column of each peak, interpolated below the pixel."""
 
-    y: npt.NDArray[np.float64]
+    y: FloatArray
     """Row of each peak, interpolated below the pixel."""
 
-    significance: npt.NDArray[np.float64]
+    significance: FloatArray
     """Signal-to-noise ratio of a point source at the peak, sky noise only."""
 
     footprint: BoolArray
@@ -50,7 +46,7 @@ class Detections:
 
 def sky_variance(
     image: FloatImage, variance: FloatImage, background: FloatImage, floor: FloatImage
-) -> npt.NDArray[np.float32]:
+) -> Image32:
     """Return the variance of the sky and the read-out alone, without the sources' own photon noise.
 
     Parameters
@@ -85,23 +81,19 @@ class _Frame:
     sky: FloatImage
     good: BoolArray
 
-    def excess(
-        self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int
-    ) -> npt.NDArray[np.floating[Any]]:
+    def excess(self, x: IntArray, y: IntArray, radius: int) -> FloatImage:
         """Return the ratio of the full variance to that of the sky in windows; one where not good."""
         good = gather_windows(self.good, x, y, radius)
         variance, sky = (gather_windows(array, x, y, radius) for array in (self.variance, self.sky))
         return np.divide(variance, sky, out=np.ones_like(variance), where=good)
 
-    def pixel_significance(
-        self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int
-    ) -> npt.NDArray[np.floating[Any]]:
+    def pixel_significance(self, x: IntArray, y: IntArray, radius: int) -> FloatImage:
         """Return the signal-to-noise ratio of single pixels in windows; zero where not good."""
         good = gather_windows(self.good, x, y, radius)
         image, sky = (gather_windows(array, x, y, radius) for array in (self.image, self.sky))
         return np.divide(image, np.sqrt(sky), out=np.zeros_like(image), where=good)
 
-    def matched_filters(self, *sigmas: float) -> list[npt.NDArray[np.float32]]:
+    def matched_filters(self, *sigmas: float) -> list[Image32]:
         """Return the signal-to-noise ratio of a point source at every pixel, for PSFs of these widths."""
         results = [np.zeros(self.good.shape, dtype=np.float32) for _ in sigmas]
         every = slice(None, None, 3), slice(None, None, 3)
@@ -118,9 +110,7 @@ class _Frame:
                 result[start:stop] = self._filter_strip(rows, inner, sigma, typical)
         return results
 
-    def _filter_strip(
-        self, rows: slice, inner: slice, sigma: float, typical: float
-    ) -> npt.NDArray[np.float32]:
+    def _filter_strip(self, rows: slice, inner: slice, sigma: float, typical: float) -> Image32:
         good = self.good[rows]
         weight = np.zeros(good.shape, dtype=np.float32)
         np.divide(1.0, self.sky[rows], out=weight, where=good, casting="same_kind")
@@ -136,7 +126,7 @@ class _Frame:
         return result * np.float32(2.0 * math.sqrt(math.pi) * sigma)
 
 
-def _smooth(image: npt.NDArray[np.float32], sigma: float) -> npt.NDArray[np.float32]:
+def _smooth(image: Image32, sigma: float) -> Image32:
     """Return an image smoothed by a Gaussian, zero beyond its edges.
 
     Products of matrices take half the time of `scipy.ndimage`.
@@ -239,7 +229,7 @@ def detect_sources(
     )
 
 
-def _bridge(masked: BoolArray, *images: npt.NDArray[np.float32]) -> None:
+def _bridge(masked: BoolArray, *images: Image32) -> None:
     """Give masked pixels the largest value beside them, up to two pixels deep, in place.
 
     A bad column through a star is no valley between two.
@@ -260,7 +250,7 @@ def _bridge(masked: BoolArray, *images: npt.NDArray[np.float32]) -> None:
 
 
 def _find_peaks(
-    significance: npt.NDArray[np.float32],
+    significance: Image32,
     frame: _Frame,
     sigma: float,
     threshold: float,
@@ -268,7 +258,7 @@ def _find_peaks(
     *,
     reach: float,
     relative: float = 0.0,
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+) -> tuple[IntArray, IntArray]:
     """Local maxima above ``threshold`` that stand out, brightest first.
 
     A saddle must lie ``contrast`` times the noise, and the fraction ``relative`` of the peak, below the peak.
@@ -293,11 +283,7 @@ def _find_peaks(
 
 
 def _have_none_near(
-    x: npt.NDArray[np.intp],
-    y: npt.NDArray[np.intp],
-    other_x: npt.NDArray[np.intp],
-    other_y: npt.NDArray[np.intp],
-    radius: float,
+    x: IntArray, y: IntArray, other_x: IntArray, other_y: IntArray, radius: float
 ) -> BoolArray:
     """Tell which positions have none of the other ones within ``radius``."""
     if not other_x.size or not x.size:
@@ -306,13 +292,7 @@ def _have_none_near(
     return np.asarray(tree.query(np.column_stack([x, y]))[0] > radius)
 
 
-def _is_sharp(
-    frame: _Frame,
-    significance: npt.NDArray[np.float32],
-    x: npt.NDArray[np.intp],
-    y: npt.NDArray[np.intp],
-    sigma: float,
-) -> BoolArray:
+def _is_sharp(frame: _Frame, significance: Image32, x: IntArray, y: IntArray, sigma: float) -> BoolArray:
     """Tell which peaks are more like one pixel than like the PSF.
 
     A star's brightest pixel has ``1 / (sqrt(pi) sigma)`` times the significance of the star, a lone pixel
@@ -327,11 +307,7 @@ def _is_sharp(
 
 
 def _stands_out(
-    significance: npt.NDArray[np.float32],
-    x: npt.NDArray[np.intp],
-    y: npt.NDArray[np.intp],
-    needed: npt.NDArray[np.floating[Any]],
-    reach: float,
+    significance: Image32, x: IntArray, y: IntArray, needed: FloatImage, reach: float
 ) -> BoolArray:
     """Tell which peaks rise by ``needed`` above the saddle towards every brighter peak within ``reach``."""
     keep = np.ones(x.size, dtype=bool)
@@ -350,14 +326,12 @@ def _stands_out(
     return keep
 
 
-def _interpolate_peak(
-    significance: npt.NDArray[np.float32], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _interpolate_peak(significance: Image32, x: IntArray, y: IntArray) -> tuple[FloatArray, FloatArray]:
     """Offset of the vertex of the parabola through three pixels, along both axes."""
     ny, nx = significance.shape
     center = significance[y, x].astype(np.float64)
 
-    def vertex(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    def vertex(before: Image32, after: Image32) -> FloatArray:
         curvature = before - 2.0 * center + after
         offset = np.zeros_like(center)
         np.divide(0.5 * (before.astype(np.float64) - after), curvature, out=offset, where=curvature < 0.0)

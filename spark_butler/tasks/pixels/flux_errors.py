@@ -19,17 +19,13 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 import scipy.spatial
 
+from . import BoolArray, FloatArray, FloatImage, IntArray
 from .psf_model import PsfModel
 from .robust import MAD_TO_SIGMA
 from .stamps import gather_windows, nearest_pixel, stamp_offsets
-
-type FloatArray = npt.NDArray[np.float64]
-type IntArray = npt.NDArray[np.intp]
-type BoolArray = npt.NDArray[np.bool_]
 
 _BLENDED = 3.0
 """Distance in FWHM up to which sources are fitted as one blend."""
@@ -89,12 +85,7 @@ def number_pixels(pixel: IntArray, size: int) -> tuple[IntArray, IntArray]:
 
 
 def blend_factors(
-    x: FloatArray,
-    y: FloatArray,
-    flux: FloatArray,
-    variance: npt.NDArray[np.floating[Any]],
-    good: BoolArray,
-    psf: PsfModel,
+    x: FloatArray, y: FloatArray, flux: FloatArray, variance: FloatImage, good: BoolArray, psf: PsfModel
 ) -> FloatArray:
     """Return by what the neighbors multiply the errors of flux, x and y; shape ``(3, n)``.
 
@@ -153,7 +144,7 @@ def blend_factors(
 
 
 def _normal_matrices(
-    x: FloatArray, y: FloatArray, variance: npt.NDArray[np.floating[Any]], good: BoolArray, psf: PsfModel
+    x: FloatArray, y: FloatArray, variance: FloatImage, good: BoolArray, psf: PsfModel
 ) -> tuple[Any, Any]:
     """Return the normal matrix of flux and shifts of each source, and the noise's; three columns each."""
     radius = max(math.ceil(1.5 * psf.fwhm), 3)
@@ -222,8 +213,8 @@ class BlankSky:
 
 
 def measure_blank_sky(
-    sky_residual: npt.NDArray[np.floating[Any]],
-    variance: npt.NDArray[np.floating[Any]],
+    sky_residual: FloatImage,
+    variance: FloatImage,
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,
@@ -271,8 +262,8 @@ def measure_blank_sky(
 
 
 def misfit_factors(
-    sky_residual: npt.NDArray[np.floating[Any]],
-    variance: npt.NDArray[np.floating[Any]],
+    sky_residual: FloatImage,
+    variance: FloatImage,
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,
@@ -311,8 +302,8 @@ def misfit_factors(
 
 
 def _misfit(
-    sky_residual: npt.NDArray[np.floating[Any]],
-    variance: npt.NDArray[np.floating[Any]],
+    sky_residual: FloatImage,
+    variance: FloatImage,
     good: BoolArray,
     x: FloatArray,
     y: FloatArray,

@@ -19,24 +19,18 @@ __all__ = (
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 import scipy.sparse.linalg
 import scipy.spatial
 
+from . import BoolArray, FloatArray, FloatImage, Image32, IntArray
 from .background import structured_sky
 from .companions import companion_errors
 from .flux_errors import blend_factors, measure_blank_sky, misfit_factors, number_pixels, source_pixels
 from .psf_model import PsfModel
 from .stamps import gather_windows, nearest_pixel, stamp_offsets, windowed_centroids
-
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
-type FloatImage = npt.NDArray[np.floating[Any]]
-
 
 _UNDERSAMPLED = 2.0
 """FWHM in pixels below which pixels shift centroids."""
@@ -75,13 +69,13 @@ class PsfPhotometry:
     blendedness: FloatArray
     """Flux of the neighbors' models under the source's PSF, as a fraction of all flux there."""
 
-    reach: npt.NDArray[np.intp]
+    reach: IntArray
     """Half size in pixels of the square on which each source was fitted."""
 
-    residual: npt.NDArray[np.float32]
+    residual: Image32
     """The image minus all fitted PSFs; masked pixels are zero."""
 
-    sky: npt.NDArray[np.float32]
+    sky: Image32
     """Background of PSF fluxes: nebulae that are smaller than the cells of the sky."""
 
 
@@ -131,7 +125,7 @@ def measure_psf_photometry(
     reach = np.full(len(x), radius)
     first_x, first_y = x, y
     ok = np.ones(len(x), dtype=bool)
-    sky: npt.NDArray[np.float32] | float = 0.0
+    sky: Image32 | float = 0.0
     for _ in range(passes):
         fit = fit_psf_fluxes(data, variance, good, x, y, psf, reach)
         more = structured_sky(fit.residual, variance, good, psf)
@@ -179,7 +173,7 @@ def model_radius(psf: PsfModel) -> int:
     return max(math.ceil(2.2 * psf.fwhm), 3)
 
 
-def _reach(psf: PsfModel, flux: FloatArray, noise: float, radius: int) -> npt.NDArray[np.intp]:
+def _reach(psf: PsfModel, flux: FloatArray, noise: float, radius: int) -> IntArray:
     """Return the half sizes of the squares on which sources are fitted: one, two or four times ``radius``."""
     wings = psf.reach(flux, noise)
     return np.where(wings > 2.0 * radius, 4 * radius, np.where(wings > radius, 2 * radius, radius))
@@ -199,7 +193,7 @@ class FluxFit:
     coverage: FloatArray
     """Fraction of each PSF's light that falls on good pixels."""
 
-    residual: npt.NDArray[np.float32]
+    residual: Image32
     """The image minus the models; zero where not good."""
 
 
@@ -210,7 +204,7 @@ def fit_psf_fluxes(
     x: FloatArray,
     y: FloatArray,
     psf: PsfModel,
-    reach: npt.NDArray[np.intp],
+    reach: IntArray,
 ) -> FluxFit:
     """Return least-squares fluxes of all sources at once, with positions held.
 
@@ -258,8 +252,8 @@ def fit_psf_fluxes(
 
 
 def _models(
-    x: FloatArray, y: FloatArray, good: BoolArray, psf: PsfModel, chosen: npt.NDArray[np.intp], radius: int
-) -> tuple[FloatArray, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    x: FloatArray, y: FloatArray, good: BoolArray, psf: PsfModel, chosen: IntArray, radius: int
+) -> tuple[FloatArray, IntArray, IntArray]:
     """Return the values of the chosen sources' PSFs on good pixels, their pixels and their sources."""
     ix, iy = nearest_pixel(x[chosen], y[chosen], good.shape)
     models = psf.stamps(x[chosen], y[chosen], ix, iy, radius)
@@ -275,8 +269,8 @@ def isolated_stamps(
     flux: FloatArray,
     psf: PsfModel,
     radius: int,
-    reach: npt.NDArray[np.intp],
-) -> tuple[FloatArray, npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray, FloatArray]:
+    reach: IntArray,
+) -> tuple[FloatArray, IntArray, IntArray, FloatArray, FloatArray]:
     """Cut out each source with all others subtracted.
 
     Parameters

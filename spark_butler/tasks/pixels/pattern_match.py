@@ -11,12 +11,10 @@ __all__ = ("find_shift", "find_similarity", "measure_doubling", "mutual_matches"
 import math
 
 import numpy as np
-import numpy.typing as npt
 import scipy.ndimage
 import scipy.spatial
 
-type FloatArray = npt.NDArray[np.float64]
-type IntArray = npt.NDArray[np.intp]
+from . import FloatArray, IntArray
 
 _ANGLE_BINS = 720
 _SCALE_STEP = 0.005

@@ -9,11 +9,10 @@ __all__ = ("PsfFit", "fit_psf", "stamp_radius")
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from . import BoolArray, FloatArray, FloatImage, IntArray
 from .psf_model import FWHM_PER_SIGMA, GAUSSIAN_BETA, PsfModel, moffat_slopes, moffat_stamps, polynomial_terms
 from .robust import (
     MAD_TO_SIGMA,
@@ -25,9 +24,6 @@ from .robust import (
     weighted_median,
 )
 from .stamps import gather_windows
-
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
 
 _MODEL_ERROR = 0.003
 """Error of the model as a fraction of a star's peak, so that cores count for more than wings."""
@@ -43,7 +39,7 @@ class PsfFit:
     """A PSF and how well it describes its stars."""
 
     model: PsfModel
-    used: npt.NDArray[np.intp]
+    used: IntArray
     """Indices of the candidates that the PSF comes from."""
 
     scatter: float
@@ -52,7 +48,7 @@ class PsfFit:
     residual: float
     """Light in the cores of the stars' stacked residuals, absolute values, as a fraction of their light."""
 
-    reserved: npt.NDArray[np.intp] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    reserved: IntArray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     """Indices of the candidates that were left out of the fit and are stars by it."""
 
 
@@ -67,8 +63,8 @@ class _Stars:
 
 
 def fit_psf(  # noqa: PLR0913
-    image: npt.NDArray[np.floating[Any]],
-    sky: npt.NDArray[np.floating[Any]],
+    image: FloatImage,
+    sky: FloatImage,
     masked: BoolArray,
     x: FloatArray,
     y: FloatArray,
@@ -185,8 +181,8 @@ def _judge(  # noqa: PLR0913
     usable: BoolArray,
     x: FloatArray,
     y: FloatArray,
-    ix: npt.NDArray[np.intp],
-    iy: npt.NDArray[np.intp],
+    ix: IntArray,
+    iy: IntArray,
     radius: int,
 ) -> PsfFit:
     """Compare the model with its stars."""

@@ -20,14 +20,12 @@ from typing import Self
 
 import galsim
 import numpy as np
-import numpy.typing as npt
 import piff
 from lsst.images import Bounds
 from lsst.images.psfs import GaussianPointSpreadFunction, PiffWrapper, PointSpreadFunction
 
+from . import FloatArray, IntArray
 from .stamps import stamp_offsets
-
-type FloatArray = npt.NDArray[np.float64]
 
 FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian of unit standard deviation."""
@@ -97,9 +95,7 @@ class PsfModel:
         width = (self.fwhm / FWHM_PER_SIGMA) ** 2 * _wing_factor(self.beta) + 1.0 / 12.0
         return math.sqrt(width)
 
-    def stamps(
-        self, x: FloatArray, y: FloatArray, ix: npt.NDArray[np.intp], iy: npt.NDArray[np.intp], radius: int
-    ) -> FloatArray:
+    def stamps(self, x: FloatArray, y: FloatArray, ix: IntArray, iy: IntArray, radius: int) -> FloatArray:
         """Return images of stars of unit total flux, integrated over the pixels.
 
         Parameters

@@ -9,12 +9,11 @@ __all__ = ("PsfEstimate", "estimate_psf")
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.spatial
 
+from . import BoolArray, FloatArray, FloatImage, IntArray
 from .detection import Detections
 from .robust import half_sample_mode, robust_sigma
 from .stamps import gather_windows, measure_moments, windowed_centroids
@@ -30,13 +29,13 @@ class PsfEstimate:
     sigma: float
     """Standard deviation in pixels of the Gaussian that is most like them; NaN if there were too few."""
 
-    candidates: npt.NDArray[np.intp]
+    candidates: IntArray
     """Indices of the detections that are bright, isolated and not much wider or narrower than that."""
 
 
 def estimate_psf(
-    image: npt.NDArray[np.floating[Any]],
-    masked: npt.NDArray[np.bool_],
+    image: FloatImage,
+    masked: BoolArray,
     detections: Detections,
     sigma: float,
     *,
@@ -86,12 +85,8 @@ def estimate_psf(
 
 
 def _select_candidates(
-    masked: npt.NDArray[np.bool_],
-    detections: Detections,
-    sigma: float,
-    min_significance: float,
-    radius: int,
-) -> npt.NDArray[np.intp]:
+    masked: BoolArray, detections: Detections, sigma: float, min_significance: float, radius: int
+) -> IntArray:
     ny, nx = masked.shape
     bright = np.nonzero((detections.significance >= min_significance) & ~detections.streak)[0]
     x, y = detections.x[bright], detections.y[bright]
@@ -115,7 +110,7 @@ def _select_candidates(
     return np.asarray(bright[alone])
 
 
-def _stellar_locus(sizes: npt.NDArray[np.float64], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _stellar_locus(sizes: FloatArray, usable: BoolArray) -> BoolArray:
     """Clip around the mode of the sizes, which is the stars'; the mean is that of stars and galaxies."""
     center = half_sample_mode(np.sort(sizes[usable]))
     on_locus = usable & (np.abs(sizes - center) < 0.1 * center)

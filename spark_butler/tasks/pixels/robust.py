@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-type FloatArray = npt.NDArray[np.float64]
+from . import FloatArray
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of Gaussian numbers over the median of their absolute values."""

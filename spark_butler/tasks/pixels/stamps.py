@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import BoolArray, FloatArray, FloatImage, IntArray
+
 
 def gather_windows[T: np.generic](
-    array: npt.NDArray[T], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], radius: int, *, fill: Any = None
+    array: npt.NDArray[T], x: IntArray, y: IntArray, radius: int, *, fill: Any = None
 ) -> npt.NDArray[T]:
     """Copy the square windows centerd on the given pixels.
 
@@ -54,14 +56,12 @@ def gather_windows[T: np.generic](
     return values
 
 
-def _mirrored(index: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
+def _mirrored(index: IntArray, size: int) -> IntArray:
     index = np.abs(index)
     return np.asarray(np.clip(np.where(index > size - 1, 2 * (size - 1) - index, index), 0, size - 1))
 
 
-def nearest_pixel(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def nearest_pixel(x: FloatArray, y: FloatArray, shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
     """Column and row of the pixel of the image that is nearest to each position."""
     return (
         np.clip(np.rint(x), 0, shape[1] - 1).astype(np.intp),
@@ -69,16 +69,13 @@ def nearest_pixel(
     )
 
 
-def stamp_offsets(radius: int) -> npt.NDArray[np.float64]:
+def stamp_offsets(radius: int) -> FloatArray:
     """Pixel offsets from the center along one axis of a window of this radius."""
     return np.arange(-radius, radius + 1, dtype=np.float64)
 
 
-type FloatArray = npt.NDArray[np.float64]
 _WIDER = 0.6
 """Square pixels by which the weight's moments exceed the source's."""
-
-type Stamps = npt.NDArray[np.floating[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +85,7 @@ class AdaptiveMoments:
     ixx: FloatArray
     iyy: FloatArray
     ixy: FloatArray
-    ok: npt.NDArray[np.bool_]
+    ok: BoolArray
     """Whether the iteration stayed within bounds."""
 
     @property
@@ -98,8 +95,8 @@ class AdaptiveMoments:
 
 
 def windowed_centroids(
-    stamps: Stamps, dx: FloatArray, dy: FloatArray, sigma: float, *, reach: float = 2.0
-) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    stamps: FloatImage, dx: FloatArray, dy: FloatArray, sigma: float, *, reach: float = 2.0
+) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Centroids with a circular Gaussian weight as wide as the PSF (the XWIN of SExtractor).
 
     Parameters
@@ -143,7 +140,7 @@ def windowed_centroids(
     return np.where(ok, x, dx), np.where(ok, y, dy), ok
 
 
-def measure_moments(stamps: Stamps, dx: FloatArray, dy: FloatArray, sigma: float) -> AdaptiveMoments:
+def measure_moments(stamps: FloatImage, dx: FloatArray, dy: FloatArray, sigma: float) -> AdaptiveMoments:
     """Second moments with an elliptical Gaussian weight matched to each source.
 
     The iteration is that of Bernstein & Jarvis (2002, AJ 123, 583).  Sources that become four times as wide

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import scipy.ndimage
 import scipy.stats
 
-type FloatArray = npt.NDArray[np.float64]
-type BoolArray = npt.NDArray[np.bool_]
+from . import BoolArray, FloatArray, IntArray
 
 _FEWEST, _CHANCE, _MOST_LINES = 8, 1e-4, 6
 """Fewest sources on a line, its probability by chance in an image, and the largest number of lines."""
@@ -81,9 +80,7 @@ def _best_line(counts: FloatArray) -> tuple[int, int, float]:
     return int(angle), int(strip), float(chance[angle, strip])
 
 
-def on_streak(
-    footprint: BoolArray, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], sigma: float
-) -> BoolArray:
+def on_streak(footprint: BoolArray, x: IntArray, y: IntArray, sigma: float) -> BoolArray:
     """Return which positions lie on connected pixels that form a long and narrow feature."""
     labels, count = scipy.ndimage.label(footprint, structure=np.ones((3, 3), dtype=bool))
     if not count or not x.size:
@@ -93,7 +90,7 @@ def on_streak(
     number = np.bincount(which, minlength=count + 1).astype(np.float64)
     number[0] = 1.0
 
-    def mean(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def mean(values: npt.NDArray[Any]) -> FloatArray:
         return np.asarray(np.bincount(which, weights=values, minlength=count + 1) / number)
 
     mx, my = mean(columns), mean(rows)
