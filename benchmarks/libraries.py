@@ -35,7 +35,7 @@ from lsst.images import MaskedImage
 from science import RawFrame, simulate_frame
 
 from spark_butler.demo.simulation import read_table
-from spark_butler.obs._combine import combine
+from spark_butler.obs.masters import combine
 from spark_butler.tasks.pixels.artifacts import find_cosmic_rays, star_contrast
 from spark_butler.tasks.pixels.background import estimate_background
 from spark_butler.tasks.pixels.pattern_match import find_shift, find_similarity

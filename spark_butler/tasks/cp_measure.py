@@ -21,9 +21,9 @@ import numpy.typing as npt
 from lsst.pex.config import RangeField
 
 from ..errors import UserError
-from ..obs._combine import combine, normalize
 from ..obs.camera.defects import find_defects, sections_of, to_table
 from ..obs.camera.description import AmplifierDescription, CameraDescription
+from ..obs.masters import combine, normalize
 from ..obs.photon_transfer import (
     FlatPair,
     PhotonTransferError,

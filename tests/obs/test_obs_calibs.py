@@ -19,9 +19,9 @@ from spark_butler.demo.simulation import SimulatedData
 from spark_butler.demo.simulation._readout import Electronics
 from spark_butler.errors import RepositoryError, UserError
 from spark_butler.obs import CameraDescription
-from spark_butler.obs._combine import combine, combine_with_variance, normalize
 from spark_butler.obs.calibs import ingest_calibs, parse_validity
 from spark_butler.obs.camera.defects import to_mask
+from spark_butler.obs.masters import combine, combine_with_variance, normalize
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
 from spark_butler.tasks.cp_combine import CpBiasCombineTask
