@@ -25,11 +25,6 @@ _CLASSES = "spark_butler.obs.instruments"
 class YamlInstrument(Instrument):
     """An instrument that is described by a `CameraDescription`.
 
-    Parameters
-    ----------
-    collection_prefix
-        What the instrument's collections begin with instead of its name.
-
     Notes
     -----
     The registry holds a class for each instrument, which is made without arguments.  Hence each description
@@ -38,10 +33,7 @@ class YamlInstrument(Instrument):
     """
 
     name: ClassVar[str] = ""
-
-    def __init__(self, collection_prefix: str | None = None) -> None:
-        super().__init__(collection_prefix)
-        self._description: CameraDescription | None = None
+    _description: CameraDescription | None = None
 
     @classmethod
     def from_description(cls, description: CameraDescription) -> Self:

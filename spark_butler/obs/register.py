@@ -6,7 +6,14 @@ __all__ = ("register_instrument",)
 
 import logging
 
-from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError, Timespan
+from lsst.daf.butler import (
+    Butler,
+    CollectionType,
+    DatasetType,
+    MissingCollectionError,
+    MissingDatasetTypeError,
+    Timespan,
+)
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePathExpression
 
@@ -17,34 +24,35 @@ from .camera.frame_detector import check_size, describe_frame
 from .camera.header_fields import HeaderValueError
 from .camera.raw_fits import RawFileError, display_name, read_raw_header
 from .instrument import YamlInstrument
-from .repository import define_collections, register_dataset_types
 
 logger = logging.getLogger(__name__)
+
+_IMAGE = "ImageV2"
+_MASTER = "MaskedImageV2"
+_TABLE = "ArrowAstropy"
+_DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
+    ("raw", ("instrument", "exposure", "detector"), _IMAGE, False),
+    ("camera", ("instrument",), "StructuredDataDict", True),
+    ("bias", ("instrument", "detector"), _MASTER, True),
+    ("dark", ("instrument", "detector"), _MASTER, True),
+    ("flat", ("instrument", "detector", "physical_filter"), _MASTER, True),
+    ("defects", ("instrument", "detector"), _TABLE, True),
+    ("linearizer", ("instrument", "detector"), _TABLE, True),
+    ("ptc", ("instrument", "detector"), _TABLE, True),
+)
 
 
 def register_instrument(
     butler: Butler, camera: ResourcePathExpression, *, update: bool = False
 ) -> CameraDescription:
-    """Make a described instrument known to a repository.
+    """Make a described instrument known to a repository; ``camera`` is a YAML file.
 
     Registers the records of the instrument, its detectors and its filters, the dataset types of raw data and
     calibrations, the instrument's collections, and the description itself as the ``camera`` dataset, which is
     certified for all times.  Doing it again changes nothing.
 
-    Parameters
-    ----------
-    camera
-        YAML file.
-    update
-        Whether a description that differs from the repository's replaces it.
-
-    Raises
-    ------
-    CameraDescriptionError
-        Raised if the description is not valid, or if a raw frame of the repository does not fit a description
-        that replaces another one.
-    RepositoryError
-        Raised if the repository has another description, and ``update`` is false.
+    Only with ``update``, a description replaces another one in the repository, and only if it fits the newest
+    raw frame there.
     """
     description = CameraDescription.from_yaml(camera)
     instrument = YamlInstrument.from_description(description)
@@ -59,12 +67,12 @@ def register_instrument(
         raise RepositoryError(hint)
     if changed:
         _check_with_raw(butler, description)
-    register_dataset_types(butler)
+    _register_dataset_types(butler)
     try:
         instrument.register(butler.registry, update=update)
     except ConflictingDefinitionError as err:
         raise RepositoryError(f"{hint} ({' '.join(str(err).split())})") from None
-    define_collections(butler, instrument)
+    _define_collections(butler, instrument)
     if changed:
         assert present is not None
         butler.pruneDatasets([present], disassociate=True, unstore=True, purge=True)
@@ -75,6 +83,34 @@ def register_instrument(
     else:
         logger.info("%s is registered already.", description.name)
     return description
+
+
+def _register_dataset_types(butler: Butler) -> None:
+    """Register the dataset types of raw data and calibrations."""
+    for name, dimensions, storage_class, is_calibration in _DATASET_TYPES:
+        if storage_class == _MASTER and any(butler.registry.queryDatasetTypes(name)):
+            # In repositories of earlier releases masters are plain images, and stay so.
+            continue
+        dataset_type = DatasetType(
+            name, dimensions, storage_class, universe=butler.dimensions, isCalibration=is_calibration
+        )
+        butler.registry.registerDatasetType(dataset_type)
+
+
+def _define_collections(butler: Butler, instrument: YamlInstrument) -> None:
+    """Register an instrument's collections and put them into its chain of defaults, where missing."""
+    members = {
+        instrument.makeDefaultRawIngestRunName(): CollectionType.RUN,
+        instrument.makeCalibrationCollectionName(): CollectionType.CALIBRATION,
+        instrument.makeUnboundedCalibrationRunName(): CollectionType.RUN,
+        instrument.makeRefCatCollectionName(): CollectionType.CHAINED,
+    }
+    defaults = instrument.makeUmbrellaCollectionName()
+    for name, collection_type in {**members, defaults: CollectionType.CHAINED}.items():
+        butler.collections.register(name, collection_type)
+    present = butler.collections.get_info(defaults).children
+    if missing := [name for name in members if name not in present]:
+        butler.collections.extend_chain(defaults, missing)
 
 
 def _is_same(stored: object, description: CameraDescription) -> bool:
@@ -92,12 +128,12 @@ def _check_with_raw(butler: Butler, description: CameraDescription) -> None:
         refs = butler.query_datasets(
             "raw", run, instrument=description.name, explain=False, limit=1, order_by="-exposure"
         )
-        uri = butler.getURI(refs[0]) if refs else None
-        header = read_raw_header(uri) if uri is not None else None
+        if not refs:
+            return
+        uri = butler.getURI(refs[0])
+        header = read_raw_header(uri)
     except (MissingCollectionError, MissingDatasetTypeError, RawFileError, LookupError) as err:
         logger.debug("There is no raw frame to check the description with: %s", err)
-        return
-    if uri is None or header is None:
         return
     name = display_name(uri)
     try:

@@ -1,15 +1,12 @@
-"""Functions that obs commands share: the butler, instruments' descriptions, dataset types, collections."""
+"""Functions that obs commands share: the butler, instruments' descriptions, files."""
 
 from __future__ import annotations
 
 __all__ = (
     "check_run",
-    "define_collections",
     "describe_instruments",
     "expand_paths",
     "get_description",
-    "open_butler",
-    "register_dataset_types",
     "writing_butler",
 )
 
@@ -20,7 +17,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import sqlalchemy.exc
-from lsst.daf.butler import Butler, CollectionType, DatasetNotFoundError, DatasetType, MissingCollectionError
+from lsst.daf.butler import Butler, CollectionType, DatasetNotFoundError, MissingCollectionError
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from ..errors import RepositoryError, UserError
@@ -28,7 +25,7 @@ from ..repository.checks import check_repository, check_writeable
 from ..repository.output_checks import check_name
 from ..text import brief, suggest
 from .camera.description import CameraDescription
-from .instrument import YamlInstrument, make_instrument_class
+from .instrument import make_instrument_class
 
 logger = logging.getLogger(__name__)
 
@@ -41,40 +38,14 @@ _DATABASE_ERRORS = (
 )
 _UNWRITEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
-_IMAGE = "ImageV2"
-_MASTER = "MaskedImageV2"
-_TABLE = "ArrowAstropy"
-_DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
-    ("raw", ("instrument", "exposure", "detector"), _IMAGE, False),
-    ("camera", ("instrument",), "StructuredDataDict", True),
-    ("bias", ("instrument", "detector"), _MASTER, True),
-    ("dark", ("instrument", "detector"), _MASTER, True),
-    ("flat", ("instrument", "detector", "physical_filter"), _MASTER, True),
-    ("defects", ("instrument", "detector"), _TABLE, True),
-    ("linearizer", ("instrument", "detector"), _TABLE, True),
-    ("ptc", ("instrument", "detector"), _TABLE, True),
-)
-
-
-def open_butler(repo: ResourcePathExpression) -> Butler:
-    """Open a repository for writing."""
-    check_writeable(check_repository(str(repo)))
-    with _refusing_to_write(repo):
-        return Butler.from_config(repo, writeable=True)
-
 
 @contextlib.contextmanager
 def writing_butler(repo: ResourcePathExpression) -> Iterator[Butler]:
-    """Open a repository for as long as it is written to, and explain what is refused in between."""
-    with open_butler(repo) as butler, _refusing_to_write(repo):
-        yield butler
-
-
-@contextlib.contextmanager
-def _refusing_to_write(repo: ResourcePathExpression) -> Iterator[None]:
-    """Turn what databases and file systems raise where nothing can be written into a `RepositoryError`."""
+    """Open a repository for as long as it is written to; raise `RepositoryError` if it may not be."""
+    check_writeable(check_repository(str(repo)))
     try:
-        yield
+        with Butler.from_config(repo, writeable=True) as butler:
+            yield butler
     except (*_DATABASE_ERRORS, OSError) as exc:
         if isinstance(exc, OSError) and exc.errno not in _UNWRITEABLE:
             raise
@@ -83,18 +54,6 @@ def _refusing_to_write(repo: ResourcePathExpression) -> Iterator[None]:
             f"Can't write to the Butler repository {str(repo)!r}: {brief(origin)}; this command needs write "
             "access to the database of its registry and to its datastore."
         ) from exc
-
-
-def register_dataset_types(butler: Butler) -> None:
-    """Register the dataset types of raw data and calibrations."""
-    for name, dimensions, storage_class, is_calibration in _DATASET_TYPES:
-        if storage_class == _MASTER and any(butler.registry.queryDatasetTypes(name)):
-            # In repositories of earlier releases masters are plain images, and stay so.
-            continue
-        dataset_type = DatasetType(
-            name, dimensions, storage_class, universe=butler.dimensions, isCalibration=is_calibration
-        )
-        butler.registry.registerDatasetType(dataset_type)
 
 
 def check_run(butler: Butler, run: str) -> None:
@@ -106,22 +65,6 @@ def check_run(butler: Butler, run: str) -> None:
         return
     if found is not CollectionType.RUN:
         raise RepositoryError(f"output run {run} is a {found.name} collection; give another name")
-
-
-def define_collections(butler: Butler, instrument: YamlInstrument) -> None:
-    """Register an instrument's collections and put them into its chain of defaults, where missing."""
-    members = {
-        instrument.makeDefaultRawIngestRunName(): CollectionType.RUN,
-        instrument.makeCalibrationCollectionName(): CollectionType.CALIBRATION,
-        instrument.makeUnboundedCalibrationRunName(): CollectionType.RUN,
-        instrument.makeRefCatCollectionName(): CollectionType.CHAINED,
-    }
-    defaults = instrument.makeUmbrellaCollectionName()
-    for name, collection_type in {**members, defaults: CollectionType.CHAINED}.items():
-        butler.collections.register(name, collection_type)
-    present = butler.collections.get_info(defaults).children
-    if missing := [name for name in members if name not in present]:
-        butler.collections.extend_chain(defaults, missing)
 
 
 def get_description(butler: Butler, instrument: str) -> CameraDescription:

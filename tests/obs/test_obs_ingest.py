@@ -18,7 +18,7 @@ from spark_butler.errors import RepositoryError, UserError
 from spark_butler.obs import CameraDescription, YamlInstrument
 from spark_butler.obs.raws import ingest_raws
 from spark_butler.obs.register import register_instrument
-from spark_butler.obs.repository import get_description, open_butler
+from spark_butler.obs.repository import get_description, writing_butler
 from spark_butler.obs.visits import define_visits
 
 
@@ -206,8 +206,9 @@ def test_paths_that_stand_for_nothing_are_named(simcam: Butler, tmp_path: Path, 
 def test_repository_or_instrument_that_is_absent_is_named(
     tmp_path: Path, butler: Butler, night: SimulatedData
 ) -> None:
-    with pytest.raises(RepositoryError, match="no Butler repository at .*nowhere"):
-        open_butler(tmp_path / "nowhere")
+    nowhere = writing_butler(tmp_path / "nowhere")
+    with pytest.raises(RepositoryError, match="no Butler repository at .*nowhere"), nowhere:
+        pass
     with pytest.raises(RepositoryError, match="no instrument with a camera description"):
         ingest_raws(butler, [night.raw_dir])
     with pytest.raises(RepositoryError, match="'Nonesuch' is not registered .*; there is none"):
