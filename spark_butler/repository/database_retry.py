@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RETRY_SECONDS", "is_connection_loss", "retry_database"]
+__all__ = ["is_connection_loss", "retry_database"]
 
 import logging
 import random
@@ -16,9 +16,7 @@ from ..text import brief
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 600.0
-"""Time in seconds during which calls to an unreachable database are retried."""
-
+_RETRY_SECONDS = 600.0
 _LONGEST_PAUSE_SECONDS = 20.0
 
 
@@ -41,7 +39,7 @@ def retry_database[T](
     call: Callable[[], T],
     *,
     is_transient: Callable[[Exception], bool] = is_connection_loss,
-    seconds: float = RETRY_SECONDS,
+    seconds: float = _RETRY_SECONDS,
 ) -> T:
     """Return the result of a call; repeat the call while the database is unreachable.
 

@@ -24,7 +24,7 @@ from ..errors import EngineError
 from ..model.outcomes import FailureKind, classify
 from ..text import brief
 from .copy_inserts import insert_by_copy
-from .database_retry import RETRY_SECONDS, retry_database
+from .database_retry import retry_database
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ class Ingester:
         Definitions of the dataset types in the repository, by name.
     existing
         IDs of the datasets that were in the output run before.
-    retry_seconds
-        Time during which a batch is retried if the database is locked or unreachable.
     check
         Function that is called with the butler at the beginning of each transaction.  It may raise an
         `~spark_butler.errors.EngineError`.
@@ -63,7 +61,6 @@ class Ingester:
         dataset_types: Mapping[str, DatasetType],
         *,
         existing: Collection[uuid.UUID] = (),
-        retry_seconds: float = RETRY_SECONDS,
         check: Callable[[Butler], None] | None = None,
         shared: bool = False,
     ):
@@ -72,7 +69,6 @@ class Ingester:
         self._butler = butler
         self._dataset_types = dataset_types
         self._existing = set(existing)
-        self._retry_seconds = retry_seconds
         self._check = check
         self._shared = shared
         self._refs: dict[uuid.UUID, DatasetRef] = {}
@@ -139,7 +135,6 @@ class Ingester:
                 "The registry can't be written to",
                 lambda: self._write(again=self._shared or next(attempts) > 0),
                 is_transient=self._is_transient,
-                seconds=self._retry_seconds,
             )
         except EngineError:
             raise

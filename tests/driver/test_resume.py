@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sqlite3
@@ -39,6 +40,7 @@ from spark_butler.model.outcomes import RunResult
 from spark_butler.planning.dataset_ids import settle_dataset_ids
 from spark_butler.repository import output_ingest as registry
 from spark_butler.repository.collection_notes import read_temporaries, record_temporaries
+from spark_butler.repository.database_retry import retry_database
 from spark_butler.repository.output_ingest import Ingester, IngestStream
 from tests.support.engine_harness import (
     RUN,
@@ -502,13 +504,17 @@ def test_locked_registry_is_retried(make_repo: MakeRepo, caplog: pytest.LogCaptu
         _assert_sound(helper, graph)
 
 
-def test_registry_locked_for_long_raises_error_and_loses_nothing(make_repo: MakeRepo) -> None:
+def test_registry_locked_for_long_raises_error_and_loses_nothing(
+    make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry_briefly = functools.partial(retry_database, seconds=0.3)
+    monkeypatch.setattr("spark_butler.repository.output_ingest.retry_database", retry_briefly)
     repo = make_repo("repo")
     with repo.open() as helper:
         graph = make_graph(helper, Case(_build))
         work = _ingest_all(helper, graph)
         types = {name: node.dataset_type for name, node in graph.pipeline_graph.dataset_types.items()}
-        ingester = Ingester(helper.butler, types, retry_seconds=0.3)
+        ingester = Ingester(helper.butler, types)
         for each in work:
             ingester.add(*each)
         lock = _lock(helper.butler, repo, 1.5)

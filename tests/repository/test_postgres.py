@@ -44,7 +44,7 @@ def test_ingest_survives_lost_connections(
         kind = DatasetType("note", (), "StructuredDataDict", universe=butler.dimensions)
         butler.registry.registerDatasetType(kind)
         ref = DatasetRef(kind, DataCoordinate.make_empty(butler.dimensions), run="some/run")
-        ingester = Ingester(butler, {"note": kind}, retry_seconds=60.0)
+        ingester = Ingester(butler, {"note": kind})
         ingester.add([ref], [ref.id], {})
         if fault == "server":
             postgres.kill()
