@@ -29,7 +29,6 @@ from ..repository.lease import RunLease
 from ..repository.task_history import (
     Times,
     find_costs,
-    find_needs,
     find_task_means,
     find_times,
     load_needs,
@@ -194,7 +193,7 @@ def _save_history(butler: LimitedButler, xgraph: networkx.DiGraph[uuid.UUID], re
     """Write the memory needs and times of quanta for later runs."""
     if not (roots := store_roots(butler)):
         return
-    save_needs(roots[0], find_needs(result.outcomes.values()))
+    save_needs(roots[0], result.outcomes.values())
     times = find_times((each, xgraph.nodes[q]["data_id"]) for q, each in result.outcomes.items())
     save_times(roots[0], times)
     if times:

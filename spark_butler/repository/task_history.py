@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = [
     "Times",
     "find_costs",
-    "find_needs",
     "find_task_means",
     "find_times",
     "load_needs",
@@ -16,6 +15,7 @@ __all__ = [
     "save_times",
 ]
 
+import contextlib
 import itertools
 import json
 import logging
@@ -47,24 +47,19 @@ _WORTH_SECONDS = 60.0
 _MOST_QUANTA = 100_000
 
 
-def find_needs(outcomes: Iterable[QuantumOutcome]) -> dict[str, int]:
-    """Return the bytes that were enough for tasks whose quanta had run out of memory, by label."""
+def load_needs(root: ResourcePath) -> dict[str, int]:
+    """Read the bytes that tasks needed in earlier runs; empty if there are none or the file can't be read."""
+    return _load(root, _MEMORY, lambda content: {label: int(value) for label, value in content.items()})
+
+
+def save_needs(root: ResourcePath, outcomes: Iterable[QuantumOutcome]) -> None:
+    """Add the bytes that were enough for tasks whose quanta had run out of memory to the records."""
     needs: dict[str, int] = {}
     for outcome in outcomes:
         had_too_little = any(attempt.kind is FailureKind.MEMORY for attempt in outcome.attempts)
         if had_too_little and outcome.memory_limit is not None:
             enough = max(outcome.memory_limit, int(_MARGIN * outcome.peak_memory))
             needs[outcome.label] = max(needs.get(outcome.label, 0), enough)
-    return needs
-
-
-def load_needs(root: ResourcePath) -> dict[str, int]:
-    """Read the bytes that tasks needed in earlier runs; empty if there are none or the file can't be read."""
-    return _load(root, _MEMORY, lambda content: {label: int(value) for label, value in content.items()})
-
-
-def save_needs(root: ResourcePath, needs: Mapping[str, int]) -> None:
-    """Add the memory in bytes that tasks need to the records of earlier runs."""
     if not needs:
         return
     known = load_needs(root)
@@ -160,11 +155,11 @@ def _key(label: str, data_id: DataCoordinate) -> tuple[str, str]:
 def _load[K, V](root: ResourcePath, file: str, read: Callable[[Mapping[str, Any]], dict[K, V]]) -> dict[K, V]:
     """Read a file with values by task label; return an empty mapping if it can't be read."""
     # No result depends on the history.
-    with best_effort(f"The history of earlier runs ({file}) can't be read"):
-        try:
-            return read(json.loads(root.join(file).read()))
-        except FileNotFoundError:
-            return {}
+    with (
+        best_effort(f"The history of earlier runs ({file}) can't be read"),
+        contextlib.suppress(FileNotFoundError),
+    ):
+        return read(json.loads(root.join(file).read()))
     return {}
 
 
