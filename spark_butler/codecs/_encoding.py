@@ -101,13 +101,8 @@ class Form:
     """Parts of an encoded form, as views of its bytes."""
 
     codec: str
-    """Name of the codec that made it."""
-
     stream: memoryview
-    """Pickle stream."""
-
     buffers: tuple[memoryview, ...]
-    """Out-of-band buffers."""
 
     @classmethod
     def parse(cls, data: bytearray | memoryview) -> Self:

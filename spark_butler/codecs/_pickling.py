@@ -86,21 +86,18 @@ def _masked_parts(array: Any) -> tuple[np.ndarray, Any, dict[str, Any]]:
 
 
 def _reduce_masked(array: Any) -> Any:
-    cls: Any = type(array)
-    if (
-        cls.__reduce__ is not np.ma.MaskedArray.__reduce__
-        or cls.__setstate__ is not np.ma.MaskedArray.__setstate__
-    ):
+    if not _pickles_as(type(array), np.ma.MaskedArray):
         return NotImplemented
-    return _make_masked, (cls, *_masked_parts(array))
+    return _make_masked, (type(array), *_masked_parts(array))
+
+
+def _pickles_as(cls: Any, base: Any) -> bool:
+    """Return whether a type pickles by the methods of one of its bases."""
+    return cls.__reduce__ is base.__reduce__ and cls.__setstate__ is base.__setstate__
 
 
 def _pickles_as_array(cls: Any) -> bool:
-    return (
-        cls.__reduce__ is np.ndarray.__reduce__
-        and cls.__reduce_ex__ is np.ndarray.__reduce_ex__
-        and cls.__setstate__ is np.ndarray.__setstate__
-    )
+    return _pickles_as(cls, np.ndarray) and cls.__reduce_ex__ is np.ndarray.__reduce_ex__
 
 
 def _reduce_subclass(array: np.ndarray) -> Any:
@@ -113,9 +110,8 @@ _COLUMN_ATTRIBUTES = ("_name", "_unit", "_format", "description", "meta")
 
 
 def _reduce_column(column: Any) -> Any:
-    base = sys.modules["astropy.table.column"].BaseColumn
     cls = type(column)
-    if cls.__reduce__ is not base.__reduce__ or cls.__setstate__ is not base.__setstate__:
+    if not _pickles_as(cls, sys.modules["astropy.table.column"].BaseColumn):
         return NotImplemented
     attributes = {name: getattr(column, name) for name in _COLUMN_ATTRIBUTES}
     attributes["_parent_table"] = None
@@ -132,9 +128,8 @@ def _make_with_state(cls: type, array: np.ndarray, state: dict[str, Any]) -> Any
 
 
 def _reduce_quantity(quantity: Any) -> Any:
-    base = sys.modules["astropy.units.quantity"].Quantity
     cls = type(quantity)
-    if cls.__reduce__ is not base.__reduce__ or cls.__setstate__ is not base.__setstate__:
+    if not _pickles_as(cls, sys.modules["astropy.units.quantity"].Quantity):
         return NotImplemented
     return _make_with_state, (cls, _plain(quantity), quantity.__dict__)
 
