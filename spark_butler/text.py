@@ -53,25 +53,17 @@ _EXPECTED = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "{le:g} or less",
     "literal_error": "{expected}",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
     "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
     "string_type": "a text",
     "string_too_short": "at least {min_length} character",
     "string_too_long": "at most {max_length} characters",
     "too_short": "at least {min_length}",
     "too_long": "at most {max_length}",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    "model_type": "a mapping",
-    "dataclass_type": "a mapping",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), "a mapping"),
 }
 
 
@@ -144,10 +136,7 @@ def describe_expected(item: Mapping[str, Any]) -> str:
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return ``did you mean ...?`` with the known names that are similar to an unknown name.
 
-    Parameters
-    ----------
-    otherwise
-        Text if no name is near; by default it lists the known names.
+    If none is near, return ``otherwise``; by default it lists the known names.
     """
     names = sorted(set(known))
     lower = {each.lower(): each for each in reversed(names)}

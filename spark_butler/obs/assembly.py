@@ -64,21 +64,9 @@ class AssembledImage:
 
 
 def assemble(raw: npt.NDArray[Any], detector: DetectorDescription) -> AssembledImage:
-    """Subtract the overscan or the bias level of each amplifier, and assemble the image.
+    """Subtract the overscan or the bias level of each amplifier of a raw image, and assemble the image.
 
-    Parameters
-    ----------
-    raw
-        Raw image in ADU.
-    detector
-        The frame's detector, as from `describe_frame`.
-
-    Raises
-    ------
-    RawShapeError
-        Raised if the image does not have the described size.
-    MosaicPatternError
-        Raised if the pixels contradict the described pattern of colors.
+    The raw image is in ADU; ``detector`` is the frame's, as from `describe_frame`.
     """
     if cards := [key for amplifier in detector.amplifiers for key in amplifier.cards]:
         raise ValueError(f"{cards[0]} of detector {detector.id} is in headers: call describe_frame first")
@@ -140,11 +128,6 @@ def assemble_planes(
         Pixels to be masked, by mask plane.
     variance
         In ADU squared, NaN for pixels without one; `None` without a plane of noise.
-
-    Raises
-    ------
-    UserError
-        Raised if the frame lacks a plane, or one has neither the size of the raw nor of the assembled image.
     """
     planes.check(header)
 

@@ -95,17 +95,9 @@ def ingest_calibs(  # noqa: PLR0913
     validity
         Validity of the masters; by default unbounded.
     replace
-        Whether to decertify earlier masters for the overlapping part of their validity.
+        Whether to decertify earlier masters for the overlapping part of their validity; otherwise they raise.
     failures
         Receives the reason for each unusable file; without it, the first such file raises.
-
-    Raises
-    ------
-    UserError
-        Raised if a file can't be used, no frame of the kind is among them, the camera has no such
-        calibration, or a calibration that it needs is not certified.
-    RepositoryError
-        Raised if other masters are certified for overlapping times and ``replace`` is false.
     """
     cameras = describe_instruments(butler, instrument)
     if output_run is not None:
@@ -198,10 +190,8 @@ def _make_masters(
     frames = [raw for raw in raws if raw.observation_type == kind]
     if not frames:
         present = ", ".join(sorted({raw.observation_type for raw in raws}))
-        reason = next(
-            iter(failed.values()), f"none of the {len(raws)} files is a {kind} frame; they are {present}"
-        )
-        raise UserError(reason)
+        no_frame = f"none of the {len(raws)} files is a {kind} frame; they are {present}"
+        raise UserError(next(iter(failed.values()), no_frame))
     logger.info("%d of %d files are %s frames.", len(frames), len(raws), kind)
     camera = _only_camera((raw.instrument for raw in frames), cameras)
     if kind not in camera.calibrations:
@@ -337,9 +327,8 @@ def _read_defects(
     if detector is None and len(camera.detectors) > 1:
         names = ", ".join(each.name for each in camera.detectors)
         raise UserError(f"{camera.name} has several detectors ({names}); give the one of these defects")
-    if detector is None:
-        key: int | str = camera.detectors[0].id
-    else:
+    key: int | str = camera.detectors[0].id
+    if detector is not None:
         key = int(detector) if detector.isdecimal() else detector
     try:
         described = camera.get_detector(key).assembled

@@ -93,25 +93,17 @@ def fetch_gaia(
 ) -> astropy.table.Table:
     """Return the stars of Gaia's third data release within circles.
 
+    They have the archive's columns on positions, proper motions, parallaxes and epoch; and, for each ``BAND``
+    of ``g``, ``bp`` and ``rp``, ``phot_BAND_flux`` and ``phot_BAND_flux_error``, an AB flux in nJy.
+
     Parameters
     ----------
     max_magnitude
         Faintest magnitude in Gaia's G band.
     max_rows
-        Most stars in a circle.
+        Most stars in a circle; more are refused.
     server
         Address of a TAP service that has the table ``gaiadr3.gaia_source``.
-
-    Returns
-    -------
-    stars
-        The archive's columns on positions, proper motions, parallaxes and epoch; and, for each ``BAND`` of
-        ``g``, ``bp`` and ``rp``, ``phot_BAND_flux`` and ``phot_BAND_flux_error``, an AB flux in nJy.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if astroquery is missing, the service can't be reached or refuses, or has more stars.
     """
     tables = [_query(server, _adql(cone, max_magnitude), max_rows) for cone in cones]
     found = astropy.table.vstack(tables, metadata_conflicts="silent")

@@ -89,11 +89,6 @@ def ingest_raws(
     ignore_checksums
         Whether these files are read even where pixels disagree with their ``DATASUM``. Files that the output
         run has already are ingested again for it.
-
-    Raises
-    ------
-    UserError
-        Raised if a path does not exist, no instrument is registered, or a file is bad and ``fail_fast``.
     """
     cameras = describe_instruments(butler, instrument)
     if output_run is not None:
@@ -111,7 +106,9 @@ def ingest_raws(
             raise UserError(next(iter(result.failures.values())))
         run = output_run or make_instrument_class(exposure[0].instrument)().makeDefaultRawIngestRunName()
         try:
-            _sync_records(butler, consistent[0])
+            with butler.registry.transaction():
+                for element in ("day_obs", "group", "exposure"):
+                    butler.registry.syncDimensionData(element, getattr(consistent[0], element))
         except ConflictingDefinitionError as err:
             number, text = exposure[0].exposure["id"], " ".join(str(err).split())
             reason = f"the repository has another exposure {number}: {text}"
@@ -121,6 +118,7 @@ def ingest_raws(
                 (display_name(raw.uri), f"{display_name(raw.uri)}: {reason}") for raw in consistent
             )
             continue
+        butler.collections.register(run)
         if ignore_checksums:
             _remove_existing(butler, consistent, run)
         datasets[run].extend(_new_datasets(butler, consistent, run, result, formatter))
@@ -155,16 +153,8 @@ def _consistent_files(raws: list[RawFile], failures: dict[str, str]) -> list[Raw
     return list(kept.values())
 
 
-def _sync_records(butler: Butler, raw: RawFile) -> None:
-    with butler.registry.transaction():
-        for element in ("day_obs", "group", "exposure"):
-            butler.registry.syncDimensionData(element, getattr(raw, element))
-
-
 def _remove_existing(butler: Butler, raws: Sequence[RawFile], run: str) -> None:
     """Remove the datasets of files that are to be ingested again, but never the files themselves."""
-    if run not in butler.collections.query("*"):
-        return
     roots = [root for root in butler.get_datastore_roots().values() if root is not None]
     existing = []
     for raw in raws:
@@ -186,7 +176,6 @@ def _new_datasets(
     result: RawIngestResult,
     formatter: type[RawFitsFormatter],
 ) -> list[FileDataset]:
-    butler.collections.register(run)
     dataset_type = butler.get_dataset_type("raw")
     datasets = []
     for raw in raws:

@@ -74,12 +74,13 @@ def ingest_refcats(  # noqa: PLR0913
     replace: bool = False,
     failures: dict[str, str] | None = None,
 ) -> list[DatasetRef]:
-    """Ingest a reference catalog.
+    """Ingest a reference catalog as datasets of type ``name``, one for each HTM level 7 trixel with sources.
+
+    Each is an `astropy.table.Table` with ``id``, ``coord_ra`` and ``coord_dec`` (radians), and ``BAND_flux``
+    and ``BAND_fluxErr`` (nJy) for each band.
 
     Parameters
     ----------
-    name
-        Name of the dataset type, such as ``gaia_dr2``.
     paths
         Tables (FITS, ECSV, CSV, Parquet, VOTable), directories, globs or URIs.  A table with columns
         ``coord_ra`` and ``coord_dec`` is taken for an LSST reference catalog (radians, nJy), any other for
@@ -98,19 +99,6 @@ def ingest_refcats(  # noqa: PLR0913
         Whether shards give way that the collection has already.
     failures
         Gets the reason for each file that can't be used; without it, the first such file is an error.
-
-    Returns
-    -------
-    refs
-        One dataset for each HTM level 7 trixel with sources: an `astropy.table.Table` with ``id``,
-        ``coord_ra`` and ``coord_dec`` (radians), and ``BAND_flux`` and ``BAND_fluxErr`` (nJy) for each band.
-
-    Raises
-    ------
-    UserError
-        Raised if a table can't be read, lacks a column, or has positions that are not on the sky.
-    RepositoryError
-        Raised if the collection has shards already and ``replace`` is false.
     """
     run = output_run or Instrument.makeRefCatCollectionName(name)
     check_run(butler, run)
@@ -156,16 +144,14 @@ def _put_shards(
     shards = np.unique(trixels).tolist()
     name = dataset_type.name
     butler.registry.registerDatasetType(dataset_type)
-    existing = []
-    if run in butler.collections.query("*"):
-        found = (butler.find_dataset(dataset_type, {"htm7": shard}, collections=run) for shard in shards)
-        existing = [ref for ref in found if ref is not None]
+    butler.collections.register(run)
+    found = (butler.find_dataset(dataset_type, {"htm7": shard}, collections=run) for shard in shards)
+    existing = [ref for ref in found if ref is not None]
     if existing and not replace:
         ids = ", ".join(str(ref.dataId["htm7"]) for ref in existing)
         raise RepositoryError(f"{run} has shards of {name} already ({ids}); give --replace or --output-run")
     if existing:
         butler.pruneDatasets(existing, disassociate=True, unstore=True, purge=True)
-    butler.collections.register(run)
     refs = [butler.put(catalog[trixels == shard], dataset_type, htm7=shard, run=run) for shard in shards]
     chain = Instrument.makeRefCatCollectionName()
     butler.collections.register(chain, CollectionType.CHAINED)
@@ -250,11 +236,7 @@ def _flux(table: astropy.table.Table, band: BandColumns) -> tuple[np.ndarray, np
     column = _column(table, band.value)
     values = _plain(column)
     errors = None if band.error is None else _plain(_column(table, band.error))
-    if (
-        column.unit == u.mag
-        or column.unit == u.ABmag
-        or (column.unit is None and "mag" in band.value.lower())
-    ):
+    if column.unit in (u.mag, u.ABmag) or (column.unit is None and "mag" in band.value.lower()):
         flux = (values * u.ABmag).to_value(u.nJy)
         return flux, None if errors is None else errors * flux * np.log(10.0) / 2.5
     factor = 1.0 if column.unit is None else float((1.0 * column.unit).to_value(u.nJy))

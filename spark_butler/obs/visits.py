@@ -43,11 +43,6 @@ def define_visits(butler: Butler, instrument: str, *, where: str = "", padding: 
         Expression that narrows the exposures, in the butler's query language.
     padding
         Pixels by which the regions reach beyond the detectors, to allow for errors of the pointing.
-
-    Raises
-    ------
-    UserError
-        Raised if the instrument is not registered or no science exposure is selected.
     """
     camera = get_description(butler, instrument)
     exposures = _select(butler, instrument, where)

@@ -146,11 +146,9 @@ class _Partitioner:
         """Return the coarsest partition that gives each slot several groups and about equal work."""
         fused = self.fuse()
         wanted = _GROUPS_PER_SLOT * slots
-        one_each: dict[str, Sequence[str]] = {}
-        for quantum, label in enumerate(self.labels):
-            if label not in one_each:
-                one_each[label] = tuple(self.sketch.data_ids.get(self.ids[quantum], ()))
-        candidates = sorted({tuple(names) for names in one_each.values() if names}, key=lambda n: (len(n), n))
+        one_each = dict(zip(self.labels, self.ids, strict=True)).values()
+        names = {tuple(self.sketch.data_ids.get(quantum_id, ())) for quantum_id in one_each} - {()}
+        candidates = sorted(names, key=lambda each: (len(each), each))
         for dimensions in candidates:
             home, n_groups = self.join(fused, dimensions)
             if n_groups < wanted or len(set(home)) == len(set(fused)):

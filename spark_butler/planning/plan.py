@@ -63,8 +63,6 @@ class Group:
     """Quanta that one worker runs in order; the smallest piece that Spark schedules."""
 
     index: int
-    """Position of the group in its plan."""
-
     quanta: tuple[uuid.UUID, ...]
     """The quanta, each after its dependencies in the group."""
 
@@ -92,8 +90,6 @@ class Unit:
     """
 
     index: int
-    """Position of the unit in its plan."""
-
     levels: tuple[tuple[int, ...], ...]
     """Its groups, by level; temporaries pass from each level to later ones."""
 
@@ -272,10 +268,8 @@ def _explain_temporaries(plan: Plan) -> list[str]:
 
 def _kinds(plan: Plan, groups: Iterable[Group]) -> list[tuple[str, int]]:
     """Return the numbers of groups by their tasks, the most frequent first."""
-    kinds = Counter(_chain_text([plan.task_labels[q] for q in group.quanta]) for group in groups)
+    kinds: Counter[str] = Counter()
+    for group in groups:
+        labels = Counter(plan.task_labels[quantum] for quantum in group.quanta)
+        kinds[" -> ".join(f"{label} x {n}" if n > 1 else label for label, n in labels.items())] += 1
     return sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _chain_text(labels: Sequence[str]) -> str:
-    """Return a sequence of task labels as text, with counts of repeated labels."""
-    return " -> ".join(f"{label} x {n}" if n > 1 else label for label, n in Counter(labels).items())

@@ -42,8 +42,6 @@ class OutputRequest:
     """Whether the quantum graph was read from a file."""
 
     register_dataset_types: bool
-    """Whether to register dataset types that the repository doesn't know."""
-
     write_init_outputs: bool
     """Whether to write init-outputs, configurations and package versions."""
 
@@ -51,8 +49,6 @@ class OutputRequest:
     """Whether to keep init-outputs that exist, instead of writing them."""
 
     write_packages: bool
-    """Whether to write package versions."""
-
     update_chain: bool = False
     """Whether the output chain is the one that a graph from a file names."""
 
@@ -70,10 +66,7 @@ class OutputRequest:
 def resolve_output(graph: PredictedQuantumGraph, request: OutputRequest) -> OutputRequest:
     """Return a request in which the graph names the collections that the options leave out.
 
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the options name another output run than the graph.
+    Raises `OptionsError` if they name another output run than the graph.
     """
     header, collections = graph.header, {**request.collections, "output_run": graph.header.output_run}
     check_name("The output run of the quantum graph", header.output_run)

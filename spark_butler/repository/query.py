@@ -84,7 +84,7 @@ def find_data_ids(
     collections: Sequence[str] = (),
     limit: int | None = None,
 ) -> Resolved:
-    """Read the datasets that a query selects, and their datastore records.
+    """Read the datasets that a query selects, of which there is at least one, and their datastore records.
 
     Parameters
     ----------
@@ -95,11 +95,6 @@ def find_data_ids(
         validity, others by their dimensions.
     collections
         Collections to search, or patterns of their names (``"u/me/*"``); the butler's own by default.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if there is no such dataset type or collection, or the query can't be used or selects nothing.
     """
     names, are_ordered = _find_collections(butler, collections)
     main = _dataset_type(butler, dataset_type)

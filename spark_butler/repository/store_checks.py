@@ -60,7 +60,6 @@ class Finding:
 
     text: str
     remedy: str = ""
-    """Advice, if the state isn't ``ok``."""
 
 
 def check_store(root: ResourcePath, *, write: bool = False) -> None:

@@ -36,10 +36,6 @@ def find_defects(
 
     Parameters
     ----------
-    dark
-        Dark current of the assembled detector, or `None`.
-    flat
-        Relative response, or `None`.
     hot_sigma
         Sigma of the dark current above the detector's that makes a pixel hot.
     dead_fraction

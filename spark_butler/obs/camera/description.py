@@ -152,7 +152,7 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
     def get_detector(self, detector: int | str) -> DetectorDescription:
         """Return a detector by its identifier or name; raise `LookupError` if there is none."""
         for candidate in self.detectors:
-            if detector in (candidate.id, candidate.name):
+            if detector in (candidate.id, str(candidate.id), candidate.name):
                 return candidate
         known = ", ".join(f"{candidate.id} ({candidate.name})" for candidate in self.detectors)
         raise LookupError(f"{self.name} has no detector {detector!r}; it has {known}")

@@ -190,10 +190,10 @@ class DetectorDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow
         amplifiers = []
         for amplifier in self.amplifiers:
             section = amplifier.section.scaled(2)
-            updates = {"section": section, "raw_data_section": section, "raw_overscan_section": None}
             plain: dict[str, Any] = {"transpose": False, "mirror": "none", "bias_level": 0.0}
+            plain |= {"section": section, "raw_data_section": section, "raw_overscan_section": None}
             plain["read_noise"] = amplifier.read_noise * noise
-            amplifiers.append(amplifier.model_copy(update=updates | plain))
+            amplifiers.append(amplifier.model_copy(update=plain))
         nx, ny = self.nx // 2, self.ny // 2
         return self._scaled(2, amplifiers, nx=nx, ny=ny, raw_nx=nx, raw_ny=ny, mosaic=None)
 

@@ -160,7 +160,11 @@ class _Writer:
 
     def _present(self, keywords: Iterable[str], headers: Sequence[Header] | None = None) -> list[str]:
         """Return the keywords that have a value in all headers."""
-        return [key for key in keywords if all(_is_there(each.get(key)) for each in headers or self.headers)]
+        return [
+            key
+            for key in keywords
+            if all(HeaderField(keyword=(key,)).sources(h) for h in headers or self.headers)
+        ]
 
     def _write_identity(self) -> None:
         same = [key for key in self._present(_MATCH) if len({str(each[key]) for each in self.headers}) == 1]
@@ -344,7 +348,3 @@ class _Writer:
 def _short(field: Mapping[str, Any]) -> Any:
     """Return a field as a bare keyword, if it has no options."""
     return field["keyword"] if set(field) == {"keyword"} else dict(field)
-
-
-def _is_there(value: Any) -> bool:
-    return value is not None and bool(str(value).strip())

@@ -217,12 +217,10 @@ def _filter(
 
 def _detector(header: Mapping[str, Any], camera: CameraDescription) -> int:
     field = camera.header.detector
-    text = _needed(field.text(header), "detector", field)
-    for candidate in camera.detectors:
-        if text in (str(candidate.id), candidate.name):
-            return candidate.id
-    known = ", ".join(f"{candidate.id} ({candidate.name})" for candidate in camera.detectors)
-    raise HeaderValueError(f"{camera.name} has no detector {text!r}; it has {known}")
+    try:
+        return camera.get_detector(_needed(field.text(header), "detector", field)).id
+    except LookupError as err:
+        raise HeaderValueError(str(err)) from None
 
 
 def _night(begin: astropy.time.Time, offset_hours: float) -> tuple[int, Timespan]:

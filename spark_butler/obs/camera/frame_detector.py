@@ -25,7 +25,7 @@ import pydantic
 
 from .description import CameraDescription
 from .detectors import AmplifierDescription, DetectorDescription
-from .header_fields import HeaderField, HeaderValueError
+from .header_fields import HeaderValueError
 from .raw_fits import JOINED
 
 _LIMITS = {
@@ -61,7 +61,9 @@ def bin_detector(
     camera: CameraDescription, described: DetectorDescription, header: Mapping[str, Any]
 ) -> DetectorDescription:
     """Return a detector in the pixels of one image, whose binning is the camera's field ``binning``."""
-    binning = 1 if camera.header.binning is None else _read_binning(camera.header.binning, header)
+    binning, field = 1, camera.header.binning
+    if field is not None and (text := field.text(header)) is not None:
+        binning = parse_binning(text, " or ".join(field.keyword))
     try:
         return described.binned(binning)
     except pydantic.ValidationError as err:
@@ -139,11 +141,6 @@ def _read_electronics(amplifier: AmplifierDescription, header: Mapping[str, Any]
             )
         values[key] = number
     return amplifier.model_copy(update={**values, "cards": {}})
-
-
-def _read_binning(field: HeaderField, header: Mapping[str, Any]) -> int:
-    text = field.text(header)
-    return 1 if text is None else parse_binning(text, " or ".join(field.keyword))
 
 
 def parse_binning(text: str, origin: str) -> int:

@@ -93,12 +93,10 @@ def _find_images(hdus: astropy.io.fits.HDUList, name: str) -> tuple[dict[int, An
 
     Several of one size are amplifiers in extensions of their own: one image, joined from left to right.
     """
-    primary = RawHeader()
+    primary = _as_plain(hdus[0].header, name)
     found: dict[int, Any] = {}
     companions: list[str] = []
     for index, hdu in enumerate(hdus):
-        if index == 0:
-            primary = _as_plain(hdu.header, name)
         if hdu.is_image and _plane_shape(hdu.header) is not None:
             if (companion := _extension_name(hdu.header)) in COMPANIONS:
                 companions.append(companion)
@@ -193,24 +191,15 @@ def read_raw_pixels(
 ) -> tuple[np.ndarray, dict[str, HeaderValue]]:
     """Read the pixels of a raw image, and its header as from `read_raw_header`.
 
+    The pixels are in native byte order; integers with ``BZERO`` are the unsigned ones meant.  A card `PLANES`
+    of the header is one of `CompanionPlanes`.
+
     Parameters
     ----------
     stream
         Seekable binary stream at the start of the file.
     check_sums
         Whether pixels that disagree with their ``DATASUM`` are an error.
-
-    Returns
-    -------
-    pixels
-        Two-dimensional array in native byte order; integers with ``BZERO`` as the unsigned ones meant.
-    header
-        A card `PLANES` is one of `CompanionPlanes`.
-
-    Raises
-    ------
-    RawFileError
-        Raised if the file ends before its pixels do, disagrees with its ``DATASUM``, or can't be decoded.
     """
     # One read of the whole file: every byte is needed, and a remote stream is slow to seek in.
     content = bytes(_plain_stream(stream, name).read())
