@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from lsst.resources.utils import get_tempdir
 
@@ -44,11 +44,9 @@ END: Final = object()
 class Channel:
     """One end of a pipe.
 
-    Notes
-    -----
-    Unlike a `multiprocessing.connection.Connection`, it writes a record from
-    several pieces and reads it directly into one buffer.  An object of any size
-    is therefore copied only once on each side.
+    Unlike a `multiprocessing.connection.Connection`, it writes a record from several pieces and
+    reads it directly into one buffer.  An object of any size is therefore copied only once on
+    each side.
     """
 
     def __init__(self, descriptor: int):
@@ -89,11 +87,9 @@ class Channel:
                 views[0] = views[0][written:]
 
     def receive(self, limit: float) -> object:
-        """Wait for the next object or record, at most for some seconds.
+        """Wait for an object or a record (a `bytearray`), at most for some seconds.
 
-        Returns an object that was sent, or a record as a `bytearray`.  Returns
-        `None` after a timeout, and `END` if the sender has ended, even in the
-        middle of a record.
+        Returns `None` after a timeout, and `END` if the sender has ended, even in the middle of a record.
         """
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
@@ -121,11 +117,7 @@ class Channel:
 
 
 class LogTail:
-    """A nameless file in memory that a child process logs to and its parent reads.
-
-    Made before the fork; the child calls `attach` and `clear`, the parent
-    `read`.
-    """
+    """A nameless file in memory: a child calls `attach` and `clear`, its parent makes it and calls `read`."""
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
@@ -137,9 +129,8 @@ class LogTail:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> Literal[False]:
+    def __exit__(self, *exc_info: object) -> None:
         os.close(self._file)
-        return False
 
     def attach(self) -> None:
         """Write later log messages of this process, and the stack after a crash, to the file as well."""
@@ -184,16 +175,11 @@ class _TailHandler(logging.Handler):
 
 
 class TemporaryFolder:
-    """A directory that is removed with its contents when a child ends for any reason.
+    """A directory that is removed with its contents when a child ends; the child calls `use`.
 
-    Made before the fork; the child calls `use`.
-
-    Notes
-    -----
-    If this process is killed as well, the directory stays until
-    `remove_abandoned` is called on the same host.  A directory is abandoned if
-    its lock is free; the kernel releases the lock when the last process that
-    holds it ends.  On a file system without locks there is no lock file, and
+    If this process is killed as well, the directory stays until `remove_abandoned` is called on
+    the same host.  A directory is abandoned if its lock is free; the kernel releases the lock when
+    the last process that holds it ends.  On a file system without locks there is no lock file, and
     `remove_abandoned` doesn't remove the directory.
     """
 
@@ -211,10 +197,9 @@ class TemporaryFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> Literal[False]:
+    def __exit__(self, *exc_info: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
         os.close(self._lock)
-        return False
 
     def use(self) -> None:
         """Make all later temporary files of this process in the directory."""

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
-from typing import Literal, NoReturn, Self, cast
+from typing import NoReturn, Self, cast
 
 from lsst.pipe.base import QuantumAttemptStatus
 from lsst.pipe.base.quantum_reports import ExecutionStatus, QuantumReport
@@ -173,11 +173,10 @@ class _Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> Literal[False]:
+    def __exit__(self, *exc_info: object) -> None:
         self._receiver.close()
         if self._exit_code is None:
             self.stop(grace=0.0)
-        return False
 
     def limit(self, timeout: float | None, memory: int | None) -> None:
         """Set the limits on time, in seconds from now, and on resident memory, in bytes."""
@@ -186,13 +185,7 @@ class _Child:
         self._memory = memory
 
     def receive(self) -> object:
-        """Wait for the next object; return `None` when the child has ended or exceeded a limit.
-
-        Raises
-        ------
-        EngineError
-            Raised if the engine's own code failed in the child.
-        """
+        """Wait for the next object; `None` when the child has ended or exceeded a limit."""
         watch = _WATCH_SECONDS if self._memory is None else _MEMORY_WATCH_SECONDS
         event: object = None
         while event is None:
@@ -220,13 +213,7 @@ class _Child:
         return event
 
     def find_reason(self, n_kills: int) -> tuple[FailureKind, str]:
-        """Return why the child ended during a quantum.
-
-        Parameters
-        ----------
-        n_kills
-            Number of out-of-memory kills that were counted before the child was started.
-        """
+        """Return why the child ended during a quantum; ``n_kills`` out-of-memory kills came before it."""
         exit_code = self.wait()
         used = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
         if self._broken is FailureKind.TIMEOUT:

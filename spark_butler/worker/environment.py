@@ -49,9 +49,8 @@ def limit_threads() -> None:
 def worker_environment() -> dict[str, str]:
     """Return the environment variables that workers take over from the driver.
 
-    These variables limit threads, and name the addresses and regions of object stores
-    and profiles, and the file of certificates.  They never contain credentials: workers
-    have their own, from their environment, a file or a role.
+    They limit threads, and name the addresses, regions and profiles of object stores, and the file
+    of certificates.  They never contain credentials: workers have their own.
     """
     environment = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
     environment.update(

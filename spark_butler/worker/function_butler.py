@@ -185,34 +185,19 @@ class WorkerButler:
         )
 
     def refs(self, dataset_type: str, data_id: DataId) -> list[DatasetRef]:
-        """List the datasets of a type that belong to a data ID.
-
-        Parameters
-        ----------
-        dataset_type
-            Name of the dataset type.
-        data_id
-            The data ID that the function was called with.
-        """
+        """List the datasets of a type that belong to a data ID, with which the function was called."""
         self._check_sent(dataset_type)
         return list(self._related(dataset_type, data_id) or ())
 
     def put(self, obj: Any, dataset_type: str, data_id: DataId) -> DatasetRef:
-        """Write a dataset; the driver puts it into the registry.
+        """Write a dataset, and return its reference; the driver puts it into the registry.
 
         Parameters
         ----------
-        obj
-            The dataset.
         dataset_type
             Name of its type, one of the ``outputs`` of the query.
         data_id
             The data ID that the function was called with.
-
-        Returns
-        -------
-        ref
-            Reference to the dataset.
 
         Raises
         ------

@@ -108,18 +108,14 @@ def run_group(
 ) -> Iterator[QuantumStarted | QuantumOutcome | Pieces | Sent]:
     """Run the quanta of a group, one after another, in this process; use up the received records.
 
-    Yields
-    ------
-    event
-        A start and an outcome for each quantum that was tried, and between
-        them the records of each temporary that other groups read.  Quanta that
-        depend on a failed quantum are left out.
+    Yields a start and an outcome for each quantum that was tried, and between them the records of
+    each temporary that other groups read.  Quanta that depend on a failed quantum are left out.
+    Exceptions of tasks become outcomes.
 
     Raises
     ------
     spark_butler.errors.EngineError
-        Raised if a record that another group sent has not arrived.  Exceptions
-        of tasks become outcomes.
+        Raised if a record that another group sent has not arrived.
     """
     context, payload, clients = trial.context, trial.payload, trial.state.clients
     news = received.close(payload.senders) if received is not None else EMPTY_NOTICE

@@ -1,7 +1,4 @@
-"""Logs as JSON lines with task label and data ID, for collectors of logs.
-
-Runs in the driver, in workers and in their children.
-"""
+"""Logs as JSON lines with task label and data ID, for collectors of logs.  Runs in all processes."""
 
 from __future__ import annotations
 
@@ -24,14 +21,9 @@ _VALUE = re.compile(r"(\w+): ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|-?\d+)")
 class JsonFormatter(logging.Formatter):
     """Formatter of records as JSON objects, one a line.
 
-    Keys are ``time`` (UTC), ``level``, ``logger``, ``message``, ``host``,
-    ``process``; in a quantum ``task`` and ``data_id``; ``exception`` where there
-    is one.
+    Keys are ``time`` (UTC), ``level``, ``logger``, ``message``, ``host``, ``process``; in a quantum
+    ``task`` and ``data_id``; ``exception`` where there is one.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._host = socket.gethostname()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON.  See `logging.Formatter.format`."""
@@ -41,7 +33,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            "host": self._host,
+            "host": socket.gethostname(),
             "process": record.process,
         }
         # As pipe_base sets it while a quantum runs: LABEL:{DIMENSION: VALUE, ...}.

@@ -26,9 +26,7 @@ from ..errors import OptionsError
 from ..masking import hide_secrets
 from ..text import best_effort
 
-SECONDS_BETWEEN = 10.0
-"""Time between two answers of a quantum."""
-
+_SECONDS_BETWEEN = 10.0
 _MOST_CHARACTERS = 2**20
 _FORMAT = "{asctime} {levelname} {name}: {message}"
 
@@ -48,13 +46,7 @@ class LogRequest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a request, as ``LABEL``, ``LABEL:DIM=VALUE,...`` or the ID of a quantum.
-
-        Raises
-        ------
-        spark_butler.errors.OptionsError
-            Raised if it has another form.
-        """
+        """Read ``LABEL``, ``LABEL:DIM=VALUE,...`` or a quantum's ID; raise an `OptionsError` for others."""
         with contextlib.suppress(ValueError):
             return cls(quantum_id=str(uuid.UUID(text)))
         label, _, rest = text.partition(":")
@@ -125,16 +117,12 @@ def answering_requests(
     label: str,
     data_id: Mapping[str, object],
     *,
-    seconds: float = SECONDS_BETWEEN,
+    seconds: float = _SECONDS_BETWEEN,
 ) -> Iterator[None]:
     """Answer requests for the log of a quantum while the context lasts.
 
-    Parameters
-    ----------
-    folder
-        Address of the folder with requests; empty if there are none.
-    seconds
-        Time between two listings of the folder.
+    ``folder`` is the address of the folder with requests, empty if there are none; it is listed
+    every ``seconds``.
     """
     if not folder:
         yield

@@ -1,7 +1,4 @@
-"""Memory of processes: measurement, limits, and a lock for processes that need much.
-
-Runs in workers and children.
-"""
+"""Memory of processes: measurement, limits, and a lock.  Runs in workers and children."""
 
 from __future__ import annotations
 
@@ -81,13 +78,9 @@ def limit_allocations(nbytes: int | None) -> None:
 class MemoryLock:
     """Reader-writer lock of a host: many processes share it, or one takes it exclusively.
 
-    The lock consists of two files in a folder that these processes share.
-
-    Notes
-    -----
-    The kernel releases the lock when a process ends for any reason.  A process
-    that requests the lock exclusively first blocks new holders, then waits for
-    the present ones.  On a file system without locks no process waits.
+    It consists of two files in a folder of these processes.  The kernel releases it when a process
+    ends for any reason.  A process that requests it exclusively first blocks new holders, then waits
+    for the present ones.  On a file system without locks no process waits.
     """
 
     def __init__(self, folder: Path):

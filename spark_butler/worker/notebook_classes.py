@@ -37,9 +37,8 @@ _KINDS = (Config, PipelineTaskConnections, Task)
 def dump_with_classes(obj: Any) -> bytes:
     """Pickle an object with all classes of this process's ``__main__`` that it needs.
 
-    The result is to be opened by ``pickle.loads(data)[1]``.  Tasks, configurations
-    and connections of ``__main__`` are then in the ``__main__`` of the process that
-    opens it, too.
+    ``pickle.loads(data)[1]`` opens it.  Tasks, configurations and connections of ``__main__`` are
+    then in the ``__main__`` of the process that opens it, too.
     """
     stream = io.BytesIO()
     # One pickle, so that the object refers to the classes that were installed just before it.
@@ -56,13 +55,7 @@ def dump_context(context: WorkerContext) -> bytes:
 
 
 def check_tasks(tasks: Mapping[str, TaskNode]) -> None:
-    """Check that tasks that were written in this process can be sent to workers.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if not, with the reason.
-    """
+    """Check that tasks written in this process can be sent to workers; raise an `OptionsError` if not."""
     for label, node in tasks.items():
         if _is_of_main(node.task_class) and (reason := _why_not(node.task_class)) is not None:
             raise OptionsError(f"Task {label!r} can't be sent to workers: {brief(reason)}") from reason

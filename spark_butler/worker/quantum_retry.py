@@ -44,20 +44,20 @@ def run_attempts(
 ) -> Iterator[QuantumOutcome | bytearray]:
     """Run a group, and retry its quanta after transient failures.
 
-    ``again`` tells whether this is another attempt at the whole group; `None` means
-    unknown.  Quanta that an earlier attempt has completed don't run again, unless one of
-    their temporaries is needed.  ``slots`` is the number of groups that run on this
-    machine at once.  With ``memory_lock``, quanta that need more than one slot's share of
-    its memory run alone.
+    Yields the final outcome of each attempted quantum, and the shuffle records for other groups.
+    If a child dies, the quantum that was running fails, and another child runs the quanta of the
+    group that don't need it.  Quanta whose temporaries were lost with the child run again and get
+    another outcome.
 
-    Yields
-    ------
-    event
-        The final outcome of each attempted quantum, and the shuffle
-        records for other groups.  If a child dies, the quantum that was
-        running fails, and another child runs the quanta of the group that
-        don't need it.  Quanta whose temporaries were lost with the child run
-        again and get another outcome.
+    Parameters
+    ----------
+    again
+        Whether this is another attempt at the whole group; `None` means unknown.  Quanta that an
+        earlier attempt has completed don't run again, unless one of their temporaries is needed.
+    memory_lock
+        Lock with which quanta that need more than one slot's share of memory run alone.
+    slots
+        Number of groups that run on this machine at once.
 
     Raises
     ------
@@ -224,10 +224,7 @@ class _GroupRun:
                     yield event if isinstance(event, bytearray) else bytearray().join(event)
 
     def _file_memory(self) -> int:
-        """Return the memory in bytes for cached files, which is also the memory for prefetched files.
-
-        Both are part of a child's memory.
-        """
+        """Return the memory in bytes for cached files and, again, for prefetched ones; a child has both."""
         return int(_FILE_SHARE * min([self._share, *self._progress.trial.memory.values()]))
 
     def _handle(self, outcome: QuantumOutcome) -> Iterator[QuantumOutcome]:

@@ -91,9 +91,8 @@ class WorkerClock:
     def start_of_imports(self) -> float:
         """Return when the current imports began, in seconds since the epoch.
 
-        They begin now if this process, or the process that forked it, has recorded
-        imports before.  Otherwise the processor time of the process so far counts as
-        time of imports.
+        They begin now if this process, or the process that forked it, has recorded imports before.
+        Otherwise the processor time of the process so far counts as time of imports.
         """
         return time.time() - (0.0 if self._has_recorded_imports else time.process_time())
 
