@@ -60,12 +60,7 @@ def is_stopped(context: SparkContext) -> bool:
 def launch_jvm(conf: Mapping[str, str], stderr: IO[bytes] | None = None) -> None:
     """Launch the JVM of this process, or connect to that of ``spark-submit``; return if that is done already.
 
-    Parameters
-    ----------
-    conf
-        Spark settings of the JVM itself, such as ``spark.driver.memory``.
-    stderr
-        Takes what the JVM writes to standard error.
+    ``conf`` has settings of the JVM itself, such as ``spark.driver.memory``; ``stderr`` takes its output.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway

@@ -1,4 +1,4 @@
-"""Backend that runs groups as Spark tasks.  Runs in the driver; the functions at the end run in workers."""
+"""Backend that runs groups as Spark tasks.  Runs in the driver; `_apply` and `_drain` run in workers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ..text import brief
 from ..worker.notebook_classes import dump_context
 from . import _pyspark
 from .full_disk import explain_full_disk
+from .worker_entry import open_context, run_first_level, run_groups, run_next_level
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -128,19 +129,19 @@ class SparkBackend:
         works = [work for unit in batch for work in unit.groups]
         rdd = self._request_slots(spark.parallelize(works, len(works)), batch)
         # `runJob` keeps the name of the stage, unlike `pyspark.RDD.foreachPartition`.
-        spark.runJob(rdd, functools.partial(_run_groups, broadcast, outcomes))
+        spark.runJob(rdd, functools.partial(run_groups, broadcast, outcomes))
 
     def _run_levels(
         self, unit: UnitWork, broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]]
     ) -> None:
         """Run a unit of several levels: a Spark stage for each, with shuffles between."""
         works = self._request_slots(self._spark.parallelize(unit.groups, len(unit.groups)), [unit])
-        records = works.mapPartitions(functools.partial(_run_first_level, broadcast, outcomes))
+        records = works.mapPartitions(functools.partial(run_first_level, broadcast, outcomes))
         for level, width in enumerate(unit.widths[1:], start=1):
             arrived = self._request_slots(_pyspark.shuffle_records(records, width, partition_of), [unit])
             # A stage takes the name that is set when the shuffle at its end is created.
             _name_stages(self._spark, _describe_level(unit, level))
-            records = arrived.mapPartitions(functools.partial(_run_next_level, broadcast, outcomes))
+            records = arrived.mapPartitions(functools.partial(run_next_level, broadcast, outcomes))
         # The last level sends no records.
         self._spark.runJob(records, _drain)
 
@@ -261,34 +262,7 @@ def _name_stages(spark: SparkContext, text: str) -> None:
         spark.setLocalProperty(name, text)
 
 
-def _run_groups(
-    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
-) -> Iterator[None]:
-    # Here and below: only workers import the modules that run quanta.
-    from .worker_entry import run_groups
-
-    return run_groups(broadcast, outcomes, works)
-
-
-def _run_first_level(
-    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], works: Iterable[GroupWork]
-) -> Iterator[bytes | bytearray]:
-    from .worker_entry import run_first_level
-
-    return run_first_level(broadcast, outcomes, works)
-
-
-def _run_next_level(
-    broadcast: Broadcast[bytes], outcomes: Accumulator[list[QuantumOutcome]], records: Iterable[bytes]
-) -> Iterator[bytes | bytearray]:
-    from .worker_entry import run_next_level
-
-    return run_next_level(broadcast, outcomes, records)
-
-
 def _apply[T, R](broadcast: Broadcast[bytes], function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    from .worker_entry import open_context
-
     open_context(broadcast.value)
     return map(function, items)
 

@@ -27,13 +27,7 @@ _IN_ANY_CASE = ("pyspark.worker", "spark_butler.spark.backend", "lsst.daf.butler
 
 
 def remove_dead_sockets(folder: Path) -> None:
-    """Remove the sockets of killed daemons.
-
-    Parameters
-    ----------
-    folder
-        Folder of the sockets.
-    """
+    """Remove the sockets of killed daemons from the folder of the sockets."""
     try:
         bound = Path("/proc/net/unix").read_text()
     except OSError:
@@ -66,16 +60,11 @@ def _keep_stdout() -> Iterator[None]:
 
 
 def prefer_compiled(places: list[str]) -> None:
-    """Move the archives of an installed PySpark behind all other places of an import path.
+    """Move the archives of an installed PySpark behind all other places of an import path, in place.
 
-    Spark puts them first.  They hold the modules of the installation that they lie
-    in, but Python compiles modules of archives each time that it imports them.
-
-    Parameters
-    ----------
-    places
-        The import path, which is changed in place.  Archives of any other PySpark
-        than the first one on the path stay where they are.
+    Spark puts them first.  They hold the modules of the installation that they lie in, but Python
+    compiles modules of archives each time that it imports them.  Archives of any other PySpark than
+    the first one on the path stay where they are.
     """
     folders = (Path(place, "pyspark") for place in places)
     if home := next((folder for folder in folders if (folder / "__init__.py").is_file()), None):
@@ -85,11 +74,8 @@ def prefer_compiled(places: list[str]) -> None:
 def import_for_workers() -> bool:
     """Import the middleware, and those modules of tasks that can be imported.
 
-    Returns
-    -------
-    is_fit
-        Whether this process can be forked: no module has started threads.  The
-        environment names those that have.
+    Returns whether this process can be forked: no module has started threads.  The environment
+    names those that have.
     """
     from ..worker.environment import IMPORTS_VARIABLE, S3_MODULES
     from ..worker.state import NOT_PRELOADED_VARIABLE

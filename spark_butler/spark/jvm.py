@@ -43,10 +43,7 @@ JVM_OUTPUT = _JvmOutput()
 def launch_jvm(conf: Mapping[str, str] | None = None) -> None:
     """Launch the JVM of this process, unless it runs already.
 
-    Parameters
-    ----------
-    conf
-        Spark settings of the JVM itself, such as ``spark.driver.memory``.
+    ``conf`` has settings of the JVM itself, such as ``spark.driver.memory``.
 
     Raises
     ------

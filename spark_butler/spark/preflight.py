@@ -4,12 +4,13 @@ from __future__ import annotations
 
 __all__ = ["ask_workers", "check_workers", "diagnose_workers"]
 
+import contextlib
 import importlib.util
 import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SessionError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DESCRIPTION = "spark.job.description"
 _MOST_CHECKED_WORKERS = 32
 _HOST = re.compile(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\) \(([^\s)]+)")
 
@@ -31,14 +33,7 @@ _HOST = re.compile(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\) \(([^\s)]+)")
 def check_workers(context: SparkContext, modules: Collection[str] = (), stores: Sequence[str] = ()) -> None:
     """Check that workers have the same Python, the middleware, the tasks, and access to the object store.
 
-    The workers also import the modules that the first quanta need.
-
-    Parameters
-    ----------
-    modules
-        Names of modules that workers must find.
-    stores
-        Addresses of places in object stores that workers must reach.
+    The workers also import ``modules``, which the first quanta need, and must reach ``stores``.
 
     Raises
     ------
@@ -46,17 +41,25 @@ def check_workers(context: SparkContext, modules: Collection[str] = (), stores: 
         Raised if a check fails, with the reason and the remedy.
     """
     names, places = sorted(set(modules) - {"__main__"}), list(stores)
-    # Only processes with PySpark call this function.
-    from .job_names import named_job
-
     try:
-        with named_job(context, f"{_count_workers(context)} checks of workers"):
+        with _named_job(context, f"{_count_workers(context)} checks of workers"):
             answers = ask_workers(context, lambda: _check_worker(names, places))
     except Exception as exc:
         logger.debug("Workers failed their check.", exc_info=True)
         raise SessionError(f"Workers of Spark can't run the engine: {_worker_reason(str(exc))}") from exc
     if problems := sorted({answer for answer in answers if answer}):
         raise SessionError(f"Workers of Spark can't run the engine: {problems[0]}")
+
+
+@contextlib.contextmanager
+def _named_job(spark: SparkContext, text: str) -> Iterator[None]:
+    """Name the jobs of this thread, and with them their stages, on Spark's pages."""
+    before = spark.getLocalProperty(_DESCRIPTION)
+    spark.setJobDescription(text)
+    try:
+        yield
+    finally:
+        spark.setLocalProperty(_DESCRIPTION, before)  # type: ignore[arg-type]
 
 
 def ask_workers[T](context: SparkContext, question: Callable[[], T]) -> list[T]:
@@ -70,13 +73,7 @@ def _count_workers(context: SparkContext) -> int:
 
 
 def diagnose_workers(context: SparkContext, stores: Sequence[str]) -> list[Finding]:
-    """Check the machine, the environment and the stores of each worker, for ``spark-butler doctor``.
-
-    Parameters
-    ----------
-    stores
-        Addresses of places in stores.
-    """
+    """Check the machine, the environment and the stores of each worker, for ``spark-butler doctor``."""
     # As in `_check_worker`: the middleware is imported only when it is needed.
     from ..repository.doctor_checks import compare_processes, describe_process
     from ..repository.store_checks import Finding

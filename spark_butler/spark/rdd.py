@@ -29,7 +29,6 @@ from ..text import brief, cell_name
 from ..worker.function_butler import DataIdBatch, DataIdContext, PutReport, run_batch
 from ..worker.notebook_classes import dump_with_classes
 from .backend import new_stream
-from .job_names import named_job
 from .session import check_session
 from .worker_entry import open_context, worker_state
 
@@ -56,11 +55,7 @@ def spread(
 ) -> Callable[[UserFunction], RDD[Any]]:
     """Send batches of data IDs to workers.
 
-    Parameters
-    ----------
-    report
-        Function that is called in this process with each dataset that was put,
-        possibly twice with the same dataset.
+    ``report`` is called in this process with each dataset that was put, possibly twice.
     """
     # In the closure: the file of a broadcast would stay in the temporary folder as long as Spark runs.
     packed = dump_with_classes(context)
@@ -84,12 +79,10 @@ def _run_batches(
 
 
 def run_action(session: SparkSession, description: str, action: Callable[[], Any]) -> Any:
-    """Run an action so that an interrupt stops its jobs.
+    """Run an action so that an interrupt stops its jobs, which have the name ``description``.
 
-    Parameters
-    ----------
-    description
-        Name of its jobs on Spark's pages.
+    The action has a thread of its own, since an interrupt would leave this
+    thread's connection to the JVM in the middle of an answer.
 
     Raises
     ------
@@ -99,11 +92,6 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
         Raised if a function can't be sent to workers.
     spark_butler.errors.SessionError
         Raised if the session was stopped.
-
-    Notes
-    -----
-    The action has a thread of its own, since an interrupt would leave this
-    thread's connection to the JVM in the middle of an answer.
     """
     check_session(session)
     spark = session.sparkContext
@@ -113,8 +101,8 @@ def run_action(session: SparkSession, description: str, action: Callable[[], Any
     def work() -> None:
         try:
             spark.addJobTag(tag)
-            with named_job(spark, description):
-                future.set_result(action())
+            spark.setJobDescription(description)
+            future.set_result(action())
         except BaseException as exc:  # noqa: BLE001  (the waiting thread raises it)
             future.set_exception(exc)
 

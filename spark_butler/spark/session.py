@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "MINIMUM_PYTHON",
-    "check_context",
     "check_platform",
     "check_session",
     "default_master_is_local",
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
+
 
 MINIMUM_PYTHON = (3, 12)
 """The oldest Python that lsst-pipe-base runs on."""
@@ -118,20 +118,9 @@ def make_spark_context(
     app_name: str = "spark-butler",
     conf: Mapping[str, str] | None = None,
 ) -> SparkContext:
-    """Return the Spark context of this process, or start one.
+    """Return the Spark context of this process, or start one; the parameters are those of `make_session`.
 
-    Parameters
-    ----------
-    master
-        Address of the cluster; see `make_session`.
-    app_name
-        Name of the application on Spark's pages.
-
-    Returns
-    -------
-    context
-        A context.  It starts faster than a session, because the JVM need not
-        load Spark's SQL.
+    It starts faster than a session, because the JVM need not load Spark's SQL.
 
     Raises
     ------
@@ -212,16 +201,9 @@ def default_master_is_local() -> bool:
 
 
 def set_imports(context: SparkContext, modules: Collection[str], stores: Collection[str] = ()) -> None:
-    """Set the modules that daemons try to import before they fork workers.
+    """Set the modules that daemons try to import before they fork workers: those of tasks and of ``stores``.
 
     Call this function before the context starts its first worker.
-
-    Parameters
-    ----------
-    modules
-        Names of the modules of the tasks.
-    stores
-        Addresses of places in stores that the tasks read and write.
     """
     of_stores = S3_MODULES if any(store.startswith("s3:") for store in stores) else ()
     context.environment[IMPORTS_VARIABLE] = ",".join((*modules, *of_stores))
@@ -231,21 +213,6 @@ def spark_is_up() -> bool:
     """Return whether this process has a Spark context."""
     _find_pyspark()
     return _pyspark.context_is_up()
-
-
-def check_context(context: SparkContext) -> None:
-    """Check that a context still runs.
-
-    Raises
-    ------
-    spark_butler.errors.SessionError
-        Raised if the context was stopped.
-    """
-    if _pyspark.is_stopped(context):
-        raise SessionError(
-            "The Spark session was stopped, or its JVM has ended: start a new session, and with it a new "
-            "SparkButler, data IDs and runs."
-        )
 
 
 def check_platform() -> None:
@@ -301,19 +268,22 @@ def _check_master(address: str) -> None:
 
 
 def check_session(session: SparkSession) -> None:
-    """Check that a session can run the engine.
+    """Check that a session runs, and is not one of Spark Connect, which has no RDDs.
 
     Raises
     ------
     spark_butler.errors.SessionError
-        Raised if the session is one of Spark Connect, which has no RDDs, or
-        as by `check_context`.
+        Raised if not.
     """
     if type(session).__module__.startswith("pyspark.sql.connect"):
         raise SessionError(
             _connect_text(f"the session is a {type(session).__module__}.{type(session).__name__}")
         )
-    check_context(session.sparkContext)
+    if _pyspark.is_stopped(session.sparkContext):
+        raise SessionError(
+            "The Spark session was stopped, or its JVM has ended: start a new session, and with it a new "
+            "SparkButler, data IDs and runs."
+        )
 
 
 def _connect_text(found: str) -> str:

@@ -19,16 +19,11 @@ from .jvm import launch_jvm
 
 
 def check_encoding(arguments: Sequence[str]) -> None:
-    """Check that ``spark-submit`` has not replaced characters of the arguments.
+    """Raise an `OptionsError` if ``spark-submit`` has replaced characters of the arguments.
 
     If its locale is not of UTF-8, or is not installed, its JVM replaces each
     byte of a character that is not ASCII by a question mark.  Such a character
     has at least two bytes.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if an argument has such question marks and the JVM has such a locale.
     """
     garbled = [each for each in arguments if "??" in each or "\ufffd" in each]
     if garbled and (encoding := submit_encoding()) not in ("", "UTF-8"):
@@ -39,15 +34,10 @@ def check_encoding(arguments: Sequence[str]) -> None:
 
 
 def print_stderr(line: str) -> bool:
-    """Print a line on the standard error of ``spark-submit``.
+    """Print a line on the standard error of ``spark-submit``; if this returns false, use ``sys.stderr``.
 
     ``spark-submit`` merges standard output and error of this process.  Its JVM
     prints the line instead.
-
-    Returns
-    -------
-    printed
-        Whether the JVM has printed the line; if not, use ``sys.stderr``.
     """
     if "PYSPARK_GATEWAY_PORT" not in os.environ or not _streams_are_one():
         return False

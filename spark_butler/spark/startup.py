@@ -33,8 +33,6 @@ _WITHOUT_SPARK = {"-h", "--help", "--dry-run", "--init-only", "--show", "serial"
 class SparkStart:
     """Start of Spark in the background: its JVM, its context and a check of its workers.
 
-    Notes
-    -----
     Call `start` when the modules of the tasks are known.  If you call `launch`
     before, Spark starts while the driver imports the middleware and builds the
     graph.
@@ -58,18 +56,13 @@ class SparkStart:
         self._stopping = threading.Lock()
 
     def launch(self, arguments: Collection[str] = ()) -> None:
-        """Launch the JVM and, in local mode, start the context.
+        """Launch the JVM and, in local mode, start the context, unless the command's arguments need neither.
 
         On a cluster, only `start` starts the context, since a context occupies
         executors.  If something fails, `start` tries again, and `wait` raises
         the error.  Libraries that are imported from now on use one thread.  In
         a terminal, this object holds back the output of the JVM and its workers
         to standard error, since it would spoil the progress bars.
-
-        Parameters
-        ----------
-        arguments
-            Arguments of the command; with some of them it needs no JVM.
         """
         limit_threads()
         if not _WITHOUT_SPARK.isdisjoint(arguments):
@@ -82,15 +75,7 @@ class SparkStart:
         self._launcher.start()
 
     def start(self, imports: Sequence[str] = (), stores: Sequence[str] = ()) -> None:
-        """Start the context, unless `launch` has started it, and check its workers.
-
-        Parameters
-        ----------
-        imports
-            Names of the modules of the tasks.
-        stores
-            Addresses in object stores that workers must reach.
-        """
+        """Start the context, unless `launch` has, and check that workers find modules and reach stores."""
         self._starter = threading.Thread(
             target=self._start, args=(imports, stores), name="spark-start", daemon=True
         )

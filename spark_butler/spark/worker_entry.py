@@ -1,7 +1,4 @@
-"""Entry points of Spark tasks, which run groups and send outcomes and shuffle records.
-
-Runs in Spark's Python workers.
-"""
+"""Entry points of Spark tasks, which run groups and send outcomes and records.  Runs in Python workers."""
 
 from __future__ import annotations
 
@@ -43,11 +40,7 @@ def worker_state() -> WorkerState:
 def open_context(data: bytes) -> Any:
     """Unpickle a context and set the worker process up for it, once for each context.
 
-    Parameters
-    ----------
-    data
-        A `WorkerContext`, or an object with one as ``worker``, with the
-        classes that it needs.
+    ``data`` is from `dump_context`, or from `dump_with_classes` of an object that has it as ``worker``.
     """
     clock = _state.clock
     clock.begin_run()
@@ -88,18 +81,7 @@ def run_first_level(
     outcomes: Accumulator[list[QuantumOutcome]],
     works: Iterable[GroupWork],
 ) -> Iterator[bytes | bytearray]:
-    """Run groups that receive no records from other groups.
-
-    Parameters
-    ----------
-    broadcast, outcomes, works
-        As in `run_groups`.
-
-    Yields
-    ------
-    record
-        Partitions (packed as 8 bytes) and records in turn.
-    """
+    """Run groups that receive no records; yield partitions (packed as 8 bytes) and records in turn."""
     context: WorkerContext = open_context(broadcast.value)
     for work in works:
         yield from _run_group(context, outcomes, work, None)
@@ -112,15 +94,7 @@ def run_next_level(
 ) -> Iterator[bytes | bytearray]:
     """Run the group that receives the records, and forward the records of later levels.
 
-    Parameters
-    ----------
-    broadcast, outcomes
-        As in `run_groups`.
-
-    Yields
-    ------
-    record
-        Partitions (packed as 8 bytes) and records in turn.
+    Yields partitions and records as `run_first_level` does.
     """
     context: WorkerContext = open_context(broadcast.value)
     began = time.time()

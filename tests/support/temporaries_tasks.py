@@ -355,7 +355,7 @@ def make_large(call: Call) -> dict[str, Any]:
 
 def lose_chunks(broadcast: Any, outcomes: Any, records: Any) -> Any:
     """Run the group that records are for, without the objects that were sent to it."""
-    from spark_butler.spark import backend as spark
+    from spark_butler.spark.worker_entry import run_next_level
     from spark_butler.temporaries import shuffle as parcels
 
     kept = (
@@ -363,7 +363,7 @@ def lose_chunks(broadcast: Any, outcomes: Any, records: Any) -> Any:
         for record in records
         if parcels.hops_left(record) > 1 or parcels.open_record(record).kind is not parcels.Kind.CHUNK
     )
-    return spark._run_next_level(broadcast, outcomes, kept)
+    return run_next_level(broadcast, outcomes, kept)
 
 
 def read_peak(process: str) -> int:

@@ -192,7 +192,7 @@ def test_spark_reports_a_lost_record(
 
     scenario.mock("a", {"i": "input"}, {"o": "a_out"})
     scenario.mock("b", {"i": {"dataset_type_name": "a_out", "minimum": 0}}, {"o": "b_end"})
-    monkeypatch.setattr(spark, "_run_next_level", temporaries_tasks.lose_chunks)
+    monkeypatch.setattr(spark, "run_next_level", temporaries_tasks.lose_chunks)
     graph, result = scenario.run(spark_backend, temporary=("a_out",), group_by="quantum")
     assert {label for label, _ in _names(graph, (o.quantum_id for o in result.failed))} == {"b"}
     for outcome in result.failed:
