@@ -13,6 +13,7 @@ __all__ = [
 
 import contextlib
 import logging
+import logging.handlers
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 # The graph builder begins some lines of Python with these words.
 _RECIPE = "To reproduce this query"
+_MOST_ERRORS = 1000
 
 
 def show_pipeline(request: RunRequest) -> Any:
@@ -105,7 +107,7 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
         what = f"The quantum graph can't be read from {file!r}"
         logger.info("Reading %s, which executes the task configurations in it.", file)
     with contextlib.ExitStack() as stack:
-        messages = stack.enter_context(_keep_messages())
+        errors = stack.enter_context(_keep_errors())
         stack.enter_context(_translate_errors(what))
         try:
             if request.graph_file is not None:
@@ -122,16 +124,16 @@ def build_graph(request: RunRequest, factory: Any) -> PredictedQuantumGraph:
                 f"{brief(exc)}"
             ) from exc
     if graph is None:
-        raise _empty_graph(request, messages)
+        raise _empty_graph(request, errors)
     return graph
 
 
-def _empty_graph(request: RunRequest, messages: list[str]) -> EmptyGraphError:
+def _empty_graph(request: RunRequest, errors: list[logging.LogRecord]) -> EmptyGraphError:
     """Return the error for an empty graph, with the reasons that the builder logged."""
     if request.graph_file is not None:
         return EmptyGraphError(f"The quantum graph in {request.graph_file!r} is empty.")
     # The recipe was logged, and is too long for one line.
-    reasons = [message.partition(_RECIPE)[0] for message in messages]
+    reasons = [error.getMessage().partition(_RECIPE)[0] for error in errors]
     reason = " ".join(line.strip() for reason in reasons for line in reason.splitlines())
     query = f" (data query {request.where!r})" if request.where else ""
     if not reason and (request.skip_existing or request.skip_existing_in):
@@ -210,18 +212,13 @@ def apply_fixup(graph: PredictedQuantumGraph, name: str | None) -> networkx.DiGr
 
 
 @contextlib.contextmanager
-def _keep_messages() -> Iterator[list[str]]:
-    """Record the messages that the graph builder logs about an empty graph."""
-    messages: list[str] = []
-
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    keeper = Keeper(logging.ERROR)
+def _keep_errors() -> Iterator[list[logging.LogRecord]]:
+    """Record the errors that the graph builder logs about an empty graph."""
+    keeper = logging.handlers.BufferingHandler(_MOST_ERRORS)
+    keeper.setLevel(logging.ERROR)
     builder_logger = logging.getLogger("lsst.pipe.base")
     builder_logger.addHandler(keeper)
     try:
-        yield messages
+        yield keeper.buffer
     finally:
         builder_logger.removeHandler(keeper)
