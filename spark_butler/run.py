@@ -30,8 +30,7 @@ from .planning.graph import apply_fixup, build_graph, read_task_modules, show_pi
 from .planning.plan import Plan
 from .planning.request import RunRequest
 from .provenance.recorder import ProvenanceRecorder, check_destination
-from .report import RunReporter
-from .report.reporter import build_reporter
+from .report.reporter import RunReporter, build_reporter
 from .report.rerun import explain_resume
 from .repository.checks import check_repository, refuse_read_only
 from .repository.database_retry import retry_database
@@ -66,8 +65,6 @@ class PreparedRun:
     opens no registry."""
 
     packages: Packages | None
-    """Versions of all packages, if they are to be written."""
-
     plan: Plan
     """The plan for all quanta of the graph.  A run that finds some of them finished makes another plan."""
 
@@ -79,7 +76,6 @@ class PreparedRun:
     """The places where the datastores of the repository keep files."""
 
     inputs: InputTransfer | None = None
-    """The inputs to copy from another repository."""
 
     @contextlib.contextmanager
     def timing(self, phase: str) -> Iterator[None]:

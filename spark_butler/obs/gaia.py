@@ -26,8 +26,6 @@ from ..errors import UserError
 from ..text import translate_errors
 
 GAIA_TAP = "https://gea.esac.esa.int/tap-server/tap"
-"""Address of ESA's Gaia archive."""
-
 _TABLE = "gaiadr3.gaia_source"
 _ASTROMETRY = (
     *("source_id", "ra", "dec", "ra_error", "dec_error", "ref_epoch", "pmra", "pmdec"),

@@ -42,7 +42,6 @@ class FlatPair:
     variance: float
     """Variance of one frame in ADU squared, read noise included."""
     error: float
-    """Error of the variance."""
     seconds: float
 
 

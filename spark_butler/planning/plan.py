@@ -23,10 +23,7 @@ class Handover:
     dataset_id: uuid.UUID
     dataset_type: str
     producer: uuid.UUID
-    """Quantum that writes it."""
-
     consumers: tuple[uuid.UUID, ...]
-    """Quanta that read it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,8 +37,6 @@ class GraphSketch:
     """Pairs of quanta; the second depends on the first."""
 
     handovers: Sequence[Handover] = ()
-    """Temporary datasets."""
-
     temporary_types: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Names of temporary dataset types, with the reason why each is temporary."""
 
@@ -107,10 +102,10 @@ class Crossing:
     dataset_id: uuid.UUID
     dataset_type: str
     producer: int
-    """Group that writes it."""
+    """Index of the group that writes it."""
 
     consumers: tuple[int, ...]
-    """Groups that read it."""
+    """Indices of the groups that read it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,8 +132,6 @@ class Plan:
     """Temporaries that travel between groups."""
 
     task_labels: Mapping[uuid.UUID, str]
-    """Task label of every quantum."""
-
     temporary_types: Mapping[str, str]
     """Names of temporary dataset types, with the reason why each is temporary."""
 

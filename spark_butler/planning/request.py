@@ -51,11 +51,7 @@ class RunRequest(pydantic.BaseModel):
     """Changes to the pipeline, in the order in which they were given."""
 
     graph_file: str | None = None
-    """File to read the quantum graph from."""
-
     where: str | None = None
-    """Data query."""
-
     inputs: tuple[str, ...] = ()
     output: str | None = None
     output_run: str | None = None
@@ -97,8 +93,6 @@ class RunRequest(pydantic.BaseModel):
     """Further options of ``pipetask run`` that only pipe_base and ctrl_mpexec read."""
 
     options: RunOptions = pydantic.Field(default_factory=RunOptions)
-    """Options of the execution."""
-
     show: ShowInfo = pydantic.Field(default_factory=lambda: ShowInfo([]))
     """Parts of the pipeline and the graph to print."""
 

@@ -39,8 +39,6 @@ class OutputRequest:
     """Arguments of `ButlerFactory`: names of collections, and whether to extend, replace or rebase them."""
 
     from_file: bool
-    """Whether the quantum graph was read from a file."""
-
     register_dataset_types: bool
     write_init_outputs: bool
     """Whether to write init-outputs, configurations and package versions."""

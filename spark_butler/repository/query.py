@@ -40,8 +40,6 @@ class Resolved:
     """The data IDs of a query, with the datasets that belong to them."""
 
     dataset_type: DatasetType
-    """The dataset type of the query."""
-
     refs: tuple[DatasetRef, ...]
     """Its datasets, one for each data ID, with dimension records."""
 

@@ -27,7 +27,6 @@ _FIRST = astropy.time.Time("1970-01-03T00:00:00", scale="tai")
 """Earliest time of an exposure: a registry has no times before 1970, and a night may begin a day earlier."""
 
 _LONGEST = 1e6
-"""Upper limit of an exposure time in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
