@@ -1,7 +1,4 @@
-"""Access to the files of a datastore: S3 clients, cache, prefetch, listing, quantum-backed butlers.
-
-Runs in all processes; the docstring of each module names its own.
-"""
+"""Access to the files of a datastore: S3 clients, cache, prefetch, listing, quantum-backed butlers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Copies of files into a datastore.
-
-Runs in workers, and in the driver for the serial backend and for init-inputs.
-"""
+"""Copies of files into a datastore.  Runs in workers; in the driver for serial runs and init-inputs."""
 
 from __future__ import annotations
 
@@ -36,9 +33,6 @@ class CopyResult:
     target: str
     """Address of the copy."""
 
-    size: int = 0
-    """Length of the copy in bytes."""
-
     error: str = ""
     """Reason why the copy failed, without secrets; empty after a success."""
 
@@ -53,4 +47,4 @@ def copy_file(copy: FileCopy) -> CopyResult:
         return CopyResult(copy.target, error=brief(exc))
     if copy.size not in (-1, size):
         return CopyResult(copy.target, error=f"the copy has {size} bytes; expected {copy.size}")
-    return CopyResult(copy.target, size)
+    return CopyResult(copy.target)

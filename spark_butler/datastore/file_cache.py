@@ -22,13 +22,7 @@ type Answer = tuple[AWSResponse, dict[str, Any]]
 
 
 class FileCache:
-    """Cache of the contents of the most recently used files.
-
-    Parameters
-    ----------
-    most_bytes
-        Greatest memory of all files together, in bytes.
-    """
+    """Cache of the contents of the most recently used files, of ``most_bytes`` altogether."""
 
     def __init__(self, most_bytes: int = 0):
         self.most_bytes = most_bytes
@@ -64,18 +58,7 @@ class FileCache:
 
 
 def answer_from_memory(operation: str, url: str, headers: Mapping[str, Any], data: bytes) -> Answer | None:
-    """Build the response to a request for a cached file.
-
-    Parameters
-    ----------
-    operation
-        Operation of the request: ``HeadObject`` or ``GetObject``.
-
-    Returns
-    -------
-    answer
-        Response that the store would send; `None` if the request must be sent.
-    """
+    """Build the store's response to ``HeadObject`` or ``GetObject``; `None` if the request must be sent."""
     from botocore.awsrequest import AWSResponse
     from botocore.response import StreamingBody
 

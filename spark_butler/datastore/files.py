@@ -43,10 +43,7 @@ type Files = dict[uuid.UUID, list[tuple[Place, StoredFileInfo]]]
 class FileFinder:
     """Finder of the files of datasets: predicts their places in the datastores, and lists which exist.
 
-    Parameters
-    ----------
-    dataset_types
-        Definitions of the dataset types in the repository, by name.
+    ``dataset_types`` are those of the repository, by name.
     """
 
     def __init__(self, butler: LimitedButler, dataset_types: Mapping[str, DatasetType]):
@@ -60,10 +57,7 @@ class FileFinder:
     def prepare(self, places: Collection[Place], run: str, n_known: int) -> None:
         """Find which places of a run have files, with as few requests as possible.
 
-        Parameters
-        ----------
-        run
-            The output run; its folder may be listed instead of single files.
+        ``run`` is the output run; its folder may be listed instead of single files.
         """
         if len(places) * _KEYS_PER_REQUEST > n_known + _KEYS_PER_REQUEST:
             for name, store in self._stores.items():
@@ -172,13 +166,7 @@ class FileFinder:
 
 
 def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
-    """Return datastore records by dataset.
-
-    Parameters
-    ----------
-    records
-        Datastore records, by name of the datastore.
-    """
+    """Return datastore records, which are by name of the datastore, by dataset."""
     files: Files = {}
     for name, data in records.items():
         for dataset_id, tables in data.records.items():
@@ -190,13 +178,7 @@ def collect_files(records: Mapping[str, DatastoreRecordData]) -> Files:
 
 
 def list_files(folder: ResourcePath, *, page_size: int = _KEYS_PER_REQUEST) -> dict[str, int]:
-    """Return the sizes in bytes of all files below a folder, which need not exist, by relative path.
-
-    Parameters
-    ----------
-    page_size
-        Greatest number of keys in one request to an object store.
-    """
+    """Return the sizes in bytes of all files below a folder, which need not exist, by relative path."""
     if folder.scheme == "s3":
         return _list_keys(folder, page_size)
     if folder.isLocal:

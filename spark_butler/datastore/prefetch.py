@@ -104,8 +104,6 @@ class Prefetcher:
         For each dataset with a known state, whether it exists.
     left_out
         Positions of the quanta that are not to run.
-    most_bytes
-        Memory in bytes that prefetched files may take up.
 
     Notes
     -----
@@ -191,11 +189,7 @@ class Prefetcher:
     def end(self, position: int, bad: Collection[int]) -> None:
         """Record what a quantum has read, and drop files that no quantum will read.
 
-        Parameters
-        ----------
-        bad
-            Positions of the quanta that have failed, or need a failed one;
-            they may include this quantum.
+        ``bad`` quanta, maybe this one, have failed or need a failed one.
         """
         if self._root is None:
             return

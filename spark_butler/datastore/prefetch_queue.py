@@ -32,17 +32,10 @@ class _File:
 
 
 class PrefetchQueue:
-    """Queue of files to read, and buffer of files that were read.
+    """Queue of files to read, and buffer of files that were read, of ``most_bytes`` altogether.
 
-    Each file is read either by the thread of the queue or by the quantum, never
-    by both.
-
-    Parameters
-    ----------
-    most_bytes
-        Greatest memory of all files together, in bytes.
-    count
-        Function that any thread calls with the traffic of a file that no quantum used.
+    Each file is read either by the thread of the queue or by the quantum, never by both.  Any
+    thread calls ``count`` with the traffic of a file that no quantum used.
     """
 
     def __init__(self, most_bytes: int, count: Callable[[Traffic], None] = lambda _: None):
@@ -55,10 +48,7 @@ class PrefetchQueue:
     def add(self, key: FileKey, size: int, owner: int, fetch: Callable[[], Fetched]) -> None:
         """Queue a file, unless it is queued already or there is no room for it.
 
-        Parameters
-        ----------
-        fetch
-            Function that reads the file in another thread; it must not raise.
+        ``fetch`` reads the file in another thread; it must not raise.
         """
         if (file := self._files.get(key)) is not None:
             file.owner = owner
@@ -80,13 +70,7 @@ class PrefetchQueue:
         return data, NO_TRAFFIC if is_counted else traffic
 
     def record_read(self, key: FileKey, size: int) -> None:
-        """Record that a quantum has read a file or a part of it.
-
-        Parameters
-        ----------
-        size
-            Size of the whole file in bytes.
-        """
+        """Record that a quantum has read a file, of the size in bytes, or a part of it."""
         self._read[key] = max(size, self._read.get(key, 0))
 
     def pop_reads(self) -> dict[FileKey, int]:
@@ -101,13 +85,7 @@ class PrefetchQueue:
             file.fetched.add_done_callback(lambda fetched: self._count(fetched.result()[1]))
 
     def drop_for(self, is_over: Callable[[int], bool]) -> None:
-        """Drop the files of quanta that will not read them any more.
-
-        Parameters
-        ----------
-        is_over
-            Function that returns whether the quantum at a position has ended.
-        """
+        """Drop the files of quanta that will not read them any more, by the quantum's position."""
         for key in [key for key, file in self._files.items() if is_over(file.owner)]:
             self.drop(key)
 

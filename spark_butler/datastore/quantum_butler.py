@@ -55,8 +55,7 @@ class QuantumButlers:
     def prepare(self, config: Config, universe: DimensionUniverse) -> Datastore:
         """Set up a datastore without records, or return the last one if its configuration is the same object.
 
-        Reading the configuration with its defaults takes 30 ms.  A worker does it
-        once, before it forks children.
+        Reading the configuration takes 30 ms.  A worker does it once, before it forks children.
         """
         last = self._datastore
         if last is not None and last[0] is config and last[1] is universe:
@@ -80,12 +79,7 @@ class QuantumButlers:
     ) -> QuantumBackedButler:
         """Open a butler as `lsst.daf.butler.QuantumBackedButler.from_predicted` does, but faster.
 
-        Parameters
-        ----------
-        inputs
-            IDs of the datasets that may be read.
-        outputs
-            IDs of the datasets that may be written.
+        It may read the ``inputs`` and write the ``outputs``.
         """
         datastore = self.prepare(config, universe)
         if _is_in_files(datastore):
@@ -122,13 +116,7 @@ def _make_bridges(universe: DimensionUniverse) -> MemoryBridges:
 
 
 class _MemoryTable(OpaqueTableStorage):
-    """Table whose rows are found by dataset ID and the other columns of the primary key.
-
-    Parameters
-    ----------
-    spec
-        Its columns; one of the primary key is the ID of the dataset.
-    """
+    """Table whose rows are found by dataset ID and the other columns of the primary key."""
 
     def __init__(self, name: str, spec: ddl.TableSpec):
         super().__init__(name)

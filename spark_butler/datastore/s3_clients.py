@@ -86,13 +86,7 @@ class S3Clients:
         return self._counter.traffic
 
     def add_traffic(self, traffic: Traffic) -> None:
-        """Add traffic that was counted separately.
-
-        Parameters
-        ----------
-        traffic
-            Result of `counted_apart`.
-        """
+        """Add traffic that was counted apart."""
         self._counter.add(traffic)
 
     @contextlib.contextmanager
@@ -106,13 +100,7 @@ class S3Clients:
 
     @contextlib.contextmanager
     def look_ahead(self, queue: PrefetchQueue) -> Iterator[bool]:
-        """Answer requests from prefetched files.
-
-        Yields
-        ------
-        is_on
-            Whether the files are used; false if another queue is in use.
-        """
+        """Answer requests from prefetched files, unless another queue is in use; yield whether it does."""
         is_on = self._queue is None
         if is_on:
             self._queue = queue
@@ -127,30 +115,17 @@ class S3Clients:
         return dataset_id in self._cache
 
     def find_client(self, uri: ResourcePath) -> Any:
-        """Return the client that reads a file.
-
-        Returns
-        -------
-        client
-            The client; `None` for other stores than S3, and for a store that
-            `open` was not called with.
-        """
+        """Return the client that reads a file; `None` outside of S3, and for a store that wasn't opened."""
         client = uri.client if is_in_s3(uri) else None
         return client if client is not None and client in self._listened else None
 
     def open(self, stores: Iterable[str]) -> None:
-        """Build the clients that reading and writing will need, unless they exist.
+        """Build the clients that reading and writing will need, unless they exist; other stores need none.
 
         A client has no connection before its first request, so a process may
         build it for the processes that it forks.  Building takes about 0.1 s.
         Clients are rebuilt after five minutes, and when a credentials file
         has changed.
-
-        Parameters
-        ----------
-        stores
-            Addresses of places in stores; addresses outside of S3 stores are
-            ignored.
         """
         places = [uri for uri in map(ResourcePath, stores) if is_in_s3(uri)]
         if not places:
@@ -176,15 +151,7 @@ class S3Clients:
     def cache_files(self, store: str, files: Mapping[uuid.UUID, StoredFileInfo], most_bytes: int) -> None:
         """Cache files that will be read often, for this process and the processes that it forks.
 
-        Parameters
-        ----------
-        store
-            Address of the folder of the files; files of other stores than S3 are
-            not cached.
-        files
-            Datastore records of the files, by ID of the dataset.
-        most_bytes
-            Greatest memory of the cache.
+        ``store`` is the address of the folder of the files, which are not cached outside of S3.
         """
         root = ResourcePath(store, forceDirectory=True)
         if not is_in_s3(root):

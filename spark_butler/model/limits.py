@@ -1,7 +1,4 @@
-"""Limits of a quantum: time, memory and retries.
-
-The driver makes them from the options; workers apply them.
-"""
+"""Limits of a quantum: time, memory and retries.  The driver makes them; workers apply them."""
 
 from __future__ import annotations
 

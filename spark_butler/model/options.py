@@ -28,12 +28,10 @@ from .limits import Limits
 MIB = 2**20
 
 
-class _Requests(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class TaskRequests(_Requests):
+class TaskRequests(pydantic.BaseModel):
     """Requests for the quanta of a task, in the words of ``ctrl_bps``."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     timeout: float | None = pydantic.Field(None, gt=0, description="Seconds after which a quantum is killed.")
     request_memory: float | None = pydantic.Field(
@@ -106,10 +104,7 @@ def _to_bytes(megabytes: float | None) -> int | None:
 
 
 def read_requests(file: str) -> ResourceRequests:
-    """Read a YAML file of requests.
-
-    Its keys are those of ``ctrl_bps``: ``requestMemory`` (MB), ``memoryMultiplier``, ``memoryLimit`` (MB),
-    ``numberOfRetries``, and ``timeout`` (seconds); under ``pipetask``, the same for single tasks by label.
+    """Read a YAML file of requests with the keys of ``ctrl_bps``; under ``pipetask``, by task label.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""Outcomes of attempts to run quanta: their inputs, outputs and kinds of failure.
-
-Workers build the outcomes; the driver collects them.
-"""
+"""Outcomes of quanta: outputs, usage and kinds of failure.  Workers build them; the driver collects them."""
 
 from __future__ import annotations
 

@@ -78,7 +78,6 @@ class WorkerContext:
     """Tasks and their configurations, by label."""
 
     universe: DimensionUniverse
-    """Definitions of the dimensions."""
 
     butler_config: Config | None = None
     """Configuration of the datastore.  `None` when `quantum_executor` brings its own butler."""
@@ -141,13 +140,8 @@ class QuantumWork:
     """One quantum of a group."""
 
     quantum_id: uuid.UUID
-    """ID of the quantum in the predicted quantum graph."""
-
     task_label: str
-    """Label of its task."""
-
     quantum: Quantum
-    """Its inputs and outputs."""
 
     upstream: tuple[int, ...] = ()
     """Positions in the group of the quanta that must succeed before this one."""

@@ -69,7 +69,8 @@ class GroupButler(LimitedButler):
         known: Mapping[uuid.UUID, bool],
         received: ReceiveBuffer | None = None,
     ):
-        self._wrapped = wrapped
+        self.wrapped = wrapped
+        """The butler of the stored datasets."""
         self.storageClasses = wrapped.storageClasses
         self._datastore = datastore_of(wrapped)
         self._metrics = ButlerMetrics()
@@ -117,11 +118,6 @@ class GroupButler(LimitedButler):
                 self._arrived.pop(dataset_id, None)
 
     @property
-    def wrapped(self) -> QuantumBackedButler:
-        """The butler of the stored datasets."""
-        return self._wrapped
-
-    @property
     def put_refs(self) -> list[DatasetRef]:
         """References of the stored datasets that the current quantum has put."""
         return list(self._put_refs.values())
@@ -129,7 +125,7 @@ class GroupButler(LimitedButler):
     @property
     def put_records(self) -> dict[str, DatastoreRecordData]:
         """Datastore records of `put_refs`, by name of the datastore."""
-        return export_records(self._wrapped, self.put_refs) if self._put_refs else {}
+        return export_records(self.wrapped, self.put_refs) if self._put_refs else {}
 
     @property
     def pruned(self) -> frozenset[uuid.UUID]:
@@ -154,7 +150,7 @@ class GroupButler(LimitedButler):
         return whole.overrideStorageClass(self._dataset_types[whole.datasetType.name].storageClass)
 
     def _formatter(self, ref: DatasetRef) -> FormatterFallback | None:
-        return FormatterFallback.from_butler(self._wrapped, ref)
+        return FormatterFallback.from_butler(self.wrapped, ref)
 
     def _is_temporary(self, ref: DatasetRef) -> bool:
         return ref.datasetType.nameAndComponent()[0] in self._temporary_types
@@ -167,7 +163,7 @@ class GroupButler(LimitedButler):
                 _list_stored(obj, self._refs.keys())
             if isinstance(obj, ButlerLogRecords):
                 _mask_extra(obj)
-            self._wrapped.put(obj, ref, provenance=provenance)
+            self.wrapped.put(obj, ref, provenance=provenance)
             self._known[ref.id] = True
             self._put_refs[ref.id] = ref
             return ref
@@ -200,7 +196,7 @@ class GroupButler(LimitedButler):
         may_lend: bool,
     ) -> Any:
         if not self._is_temporary(ref):
-            return self._wrapped.get(ref, parameters=parameters, storageClass=storage_class)
+            return self.wrapped.get(ref, parameters=parameters, storageClass=storage_class)
         with self._metrics.instrument_get(logger, msg="Retrieved temporary dataset"):
             stored = self._repository_ref(ref)
             target = storage_class or ref.datasetType.storageClass
@@ -260,7 +256,7 @@ class GroupButler(LimitedButler):
             return DeferredDatasetHandle(
                 butler=reader, ref=ref, parameters=parameters, storageClass=storageClass
             )
-        return self._wrapped.getDeferred(ref, parameters=parameters, storageClass=storageClass)
+        return self.wrapped.getDeferred(ref, parameters=parameters, storageClass=storageClass)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
         # Docstring inherited.
@@ -274,13 +270,13 @@ class GroupButler(LimitedButler):
             else:
                 unknown.append(ref)
         if unknown:
-            result.update(self._wrapped.stored_many(unknown))
+            result.update(self.wrapped.stored_many(unknown))
         return result
 
     def markInputUnused(self, ref: DatasetRef) -> None:
         # Docstring inherited.
         if not self._is_temporary(ref):
-            self._wrapped.markInputUnused(ref)
+            self.wrapped.markInputUnused(ref)
 
     def pruneDatasets(
         self,
@@ -303,37 +299,36 @@ class GroupButler(LimitedButler):
                 self._put_refs.pop(ref.id, None)
                 self._pruned.add(ref.id)
         if stored:
-            self._wrapped.pruneDatasets(
+            self.wrapped.pruneDatasets(
                 stored, disassociate=disassociate, unstore=unstore, tags=tags, purge=purge
             )
 
     def isWriteable(self) -> bool:
         # Docstring inherited.
-        return self._wrapped.isWriteable()
+        return self.wrapped.isWriteable()
 
     def close(self) -> None:
         # Docstring inherited.
         self._temporaries.clear()
         self._arrived.clear()
-        self._wrapped.close()
+        self.wrapped.close()
 
     @property
     def dimensions(self) -> DimensionUniverse:
         # Docstring inherited.
-        return self._wrapped.dimensions
+        return self.wrapped.dimensions
 
     @contextlib.contextmanager
     def record_metrics(self, metrics: ButlerMetrics | None = None) -> Iterator[ButlerMetrics]:
         # Docstring inherited.
-        with super().record_metrics(metrics) as recorded, self._wrapped.record_metrics(recorded):
+        with super().record_metrics(metrics) as recorded, self.wrapped.record_metrics(recorded):
             yield recorded
 
 
 def _list_stored(obj: Any, temporaries: Collection[uuid.UUID]) -> None:
     """Move temporaries from the list of outputs to another key, in metadata or a log's copy of the metadata.
 
-    Tools that read the list of outputs register everything in it, and
-    temporaries are not in the repository.
+    Tools register all listed outputs, and temporaries are not in the repository.
     """
     if isinstance(obj, ButlerLogRecords):
         if obj.extra.get("metadata") is not None:

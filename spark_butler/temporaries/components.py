@@ -1,7 +1,4 @@
-"""Components and cutouts of datasets in memory, as a datastore would read them from a file.
-
-Runs in children of workers.
-"""
+"""Components and cutouts of datasets in memory, as a datastore would read them.  Runs in children."""
 
 from __future__ import annotations
 
@@ -28,14 +25,9 @@ def read_part(
 ) -> Any:
     """Read a dataset or a component of it, with parameters, and return it as a target storage class.
 
-    The dataset is not changed, but the part may share its arrays.
-
-    Raises
-    ------
-    KeyError
-        Raised if the storage class does not have such a parameter.
-    RuntimeError
-        Raised if a component of an image can't be read with such parameters.
+    The dataset is not changed, but the part may share its arrays.  A `KeyError` is raised if the
+    storage class does not have such a parameter, and a `RuntimeError` if a component of an image
+    can't be read with it.
     """
     if not component and not parameters:
         return target.coerce_type(obj)

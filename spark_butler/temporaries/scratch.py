@@ -50,13 +50,7 @@ def scratch_root(datastore_root: ResourcePath) -> ResourcePath:
 
 
 def scratch_folder(datastore_root: ResourcePath, run: str) -> ResourcePath:
-    """Return the folder of a run's scratch files.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the name can't be that of a folder.
-    """
+    """Return the folder of a run's scratch files; raise a `RepositoryError` for an impossible name."""
     return run_folder(scratch_root(datastore_root), run)
 
 
@@ -100,13 +94,7 @@ def cut_pieces(pieces: Iterable[memoryview], nbytes: int) -> Iterator[list[memor
 
 
 def fetch_scratch(parts: Sequence[ScratchPart]) -> bytearray:
-    """Read a serialized object back from the files that `store_scratch` has returned.
-
-    Raises
-    ------
-    OSError
-        Raised if the content of a file has changed since it was written.
-    """
+    """Read a serialized object back from its files; raise an `OSError` if one has changed."""
     data = bytearray(sum(length for _, length, _ in parts))
     offset = 0
     for address, length, digest in parts:
@@ -142,12 +130,8 @@ def remove_scratch(
 ) -> int:
     """Remove the scratch files of some datasets, or all, and return how many were removed.
 
-    ``folder`` and ``one_run`` are those of `find_scratch`.
-
-    Raises
-    ------
-    spark_butler.errors.RepositoryError
-        Raised if the object store refuses to list or to remove files.
+    ``folder`` and ``one_run`` are those of `find_scratch`.  A `RepositoryError` is raised if the
+    object store refuses to list or to remove files.
     """
     with translate_errors(RepositoryError, f"Scratch files in {folder} can't be removed"):
         found = _list(folder, one_run=one_run)

@@ -1,7 +1,4 @@
-"""Temporary dataset types: their choice, and the sizes of their datasets in earlier runs.
-
-Runs in the driver.
-"""
+"""Temporary dataset types: their choice, and sizes of their datasets in earlier runs.  Runs in the driver."""
 
 from __future__ import annotations
 
@@ -27,12 +24,8 @@ AUTO = "auto"
 def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> dict[str, str]:
     """Return the names of the dataset types that are temporary, with the reason for each.
 
-    Metadata, logs and init-outputs are never temporary.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if a pattern matches no type that could be temporary.
+    Metadata, logs and init-outputs are never temporary.  An `OptionsError` is raised if a pattern
+    matches no type that could be temporary.
     """
     always = {
         name

@@ -76,16 +76,12 @@ class Record(NamedTuple):
     """Kind of the payload."""
 
     group: int
-    """Number of the receiving group."""
-
     sender: int
-    """Number of the sending group."""
 
     attempt: int = 0
     """Random number of the attempt to send the object, so that pieces of two attempts never mix."""
 
     dataset_id: uuid.UUID = _NO_ID
-    """Dataset that the payload belongs to."""
 
     total: int = 0
     """Length of the whole serialized object in bytes."""
@@ -120,10 +116,7 @@ class Sent:
     """Event after the last record of a temporary."""
 
     dataset_id: uuid.UUID
-    """ID of the dataset."""
-
     nbytes: int
-    """Its serialized length in bytes."""
 
     began: float
     """When packing began, in seconds since the epoch."""
@@ -175,11 +168,8 @@ def pack_temporary(
 ) -> Iterator[Pieces]:
     """Build the records of a temporary for each group that reads it.
 
-    Yields
-    ------
-    record
-        A chunk of the object; or the addresses of its scratch files, if it is
-        too large for the shuffle or the disks for shuffles are too full.
+    They are chunks of the object; or the addresses of its scratch files, if it is too large for
+    the shuffle or the disks for shuffles are too full.
     """
     dataset_id, encoded = temporary.dataset_id, temporary.encoded
     receivers = payload.outgoing[dataset_id]
@@ -262,8 +252,6 @@ class Outgoing:
 class ReceiveBuffer:
     """Buffer of the records that one group receives.
 
-    Notes
-    -----
     Each object has one buffer, into which its chunks are copied as they arrive.
     Memory therefore holds only the objects and one chunk.
     """
@@ -318,11 +306,8 @@ class ReceiveBuffer:
     def close(self, senders: Iterable[int]) -> CompletionNotice:
         """Check that all notices and objects have arrived, and merge the notices.
 
-        Raises
-        ------
-        EngineError
-            Raised if a notice, or a temporary that a notice lists, is
-            missing.  Only a notice can say that a dataset was not produced.
+        An `EngineError` is raised if a notice, or a temporary that a notice lists, is missing.  Only
+        a notice can say that a dataset was not produced.
         """
         silent = sorted(set(senders) - self._notices.keys())
         if silent:
@@ -346,17 +331,9 @@ class ReceiveBuffer:
 def receive(records: Iterable[bytes | bytearray]) -> Iterator[bytes | tuple[GroupWork, ReceiveBuffer]]:
     """Sort the records that arrive at one partition.
 
-    Yields
-    ------
-    item
-        First the records for later levels, to be forwarded.  The last item is
-        the work item of this partition's group, with the records that the
-        group received.
-
-    Raises
-    ------
-    EngineError
-        Raised if the work item itself is missing.
+    Yields first the records for later levels, to be forwarded.  The last item is the work item of
+    this partition's group, with the records that the group received.  An `EngineError` is raised
+    if the work item itself is missing.
     """
     work: GroupWork | None = None
     received: ReceiveBuffer | None = None
