@@ -8,6 +8,7 @@ import click
 from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
+from ..atomic_write import write_at_once
 from ..errors import OptionsError, RepositoryError, UserError
 from ..products.catalog import FORMATS, read_catalog, write_catalog
 from ..repository.checks import check_repository
@@ -143,5 +144,5 @@ def science(repo: str, collection: str, where: str, output: str, form: str) -> N
     with Butler.from_config(repo, writeable=False) as butler:
         page = make_science_page(butler, collection, where=where)
     with translate_errors(UserError, f"Can't write {output}"):
-        ResourcePath(output, forceAbsolute=False, forceDirectory=False).write(page.encode())
+        write_at_once(ResourcePath(output, forceAbsolute=False, forceDirectory=False), page.encode())
     print_result(form, {"file": output}, f"The page is in {output}.")

@@ -19,6 +19,7 @@ import click
 from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
 from lsst.resources import ResourcePath
 
+from ..atomic_write import write_at_once
 from ..errors import OptionsError, RepositoryError, UserError
 from ..report import (
     AttemptFolder,
@@ -150,7 +151,7 @@ def report(repo: str, runs: tuple[str, ...], page: str | None, price: str | None
         html = "" if page is None else make_page(content)
     if page is not None:
         with translate_errors(UserError, f"Can't write {page}"):
-            ResourcePath(page).write(html.encode())
+            write_at_once(ResourcePath(page), html.encode())
         click.echo(f"The report is in {page}.", err=True)
     if form == "json":
         print_json(_add_prices(content, money))

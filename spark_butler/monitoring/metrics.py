@@ -23,10 +23,13 @@ from prometheus_client.registry import Collector
 from ..errors import OptionsError
 from ..model.outcomes import QuantumOutcome
 from ..report.progress import ProgressSnapshot
+from ..report.reporter import Ticker
 from ..text import best_effort
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "spark_butler_"
 _SECONDS_BETWEEN = 10.0
@@ -49,7 +52,7 @@ class RunMetrics(Collector):
         self._retries: Counter[tuple[str, str]] = Counter()
         self._requests: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[tuple[str, str]] = Counter()
-        self._seconds: Counter[tuple[str, str]] = Counter()
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._memory: defaultdict[str, int] = defaultdict(int)
         self._submitted = 0
         self._lag: Callable[[], float] = float
@@ -86,8 +89,8 @@ class RunMetrics(Collector):
             self._bytes[label, "read"] += outcome.traffic.received
             self._bytes[label, "written"] += outcome.traffic.sent
             for attempt in (outcome, *outcome.attempts):
-                self._seconds[label, "wall"] += attempt.wall_seconds  # type: ignore[assignment]
-            self._seconds[label, "cpu"] += outcome.cpu_seconds  # type: ignore[assignment]
+                self._seconds[label, "wall"] += attempt.wall_seconds
+            self._seconds[label, "cpu"] += outcome.cpu_seconds
             self._memory[label] = max(self._memory[label], outcome.peak_memory)
 
     def collect(self) -> Iterator[Metric]:
@@ -142,17 +145,7 @@ class RunMetrics(Collector):
 def publish_metrics(port: int | None, file: str | None) -> Iterator[RunMetrics]:
     """Serve metrics on a port, and write them to a file every 10 s and at the end.
 
-    Parameters
-    ----------
-    port
-        Port to serve the metrics on; 0 means any free port.
-    file
-        File to write the metrics to; its name ends in ``.prom`` for a node exporter.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if the port or the file can't be used.
+    Port 0 means any free port.  A node exporter reads files whose names end in ``.prom``.
     """
     metrics = RunMetrics()
     registry = CollectorRegistry()
@@ -166,33 +159,15 @@ def publish_metrics(port: int | None, file: str | None) -> Iterator[RunMetrics]:
             stack.callback(thread.join, 5.0)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
-            logger = logging.getLogger(__name__)
             logger.info("Metrics are at http://%s:%d/metrics.", *server.server_address[:2])
         if file is not None:
             if not Path(file).absolute().parent.is_dir():
                 raise OptionsError(f"--metrics-file {file!r} is in a folder that does not exist.")
-            stack.enter_context(_writing(file, registry))
+
+            def write() -> None:
+                with best_effort(f"The metrics can't be written to {file}"):
+                    write_to_textfile(file, registry)
+
+            stack.callback(write)
+            stack.enter_context(Ticker(write, _SECONDS_BETWEEN, "metrics"))
         yield metrics
-
-
-@contextlib.contextmanager
-def _writing(file: str, registry: CollectorRegistry) -> Iterator[None]:
-    """Write the metrics to a file repeatedly while the context lasts."""
-    ended = threading.Event()
-
-    def write() -> None:
-        while True:
-            with best_effort(f"The metrics can't be written to {file}"):
-                write_to_textfile(file, registry)
-            if ended.wait(_SECONDS_BETWEEN):
-                return
-
-    thread = threading.Thread(target=write, name="spark-butler metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(_SECONDS_BETWEEN)
-        with best_effort(f"The metrics can't be written to {file}"):
-            write_to_textfile(file, registry)

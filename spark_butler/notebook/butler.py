@@ -281,9 +281,7 @@ class SparkButler:
         from ..products.science_page import make_science_page
 
         html = make_science_page(self.butler, collection, where=where)
-        page = ReportPage(collection, html, os.fspath(file) if file is not None else None)
-        page.save()
-        return page
+        return ReportPage(collection, html, os.fspath(file) if file is not None else None).save()
 
     def _prepare(
         self, pipeline: PipelineLike | None, options: Mapping[str, Any], *, dry_run: bool = False

@@ -250,9 +250,8 @@ class Run:
             raise UserError(f"Run {self.output_run!r} is still running; wait() for it, or cancel() it.")
         if (content := self._reporter.content) is None:
             raise UserError(f"Run {self.output_run!r} has no report; see its log.")
-        page = ReportPage(self.output_run, make_page(content), os.fspath(file) if file is not None else None)
-        page.save()
-        return page
+        place = os.fspath(file) if file is not None else None
+        return ReportPage(self.output_run, make_page(content), place).save()
 
     def report(self) -> Report:
         """Return pipe_base's report of the run so far, as in ``pipetask run --summary``."""

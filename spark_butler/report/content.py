@@ -66,13 +66,7 @@ def make_content(
     spans = list(record.spans())
     where = str(run.options.get("where", ""))
     tasks = [
-        _describe_task(
-            label,
-            record.totals.get(label, 0),
-            by_task[label],
-            n_blocked=record.n_blocked.get(label, 0),
-            n_before=n_before,
-        )
+        _describe_task(label, record, by_task[label], n_before=n_before)
         | measure_usage(by_task[label], int(str(run.options.get("cores_per_quantum", 1))))
         for label, n_before in _count_done_before(run, record).items()
     ]
@@ -132,9 +126,10 @@ def _data_id(outcome: QuantumOutcome) -> dict[str, Any]:
 
 
 def _describe_task(
-    label: str, total: int, outcomes: Sequence[QuantumOutcome], *, n_blocked: int, n_before: int
+    label: str, record: RunRecord, outcomes: Sequence[QuantumOutcome], *, n_before: int
 ) -> dict[str, Any]:
     """Return the counts of a task's quanta, their times, memory and traffic."""
+    total, n_blocked = record.totals.get(label, 0), record.n_blocked.get(label, 0)
     done = [outcome for outcome in outcomes if outcome.succeeded]
     ran = [outcome for outcome in outcomes if outcome.wall_seconds and not outcome.skipped_existing]
     requests: Counter[str] = Counter()
@@ -189,11 +184,12 @@ def _total(
     """Return the sums over all tasks."""
     names = ["quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried"]
     names += ["cpu_seconds", "core_hours", "gb_hours", "bytes_read", "bytes_written"]
-    totals: dict[str, Any] = {name: sum(task[name] for task in tasks) for name in names}
-    totals["requests"] = sum(sum(task["requests"].values()) for task in tasks)
-    totals["peak_memory"] = max((outcome.peak_memory for outcome in outcomes), default=0)
-    totals["ingested"] = n_ingested
-    return totals
+    return {
+        **{name: sum(task[name] for task in tasks) for name in names},
+        "requests": sum(sum(task["requests"].values()) for task in tasks),
+        "peak_memory": max((outcome.peak_memory for outcome in outcomes), default=0),
+        "ingested": n_ingested,
+    }
 
 
 def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narrow: bool) -> dict[str, Any]:

@@ -97,13 +97,7 @@ def find_attempts(datastore_roots: Iterable[ResourcePath], run: str | None = Non
 
 
 def read_json(uri: ResourcePath) -> dict[str, Any] | None:
-    """Read a JSON file; `None` if it is absent.
-
-    Parameters
-    ----------
-    uri
-        Address of the file.
-    """
+    """Read a JSON file; `None` if it is absent."""
     try:
         content = json.loads(uri.read())
     except FileNotFoundError:

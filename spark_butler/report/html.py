@@ -67,27 +67,12 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: object) -> str:
-    """Render a template of this package.
-
-    Parameters
-    ----------
-    template
-        Name of its file.
-    **values
-        Values by name; they are escaped.
-    """
+    """Render a template of this package with values by name, which are escaped."""
     return _environment().get_template(template).render(values)
 
 
 def make_page(content: Mapping[str, Any]) -> str:
-    """Build the HTML of a report.
-
-    Parameters
-    ----------
-    content
-        The return value of `spark_butler.report.make_content`, or the content
-        of ``report.json``.
-    """
+    """Build the HTML of a report from the result of `make_content`, or the content of ``report.json``."""
     # Reports of earlier releases have no counts of quanta done before.
     totals = {"done_before": 0, **content["totals"]}
     tasks = [{"done_before": 0, **task} for task in content["tasks"]]

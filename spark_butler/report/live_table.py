@@ -11,10 +11,11 @@ import sys
 import threading
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from lsst.resources import ResourcePath
 
+from ..atomic_write import write_at_once
 from ..errors import UserError
 from ..text import best_effort, translate_errors
 from .html import render
@@ -54,19 +55,16 @@ class ReportPage:
     """A report that a notebook shows in a frame."""
 
     run: str
-    """The output RUN collection."""
-
     html: str
-    """The page."""
-
     file: str | None = None
-    """File that the page is in, if it was written."""
+    """File for the page, to which the frame has a link."""
 
-    def save(self) -> None:
-        """Write the page to its file."""
+    def save(self) -> Self:
+        """Write the page to its file, if it has one."""
         if self.file is not None:
             with translate_errors(UserError, f"Can't write {self.file}"):
-                ResourcePath(self.file, forceAbsolute=False).write(self.html.encode())
+                write_at_once(ResourcePath(self.file, forceAbsolute=False), self.html.encode())
+        return self
 
     def __str__(self) -> str:
         return self.html
@@ -81,13 +79,7 @@ class ReportPage:
 
 
 class LiveDisplay:
-    """A table in cells of a notebook, which is rendered again until it is finished.
-
-    Parameters
-    ----------
-    make_bundle
-        Builds the table, as HTML and as text, by MIME type.
-    """
+    """A table in cells of a notebook, which is rendered again, by MIME type, until it is finished."""
 
     def __init__(self, make_bundle: Callable[[], dict[str, str]], *, interval: float):
         self._make_bundle = make_bundle

@@ -59,20 +59,12 @@ class Span:
     """An attempt that ran, for the timeline."""
 
     label: str
-    """Task label."""
-
     quantum_id: uuid.UUID
-    """The quantum."""
-
     worker: str
     """Host name and process ID."""
-
     started: float
     """Its start, in seconds since the epoch."""
-
     seconds: float
-    """Its length, in seconds."""
-
     status: str
     """``done``, ``failed``, or ``retried`` when another attempt followed."""
 
@@ -141,19 +133,8 @@ class RunRecord:
     def spans(self) -> Iterator[Span]:
         """Return the attempts with known times."""
         for outcome in (*self.outcomes.values(), *self.repeated):
-            label = outcome.label
-            for attempt in outcome.attempts:
-                if attempt.started:
-                    yield Span(
-                        label,
-                        outcome.quantum_id,
-                        attempt.worker,
-                        attempt.started,
-                        attempt.wall_seconds,
-                        "retried",
-                    )
-            if outcome.started:
-                status = "done" if outcome.succeeded else "failed"
-                yield Span(
-                    label, outcome.quantum_id, outcome.worker, outcome.started, outcome.wall_seconds, status
-                )
+            label, quantum_id = outcome.label, outcome.quantum_id
+            last = "done" if outcome.succeeded else "failed"
+            for each, status in [*((attempt, "retried") for attempt in outcome.attempts), (outcome, last)]:
+                if each.started:
+                    yield Span(label, quantum_id, each.worker, each.started, each.wall_seconds, status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunReporter", "build_reporter"]
+__all__ = ["RunReporter", "Ticker", "build_reporter"]
 
 import contextlib
 import datetime
@@ -110,8 +110,8 @@ class RunReporter:
 
     def __enter__(self) -> Self:
         if self._folder is not None:
-            self._stack.enter_context(_Ticker(self._keep_status, self._seconds_between, "status"))
-        self._stack.enter_context(_Ticker(self._log, _LOG_SECONDS, "progress line"))
+            self._stack.enter_context(Ticker(self._keep_status, self._seconds_between, "status"))
+        self._stack.enter_context(Ticker(self._log, _LOG_SECONDS, "progress line"))
         if self._bars:
             self._show_bars()
         return self
@@ -145,18 +145,14 @@ class RunReporter:
             content = make_content(self._run, self.record, state=state, reason=reason, n_ingested=n_ingested)
             page = make_page(content)
             self.content = content
-            if self._folder is not None:
-                self._write_report(self._folder, content, page)
+            if (folder := self._folder) is not None:
+                with best_effort(f"The report could not be written to {folder.uri}"):
+                    folder.report_file.write(json.dumps(content, separators=(",", ":"), default=str).encode())
+                    folder.page_file.write(page.encode())
+                    self.places.append(folder.page_file)
         if self._folder is not None:
             with best_effort("The last status could not be written", level=logging.DEBUG):
                 self._write_status(self._folder, state)
-
-    def _write_report(self, folder: AttemptFolder, content: Mapping[str, Any], page: str) -> None:
-        """Write the report as data and as a page."""
-        with best_effort(f"The report could not be written to {folder.uri}"):
-            folder.report_file.write(json.dumps(content, separators=(",", ":"), default=str).encode())
-            folder.page_file.write(page.encode())
-            self.places.append(folder.page_file)
 
     def _keep_status(self) -> None:
         """Write the status, and end the run if ``spark-butler cancel`` has asked for it."""
@@ -184,7 +180,7 @@ class RunReporter:
             from .terminal import Bars
 
             bars = self._stack.enter_context(Bars(self.progress.snapshot))
-            self._stack.enter_context(_Ticker(bars.draw, _BAR_SECONDS, "display"))
+            self._stack.enter_context(Ticker(bars.draw, _BAR_SECONDS, "display"))
 
 
 def build_reporter(
@@ -198,18 +194,7 @@ def build_reporter(
     on_cancel: Callable[[], None],
     bars: bool,
 ) -> RunReporter:
-    """Build the reporter of a run.
-
-    Parameters
-    ----------
-    butler
-        Butler of the repository, or that of the graph for a run without a
-        registry.
-    on_cancel
-        Function that another thread calls after ``spark-butler cancel``.
-    bars
-        Whether to draw progress bars.
-    """
+    """Build the reporter of a run; another thread calls ``on_cancel`` after ``spark-butler cancel``."""
     options = {name: value for name in _OPTIONS if (value := getattr(request, name))}
     if isinstance(pipeline := options.get("pipeline"), Pipeline):
         # The text of a pipeline would be a whole file.
@@ -251,13 +236,10 @@ def build_reporter(
     )
 
 
-class _Ticker:
+class Ticker:
     """A thread that calls a function at once and every few seconds, while the context lasts.
 
-    Parameters
-    ----------
-    action
-        The function.  Only its first error is a warning.
+    Only the first error of the function is a warning.
     """
 
     def __init__(self, action: Callable[[], None], seconds: float, name: str):

@@ -53,21 +53,11 @@ def rerun_command(
     label: str | None = None,
     data_id: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the command that runs the missing quanta of a run, in the same run.
+    """Return the command that runs the missing quanta of a run, in the same run, quoted for a shell.
 
-    Parameters
-    ----------
-    where
-        Data query of the run, which may come from an options file.
-    label, data_id
-        Task and data ID of the only quantum to rerun.
-
-    Returns
-    -------
-    text
-        The command, quoted for a shell; it writes no files beside the run.
-        Empty if no command is known.  A graph from a file can't be narrowed;
-        its command runs all missing quanta.
+    It writes no files beside the run, and is empty if no command is known.  ``where`` is the
+    data query of the run, which may come from an options file.  ``label`` and ``data_id``
+    narrow it to one quantum, unless the graph comes from a file.
     """
     if not command:
         return ""
@@ -105,12 +95,8 @@ def rerun_command(
 def explain_resume(run: str, collections: Mapping[str, Any] | None = None, *, clobber: bool = False) -> str:
     """Return the sentence that names the options to resume a run.
 
-    Parameters
-    ----------
-    collections
-        Options of the command about output collections; `None` for a run without the registry.
-    clobber
-        Whether outputs of failed quanta have to be replaced.
+    ``collections`` are the options about output collections; `None` for a run without the
+    registry.  With ``clobber``, outputs of failed quanta have to be replaced.
     """
     if collections is None:
         return f"Finished outputs are in run {run!r}; to resume, repeat the command."

@@ -29,16 +29,9 @@ _N_FAILURES = 5
 def write_status(
     folder: AttemptFolder, run: RunInfo, snapshot: ProgressSnapshot, state: str, every: float
 ) -> None:
-    """Write the status of a run.
+    """Write the status of a run, which is ``running``, or ended as a state says.
 
-    Parameters
-    ----------
-    snapshot
-        Counts of the quanta.
-    state
-        ``running``, or how the run has ended.
-    every
-        Seconds between two updates.
+    ``every`` is the number of seconds between two updates.
     """
     status: dict[str, Any] = {
         "format": 1,

@@ -26,26 +26,19 @@ def make_report(graph: PredictedQuantumGraph, result: RunResult) -> Report:
 def fill_report(report: Report, xgraph: networkx.DiGraph[uuid.UUID], result: RunResult) -> None:
     """Fill a report with the outcomes of all quanta, and the status of the run.
 
-    Parameters
-    ----------
-    report
-        The report, still without quanta.
-    xgraph
-        Graph of quantum IDs, whose nodes have ``task_label`` and ``data_id``.
+    The nodes of ``xgraph`` have ``task_label`` and ``data_id``.
     """
+    blocked = [
+        QuantumReport(
+            quantumId=quantum_id,
+            status=ExecutionStatus.SKIPPED,
+            dataId=xgraph.nodes[quantum_id]["data_id"],
+            taskLabel=xgraph.nodes[quantum_id]["task_label"],
+        )
+        for quantum_id in result.blocked
+    ]
     report.quantaReports = _sorted([outcome.report for outcome in result.outcomes.values()])
-    nodes = xgraph.nodes
-    report.quantaReports += _sorted(
-        [
-            QuantumReport(
-                quantumId=quantum_id,
-                status=ExecutionStatus.SKIPPED,
-                dataId=nodes[quantum_id]["data_id"],
-                taskLabel=nodes[quantum_id]["task_label"],
-            )
-            for quantum_id in result.blocked
-        ]
-    )
+    report.quantaReports += _sorted(blocked)
     if result.failed:
         report.set_exception(MPGraphExecutorError("One or more tasks failed or timed out during execution."))
         only_timeouts = all(outcome.timed_out for outcome in result.failed)

@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, Self, cast
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, Group
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.segment import Segment
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -58,16 +58,6 @@ def _describe(task: TaskProgress) -> Text:
     return text
 
 
-class _Lines:
-    """Text that rich writes unchanged, colors and tabs included."""
-
-    def __init__(self, text: str):
-        self._text = text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Segment(self._text)
-
-
 class _Above:
     """A stream that writes above the bars."""
 
@@ -80,9 +70,9 @@ class _Above:
     def write(self, text: str) -> int:
         whole, newline, self._held = (self._held + text).rpartition("\n")
         if newline:
-            # Not cut at the width, so that text copied from the terminal equals the log.
+            # Not changed or cut at the width, so that text copied from the terminal equals the log.
             with self._drawing:
-                self._console.print(_Lines(whole + newline), soft_wrap=True)
+                self._console.print(Segments([Segment(whole + newline)]), soft_wrap=True)
         return len(text)
 
     def end_line(self) -> None:

@@ -54,13 +54,7 @@ def describe_state(state: str, snapshot: ProgressSnapshot) -> str:
 
 
 def format_progress(run: str, state: str, snapshot: ProgressSnapshot) -> str:
-    """Return the progress of a run as a table of plain text.
-
-    Parameters
-    ----------
-    run
-        Name of the run.
-    """
+    """Return the progress of a run as a table of plain text."""
     rows: list[tuple[str, ...]] = [("task", *PROGRESS_COLUMNS)]
     rows += [
         (task.label, *(f"{getattr(task, name):,}" for name in PROGRESS_COLUMNS))
@@ -99,8 +93,7 @@ def format_report(content: Mapping[str, Any]) -> str:
     Parameters
     ----------
     content
-        The return value of `spark_butler.report.make_content`, or the content
-        of ``report.json``.
+        The result of `make_content`, or the content of ``report.json``.
     """
     time, totals = content["time"], content["totals"]
     lines = [

@@ -6,10 +6,11 @@ __all__ = ["Lane", "busy_slots", "make_lanes", "round_shares", "split_time"]
 
 import dataclasses
 import heapq
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..model.outcomes import QuantumOutcome
 from .record import RunInfo, RunRecord, Span
@@ -21,16 +22,11 @@ _SAME = 1e-3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lane:
-    """The attempts that one slot of a host ran, in order."""
+    """The attempts that one slot of a host ran, in order of time; slots of a host are numbered from 1."""
 
     host: str
-    """Name of the host."""
-
     number: int
-    """Number of the slot on the host, from 1."""
-
     spans: list[Span]
-    """The attempts, by time."""
 
 
 def make_lanes(spans: Iterable[Span]) -> list[Lane]:
@@ -64,58 +60,28 @@ def make_lanes(spans: Iterable[Span]) -> list[Lane]:
 def busy_slots(
     spans: Iterable[Span], labels: Sequence[str], start: float, end: float, n_bins: int
 ) -> list[list[float]]:
-    """Return how many attempts ran at the same time, as the mean in each bin of time.
-
-    Parameters
-    ----------
-    start, end
-        First and last moment, in seconds since the epoch.
-    """
-    busy = {label: [0.0] * n_bins for label in labels}
-    # As slopes, so that a long attempt costs no more than a short one.
-    change = {label: [0.0] * (n_bins + 2) for label in labels}
+    """Return how many attempts ran at the same time, as the mean in each bin of time, for each label."""
+    edges = np.linspace(start, end, n_bins + 1)
     width = (end - start) / n_bins or 1.0
+    times: dict[str, list[tuple[float, float]]] = {label: [] for label in labels}
     for span in spans:
-        if span.label not in busy:
-            continue
-        a = min(max((span.started - start) / width, 0.0), float(n_bins))
-        b = min(max((span.started + span.seconds - start) / width, 0.0), float(n_bins))
-        first, last = math.floor(a), math.floor(b)
-        own, slope = busy[span.label], change[span.label]
-        if first == last:
-            if first < n_bins:
-                own[first] += b - a
-            continue
-        own[first] += first + 1 - a
-        if last < n_bins:
-            own[last] += b - last
-        slope[first + 1] += 1
-        slope[last] -= 1
-    result = []
-    for label in labels:
-        level, row = 0.0, []
-        for n in range(n_bins):
-            level += change[label][n]
-            row.append(round(level + busy[label][n], 3))
-        result.append(row)
-    return result
+        if span.label in times:
+            times[span.label].append((span.started, span.seconds))
+    rows = []
+    for each in times.values():
+        began, seconds = np.array(each).reshape(-1, 2).T
+        # The slot seconds from the start to each edge.
+        used = [np.clip(edge - began, 0.0, seconds).sum() for edge in edges]
+        rows.append((np.diff(used) / width).round(3).tolist())
+    return rows
 
 
 def split_time(run: RunInfo, record: RunRecord, spans: Sequence[Span], end: float) -> dict[str, Any]:
-    """Split the wall time of a run, and the time of its slots, into parts.
+    """Split the wall time of a run until ``end``, and the time of its slots, into parts.
 
-    Parameters
-    ----------
-    end
-        End of the run, in seconds since the epoch.
-
-    Returns
-    -------
-    content
-        The parts of ``driver`` add up to the wall time.  Those of ``slots``
-        other than ``available`` and ``between_quanta`` add up to
-        ``available``; to more where more was measured, as where slots came
-        later.  ``shares`` add up to 1.
+    The parts of ``driver`` add up to the wall time.  Those of ``slots`` other than
+    ``available`` and ``between_quanta`` add up to ``available``; to more where more was
+    measured, as where slots came later.  ``shares`` add up to 1.
     """
     seconds = end - record.began
     available = run.slots * seconds

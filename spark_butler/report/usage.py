@@ -25,13 +25,7 @@ _DIGITS = 6
 
 
 def read_price(text: str) -> Price:
-    """Read the value of ``--price``.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if it is not two numbers.
-    """
+    """Read the value of ``--price``; it is refused unless it is two numbers."""
     try:
         core, memory = (float(part) for part in text.split(","))
         if core >= 0 and memory >= 0:
@@ -44,10 +38,7 @@ def read_price(text: str) -> Price:
 
 
 def measure_usage(outcomes: Iterable[QuantumOutcome], cores: int) -> dict[str, float]:
-    """Return the ``core_hours`` of all attempts at quanta, and the ``gb_hours`` of their resident memory.
-
-    Each quantum may use ``cores`` cores.
-    """
+    """Return the ``core_hours`` of all attempts at quanta, and the ``gb_hours`` of their resident memory."""
     seconds = gb_seconds = 0.0
     for outcome in outcomes:
         if outcome.skipped_existing:
@@ -68,20 +59,10 @@ def _usage(core_seconds: float, gb_seconds: float) -> dict[str, float]:
 def predict_usage(
     xgraph: networkx.DiGraph[uuid.UUID], times: Times, peaks: Mapping[str, float], cores: int
 ) -> list[dict[str, Any]]:
-    """Predict what the quanta of a plan will use, from earlier runs.
+    """Predict ``core_hours`` and ``gb_hours`` of each task of a plan from earlier runs; `None` without any.
 
-    Parameters
-    ----------
-    peaks
-        Mean peak memory of a quantum of each task, in bytes.
-    cores
-        Cores that each quantum may use.
-
-    Returns
-    -------
-    tasks
-        ``label``, ``quanta``, ``core_hours`` and ``gb_hours`` of each task;
-        the last two are `None` where no quantum of the task ran before.
+    ``peaks`` has the mean peak memory of a quantum of each task, in bytes; each quantum may
+    use ``cores`` cores.
     """
     quanta: defaultdict[str, list[uuid.UUID]] = defaultdict(list)
     for quantum_id in networkx.topological_sort(xgraph):
@@ -122,13 +103,7 @@ def format_usage(tasks: Sequence[Mapping[str, Any]], price: Price | None = None)
 
 
 def format_runs(contents: Iterable[Mapping[str, Any]], price: Price | None = None) -> str:
-    """Return a table of several runs, with a row for each task.
-
-    Parameters
-    ----------
-    contents
-        Contents of ``report.json`` of the runs.
-    """
+    """Return a table of several runs, given the contents of ``report.json``, with a row for each task."""
     rows: list[tuple[str, ...]] = [
         ("run", "state", "task", "quanta", "done", "failed", "blocked", "median", *_heading(price))
     ]
