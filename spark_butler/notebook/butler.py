@@ -13,17 +13,20 @@ from lsst.daf.butler import Butler
 from lsst.daf.butler.utils import has_globs
 from lsst.resources import ResourcePath
 
+from ..driver.context import make_worker_context
 from ..errors import OptionsError, StaysHereError, UserError
 from ..planning.plan import Plan
 from ..report.live_table import ReportPage
-from ..repository.checks import check_repository, store_roots
-from ..repository.query import find_data_ids
+from ..repository.checks import check_repository, check_writeable, store_roots
+from ..repository.query import find_data_ids, find_output_types
 from ..run import PreparedRun, prepare
 from ..spark._pyspark import hide_task_errors
 from ..spark.preflight import check_workers
 from ..spark.session import check_session, make_session
 from ..text import best_effort
+from ..worker.function_butler import DataIdContext
 from .data_ids import DataIds
+from .results import Puts
 from .run import Run
 from .run_arguments import RunArguments, with_run_arguments
 from .run_request import PipelineLike, in_words_of_python, make_notebook_request
@@ -179,16 +182,19 @@ class SparkButler:
             limit=limit,
         )
         self._check_workers()
-        return DataIds.make(
+        types = find_output_types(
             self._butler,
-            self._repo,
-            self._session,
-            resolved,
-            outputs=(outputs,) if isinstance(outputs, str) else outputs,
-            output_run=output_run,
-            clobber_outputs=clobber_outputs,
-            partitions=partitions,
+            (outputs,) if isinstance(outputs, str) else outputs,
+            output_run,
+            resolved.data_ids,
+            clobber=clobber_outputs,
         )
+        if types:
+            check_writeable(store_roots(self._butler))
+        worker = make_worker_context(self._butler, [*resolved.dataset_types, *types.values()])
+        context = DataIdContext(worker, resolved.dimensions, types, output_run or "")
+        puts = Puts(self._repo, output_run or "", types)
+        return DataIds(self._session, resolved, context, puts, partitions)
 
     @with_run_arguments
     def run(self, pipeline: PipelineLike | None = None, **options: Unpack[RunArguments]) -> Run:

@@ -7,14 +7,12 @@ __all__ = ["DataIds"]
 import dataclasses
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
-from lsst.daf.butler import Butler, DataCoordinate, DatasetRef
+from lsst.daf.butler import DataCoordinate, DatasetRef
 
-from ..driver.context import make_worker_context
 from ..errors import StaysHereError
-from ..repository.checks import check_writeable, store_roots
-from ..repository.query import Resolved, find_output_types
+from ..repository.query import Resolved
 from ..spark.rdd import spread
 from ..spark.session import check_session
 from ..worker.function_butler import DataIdBatch, DataIdContext, WorkerButler
@@ -64,7 +62,7 @@ class DataIds(Sequence[DataCoordinate]):
         resolved: Resolved,
         context: DataIdContext,
         puts: Puts,
-        partitions: int | None = None,
+        partitions: int | None,
     ):
         self._session = session
         self._resolved = resolved
@@ -79,47 +77,6 @@ class DataIds(Sequence[DataCoordinate]):
             n, partitions or max(_PARTITIONS_PER_SLOT * slots, -(-n // _MOST_IN_PARTITION))
         )
         self._apply: Callable[[UserFunction], RDD[Any]] | None = None
-
-    @classmethod
-    def make(
-        cls,
-        butler: Butler,
-        repo: str,
-        session: SparkSession,
-        resolved: Resolved,
-        *,
-        outputs: Sequence[str] | Mapping[str, str] = (),
-        output_run: str | None = None,
-        clobber_outputs: bool = False,
-        partitions: int | None = None,
-    ) -> Self:
-        """Check that outputs can be put, and build data IDs from the result of a query.
-
-        Parameters
-        ----------
-        butler
-            Butler of the repository.
-        repo
-            Address of the repository.
-        session
-            Session whose workers run functions.
-        resolved
-            Result of the query.
-        outputs, output_run, clobber_outputs, partitions
-            As for `SparkButler.data_ids`.
-        """
-        output_types = find_output_types(
-            butler, outputs, output_run, resolved.data_ids, clobber=clobber_outputs
-        )
-        if output_types:
-            check_writeable(store_roots(butler))
-        context = DataIdContext(
-            make_worker_context(butler, [*resolved.dataset_types, *output_types.values()]),
-            resolved.dimensions,
-            output_types,
-            output_run or "",
-        )
-        return cls(session, resolved, context, Puts(repo, output_run or "", output_types), partitions)
 
     @overload
     def __getitem__(self, index: int) -> DataCoordinate: ...
@@ -224,7 +181,7 @@ class DataIds(Sequence[DataCoordinate]):
         8
         """
         check_function("flatMap", function, _ARGUMENTS)
-        return self._results(self._rdd(function).flatMap(_itself), "flatMap")
+        return self._results(self._rdd(function).flatMap(lambda values: values), "flatMap")
 
     def foreach(self, function: UserFunction) -> None:
         """Call a function that puts datasets with a butler and each data ID, on workers.
@@ -245,7 +202,7 @@ class DataIds(Sequence[DataCoordinate]):
         4
         """
         check_function("foreach", function, _ARGUMENTS)
-        self._results(self._rdd(function), "foreach").foreach(_nothing)
+        self._results(self._rdd(function), "foreach").foreach(lambda _: None)
 
     def ingest(self) -> int:
         """Register the datasets that functions have put since the last action.
@@ -328,11 +285,3 @@ class DataIds(Sequence[DataCoordinate]):
 
 def _own(_: WorkerButler, data_id: DataCoordinate) -> DataCoordinate:
     return data_id
-
-
-def _itself(values: Any) -> Any:
-    return values
-
-
-def _nothing(_: Any) -> None:
-    pass

@@ -16,20 +16,7 @@ from ..text import brief
 
 
 def check_function(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
-    """Check that a function can be sent to workers, and can be called there.
-
-    Parameters
-    ----------
-    caller
-        Name of the method that was given the function.
-    arguments
-        Names of the arguments that it is called with.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if a check fails, with the reason.
-    """
+    """Check that a function, which a method was given, can be sent to workers and be called there."""
     check_arguments(caller, function, arguments)
     reasons: list[Exception] = []
 
@@ -52,13 +39,7 @@ def check_function(caller: str, function: Callable[..., Any], arguments: Sequenc
 
 
 def check_arguments(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
-    """Check that a function takes the arguments that it will be called with.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if it does not.
-    """
+    """Check that a function takes the arguments that it will be called with."""
     wanted = f"expected a function f({', '.join(arguments)})"
     if not callable(function):
         raise OptionsError(f"{caller}: {function!r} can't be called; {wanted}.")

@@ -6,7 +6,7 @@ __all__ = ["Puts", "Results"]
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lsst.daf.butler import Butler, DatasetType
@@ -38,13 +38,7 @@ class Puts:
         self._is_registered = False
 
     def register(self) -> None:
-        """Register the run and the dataset types of the outputs, before a worker writes any.
-
-        Raises
-        ------
-        spark_butler.errors.RepositoryError
-            Raised if the registry can't be written to.
-        """
+        """Register the run and the dataset types of the outputs, before a worker writes any."""
         if self._is_registered or not self._outputs:
             return
         with (
@@ -73,21 +67,17 @@ class Puts:
                 f"put into the registry, run {self._run!r}",
                 remedy="DataIds.ingest() tries again.",
             ):
-                n_ingested = self._write(reports)
+                with Butler.from_config(self._repo, writeable=True) as butler:
+                    ingester = Ingester(butler, self._outputs, existing=fetch_run_ids(butler, self._run))
+                    for report in reports:
+                        ingester.add([report.ref], [report.ref.id], report.records)
+                    ingester.flush()
+                n_ingested = ingester.n_ingested
             with self._lock:
                 # Only after the ingest, so that another call retries a failed one.
                 del self._reports[: len(reports)]
         logger.info("%d datasets were put into run %r.", n_ingested, self._run)
         return n_ingested
-
-    def _write(self, reports: Sequence[PutReport]) -> int:
-        """Register datasets."""
-        with Butler.from_config(self._repo, writeable=True) as butler:
-            ingester = Ingester(butler, self._outputs, existing=fetch_run_ids(butler, self._run))
-            for report in reports:
-                ingester.add([report.ref], [report.ref.id], report.records)
-            ingester.flush()
-            return ingester.n_ingested
 
 
 class Results:
@@ -142,13 +132,7 @@ class Results:
         return sorted({*super().__dir__(), *(name for name in dir(self._rdd) if not name.startswith("_"))})
 
     def toLocalIterator(self, prefetchPartitions: bool = False) -> Iterator[Any]:
-        """Iterate over the collected results.
-
-        Parameters
-        ----------
-        prefetchPartitions
-            Has no effect.
-        """
+        """Iterate over the collected results; ``prefetchPartitions`` has no effect."""
         return iter(self.collect())
 
     def _act(self, name: str, action: Callable[[], Any]) -> Any:

@@ -61,34 +61,19 @@ type PipelineLike = str | os.PathLike[str] | Pipeline | type[PipelineTask]
 
 
 def make_notebook_request(repo: str, pipeline: PipelineLike | None, options: Mapping[str, Any]) -> RunRequest:
-    """Build a request from the arguments of `SparkButler.run`.
+    """Build a request from the arguments of `SparkButler.run`; dataset types are registered by default.
 
-    Parameters
-    ----------
-    repo
-        Address or alias of the repository.
-    pipeline
-        Address of a pipeline file, a pipeline, or the class of a task; `None`
-        where the options name tasks or a quantum graph.
-    options
-        Values of the options of ``spark-butler run``, by their names with
-        underscores; ``where`` stands for ``data_query``, ``memory`` for the
-        memory that each task may have.  Flags are booleans, options that may
-        be repeated take lists, ``config`` takes a mapping.
-
-    Returns
-    -------
-    request
-        The request; dataset types are registered by default.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if an option is not known, or if its value can't be used.
+    The pipeline is `None` where the options name tasks or a quantum graph.  Options have the
+    names of those of ``spark-butler run``, with underscores; ``where`` stands for ``data_query``,
+    ``memory`` for the memory that each task may have.  Flags are booleans, options that may be
+    repeated take lists, ``config`` takes a mapping.
     """
     given = {_OTHER_NAMES.get(name, name): value for name, value in options.items() if value is not None}
     for name in given:
-        _check_name(name)
+        if name in _ELSEWHERE:
+            raise OptionsError(f"{name} has no meaning in a notebook: {_ELSEWHERE[name]}.")
+        if name not in DEFAULTS and name not in ("data_query", "pipeline"):
+            raise OptionsError(f"{name!r} is not a known option; {suggest(name, DEFAULTS)}")
     memory, requests = given.pop("memory", None), given.pop("resources", None)
     given.setdefault("register_dataset_types", True)
     is_of_cell = isinstance(pipeline, type) and pipeline.__module__ == "__main__"
@@ -125,14 +110,6 @@ def in_words_of_python(text: str) -> str:
         return _OTHER_NAMES_BACK.get(option, option)
 
     return _FLAG.sub(name, text)
-
-
-def _check_name(name: str) -> None:
-    """Check that an option is known and has a meaning in a notebook."""
-    if name in _ELSEWHERE:
-        raise OptionsError(f"{name} has no meaning in a notebook: {_ELSEWHERE[name]}.")
-    if name not in DEFAULTS and name not in ("data_query", "pipeline"):
-        raise OptionsError(f"{name!r} is not a known option; {suggest(name, DEFAULTS)}")
 
 
 def _name_pipeline(pipeline: object, given: Mapping[str, Any]) -> dict[str, Any]:
