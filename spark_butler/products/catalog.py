@@ -11,6 +11,7 @@ from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
 from ..errors import RepositoryError, UserError
+from ..repository.query import find_data_ids
 from ..text import translate_errors
 
 FORMATS = {"csv": "ascii.csv", "parquet": "parquet", "votable": "votable"}
@@ -18,16 +19,7 @@ FORMATS = {"csv": "ascii.csv", "parquet": "parquet", "votable": "votable"}
 
 
 def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_type: str = "source") -> Table:
-    """Read the tables of all images of a run, and join them in the order of their data IDs.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if there is no such dataset type, collection or table.
-    """
-    # All commands share this search, whose errors suggest similar names.
-    from ..repository.query import find_data_ids
-
+    """Read the tables of all images of a run, and join them in the order of their data IDs."""
     found = find_data_ids(butler, dataset_type, collections=(collection,), where=where)
     with translate_errors(RepositoryError, f"Can't read the tables of {collection}"):
         tables = [butler.get(ref) for ref in found.refs]
@@ -35,20 +27,7 @@ def read_catalog(butler: Butler, collection: str, *, where: str = "", dataset_ty
 
 
 def write_catalog(catalog: Table, file: str, form: str, *, overwrite: bool = False) -> None:
-    """Write a catalog to a file.
-
-    Parameters
-    ----------
-    form
-        One of `FORMATS`.
-    overwrite
-        Whether to replace an existing file.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the file exists or can't be written.
-    """
+    """Write a catalog to a file in one of `FORMATS`."""
     target = ResourcePath(file, forceDirectory=False)
     with translate_errors(UserError, f"Can't write {file}"):
         if not overwrite and target.exists():

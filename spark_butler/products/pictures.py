@@ -76,8 +76,7 @@ def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument
     rows = {int(row["detector"]): row for row in summary}
     described = [camera.get_detector(int(ref.dataId["detector"])) for ref in refs]
     corners = np.concatenate([outline(detector) for detector in described])
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    span = high - low
+    span = np.ptp(corners, axis=0)
     binning = max(1, math.ceil(float(span.max()) / _MOST_PIXELS))
 
     width = 10.0
@@ -92,10 +91,7 @@ def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument
         _draw_placed(axes, _binned(image.image.array, binning), detector, stretch)
         _label_detector(axes, detector, rows.get(detector.id))
     assert image is not None, "There is at least one reference."
-    margin = 0.012 * float(span.max())
-    axes.set_xlim(low[0] - margin, high[0] + margin)
-    axes.set_ylim(low[1] - margin, high[1] + margin)
-    axes.set_aspect("equal")
+    frame_focal_plane(axes, corners, margin=0.012)
     _set_titles(
         figure,
         f"{instrument}  visit {visit}",
@@ -103,7 +99,7 @@ def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument
         f"{int(np.sum(summary['nSource']))} sources, PSF FWHM {_median_seeing(summary)}; "
         f"zero point {_median_zero_point(summary)}",
     )
-    _save(figure, path)
+    figure.savefig(path, dpi=130, facecolor=_BACKGROUND)
 
 
 def draw_detector(
@@ -145,7 +141,7 @@ def draw_detector(
         f"{summary['psfFwhm']:.2f} pixels; zero point "
         f"{_zero_point_text(summary)}; astrometry {_astrometry_text(summary)}",
     )
-    _save(figure, path)
+    figure.savefig(path, dpi=130, facecolor=_BACKGROUND)
 
 
 def _make_figure(width: float, height: float, plot_height: float, bottom: float = 0.2) -> tuple[Figure, Axes]:
@@ -164,10 +160,6 @@ def _set_titles(figure: Figure, title: str, subtitle: str) -> None:
     height = figure.get_figheight()
     figure.text(0.03, 1.0 - 0.42 / height, title, color=_TEXT, fontsize=17, fontweight="bold", va="center")
     figure.text(0.03, 1.0 - 0.78 / height, subtitle, color=_FAINT_TEXT, fontsize=10.5, va="center")
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    figure.savefig(path, dpi=130, facecolor=figure.get_facecolor())
 
 
 def _binned(image: FloatImage, binning: int) -> FloatImage:
@@ -200,6 +192,15 @@ def outline(detector: DetectorDescription) -> npt.NDArray[np.float64]:
     right, top = detector.nx - 0.5, detector.ny - 0.5
     corners = np.array([[-0.5, -0.5], [right, -0.5], [right, top], [-0.5, top]])
     return np.asarray(to_focal_plane(detector).transform(corners))
+
+
+def frame_focal_plane(axes: Axes, corners: npt.NDArray[np.float64], *, margin: float) -> None:
+    """Set the limits of axes around the corners of detectors, with a margin as a part of the focal plane."""
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    width = margin * float((high - low).max())
+    axes.set_xlim(low[0] - width, high[0] + width)
+    axes.set_ylim(low[1] - width, high[1] + width)
+    axes.set_aspect("equal")
 
 
 def _draw_placed(axes: Axes, image: FloatImage, detector: DetectorDescription, stretch: _Stretch) -> None:
@@ -256,11 +257,9 @@ def _draw_masks(axes: Axes, image: VisitImage) -> list[Patch]:
 
 
 def _draw_sources(axes: Axes, source: astropy.table.Table, psf_sigma: float) -> list[Line2D]:
-    flagged = np.zeros(len(source), dtype=bool)
-    for name in ("psfFlux_flag", "centroid_flag", "pixelFlags_edge", "pixelFlags_saturated"):
-        flagged |= np.asarray(source[name])
-    for name in ("pixelFlags_badCenter", "pixelFlags_crCenter"):
-        flagged |= np.asarray(source[name])
+    flags = ["psfFlux_flag", "centroid_flag"]
+    flags += [f"pixelFlags_{name}" for name in ("edge", "saturated", "badCenter", "crCenter")]
+    flagged = np.any([np.asarray(source[name]) for name in flags], axis=0)
     extended = np.asarray(source["sizeExtendedness"]) > 0.5
     handles = []
     for chosen, label, color in (
@@ -311,8 +310,7 @@ def _ellipses(
     source: astropy.table.Table, psf_sigma: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return semi-axes in pixels and angles in degrees; sources without moments get those of the PSF."""
-    moments = (np.asarray(source[name], dtype=np.float64) for name in ("ixx", "iyy", "ixy"))
-    ixx, iyy, ixy = moments
+    ixx, iyy, ixy = (np.asarray(source[name], dtype=np.float64) for name in ("ixx", "iyy", "ixy"))
     half_sum, half_difference = 0.5 * (ixx + iyy), 0.5 * (ixx - iyy)
     root = np.hypot(half_difference, ixy)
     major, minor = np.sqrt(half_sum + root), np.sqrt(np.maximum(half_sum - root, 0.0))

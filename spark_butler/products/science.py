@@ -14,6 +14,7 @@ from lsst.daf.butler import Butler, DatasetRef
 
 from ..errors import RepositoryError
 from ..obs.camera.description import CameraDescription
+from ..repository.query import find_data_ids
 from ..text import translate_errors
 from .pictures import to_focal_plane
 
@@ -68,18 +69,7 @@ class ScienceSummary:
 
 
 def read_science(butler: Butler, collection: str, *, where: str = "") -> list[ScienceSummary]:
-    """Read summaries and stars of an output of process_ccd, for each instrument in the order of their names.
-
-    ``where`` selects visits and detectors.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the collection has no ``visit_summary``, or a catalog lacks columns.
-    """
-    # All commands share this search, whose errors suggest similar names.
-    from ..repository.query import find_data_ids
-
+    """Read summaries and stars of an output of process_ccd, for each instrument by name."""
     found = find_data_ids(butler, "visit_summary", collections=(collection,), where=where)
     catalogs = find_data_ids(butler, "source", collections=(collection,), where=where)
     by_instrument: dict[str, list[DatasetRef]] = {}

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binned_statistic_2d
 
 from ..report.html import render
-from .pictures import outline
+from .pictures import frame_focal_plane, outline
 from .science import MAX_CATALOGS, FloatArray, ScienceSummary, StarTable, read_science
 
 _INK = "#7d838d"
@@ -75,15 +75,7 @@ _QUANTITIES = (
 
 
 def make_science_page(butler: Butler, collection: str, *, where: str = "") -> str:
-    """Return the page of an output of process_ccd as HTML that needs no network to be shown.
-
-    ``where`` selects visits and detectors.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the collection has no ``visit_summary``, or a catalog lacks columns.
-    """
+    """Return the page of an output of process_ccd as HTML that needs no network to be shown."""
     parts = [_describe(summary) for summary in read_science(butler, collection, where=where)]
     return render("science.html.j2", collection=collection, where=where, parts=parts)
 
@@ -196,16 +188,11 @@ def _draw_outlines(axes: Axes, summary: ScienceSummary) -> None:
     """Draw the edges of the detectors, and set the limits of the axes around them."""
     corners = [outline(detector) for detector in summary.camera.detectors]
     axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=_INK, linewidths=0.5))
-    _frame_focal_plane(axes, corners)
+    _frame(axes, np.concatenate(corners))
 
 
-def _frame_focal_plane(axes: Axes, corners: Sequence[FloatArray]) -> None:
-    every = np.concatenate(corners)
-    low, high = every.min(axis=0), every.max(axis=0)
-    margin = 0.03 * float((high - low).max())
-    axes.set_xlim(low[0] - margin, high[0] + margin)
-    axes.set_ylim(low[1] - margin, high[1] + margin)
-    axes.set_aspect("equal")
+def _frame(axes: Axes, corners: FloatArray) -> None:
+    frame_focal_plane(axes, corners, margin=0.03)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -222,8 +209,8 @@ def _add_colorbar(
 def _draw_focal_planes(summary: ScienceSummary, visits: npt.NDArray[Any]) -> Figure:
     """Draw maps of the focal plane: a column per quantity, a row per visit."""
     images = summary.images
-    corners = [outline(detector) for detector in summary.camera.detectors]
-    span = np.ptp(np.concatenate(corners), axis=0)
+    corners = np.concatenate([outline(detector) for detector in summary.camera.detectors])
+    span = np.ptp(corners, axis=0)
     height = min(max(_WIDTH / len(_QUANTITIES) * float(span[1] / span[0]), 0.6), 4.0)
     figure, grid = _make_grid(len(visits), len(_QUANTITIES), height * len(visits) + 1.0)
     for quantity, column in zip(_QUANTITIES, grid.T, strict=True):
@@ -243,7 +230,7 @@ def _draw_focal_planes(summary: ScienceSummary, visits: npt.NDArray[Any]) -> Fig
                 linewidths=[2.0 if flag else 0.5 for flag in rows["image_flag"]],
             )
             axes.add_collection(artist)
-            _frame_focal_plane(axes, corners)
+            _frame(axes, corners)
             if axes in grid[:, 0]:
                 axes.set_ylabel(str(visit), color=_INK, fontsize=8)
         _title(column[0], quantity.name.replace(", ", ",\n"))

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from spark_butler.cli.main import main
 from spark_butler.demo.simulation import read_table
 from spark_butler.obs.camera.description import CameraDescription
-from spark_butler.products import pictures
 from spark_butler.products.pictures import draw_detector, draw_focal_plane
 from spark_butler.products.science import make_stars
 from tests.tasks.processed_night import ProcessedNight
@@ -51,7 +50,7 @@ def test_the_title_of_a_detector_gives_the_seeing(
     processed: ProcessedNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
     visit = processed.simulated.visits[0]
     draw_detector(processed.butler, tmp_path / "none.png", instrument="SimCam", visit=visit, detector=1)
     (text,) = (text.get_text() for text in drawn[0].texts if "FWHM" in text.get_text())
