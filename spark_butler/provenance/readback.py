@@ -56,7 +56,6 @@ class PackedScan:
     """IDs of its metadata and of its log, if its task writes one."""
 
     scan: QuantumScan
-    """Its attempts."""
 
 
 def automatic_outputs(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> list[PredictedDatasetModel]:

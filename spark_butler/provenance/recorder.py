@@ -20,7 +20,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import networkx
 from lsst.daf.butler import ButlerLogRecords, LimitedButler, Quantum
@@ -54,13 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_destination(destination: ResourcePathExpression) -> None:
-    """Check before a run that its provenance graph can be written.
-
-    Raises
-    ------
-    OptionsError
-        Raised if it can't be written.
-    """
+    """Check before a run that its provenance graph can be written; refuse the option otherwise."""
     uri = ResourcePath(destination, forceDirectory=None)
     if uri.getExtension() != ".qg":
         raise OptionsError(f"The provenance graph {str(destination)!r} needs a name that ends in .qg.")
@@ -110,9 +104,8 @@ class ProvenanceRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> Literal[False]:
+    def __exit__(self, *exc_info: object) -> None:
         self._spool.close()
-        return False
 
     def add(self, outcome: QuantumOutcome) -> None:
         """Keep the scan of an outcome; a quantum may have several outcomes."""
@@ -145,14 +138,7 @@ class ProvenanceRecorder:
         return True
 
     def finish(self, result: RunResult) -> None:
-        """Write the graph when the run has ended.
-
-        Raises
-        ------
-        EngineError
-            Raised if the graph can't be written.  A file that exists is not
-            changed then.
-        """
+        """Write the graph when the run has ended; if that fails, a file that exists is not changed."""
         start = time.monotonic()
         logger.info("Writing the provenance of %d quanta to %s.", len(self._graph), self._destination)
         try:

@@ -16,7 +16,6 @@ __all__ = [
 import dataclasses
 import itertools
 import pickle
-import threading
 import uuid
 from collections.abc import Sequence
 
@@ -49,30 +48,21 @@ _ZSTD_LEVEL = 10
 _ATTEMPTS = pydantic.TypeAdapter(list[ProvenanceQuantumAttemptModel])
 
 
-_own = threading.local()
-
-
-def _compress(data: bytes) -> bytes:
-    """Compress a block of a graph file."""
-    if not hasattr(_own, "compressor"):
-        # A dictionary would have to be the same in all blocks of a graph, and does not exist before the run.
-        _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
-    compressed: bytes = _own.compressor.compress(data)
-    return compressed
+def _compress(model: pydantic.BaseModel) -> bytes:
+    """Return a block of a graph file."""
+    # A dictionary would have to be the same in all blocks of a graph, and does not exist before the run.
+    return zstandard.compress(model.model_dump_json().encode(), level=_ZSTD_LEVEL)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenedAttempt:
-    """One attempt at a quantum."""
+    """One attempt at a quantum, with its log records and metadata if it has written any."""
 
     model: ProvenanceQuantumAttemptModel
     """Its status, exception and resource usage, in pipe_base's form."""
 
     logs: list[ButlerLogRecord] | None
-    """Its log records; `None` if it has written none."""
-
     metadata: TaskMetadata | None
-    """Its metadata."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,16 +93,13 @@ class QuantumScan:
         """Serialize and compress the attempts, first to last, with numbers."""
         for number, attempt in enumerate(attempts):
             attempt.model.attempt = number
-        logs: bytes = b""
-        metadata: bytes = b""
+        logs = metadata = b""
         if any(attempt.logs is not None for attempt in attempts):
-            logs_model = ProvenanceLogRecordsModel.model_construct(attempts=[each.logs for each in attempts])
-            logs = _compress(logs_model.model_dump_json().encode())
+            all_logs = [attempt.logs for attempt in attempts]
+            logs = _compress(ProvenanceLogRecordsModel.model_construct(attempts=all_logs))
         if any(attempt.metadata is not None for attempt in attempts):
-            metadata_model = ProvenanceTaskMetadataModel.model_construct(
-                attempts=[each.metadata for each in attempts]
-            )
-            metadata = _compress(metadata_model.model_dump_json().encode())
+            all_metadata = [attempt.metadata for attempt in attempts]
+            metadata = _compress(ProvenanceTaskMetadataModel.model_construct(attempts=all_metadata))
         models = [attempt.model for attempt in attempts]
         return cls.from_blocks(models, logs=logs, metadata=metadata, produced=produced)
 
@@ -224,10 +211,7 @@ def pack_attempt(
     logs: ButlerLogRecords,
     failure: BaseException | None = None,
 ) -> bytes | None:
-    """Pack a `scan_attempt` for the driver.
-
-    Returns `None` if it can't be made, so that no quantum fails because of its provenance.
-    """
+    """Pack a `scan_attempt`; `None` if it can't be made, as no quantum may fail because of its provenance."""
     with best_effort(f"No provenance could be recorded for a quantum of {task_node.label}"):
         return pickle.dumps(scan_attempt(task_node, quantum, quantum_id, metadata, logs, failure))
     return None
