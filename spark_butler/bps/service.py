@@ -40,8 +40,8 @@ class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
         cls, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str, service_class: str
     ) -> SparkWorkflow:
         """Write the job of a workflow.  See `lsst.ctrl.bps.BaseWmsWorkflow`."""
-        translation = translate(config, generic_workflow, Path(out_prefix))
-        job = DetachedJob.create(Path(out_prefix), translation.steps, translation.details)
+        steps, details = translate(config, generic_workflow, Path(out_prefix))
+        job = DetachedJob.create(Path(out_prefix), steps, details)
         workflow = cls(generic_workflow.name, config, job)
         workflow.service_class = service_class
         return workflow

@@ -62,13 +62,7 @@ def find_roots(job: DetachedJob) -> list[ResourcePath]:
 
 
 def make_report(job: DetachedJob) -> WmsRunReport:
-    """Build the report of a job; its BPS jobs are the quanta, and the steps before and after them.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the status can't be read.
-    """
+    """Build the report of a job; its BPS jobs are the quanta, and the steps before and after them."""
     state = job.read_state()
     details = job.details
     with translate_errors(UserError, f"Can't read the status of {job.folder}"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Translation", "translate"]
+__all__ = ["translate"]
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shlex
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,28 +36,13 @@ _WITHOUT_MEANING = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Translation:
-    """Steps of a job, and the data that its report needs."""
-
-    steps: list[Step]
-    """Commands, in the order in which they run."""
-
-    details: dict[str, Any]
-    """Data for ``bps report``, for `json.dumps`."""
-
-
-def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Translation:
-    """Translate a workflow.
+def translate(
+    config: BpsConfig, workflow: GenericWorkflow, folder: Path
+) -> tuple[list[Step], dict[str, Any]]:
+    """Translate a workflow into the steps of a job, in order, and the data that ``bps report`` needs.
 
     Jobs without quanta become steps of their own; all jobs with quanta become
     one run of ``spark-butler run-qbb``.
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if a job with quanta runs another command than ``run-qbb``, or
-        if a setting can't be translated.
     """
     jobs = list(_list_jobs(workflow))
     payload = [job for job in jobs if job.quanta_counts]
@@ -73,26 +58,22 @@ def translate(config: BpsConfig, workflow: GenericWorkflow, folder: Path) -> Tra
         always = str(config.search(".finalJob.whenRun", opt={"default": "ALWAYS"})[1]).upper() == "ALWAYS"
         steps.append(dataclasses.replace(_plain_step(workflow, final), always=always))
     _warn_of(payload)
-    labels: defaultdict[str, int] = defaultdict(int)
+    labels: Counter[str] = Counter()
     for job in payload:
-        for label, n_quanta in job.quanta_counts.items():
-            labels[label] += n_quanta
+        labels.update(job.quanta_counts)
     values = payload[0].cmdvals if payload else {}
-    facts = {name: _find(config, name) for name in ("project", "campaign")}
-    return Translation(
-        steps,
-        {
-            "name": workflow.name,
-            "run": workflow.run_attrs.get("bps_run", workflow.name),
-            "payload": _find(config, "payloadName"),
-            "operator": _find(config, "operator"),
-            "site": _find(config, "computeSite"),
-            "output_run": _find(config, "outputRun"),
-            "repository": str(values.get("butlerConfig", "")),
-            "quanta": dict(labels),
-            **facts,
-        },
-    )
+    return steps, {
+        "name": workflow.name,
+        "run": workflow.run_attrs.get("bps_run", workflow.name),
+        "payload": _find(config, "payloadName"),
+        "operator": _find(config, "operator"),
+        "site": _find(config, "computeSite"),
+        "output_run": _find(config, "outputRun"),
+        "repository": str(values.get("butlerConfig", "")),
+        "quanta": dict(labels),
+        "project": _find(config, "project"),
+        "campaign": _find(config, "campaign"),
+    }
 
 
 def _list_jobs(workflow: GenericWorkflow) -> Iterable[GenericWorkflowJob]:

@@ -76,13 +76,7 @@ class JobState:
 
 
 class DetachedJob:
-    """A job in a folder.
-
-    Raises
-    ------
-    spark_butler.errors.UserError
-        Raised if the folder holds no job.
-    """
+    """A job in a folder, which holds one already; see `create`."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
@@ -96,20 +90,7 @@ class DetachedJob:
 
     @classmethod
     def create(cls, folder: Path, steps: Sequence[Step], details: Mapping[str, Any]) -> Self:
-        """Write the folder of a new job.
-
-        Parameters
-        ----------
-        steps
-            Its commands, in their order.
-        details
-            Other data to keep with the job, for `json.dumps`.
-
-        Raises
-        ------
-        spark_butler.errors.OptionsError
-            Raised if the folder holds a job already.
-        """
+        """Write the folder of a new job; its details are other data to keep, for `json.dumps`."""
         file = folder / "job.json"
         if file.exists():
             raise OptionsError(f"The folder {str(folder)!r} holds a submitted job already; choose another.")
@@ -135,14 +116,9 @@ class DetachedJob:
         return self.folder / f"{step}.log"
 
     def start(self) -> int:
-        """Start the process of the job, and return its ID; steps that have succeeded before are skipped.
+        """Start the process of the job without a controlling terminal, and return its ID.
 
-        The process has no controlling terminal.
-
-        Raises
-        ------
-        spark_butler.errors.UserError
-            Raised if the job is running.
+        Steps that have succeeded before are skipped.
         """
         state = self.read_state()
         if state.state == "running":
@@ -190,13 +166,7 @@ class DetachedJob:
         return state
 
     def cancel(self) -> None:
-        """Stop the job by SIGTERM.
-
-        Raises
-        ------
-        spark_butler.errors.UserError
-            Raised if it is not running, or not on this machine.
-        """
+        """Stop the job by SIGTERM, if it is running on this machine."""
         state = self.read_state()
         if state.state != "running":
             raise UserError(f"The job in {self.folder} is not running ({state.state}).")
@@ -208,17 +178,7 @@ class DetachedJob:
 def find_program(spark_submit: Sequence[str] | None, wanted_by: str) -> list[str]:
     """Return the first words of a command line of ``spark-butler``, with spark-submit if it has options.
 
-    Parameters
-    ----------
-    spark_submit
-        Options of spark-submit; `None` for this interpreter.
-    wanted_by
-        Beginning of the error message, such as "--spark-submit needs".
-
-    Raises
-    ------
-    spark_butler.errors.OptionsError
-        Raised if there is no spark-submit.
+    ``wanted_by`` begins the error message without spark-submit, such as "--spark-submit needs".
     """
     if spark_submit is None:
         return [sys.executable, "-m", "spark_butler.cli"]

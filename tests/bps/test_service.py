@@ -74,13 +74,13 @@ def _config(**values: Any) -> BpsConfig:
 
 
 def test_workflow_becomes_one_run_between_its_other_jobs(tmp_path: Path) -> None:
-    translation = translate(_config(), _workflow(), tmp_path)
-    assert [step.name for step in translation.steps] == ["pipetaskInit", RUN_STEP, "finalJob"]
-    init, run, final = translation.steps
+    steps, details = translate(_config(), _workflow(), tmp_path)
+    assert [step.name for step in steps] == ["pipetaskInit", RUN_STEP, "finalJob"]
+    init, run, final = steps
     assert init.command == ("/bin/bash", "-c", "/usr/bin/uptime ")
     assert "--long-log run-qbb /data/repo /data/graph.qg" in " ".join(run.command)
     assert final.always
-    assert translation.details["quanta"] == {"label1": 6, "label2": 6, "label3": 6}
+    assert details["quanta"] == {"label1": 6, "label2": 6, "label3": 6}
 
 
 def test_requests_of_jobs_become_resources_of_tasks(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_requests_of_jobs_become_resources_of_tasks(tmp_path: Path) -> None:
         request_cpus=2,
         retry_unless_exit=[1, 2],
     )
-    run = translate(_config(), workflow, tmp_path).steps[1]
+    run = translate(_config(), workflow, tmp_path)[0][1]
     tasks = yaml.safe_load((tmp_path / "resources.yaml").read_text())["pipetask"]
     assert tasks["label2"] == {
         "requestMemory": 3000,
@@ -113,7 +113,7 @@ def test_compute_site_gives_master_and_settings(tmp_path: Path) -> None:
         "sparkDeployMode": "cluster",
         "sparkConf": {"spark.executor.memory": "8g", "spark": {"executor": {"cores": 4}}},
     }
-    run = translate(_config(site={"here": site}), _workflow(priority="7"), tmp_path).steps[1]
+    run = translate(_config(site={"here": site}), _workflow(priority="7"), tmp_path)[0][1]
     text = " ".join(run.command)
     for part in (
         "--master yarn",
@@ -128,7 +128,7 @@ def test_compute_site_gives_master_and_settings(tmp_path: Path) -> None:
 def test_common_dimensions_of_clusters_become_the_grouping(tmp_path: Path) -> None:
     algorithm = "lsst.ctrl.bps.quantum_clustering_funcs.dimension_clustering"
     clusters = {"one": {"pipetasks": "label1,label2", "dimensions": "visit, detector"}}
-    run = translate(_config(clusterAlgorithm=algorithm, cluster=clusters), _workflow(), tmp_path).steps[1]
+    run = translate(_config(clusterAlgorithm=algorithm, cluster=clusters), _workflow(), tmp_path)[0][1]
     assert run.command[run.command.index("--group-by") + 1] == "visit,detector"
 
 
@@ -193,7 +193,7 @@ def test_report_of_bps_counts_quanta_by_task(
 ) -> None:
     run = "bps/reported"
     run_job(*job_repo.arguments, "--output-run", run, "--backend", "serial", "--no-versions", *_FAILING)
-    details = translate(_config(), _workflow(), tmp_path).details
+    _, details = translate(_config(), _workflow(), tmp_path)
     details |= {"repository": str(job_repo.root), "output_run": run, "quanta": {"first": 4, "second": 4}}
     steps = [Step("pipetaskInit", ("true",)), Step("run", ("false",)), Step("finalJob", ("true",))]
     job = DetachedJob.create(tmp_path / "submit", steps, details)
