@@ -39,7 +39,6 @@ class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
     def from_generic_workflow(
         cls, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str, service_class: str
     ) -> SparkWorkflow:
-        """Write the job of a workflow.  See `lsst.ctrl.bps.BaseWmsWorkflow`."""
         steps, details = translate(config, generic_workflow, Path(out_prefix))
         job = DetachedJob.create(Path(out_prefix), steps, details)
         workflow = cls(generic_workflow.name, config, job)
@@ -51,25 +50,25 @@ class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
 
 
 class SparkService(BaseWmsService):  # type: ignore[misc]
-    """Workflow service that runs all quanta of a submission as one detached Spark run."""
+    """Workflow service that runs all quanta of a submission as one detached Spark run.
+
+    Quanta that have succeeded don't run again after a restart; `cancel` keeps finished quanta.
+    """
 
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
     ) -> BaseWmsWorkflow:
-        """Translate a workflow.  See `lsst.ctrl.bps.BaseWmsService`."""
         prefix = config["submitPath"] if out_prefix is None else out_prefix
         name = f"{type(self).__module__}.{type(self).__name__}"
         return SparkWorkflow.from_generic_workflow(config, generic_workflow, str(prefix), name)
 
     def submit(self, workflow: SparkWorkflow, **kwargs: Any) -> BaseWmsWorkflow:
-        """Start the job.  See `lsst.ctrl.bps.BaseWmsService`."""
         workflow.job.start()
         workflow.run_id = str(workflow.job.folder)
         _remember(workflow.job.folder)
         return workflow
 
     def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
-        """Restart a job; quanta that have succeeded don't run again.  See `lsst.ctrl.bps.BaseWmsService`."""
         try:
             job = DetachedJob(Path(wms_workflow_id))
             job.start()
@@ -85,7 +84,6 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         pass_thru: str | None = None,
         is_global: bool = False,
     ) -> list[str]:
-        """Return the IDs of the running jobs.  See `lsst.ctrl.bps.BaseWmsService`."""
         jobs = [DetachedJob(Path(wms_id))] if wms_id is not None else _recall(user)
         return [str(job.folder) for job in jobs if job.read_state().state == "running"]
 
@@ -98,7 +96,6 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         is_global: bool = False,
         return_exit_codes: bool = False,
     ) -> tuple[list[WmsRunReport], str]:
-        """Build reports from the status of the runs.  See `lsst.ctrl.bps.BaseWmsService`."""
         if wms_workflow_id is not None:
             try:
                 return [make_report(DetachedJob(Path(wms_workflow_id)))], ""
@@ -109,14 +106,12 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
     def get_status(
         self, wms_workflow_id: str, hist: float = 1, is_global: bool = False
     ) -> tuple[WmsStates, str]:
-        """Return the state of a job.  See `lsst.ctrl.bps.BaseWmsService`."""
         try:
             return run_state(DetachedJob(Path(wms_workflow_id)).read_state())
         except UserError as exc:
             return WmsStates.UNKNOWN, str(exc)
 
     def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
-        """Stop a job cleanly and keep finished quanta.  See `lsst.ctrl.bps.BaseWmsService`."""
         try:
             job = DetachedJob(Path(wms_id))
             with best_effort("The request to stop the run can't be written to the datastore"):
@@ -129,7 +124,6 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
         return True, ""
 
     def run_submission_checks(self) -> None:
-        """Check that a driver can start.  See `lsst.ctrl.bps.BaseWmsService`."""
         status, message = self.ping(None)
         if status:
             raise SessionError(message)

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -29,13 +29,13 @@ from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
 from ..signals_and_locks import Stopped, end_in_order, ending_on_signals
 from ..spark.session import check_platform
 from ..spark.startup import SparkStart
+from ..text import best_effort
 from .command import print_json
 from .exit_status import FAILED, SUCCEEDED, print_line, stopped_by
 
 if TYPE_CHECKING:
     from ..driver.backend import Backend
     from ..monitoring.metrics import RunMetrics
-    from ..spark.backend import SparkBackend
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def carry_out(
             prepared = prepare(
                 request,
                 slots=workers.slots,
-                start_workers=workers.start if needs_spark else None,
+                start_workers=spark.start if needs_spark else None,
                 dry_run=manner.dry_run,
             )
         except OnlyShown as exc:
@@ -237,18 +237,14 @@ class _Workers:
         if spark is not None:
             stack.enter_context(spark)
 
-    def start(self, modules: Sequence[str], stores: Sequence[str]) -> None:
-        """Start Spark in the background."""
-        assert self._spark is not None
-        self._spark.start(modules, stores)
-
     def backend(self) -> Backend:
         """Wait for Spark and return the backend."""
         if self._backend is None and self._spark is not None:
             from ..spark.backend import SparkBackend
 
             backend = SparkBackend(self._spark.wait())
-            self._stack.callback(_close, backend)
+            # The JVM may have ended together with the run.
+            self._stack.callback(best_effort("Can't close the backend", level=logging.DEBUG)(backend.close))
             self._backend = backend
         elif self._backend is None:
             from ..driver.serial import SerialBackend
@@ -261,12 +257,6 @@ class _Workers:
         if self._spark is not None:
             return self.backend().slots
         return self._slots or os.cpu_count() or 1
-
-
-def _close(backend: SparkBackend) -> None:
-    """Close a backend, unless the JVM ended together with the run."""
-    with contextlib.suppress(Exception):
-        backend.close()
 
 
 def _import_debug() -> None:
@@ -285,6 +275,5 @@ def _print_unhandled(request: RunRequest) -> None:
 
 
 def _print_report_location(reporter: RunReporter) -> None:
-    """Print the report's location after a failed run."""
     if reporter.places:
         print_line(f"The report is in {reporter.places[0]}.")

@@ -170,7 +170,3 @@ def program() -> None:
     # Otherwise the interpreter collects garbage in all imported modules at exit, for half a second.
     atexit.register(gc.freeze)
     main()
-
-
-if __name__ == "__main__":
-    program()

@@ -34,20 +34,12 @@ class Step:
     """A command of a job."""
 
     name: str
-    """Name of the step and of its log."""
-
     command: tuple[str, ...]
-    """Program and arguments."""
-
     always: bool = False
     """Whether the step runs even if an earlier step has failed."""
-
     retries: int = 0
-    """Number of retries after a failure."""
-
     final_statuses: tuple[int, ...] = ()
     """Exit statuses after which the step is not retried."""
-
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables in addition to those of the submitting process."""
 
@@ -60,17 +52,11 @@ class JobState:
     """``prepared``, ``running``, ``succeeded``, ``failed``, ``stopped``; ``lost`` if its process died."""
 
     pid: int = 0
-    """ID of the job's process."""
-
     host: str = ""
     """Machine on which the process runs."""
-
     started: str = ""
-    """Time in UTC at which the job began."""
-
     updated: str = ""
     """Time in UTC at which the state was written."""
-
     steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """``state``, ``exit_status``, ``started`` and ``ended`` of each step that has begun, by name."""
 

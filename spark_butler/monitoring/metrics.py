@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from ..errors import OptionsError
 from ..model.outcomes import QuantumOutcome
-from ..report.progress import ProgressSnapshot
+from ..report.progress import STATES, ProgressSnapshot
 from ..report.reporter import Ticker
 from ..text import best_effort
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 _PREFIX = "spark_butler_"
 _SECONDS_BETWEEN = 10.0
 _Families = Sequence[tuple[str, str, tuple[str, ...], Mapping[Any, float]]]
-_STATES = ("pending", "running", "done", "failed", "blocked")
 
 
 class RunMetrics(Collector):
@@ -98,7 +97,7 @@ class RunMetrics(Collector):
         if self._snapshot is None:
             return
         snapshot = self._snapshot()
-        states = {(each.label, s): getattr(each, s) for each in snapshot.tasks for s in _STATES}
+        states = {(each.label, s): getattr(each, s) for each in snapshot.tasks for s in STATES}
         pending, lag = sum(each.pending for each in snapshot.tasks), self._lag()
         with self._lock:
             memory = {(label,): nbytes for label, nbytes in self._memory.items()}

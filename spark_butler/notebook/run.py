@@ -29,7 +29,7 @@ from ..report.progress import ProgressSnapshot
 from ..report.summary import make_report
 from ..report.text import format_progress
 from ..run import PreparedRun, RunEnd, open_run
-from ..text import brief
+from ..text import best_effort, brief
 from .run_arguments import RunArguments
 from .stoppable_backend import OutcomeLog, StoppableBackend
 
@@ -125,7 +125,8 @@ class Run:
         """Run the graph and write its report, in the thread of the run."""
         try:
             with contextlib.ExitStack() as stack:
-                stack.callback(self._close)
+                # The backend may have ended together with the run.
+                stack.callback(best_effort("Can't close the backend", level=logging.DEBUG)(self._finish))
                 stack.enter_context(self._active)
                 self._execute()
             self._last = self._snapshot().at_end()
@@ -162,11 +163,6 @@ class Run:
         assert self._result is not None
         end = RunEnd(self._result, None)
         return end.state, end.reason
-
-    def _close(self) -> None:
-        """Close the backend, unless it ended together with the run."""
-        with contextlib.suppress(Exception):
-            self._finish()
 
     @property
     def output_run(self) -> str:

@@ -36,20 +36,13 @@ class QuantumFailure:
     """A quantum that failed."""
 
     label: str
-    """Label of its task."""
-
     data_id: Mapping[str, Any]
-    """Its data ID."""
-
     error: str
     """Exception, signal or limit."""
-
     line: str
     """Line of the task that raised: file, line, function, code."""
-
     log_uri: str
     """Address of its log; empty if the log could not be written."""
-
     outcome: QuantumOutcome
     """The outcome of its last attempt."""
 

@@ -19,8 +19,8 @@ from ..atomic_write import write_at_once
 from ..errors import UserError
 from ..text import best_effort, translate_errors
 from .html import render
-from .progress import ProgressSnapshot
-from .text import PROGRESS_COLUMNS, describe_state, list_tasks
+from .progress import STATES, ProgressSnapshot
+from .text import describe_state, list_tasks
 
 
 def make_html(
@@ -31,7 +31,7 @@ def make_html(
         "live_table.html.j2",
         title=title,
         state=describe_state(state, snapshot),
-        columns=PROGRESS_COLUMNS,
+        columns=STATES,
         tasks=list_tasks(snapshot),
         error=error,
         report=report or "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress", "ProgressSnapshot", "TaskProgress"]
+__all__ = ["STATES", "Progress", "ProgressSnapshot", "TaskProgress"]
 
 import dataclasses
 import threading
@@ -17,6 +17,9 @@ from ..model.outcomes import QuantumOutcome
 if TYPE_CHECKING:
     from ..planning.plan import Group, Plan
 
+STATES = ("pending", "running", "done", "failed", "blocked")
+"""Names of the counts of a task's quanta."""
+
 _RECENT_SECONDS = 60
 _MIN_TIMED = 3
 
@@ -26,20 +29,12 @@ class TaskProgress:
     """Counts of a task's quanta by state."""
 
     label: str
-    """Label of the task."""
-
     pending: int
     """Quanta that have not begun."""
-
     running: int
     """Quanta that run: the next of each submitted group, at most as many as there are slots."""
-
     done: int
-    """Quanta that succeeded."""
-
     failed: int
-    """Quanta that failed."""
-
     blocked: int
     """Quanta that can't run because a quantum that they depend on failed."""
 
@@ -77,13 +72,7 @@ class ProgressSnapshot:
     @property
     def total(self) -> TaskProgress:
         """The sums over all tasks."""
-        return TaskProgress(
-            "total",
-            *(
-                sum(getattr(task, name) for task in self.tasks)
-                for name in ("pending", "running", "done", "failed", "blocked")
-            ),
-        )
+        return TaskProgress("total", *(sum(getattr(task, name) for task in self.tasks) for name in STATES))
 
     def at_end(self) -> ProgressSnapshot:
         """Return the counts when nothing runs any more."""
@@ -108,9 +97,8 @@ class ProgressSnapshot:
     def from_description(cls, description: Mapping[str, Any]) -> ProgressSnapshot:
         """Build a snapshot from a status file, without the failures."""
         names = [field.name for field in dataclasses.fields(TaskProgress)]
-        tasks = (TaskProgress(*(task[name] for name in names)) for task in description["tasks"])
         return cls(
-            tuple(tasks),
+            tuple(TaskProgress(*(task[name] for name in names)) for task in description["tasks"]),
             rate=description.get("quanta_per_second", 0.0),
             seconds_left=description.get("seconds_left"),
             # Earlier releases did not write the time so far.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 __all__ = [
-    "PROGRESS_COLUMNS",
     "describe_state",
     "failure_text",
     "format_progress",
@@ -20,10 +19,7 @@ from typing import Any
 
 from ..model.outcomes import QuantumOutcome
 from ..text import align_rows, format_count, format_data_id, format_seconds
-from .progress import ProgressSnapshot, TaskProgress
-
-PROGRESS_COLUMNS = ("pending", "running", "done", "failed", "blocked")
-"""Names of the counts of a task."""
+from .progress import STATES, ProgressSnapshot, TaskProgress
 
 _MAX_SINGLE_FAILURES = 5
 _MAX_KINDS = 10
@@ -55,11 +51,9 @@ def describe_state(state: str, snapshot: ProgressSnapshot) -> str:
 
 def format_progress(run: str, state: str, snapshot: ProgressSnapshot) -> str:
     """Return the progress of a run as a table of plain text."""
-    rows: list[tuple[str, ...]] = [("task", *PROGRESS_COLUMNS)]
-    rows += [
-        (task.label, *(f"{getattr(task, name):,}" for name in PROGRESS_COLUMNS))
-        for task in list_tasks(snapshot)
-    ]
+    rows: list[tuple[str, ...]] = [("task", *STATES)]
+    for task in list_tasks(snapshot):
+        rows.append((task.label, *(f"{getattr(task, name):,}" for name in STATES)))
     return "\n".join([f"Run {run}: {describe_state(state, snapshot)}", *align_rows(rows)])
 
 

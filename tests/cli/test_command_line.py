@@ -145,7 +145,7 @@ def test_run_report_status_and_cancel_as_json(job_repo: JobRepo, run_job: RunJob
 
 
 def test_only_json_is_on_stdout_of_a_process(job_repo: JobRepo) -> None:
-    command = [sys.executable, "-m", "spark_butler.cli.main", "run", *job_repo.arguments, "--no-versions"]
+    command = [sys.executable, "-m", "spark_butler.cli", "run", *job_repo.arguments, "--no-versions"]
     command += ["--backend", "serial", "-o", "json/process", "--select-tasks", "first", "--format", "json"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr

@@ -89,7 +89,7 @@ def test_planted_secrets_are_found_nowhere(
         "spark.ui.port": str(port),
     }
     (folders["work"] / "spark-defaults.conf").write_text("".join(f"{k} {v}\n" for k, v in conf.items()))
-    command = [sys.executable, "-m", "spark_butler.cli.main", "run", "--backend", backend, "-b", str(repo)]
+    command = [sys.executable, "-m", "spark_butler.cli", "run", "--backend", backend, "-b", str(repo)]
     command += ["-i", "inputs", "-p", str(pipeline), "--output-run", "u/leak", "--register-dataset-types"]
     command += ["-d", "instrument='Cam1'", "--no-log-tty", "--log-file", str(folders["work"] / "log.json")]
     command += ["--summary", str(folders["work"] / "summary.json"), "--provenance-graph"]
