@@ -35,16 +35,6 @@ class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
         self.job = job
         self.submit_path = str(job.folder)
 
-    @classmethod
-    def from_generic_workflow(
-        cls, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str, service_class: str
-    ) -> SparkWorkflow:
-        steps, details = translate(config, generic_workflow, Path(out_prefix))
-        job = DetachedJob.create(Path(out_prefix), steps, details)
-        workflow = cls(generic_workflow.name, config, job)
-        workflow.service_class = service_class
-        return workflow
-
     def write(self, out_prefix: str) -> None:
         """Do nothing; the job is written when it is made.  See `lsst.ctrl.bps.BaseWmsWorkflow`."""
 
@@ -58,9 +48,11 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
     ) -> BaseWmsWorkflow:
-        prefix = config["submitPath"] if out_prefix is None else out_prefix
-        name = f"{type(self).__module__}.{type(self).__name__}"
-        return SparkWorkflow.from_generic_workflow(config, generic_workflow, str(prefix), name)
+        folder = Path(config["submitPath"] if out_prefix is None else out_prefix)
+        steps, details = translate(config, generic_workflow, folder)
+        workflow = SparkWorkflow(generic_workflow.name, config, DetachedJob.create(folder, steps, details))
+        workflow.service_class = f"{type(self).__module__}.{type(self).__name__}"
+        return workflow
 
     def submit(self, workflow: SparkWorkflow, **kwargs: Any) -> BaseWmsWorkflow:
         workflow.job.start()

@@ -125,7 +125,7 @@ class SparkButler:
         clobber_outputs: bool = False,
         partitions: int | None = None,
     ) -> DataIds:
-        """Return the data IDs of a dataset type, whose functions run on Spark.
+        """Return the sorted data IDs of a dataset type, whose functions run on Spark.
 
         Parameters
         ----------
@@ -155,11 +155,6 @@ class SparkButler:
             Whether functions may replace outputs of an earlier query.
         partitions
             Number of partitions; by default four for each slot of Spark.
-
-        Returns
-        -------
-        data_ids
-            The data IDs, sorted.
 
         Raises
         ------
@@ -265,6 +260,8 @@ class SparkButler:
     ) -> ReportPage:
         """Return a page about the science of a run of process_ccd, which a notebook shows.
 
+        It shows the focal plane, PSF, astrometry, photometry and flags; ``str(page)`` is its HTML.
+
         Parameters
         ----------
         collection
@@ -274,10 +271,7 @@ class SparkButler:
         file
             File to write the page to, as well.
 
-        Returns
-        -------
-        page
-            Focal plane, PSF, astrometry, photometry and flags; ``str(page)`` is its HTML.
+
 
         Raises
         ------

@@ -153,11 +153,6 @@ class DataIds(Sequence[DataCoordinate]):
         function
             Called as ``function(b, data_id)``, with a `WorkerButler`.
 
-        Returns
-        -------
-        results
-            The results, as an RDD.
-
         Examples
         --------
         >>> names = raws.map(lambda b, data_id: data_id.records["detector"].full_name)
@@ -205,26 +200,17 @@ class DataIds(Sequence[DataCoordinate]):
         self._results(self._rdd(function), "foreach").foreach(lambda _: None)
 
     def ingest(self) -> int:
-        """Register the datasets that functions have put since the last action.
+        """Register the datasets that functions have put since the last action, and return their number.
 
         Actions of `Results` end with it; those of a `DataFrame` made of them
         don't.
-
-        Returns
-        -------
-        n_ingested
-            Number of datasets.
         """
         return self._puts.ingest()
 
     def to_dataframe(self) -> DataFrame:
         """Return a Spark DataFrame with a row for each data ID.
 
-        Returns
-        -------
-        frame
-            Its columns are the dimensions, and ``dataset_type``,
-            ``dataset_id`` and ``run``.
+        Its columns are the dimensions, and ``dataset_type``, ``dataset_id`` and ``run``.
 
         Examples
         --------

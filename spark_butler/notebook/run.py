@@ -217,7 +217,7 @@ class Run:
         return str(places[0]) if places else None
 
     def report_html(self, file: str | os.PathLike[str] | None = None) -> ReportPage:
-        """Return the report of the ended run as a page that a notebook shows.
+        """Return the report of the ended run as a page that a notebook shows; ``str(page)`` is its HTML.
 
         Parameters
         ----------
@@ -225,10 +225,7 @@ class Run:
             File to write the page to, as well.  JupyterLab opens it by the
             link below the page, if it is beside the notebook or below.
 
-        Returns
-        -------
-        page
-            The page; ``str(page)`` is its HTML.
+
 
         Raises
         ------
@@ -255,17 +252,12 @@ class Run:
         return make_report(self._graph, self._result or result)
 
     def wait(self, timeout: float | None = None) -> Run:
-        """Wait for the end.  An interrupt (a stopped cell) cancels the run.
+        """Wait for the end, and return the run.  An interrupt (a stopped cell) cancels it.
 
         Parameters
         ----------
         timeout
             Seconds after which to stop waiting; the run continues.
-
-        Returns
-        -------
-        run
-            The run itself.
 
         Raises
         ------
@@ -301,14 +293,9 @@ class Run:
         logger.info("Run %s continues; cancel() stops it.", self.output_run)
 
     def cancel(self) -> Run:
-        """Stop the run, and return when all its jobs have ended.
+        """Stop the run, and return it when all its jobs have ended.
 
         Finished outputs are registered, and `retry` resumes from there.
-
-        Returns
-        -------
-        run
-            The run itself.
         """
         while self._thread.is_alive():
             # Repeated, since a job may have been on its way to Spark the first time.
@@ -321,7 +308,7 @@ class Run:
         threading.Thread(target=self.cancel, name="spark-butler-cancel", daemon=True).start()
 
     def retry(self, **changes: Unpack[RunArguments]) -> Run:
-        """Retry the quanta that have not succeeded, into the same collection.
+        """Retry the quanta that have not succeeded, into the same collection, as a new run.
 
         Parameters
         ----------
@@ -330,10 +317,7 @@ class Run:
             A task class that was redefined in a cell takes effect, if its
             configuration is unchanged.
 
-        Returns
-        -------
-        run
-            The new run.
+
 
         Raises
         ------

@@ -125,6 +125,11 @@ def _data_id(outcome: QuantumOutcome) -> dict[str, Any]:
     return dict(outcome.report.dataId or {})
 
 
+def _measure(attempt: QuantumOutcome) -> dict[str, Any]:
+    seconds = round(attempt.wall_seconds, 3)
+    return {"worker": attempt.worker, "seconds": seconds, "peak_memory": attempt.peak_memory}
+
+
 def _describe_task(
     label: str, record: RunRecord, outcomes: Sequence[QuantumOutcome], *, n_before: int
 ) -> dict[str, Any]:
@@ -212,13 +217,9 @@ def _describe_failures(run: RunInfo, outcomes: Iterable[QuantumOutcome], *, narr
             "kind": str(outcome.kind or ""),
             "reason": hide_secrets(reason),
             "attempts": len(outcome.attempts) + 1,
-            "worker": outcome.worker,
-            "seconds": round(outcome.wall_seconds, 3),
-            "peak_memory": outcome.peak_memory,
+            **_measure(outcome),
             # A narrowed rerun would make temporaries again, and gather them from fewer inputs.
-            "rerun": rerun_command(run.command, where, label=label, data_id=data_id)
-            if narrow
-            else rerun_command(run.command, where),
+            "rerun": rerun_command(run.command, where, label=label if narrow else None, data_id=data_id),
         }
         if number < _MAX_TRACEBACKS:
             failure["traceback"] = _shorten(hide_secrets(outcome.traceback))
@@ -250,9 +251,7 @@ def _describe_retries(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]
                 {
                     "kind": str(attempt.kind),
                     "reason": hide_secrets(attempt.reason),
-                    "worker": attempt.worker,
-                    "seconds": round(attempt.wall_seconds, 3),
-                    "peak_memory": attempt.peak_memory,
+                    **_measure(attempt),
                 }
                 for attempt in outcome.attempts
             ],
@@ -322,10 +321,8 @@ def _slowest(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
         {
             "task": outcome.label,
             "data_id": _data_id(outcome),
-            "seconds": round(outcome.wall_seconds, 3),
+            **_measure(outcome),
             "cpu_seconds": round(outcome.cpu_seconds, 3),
-            "peak_memory": outcome.peak_memory,
-            "worker": outcome.worker,
         }
         for outcome in longest
         if outcome.wall_seconds
