@@ -57,7 +57,10 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
     def submit(self, workflow: SparkWorkflow, **kwargs: Any) -> BaseWmsWorkflow:
         workflow.job.start()
         workflow.run_id = str(workflow.job.folder)
-        _remember(workflow.job.folder)
+        with best_effort("`bps report` will not list this submission without its ID"):
+            known = _index().read_text().splitlines() if _index().exists() else []
+            with atomic_write(str(_index())) as path:
+                path.write_text("".join(f"{line}\n" for line in dict.fromkeys([*known, workflow.run_id])))
         return workflow
 
     def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
@@ -146,14 +149,6 @@ def _index() -> Path:
     """Return the file with the submit directories of this user."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state, "spark-butler", "submitted.txt")
-
-
-def _remember(folder: Path) -> None:
-    """Add a submit directory to the list of ``bps report``."""
-    with best_effort("`bps report` will not list this submission without its ID"):
-        known = _index().read_text().splitlines() if _index().exists() else []
-        with atomic_write(str(_index())) as path:
-            path.write_text("".join(f"{line}\n" for line in dict.fromkeys([*known, str(folder)])))
 
 
 def _recall(user: str | None, *, days: float = 0) -> list[DetachedJob]:

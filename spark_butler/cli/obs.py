@@ -265,7 +265,9 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **option
 
 
 @obs.command()
-@click.option("--gaia", is_flag=True, required=True, help="Stars of Gaia's third data release.")
+@click.option(
+    "--gaia", is_flag=True, required=True, expose_value=False, help="Stars of Gaia's third data release."
+)
 @click.option("-o", "--output", metavar="FILE", required=True, help="File to write: .ecsv, .fits or .vot.")
 @click.option("--ra", type=float, help="Right ascension of the center in degrees.")
 @click.option("--dec", type=float, help="Declination of the center in degrees.")
@@ -277,20 +279,14 @@ def ingest_refcats(repo: str, band_columns: tuple[str, ...], form: str, **option
 @click.option("--max-rows", type=click.IntRange(min=1), default=1_000_000, show_default=True)
 @click.option("--server", metavar="URL", help="TAP service; ESA's archive by default.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def fetch_refcat(  # noqa: PLR0913
-    gaia: bool,
+def fetch_refcat(
     output: str,
-    ra: float | None,
-    dec: float | None,
-    radius: float | None,
     repo: str | None,
     instrument: str | None,
     where: str,
-    max_magnitude: float,
-    max_rows: int,
-    server: str | None,
     overwrite: bool,
     form: str,
+    **options: Any,
 ) -> None:
     """Write a table of reference stars that ingest-refcats reads.
 
@@ -307,15 +303,16 @@ def fetch_refcat(  # noqa: PLR0913
     from ..repository.checks import check_repository
 
     check_file(output, overwrite=overwrite)
-    if ra is not None and dec is not None and radius is not None and repo is None:
-        cones = [Cone(ra, dec, radius)]
-    elif repo is not None and instrument is not None and ra is dec is radius is None:
+    circle = [options.pop(name) for name in ("ra", "dec", "radius")]
+    if None not in circle and repo is None:
+        cones = [Cone(*circle)]
+    elif repo is not None and instrument is not None and circle == [None, None, None]:
         check_repository(repo)
         with Butler.from_config(repo, writeable=False) as butler:
             cones = cover_visits(butler, instrument, where=where)
     else:
         raise UserError("give --ra, --dec and --radius, or --repo and --instrument")
-    stars = fetch_gaia(cones, max_magnitude=max_magnitude, max_rows=max_rows, server=server or GAIA_TAP)
+    stars = fetch_gaia(cones, server=options.pop("server") or GAIA_TAP, **options)
     write_references(stars, output, overwrite=overwrite)
     if form == "json":
         print_json({"file": output, "stars": len(stars)})

@@ -58,7 +58,11 @@ def submit(
     """
     now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
     folder = Path(submit_dir or Path("submit", now))
-    call = [*_find_program(spark_submit), command, *arguments]
+    try:
+        options = None if spark_submit is None else shlex.split(spark_submit)
+    except ValueError as exc:
+        raise OptionsError(f"--spark-submit {spark_submit!r} can't be split into options: {exc}.") from exc
+    call = [*find_program(options, "--spark-submit needs"), command, *arguments]
     job = DetachedJob.create(folder, [Step(command, tuple(call))], {"command": call})
     pid = job.start()
     state = job.wait(wait)
@@ -68,12 +72,3 @@ def submit(
         sys.exit(state.steps.get(command, {}).get("exit_status") or FAILED)
     submitted = {"folder": str(job.folder), "pid": pid, "log": str(log), "state": state.state}
     print_result(form, submitted, f"Submitted as process {pid}; its log is {log}.")
-
-
-def _find_program(spark_submit: str | None) -> list[str]:
-    """Return the beginning of the command line."""
-    try:
-        options = None if spark_submit is None else shlex.split(spark_submit)
-    except ValueError as exc:
-        raise OptionsError(f"--spark-submit {spark_submit!r} can't be split into options: {exc}.") from exc
-    return find_program(options, "--spark-submit needs")

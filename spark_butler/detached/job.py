@@ -67,7 +67,7 @@ class DetachedJob:
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
         try:
-            content = json.loads(self._file.read_text())
+            content = json.loads((self.folder / "job.json").read_text())
             self.steps = [Step(**{**step, "command": tuple(step["command"])}) for step in content["steps"]]
             self.directory = Path(content["directory"])
             self.details: dict[str, Any] = content["details"]
@@ -88,10 +88,6 @@ class DetachedJob:
         with atomic_write(str(file)) as path:
             path.write_text(json.dumps(content, indent=2))
         return cls(folder)
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "job.json"
 
     @property
     def _state_file(self) -> Path:

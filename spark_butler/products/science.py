@@ -109,7 +109,9 @@ def _read_instrument(
     images = vstack([butler.get(ref) for ref in summaries], metadata_conflicts="silent")
     stars = [read(ref) for ref in chosen]
     rows = [(int(row["visit"]), int(row["detector"])) in selected for row in images]
-    return ScienceSummary(name, camera, images[rows], _join(stars), len(chosen))
+    columns = [field.name for field in dataclasses.fields(StarTable)]
+    joined = {column: np.concatenate([getattr(each, column) for each in stars]) for column in columns}
+    return ScienceSummary(name, camera, images[rows], StarTable(**joined), len(chosen))
 
 
 def make_stars(table: Table, camera: CameraDescription, detector: int) -> StarTable:
@@ -147,8 +149,3 @@ def _shape(
     """Return Ixx + Iyy, and the ellipticity (Ixx - Iyy + 2i Ixy) / (Ixx + Iyy)."""
     size = ixx + iyy
     return size, (ixx - iyy) / size + 1j * (2.0 * ixy / size)
-
-
-def _join(stars: list[StarTable]) -> StarTable:
-    names = [field.name for field in dataclasses.fields(StarTable)]
-    return StarTable(**{name: np.concatenate([getattr(each, name) for each in stars]) for name in names})

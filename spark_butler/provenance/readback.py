@@ -156,21 +156,17 @@ class Readback:
     ):
         self._graph = graph
         self._owner: LimitedButler | QuantumExecutor | None = butler or quantum_executor
-        self._present: frozenset[uuid.UUID] | None = None
-        if isinstance(butler, Butler):
-            self._present = fetch_run_ids(butler, graph.header.output_run)
-        elif butler is not None:
-            self._present = _find_outputs(butler, graph)
-        self._own = threading.local()
-
-    @property
-    def present(self) -> frozenset[uuid.UUID] | None:
+        self.present: frozenset[uuid.UUID] | None = None
         """IDs of the datasets in the output run; `None` without a butler."""
-        return self._present
+        if isinstance(butler, Butler):
+            self.present = fetch_run_ids(butler, graph.header.output_run)
+        elif butler is not None:
+            self.present = _find_outputs(butler, graph)
+        self._own = threading.local()
 
     def has_trace(self, quantum_id: uuid.UUID) -> bool:
         """Return whether a quantum has a log or metadata."""
-        return self._present is not None and not self._present.isdisjoint(self.automatic_ids(quantum_id))
+        return self.present is not None and not self.present.isdisjoint(self.automatic_ids(quantum_id))
 
     def automatic_ids(self, quantum_id: uuid.UUID) -> list[uuid.UUID]:
         """Find the IDs of the metadata and the log of a quantum."""
@@ -210,7 +206,7 @@ class Readback:
 
     def _read(self, quantum_id: uuid.UUID, quantum: Quantum, with_metadata: bool) -> QuantumScan | None:
         """Read the metadata and log of a quantum; several threads call this."""
-        if self._present is not None and not self.has_trace(quantum_id):
+        if self.present is not None and not self.has_trace(quantum_id):
             return None
         label = self._graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
         task_node = self._graph.pipeline_graph.tasks[label]

@@ -113,7 +113,11 @@ class RunReporter:
             self._stack.enter_context(Ticker(self._keep_status, self._seconds_between, "status"))
         self._stack.enter_context(Ticker(self._log, _LOG_SECONDS, "progress line"))
         if self._bars:
-            self._show_bars()
+            with best_effort("No bars can be drawn here"):
+                from .terminal import Bars
+
+                bars = self._stack.enter_context(Bars(self.progress.snapshot))
+                self._stack.enter_context(Ticker(bars.draw, _BAR_SECONDS, "display"))
         return self
 
     def __exit__(
@@ -173,14 +177,6 @@ class RunReporter:
     def _log(self) -> None:
         if self.progress.snapshot().total.total:
             logger.info("%s", progress_line(self.progress.snapshot()))
-
-    def _show_bars(self) -> None:
-        """Draw bars, if the terminal can."""
-        with best_effort("No bars can be drawn here"):
-            from .terminal import Bars
-
-            bars = self._stack.enter_context(Bars(self.progress.snapshot))
-            self._stack.enter_context(Ticker(bars.draw, _BAR_SECONDS, "display"))
 
 
 def build_reporter(

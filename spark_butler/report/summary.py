@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["fill_report", "make_report"]
 
 import uuid
-from collections.abc import Mapping
 
 import networkx
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
@@ -47,10 +46,9 @@ def fill_report(report: Report, xgraph: networkx.DiGraph[uuid.UUID], result: Run
 
 def _sorted(reports: list[QuantumReport]) -> list[QuantumReport]:
     """Return reports by task and data ID, because quantum IDs are random."""
-    return sorted(reports, key=lambda report: (report.taskLabel or "", _data_id_key(report.dataId)))
 
+    def key(report: QuantumReport) -> tuple[str, list[tuple[str, str]]]:
+        values = {k: f"{v:020d}" if isinstance(v, int) else str(v) for k, v in report.dataId.items()}
+        return report.taskLabel or "", list(values.items())
 
-def _data_id_key(data_id: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (key, f"{value:020d}" if isinstance(value, int) else str(value)) for key, value in data_id.items()
-    )
+    return sorted(reports, key=key)
