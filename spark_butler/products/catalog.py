@@ -4,12 +4,12 @@ from __future__ import annotations
 
 __all__ = ["FORMATS", "read_catalog", "write_catalog"]
 
-import os
 
 from astropy.table import Table, vstack
 from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
 
+from ..atomic_write import atomic_write
 from ..errors import RepositoryError, UserError
 from ..repository.query import find_data_ids
 from ..text import translate_errors
@@ -32,7 +32,5 @@ def write_catalog(catalog: Table, file: str, form: str, *, overwrite: bool = Fal
     with translate_errors(UserError, f"Can't write {file}"):
         if not overwrite and target.exists():
             raise UserError(f"The file {file} exists; give --overwrite to replace it.")
-        # The file is moved into place when it is complete, so that no program reads a partial file.
-        with ResourcePath.temporary_uri(suffix=f".{form}") as temporary:
-            catalog.write(os.fspath(temporary.ospath), format=FORMATS[form], overwrite=True)
-            target.transfer_from(temporary, transfer="copy", overwrite=overwrite)
+        with atomic_write(target) as path:
+            catalog.write(str(path), format=FORMATS[form], overwrite=True)

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from lsst.daf.butler import Butler
 from lsst.images import VisitImage
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -146,13 +145,8 @@ def draw_detector(
 
 def _make_figure(width: float, height: float, plot_height: float, bottom: float = 0.2) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0.03, bottom / height, 0.94, plot_height / height))
-    axes.set_facecolor(_BACKGROUND)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set_axis_off()
     return figure, axes
 
 
@@ -198,9 +192,8 @@ def frame_focal_plane(axes: Axes, corners: npt.NDArray[np.float64], *, margin: f
     """Set the limits of axes around the corners of detectors, with a margin as a part of the focal plane."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     width = margin * float((high - low).max())
-    axes.set_xlim(low[0] - width, high[0] + width)
-    axes.set_ylim(low[1] - width, high[1] + width)
-    axes.set_aspect("equal")
+    (left, bottom), (right, top) = low - width, high + width
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
 
 
 def _draw_placed(axes: Axes, image: FloatImage, detector: DetectorDescription, stretch: _Stretch) -> None:

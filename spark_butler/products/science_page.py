@@ -14,7 +14,6 @@ import numpy.typing as npt
 from lsst.daf.butler import Butler
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -54,14 +53,12 @@ def _zero_point_deviation(images: Any) -> FloatArray:
     return np.asarray(1000.0 * (values - np.array([middle[visit] for visit in visits])))
 
 
+def _fwhm(images: Any) -> FloatArray:
+    return np.asarray(_column("psfFwhm")(images) * _column("pixelScale")(images))
+
+
 _QUANTITIES = (
-    _Quantity(
-        "PSF FWHM",
-        "FWHM",
-        "arcsec",
-        lambda images: np.asarray(_column("psfFwhm")(images) * _column("pixelScale")(images)),
-        "{:.2f}",
-    ),
+    _Quantity("PSF FWHM", "FWHM", "arcsec", _fwhm, "{:.2f}"),
     _Quantity("PSF ellipticity", "ellipticity", "", _column("quality_psf_ellipticity"), "{:.3f}"),
     _Quantity("Depth, 5 sigma", "depth", "mag", _column("magLim"), "{:.2f}"),
     _Quantity("Zero point, less the visit's", "zero point", "mmag", _zero_point_deviation, "{:+.0f}"),
@@ -164,14 +161,11 @@ def _picture(figure: Figure) -> str:
 
 def _make_grid(rows: int, columns: int, height: float) -> tuple[Figure, npt.NDArray[Any]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.tick_params(colors=_INK, labelsize=8)
         axes.set_facecolor("none")
-        for spine in axes.spines.values():
-            spine.set_color(_INK)
-            spine.set_alpha(0.5)
+        axes.spines[:].set(color=_INK, alpha=0.5)
     return figure, grid
 
 
@@ -193,8 +187,7 @@ def _draw_outlines(axes: Axes, summary: ScienceSummary) -> None:
 
 def _frame(axes: Axes, corners: FloatArray) -> None:
     frame_focal_plane(axes, corners, margin=0.03)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def _add_colorbar(
@@ -326,9 +319,7 @@ def _draw_astrometry(summary: ScienceSummary, stars: StarTable) -> Figure:
     axes.scatter(east, north, s=4, alpha=0.4, color=_POINT, linewidths=0)
     axes.axhline(0.0, color=_INK, linewidth=0.6)
     axes.axvline(0.0, color=_INK, linewidth=0.6)
-    axes.set_xlim(limit, -limit)
-    axes.set_ylim(-limit, limit)
-    axes.set_aspect("equal")
+    axes.set(xlim=(limit, -limit), ylim=(-limit, limit), aspect="equal")
     spread = [1.4826 * _median(np.abs(each - _median(each))) for each in (east, north)]
     _title(axes, f"Scatter {spread[0]:.1f} mas in right ascension, {spread[1]:.1f} mas in declination")
     _label(axes, "right ascension, source less reference [mas]", "declination [mas]")
