@@ -28,8 +28,13 @@ from ..worker.function_butler import DataIdContext
 from .data_ids import DataIds
 from .results import Puts
 from .run import Run
-from .run_arguments import RunArguments, with_run_arguments
-from .run_request import PipelineLike, in_words_of_python, make_notebook_request
+from .run_arguments import (
+    PipelineLike,
+    RunArguments,
+    in_words_of_python,
+    make_notebook_request,
+    with_run_arguments,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

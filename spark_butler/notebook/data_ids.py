@@ -5,18 +5,21 @@ from __future__ import annotations
 __all__ = ["DataIds"]
 
 import dataclasses
+import inspect
 import pickle
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
+import cloudpickle
 from lsst.daf.butler import DataCoordinate, DatasetRef
 
-from ..errors import StaysHereError
+from ..errors import OptionsError, StaysHereError, UserError
 from ..repository.query import Resolved
 from ..spark.rdd import spread
 from ..spark.session import check_session
+from ..text import brief
 from ..worker.function_butler import DataIdBatch, DataIdContext, WorkerButler
-from .functions import check_arguments, check_function
 from .results import Puts, Results
 
 if TYPE_CHECKING:
@@ -142,7 +145,7 @@ class DataIds(Sequence[DataCoordinate]):
         >>> ones.map(lambda b, data_id: b.get("raw", data_id).array.ndim).collect()
         [2, 2]
         """
-        check_arguments("filter", function, ["data_id"])
+        _check_arguments("filter", function, ["data_id"])
         return self._with(ref for ref in self._resolved.refs if function(ref.dataId))
 
     def map(self, function: UserFunction) -> Results:
@@ -159,7 +162,7 @@ class DataIds(Sequence[DataCoordinate]):
         >>> sorted(set(names.collect()))
         ['S00', 'S01']
         """
-        check_function("map", function, _ARGUMENTS)
+        _check_function("map", function, _ARGUMENTS)
         return self._results(self._rdd(function), "map")
 
     def flatMap(self, function: UserFunction) -> Results:
@@ -175,7 +178,7 @@ class DataIds(Sequence[DataCoordinate]):
         >>> raws.flatMap(lambda b, data_id: [data_id["exposure"]] * 2).count()
         8
         """
-        check_function("flatMap", function, _ARGUMENTS)
+        _check_function("flatMap", function, _ARGUMENTS)
         return self._results(self._rdd(function).flatMap(lambda values: values), "flatMap")
 
     def foreach(self, function: UserFunction) -> None:
@@ -196,7 +199,7 @@ class DataIds(Sequence[DataCoordinate]):
         >>> len(butler.data_ids("raw_level", collections="u/me/levels"))
         4
         """
-        check_function("foreach", function, _ARGUMENTS)
+        _check_function("foreach", function, _ARGUMENTS)
         self._results(self._rdd(function), "foreach").foreach(lambda _: None)
 
     def ingest(self) -> int:
@@ -271,3 +274,46 @@ class DataIds(Sequence[DataCoordinate]):
 
 def _own(_: WorkerButler, data_id: DataCoordinate) -> DataCoordinate:
     return data_id
+
+
+def _check_function(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Check that a function, which a method was given, can be sent to workers and be called there."""
+    _check_arguments(caller, function, arguments)
+    reasons: list[Exception] = []
+
+    def pickle_it() -> None:
+        try:
+            cloudpickle.dumps(function)
+        except Exception as exc:  # noqa: BLE001  (each object that a function refers to raises its own)
+            reasons.append(exc)
+
+    # In a thread of its own, since PySpark keeps a list, by thread, of the broadcasts that were pickled.
+    thread = threading.Thread(target=pickle_it, name="spark-butler-pickle")
+    thread.start()
+    thread.join()
+    for reason in reasons:
+        if isinstance(reason, UserError):
+            raise reason
+        raise OptionsError(
+            f"{caller}: {_name(function)} can't be sent to workers: {brief(reason)}"
+        ) from reason
+
+
+def _check_arguments(caller: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Check that a function takes the arguments that it will be called with."""
+    wanted = f"expected a function f({', '.join(arguments)})"
+    if not callable(function):
+        raise OptionsError(f"{caller}: {function!r} can't be called; {wanted}.")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        # Some functions written in C have no signature.
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise OptionsError(f"{caller}: {_name(function)} takes {signature}; {wanted}.") from None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))

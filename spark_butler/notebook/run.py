@@ -105,7 +105,7 @@ class Run:
         self._finish = finish
         self._backend = StoppableBackend(backend)
         self._log = OutcomeLog()
-        self._result: RunResult | None = None
+        self._end: RunEnd | None = None
         self._error: Exception | None = None
         self._ended = threading.Event()
         self._last: ProgressSnapshot | None = None
@@ -130,11 +130,11 @@ class Run:
                 stack.enter_context(self._active)
                 self._execute()
             self._last = self._snapshot().at_end()
-            n_ingested = None if self._result is None else self._result.n_ingested
+            n_ingested = None if self._end is None else self._end.result.n_ingested
             self._reporter.finish(*self._describe_end(), n_ingested=n_ingested)
         except Exception as exc:  # a report that fails must not lose the result
             logger.warning("Run %s has no report: %s", self.output_run, brief(exc), exc_info=True)
-            if self._result is None:
+            if self._end is None:
                 self._error = self._error or exc
         finally:
             self._ended.set()
@@ -143,9 +143,8 @@ class Run:
     def _execute(self) -> None:
         """Run the graph, and keep its result or its error."""
         try:
-            end = self._active.drive(self._log)
-            self._result = end.result
-            self._error = end.unwritten
+            self._end = self._active.drive(self._log)
+            self._error = self._end.unwritten
         except Exception as exc:  # `wait` raises it
             self._error = exc
             if not self._backend.is_stopped:
@@ -160,9 +159,8 @@ class Run:
                 return "stopped", f"Stopped {by}."
             case RunStatus.BROKEN:
                 return "broken", brief(self._error) if self._error is not None else ""
-        assert self._result is not None
-        end = RunEnd(self._result, None)
-        return end.state, end.reason
+        assert self._end is not None
+        return self._end.state, self._end.reason
 
     @property
     def output_run(self) -> str:
@@ -186,8 +184,8 @@ class Run:
 
     def _end_status(self) -> RunStatus:
         """Return the state of an ended run."""
-        if self._error is None and self._result is not None:
-            return RunStatus.FAILED if self._result.failed else RunStatus.SUCCEEDED
+        if self._error is None and self._end is not None:
+            return RunStatus.FAILED if self._end.result.failed else RunStatus.SUCCEEDED
         return RunStatus.CANCELLED if self._backend.is_stopped else RunStatus.BROKEN
 
     @property
@@ -249,7 +247,7 @@ class Run:
     def report(self) -> Report:
         """Return pipe_base's report of the run so far, as in ``pipetask run --summary``."""
         result = RunResult(outcomes=self.outcomes, blocked=list(self._log.blocked_ids))
-        return make_report(self._graph, self._result or result)
+        return make_report(self._graph, result if self._end is None else self._end.result)
 
     def wait(self, timeout: float | None = None) -> Run:
         """Wait for the end, and return the run.  An interrupt (a stopped cell) cancels it.

@@ -89,8 +89,7 @@ class Failures(Sequence[QuantumFailure]):
     def table(self) -> Table:
         """Return a table of label, data ID, error, line in the task, and address of the log."""
         rows = list(self._rows())
-        columns = list(map(list, zip(*rows, strict=True))) if rows else [[] for _ in _COLUMNS]
-        return Table(columns, names=_COLUMNS, dtype=[str] * len(_COLUMNS) if not rows else None)
+        return Table(rows=rows or None, names=_COLUMNS, dtype=None if rows else [str] * len(_COLUMNS))
 
     def __repr__(self) -> str:
         lines = [

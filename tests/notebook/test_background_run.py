@@ -21,7 +21,7 @@ from spark_butler.cli.main import main
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.errors import EngineError, OptionsError
 from spark_butler.notebook.run import Run, RunStatus
-from spark_butler.notebook.run_request import make_notebook_request
+from spark_butler.notebook.run_arguments import make_notebook_request
 from spark_butler.report import AttemptFolder, RunReporter, find_attempts, read_json
 from spark_butler.repository.checks import store_roots
 from spark_butler.repository.task_history import save_times

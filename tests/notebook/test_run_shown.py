@@ -19,7 +19,7 @@ from spark_butler import SparkButler
 from spark_butler.cli.run import make_run_command
 from spark_butler.errors import UserError
 from spark_butler.model.outcomes import FailureKind, QuantumOutcome
-from spark_butler.notebook.run_request import _ELSEWHERE
+from spark_butler.notebook.run_arguments import _ELSEWHERE
 from spark_butler.planning.partition import cut_graph
 from spark_butler.planning.plan import GraphSketch
 from spark_butler.report.failures import Failures, describe_failure
