@@ -175,7 +175,6 @@ To look around in the repository, start its S3 server again in another terminal 
 
 
 def _serve(night: DemoNight) -> None:
-    """Serve the demo's objects until told to stop."""
     from ..demo.s3server import EmbeddedS3
 
     if not night.repo.is_dir():

@@ -7,7 +7,7 @@ __all__ = ["obs"]
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,8 +40,7 @@ def obs() -> None:
 _instrument = click.option("--instrument", help="Instrument of the files; by default from their headers.")
 
 
-def _needs_paths[F: Callable[..., Any]](command: F) -> F:
-    return click.argument("paths", nargs=-1, required=True)(command)
+_needs_paths = click.argument("paths", nargs=-1, required=True)
 
 
 @obs.command()

@@ -124,7 +124,6 @@ def adapt_options(command: click.Command) -> click.Command:
 
 
 def _run(ctx: click.Context, default_pipeline: Path | None, **kwargs: Any) -> int:
-    """Run the command and return its exit status."""
     start_logging(kwargs)
     manner = Manner.take(kwargs)
     if manner.as_json and kwargs["show"]:

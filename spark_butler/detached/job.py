@@ -94,7 +94,6 @@ class DetachedJob:
         return self.folder / "state.json"
 
     def log_file(self, step: str) -> Path:
-        """Return the file with the output of a step."""
         return self.folder / f"{step}.log"
 
     def start(self) -> int:
@@ -134,7 +133,6 @@ class DetachedJob:
         return state
 
     def write_state(self, state: JobState) -> None:
-        """Write the state."""
         state.host = socket.gethostname()
         state.updated = utc_now()
         with atomic_write(str(self._state_file)) as path:

@@ -64,7 +64,6 @@ class RunMetrics(Collector):
         """Do nothing.  See `RunObserver.on_plan`."""
 
     def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Count quanta that were submitted.  See `RunObserver.on_dispatch`."""
         with self._lock:
             self._submitted += len(quantum_ids)
 
@@ -76,7 +75,6 @@ class RunMetrics(Collector):
         """Do nothing; the snapshot has the blocked quanta.  See `RunObserver.on_blocked`."""
 
     def on_outcome(self, outcome: QuantumOutcome) -> None:
-        """Add an outcome.  See `RunObserver.on_outcome`."""
         label = outcome.label
         with self._lock:
             if not outcome.succeeded:
@@ -93,7 +91,6 @@ class RunMetrics(Collector):
             self._memory[label] = max(self._memory[label], outcome.peak_memory)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, for a registry of prometheus_client."""
         if self._snapshot is None:
             return
         snapshot = self._snapshot()

@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = ["ProvenanceRecorder", "RecordingExecutor", "check_destination"]
 
 import contextlib
-import dataclasses
 import logging
 import os
 import pickle
@@ -153,7 +152,6 @@ class ProvenanceRecorder:
         logger.info("Wrote the provenance graph in %.1f s.", time.monotonic() - start)
 
     def _write(self, path: Path, result: RunResult, readback: Readback) -> None:
-        """Write the graph to a local file."""
         blocked = _find_blocked(self._xgraph, result)
         with contextlib.ExitStack() as stack:
             writer = ProvenanceQuantumGraphWriter(
@@ -265,11 +263,10 @@ class RecordingExecutor(QuantumExecutor):
             self._result.stopped_by = outcome
             self._record(outcome)
             raise
-        outcome = QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report)
+        scan = None
         if not result.skipped_existing:
             scan = pack_attempt(task_node, quantum, quantum_id, result.task_metadata, logs)
-            outcome = dataclasses.replace(outcome, scan=scan)
-        self._record(outcome)
+        self._record(QuantumOutcome(quantum_id, QuantumAttemptStatus.SUCCESSFUL, report, scan=scan))
         return result
 
     def finish(self) -> None:

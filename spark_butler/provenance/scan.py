@@ -116,7 +116,6 @@ class QuantumScan:
         return cls(models[-1].status, _ATTEMPTS.dump_json(list(models)), logs, metadata, produced)
 
     def open(self) -> list[OpenedAttempt]:
-        """Decompress."""
         attempts = self.open_attempts()
         decompress = zstandard.ZstdDecompressor().decompress
         logs: list[list[ButlerLogRecord] | None] = [None] * len(attempts)
@@ -128,7 +127,6 @@ class QuantumScan:
         return list(map(OpenedAttempt, attempts, logs, metadata))
 
     def open_attempts(self) -> list[ProvenanceQuantumAttemptModel]:
-        """Return the attempts alone."""
         return _ATTEMPTS.validate_json(self.attempts)
 
 

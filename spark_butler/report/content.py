@@ -186,7 +186,6 @@ def _distribute(values: list[float]) -> dict[str, Any] | None:
 def _total(
     tasks: Sequence[Mapping[str, Any]], outcomes: Iterable[QuantumOutcome], n_ingested: int | None
 ) -> dict[str, Any]:
-    """Return the sums over all tasks."""
     names = ["quanta", "done_before", "done", "no_work", "failed", "blocked", "not_run", "retried"]
     names += ["cpu_seconds", "core_hours", "gb_hours", "bytes_read", "bytes_written"]
     return {
@@ -315,7 +314,6 @@ def _lay_out(spans: Sequence[Span], labels: list[str], start: float, end: float)
 
 
 def _slowest(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]]:
-    """Return the quanta that took longest."""
     longest = sorted(outcomes, key=lambda outcome: -outcome.wall_seconds)[:_N_SLOWEST]
     return [
         {

@@ -40,7 +40,6 @@ class TaskProgress:
 
     @property
     def total(self) -> int:
-        """Number of all quanta of the task."""
         return self.pending + self.running + self.done + self.failed + self.blocked
 
 
@@ -50,28 +49,20 @@ class ProgressSnapshot:
 
     tasks: tuple[TaskProgress, ...]
     """Counts by task, in the order in which tasks begin."""
-
     rate: float
     """Quanta that ended per second, over the last minute."""
-
     seconds_left: float | None
     """Estimated time to the end, in seconds; `None` while it is unknown."""
-
     elapsed: float
     """Time since the first quantum was submitted, in seconds."""
-
     slots: int
-    """Number of groups that can run at the same time."""
-
     busy: int
     """Number of slots that run a quantum."""
-
     failures: tuple[QuantumOutcome, ...]
     """Outcomes of the quanta that failed, in the order of their arrival."""
 
     @property
     def total(self) -> TaskProgress:
-        """The sums over all tasks."""
         return TaskProgress("total", *(sum(getattr(task, name) for task in self.tasks) for name in STATES))
 
     def at_end(self) -> ProgressSnapshot:

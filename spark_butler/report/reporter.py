@@ -128,7 +128,6 @@ class RunReporter:
             self.finish("broken", brief(exc))
 
     def _stop(self) -> None:
-        """Stop the bars and the threads."""
         self._is_over = True
         self._stack.close()
 

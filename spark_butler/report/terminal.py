@@ -76,7 +76,6 @@ class _Above:
         return len(text)
 
     def end_line(self) -> None:
-        """End an incomplete last line."""
         if self._held:
             self.write("\n")
 
@@ -126,7 +125,6 @@ class Bars:
         self._stack.close()
 
     def draw(self) -> None:
-        """Draw the bars."""
         with self._drawing:
             self._live.refresh()
 
