@@ -47,13 +47,11 @@ def translate(
     jobs = list(_list_jobs(workflow))
     payload = [job for job in jobs if job.quanta_counts]
     steps = []
-    has_run = False
     for job in jobs:
         if not job.quanta_counts:
             steps.append(_plain_step(workflow, job))
-        elif not has_run:
+        elif job is payload[0]:
             steps.append(_run_step(config, workflow, payload, folder))
-            has_run = True
     if isinstance(final := workflow.get_final(), GenericWorkflowJob):
         always = str(config.search(".finalJob.whenRun", opt={"default": "ALWAYS"})[1]).upper() == "ALWAYS"
         steps.append(dataclasses.replace(_plain_step(workflow, final), always=always))

@@ -131,21 +131,17 @@ _OTHER_NAMES = {"where": "data_query"}
 _ELSEWHERE = {
     "backend": "a notebook runs on Spark",
     "butler_config": "the SparkButler has its repository",
-    "dry_run": "use SparkButler.plan()",
-    "form": "use Run.report()",
-    "show": "use SparkButler.plan()",
     "price": "use the command `plan` or `report`",
-    "metrics_port": "use the command",
-    "metrics_file": "use the command",
-    "init_only": "use the command",
-    "summary": "use Run.report()",
-    "debug": "use the command",
     "pdb": "use `pipetask run --pdb`",
     "progress": "a run shows its own table",
     "start_method": "quanta run in processes forked from workers of Spark",
-    "profile": "use the command with --backend serial",
-    **dict.fromkeys(["coverage", "cov_report", "cov_packages"], "use the command with --backend serial"),
+    **dict.fromkeys(["dry_run", "show"], "use SparkButler.plan()"),
+    **dict.fromkeys(["form", "summary"], "use Run.report()"),
+    **dict.fromkeys(["metrics_port", "metrics_file", "init_only", "debug"], "use the command"),
     "enable_implicit_threading": "use the command",
+    **dict.fromkeys(
+        ["profile", "coverage", "cov_report", "cov_packages"], "use the command with --backend serial"
+    ),
     **dict.fromkeys(
         ["log_level", "long_log", "log_file", "log_tty", "log_label", "log_json"],
         "use the logging of the notebook",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = ("draw_detector", "draw_focal_plane")
 
-import dataclasses
+
 import math
 import os
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 import astropy.table
 import numpy as np
 import numpy.typing as npt
+from astropy.nddata import block_reduce
 from lsst.daf.butler import Butler
 from lsst.images import VisitImage
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection, LineCollection
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import AsinhNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -40,20 +41,6 @@ _MASKS = (
     ("COSMIC_RAY", "cosmic ray", "#b455e0"),
 )
 _MOST_PIXELS = 1400  # of the longer side of a focal plane
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stretch:
-    """An asinh stretch that is linear up to a few times the sky noise (Lupton et al. 2004, PASP 116, 133)."""
-
-    noise: float
-
-    def __call__(self, image: FloatImage) -> npt.NDArray[np.float32]:
-        return np.arcsinh(image / (2.0 * self.noise)).astype(np.float32)
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        return float(np.arcsinh(-1.0)), float(np.arcsinh(150.0))
 
 
 def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument: str, visit: int) -> None:
@@ -82,12 +69,11 @@ def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument
     plot_height = min(max(width * 0.94 * float(span[1] / span[0]), 3.0), 12.0)
     figure, axes = _make_figure(width, plot_height + 1.25, plot_height)
     image: VisitImage | None = None
-    stretch: _Stretch | None = None
+    stretch: AsinhNorm | None = None
     for ref, detector in zip(refs, described, strict=True):
         image = butler.get(ref)
-        if stretch is None:
-            stretch = _Stretch(_sky_noise(image))
-        _draw_placed(axes, _binned(image.image.array, binning), detector, stretch)
+        stretch = stretch or _make_stretch(image)
+        _draw_placed(axes, block_reduce(image.image.array, binning, func=np.mean), detector, stretch)
         _label_detector(axes, detector, rows.get(detector.id))
     assert image is not None, "There is at least one reference."
     frame_focal_plane(axes, corners, margin=0.012)
@@ -113,10 +99,8 @@ def draw_detector(
     height, width = image.image.array.shape
     plot_height = min(max(10.0 * 0.94 * height / width, 3.0), 14.0)
     figure, axes = _make_figure(10.0, plot_height + 1.55, plot_height, bottom=0.45)
-    stretch = _Stretch(_sky_noise(image))
-    low, high = stretch.limits
     axes.imshow(
-        stretch(image.image.array), origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="nearest"
+        image.image.array, origin="lower", cmap="gray", norm=_make_stretch(image), interpolation="nearest"
     )
     handles: list[Any] = _draw_masks(axes, image)
     handles = _draw_sources(axes, source, image.summary_stats.psfSigma) + handles
@@ -156,20 +140,12 @@ def _set_titles(figure: Figure, title: str, subtitle: str) -> None:
     figure.text(0.03, 1.0 - 0.78 / height, subtitle, color=_FAINT_TEXT, fontsize=10.5, va="center")
 
 
-def _binned(image: FloatImage, binning: int) -> FloatImage:
-    """Return the means of square blocks; rows and columns that don't fill a block are left out."""
-    if binning == 1:
-        return image
-    ny, nx = (size // binning for size in image.shape)
-    blocks = image[: ny * binning, : nx * binning].reshape(ny, binning, nx, binning)
-    return np.asarray(blocks.mean(axis=(1, 3)))
-
-
-def _sky_noise(image: VisitImage) -> float:
-    """Return the noise of a sky pixel in the unit of the image."""
+def _make_stretch(image: VisitImage) -> AsinhNorm:
+    """Return a stretch that is linear up to a few times the sky noise (Lupton et al. 2004, PASP 116, 133)."""
     scaling = image.photometric_scaling
     factor = 1.0 if scaling is None else float(scaling(x=image.bbox.x.center, y=image.bbox.y.center))
-    return max(image.summary_stats.skyNoise * factor, 1e-30)
+    noise = max(image.summary_stats.skyNoise * factor, 1e-30)
+    return AsinhNorm(2.0 * noise, vmin=-2.0 * noise, vmax=300.0 * noise)
 
 
 def to_focal_plane(detector: DetectorDescription) -> Affine2D:
@@ -196,14 +172,12 @@ def frame_focal_plane(axes: Axes, corners: npt.NDArray[np.float64], *, margin: f
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
 
 
-def _draw_placed(axes: Axes, image: FloatImage, detector: DetectorDescription, stretch: _Stretch) -> None:
-    low, high = stretch.limits
+def _draw_placed(axes: Axes, image: FloatImage, detector: DetectorDescription, stretch: AsinhNorm) -> None:
     axes.imshow(
-        stretch(image),
+        image,
         origin="lower",
         cmap="gray",
-        vmin=low,
-        vmax=high,
+        norm=stretch,
         extent=(-0.5, detector.nx - 0.5, -0.5, detector.ny - 0.5),
         transform=to_focal_plane(detector) + axes.transData,
         interpolation="antialiased",

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["FORMAT", "make_content"]
 
 import datetime
-import math
 import platform
 import re
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lsst.pipe.base import QuantumSuccessCaveats
 
 from ..masking import hide_secrets
@@ -165,12 +165,8 @@ def _distribute(values: list[float]) -> dict[str, Any] | None:
         return None
     values.sort()
     n = len(values)
-    low, high = max(values[0], 1e-6), max(values[-1], 1e-6)
-    n_bins = 1 if high <= low else 24
-    counts = [0] * n_bins
-    scale = n_bins / math.log(high / low) if n_bins > 1 else 0.0
-    for value in values:
-        counts[min(n_bins - 1, int(math.log(max(value, low) / low) * scale))] += 1
+    logs = np.log(np.maximum(values, 1e-6))
+    counts, _ = np.histogram(logs, bins=24 if logs[-1] > logs[0] else 1)
     return {
         "n": n,
         "min": round(values[0], 4),
@@ -179,7 +175,7 @@ def _distribute(values: list[float]) -> dict[str, Any] | None:
         "max": round(values[-1], 4),
         "sum": round(sum(values), 4),
         # In bins of equal ratio, from min to max.
-        "histogram": counts,
+        "histogram": counts.tolist(),
     }
 
 

@@ -47,15 +47,12 @@ def render_bars(snapshot: ProgressSnapshot) -> Group:
 
 def _describe(task: TaskProgress) -> Text:
     """Return the counts of quanta that are neither done nor pending."""
-    text = Text()
-    for n, word, style in (
+    states = (
         (task.running, "running", "cyan"),
         (task.failed, "failed", "bold red"),
         (task.blocked, "blocked", "yellow"),
-    ):
-        if n:
-            text.append(f"{'  ' if text else ''}{n} {word}", style=style)
-    return text
+    )
+    return Text("  ").join(Text(f"{n} {word}", style) for n, word, style in states if n)
 
 
 class _Above:
