@@ -67,9 +67,27 @@ def serve_demo(directory: str, form: str) -> None:
       spark-butler demo serve demo-data
     """
     from ..demo.night import DemoNight
+    from ..demo.s3server import EmbeddedS3
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _serve(DemoNight(Path(directory).absolute(), 1, 1, 64))
+    night = DemoNight(Path(directory).absolute(), 1, 1, 64)
+    if not night.repo.is_dir():
+        raise UserError(f"There is no repository in {night.repo}: run `spark-butler demo run` first.")
+    settings = night.directory / "s3.env"
+    with EmbeddedS3(night.objects) as server:
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in server.environment().items()]
+        settings.unlink(missing_ok=True)
+        with open(os.open(settings, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.writelines(lines)
+        click.echo(f"S3 server at {server.endpoint_url}; Ctrl-C stops it. In another terminal:")
+        click.echo(f"  . {os.path.relpath(settings)}")
+        click.echo(f"  butler query-collections {os.path.relpath(night.repo)}")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            settings.unlink()
 
 
 def _run(night: DemoNight, cores: int) -> int:
@@ -172,28 +190,6 @@ To look around in the repository, start its S3 server again in another terminal 
   spark-butler demo serve {here}
   . {here}/s3.env
   butler query-datasets {here}/repo --collections {OUTPUT} source""")
-
-
-def _serve(night: DemoNight) -> None:
-    from ..demo.s3server import EmbeddedS3
-
-    if not night.repo.is_dir():
-        raise UserError(f"There is no repository in {night.repo}: run `spark-butler demo run` first.")
-    settings = night.directory / "s3.env"
-    with EmbeddedS3(night.objects) as server:
-        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in server.environment().items()]
-        settings.unlink(missing_ok=True)
-        with open(os.open(settings, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.writelines(lines)
-        click.echo(f"S3 server at {server.endpoint_url}; Ctrl-C stops it. In another terminal:")
-        click.echo(f"  . {os.path.relpath(settings)}")
-        click.echo(f"  butler query-collections {os.path.relpath(night.repo)}")
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            settings.unlink()
 
 
 def _say(start: float, text: str) -> None:

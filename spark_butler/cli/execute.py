@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -71,20 +71,17 @@ class Manner:
             metrics_file=kwargs.pop("metrics_file"),
         )
 
-    @contextlib.contextmanager
-    def publishing(self) -> Iterator[RunMetrics | None]:
+    def publishing(self) -> contextlib.AbstractContextManager[RunMetrics | None]:
         """Publish metrics while the context lasts, if an option requests it."""
         if self.metrics_port is None and self.metrics_file is None:
-            yield None
-            return
+            return contextlib.nullcontext()
         try:
             from ..monitoring.metrics import publish_metrics
         except ModuleNotFoundError as exc:
             raise OptionsError(
                 f"Metrics need the package {exc.name}; run `pip install 'spark-butler[metrics]'`."
             ) from exc
-        with publish_metrics(self.metrics_port, self.metrics_file) as metrics:
-            yield metrics
+        return publish_metrics(self.metrics_port, self.metrics_file)
 
 
 def carry_out(
