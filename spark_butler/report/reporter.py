@@ -20,6 +20,7 @@ from lsst.pipe.base import Pipeline
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
 
+from ..atomic_write import write_at_once
 from ..datastore.graph_butler import GraphButler
 from ..driver.backend import Backend
 from ..driver.events import ObserverGroup, RunObserver
@@ -150,8 +151,9 @@ class RunReporter:
             self.content = content
             if (folder := self._folder) is not None:
                 with best_effort(f"The report could not be written to {folder.uri}"):
-                    folder.report_file.write(json.dumps(content, separators=(",", ":"), default=str).encode())
-                    folder.page_file.write(page.encode())
+                    data = json.dumps(content, separators=(",", ":"), default=str)
+                    write_at_once(folder.report_file, data.encode())
+                    write_at_once(folder.page_file, page.encode())
                     self.places.append(folder.page_file)
         if self._folder is not None:
             with best_effort("The last status could not be written", level=logging.DEBUG):
