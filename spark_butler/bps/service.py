@@ -1,30 +1,52 @@
 """Service that BPS calls to prepare, submit, watch and cancel a submission.
 
-Runs in the process of the ``bps`` commands.  The ID of a submission is its submit directory.
+Runs in the process of the ``bps`` commands.  The ID of a submission is its submit directory.  Reports come
+from the status file that the driver of a run writes; no registry is opened.
 """
 
 from __future__ import annotations
 
 __all__ = ["SparkService", "SparkWorkflow"]
 
+import datetime
 import os
 import socket
 import urllib.parse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow, WmsRunReport, WmsStates
+from lsst.daf.butler import ButlerConfig, DimensionUniverse
+from lsst.resources import ResourcePath
 
 from ..atomic_write import atomic_write
-from ..detached.job import DetachedJob
+from ..datastore.quantum_butler import read_datastore
+from ..detached.job import DetachedJob, JobState
 from ..errors import SessionError, UserError
-from ..report.folder import find_attempts
+from ..report.folder import find_attempts, read_json
 from ..spark.java import find_java_home
-from ..text import best_effort
-from .status import find_roots, is_recent, make_report, run_state
-from .translate import translate
+from ..text import best_effort, translate_errors
+from .translate import RUN_STEP, translate
 
 _CONNECT_SECONDS = 5.0
+
+_STATES = {
+    "prepared": WmsStates.READY,
+    "running": WmsStates.RUNNING,
+    "succeeded": WmsStates.SUCCEEDED,
+    "failed": WmsStates.FAILED,
+    "stopped": WmsStates.DELETED,
+    "lost": WmsStates.FAILED,
+}
+
+_OF_QUANTA = {
+    "pending": WmsStates.UNREADY,
+    "running": WmsStates.RUNNING,
+    "done": WmsStates.SUCCEEDED,
+    "failed": WmsStates.FAILED,
+    "blocked": WmsStates.PRUNED,
+}
 
 
 class SparkWorkflow(BaseWmsWorkflow):  # type: ignore[misc]
@@ -93,16 +115,16 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
     ) -> tuple[list[WmsRunReport], str]:
         if wms_workflow_id is not None:
             try:
-                return [make_report(DetachedJob(Path(wms_workflow_id)))], ""
+                return [_make_report(DetachedJob(Path(wms_workflow_id)))], ""
             except UserError as exc:
                 return [], str(exc)
-        return [make_report(job) for job in _recall(user, days=hist or 0)], ""
+        return [_make_report(job) for job in _recall(user, days=hist or 0)], ""
 
     def get_status(
         self, wms_workflow_id: str, hist: float = 1, is_global: bool = False
     ) -> tuple[WmsStates, str]:
         try:
-            return run_state(DetachedJob(Path(wms_workflow_id)).read_state())
+            return _run_state(DetachedJob(Path(wms_workflow_id)).read_state())
         except UserError as exc:
             return WmsStates.UNKNOWN, str(exc)
 
@@ -111,7 +133,7 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
             job = DetachedJob(Path(wms_id))
             with best_effort("The request to stop the run can't be written to the datastore"):
                 # The driver may run on the cluster, where a signal from this machine doesn't arrive.
-                for attempt in find_attempts(find_roots(job), job.details["output_run"])[-1:]:
+                for attempt in find_attempts(_find_roots(job), job.details["output_run"])[-1:]:
                     attempt.cancel_file.write(b"")
             job.cancel()
         except UserError as exc:
@@ -159,6 +181,91 @@ def _recall(user: str | None, *, days: float = 0) -> list[DetachedJob]:
     for line in _index().read_text().splitlines():
         with best_effort(f"The submission {line} is left out", level=10):
             job = DetachedJob(Path(line))
-            if is_recent(job, days) and user in (None, job.details["operator"]):
+            if _is_recent(job, days) and user in (None, job.details["operator"]):
                 jobs.append(job)
     return jobs
+
+
+def _run_state(state: JobState) -> tuple[WmsStates, str]:
+    """Return the state of a job, with a message if its process has ended unexpectedly."""
+    message = ""
+    if state.state == "lost":
+        message = f"The process of the submission on {state.host} has ended; `bps restart` resumes it."
+    return _STATES.get(state.state, WmsStates.UNKNOWN), message
+
+
+def _is_recent(job: DetachedJob, days: float) -> bool:
+    """Return whether a job is running, or ended at most some days ago."""
+    state = job.read_state()
+    if state.state in ("prepared", "running"):
+        return True
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(state.updated)
+    return age < datetime.timedelta(days=days)
+
+
+def _find_roots(job: DetachedJob) -> list[ResourcePath]:
+    """Return the roots of the datastores of a job's repository."""
+    config = ButlerConfig(job.details["repository"])
+    roots = read_datastore(config, DimensionUniverse()).roots.values()
+    return [root for root in roots if root is not None]
+
+
+def _make_report(job: DetachedJob) -> WmsRunReport:
+    """Build the report of a job; its BPS jobs are the quanta, and the steps before and after them."""
+    state = job.read_state()
+    details = job.details
+    with translate_errors(UserError, f"Can't read the status of {job.folder}"):
+        summary = {label: dict(counts) for label, counts in _count(job, state).items()}
+    totals: Counter[WmsStates] = Counter()
+    for counts in summary.values():
+        totals.update(counts)
+    return WmsRunReport(
+        wms_id=str(job.folder),
+        global_wms_id=str(job.folder),
+        path=str(job.folder),
+        label=details["payload"],
+        run=details["name"],
+        **{name: details[name] for name in ("project", "campaign", "payload", "operator", "site")},
+        run_summary=";".join(f"{label}:{sum(counts.values())}" for label, counts in summary.items()),
+        state=_run_state(state)[0],
+        jobs=None,
+        total_number_jobs=totals.total(),
+        job_state_counts={each: totals[each] for each in WmsStates},
+        job_summary={label: {each: n.get(each, 0) for each in WmsStates} for label, n in summary.items()},
+        exit_code_summary=_list_exit_codes(state, summary),
+    )
+
+
+def _list_exit_codes(state: JobState, summary: dict[str, dict[WmsStates, int]]) -> dict[str, list[int]]:
+    """Return the exit statuses of failed steps, and 1 for each failed quantum, as `pipetask` would return."""
+    codes = {label: [1] * counts.get(WmsStates.FAILED, 0) for label, counts in summary.items()}
+    for name, step in state.steps.items():
+        codes[name] = [step["exit_status"]] if step.get("exit_status") else []
+    return codes
+
+
+def _count(job: DetachedJob, state: JobState) -> dict[str, Counter[WmsStates]]:
+    """Count the quanta of each task by state; each other step counts as one."""
+    summary: dict[str, Counter[WmsStates]] = {}
+    for step in job.steps:
+        if step.name == RUN_STEP:
+            progress = _read_progress(job) if RUN_STEP in state.steps else {}
+            for label, n_quanta in job.details["quanta"].items():
+                task = progress.get(label, {} if progress else {"pending": n_quanta})
+                counts = Counter({_OF_QUANTA[name]: task.get(name, 0) for name in _OF_QUANTA})
+                if counts.total() < n_quanta:
+                    # The other quanta have succeeded in an earlier attempt.
+                    counts[WmsStates.SUCCEEDED] += n_quanta - counts.total()
+                summary[label] = counts
+        else:
+            entry = state.steps.get(step.name)
+            state_of_step = WmsStates.UNREADY if entry is None else _STATES[entry["state"]]
+            summary[step.name] = Counter({state_of_step: 1})
+    return summary
+
+
+def _read_progress(job: DetachedJob) -> dict[str, Any]:
+    """Read the counts of the latest attempt, by task label."""
+    attempts = find_attempts(_find_roots(job), job.details["output_run"])
+    content = read_json(attempts[-1].status_file) if attempts else None
+    return {task["label"]: task for task in (content or {}).get("tasks", ())}

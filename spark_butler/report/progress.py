@@ -106,7 +106,7 @@ class Progress:
     Parameters
     ----------
     totals
-        Number of quanta by task label, unless `planned` is called.
+        Number of quanta by task label, unless `on_plan` is called.
     slots
         Number of groups that can run at the same time, or a function that
         returns it, if it may change.
