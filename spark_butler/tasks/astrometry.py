@@ -19,8 +19,7 @@ from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_area
 from .pixels import BoolArray, FloatArray, IntArray
 from .pixels.pattern_match import find_shift, find_similarity, mutual_matches
 from .pixels.psf_model import polynomial_terms
-from .pixels.robust import MAD_TO_SIGMA, lowest_sufficient, robust_sigma
-from .quality import choose_reserved
+from .pixels.robust import MAD_TO_SIGMA, choose_reserved, lowest_sufficient, robust_sigma
 
 _PARTS = 4
 """Number of parts of the stars; each part is predicted once by a fit to the others."""

@@ -27,14 +27,15 @@ from .photometry import (
     ZeroPoint,
     fit_zero_point,
     make_match_columns,
+    measure_losses,
     measure_trend,
 )
 from .pixels import BoolArray
 from .pixels.pattern_match import measure_doubling
+from .pixels.robust import choose_reserved
 from .quality import (
     Measure,
     QualityConfig,
-    choose_reserved,
     judge,
     measure_linearity,
     measure_pixels,
@@ -253,7 +254,7 @@ class CalibrateTask(pipe_base.PipelineTask):
             "zero_point_error": zero_point.error,
             "zero_point_offset": abs(zero_point.offset),
             "zero_point_trend": zero_point.trend,
-            **measure_linearity(image, measured),
+            **measure_linearity(image, measured, zero_point.losses),
         }
         if references is not None:
             values["matched_references"] = float(astrometry.sources.size)
@@ -333,7 +334,10 @@ class CalibrateTask(pipe_base.PipelineTask):
                 np.asarray(references["flux"])[partners],
                 measured.psf.residual.shape,
             )
-            zero_point = dataclasses.replace(zero_point, trend=trend)
+            losses = measure_losses(
+                sources, flux, measured.inst_flux_err[sources], np.asarray(references["flux"])[partners]
+            )
+            zero_point = dataclasses.replace(zero_point, trend=trend, losses=losses)
         if not math.isfinite(zero_point.magnitude):
             self.log.warning(
                 "No zero point: %d matched stars have a signal-to-noise ratio of %g; %d are needed.",

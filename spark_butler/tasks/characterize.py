@@ -28,8 +28,8 @@ from .pixels.detection import detect_sources, sky_variance
 from .pixels.psf_fit import fit_psf, stamp_radius
 from .pixels.psf_model import FWHM_PER_SIGMA, PsfModel
 from .pixels.psf_stars import estimate_psf
+from .pixels.robust import choose_reserved
 from .pixels.streaks import find_aligned
-from .quality import choose_reserved
 from .visit_summary import Characterized, make_preliminary_image
 
 _DIMENSIONS = ("instrument", "visit", "detector")

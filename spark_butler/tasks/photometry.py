@@ -7,15 +7,17 @@ from __future__ import annotations
 
 __all__ = (
     "AB_ZERO_NJY",
+    "Losses",
     "ZeroPoint",
     "fit_zero_point",
     "make_match_columns",
+    "measure_losses",
     "measure_trend",
 )
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import astropy.table
 import astropy.time
@@ -41,6 +43,16 @@ _REFERENCE_SCATTER = 0.01
 """Scatter in magnitudes between good references and a detector; it limits the weight of single stars."""
 
 
+class Losses(NamedTuple):
+    """Shares of their light that stars lack, apart from a share that they all lack."""
+
+    stars: IntArray
+    """Indices of the sources."""
+
+    lost: FloatArray
+    error: FloatArray
+
+
 @dataclasses.dataclass(frozen=True)
 class ZeroPoint:
     """Magnitude of a source with a flux of one instrumental unit, and the stars that determine it."""
@@ -59,6 +71,9 @@ class ZeroPoint:
 
     trend: float = math.nan
     """Change of the zero point over the image in magnitudes, as from `measure_trend`."""
+
+    losses: Losses | None = None
+    """Light that each star lacks relative to its reference, as from `measure_losses`."""
 
     used: IntArray = dataclasses.field(default_factory=no_indices)
     """Indices of the stars that the zero point was fitted to, without clipped ones."""
@@ -157,6 +172,24 @@ def measure_trend(
     power = (weight * (surface - np.average(surface, weights=weight**2))) ** 2
     explained = float(power.sum()) / (terms.shape[1] - 1) / max(spread, 1.0) ** 2
     return float(np.ptp(np.percentile(surface, (5.0, 95.0)))) if explained > 5.0 else 0.0
+
+
+def measure_losses(
+    sources: IntArray, inst_flux: FloatArray, inst_flux_err: FloatArray, reference_njy: FloatArray
+) -> Losses:
+    """Return the shares of light that stars lack relative to their references, apart from a common share.
+
+    Parameters
+    ----------
+    sources
+        Indices of the stars.
+    inst_flux, inst_flux_err, reference_njy
+        Their fluxes, as for `fit_zero_point`.
+    """
+    each, _, good = _single_zero_points(inst_flux, inst_flux_err, reference_njy)
+    each = each[good]
+    lost = 1.0 - 10.0 ** (0.4 * (each - np.median(each))) if each.size else each
+    return Losses(sources[good], lost, inst_flux_err[good] / inst_flux[good])
 
 
 def make_match_columns(

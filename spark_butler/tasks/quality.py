@@ -9,7 +9,6 @@ __all__ = (
     "Measure",
     "QualityConfig",
     "QualityLimitError",
-    "choose_reserved",
     "judge",
     "measure_linearity",
     "measure_pixels",
@@ -29,9 +28,10 @@ from lsst.pex.config import ChoiceField, Config, RangeField
 
 from ..errors import UserError
 from .frames import plane_union
+from .photometry import Losses
 from .pixels import BoolArray, FloatArray
 from .pixels.psf_model import polynomial_terms
-from .pixels.robust import robust_sigma
+from .pixels.robust import fit_slope, robust_sigma
 from .pixels.stamps import gather_windows, nearest_pixel
 from .sources import SourceMeasurements
 
@@ -42,19 +42,6 @@ _LEAST_RESERVED, _MOST_NOISE = 3, 0.02
 _FEWEST, _CORE_SNR, _CORE_SCATTER = 10, 50.0, 0.003
 """Fewest stars for a measure; for the linearity, the least signal-to-noise ratio of stars, and the relative
 scatter of their profiles beyond noise."""
-
-_LEAST_FITTED = 80
-"""Fewest stars that must be left for a fit; with fewer, none are reserved."""
-
-
-def choose_reserved(brightness: FloatArray, fraction: float = 0.15) -> BoolArray:
-    """Return which stars to reserve, at regular ranks of brightness; none if too few would be left.
-
-    Reserved stars are left out of a fit, which is then judged by them.
-    """
-    rank = np.argsort(np.argsort(-brightness, kind="stable"), kind="stable")
-    chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
-    return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))
 
 
 class QualityLimitError(UserError, RuntimeError):
@@ -122,7 +109,7 @@ class QualityConfig(Config):
     )
     max_nonlinearity = _limit(
         "Largest share of its light that the brightest star has lost relative to faint ones: a detector "
-        "that is not linear.",
+        "that is not linear, or references that are not.",
         0.01,
     )
 
@@ -303,8 +290,54 @@ def _unexplained_light(
     return excess / light, noise / light
 
 
-def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[str, float]:
+def measure_linearity(
+    image: VisitImage, measured: SourceMeasurements, photometric: Losses | None
+) -> dict[str, float]:
     """Return the share of light that the brightest star lost relative to faint ones; 0 if insignificant.
+
+    Two independent measures are averaged: the change of the stars' profiles with their brightness, and that
+    of their fluxes relative to those of references.
+
+    Parameters
+    ----------
+    photometric
+        Losses of stars by the fluxes of their references.
+    """
+    groups = []
+    for losses in (_core_losses(image, measured), photometric):
+        if losses is not None and losses.stars.size >= _FEWEST:
+            x, y = measured.psf.x[losses.stars], measured.psf.y[losses.stars]
+            profile = measured.model.stamps(x, y, *nearest_pixel(x, y, image.image.array.shape), 1)
+            peak = measured.psf.flux[losses.stars] * profile.max(axis=(1, 2))
+            order = np.argsort(-peak, kind="stable")
+            groups.append((peak[order], losses.lost[order], losses.error[order]))
+    if not groups:
+        return {"nonlinearity": _BLANK}
+    brightest = max(float(light[0]) for light, _, _ in groups)
+
+    # With the brightest star of each group, and without it.
+    (slope, error), (rest, rest_error) = (
+        np.array(
+            [
+                fit_slope(light[n:] / brightest, lost[n:], errors[n:], scatter=_CORE_SCATTER)
+                for light, lost, errors in groups
+            ]
+        ).T
+        for n in (0, 1)
+    )
+    loss = float(np.average(slope, weights=error**-2))
+    # A gain proves nothing: unseen neighbors widen faint stars.
+    if not loss > 3.5 / math.sqrt((error**-2).sum()):
+        return {"nonlinearity": 0.0}
+    # One bright star may be two or variable.  Either both measures know it, or the others lose half as much.
+    if len(groups) == 2 and bool(np.all(slope > 2.0 * error)):
+        return {"nonlinearity": loss}
+    others = float(np.average(rest, weights=rest_error**-2))
+    return {"nonlinearity": max(min(loss, 2.0 * others), 0.0)}
+
+
+def _core_losses(image: VisitImage, measured: SourceMeasurements) -> Losses:
+    """Return the losses of bright stars by the shapes of their cores.
 
     A detector that is not linear changes pixels in proportion to the square of their light.  Stars then
     differ from the PSF by its square, the more the brighter they are.  Errors of the PSF are the same share
@@ -318,8 +351,8 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
     good = ~gather_windows(hidden, ix, iy, radius, fill=True)
     whole = good.mean(axis=(1, 2)) > 0.9
     stars, ix, iy, good = stars[whole], ix[whole], iy[whole], good[whole]
-    if stars.size < _FEWEST:
-        return {"nonlinearity": _BLANK}
+    if not stars.size:
+        return Losses(stars, np.zeros(0), np.zeros(0))
     flux = psf.flux[stars]
     profile = model.stamps(psf.x[stars], psf.y[stars], ix, iy, radius)
     variance = gather_windows(image.variance.array, ix, iy, radius).astype(np.float64)
@@ -336,37 +369,8 @@ def measure_linearity(image: VisitImage, measured: SourceMeasurements) -> dict[s
     residual = gather_windows(psf.residual, ix, iy, radius).astype(np.float64)
     # The share of a fitted flux that this change of the pixels takes.
     share = (profile**3).sum(axis=(1, 2)) / (profile**2).sum(axis=(1, 2)) / flux / power
-    lost = -share * product(square, residual)
     error = share * np.sqrt(product(square, weight * square * variance))
-    peak = flux * profile.max(axis=(1, 2))
-    order = np.argsort(-peak, kind="stable")
-    slope, slope_error = _slope(peak[order], lost[order], error[order])
-    # One bright star proves nothing, since it may be two: the others must lose half as much.
-    rest = _slope(peak[order[1:]], lost[order[1:]], error[order[1:]])[0] * peak[order[0]] / peak[order[1]]
-    # A gain proves nothing, either: unseen neighbors widen faint stars.
-    certain = slope > 3.0 * slope_error and rest > 0.0
-    return {"nonlinearity": min(slope, 2.0 * rest) if certain else 0.0}
-
-
-def _slope(light: FloatArray, lost: FloatArray, error: FloatArray) -> tuple[float, float]:
-    """Return the growth of the loss from no light to the light of the first star, and its error."""
-    light = light / light[0]
-    kept = np.ones(light.size, dtype=bool)
-    extra = _CORE_SCATTER
-    for _ in range(8):
-        total = np.hypot(error, extra)
-        weight = kept / total**2
-        centered = light - np.average(light, weights=weight)
-        power = float((weight * centered**2).sum())
-        slope = float((weight * centered * lost).sum()) / power
-        pull = np.abs(lost - np.average(lost, weights=weight) - slope * centered) / total
-        # Scatter beyond the noise, from blends for example, is best known from the half with small errors.
-        better = kept & (error <= np.median(error[kept]))
-        scatter = robust_sigma(pull[better])
-        typical = float(np.median(error[better]))
-        extra = max(math.sqrt(max(scatter**2 * (typical**2 + extra**2) - typical**2, 0.0)), _CORE_SCATTER)
-        kept = pull < 4.0 * max(scatter, 1.0)
-    return slope, max(scatter, 1.0) / math.sqrt(power)
+    return Losses(stars, -share * product(square, residual), error)
 
 
 def names_beyond(measures: Sequence[Measure], among: Sequence[str] | None = None) -> str:

@@ -204,6 +204,28 @@ def test_bright_stars_on_a_linear_detector_have_lost_nothing(change: float) -> N
     assert not done.summary["image_flag"]
 
 
+def test_a_loss_that_cores_do_not_show_is_known_from_references() -> None:
+    scene = make_scene(count=100, flux=(1e4, 5e5), seed=5)
+    camera = make_camera(512)
+    references = make_references(camera, scene)
+    # Of each star's light, wings and core lose the same share.
+    lost = 0.05 * scene.flux / scene.flux.max()
+    references[0].get()["r_flux"] /= 1.0 - lost
+    done = process(scene, camera=camera, references=references)
+    assert "nonlinearity" in done.summary["image_flag_reasons"]
+    # The cores, which say nothing was lost, count as much as the references.
+    assert 0.015 < done.summary["quality_nonlinearity"] < 0.055
+
+
+def test_a_bright_star_that_is_variable_proves_nothing_about_the_detector() -> None:
+    scene = make_scene(count=80, flux=(1e4, 2e5))
+    camera = make_camera(512)
+    references = make_references(camera, scene)
+    references[0].get()["r_flux"][np.argmax(scene.flux)] *= 1.1
+    done = process(scene, camera=camera, references=references)
+    assert not done.summary["image_flag"]
+
+
 def test_a_bright_star_that_is_two_proves_nothing_about_the_detector() -> None:
     scene = make_scene(count=60, flux=(5e3, 1e5))
     star = make_scene(count=1, flux=(5e5, 5e5), seed=3).expected - 200.0

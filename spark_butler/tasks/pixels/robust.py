@@ -1,4 +1,4 @@
-"""Robust statistics: medians, modes, scatters and linear fits that tolerate outliers.
+"""Robust statistics that tolerate outliers, and the choice of values that a fit leaves out.
 
 Runs in workers.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 __all__ = (
     "MAD_TO_SIGMA",
+    "choose_reserved",
     "fit_linear",
+    "fit_slope",
     "half_sample_mode",
     "intrinsic_scatter",
     "lowest_sufficient",
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import FloatArray
+from . import BoolArray, FloatArray
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of Gaussian numbers over the median of their absolute values."""
@@ -39,6 +41,20 @@ _NO_WEIGHT, _LEAST_SIGMA = 5.0, 0.003
 def robust_sigma(deviations: npt.NDArray[Any]) -> float:
     """Return the robust standard deviation of deviations from a center."""
     return MAD_TO_SIGMA * float(np.median(np.abs(deviations)))
+
+
+_LEAST_FITTED = 80
+"""Fewest stars that must be left for a fit; with fewer, none are reserved."""
+
+
+def choose_reserved(brightness: FloatArray, fraction: float = 0.15) -> BoolArray:
+    """Return which stars to reserve, at regular ranks of brightness; none if too few would be left.
+
+    Reserved stars are left out of a fit, which is then judged by them.
+    """
+    rank = np.argsort(np.argsort(-brightness, kind="stable"), kind="stable")
+    chosen = np.floor((rank + 0.5) * fraction) < np.floor((rank + 1.5) * fraction)
+    return np.asarray(chosen & (np.count_nonzero(~chosen) >= _LEAST_FITTED))
 
 
 def fit_linear(
@@ -64,6 +80,36 @@ def fit_linear(
         scale = _NO_WEIGHT * max(robust_sigma(deviation), _LEAST_SIGMA)
         weight = base * np.sqrt(np.clip(1.0 - (deviation / scale) ** 2, 1e-6, 1.0))
     return np.asarray(solution)
+
+
+def fit_slope(
+    x: FloatArray, values: FloatArray, errors: FloatArray, *, scatter: float
+) -> tuple[float, float]:
+    """Fit a line by least squares with clipping, and return its slope and the slope's error.
+
+    Parameters
+    ----------
+    x, values, errors
+        Points of the line, and the errors of the values.
+    scatter
+        Least scatter of the values in addition to their errors; the points may show a larger one.
+    """
+    kept = np.ones(x.size, dtype=bool)
+    extra = scatter
+    for _ in range(8):
+        total = np.hypot(errors, extra)
+        weight = kept / total**2
+        centered = x - np.average(x, weights=weight)
+        power = float((weight * centered**2).sum())
+        slope = float((weight * centered * values).sum()) / power
+        pull = np.abs(values - np.average(values, weights=weight) - slope * centered) / total
+        # Scatter beyond the noise, from blends for example, is best known from the half with small errors.
+        better = kept & (errors <= np.median(errors[kept]))
+        spread = robust_sigma(pull[better])
+        typical = float(np.median(errors[better]))
+        extra = max(math.sqrt(max(spread**2 * (typical**2 + extra**2) - typical**2, 0.0)), scatter)
+        kept = pull < 4.0 * max(spread, 1.0)
+    return slope, max(spread, 1.0) / math.sqrt(power)
 
 
 def intrinsic_scatter(deviations: FloatArray, errors: FloatArray, n_terms: int) -> float:
