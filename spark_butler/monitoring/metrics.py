@@ -96,7 +96,9 @@ class RunMetrics(Collector):
         snapshot = self._snapshot()
         states = {(each.label, s): getattr(each, s) for each in snapshot.tasks for s in STATES}
         pending, lag = sum(each.pending for each in snapshot.tasks), self._lag()
+        by_kind = ("task", "kind")
         with self._lock:
+            submitted = {(): self._submitted}
             memory = {(label,): nbytes for label, nbytes in self._memory.items()}
             gauges: _Families = (
                 ("quanta", "Quanta by task and state.", ("task", "state"), states),
@@ -112,22 +114,12 @@ class RunMetrics(Collector):
                 ("peak_memory_bytes", "Greatest resident memory of a quantum.", ("task",), memory),
             )
             counters: _Families = (
-                ("failures", "Quanta that failed, by kind.", ("task", "kind"), self._failures),
-                (
-                    "retries",
-                    "Attempts that were followed by another, by kind.",
-                    ("task", "kind"),
-                    self._retries,
-                ),
+                ("failures", "Quanta that failed, by kind.", by_kind, self._failures),
+                ("retries", "Attempts that were followed by another, by kind.", by_kind, self._retries),
                 ("requests", "Requests to object stores.", ("task", "operation"), self._requests),
                 ("traffic_bytes", "Bytes from and to object stores.", ("task", "direction"), self._bytes),
                 ("quantum_seconds", "Time of quanta, all attempts.", ("task", "clock"), self._seconds),
-                (
-                    "submitted_quanta",
-                    "Quanta that were submitted, repeated submissions included.",
-                    (),
-                    {(): self._submitted},
-                ),
+                ("submitted_quanta", "Submitted quanta, repeated submissions included.", (), submitted),
             )
             for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
                 for name, text, labels, values in families:

@@ -255,17 +255,11 @@ def _describe_retries(outcomes: Iterable[QuantumOutcome]) -> list[dict[str, Any]
     ]
 
 
-def _describe_workers(outcomes: Iterable[QuantumOutcome], record: RunRecord) -> dict[str, Any]:
+def _describe_workers(outcomes: Sequence[QuantumOutcome], record: RunRecord) -> dict[str, Any]:
     """Return the number of processes, the hosts, and the processes that were lost."""
-    workers: set[str] = set()
-    lost: set[str] = set()
-    for outcome in outcomes:
-        workers.add(outcome.worker)
-        if outcome.kind is FailureKind.LOST:
-            lost.add(outcome.worker)
-        lost.update(attempt.worker for attempt in outcome.attempts if attempt.kind is FailureKind.LOST)
-    workers.discard("")
-    lost.discard("")
+    workers = {outcome.worker for outcome in outcomes} - {""}
+    attempts = (each for outcome in outcomes for each in (outcome, *outcome.attempts))
+    lost = {each.worker for each in attempts if each.kind is FailureKind.LOST} - {""}
     return {
         "processes": len(workers),
         "hosts": sorted({worker.rpartition(":")[0] for worker in workers}),

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Lane", "busy_slots", "make_lanes", "round_shares", "split_time"]
 
 import dataclasses
-import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,13 +19,15 @@ _SESSION_PHASE = "Spark session"
 _SAME = 1e-3
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Lane:
     """The attempts that one slot of a host ran, in order of time; slots of a host are numbered from 1."""
 
     host: str
     number: int
     spans: list[Span]
+    until: float = 0.0
+    """End of the last attempt, in seconds since the epoch."""
 
 
 def make_lanes(spans: Iterable[Span]) -> list[Lane]:
@@ -39,21 +40,15 @@ def make_lanes(spans: Iterable[Span]) -> list[Lane]:
         by_host[span.worker.rpartition(":")[0] or "?"].append(span)
     lanes: list[Lane] = []
     for host, found in sorted(by_host.items()):
-        found.sort(key=lambda span: span.started)
-        busy: list[tuple[float, int]] = []
-        free: list[int] = []
         own: list[Lane] = []
-        for span in found:
-            while busy and busy[0][0] <= span.started + _SAME:
-                heapq.heappush(free, heapq.heappop(busy)[1])
-            if free:
-                number = heapq.heappop(free)
-            else:
-                number = len(own)
-                own.append(Lane(host, number + 1, []))
-            own[number].spans.append(span)
-            heapq.heappush(busy, (span.started + span.seconds, number))
-        lanes.extend(own)
+        for span in sorted(found, key=lambda span: span.started):
+            lane = next((lane for lane in own if lane.until <= span.started + _SAME), None)
+            if lane is None:
+                lane = Lane(host, len(own) + 1, [])
+                own.append(lane)
+            lane.spans.append(span)
+            lane.until = span.started + span.seconds
+        lanes += own
     return lanes
 
 
