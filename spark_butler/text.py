@@ -55,7 +55,7 @@ _EXPECTED = {
     "literal_error": "{expected}",
     "finite_number": "a finite number",
     "string_type": "a text",
-    "string_too_short": "at least {min_length} character",
+    "string_too_short": "{min_length} or more characters",
     "string_too_long": "at most {max_length} characters",
     "too_short": "at least {min_length}",
     "too_long": "at most {max_length}",

@@ -327,11 +327,8 @@ def _read_defects(
     if detector is None and len(camera.detectors) > 1:
         names = ", ".join(each.name for each in camera.detectors)
         raise UserError(f"{camera.name} has several detectors ({names}); give the one of these defects")
-    key: int | str = camera.detectors[0].id
-    if detector is not None:
-        key = int(detector) if detector.isdecimal() else detector
     try:
-        described = camera.get_detector(key).assembled
+        described = camera.get_detector(camera.detectors[0].id if detector is None else detector).assembled
     except LookupError as err:
         raise UserError(str(err)) from None
     tables = {}

@@ -165,6 +165,15 @@ def test_unknown_detector_and_filter_are_named() -> None:
         camera.get_filter("z")
 
 
+def test_detector_is_found_by_its_id_and_a_text_by_its_name_first() -> None:
+    content = make_simcam(size=128, detectors=3).model_dump()
+    for detector, name in zip(content["detectors"], ("1", "2", "three"), strict=True):
+        detector["name"] = name
+    camera = CameraDescription.from_dict(content)
+    expected = {0: 0, 1: 1, "1": 0, "2": 1, "0": 0, "three": 2}
+    assert {key: camera.get_detector(key).id for key in expected} == expected
+
+
 def test_defects_are_read_from_a_file_beside_the_description(tmp_path: Path) -> None:
     content = yaml.safe_load((CAMERAS / "opd_ixon.yaml").read_text())
     content["detectors"][0]["defects"] = "bad.csv"

@@ -150,10 +150,15 @@ class CameraDescription(pydantic.BaseModel, frozen=True, extra="forbid", allow_i
             raise CameraDescriptionError(f"{origin}: {_explain(err)}") from None
 
     def get_detector(self, detector: int | str) -> DetectorDescription:
-        """Return a detector by its identifier or name; raise `LookupError` if there is none."""
-        for candidate in self.detectors:
-            if detector in (candidate.id, str(candidate.id), candidate.name):
-                return candidate
+        """Return a detector by its ID, or by a text; raise `LookupError` if there is none.
+
+        A text that is both the name of a detector and the ID of another one is a name.
+        """
+        known_as: dict[int | str, DetectorDescription] = {each.id: each for each in self.detectors}
+        known_as.update((str(each.id), each) for each in self.detectors)
+        known_as.update((each.name, each) for each in self.detectors)
+        if detector in known_as:
+            return known_as[detector]
         known = ", ".join(f"{candidate.id} ({candidate.name})" for candidate in self.detectors)
         raise LookupError(f"{self.name} has no detector {detector!r}; it has {known}")
 
