@@ -170,7 +170,7 @@ def test_detector_is_found_by_its_id_and_a_text_by_its_name_first() -> None:
     for detector, name in zip(content["detectors"], ("1", "2", "three"), strict=True):
         detector["name"] = name
     camera = CameraDescription.from_dict(content)
-    expected = {0: 0, 1: 1, "1": 0, "2": 1, "0": 0, "three": 2}
+    expected: dict[int | str, int] = {0: 0, 1: 1, "1": 0, "2": 1, "0": 0, "three": 2}
     assert {key: camera.get_detector(key).id for key in expected} == expected
 
 
