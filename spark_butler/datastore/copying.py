@@ -20,7 +20,6 @@ class FileCopy:
     """Address of the file."""
 
     target: str
-    """Address of the copy."""
 
     size: int
     """Length of the file in bytes; negative if unknown."""
@@ -31,7 +30,6 @@ class CopyResult:
     """Result of a copy."""
 
     target: str
-    """Address of the copy."""
 
     error: str = ""
     """Reason why the copy failed, without secrets; empty after a success."""

@@ -1,7 +1,4 @@
-"""Files of datasets in a repository's datastores: their predicted addresses, and which exist.
-
-Runs in the driver, without the registry.
-"""
+"""Files of datasets: their predicted addresses, and which exist.  Runs in the driver, without a registry."""
 
 from __future__ import annotations
 

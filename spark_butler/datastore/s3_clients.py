@@ -238,7 +238,6 @@ class S3Clients:
         return None
 
     def _recall(self, url: str, key: tuple[str, str]) -> bytes | None:
-        """Return a file from memory."""
         data = self._cache.get(url)
         if data is None and self._queue is not None:
             data, traffic = self._queue.get(key)

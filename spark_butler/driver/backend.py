@@ -54,8 +54,6 @@ class Backend(Protocol):
 
         Parameters
         ----------
-        context
-            Settings with which workers are set up.
         function
             Function that returns expected errors instead of raising them.
         items
@@ -63,8 +61,7 @@ class Backend(Protocol):
 
         Notes
         -----
-        Several threads may call this at once.  An exception means that workers
-        were lost, as in `run`.
+        Several threads may call this at once.  An exception means that workers were lost, as in `run`.
         """
         ...
 

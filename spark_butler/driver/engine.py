@@ -63,7 +63,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     lease: RunLease | None = None,
     log_requests: str = "",
 ) -> RunResult:
-    """Execute a quantum graph and register its outputs.
+    """Execute a quantum graph, and return outcomes and blocked quanta when all outputs are registered.
 
     Parameters
     ----------
@@ -72,10 +72,6 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     butler
         Writeable butler of the repository.  Only this process uses it.  With a
         `GraphButler`, no registry is opened and nothing is registered.
-    backend
-        Backend that runs the quanta.
-    options
-        Options of the run.
     xgraph
         The quanta with the edges to respect; by default the graph's own.
     plan
@@ -92,11 +88,6 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         registered.
     log_requests
         Address of the folder with requests for logs of running quanta.
-
-    Returns
-    -------
-    result
-        Outcomes and blocked quanta.  All outputs are registered.
 
     Raises
     ------
@@ -232,10 +223,6 @@ def plan_graph(
 
     Parameters
     ----------
-    graph
-        The graph.
-    options
-        Options of the run.
     xgraph
         The quanta with the edges to respect; by default the graph's own.
     slots

@@ -91,7 +91,6 @@ class InputTransfer:
     """TAGGED collection for the inputs."""
 
     graph: PredictedQuantumGraph = dataclasses.field(repr=False)
-    """The quantum graph."""
 
     inputs: Mapping[uuid.UUID, DatasetRef] = dataclasses.field(repr=False)
     """All inputs, by ID."""
@@ -229,17 +228,12 @@ class _Registrar:
             dataset_id: {target for target, _ in found if target in files}
             for dataset_id, found in records.items()
         }
-        self._readers: defaultdict[str, list[uuid.UUID]] = defaultdict(list)
-        for dataset_id, targets in self._lacking.items():
-            for target in targets:
-                self._readers[target].append(dataset_id)
+        self._copied: set[str] = set()
 
     def add(self, targets: Iterable[str]) -> None:
         """Register the datasets that are complete with these files, and datasets without files."""
-        for target in targets:
-            for dataset_id in self._readers.pop(target, ()):
-                self._lacking[dataset_id].discard(target)
-        for dataset_id in [each for each, lacking in self._lacking.items() if not lacking]:
+        self._copied.update(targets)
+        for dataset_id in [each for each, lacking in self._lacking.items() if lacking <= self._copied]:
             del self._lacking[dataset_id]
             infos: list[StoredDatastoreItemInfo] = [info for _, info in self._records[dataset_id]]
             records = DatastoreRecordData(records={dataset_id: {self._table: infos}})

@@ -1,7 +1,4 @@
-"""Units that were lost with their worker: why, how often, and the outcome of those that are lost too often.
-
-Runs in the driver.  The scheduler runs a lost unit again, alone, after a pause.
-"""
+"""Units lost with their worker: why, and the outcome of those lost too often.  Runs in the driver."""
 
 from __future__ import annotations
 

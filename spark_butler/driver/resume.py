@@ -40,7 +40,6 @@ class RegistryUpdate:
     """Datasets of one quantum that are to be updated in the registry."""
 
     quantum_id: uuid.UUID
-    """The quantum."""
 
     predicted: list[DatasetRef]
     """All outputs that it may have."""
@@ -63,7 +62,6 @@ class EarlierOutputs:
     """Quanta that have succeeded."""
 
     updates: list[RegistryUpdate] = dataclasses.field(default_factory=list)
-    """Updates of the registry."""
 
     leftovers: set[uuid.UUID] = dataclasses.field(default_factory=set)
     """IDs of datasets of other quanta that are in the datastore, but not in the registry."""

@@ -145,7 +145,6 @@ class Scheduler:
         return self._result
 
     def _stop(self, pool: ThreadPoolExecutor, jobs: Collection[Future[None]]) -> None:
-        """Stop all running jobs."""
         for timer in self._delayed.values():
             timer.cancel()
         pool.shutdown(wait=False, cancel_futures=True)

@@ -134,7 +134,6 @@ class StopRule:
     """Rule that stops a run after failures."""
 
     fail_fast: bool = False
-    """Whether the first failure stops the run."""
 
     most: int | None = None
     """Number of failures that stop it."""

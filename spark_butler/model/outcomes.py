@@ -185,7 +185,6 @@ class ImportTime:
     """When it began, in seconds since the epoch."""
 
     seconds: float
-    """Duration in seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -92,16 +92,12 @@ class WorkerContext:
     """Executor that the caller provides; workers use it unchanged."""
 
     resources: ExecutionResources | None = None
-    """Resources that each quantum may use."""
-
     raise_on_partial_outputs: bool = True
-    """Whether partial outputs count as a failure."""
 
     enable_lsst_debug: bool = False
     """Whether to import the user's ``debug`` module."""
 
     fail_fast: bool = False
-    """Whether the first failure ends the run."""
 
     limits: Mapping[str, Limits] = dataclasses.field(default_factory=dict)
     """Limits of the quanta, by label; a label without an entry has no limits and no retries."""

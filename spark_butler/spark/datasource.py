@@ -207,7 +207,7 @@ class ButlerReader(DataSourceReader):
         context = open_context(self._context)
         batch = DataIdBatch.open(partition.value)
         target = to_arrow(self._schema)
-        butler = WorkerButler(worker_state(), context, batch, _no_puts)
+        butler = WorkerButler(worker_state(), context, batch, report=lambda _: None)
         try:
             for by_type in batch.refs:
                 for ref in (ref for refs in by_type.values() for ref in refs):
@@ -314,14 +314,9 @@ def _spark_type(arrow_type: pa.DataType) -> pa.DataType:
 
 
 def _pack(butler: Butler, refs: list[DatasetRef]) -> bytes:
-    """Pickle datasets with their records."""
     related = tuple({ref.datasetType.name: (ref,)} for ref in refs)
     return pickle.dumps(DataIdBatch(tuple(ref.dataId for ref in refs), related, export_records(butler, refs)))
 
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _no_puts(_: object) -> None:
-    pass

@@ -1,7 +1,4 @@
-"""Diagnosis of full local disks of workers, for errors of Spark that name no disk.
-
-Runs in the driver, which sends `_measure_disks` to workers.
-"""
+"""Diagnosis of full local disks of workers, for errors of Spark that name no disk.  Runs in the driver."""
 
 from __future__ import annotations
 

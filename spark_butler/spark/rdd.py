@@ -1,7 +1,4 @@
-"""Functions of the user on RDDs of data IDs, and interruptible actions.
-
-Runs in the driver; `_run_batches` runs in workers.
-"""
+"""Functions of the user on RDDs of data IDs, and interruptible actions.  Runs in driver and workers."""
 
 from __future__ import annotations
 
@@ -164,13 +161,10 @@ def _worker_traceback(exc: Exception) -> str | None:
                 # Workers don't have the source of a notebook's cell.
                 shown += filter(str.strip, [f"    {linecache.getline(place[1], int(place[2])).strip()}"])
     errors = " ".join(line for line in shown if line[:1] not in ("", " "))
+    last_frame = next((line for line in reversed(lines) if line.startswith(_FRAME)), "")
     if _NO_MODULE.search(errors):
         errors = f"{errors.rstrip('.')}: {_REMEDY}"
-    elif _FRAME_OF_SERIALIZER.match(_last_frame(lines)):
+    elif _FRAME_OF_SERIALIZER.match(last_frame):
         errors = f"The result of a function can't be sent back from the worker: {errors}"
     has_frames = any(line.startswith("  ") for line in shown)
     return hide_secrets("\n".join([errors, "", "In the worker:", *shown]) if has_frames else errors)
-
-
-def _last_frame(lines: list[str]) -> str:
-    return next((line for line in reversed(lines) if line.startswith(_FRAME)), "")

@@ -69,7 +69,7 @@ def make_session(
     app_name: str = "spark-butler",
     conf: Mapping[str, str] | None = None,
 ) -> SparkSession:
-    """Return the active Spark session, or start one.
+    """Return the active Spark session, or start one with RDDs.
 
     Parameters
     ----------
@@ -81,11 +81,6 @@ def make_session(
     conf
         Spark settings that precede all others.  ``spark-submit`` and the Spark
         configuration precede the settings of this package.
-
-    Returns
-    -------
-    session
-        A session with RDDs.
 
     Raises
     ------

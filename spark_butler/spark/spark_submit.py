@@ -1,7 +1,4 @@
-"""Arguments and standard error of a driver that ``spark-submit`` has started.
-
-Runs in the driver, which is a child of the JVM of ``spark-submit``.
-"""
+"""Arguments and standard error of a driver below the JVM of ``spark-submit``.  Runs in the driver."""
 
 from __future__ import annotations
 

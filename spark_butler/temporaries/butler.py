@@ -1,7 +1,4 @@
-"""The limited butler of one group: temporaries in memory, all other datasets in the datastore.
-
-Runs in children of workers, and in the process of the serial backend.
-"""
+"""The limited butler of one group: temporaries in memory, all others in the datastore.  Runs in children."""
 
 from __future__ import annotations
 

@@ -89,7 +89,6 @@ def measure_sizes(butler: Butler, names: Iterable[str]) -> dict[str, float]:
 
 
 def _fits(name: str, patterns: Iterable[str] | None) -> bool:
-    """Return whether a name matches one of the patterns."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns or ())
 
 

@@ -73,7 +73,6 @@ class Record(NamedTuple):
     """Header and payload of a shuffle record."""
 
     kind: Kind
-    """Kind of the payload."""
 
     group: int
     sender: int
@@ -103,11 +102,11 @@ class CompletionNotice:
     produced: dict[uuid.UUID, bool]
     """For each stored dataset that the receiver reads, whether it exists."""
 
-    sent: dict[uuid.UUID, int]
-    """Temporaries that were sent to the receiver, with their serialized lengths in bytes."""
+    sent: frozenset[uuid.UUID]
+    """Temporaries that were sent to the receiver."""
 
 
-EMPTY_NOTICE = CompletionNotice(frozenset(), {}, {})
+EMPTY_NOTICE = CompletionNotice(frozenset(), {}, frozenset())
 """A notice without content."""
 
 
@@ -116,7 +115,6 @@ class Sent:
     """Event after the last record of a temporary."""
 
     dataset_id: uuid.UUID
-    nbytes: int
 
     began: float
     """When packing began, in seconds since the epoch."""
@@ -138,16 +136,12 @@ def _pack(record: Record, route: Route, payload: Pieces) -> Pieces:
 
 def partition_of(record: bytes | bytearray | memoryview) -> int:
     """Return the next partition of a record; the first piece of the record is enough."""
-    (partition,) = struct.unpack_from("<I", record, _ROUTE_LENGTH.size)
-    assert isinstance(partition, int)
-    return partition
+    return int(struct.unpack_from("<I", record, _ROUTE_LENGTH.size)[0])
 
 
 def hops_left(record: bytes | bytearray) -> int:
     """Return the number of partitions on the route of a record, including the one where it is."""
-    (length,) = _ROUTE_LENGTH.unpack_from(record)
-    assert isinstance(length, int)
-    return length
+    return int(_ROUTE_LENGTH.unpack_from(record)[0])
 
 
 def _forward(record: bytes | bytearray) -> bytes:
@@ -210,7 +204,8 @@ class Outgoing:
         self._payload = payload
         self._succeeded: set[uuid.UUID] = set()
         self._outputs: set[uuid.UUID] = set()
-        self._sent: dict[uuid.UUID, int] = {}
+        self.sent: set[uuid.UUID] = set()
+        """Temporaries that were sent."""
         for position in payload.done:
             done = payload.quanta[position]
             self._succeeded.add(done.quantum_id)
@@ -219,16 +214,11 @@ class Outgoing:
     def record(self, event: QuantumOutcome | Sent) -> None:
         """Record an outcome, or a temporary that was sent."""
         if isinstance(event, Sent):
-            self._sent[event.dataset_id] = event.nbytes
+            self.sent.add(event.dataset_id)
             return
         if event.succeeded:
             self._succeeded.add(event.quantum_id)
         self._outputs.update(event.outputs)
-
-    @property
-    def sent(self) -> frozenset[uuid.UUID]:
-        """Temporaries that were sent."""
-        return frozenset(self._sent)
 
     def closing_records(self) -> Iterator[Pieces]:
         """Build the records of completion notices for groups that depend on this one, and of carried work."""
@@ -237,11 +227,7 @@ class Outgoing:
             notice = CompletionNotice(
                 failed=failed,
                 produced={dataset_id: dataset_id in self._outputs for dataset_id in reads},
-                sent={
-                    dataset_id: nbytes
-                    for dataset_id, nbytes in self._sent.items()
-                    if group in self._payload.outgoing[dataset_id]
-                },
+                sent=frozenset(each for each in self.sent if group in self._payload.outgoing[each]),
             )
             record = Record(Kind.NOTICE, group, self._work.index)
             yield _pack(record, self._work.routes[group], [pickle.dumps(notice)])
@@ -309,8 +295,7 @@ class ReceiveBuffer:
         An `EngineError` is raised if a notice, or a temporary that a notice lists, is missing.  Only
         a notice can say that a dataset was not produced.
         """
-        silent = sorted(set(senders) - self._notices.keys())
-        if silent:
+        if silent := sorted(set(senders) - self._notices.keys()):
             raise EngineError(
                 f"Group {self._group} received no completion notice from groups {silent}, "
                 "on which it depends."
@@ -319,10 +304,9 @@ class ReceiveBuffer:
         total = CompletionNotice(
             failed=frozenset().union(*(notice.failed for notice in notices)),
             produced={key: value for notice in notices for key, value in notice.produced.items()},
-            sent={key: value for notice in notices for key, value in notice.sent.items()},
+            sent=frozenset().union(*(notice.sent for notice in notices)),
         )
-        lost = sorted(map(str, total.sent.keys() - self.objects.keys() - self.scratch.keys()))
-        if lost:
+        if lost := sorted(map(str, total.sent - self.objects.keys() - self.scratch.keys())):
             raise EngineError(f"Temporaries for group {self._group} were sent but have not arrived: {lost}.")
         self._buffers.clear()
         return total

@@ -1,7 +1,4 @@
-"""Environment variables of workers.
-
-Runs in the driver and in the daemon, which set them before they import libraries.
-"""
+"""Environment variables of workers, which driver and daemon set before they import libraries."""
 
 from __future__ import annotations
 

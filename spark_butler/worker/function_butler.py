@@ -71,7 +71,6 @@ class PutReport:
     """Reference and datastore records of a dataset that a worker has put, for the driver to register."""
 
     ref: DatasetRef
-    """The dataset."""
 
     records: Mapping[str, DatastoreRecordData]
     """Its datastore records, by name of the datastore."""

@@ -44,13 +44,8 @@ class Trial:
     """State that the worker keeps from group to group."""
 
     context: WorkerContext
-    """Settings that all groups of the run share."""
-
     work: GroupWork
-    """The group, as the driver sent it."""
-
     payload: GroupPayload
-    """The opened payload of ``work``."""
 
     received: ReceiveBuffer | None
     """Records that the group received from other groups."""
@@ -154,7 +149,7 @@ def run_group(
                 for temporary in encoded:
                     began = time.time()
                     yield from pack_temporary(context, trial.work, payload, temporary)
-                    yield Sent(temporary.dataset_id, temporary.encoded.nbytes, began)
+                    yield Sent(temporary.dataset_id, began)
                 del encoded
                 yield outcome
                 if butler is not None:
@@ -218,7 +213,6 @@ def find_outputs(trial: Trial, work: QuantumWork, *, complete: bool = False) -> 
 def _open_butler(
     trial: Trial, received: ReceiveBuffer | None = None, news: CompletionNotice = EMPTY_NOTICE
 ) -> GroupButler:
-    """Open the butler of a group."""
     context, payload = trial.context, trial.payload
     assert context.butler_config is not None
     quanta = [work.quantum for work in payload.quanta]

@@ -39,7 +39,6 @@ class LogRequest:
     """ID of the quantum; empty if label and values select it."""
 
     label: str = ""
-    """Task label."""
 
     data_id: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Values of dimensions as text; others may have any value."""

@@ -57,8 +57,7 @@ def count_out_of_memory_kills() -> int:
 def limit_allocations(nbytes: int | None) -> None:
     """Limit how many more bytes this process can allocate; `None` removes the limit.
 
-    One allocation beyond the limit raises `MemoryError`, with a traceback in
-    the task.  The worker watches the memory that is used.
+    A larger allocation raises `MemoryError` in the task; the worker watches the used memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = hard

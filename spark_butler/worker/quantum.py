@@ -93,7 +93,6 @@ def _execute(
     wanted: Collection[uuid.UUID],
     before: Sequence[uuid.UUID],
 ) -> _Execution:
-    """Run the task and encode its temporaries."""
     done = _Execution()
     executor = context.quantum_executor or _build_executor(context, work, butler, before)
     try:

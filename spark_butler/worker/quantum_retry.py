@@ -207,7 +207,7 @@ class _GroupRun:
         trial = dataclasses.replace(
             self._progress.trial,
             skip=self._progress.all_but(todo),
-            sent=self._outgoing.sent,
+            sent=frozenset(self._outgoing.sent),
             most_ahead=self._file_memory(),
         )
         trial.cache_shared_files()

@@ -73,10 +73,7 @@ class WorkerClock:
         self._until = now
 
     def record_imports(self, began: float) -> None:
-        """Record that this process has imported modules since a time, unless it took no time.
-
-        Shorter times within that one are dropped.
-        """
+        """Record imports of this process since a time, which replace shorter ones within it."""
         self._has_recorded_imports = True
         seconds = time.time() - began
         if seconds < _LEAST_SECONDS:
@@ -158,8 +155,7 @@ def imported_since(before: Collection[str]) -> Imported:
 class Preloader:
     """Imports in a parent what its children had to import, so that later forks inherit it.
 
-    Threads do not survive a fork, so a module that starts threads on import is
-    imported by each child.
+    Threads do not survive a fork, so children import modules that start threads themselves.
     """
 
     def __init__(self) -> None:
@@ -172,10 +168,7 @@ class Preloader:
         return [name for name in names if name not in done]
 
     def import_modules(self, names: Iterable[str]) -> list[str]:
-        """Import modules, each at most once; return the modules that have started threads.
-
-        Modules that can't be imported here are left out.
-        """
+        """Import what can be imported, each module at most once; return the modules that start threads."""
         threaded = []
         n_threads = count_threads()
         for name in self.find_missing(names):
