@@ -62,7 +62,7 @@ class JobState:
 
 
 class DetachedJob:
-    """A job in a folder, which holds one already; see `create`."""
+    """A job that `create` has written into a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()

@@ -276,8 +276,6 @@ class SparkButler:
         file
             File to write the page to, as well.
 
-
-
         Raises
         ------
         spark_butler.errors.UserError

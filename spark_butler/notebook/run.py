@@ -223,8 +223,6 @@ class Run:
             File to write the page to, as well.  JupyterLab opens it by the
             link below the page, if it is beside the notebook or below.
 
-
-
         Raises
         ------
         spark_butler.errors.UserError
@@ -314,8 +312,6 @@ class Run:
             Options to change, such as ``memory="16GB"`` or ``timeout=3600``.
             A task class that was redefined in a cell takes effect, if its
             configuration is unchanged.
-
-
 
         Raises
         ------
