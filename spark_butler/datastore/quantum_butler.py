@@ -30,12 +30,10 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.daf.butler.registry.interfaces import (
     Database,
     DatasetIdRef,
-    DatasetRecordStorageManager,
     DatastoreRegistryBridge,
     DatastoreRegistryBridgeManager,
     OpaqueTableStorage,
     OpaqueTableStorageManager,
-    StaticTablesContext,
     VersionTuple,
 )
 
@@ -124,7 +122,6 @@ class _MemoryTable(OpaqueTableStorage):
         self._rows: dict[Any, dict[tuple[Any, ...], _Row]] = {}
 
     def insert(self, *data: dict[str, Any], transaction: DatastoreTransaction | None = None) -> None:
-        # Docstring inherited.
         for row in data:
             if self._place(row) in self._rows.get(row[_ID], ()):
                 raise ConflictingDefinitionError(
@@ -133,23 +130,19 @@ class _MemoryTable(OpaqueTableStorage):
             self._add(row, transaction)
 
     def ensure(self, *data: dict[str, Any], transaction: DatastoreTransaction | None = None) -> None:
-        # Docstring inherited.
         for row in data:
             if self._place(row) not in self._rows.get(row[_ID], ()):
                 self._add(row, transaction)
 
     def replace(self, *data: dict[str, Any], transaction: DatastoreTransaction | None = None) -> None:
-        # Docstring inherited.
         for row in data:
             self._add(row, transaction)
 
     def fetch(self, **where: Any) -> Iterator[_Row]:
-        # Docstring inherited.
         for batch in self.fetch_batches(**where):
             yield from batch
 
     def fetch_batches(self, **where: Any) -> Iterator[Sequence[_Row]]:
-        # Docstring inherited.
         if _ID in where:
             wanted = where.pop(_ID)
             ids = set(wanted) if isinstance(wanted, list | tuple | set) else (wanted,)
@@ -161,7 +154,6 @@ class _MemoryTable(OpaqueTableStorage):
         yield rows
 
     def delete(self, columns: Iterable[str], *rows: dict[str, Any]) -> None:
-        # Docstring inherited.
         for where in rows:
             for found in list(self.fetch(**where)):
                 self._remove(found)
@@ -198,81 +190,53 @@ def _matches(value: Any, wanted: Any) -> bool:
 class MemoryTables(OpaqueTableStorageManager):
     """Tables for datastore records, in memory."""
 
-    def __init__(self, *, registry_schema_version: VersionTuple | None = None):
-        super().__init__(registry_schema_version=registry_schema_version)
+    def __init__(self) -> None:
+        super().__init__()
         self._tables: dict[str, _MemoryTable] = {}
 
     @classmethod
-    def initialize(
-        cls, db: Database, context: StaticTablesContext, registry_schema_version: VersionTuple | None = None
-    ) -> OpaqueTableStorageManager:
-        # Docstring inherited.
-        return cls(registry_schema_version=registry_schema_version)
+    def initialize(cls, *args: Any, **kwargs: Any) -> OpaqueTableStorageManager:
+        return cls()
 
     def clone(self, db: Database) -> OpaqueTableStorageManager:
-        # Docstring inherited.
         return self
 
     def get(self, name: str) -> OpaqueTableStorage | None:
-        # Docstring inherited.
         return self._tables.get(name)
 
     def register(self, name: str, spec: ddl.TableSpec) -> OpaqueTableStorage:
-        # Docstring inherited.
         if name not in self._tables:
             self._tables[name] = _MemoryTable(name, spec)
         return self._tables[name]
 
     @classmethod
     def currentVersions(cls) -> list[VersionTuple]:
-        # Docstring inherited.
         return []
 
 
 class MemoryBridges(DatastoreRegistryBridgeManager):
     """Lists of the dataset IDs of datastores, in memory."""
 
-    def __init__(
-        self,
-        *,
-        opaque: OpaqueTableStorageManager,
-        universe: DimensionUniverse,
-        registry_schema_version: VersionTuple | None = None,
-    ):
-        super().__init__(opaque=opaque, universe=universe, registry_schema_version=registry_schema_version)
+    def __init__(self, *, opaque: OpaqueTableStorageManager, universe: DimensionUniverse):
+        super().__init__(opaque=opaque, universe=universe)
         self._bridges: dict[str, MemoryBridge] = {}
 
     @classmethod
-    def initialize(
-        cls,
-        db: Database,
-        context: StaticTablesContext,
-        *,
-        opaque: OpaqueTableStorageManager,
-        datasets: type[DatasetRecordStorageManager],
-        universe: DimensionUniverse,
-        registry_schema_version: VersionTuple | None = None,
-    ) -> DatastoreRegistryBridgeManager:
-        # Docstring inherited.
-        return cls(opaque=opaque, universe=universe, registry_schema_version=registry_schema_version)
+    def initialize(cls, *args: Any, **kwargs: Any) -> DatastoreRegistryBridgeManager:
+        raise NotImplementedError("Only a registry initializes managers.")
 
     def clone(self, *, db: Database, opaque: OpaqueTableStorageManager) -> DatastoreRegistryBridgeManager:
-        # Docstring inherited.
         return self
 
     def refresh(self) -> None:
-        # Docstring inherited.
         return None
 
     def register(self, name: str, *, ephemeral: bool = False) -> DatastoreRegistryBridge:
-        # Docstring inherited.
         return self._bridges.setdefault(name, MemoryBridge(name))
 
     def findDatastores(self, ref: DatasetIdRef) -> Iterable[str]:
-        # Docstring inherited.
         return [name for name, bridge in self._bridges.items() if ref in bridge]
 
     @classmethod
     def currentVersions(cls) -> list[VersionTuple]:
-        # Docstring inherited.
         return []

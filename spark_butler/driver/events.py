@@ -54,23 +54,18 @@ class ObserverGroup:
         self._observers = [observer for observer in observers if observer is not None]
 
     def on_plan(self, plan: Plan) -> None:
-        """Pass the plan on.  See `RunObserver.on_plan`."""
         self._notify(lambda observer: observer.on_plan(plan))
 
     def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Pass submitted quanta on.  See `RunObserver.on_dispatch`."""
         self._notify(lambda observer: observer.on_dispatch(quantum_ids))
 
     def on_outcome(self, outcome: QuantumOutcome) -> None:
-        """Pass an outcome on.  See `RunObserver.on_outcome`."""
         self._notify(lambda observer: observer.on_outcome(outcome))
 
     def on_blocked(self, quantum_ids: Collection[uuid.UUID]) -> None:
-        """Pass blocked quanta on.  See `RunObserver.on_blocked`."""
         self._notify(lambda observer: observer.on_blocked(quantum_ids))
 
     def on_ingest(self, lag: Callable[[], float]) -> None:
-        """Pass the lag of the registry on.  See `IngestObserver.on_ingest`."""
         for observer in self._observers:
             if isinstance(observer, IngestObserver):
                 observer.on_ingest(lag)

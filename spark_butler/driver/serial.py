@@ -27,7 +27,6 @@ class SerialBackend:
         self._state = WorkerState()
 
     def run(self, context: WorkerContext, batch: Sequence[UnitWork], report: ReportOutcome) -> None:
-        """Run units one after another.  See `Backend.run`."""
         with self._lock:
             self._cancelled.clear()
             self._state.prepare(context)
@@ -61,7 +60,6 @@ class SerialBackend:
             arrived.extend(item for item in items if not isinstance(item, bytes))
 
     def apply[T, R](self, context: WorkerContext, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Apply a function to items in this process.  See `Backend.apply`."""
         with self._lock:
             self._state.prepare(context)
             return [function(item) for item in items]
@@ -71,5 +69,5 @@ class SerialBackend:
         return False
 
     def cancel(self) -> None:
-        """Stop the current call of `run` after its quantum.  See `Backend.cancel`."""
+        """Stop the current call of `run` after its quantum."""
         self._cancelled.set()

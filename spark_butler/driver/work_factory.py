@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["WorkFactory", "export_input_records"]
 
 import dataclasses
-import logging
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -20,8 +19,6 @@ from ..model.limits import Limits
 from ..model.work import GroupPayload, GroupWork, QuantumWork, Route, UnitWork, all_inputs, all_outputs
 from ..planning.plan import Group, Plan, Unit
 from ..worker.notebook_classes import dump_by_name
-
-logger = logging.getLogger(__name__)
 
 _MANY_READERS = 4
 

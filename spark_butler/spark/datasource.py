@@ -134,15 +134,12 @@ class ButlerDataSource(datasource.DataSource):
 
     @classmethod
     def name(cls) -> str:
-        # Docstring inherited.
         return "butler"
 
     def schema(self) -> StructType:
-        # Docstring inherited.
         return find_schema(self.options)
 
     def reader(self, schema: StructType) -> DataSourceReader:
-        # Docstring inherited.
         return _FilteringReader(self.options, schema)
 
 
@@ -175,7 +172,6 @@ class ButlerReader(DataSourceReader):
             )
 
     def partitions(self) -> list[InputPartition]:
-        # Docstring inherited.
         request = self._request
         # The registry applies the equalities; this process applies all tests.
         equal = [(test.dimension, test.value) for test in self._tests if test.kind == "EqualTo"]
@@ -199,7 +195,6 @@ class ButlerReader(DataSourceReader):
             return [InputPartition(_pack(butler, part)) for part in parts]
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
-        # Docstring inherited.
         if partition.value is None:
             return
         from .worker_entry import open_context, worker_state
@@ -242,7 +237,6 @@ class _FilteringReader(ButlerReader):
     """Reader that takes filters, which Spark must allow."""
 
     def pushFilters(self, filters: list[Any]) -> Iterable[Any]:
-        # Docstring inherited.
         for each in filters:
             kind = type(each).__name__
             column: tuple[str, ...] = getattr(each, "attribute", ())

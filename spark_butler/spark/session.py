@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
-logger = logging.getLogger(__name__)
-
 
 MINIMUM_PYTHON = (3, 12)
 """The oldest Python that lsst-pipe-base runs on."""

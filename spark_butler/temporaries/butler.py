@@ -153,7 +153,6 @@ class GroupButler(LimitedButler):
         return ref.datasetType.nameAndComponent()[0] in self._temporary_types
 
     def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
-        # Docstring inherited.
         self._unmade.discard(ref.id)
         if not self._is_temporary(ref):
             if self._refs and ref.datasetType.name in self._automatic:
@@ -181,7 +180,6 @@ class GroupButler(LimitedButler):
         parameters: dict[str, Any] | None = None,
         storageClass: StorageClass | str | None = None,
     ) -> Any:
-        # Docstring inherited.
         return self._get(ref, parameters, storageClass, may_lend=True)
 
     def _get(
@@ -247,7 +245,6 @@ class GroupButler(LimitedButler):
         parameters: dict[str, Any] | None = None,
         storageClass: str | StorageClass | None = None,
     ) -> DeferredDatasetHandle:
-        # Docstring inherited.
         if self._is_temporary(ref):
             reader = cast("LimitedButler", _DeferredReader(self))
             return DeferredDatasetHandle(
@@ -256,7 +253,6 @@ class GroupButler(LimitedButler):
         return self.wrapped.getDeferred(ref, parameters=parameters, storageClass=storageClass)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
-        # Docstring inherited.
         result: dict[DatasetRef, bool] = {}
         unknown: list[DatasetRef] = []
         for ref in refs:
@@ -271,7 +267,6 @@ class GroupButler(LimitedButler):
         return result
 
     def markInputUnused(self, ref: DatasetRef) -> None:
-        # Docstring inherited.
         if not self._is_temporary(ref):
             self.wrapped.markInputUnused(ref)
 
@@ -284,7 +279,6 @@ class GroupButler(LimitedButler):
         tags: Iterable[str] = (),
         purge: bool = False,
     ) -> None:
-        # Docstring inherited.
         stored = []
         for ref in refs:
             if self._is_temporary(ref):
@@ -301,23 +295,19 @@ class GroupButler(LimitedButler):
             )
 
     def isWriteable(self) -> bool:
-        # Docstring inherited.
         return self.wrapped.isWriteable()
 
     def close(self) -> None:
-        # Docstring inherited.
         self._temporaries.clear()
         self._arrived.clear()
         self.wrapped.close()
 
     @property
     def dimensions(self) -> DimensionUniverse:
-        # Docstring inherited.
         return self.wrapped.dimensions
 
     @contextlib.contextmanager
     def record_metrics(self, metrics: ButlerMetrics | None = None) -> Iterator[ButlerMetrics]:
-        # Docstring inherited.
         with super().record_metrics(metrics) as recorded, self.wrapped.record_metrics(recorded):
             yield recorded
 
@@ -352,7 +342,6 @@ class _DeferredReader:
         self._butler = butler
 
     def get(self, ref: DatasetRef, /, *, parameters: Any = None, storageClass: Any = None) -> Any:
-        """Return a copy of a dataset.  See `GroupButler.get`."""
         return self._butler._get(ref, parameters, storageClass, may_lend=False)
 
     def __getattr__(self, name: str) -> Any:

@@ -34,8 +34,6 @@ from .group import AttemptEvent, Trial, find_outputs, run_group
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
 from .state import Imported, WorkerState, imported_since
 
-logger = logging.getLogger(__name__)
-
 _GRACE_SECONDS = 1.0
 _WATCH_SECONDS = 1.0
 _MEMORY_WATCH_SECONDS = 0.05
@@ -57,7 +55,6 @@ class ChildRunner:
     """Runs quanta in a child of this process, within their limits; a `spark_butler.worker.group.Runner`."""
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
-        """Run quanta of a group and report their outcomes.  See `Runner.run`."""
         with LogTail() as log_tail, TemporaryFolder() as folder:
 
             def target(channel: Channel) -> None:

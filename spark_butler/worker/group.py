@@ -84,7 +84,6 @@ class InProcessRunner:
     """Runs quanta in this process, without limits."""
 
     def run(self, trial: Trial) -> Generator[AttemptEvent]:
-        """Run quanta of a group.  See `Runner.run`."""
         received = trial.received
         labels = {item.task_label for item in trial.payload.quanta}
         if received is not None and any(trial.context.limits_of(label).retries for label in labels):
@@ -94,7 +93,6 @@ class InProcessRunner:
                 yield event
 
     def call[T](self, function: Callable[[], T]) -> T | None:
-        """Call a function in this process.  See `Runner.call`."""
         return function()
 
 

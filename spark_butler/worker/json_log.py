@@ -26,7 +26,6 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record as JSON.  See `logging.Formatter.format`."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         content: dict[str, Any] = {
             "time": time.isoformat(timespec="milliseconds"),
