@@ -74,11 +74,7 @@ class DemoNight:
     def prepare(self, server: EmbeddedS3) -> None:
         """Simulate the night and ingest it, as the ``spark-butler obs`` commands would.
 
-        Parameters
-        ----------
-        server
-            The running server, whose data folder is `objects`.  The
-            environment must name its address and keys.
+        The server runs on the folder `objects`, and the environment has its address and keys.
         """
         night = simulate(
             self.simulation, visits=self.visits, detectors=self.detectors, size=self.size, seed=self.seed
@@ -107,15 +103,7 @@ class DemoNight:
 
 
 def ingest_night(butler: Butler, night: SimulatedData) -> None:
-    """Ingest a simulated night, as the ``spark-butler obs`` commands would.
-
-    Parameters
-    ----------
-    butler
-        Writeable butler of an empty repository.
-    night
-        The night.
-    """
+    """Ingest a simulated night in an empty repository, as the ``spark-butler obs`` commands would."""
     register_instrument(butler, night.camera)
     ingest_raws(butler, [night.raw_dir], transfer="copy", fail_fast=True)
     for kind in ("bias", "dark", "flat"):

@@ -14,20 +14,14 @@ from lsst.daf.butler import Butler, Config
 
 
 def make_repository(root: str | os.PathLike[str], datastore_root: str) -> Path:
-    """Make a Butler repository.
+    """Make a Butler repository, and return its address for ``Butler.from_config``.
 
     Parameters
     ----------
     root
         Directory of the configuration and of the registry's SQLite file.
     datastore_root
-        Address of the datastore, such as ``s3://BUCKET/PREFIX/``.  The
-        environment must hold the address and keys of the object store.
-
-    Returns
-    -------
-    root
-        Address of the repository, for ``Butler.from_config``.
+        Address of the datastore, such as ``s3://BUCKET/PREFIX/``; the environment has the keys of the store.
 
     Raises
     ------

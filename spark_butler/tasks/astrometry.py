@@ -88,23 +88,16 @@ def pixel_scale(wcs: astropy.wcs.WCS) -> float:
 def project_references(
     wcs: astropy.wcs.WCS, ra: FloatArray, dec: FloatArray, shape: tuple[int, ...], margin: float
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return the references on the image, and their positions.
+    """Return the indices of the references on the image, and their columns and rows.
 
     Parameters
     ----------
-    wcs
-        Projection.
     ra, dec
         Positions in degrees.
     shape
         Rows and columns of the image.
     margin
         Pixels by which references may lie outside.
-
-    Returns
-    -------
-    index, x, y
-        Indices of the references, and their pixel positions.
     """
     # A gnomonic projection also maps the far side of the sky to finite pixels.
     center = np.radians(wcs.pixel_to_world_values(*_middle(shape)))

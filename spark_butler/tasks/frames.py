@@ -75,11 +75,6 @@ _BITS = 63
 def make_source_ids(data_id: DataCoordinate, count: int) -> npt.NDArray[np.int64]:
     """Return identifiers: visit and detector in the upper bits, a counter from 1 in the lower ones.
 
-    Parameters
-    ----------
-    data_id
-        Expanded data ID with visit and detector.
-
     Raises
     ------
     OverflowError

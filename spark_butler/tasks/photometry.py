@@ -201,23 +201,18 @@ def make_match_columns(
 ) -> dict[str, Any]:
     """Return the catalog's columns on matched references, and on the use of the matches.
 
+    They are ``refId``; ``refFlux`` [nJy]; ``refOffset_ra`` and ``refOffset_dec`` [arcsec], the source less
+    its reference, on the sky; and ``calib_X_used`` and ``calib_X_reserved`` of astrometry and photometry.
+    Sources without a match have -1 and NaN.
+
     Parameters
     ----------
     x, y
         Centroids of the sources in pixels.
-    astrometry
-        Projection and matches.
     references
         Catalog, as from `load_references`.
-    zero_point
-        Zero point, with the indices of its sources.
-
-    Returns
-    -------
-    columns
-        ``refId``; ``refFlux`` [nJy]; ``refOffset_ra`` and ``refOffset_dec`` [arcsec], the source less its
-        reference, on the sky; and ``calib_X_used`` and ``calib_X_reserved`` of astrometry and photometry.
-        Sources without a match have -1 and NaN.
+    astrometry, zero_point
+        Projection, matches, and zero point, with the indices of their sources.
     """
     count = len(x)
     reference_id = np.full(count, -1, dtype=np.int64)

@@ -241,13 +241,7 @@ def measure_psf(
 ) -> dict[str, float]:
     """Compare the PSF with its stars, and the noise of faint PSF fluxes with that of their pixels.
 
-    Parameters
-    ----------
-    reserved
-        Stars that were left out of the fit of the PSF.  If their light is bright enough, the residual is
-        measured with them.
-    sky_noise
-        Standard deviation of a sky pixel.
+    The residual is measured with the reserved stars, which the PSF was not fitted to, if they are bright.
     """
     model = measured.model
     fwhm, g1, g2 = model.parameters(*model.grid())

@@ -31,12 +31,8 @@ def isolated_references(
 
     Parameters
     ----------
-    wcs
-        Projection.
-    references
-        The catalog, as from `load_references`.
-    chosen
-        Rows to check.
+    references, chosen
+        The catalog, as from `load_references`, and the rows to check.
     radius
         Largest distance of neighbors in pixels.
     """
@@ -63,8 +59,6 @@ def load_references(
 
     Parameters
     ----------
-    handles
-        Shards.
     flux
         Column of the fluxes.
     time

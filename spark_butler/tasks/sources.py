@@ -121,12 +121,10 @@ def measure_sources(
     correction_radius: float = 3.0,
     correction_min_snr: float = 50.0,
 ) -> SourceMeasurements:
-    """Measure everything that needs the pixels.
+    """Measure everything that needs the pixels of a sky-subtracted image in electrons.
 
     Parameters
     ----------
-    image
-        Sky-subtracted image in electrons.
     x, y
         Positions of the peaks in pixels.
     radii
@@ -271,12 +269,6 @@ def make_source_table(
 
     Parameters
     ----------
-    measured
-        What `measure_sources` returned.
-    ids
-        Identifiers.
-    wcs
-        Projection.
     njy_per_electron
         Calibration; NaN if there is none, which makes the calibrated fluxes NaN.
     radii
@@ -334,12 +326,7 @@ def make_source_table(
 def make_blend_columns(footprint: IntArray, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return ``parentSourceId`` and ``deblend_nChild``.
 
-    Parameters
-    ----------
-    footprint
-        Number of the footprint of each source; 0 for those off all footprints.
-    ids
-        Identifiers of the sources, the numbers after which are free.
+    Footprints have numbers; 0 is off all of them.  The numbers after the identifiers of the sources are free.
     """
     _, inverse, members = np.unique(footprint, return_inverse=True, return_counts=True)
     blended = (members[inverse] > 1) & (footprint > 0)

@@ -104,14 +104,10 @@ def read_out(
     full_well: float | None = None,
     nonlinearity: float = 0.0,
 ) -> np.ndarray:
-    """Return the raw frame of collected electrons.
+    """Return the raw frame, in ADU with overscan, of an assembled image of collected electrons.
 
     Parameters
     ----------
-    electrons
-        Assembled image.
-    detector, electronics
-        The detector.
     rng
         Random numbers for the read noise and the drift of the bias level.
     ramp
@@ -120,11 +116,6 @@ def read_out(
         Raw ADU at which pixels saturate; by default the level of the camera's description.
     nonlinearity
         Fraction by which a signal of 50,000 electrons appears too small.
-
-    Returns
-    -------
-    raw
-        ``uint16`` in ADU, with overscan; clipped where the amplifiers saturate.
     """
     raw = np.zeros((detector.raw_ny, detector.raw_nx), dtype=np.uint16)
     if nonlinearity:

@@ -15,15 +15,7 @@ _EXPONENTIAL_RADII = 1.67835
 
 
 def moffat(dx: np.ndarray, dy: np.ndarray, fwhm: float) -> np.ndarray:
-    """Return the surface brightness of a star of unit flux, per square pixel (Moffat 1969, beta 3).
-
-    Parameters
-    ----------
-    dx, dy
-        Offsets from the star in pixels.
-    fwhm
-        Full width at half maximum in pixels.
-    """
+    """Return the surface brightness of a star of unit flux, per square pixel (Moffat 1969, beta 3)."""
     alpha2 = 0.25 * fwhm**2 / (2.0 ** (1.0 / BETA) - 1.0)
     return np.asarray((BETA - 1.0) / (np.pi * alpha2) * (1.0 + (dx**2 + dy**2) / alpha2) ** -BETA)
 
@@ -43,15 +35,8 @@ def draw_sources(
 
     Parameters
     ----------
-    image
-        Any unit of flux.
     x, y
-        Zero-based positions in pixels.  Of a source outside of the image,
-        only the light inside is drawn.
-    flux
-        Total fluxes.
-    fwhm
-        Full width at half maximum of the point-spread function, in pixels.
+        Zero-based positions in pixels.  Of a source outside of the image, only the light inside is drawn.
     radius
         Half-light radius of exponential discs along the major axis, in pixels; 0 for stars.
     axis_ratio, angle

@@ -125,19 +125,7 @@ SCENES: Mapping[str, Scene] = MappingProxyType(
 def draw_stars(
     image: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, scene: Scene, fwhm: float
 ) -> None:
-    """Add stars, as the optics of the scene show them, to an image in place.
-
-    Parameters
-    ----------
-    image
-        Electrons.
-    x, y, flux
-        Zero-based positions and total fluxes.
-    scene
-        The scene.
-    fwhm
-        Seeing of the visit in pixels.
-    """
+    """Add stars, as the optics of the scene show them, to an image; ``fwhm`` is the seeing in pixels."""
     width = image.shape[1]
     target = galsim.ImageD(image, xmin=0, ymin=0)
     for a, b, f in zip(x, y, flux, strict=True):

@@ -62,14 +62,7 @@ class Visit:
 def make_visits(count: int, radius: float, seed: int) -> list[Visit]:
     """Draw the conditions of visits at random; those of the first visits don't depend on ``count``.
 
-    Parameters
-    ----------
-    count
-        Number of visits.
-    radius
-        Radius of the focal plane in arcseconds; the dithers are some per cent of it.
-    seed
-        Seed of the random numbers.
+    Dithers are some per cent of the radius of the focal plane, which is in arcseconds.
     """
     visits = []
     for index in range(count):
@@ -91,17 +84,7 @@ def make_visits(count: int, radius: float, seed: int) -> list[Visit]:
 
 
 def make_sky(radius: float, stars_per_arcmin2: float, galaxies_per_arcmin2: float, seed: int) -> SkyCatalog:
-    """Draw stars and galaxies around the center of the field at random.
-
-    Parameters
-    ----------
-    radius
-        Radius of the circle in arcseconds.
-    stars_per_arcmin2, galaxies_per_arcmin2
-        Numbers of stars and galaxies per square arcminute.
-    seed
-        Seed of the random numbers.
-    """
+    """Draw stars and galaxies at random in a circle, of a radius in arcseconds, around the field's center."""
     rng = np.random.default_rng([seed, 0])
     area = np.pi * (radius / 60.0) ** 2
     n_stars, n_galaxies = round(stars_per_arcmin2 * area), round(galaxies_per_arcmin2 * area)

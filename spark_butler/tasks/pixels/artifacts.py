@@ -82,12 +82,9 @@ def find_cosmic_rays(
 
 
 def star_contrast(fwhm: float) -> float:
-    """Return the largest contrast, in the sense of `find_cosmic_rays`, that a star reaches.
+    """Return the largest contrast, in the sense of `find_cosmic_rays`, that a star of this FWHM reaches.
 
-    Parameters
-    ----------
-    fwhm
-        Width of its profile in pixels; the steepest that seeing makes is a Gaussian.
+    The steepest profile that seeing makes is a Gaussian.
     """
     shifts = np.linspace(-0.5, 0.5, 5)
     dx, dy = (grid.ravel() for grid in np.meshgrid(shifts, shifts))

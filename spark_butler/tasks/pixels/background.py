@@ -168,8 +168,6 @@ def mask_sources(detections: Detections, sigma: float, shape: tuple[int, ...]) -
 
     Parameters
     ----------
-    detections
-        The sources.
     sigma
         Standard deviation of the PSF in pixels.
     shape

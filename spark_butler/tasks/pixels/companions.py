@@ -50,16 +50,7 @@ def companion_errors(
     among the positions around a star.  Few stars have a bright companion, but the error is to describe most
     stars; therefore large deviations are clipped.
 
-    Parameters
-    ----------
-    x, y, flux
-        Positions in pixels, and PSF fluxes.
-    pixel_err
-        Errors of the fluxes from the noise of the pixels alone.
-    other_err
-        Errors of the fluxes from all causes but companions.
-    psf
-        The PSF.
+    ``pixel_err`` comes from the noise of the pixels alone, ``other_err`` from all causes but companions.
     """
     seen = np.flatnonzero(flux > _SEEN * pixel_err)
     if seen.size < 2:

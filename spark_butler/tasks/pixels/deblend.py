@@ -66,20 +66,10 @@ def find_hidden(  # noqa: PLR0913
 
     Parameters
     ----------
-    image
-        Sky-subtracted image in electrons.
-    variance
-        Full variance of its pixels.
     masked
         Pixels that carry no information on fluxes: defects, cosmic rays, saturation.
-    detections
-        Sources found on the image.
-    psf
-        The PSF.
-    stars
-        Indices of the detections that are to be cut out.
-    stamp_radius
-        Half size of the cut-outs.
+    stars, stamp_radius
+        Indices of the detections that are to be cut out, and the half size of the cut-outs.
     certain
         Number of detections, counted from the first, that are kept even with an insignificant flux.
     threshold

@@ -47,17 +47,7 @@ _NEAR_PLACES = 200
 
 
 def source_pixels(ix: IntArray, iy: IntArray, good: BoolArray, radius: int) -> tuple[IntArray, BoolArray]:
-    """Return the flat index of each pixel of the sources' squares, and which of them lie on good pixels.
-
-    Parameters
-    ----------
-    ix, iy
-        Central pixels.
-    good
-        Pixels to use, shape of the image.
-    radius
-        Half size of the squares.
-    """
+    """Return the flat index of each pixel of the sources' squares, and which of them lie on good pixels."""
     ny, nx = good.shape
     step = stamp_offsets(radius).astype(np.intp)
     columns, rows = ix[:, None, None] + step[None, None, :], iy[:, None, None] + step[None, :, None]
@@ -67,15 +57,7 @@ def source_pixels(ix: IntArray, iy: IntArray, good: BoolArray, radius: int) -> t
 
 
 def number_pixels(pixel: IntArray, size: int) -> tuple[IntArray, IntArray]:
-    """Return the flat indices that occur, in order, and which of those each one is.
-
-    Parameters
-    ----------
-    pixel
-        Flat indices.
-    size
-        Number of pixels of the image.
-    """
+    """Return the flat indices that occur in an image of ``size`` pixels, and which of those each one is."""
     occurs = np.zeros(size, dtype=bool)
     occurs[pixel] = True
     used = np.flatnonzero(occurs)
@@ -91,15 +73,6 @@ def blend_factors(
 
     Fluxes and positions of a source and its neighbors are determined together: the less they are apart, the
     less well.
-
-    Parameters
-    ----------
-    x, y, flux
-        Positions in pixels, and PSF fluxes.
-    variance, good
-        Variance of the image, and which pixels are used.
-    psf
-        The PSF.
     """
     factors = np.ones((3, len(x)))
     if len(x) < 2:
@@ -194,15 +167,7 @@ class BlankSky:
     """Mean square of the residual, weighted by the PSF, in units of the variance."""
 
     def around(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return excess variance and misfit of the blank places around positions.
-
-        Returns
-        -------
-        excess
-            By what fraction the variance of PSF fluxes exceeds the pixels'.
-        misfit
-            The typical misfit.
-        """
+        """Return the relative excess of the variance of fluxes, and the misfit, around positions."""
         if len(self.pull) < 100 or not len(x):
             return np.zeros(len(x)), np.ones(len(x))
         tree = scipy.spatial.cKDTree(self.places)
@@ -220,21 +185,10 @@ def measure_blank_sky(
     y: FloatArray,
     psf: PsfModel,
 ) -> BlankSky:
-    """Measure the noise of PSF fluxes where there is no source.
+    """Measure the noise of PSF fluxes where there is no source, in the image without sky and sources.
 
     Sources too faint to be found, errors of the sky, and noise that neighboring pixels share add to what the
     variance of the pixels says.
-
-    Parameters
-    ----------
-    sky_residual
-        The image without sky and sources.
-    variance, good
-        Variance of its pixels, and which of them to use.
-    x, y
-        Positions of the sources.
-    psf
-        The PSF.
     """
     radius = max(math.ceil(1.5 * psf.fwhm), 3)
     ny, nx = good.shape
@@ -273,22 +227,8 @@ def misfit_factors(
 ) -> FloatArray:
     """Return by what errors grow where the residual exceeds the noise (Stetson 1987, PASP 99, 191).
 
-    What the PSF lacks shows in all bright stars, and is in the aperture correction: only an excess counts.
-
-    Parameters
-    ----------
-    sky_residual
-        The image without sky and sources.
-    variance, good
-        Variance of its pixels, and which of them to use.
-    x, y
-        Positions of the sources.
-    flux
-        PSF fluxes.
-    psf
-        The PSF: its light is the weight.
-    typical
-        Misfit of the sky around each source, as from `BlankSky.around`.
+    What the PSF lacks shows in all bright stars, and is in the aperture correction: only an excess counts,
+    over that and over the typical misfit of the sky around a source.
     """
     found, scatter, power = _misfit(sky_residual, variance, good, x, y, psf)
     relative = found / np.maximum(typical, 1.0)

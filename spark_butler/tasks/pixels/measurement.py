@@ -103,16 +103,12 @@ def measure_psf_photometry(
 
     Parameters
     ----------
-    image
-        Sky-subtracted image, shape ``(ny, nx)``.
-    variance
-        Variance of its pixels.
+    image, variance
+        Sky-subtracted image, shape ``(ny, nx)``, and the variance of its pixels.
     masked
         Pixels to ignore.
     x, y
         First positions in pixels.
-    psf
-        The PSF.
     passes
         Number of rounds of centroids; fluxes are fitted once more after the last.
     """
@@ -217,8 +213,6 @@ def fit_psf_fluxes(
         Sky-subtracted image, zero where not good; its variance, and which pixels to use; shape ``(ny, nx)``.
     x, y
         Positions in pixels.
-    psf
-        The PSF.
     reach
         Half size of the square on which each PSF is evaluated.
     """
@@ -279,8 +273,6 @@ def isolated_stamps(
         Image minus all models, as `fit_psf_fluxes` returns it.
     x, y, flux
         Positions and fitted fluxes.
-    psf
-        The PSF.
     radius
         Half size of the stamps.
     reach
@@ -290,10 +282,8 @@ def isolated_stamps(
     -------
     stamps
         Shape ``(n, 2 * radius + 1, 2 * radius + 1)``; zero off the image.
-    ix, iy
-        Central pixel of each stamp.
-    dx, dy
-        Position relative to it.
+    ix, iy, dx, dy
+        Central pixel of each stamp, and the position relative to it.
     """
     ix, iy = nearest_pixel(x, y, residual.shape)
     stamps = gather_windows(residual, ix, iy, radius, fill=0.0).astype(np.float64)

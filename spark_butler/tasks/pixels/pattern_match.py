@@ -34,16 +34,7 @@ def find_similarity(sources: FloatArray, references: FloatArray) -> FloatArray |
     """Return the affine map from references to sources, or `None` if chance explains all matches.
 
     Of a field larger than the image, overlapping parts are searched, the nearest to the sources first.
-
-    Parameters
-    ----------
-    sources, references
-        Positions in pixels, brightest first, shape ``(n, 2)``.
-
-    Returns
-    -------
-    map
-        Array ``A`` of shape ``(3, 2)``: ``sources = references @ A[:2] + A[2]``.
+    Positions are sorted, the brightest first.  The map ``A`` means ``sources = references @ A[:2] + A[2]``.
     """
     if len(sources) < 5 or len(references) < 5:
         return None
@@ -204,14 +195,8 @@ def mutual_matches(sources: FloatArray, references: FloatArray, radius: float) -
 def measure_doubling(positions: FloatArray, reach: float, cell: float) -> float:
     """Return the share of sources that have another one at the same offset; 0 if chance explains it.
 
-    Parameters
-    ----------
-    positions
-        Positions in pixels, brightest first, shape ``(n, 2)``.
-    reach
-        Largest offset.
-    cell
-        Offsets that differ by no more are the same.
+    Positions are sorted, the brightest first.  Offsets up to ``reach`` count; they are the same if they
+    differ by no more than ``cell``.
     """
     positions = positions[:_MOST_DOUBLED]
     pairs = scipy.spatial.cKDTree(positions).query_pairs(reach + 3.0 * cell, output_type="ndarray")

@@ -77,32 +77,21 @@ def fit_psf(  # noqa: PLR0913
 ) -> PsfFit | None:
     """Fit a Moffat to each star, and polynomials to the widths and ellipticities of those that agree.
 
+    The result is `None` where too few stars agree.
+
     Parameters
     ----------
-    image
-        Sky-subtracted image in electrons.
     sky
         Variance of the sky and the read-out.
-    masked
-        Pixels to ignore.
-    x, y
-        Positions of candidates.
     sigma
-        Typical width of their images.
+        Typical width of the candidates' images.
     max_order
         Largest order of the polynomials; a term takes four stars.
-    min_stars
-        Least number of stars.
     stamps
         Cut-outs of the candidates with other sources subtracted, of half size `stamp_radius`; by default
         those of the image.
     reserved
         Which candidates are left out of the fit, to judge it.
-
-    Returns
-    -------
-    fit
-        The PSF, or `None` where too few stars agree.
     """
     if len(x) < min_stars:
         return None

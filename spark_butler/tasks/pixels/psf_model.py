@@ -96,22 +96,7 @@ class PsfModel:
         return math.sqrt(width)
 
     def stamps(self, x: FloatArray, y: FloatArray, ix: IntArray, iy: IntArray, radius: int) -> FloatArray:
-        """Return images of stars of unit total flux, integrated over the pixels.
-
-        Parameters
-        ----------
-        x, y
-            Positions in pixels.
-        ix, iy
-            Central pixel of each stamp.
-        radius
-            Half size of the stamps.
-
-        Returns
-        -------
-        stamps
-            Array of shape ``(len(x), 2 * radius + 1, 2 * radius + 1)``.
-        """
+        """Return images of stars of unit total flux, integrated over the pixels, around the pixels ix, iy."""
         size = 2 * radius + 1
         result = np.empty((len(x), size, size))
         step = max(_CHUNK // size**2, 1)
@@ -158,13 +143,7 @@ class PsfModel:
 
     @classmethod
     def from_psf(cls, psf: PointSpreadFunction, shape: tuple[int, int]) -> Self:
-        """Return the model of a PSF that `to_piff` made, or of a Gaussian.
-
-        Raises
-        ------
-        TypeError
-            Raised if the PSF is of another kind.
-        """
+        """Return the model of a PSF that `to_piff` made, or of a Gaussian; raise `TypeError` for others."""
         if isinstance(psf, GaussianPointSpreadFunction):
             kernel = psf.compute_kernel_image(x=0.5 * shape[1], y=0.5 * shape[0]).array
             sigma = 1.0 / math.sqrt(2.0 * math.pi * float(kernel.max() / kernel.sum()))
@@ -198,14 +177,7 @@ def moffat_stamps(
 ) -> FloatArray:
     """Return elliptical Moffat profiles of unit flux, integrated over the pixels by Gaussian quadrature.
 
-    Parameters
-    ----------
-    dx, dy
-        Offsets of the centers from the central pixels.
-    fwhm, g1, g2, beta
-        Width, shear and exponent of each.
-    radius
-        Half size of the stamps.
+    ``dx`` and ``dy`` are offsets of the centers from the central pixels.
     """
     nodes = _quadrature(fwhm)
     exponent = np.broadcast_to(np.asarray(beta, dtype=np.float64), dx.shape)[:, None, None]
@@ -238,17 +210,9 @@ def moffat_slopes(
     beta: FloatArray,
     radius: int,
 ) -> FloatArray:
-    """Return the profiles of `moffat_stamps`, and their derivatives.
+    """Return the profiles of `moffat_stamps`, and their derivatives by dx, dy, log FWHM, g1 and g2.
 
-    Parameters
-    ----------
-    dx, dy, fwhm, g1, g2, beta, radius
-        As of `moffat_stamps`.
-
-    Returns
-    -------
-    slopes
-        Shape ``(n, 6, size, size)``: the profiles, and their derivatives by dx, dy, log FWHM, g1 and g2.
+    The shape is ``(n, 6, size, size)``.
     """
     alpha = _alpha(fwhm, beta)
     xx, xy, yy = (part[:, None, None] for part in _form(alpha, g1, g2))

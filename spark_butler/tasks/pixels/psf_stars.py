@@ -51,16 +51,12 @@ def estimate_psf(
         Sky-subtracted image, shape ``(ny, nx)``.
     masked
         Pixels that must not lie in a star's core: defects, cosmic rays, saturation.
-    detections
-        What was found with a filter of width ``sigma``.
-    sigma
-        First guess of the PSF's standard deviation in pixels.
+    detections, sigma
+        What was found with a filter of the width ``sigma``, the first guess of the PSF's standard deviation.
     min_significance
         Least significance of a star that is used.
-    max_stars
-        The brightest so many candidates are measured.
-    min_stars
-        With fewer the estimate is NaN.
+    max_stars, min_stars
+        The brightest so many candidates are measured; with fewer than ``min_stars`` the estimate is NaN.
     """
     radius = math.ceil(5.0 * sigma)
     chosen = _select_candidates(masked, detections, sigma, min_significance, radius)[:max_stars]

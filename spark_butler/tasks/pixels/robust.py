@@ -62,14 +62,7 @@ def fit_linear(
 ) -> FloatArray:
     """Fit coefficients to relative widths, ellipticities or magnitudes by least squares with Tukey's weights.
 
-    Parameters
-    ----------
-    terms
-        Design matrix, shape ``(n, k)``.
-    values, errors
-        Values, and their errors.
-    scatter
-        Intrinsic scatter of the values, in addition to their errors.
+    ``terms`` is the design matrix, shape ``(n, k)``; ``scatter`` is that of the values beyond their errors.
     """
     base = 1.0 / np.hypot(errors, scatter)
     weight = base.copy()
@@ -113,14 +106,9 @@ def fit_slope(
 
 
 def intrinsic_scatter(deviations: FloatArray, errors: FloatArray, n_terms: int) -> float:
-    """Return the intrinsic scatter of values about a fit, from the half with the smaller errors.
+    """Return the scatter of values beyond their errors about a fit of ``n_terms`` coefficients.
 
-    Parameters
-    ----------
-    deviations, errors
-        Deviations of the values from the fit, and errors of the values.
-    n_terms
-        Number of coefficients of the fit.
+    It comes from the half with the smaller errors.
     """
     if errors.size < _FEWEST_KNOWN * n_terms:
         return _SCATTER[1]
@@ -145,10 +133,7 @@ def lowest_sufficient(misfit: FloatArray) -> int:
 def weighted_median(values: FloatArray, weights: FloatArray) -> float:
     """Return the weighted median; no weight counts for more than ten times a typical one.
 
-    Parameters
-    ----------
-    values, weights
-        Values, and their weights; inverse errors as weights give the smallest error of the median.
+    Inverse errors as weights give the smallest error of the median.
     """
     order = np.argsort(values)
     total = np.cumsum(np.minimum(weights, 10.0 * np.median(weights))[order])

@@ -26,23 +26,9 @@ from . import BoolArray, FloatArray, FloatImage, IntArray
 def gather_windows[T: np.generic](
     array: npt.NDArray[T], x: IntArray, y: IntArray, radius: int, *, fill: Any = None
 ) -> npt.NDArray[T]:
-    """Copy the square windows centerd on the given pixels.
+    """Copy the square windows, ``2 * radius + 1`` pixels wide, that are centered on pixels of the image.
 
-    Parameters
-    ----------
-    array
-        Image, shape ``(ny, nx)``.
-    x, y
-        Column and row of the centers, inside the image.
-    radius
-        Half size: windows are ``2 * radius + 1`` pixels wide.
-    fill
-        Value of window pixels that fall off the image; by default the image is mirrored at its edge.
-
-    Returns
-    -------
-    windows
-        Array of shape ``(len(x), 2 * radius + 1, 2 * radius + 1)``.
+    Pixels of a window that fall off the image are ``fill``; by default the image is mirrored at its edge.
     """
     step = np.arange(-radius, radius + 1)
     rows, columns = y[:, None] + step, x[:, None] + step
@@ -97,25 +83,11 @@ class AdaptiveMoments:
 def windowed_centroids(
     stamps: FloatImage, dx: FloatArray, dy: FloatArray, sigma: float, *, reach: float = 2.0
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Centroids with a circular Gaussian weight as wide as the PSF (the XWIN of SExtractor).
+    """Return centroids with a circular Gaussian weight as wide as the PSF (the XWIN of SExtractor).
 
-    Parameters
-    ----------
-    stamps
-        Sky-subtracted cut-outs, shape ``(n, size, size)``.
-    dx, dy
-        First guess, relative to the central pixel of each stamp.
-    sigma
-        Standard deviation of the weight in pixels; at least 0.85, which pixels still sample.
-    reach
-        Sources that move farther than this from the first guess, in pixels, keep it and are marked as failed.
-
-    Returns
-    -------
-    dx, dy
-        Centroids.
-    ok
-        `False` where the first guess was kept.
+    Positions are relative to the central pixel of each stamp.  Sources that move farther than ``reach`` from
+    the first guess keep it, and the third array is `False` for them.  The weight is at least 0.85 pixels
+    wide, which pixels still sample.
     """
     offsets = stamp_offsets(stamps.shape[1] // 2)
     sigma = max(sigma, 0.85)
@@ -141,19 +113,11 @@ def windowed_centroids(
 
 
 def measure_moments(stamps: FloatImage, dx: FloatArray, dy: FloatArray, sigma: float) -> AdaptiveMoments:
-    """Second moments with an elliptical Gaussian weight matched to each source.
+    """Return second moments with an elliptical Gaussian weight matched to each source.
 
-    The iteration is that of Bernstein & Jarvis (2002, AJ 123, 583).  Sources that become four times as wide
-    as the PSF, or a fifth as wide, are marked as failed.
-
-    Parameters
-    ----------
-    stamps
-        Sky-subtracted cut-outs, shape ``(n, size, size)``; masked pixels zero.
-    dx, dy
-        Centroids relative to the central pixel of each stamp.
-    sigma
-        Standard deviation of the PSF in pixels, from which the iteration starts.
+    The iteration is that of Bernstein & Jarvis (2002, AJ 123, 583), from the PSF's ``sigma`` on; masked
+    pixels must be zero.  Sources that become four times as wide as the PSF, or a fifth as wide, are marked as
+    failed.
     """
     offsets = stamp_offsets(stamps.shape[1] // 2)
     u = (offsets[None, :] - dx[:, None])[:, None, :]

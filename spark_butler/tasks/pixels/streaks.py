@@ -27,15 +27,6 @@ def find_aligned(x: FloatArray, y: FloatArray, shape: tuple[int, ...], sigma: fl
     A faint trail breaks up into single detections.  The sources beside the line say how many there are by
     chance, so that a cluster of stars is no line.  Stars on a grid, as of injected sources, are on more lines
     than an image has trails, and none is returned.
-
-    Parameters
-    ----------
-    x, y
-        Positions in pixels.
-    shape
-        Rows and columns of the image.
-    sigma
-        Width of the PSF in pixels.
     """
     aligned = np.zeros(len(x), dtype=bool)
     half = max(2.0 * sigma, 2.0)
