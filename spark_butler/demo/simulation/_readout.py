@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Electronics", "draw_cosmic_rays", "read_out")
+__all__ = ("Electronics", "draw_cosmic_rays", "read_out", "spoil_electronics")
 
 import dataclasses
 from typing import Self
@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from ...obs.camera.description import CameraDescription, DetectorDescription
+from ._scenes import Scene
 
 _BIAS_LEVEL = 1000.0
 _DARK_RATE = 0.05
@@ -81,6 +82,27 @@ def focal_plane_radius(camera: CameraDescription) -> float:
     return max(float(np.hypot(*d.offset) + 0.5 * np.hypot(d.nx, d.ny)) for d in camera.detectors)
 
 
+def spoil_electronics(electronics: Electronics, scene: Scene, rng: np.random.Generator) -> Electronics:
+    """Return the properties of a detector with the faults of a scene."""
+    throughput, hot, structure = (
+        value.copy() for value in (electronics.throughput, electronics.hot, electronics.bias_structure)
+    )
+    ny, nx = throughput.shape
+    if scene.flat_range is not None:
+        low, high = scene.flat_range
+        radius = np.hypot(np.arange(nx)[None, :] - 0.5 * nx, np.arange(ny)[:, None] - 0.5 * ny)
+        # Half of the pixels are within 0.4 of the half diagonal.
+        fall = np.clip((radius / np.hypot(0.5 * nx, 0.5 * ny)) ** 2, 0.0, 1.0)
+        throughput *= high - (high - low) * fall
+    if scene.dead_fraction:
+        throughput[rng.uniform(size=throughput.shape) < scene.dead_fraction] = 0.0
+    for column in rng.integers(0, nx, scene.hot_columns):
+        hot[ny // 5 :, column] += 80.0
+    if scene.glow:
+        hot += scene.glow * np.exp(-np.hypot(*np.mgrid[:ny, :nx]) / (0.08 * nx))
+    return dataclasses.replace(electronics, throughput=throughput, hot=hot, bias_structure=structure)
+
+
 def draw_cosmic_rays(shape: tuple[int, int], seconds: float, rng: np.random.Generator) -> np.ndarray:
     """Return the electrons of cosmic rays: straight tracks, about 30 in a megapixel and 30 seconds."""
     electrons = np.zeros(shape)
@@ -99,35 +121,20 @@ def read_out(
     detector: DetectorDescription,
     electronics: Electronics,
     rng: np.random.Generator,
-    *,
-    ramp: float = 0.0,
-    full_well: float | None = None,
-    nonlinearity: float = 0.0,
+    scene: Scene,
 ) -> np.ndarray:
-    """Return the raw frame, in ADU with overscan, of an assembled image of collected electrons.
-
-    Parameters
-    ----------
-    rng
-        Random numbers for the read noise and the drift of the bias level.
-    ramp
-        Rise of the bias level from the first to the last row, in ADU.
-    full_well
-        Raw ADU at which pixels saturate; by default the level of the camera's description.
-    nonlinearity
-        Fraction by which a signal of 50,000 electrons appears too small.
-    """
+    """Return the raw frame, in ADU with overscan, of an assembled image of collected electrons."""
     raw = np.zeros((detector.raw_ny, detector.raw_nx), dtype=np.uint16)
-    if nonlinearity:
-        electrons = electrons * (1.0 - nonlinearity * np.clip(electrons / 5e4, 0.0, 2.0))
-    drift = np.linspace(0.0, ramp, detector.ny)[:, None]
+    if scene.nonlinearity:
+        electrons = electrons * (1.0 - scene.nonlinearity * np.clip(electrons / 5e4, 0.0, 2.0))
+    drift = np.linspace(0.0, scene.overscan_ramp, detector.ny)[:, None]
     for amplifier, level in zip(detector.amplifiers, electronics.bias_levels, strict=True):
         level += rng.normal(0.0, 2.0)
         noise = amplifier.read_noise / amplifier.gain
         signal = electrons[amplifier.section.slices] / amplifier.gain
         signal = signal + electronics.bias_structure[amplifier.section.slices] + level
         signal = signal + drift[amplifier.section.slices[0]]
-        top = amplifier.saturation if full_well is None else full_well
+        top = amplifier.saturation if scene.full_well is None else scene.full_well
         signal += noise * rng.standard_normal(signal.shape, dtype=np.float32)
         raw[amplifier.raw_data_section.slices] = np.clip(np.rint(signal), 0, top)
         if (overscan := amplifier.raw_overscan_section) is not None:

@@ -6,7 +6,7 @@ pipeline that measures them.
 
 from __future__ import annotations
 
-__all__ = ("SCENES", "Scene", "add_structure", "draw_stars", "spoil_electronics")
+__all__ = ("GOOD_NIGHT", "SCENES", "Scene", "add_structure", "draw_stars")
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,8 +15,6 @@ from types import MappingProxyType
 import astropy.wcs
 import galsim
 import numpy as np
-
-from ._readout import Electronics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +65,8 @@ class Scene:
 
     def true_wcs(self, wcs: astropy.wcs.WCS, shape: tuple[int, int]) -> astropy.wcs.WCS:
         """Return the WCS of the true pointing; ``wcs`` is the one in the header."""
+        if self is GOOD_NIGHT:
+            return wcs
         true = wcs.deepcopy()
         angle = np.deg2rad(self.rotation_error)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -86,6 +86,8 @@ class Scene:
         radial = self.distortion * (u**2 + v**2)
         return x + radial * u, y + radial * v
 
+
+GOOD_NIGHT = Scene("No faults.")
 
 SCENES: Mapping[str, Scene] = MappingProxyType(
     {
@@ -164,24 +166,3 @@ def add_structure(light: np.ndarray, scene: Scene, rng: np.random.Generator) -> 
         light += 300.0 * np.clip(cloud / cloud.std(), 0.0, None)
     if scene.satellite:
         light += 400.0 * np.exp(-0.5 * (((x - 0.5 * nx) * 0.5 - (y - 0.5 * ny) * 0.866) / 1.6) ** 2)
-
-
-def spoil_electronics(electronics: Electronics, scene: Scene, rng: np.random.Generator) -> Electronics:
-    """Return the properties of a detector with the faults of a scene."""
-    throughput, hot, structure = (
-        value.copy() for value in (electronics.throughput, electronics.hot, electronics.bias_structure)
-    )
-    ny, nx = throughput.shape
-    if scene.flat_range is not None:
-        low, high = scene.flat_range
-        radius = np.hypot(np.arange(nx)[None, :] - 0.5 * nx, np.arange(ny)[:, None] - 0.5 * ny)
-        # Half of the pixels are within 0.4 of the half diagonal.
-        fall = np.clip((radius / np.hypot(0.5 * nx, 0.5 * ny)) ** 2, 0.0, 1.0)
-        throughput *= high - (high - low) * fall
-    if scene.dead_fraction:
-        throughput[rng.uniform(size=throughput.shape) < scene.dead_fraction] = 0.0
-    for column in rng.integers(0, nx, scene.hot_columns):
-        hot[ny // 5 :, column] += 80.0
-    if scene.glow:
-        hot += scene.glow * np.exp(-np.hypot(*np.mgrid[:ny, :nx]) / (0.08 * nx))
-    return dataclasses.replace(electronics, throughput=throughput, hot=hot, bias_structure=structure)

@@ -25,9 +25,10 @@ from ._readout import (
     focal_plane_position,
     focal_plane_radius,
     read_out,
+    spoil_electronics,
 )
 from ._render import draw_sources
-from ._scenes import SCENES, Scene, add_structure, draw_stars, spoil_electronics
+from ._scenes import GOOD_NIGHT, SCENES, Scene, add_structure, draw_stars
 from ._sky import CENTER, EXPOSURE_TIME, SkyCatalog, Visit, make_sky, make_visits
 
 DAY_OBS = 20260101
@@ -97,7 +98,7 @@ def simulate(
     """
     if scene is not None and scene not in SCENES:
         raise ValueError(f"scene = {scene!r} is not a known scene; known are {', '.join(SCENES)}")
-    hostile = None if scene is None else SCENES[scene]
+    faults = GOOD_NIGHT if scene is None else SCENES[scene]
     out = Path(outdir)
     raw_dir = out / "raw"
     raw_dir.mkdir(parents=True, exist_ok=True)
@@ -107,26 +108,24 @@ def simulate(
         yaml.safe_dump(camera.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     )
     radius = focal_plane_radius(camera) * camera.detectors[0].pixel_scale
-    if hostile is not None and hostile.stars_per_megapixel is not None:
+    if faults.stars_per_megapixel is not None:
         # Pixels of 0.2 arcseconds: a megapixel is 11.65 square arcminutes.
-        stars_per_arcmin2 = hostile.stars_per_megapixel / (
+        stars_per_arcmin2 = faults.stars_per_megapixel / (
             1048576 * camera.detectors[0].pixel_scale ** 2 / 3600.0
         )
     # Stars in this margin enter the images by the dithers, or send light into them from just outside.
-    lost = 0.0 if hostile is None else 1.1 * hostile.pointing_error
-    sky = make_sky(1.05 * radius + 15.0 + lost, stars_per_arcmin2, galaxies_per_arcmin2, seed)
+    sky = make_sky(
+        1.05 * radius + 15.0 + 1.1 * faults.pointing_error, stars_per_arcmin2, galaxies_per_arcmin2, seed
+    )
     pointings = make_visits(visits, radius, seed)
     raws, truths, hits = [], [], []
     for detector in camera.detectors:
-        electronics = Electronics.make(camera, detector, seed)
-        if hostile is not None:
-            electronics = spoil_electronics(
-                electronics, hostile, np.random.default_rng([seed, 6, detector.id])
-            )
-        raws.extend(_write_calibrations(raw_dir, camera, detector, electronics, seed, hostile))
+        rng = np.random.default_rng([seed, 6, detector.id])
+        electronics = spoil_electronics(Electronics.make(camera, detector, seed), faults, rng)
+        raws.extend(_write_calibrations(raw_dir, camera, detector, electronics, seed, faults))
         for visit in pointings:
             path, truth, hit = _write_science(
-                raw_dir, camera, detector, electronics, sky, visit, seed, hostile
+                raw_dir, camera, detector, electronics, sky, visit, seed, faults
             )
             raws.append(path)
             truths.append(truth)
@@ -161,7 +160,7 @@ def _write_calibrations(
     detector: DetectorDescription,
     electronics: Electronics,
     seed: int,
-    scene: Scene | None,
+    scene: Scene,
 ) -> list[Path]:
     paths = []
     sequence = 0
@@ -177,7 +176,7 @@ def _write_calibrations(
             electrons = expected + noise if kind == "FLAT" else rng.poisson(expected)
             if kind == "DARK":
                 electrons = electrons + draw_cosmic_rays(expected.shape, seconds, rng)
-            pixels = read_out(electrons, detector, electronics, rng, **_readout_faults(scene))
+            pixels = read_out(electrons, detector, electronics, rng, scene)
             paths.append(_write(raw_dir, pixels, camera, detector, kind, sequence, seconds, target=kind))
     return paths
 
@@ -190,54 +189,50 @@ def _write_science(
     sky: SkyCatalog,
     visit: Visit,
     seed: int,
-    scene: Scene | None,
+    scene: Scene,
 ) -> tuple[Path, Table, Table]:
     rng = np.random.default_rng([seed, 4, visit.index, detector.id])
     scale = detector.pixel_scale
-    wcs = camera.initial_wcs(detector.id, visit.ra, visit.dec, visit.rotation)
     shape = (detector.ny, detector.nx)
-    if scene is not None:
-        wcs = scene.true_wcs(wcs, shape)
+    wcs = scene.true_wcs(camera.initial_wcs(detector.id, visit.ra, visit.dec, visit.rotation), shape)
     x, y = wcs.all_world2pix(sky.ra, sky.dec, 0)
-    if scene is not None:
-        x, y = scene.distort(x, y, shape)
+    x, y = scene.distort(x, y, shape)
     flux = 10.0 ** (0.4 * (visit.zero_point - sky.mag))
     near = (x > -100) & (x < detector.nx + 100) & (y > -100) & (y < detector.ny + 100)
     fx, fy = focal_plane_position(camera, detector)
     gradient = 1.0 + visit.sky_gradient[0] * fx + visit.sky_gradient[1] * fy
     light = visit.sky * visit.transparency * EXPOSURE_TIME * scale**2 * gradient
     background = float(np.median(light))
-    if scene is not None:
-        add_structure(light, scene, rng)
-    own_psf = scene is not None and scene.has_own_psf
-    if scene is not None and own_psf:
+    add_structure(light, scene, rng)
+    if scene.has_own_psf:
         near &= sky.is_star
         draw_stars(light, x[near], y[near], flux[near], scene, visit.fwhm / scale)
-        near &= False
-    draw_sources(
-        light,
-        x=x[near],
-        y=y[near],
-        flux=flux[near],
-        fwhm=visit.fwhm / scale,
-        radius=sky.half_light_radius[near] / scale,
-        axis_ratio=sky.axis_ratio[near],
-        angle=_pixel_angle(wcs, sky, x, y)[near],
-    )
+    else:
+        draw_sources(
+            light,
+            x=x[near],
+            y=y[near],
+            flux=flux[near],
+            fwhm=visit.fwhm / scale,
+            radius=sky.half_light_radius[near] / scale,
+            axis_ratio=sky.axis_ratio[near],
+            angle=_pixel_angle(wcs, sky, x, y)[near],
+        )
     expected = light * electronics.throughput + electronics.dark_rate * EXPOSURE_TIME + electronics.hot
     tracks = draw_cosmic_rays(light.shape, EXPOSURE_TIME, rng)
-    pixels = read_out(rng.poisson(expected) + tracks, detector, electronics, rng, **_readout_faults(scene))
+    pixels = read_out(rng.poisson(expected) + tracks, detector, electronics, rng, scene)
     sequence = 101 + visit.index
     path = _write(
         raw_dir, pixels, camera, detector, "OBJECT", sequence, EXPOSURE_TIME, target="SIM1", visit=visit
     )
-    if own_psf:
+    if scene.has_own_psf:
         # Galaxies were not drawn, so they are not in the table of true sources.
         x = np.where(sky.is_star, x, np.nan)
     key = {"visit": _exposure_id(sequence), "detector": detector.id}
     numbers = {
         "zero_point": visit.zero_point + 2.5 * np.log10(float(np.median(electronics.throughput))),
-        "fwhm": _true_fwhm(scene, visit, scale),
+        # In the middle of the image.
+        "fwhm": (scene.fwhm * scale if scene.fwhm else visit.fwhm) * (1.0 + 0.5 * scene.fwhm_change),
         "sky": background,
     }
     return path, _truth_table(sky, detector, x, y, flux, key, numbers), _hit_table(tracks, key)
@@ -271,23 +266,6 @@ def _hit_table(tracks: Any, key: dict[str, int]) -> Table:
     for index, (name, value) in enumerate(key.items()):
         hits.add_column(np.full(len(hits), value), name=name, index=index)
     return hits
-
-
-def _readout_faults(scene: Scene | None) -> dict[str, Any]:
-    if scene is None:
-        return {}
-    return {
-        "ramp": scene.overscan_ramp,
-        "full_well": scene.full_well,
-        "nonlinearity": scene.nonlinearity,
-    }
-
-
-def _true_fwhm(scene: Scene | None, visit: Visit, scale: float) -> float:
-    """Return the FWHM in the middle of the image, in arcseconds."""
-    if scene is None:
-        return visit.fwhm
-    return (scene.fwhm * scale if scene.fwhm else visit.fwhm) * (1.0 + 0.5 * scene.fwhm_change)
 
 
 def _pixel_angle(wcs: Any, sky: SkyCatalog, x: np.ndarray, y: np.ndarray) -> np.ndarray:
