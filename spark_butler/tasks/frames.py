@@ -93,15 +93,15 @@ def make_source_ids(data_id: DataCoordinate, count: int) -> npt.NDArray[np.int64
 
 
 def describe_observation(
-    camera: CameraDescription, detector: int, exposure: Any, visit: int | None = None
+    camera: CameraDescription, detector: int, exposure: Any, visit: int
 ) -> ObservationInfo:
-    """Return the observation info of one detector's image; by default, the visit has the exposure's ID."""
+    """Return the observation info of one detector's image."""
     same = "physical_filter observation_type observation_reason science_program can_see_sky".split()
     values: dict[str, Any] = {
         **{name: getattr(exposure, name) for name in same},
         "instrument": camera.name,
         "exposure_id": exposure.id,
-        "visit_id": exposure.id if visit is None else visit,
+        "visit_id": visit,
         "observation_id": exposure.obs_id,
         "detector_num": detector,
         "detector_name": camera.get_detector(detector).name,

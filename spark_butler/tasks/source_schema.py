@@ -103,18 +103,16 @@ def describe_columns(table: astropy.table.Table, radii: Sequence[float]) -> None
     for radius in radii:
         calibrated, instrumental = name_aperture(radius)
         flux = f"lux within {radius:.1f} pixels of the center, neighbors subtracted, without correction"
-        for name, unit, text in (
-            (calibrated, u.nJy, f"F{flux}."),
-            (f"{calibrated}Err", u.nJy, f"Uncertainty of the f{flux}."),
-            (
-                f"{calibrated}_flag",
+        described |= {
+            calibrated: (u.nJy, f"F{flux}."),
+            f"{calibrated}Err": (u.nJy, f"Uncertainty of the f{flux}."),
+            f"{calibrated}_flag": (
                 _NO_UNIT,
                 "Failure flag: masked pixels in the aperture, or off the image.",
             ),
-            (f"{instrumental}_instFlux", u.electron, f"F{flux}, before calibration."),
-            (f"{instrumental}_instFluxErr", u.electron, f"Uncertainty of the f{flux}, before calibration."),
-        ):
-            described[name] = (unit, text)
+            f"{instrumental}_instFlux": (u.electron, f"F{flux}, before calibration."),
+            f"{instrumental}_instFluxErr": (u.electron, f"Uncertainty of the f{flux}, before calibration."),
+        }
     for name in table.colnames:
         unit, table[name].description = described[name]
         table[name].unit = None if unit == _NO_UNIT else unit

@@ -165,7 +165,7 @@ def measure_sources(
         aperture_correction=1.0,
         aperture_correction_err=math.nan,
         n_aperture_correction=0,
-        footprint=_number_footprints(image)[iy, ix],
+        footprint=np.asarray(scipy.ndimage.label(image.mask.get("DETECTED"), np.ones((3, 3)))[0])[iy, ix],
         sky=psf.sky[iy, ix].astype(np.float64),
         extendedness=_classify(moments, expected, psf),
         flags=_make_flags(image, psf, ix, iy, sigma),
@@ -223,11 +223,6 @@ def _with_correction(
         aperture_correction_err=math.sqrt(known) * median_error,
         n_aperture_correction=int(ratio.size),
     )
-
-
-def _number_footprints(image: VisitImage) -> IntArray:
-    """Return the image of the numbers of connected pixels above the threshold of detection."""
-    return np.asarray(scipy.ndimage.label(image.mask.get("DETECTED"), np.ones((3, 3)))[0])
 
 
 def _make_flags(

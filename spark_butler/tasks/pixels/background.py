@@ -101,7 +101,9 @@ def estimate_background(
             f"No background: of {empty.size} cells of {cell} pixels none has more than "
             f"{_LEAST_GOOD:.0%} unmasked pixels ({good.mean():.1%} of the image is unmasked)."
         )
-    level = _fill_empty(level, empty)
+    if empty.any():
+        nearest = scipy.ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
+        level = level[tuple(nearest)]
     if smooth > 1:
         level = scipy.ndimage.median_filter(level, smooth, mode="nearest")
     # Nodes on the image's own edges keep the splines from extrapolating.
@@ -154,13 +156,6 @@ def _sky_of(values: FloatImage) -> tuple[float, float]:
         return middle, spread
     # Poisson noise and digitization skew the distribution by a little without any source.
     return mean - 2.5 * max(mean - middle - _OWN_SKEW * spread, 0.0), spread
-
-
-def _fill_empty(level: FloatArray, empty: BoolArray) -> FloatArray:
-    if not empty.any():
-        return level
-    nearest = scipy.ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
-    return np.asarray(level[tuple(nearest)])
 
 
 def mask_sources(detections: Detections, sigma: float, shape: tuple[int, ...]) -> BoolArray:

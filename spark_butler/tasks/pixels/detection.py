@@ -188,13 +188,7 @@ def detect_sources(
     frame = _Frame(image, variance, sky, ~masked & np.isfinite(image) & (variance > 0.0))
     if not frame.good.any():
         nothing = np.zeros(0)
-        return Detections(
-            x=nothing,
-            y=nothing,
-            significance=nothing,
-            footprint=np.zeros(frame.good.shape, dtype=bool),
-            streak=np.zeros(0, dtype=bool),
-        )
+        return Detections(nothing, nothing, nothing, footprint=frame.good, streak=np.zeros(0, dtype=bool))
     significance, finer = frame.matched_filters(sigma, 0.5 * sigma)
     _bridge(~frame.good, significance, finer)
     footprint = significance >= threshold

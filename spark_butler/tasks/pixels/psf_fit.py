@@ -48,7 +48,7 @@ class PsfFit:
     residual: float
     """Light in the cores of the stars' stacked residuals, absolute values, as a fraction of their light."""
 
-    reserved: IntArray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    reserved: IntArray
     """Indices of the candidates that were left out of the fit and are stars by it."""
 
 
@@ -110,7 +110,9 @@ def fit_psf(  # noqa: PLR0913
     usable = _plausible(stars, sigma) & offered
     if np.count_nonzero(usable) < min_stars:
         return None
-    chosen = usable & _agree(x, y, stars, usable, image.shape, order=0)
+    # Of each order.
+    terms = [polynomial_terms(x / image.shape[1], y / image.shape[0], order) for order in range(3)]
+    chosen = usable & _agree(stars, usable, terms, order=0)
     # The wings are the same everywhere, and best known from all stars together.
     beta = 1.0 / weighted_median(stars.values[chosen, 5], (1.0 / stars.errors[chosen, 5]) ** 2)
     stars.values[:, 5] = 1.0 / beta
@@ -122,15 +124,14 @@ def fit_psf(  # noqa: PLR0913
         if np.count_nonzero(usable) < min_stars:
             return None
         order = min(max_order, _affordable(int(np.count_nonzero(usable))))
-        usable = _agree(x, y, stars, usable, image.shape, order)
+        usable = _agree(stars, usable, terms, order)
     if np.count_nonzero(usable) < min_stars:
         return None
-    order = _best_order(x[usable], y[usable], stars, usable, image.shape, max_order)
-    coefficients = _polynomials(x[usable], y[usable], stars, usable, image.shape, order)
+    order = _best_order(stars, usable, terms, max_order)
+    coefficients = _polynomials(stars, usable, terms[order], image.shape, order)
     model = PsfModel(beta, order, coefficients, (image.shape[0], image.shape[1]))
-    fit = _judge(model, stars, data, usable, x, y, ix, iy, radius)
     spare = plausible & ~offered & _follow(model, stars, usable, x, y)
-    return dataclasses.replace(fit, reserved=np.nonzero(spare)[0])
+    return _judge(model, stars, data, x, y, np.nonzero(usable)[0], np.nonzero(spare)[0])
 
 
 def stamp_radius(sigma: float) -> int:
@@ -143,40 +144,37 @@ def _affordable(count: int) -> int:
     return 2 if count >= 24 else 1 if count >= 10 else 0
 
 
-def _best_order(
-    x: FloatArray, y: FloatArray, stars: _Stars, used: BoolArray, shape: tuple[int, ...], max_order: int
-) -> int:
+def _best_order(stars: _Stars, used: BoolArray, terms: list[FloatArray], max_order: int) -> int:
     """Return the lowest order that predicts stars left out of the fit as well as any higher one."""
     values, errors = stars.values[used, 2:5], np.hypot(stars.errors[used, 2:5], 0.01)
-    orders = range(min(max_order, _affordable(int(0.8 * len(x)))) + 1)
+    count = len(values)
+    orders = range(min(max_order, _affordable(int(0.8 * count))) + 1)
     # Stars are dealt by chance, not by brightness or place.
-    fold = np.random.default_rng(1).permutation(len(x)) % 5
-    misfit = np.zeros((len(orders), len(x)))
+    fold = np.random.default_rng(1).permutation(count) % 5
+    misfit = np.zeros((len(orders), count))
     for order in orders:
-        terms = polynomial_terms(x / shape[1], y / shape[0], order)
+        known = terms[order][used]
         for k in range(5 if len(orders) > 1 else 0):
             out = fold == k
             for j in range(3):
-                solution = fit_linear(terms[~out], values[~out, j], errors[~out, j])
-                deviation = (values[out, j] - terms[out] @ solution) / errors[out, j]
+                solution = fit_linear(known[~out], values[~out, j], errors[~out, j])
+                deviation = (values[out, j] - known[out] @ solution) / errors[out, j]
                 misfit[order, out] += np.minimum(deviation**2, 9.0)
     return lowest_sufficient(misfit)
 
 
-def _judge(  # noqa: PLR0913
+def _judge(
     model: PsfModel,
     stars: _Stars,
     data: FloatArray,
-    usable: BoolArray,
     x: FloatArray,
     y: FloatArray,
-    ix: IntArray,
-    iy: IntArray,
-    radius: int,
+    index: IntArray,
+    spare: IntArray,
 ) -> PsfFit:
-    """Compare the model with its stars."""
-    index = np.nonzero(usable)[0]
-    ix, iy = ix[index], iy[index]
+    """Compare the model with its stars, which ``index`` chooses."""
+    radius = data.shape[1] // 2
+    ix, iy = np.rint(x[index]).astype(np.intp), np.rint(y[index]).astype(np.intp)
     px, py = ix + stars.values[index, 0], iy + stars.values[index, 1]
     expected = model.stamps(px, py, ix, iy, radius)
     flux = (expected * data[index]).sum(axis=(1, 2)) / (expected**2).sum(axis=(1, 2))
@@ -190,6 +188,7 @@ def _judge(  # noqa: PLR0913
         used=index,
         scatter=robust_sigma(ratio - np.median(ratio)),
         residual=float(np.abs(stack[core]).sum()),
+        reserved=spare,
     )
 
 
@@ -271,22 +270,19 @@ def _plausible(stars: _Stars, sigma: float) -> BoolArray:
     return np.asarray(ok)
 
 
-def _agree(
-    x: FloatArray, y: FloatArray, stars: _Stars, usable: BoolArray, shape: tuple[int, ...], order: int
-) -> BoolArray:
+def _agree(stars: _Stars, usable: BoolArray, terms: list[FloatArray], order: int) -> BoolArray:
     """Return which stars lie on the polynomials that most of them follow."""
     values = stars.values[:, 2:5]
-    kept = usable & _consensus(x / shape[1], y / shape[0], values[:, 0], stars.errors[:, 2], usable)
+    kept = usable & _consensus(terms[1], values[:, 0], stars.errors[:, 2], usable)
     tolerance = np.maximum(0.02, 2.0 * np.minimum(stars.errors[:, 2:5], 0.1))
     for _ in range(8):
         if np.count_nonzero(kept) < 3:
             break
-        fitted = min(order, _affordable(int(np.count_nonzero(kept))))
-        terms = polynomial_terms(x / shape[1], y / shape[0], fitted)
-        off = np.zeros(len(x))
+        fitted = terms[min(order, _affordable(int(np.count_nonzero(kept))))]
+        off = np.zeros(len(values))
         for k in range(3):
-            solution = fit_linear(terms[kept], values[kept, k], stars.errors[kept, 2 + k])
-            deviation = np.abs(values[:, k] - terms @ solution)
+            solution = fit_linear(fitted[kept], values[kept, k], stars.errors[kept, 2 + k])
+            deviation = np.abs(values[:, k] - fitted @ solution)
             allowed = np.maximum(3.5 * robust_sigma(deviation[kept]), tolerance[:, k])
             off = np.maximum(off, deviation / allowed)
         before, kept = kept, usable & (off < 1.0)
@@ -304,9 +300,7 @@ def _follow(model: PsfModel, stars: _Stars, used: BoolArray, x: FloatArray, y: F
     return np.asarray((deviation < np.maximum(3.5 * spread, tolerance)).all(axis=1))
 
 
-def _consensus(
-    x: FloatArray, y: FloatArray, width: FloatArray, errors: FloatArray, usable: BoolArray
-) -> BoolArray:
+def _consensus(terms: FloatArray, width: FloatArray, errors: FloatArray, usable: BoolArray) -> BoolArray:
     """Return which logarithmic widths lie on the plane that most stars agree on (Fischler & Bolles 1981).
 
     Galaxies, however many, don't agree with one another.
@@ -317,7 +311,6 @@ def _consensus(
     best = np.abs(width - level) < tolerance
     if index.size < 10:
         return np.asarray(np.abs(width - level) < np.maximum(3.0 * tolerance, 0.15))
-    terms = polynomial_terms(x, y, 1)
     trials = np.random.default_rng(1).choice(index, (600, 3))
     corners = terms[trials]
     trials = trials[np.abs(np.linalg.det(corners)) > 0.02]
@@ -334,10 +327,10 @@ def _consensus(
 
 
 def _polynomials(
-    x: FloatArray, y: FloatArray, stars: _Stars, used: BoolArray, shape: tuple[int, ...], order: int
+    stars: _Stars, used: BoolArray, terms: FloatArray, shape: tuple[int, ...], order: int
 ) -> FloatArray:
     """Return coefficients of FWHM, g1 and g2 on the powers of pixel positions."""
-    scaled = polynomial_terms(x / shape[1], y / shape[0], order)
+    scaled = terms[used]
     powers = polynomial_terms(np.array([1.0 / shape[1]]), np.array([1.0 / shape[0]]), order)[0]
     values, errors = stars.values[used, 2:5], stars.errors[used, 2:5]
     typical = float(np.median(np.exp(values[:, 0])))
