@@ -1,6 +1,6 @@
-"""Errors of PSF fluxes and positions beyond the variance of the pixels: from blends, misfits and the sky.
+"""Errors of PSF fluxes and positions beyond those from pixels: blends, misfits, the sky, hidden companions.
 
-Runs in workers.
+Runs in workers.  Hidden companions are fainter stars, too close to a star to be detected beside it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = (
     "BlankSky",
     "blend_factors",
+    "companion_errors",
     "measure_blank_sky",
     "misfit_factors",
     "number_pixels",
@@ -36,14 +37,30 @@ _MEMBERS = 7
 _STEP = 0.02
 """Pixels of a shift that a PSF's slope is measured by."""
 
-_BLANK_PLACES = 2000
-"""Places between the sources where the noise of a PSF flux is measured."""
+_PLACES, _NEAR_PLACES = 2000, 200
+"""Number of random places on the image where noise, or the light of companions, is measured, and of those
+around a source from which its error is computed."""
 
 _BRIGHT_SHARE, _FEWEST_BRIGHT = 100.0, 8
 """Least mean square of a star's light, in units of the variance, and fewest stars, to measure the misfit."""
 
-_NEAR_PLACES = 200
-"""Number of these places nearest to a source from which the noise there is measured."""
+_APART = 1.5
+"""Distance in FWHM beyond which a companion adds hardly any light to a fitted flux."""
+
+_SEEN = 5.0
+"""Signal-to-noise ratio above which a source is detected."""
+
+_MODEL_ERROR = 0.03
+"""Error of a subtracted PSF, as a fraction of its light in each pixel."""
+
+_COMPANION = 0.1
+"""Largest flux of a companion, in units of its star's flux; a brighter one makes the star a blend."""
+
+_OUTLIER = 2.0
+"""Largest deviation that counts in full, in units of the other errors."""
+
+_LEVELS = 24
+"""Number of star fluxes for which the light of companions is summed; each star takes the nearest one."""
 
 
 def source_pixels(ix: IntArray, iy: IntArray, good: BoolArray, radius: int) -> tuple[IntArray, BoolArray]:
@@ -196,13 +213,13 @@ def measure_blank_sky(
         return BlankSky(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
     # The seed is fixed, so that an image that is measured again has the same errors.
     rng = np.random.default_rng(1)
-    px, py = (rng.integers(radius, size - radius, 4 * _BLANK_PLACES) for size in (nx, ny))
+    px, py = (rng.integers(radius, size - radius, 4 * _PLACES) for size in (nx, ny))
     if len(x):
         apart = scipy.spatial.cKDTree(np.column_stack([x, y])).query(np.column_stack([px, py]))[0]
         # In a crowded field, take the emptiest places.
         chosen = np.argsort(-np.minimum(apart, 1.5 * psf.fwhm), kind="stable")
         px, py = px[chosen], py[chosen]
-    px, py = px[:_BLANK_PLACES], py[:_BLANK_PLACES]
+    px, py = px[:_PLACES], py[:_PLACES]
     fx, fy = px.astype(np.float64), py.astype(np.float64)
     used = gather_windows(good, px, py, radius)
     model = np.where(used, psf.stamps(fx, fy, px, py, radius), 0.0)
@@ -260,3 +277,50 @@ def _misfit(
     found = (weight * square).sum(axis=(1, 2)) / total
     power = (weight**3 / noise).sum(axis=(1, 2)) / total
     return found, np.sqrt(2.0 * (weight**2).sum(axis=(1, 2))) / total, power
+
+
+def companion_errors(
+    x: FloatArray,
+    y: FloatArray,
+    flux: FloatArray,
+    pixel_err: FloatArray,
+    other_err: FloatArray,
+    psf: PsfModel,
+) -> FloatArray:
+    """Return the errors of fluxes from fainter stars that are too close to be detected.
+
+    By chance, as many sources lie behind a star as around a random position.  At each position, the function
+    adds up the light of the sources that a star there would hide.  The error is the scatter of these sums
+    among the positions around a star.  Few stars have a bright companion, but the error is to describe most
+    stars; therefore large deviations are clipped.
+
+    ``pixel_err`` comes from the noise of the pixels alone, ``other_err`` from all causes but companions.
+    """
+    seen = np.flatnonzero(flux > _SEEN * pixel_err)
+    if seen.size < 2:
+        return np.zeros(len(x))
+    # The seed is fixed, so that an image that is measured again has the same errors.
+    places = np.random.default_rng(1).uniform(0.0, 1.0, (_PLACES, 2)) * np.array(psf.shape[::-1]) - 0.5
+    tree = scipy.spatial.cKDTree(np.column_stack([x, y])[seen])
+    place_tree = scipy.spatial.cKDTree(places)
+    pairs = place_tree.sparse_distance_matrix(tree, _APART * psf.fwhm, output_type="coo_matrix")
+    source = seen[pairs.col]
+    square = (pairs.data / psf.sigma) ** 2
+    overlap = np.exp(-0.25 * square)
+    added = flux[source] * overlap
+    # Light of a Gaussian companion that remains after flux and position of the star are fitted to it.
+    left = flux[source] * np.sqrt(np.maximum(1.0 - overlap**2 * (1.0 + 0.5 * square), 0.0))
+    order = seen[np.argsort(flux[seen])]
+    levels = np.geomspace(flux[order[0]], flux[order[-1]], _LEVELS)
+    # Flux error of a Gaussian whose pixels have independent relative errors.
+    model_err = 0.4 * _MODEL_ERROR / psf.sigma * levels
+    floor = np.hypot(np.interp(levels, flux[order], pixel_err[order]), model_err)
+    light = np.zeros((_LEVELS, _PLACES))
+    for k in range(_LEVELS):
+        hidden = (flux[source] < _COMPANION * levels[k]) & (left < _SEEN * floor[k])
+        light[k] = np.bincount(pairs.row[hidden], weights=added[hidden], minlength=_PLACES)
+    near = place_tree.query(np.column_stack([x, y]), k=_NEAR_PLACES)[1]
+    level = np.abs(np.log(np.maximum(flux, levels[0]))[:, None] - np.log(levels)).argmin(axis=1)
+    shift = light[level[:, None], near]
+    shift = np.abs(shift - np.median(shift, axis=1)[:, None])
+    return np.asarray(np.sqrt((np.minimum(shift, _OUTLIER * other_err[:, None]) ** 2).mean(axis=1)))

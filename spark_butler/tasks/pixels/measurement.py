@@ -27,8 +27,14 @@ import scipy.spatial
 
 from . import BoolArray, FloatArray, FloatImage, Image32, IntArray
 from .background import structured_sky
-from .companions import companion_errors
-from .flux_errors import blend_factors, measure_blank_sky, misfit_factors, number_pixels, source_pixels
+from .flux_errors import (
+    blend_factors,
+    companion_errors,
+    measure_blank_sky,
+    misfit_factors,
+    number_pixels,
+    source_pixels,
+)
 from .psf_model import PsfModel
 from .stamps import gather_windows, nearest_pixel, stamp_offsets, windowed_centroids
 
