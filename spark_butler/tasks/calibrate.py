@@ -57,6 +57,9 @@ _SPOIL_FLUXES = (
 _ENOUGH_ALONE = 10
 """Number of stars without neighbors from which only these make the zero point."""
 
+_MOST_OFF = 3.0
+"""Largest error in pixels of a projection that matches sources to references without being refined."""
+
 _NO_SOURCES = (
     "No source was detected: the image is empty, wrongly calibrated or masked. Check the post_isr_image "
     "and its flat, or lower characterize's detection_threshold."
@@ -280,7 +283,7 @@ class CalibrateTask(pipe_base.PipelineTask):
         else:
             flags = measured.flags
             trusted = ~(flags["centroid_flag"] | flags["psfFlux_flag"] | flags["pixelFlags_crCenter"])
-            scale = pixel_scale(wcs)
+            most = self.config.astrometry_max_offset / pixel_scale(wcs)
             solution = refine_wcs(
                 wcs,
                 measured.psf.x,
@@ -290,17 +293,23 @@ class CalibrateTask(pipe_base.PipelineTask):
                 np.asarray(references["dec"]),
                 np.asarray(references["flux"]),
                 shape,
-                max_offset=self.config.astrometry_max_offset / scale if self.config.do_astrometry else 3.0,
+                # A search as narrow as one match could not tell stars from chance.
+                max_offset=most if self.config.do_astrometry else 10.0 * self.config.match_radius,
                 blind=self.config.do_astrometry and self.config.astrometry_blind,
                 max_sip_degree=self.config.astrometry_max_sip_degree,
                 match_radius=self.config.match_radius,
                 errors=measured.psf.x_err,
                 min_matches=self.config.astrometry_min_matches,
             )
+        if not self.config.do_astrometry and not solution.failure:
+            off = solution.offset / solution.pixel_scale
+            if off <= _MOST_OFF:
+                return AstrometrySolution(wcs, solution.sources, solution.references, 0.0, solution.scatter)
+            solution = AstrometrySolution(
+                wcs, failure=f"it is {off:.1f} pixels off, and do_astrometry is False"
+            )
         if solution.failure:
             self.log.warning("The projection is not refined: %s.", solution.failure)
-        elif not self.config.do_astrometry:
-            return AstrometrySolution(wcs, solution.sources, solution.references, 0.0, solution.scatter)
         return solution
 
     def _calibrate_fluxes(
