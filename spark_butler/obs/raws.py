@@ -85,7 +85,7 @@ def ingest_raws(
     transfer
         As in `lsst.daf.butler.Butler.ingest`.
     fail_fast
-        Whether the first bad file ends the ingest before anything is written.
+        Whether the first bad file ends the ingest before a dataset is written.
     ignore_checksums
         Whether these files are read even where pixels disagree with their ``DATASUM``. Files that the output
         run has already are ingested again for it.
