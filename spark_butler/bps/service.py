@@ -118,7 +118,13 @@ class SparkService(BaseWmsService):  # type: ignore[misc]
                 return [_make_report(DetachedJob(Path(wms_workflow_id)))], ""
             except UserError as exc:
                 return [], str(exc)
-        return [_make_report(job) for job in _recall(user, days=hist or 0)], ""
+        reports, unread = [], []
+        for job in _recall(user, days=hist or 0):
+            try:
+                reports.append(_make_report(job))
+            except UserError as exc:
+                unread.append(str(exc))
+        return reports, "\n".join(unread)
 
     def get_status(
         self, wms_workflow_id: str, hist: float = 1, is_global: bool = False

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -29,7 +30,7 @@ from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
 from ..signals_and_locks import Stopped, end_in_order, ending_on_signals
 from ..spark.session import check_platform
 from ..spark.startup import SparkStart
-from ..text import best_effort
+from ..text import best_effort, translate_errors
 from .command import print_json
 from .exit_status import FAILED, SUCCEEDED, print_line, stopped_by
 
@@ -94,6 +95,8 @@ def carry_out(
 ) -> int:
     """Run a request to its end and return the exit status."""
     further = request.graph_builder
+    if further["summary"]:
+        _check_summary(further["summary"])
     if not further["enable_implicit_threading"]:
         disable_implicit_threading()
     with contextlib.ExitStack() as stack:
@@ -166,17 +169,27 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
     reporter.finish(end.state, end.reason, n_ingested=result.n_ingested)
     if not as_json and reporter.content is not None:
         click.echo(format_report(reporter.content))
-    if summary:
-        text = make_report(graph, result).model_dump_json(exclude_none=True, indent=2)
-        ResourcePath(summary).write(hide_secrets(text).encode())
     status = FAILED if result.failed or end.unwritten is not None else SUCCEEDED
     if as_json:
         print_json(_describe_run(reporter, active.name, end.state, status))
     elif reporter.places:
         click.echo(f"The report is in {reporter.places[0]}.")
+    if summary:
+        text = make_report(graph, result).model_dump_json(exclude_none=True, indent=2)
+        with translate_errors(EngineError, f"Can't write the summary {summary}"):
+            ResourcePath(summary).write(hide_secrets(text).encode())
     if end.unwritten is not None:
         raise end.unwritten
     return status
+
+
+def _check_summary(summary: str) -> None:
+    """Check that the file of ``--summary`` can be written, where it is on this machine."""
+    uri = ResourcePath(summary, forceDirectory=False)
+    if uri.isLocal:
+        place = next(folder for folder in Path(uri.ospath).parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise OptionsError(f"--summary {summary}: the file can't be written there; give another place.")
 
 
 def _print_plan(prepared: PreparedRun, manner: Manner) -> None:

@@ -289,13 +289,13 @@ def _read_status(attempt: AttemptFolder) -> dict[str, Any]:
         status = {"run": attempt.run, "state": "unknown", "tasks": []} | (
             read_json(attempt.status_file) or {}
         )
-    status["folder"] = str(attempt.uri)
-    if "updated" in status:
-        now = datetime.datetime.now(datetime.UTC)
-        age = (now - datetime.datetime.fromisoformat(status["updated"])).total_seconds()
-        status["seconds_since_update"] = max(0, round(age))
-        if is_silent(status, now):
-            status["state"] = "silent"
+        status["folder"] = str(attempt.uri)
+        if "updated" in status:
+            now = datetime.datetime.now(datetime.UTC)
+            age = (now - datetime.datetime.fromisoformat(status["updated"])).total_seconds()
+            status["seconds_since_update"] = max(0, round(age))
+            if is_silent(status, now):
+                status["state"] = "silent"
     return status
 
 

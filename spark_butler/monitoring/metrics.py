@@ -91,6 +91,10 @@ class RunMetrics(Collector):
             self._memory[label] = max(self._memory[label], outcome.peak_memory)
 
     def collect(self) -> Iterator[Metric]:
+        # Not while the lock is held: a slow reader would delay the run.
+        return iter(list(self._collect()))
+
+    def _collect(self) -> Iterator[Metric]:
         if self._snapshot is None:
             return
         snapshot = self._snapshot()

@@ -29,7 +29,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2D
 
-from ..obs.camera.description import CameraDescription, DetectorDescription
+from ..obs.camera.description import DetectorDescription
+from ..obs.repository import get_description
 
 type FloatImage = npt.NDArray[np.floating[Any]]
 
@@ -57,7 +58,7 @@ def draw_focal_plane(butler: Butler, path: str | os.PathLike[str], *, instrument
     )
     if not refs:
         raise LookupError(f"no visit_image of visit {visit} of {instrument} in {butler.collections.defaults}")
-    camera = CameraDescription.from_dict(butler.get("camera", instrument=instrument))
+    camera = get_description(butler, instrument)
     summary = butler.get("visit_summary", instrument=instrument, visit=visit)
     rows = {int(row["detector"]): row for row in summary}
     described = [camera.get_detector(int(ref.dataId["detector"])) for ref in refs]

@@ -14,6 +14,7 @@ from lsst.daf.butler import Butler, DatasetRef
 
 from ..errors import RepositoryError
 from ..obs.camera.description import CameraDescription
+from ..obs.repository import get_description
 from ..repository.query import find_data_ids
 from ..text import translate_errors
 from .pictures import to_focal_plane
@@ -79,7 +80,6 @@ def read_science(butler: Butler, collection: str, *, where: str = "") -> list[Sc
         return [
             _read_instrument(
                 butler,
-                collection,
                 name,
                 refs,
                 [ref for ref in catalogs.refs if ref.dataId["instrument"] == name],
@@ -89,9 +89,9 @@ def read_science(butler: Butler, collection: str, *, where: str = "") -> list[Sc
 
 
 def _read_instrument(
-    butler: Butler, collection: str, name: str, summaries: list[DatasetRef], catalogs: list[DatasetRef]
+    butler: Butler, name: str, summaries: list[DatasetRef], catalogs: list[DatasetRef]
 ) -> ScienceSummary:
-    camera = CameraDescription.from_dict(butler.get("camera", instrument=name, collections=collection))
+    camera = get_description(butler, name)
     chosen = sorted(catalogs, key=lambda ref: (ref.dataId["visit"], ref.dataId["detector"]))
     chosen = chosen[:: -(-len(chosen) // MAX_CATALOGS)]
     selected = {(int(ref.dataId["visit"]), int(ref.dataId["detector"])) for ref in catalogs}

@@ -222,6 +222,16 @@ def test_report_of_bps_counts_quanta_by_task(
     display_report(runs, messages, is_detailed=True, return_exit_codes=True, file=stream)
     assert messages == []
     assert retrieve_report(_SERVICE) == ([], [])
+    gone = DetachedJob.create(tmp_path / "gone", steps, details | {"repository": str(tmp_path / "nowhere")})
+    gone.start()
+    gone.wait(60)
+    index = tmp_path / "state" / "spark-butler" / "submitted.txt"
+    index.parent.mkdir(parents=True)
+    index.write_text(f"{gone.folder}\n{job.folder}\n")
+    runs, messages = retrieve_report(_SERVICE, hist=1)
+    assert [run.path for run in runs] == [str(job.folder)]
+    assert len(messages) == 1
+    assert f"Can't read the status of {gone.folder}" in messages[0]
     assert not [line for line in stream.getvalue().splitlines() if line.startswith("WARNING")]
 
 

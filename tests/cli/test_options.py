@@ -169,6 +169,17 @@ def test_skip_existing_in(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) ->
     assert sorted(done) == [2, 2, 3, 3, 4, 4]
 
 
+def test_summary_that_cannot_be_written_is_refused_before_the_run(
+    job_repo: JobRepo, run_job: RunJob, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "summary.json"
+    refused = _run(run_job, job_repo, "--output-run", "summarized", "--summary", place, status=2)
+    assert f"--summary {place}: the file can't be written there" in refused.stderr
+    with pytest.raises(MissingCollectionError):
+        job_repo.datasets("summarized")
+
+
 def test_store(job_repo: JobRepo, run_job: RunJob, tmp_path: Path) -> None:
     file = tmp_path / "stored.yaml"
     file.write_text("- nothing_like_it*\n- mock_sec*\n")

@@ -121,6 +121,9 @@ def test_the_science_page_has_the_numbers_of_the_run(processed: ProcessedNight, 
         assert f"<td>{visit}</td>" in page
     # Focal plane, PSF, astrometry, photometry.
     assert page.count("data:image/png;base64,") == 4
+    # A run has no camera, which its chain takes from the inputs.
+    run = next(iter(processed.butler.query_datasets("source"))).run
+    assert _call("science", processed.repo, run, "-o", file).exit_code == 0
     for arguments, words in (
         ((processed.repo, f"{processed.output}x"), f"did you mean '{processed.output}'"),
         ((processed.repo, "SimCam/defaults"), "visit_summary"),
