@@ -137,13 +137,7 @@ def _is_registered(
     graph: PredictedQuantumGraph, quantum_id: uuid.UUID, existing: Collection[uuid.UUID]
 ) -> bool:
     """Return whether the metadata of a quantum is registered, which proves its success."""
-    label = graph.quantum_only_xgraph.nodes[quantum_id]["task_label"]
-    name = graph.pipeline_graph.tasks[label].metadata_output.dataset_type_name
-    return any(
-        dataset_id in existing
-        for dataset_id in graph.bipartite_xgraph.successors(quantum_id)
-        if graph.bipartite_xgraph.nodes[dataset_id]["dataset_type_name"] == name
-    )
+    return automatic_outputs(graph, quantum_id)[0].dataset_id in existing
 
 
 def _output_types(graph: PredictedQuantumGraph, quantum_id: uuid.UUID) -> frozenset[str]:

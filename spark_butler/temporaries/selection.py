@@ -28,12 +28,10 @@ def find_temporary_types(pipeline_graph: PipelineGraph, options: RunOptions) -> 
     matches no type that could be temporary.
     """
     always = {
-        name
+        edge.dataset_type_name
         for task in pipeline_graph.tasks.values()
-        for name in (
-            task.metadata_output.dataset_type_name,
-            task.log_output.dataset_type_name if task.log_output is not None else "",
-        )
+        for edge in (task.metadata_output, task.log_output)
+        if edge is not None
     }
     candidates = {
         edge.parent_dataset_type_name
