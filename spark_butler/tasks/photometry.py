@@ -99,10 +99,8 @@ def fit_zero_point(
 
     Parameters
     ----------
-    inst_flux, inst_flux_err
-        Instrumental fluxes and errors of stars.
-    reference_njy
-        Their reference fluxes in nanojanskys.
+    inst_flux, inst_flux_err, reference_njy
+        Instrumental fluxes and errors of stars, and their reference fluxes in nanojanskys.
     reserved
         Stars to leave out of the fit, which is then judged by them; by default, by the stars of the fit.
     min_stars

@@ -272,18 +272,7 @@ class VisitSummaryTask(pipe_base.PipelineTask):
     _DefaultName: ClassVar[str] = "visit_summary"
 
     def run(self, detector_summary: Sequence[astropy.table.Table]) -> pipe_base.Struct:
-        """Stack summaries.
-
-        Parameters
-        ----------
-        detector_summary
-            Tables of one row.
-
-        Returns
-        -------
-        result
-            ``visit_summary`` (`astropy.table.Table`).
-        """
+        """Stack the detectors' tables of one row: ``visit_summary`` (`astropy.table.Table`)."""
         table = astropy.table.vstack(list(detector_summary), metadata_conflicts="silent")
         table.sort("detector")
         zero_points = np.asarray(table["zeroPoint"], dtype=np.float64)

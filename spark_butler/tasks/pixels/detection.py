@@ -253,7 +253,7 @@ def _find_peaks(
     reach: float,
     relative: float = 0.0,
 ) -> tuple[IntArray, IntArray]:
-    """Local maxima above ``threshold`` that stand out, brightest first.
+    """Return the local maxima above a threshold that stand out, brightest first.
 
     A saddle must lie ``contrast`` times the noise, and the fraction ``relative`` of the peak, below the peak.
     """
