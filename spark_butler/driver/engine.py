@@ -105,7 +105,8 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     inventory = take_inventory(butler, graph, xgraph, types, temporary_types, options, check)
     if plan is None or plan.task_labels.keys() != set(xgraph):
         plan = plan_graph(graph, options, xgraph=xgraph, slots=backend.slots, butler=butler)
-    ObserverGroup(observer).on_plan(plan)
+    observers = ObserverGroup(observer)
+    observers.on_plan(plan)
     record_temporaries(butler, graph.header.output_run, temporary_types)
     factory = _make_factory(plan, graph, xgraph, butler, inventory, options, temporary_types)
     scratch = _new_scratch_folder(butler, graph.header.output_run)
@@ -123,7 +124,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
     collector = Collector(
         butler, types, inventory, factory.note_outputs, recorder=recorder, scratch=used_scratch, check=check
     )
-    ObserverGroup(observer).on_ingest(collector.ingest_lag)
+    observers.on_ingest(collector.ingest_lag)
     scheduler = Scheduler(
         plan,
         xgraph,
@@ -132,7 +133,7 @@ def execute_graph(  # noqa: PLR0913  (public; all but four have defaults)
         on_outcome=collector.collect,
         limit=options.processes,
         stop_rule=_stop_rule(options, len(plan)),
-        observer=observer,
+        observer=None if observer is None else observers,
         times=find_task_means(_load_times(butler, len(plan))),
     )
     with collector:
