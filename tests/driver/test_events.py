@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
 
 import pytest
 from lsst.pipe.base.tests.mocks import DynamicConnectionConfig
@@ -8,7 +9,6 @@ from lsst.pipe.base.tests.mocks import DynamicConnectionConfig
 from spark_butler.driver.engine import execute_graph
 from spark_butler.driver.serial import SerialBackend
 from spark_butler.model.options import RunOptions
-from spark_butler.model.outcomes import QuantumOutcome
 from spark_butler.planning.plan import Plan
 from spark_butler.report import Progress
 from tests.support.engine_harness import Case, Repo, make_graph
@@ -21,7 +21,7 @@ class _Broken(Progress):
         self.n_calls += 1
         raise RuntimeError("no terminal")
 
-    def on_outcome(self, outcome: QuantumOutcome) -> None:
+    def on_dispatch(self, quantum_ids: Collection[uuid.UUID]) -> None:
         self.n_calls += 1
 
 
