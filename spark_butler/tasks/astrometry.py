@@ -11,6 +11,7 @@ import dataclasses
 import math
 import warnings
 
+import astropy.table
 import astropy.wcs
 import numpy as np
 from astropy.coordinates import SkyCoord, angular_separation
@@ -78,6 +79,27 @@ class AstrometrySolution:
     def pixel_scale(self) -> float:
         """Arcseconds per pixel."""
         return pixel_scale(self.wcs)
+
+    def about(
+        self, wcs: astropy.wcs.WCS, x: FloatArray, y: FloatArray, references: astropy.table.Table
+    ) -> AstrometrySolution:
+        """Return the same matches with another projection, and their scatter about it.
+
+        Parameters
+        ----------
+        wcs
+            Projection that was not fitted to them.
+        x, y
+            Positions of all sources in pixels.
+        references
+            Catalog with ``ra`` and ``dec`` in degrees.
+        """
+        partners = references[self.references]
+        expected = _place(wcs, np.asarray(partners["ra"]), np.asarray(partners["dec"]))
+        distance = np.hypot(*(np.column_stack([x, y])[self.sources] - expected).T)
+        # The median of the distances is this multiple of the standard deviation per axis (Rayleigh).
+        sigma = float(np.median(distance)) / math.sqrt(2.0 * math.log(2.0))
+        return AstrometrySolution(wcs, self.sources, self.references, 0.0, sigma * pixel_scale(wcs))
 
 
 def pixel_scale(wcs: astropy.wcs.WCS) -> float:

@@ -301,10 +301,10 @@ class CalibrateTask(pipe_base.PipelineTask):
                 errors=measured.psf.x_err,
                 min_matches=self.config.astrometry_min_matches,
             )
-        if not self.config.do_astrometry and not solution.failure:
+        if references is not None and not self.config.do_astrometry and not solution.failure:
             off = solution.offset / solution.pixel_scale
             if off <= _MOST_OFF:
-                return AstrometrySolution(wcs, solution.sources, solution.references, 0.0, solution.scatter)
+                return solution.about(wcs, measured.psf.x, measured.psf.y, references)
             solution = AstrometrySolution(
                 wcs, failure=f"it is {off:.1f} pixels off, and do_astrometry is False"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CharacterizeConfig", "CharacterizeConnections", "CharacterizeTask")
+__all__ = ("CharacterizeConfig", "CharacterizeConnections", "CharacterizeTask", "NoPsfStarsError")
 
 import math
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from astro_metadata_translator import ObservationInfo
 from lsst.images import Box, MaskedImage
 from lsst.pex.config import Field, RangeField
 
+from ..errors import UserError
 from ..obs.assembly import noise_floor
 from ..obs.camera.description import CameraDescription
 from .connections import Inputs, Outputs, connect_camera
@@ -33,6 +34,10 @@ from .pixels.streaks import find_aligned
 from .visit_summary import Characterized, make_preliminary_image
 
 _DIMENSIONS = ("instrument", "visit", "detector")
+
+
+class NoPsfStarsError(UserError, RuntimeError):
+    """An image has too few stars for its PSF."""
 
 
 class CharacterizeConnections(pipe_base.PipelineTaskConnections, dimensions=_DIMENSIONS):
@@ -338,5 +343,5 @@ class CharacterizeTask(pipe_base.PipelineTask):
             f"{self.config.psf_min_snr:g} among {n_detections} detections"
         )
         if self.config.require_psf_stars:
-            raise RuntimeError(f"{message}: no PSF.")
+            raise NoPsfStarsError(f"{message}: no PSF.")
         self.log.warning("%s: a PSF of FWHM %.2f pixels is assumed.", message, sigma * FWHM_PER_SIGMA)
