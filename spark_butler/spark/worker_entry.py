@@ -19,11 +19,11 @@ from pyspark import Accumulator, Broadcast, SparkFiles, TaskContext
 from ..model.outcomes import QuantumOutcome
 from ..model.work import GroupWork, PackedTasks, WorkerContext
 from ..temporaries.shuffle import ReceiveBuffer, partition_of, receive
-from ..worker.child_io import TemporaryFolder
 from ..worker.child_process import ChildRunner
 from ..worker.memory import MemoryLock
 from ..worker.quantum_retry import run_attempts
 from ..worker.state import WorkerState
+from ..worker.temporary_directory import TemporaryFolder
 
 _LONG = struct.Struct("!q")
 

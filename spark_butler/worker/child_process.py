@@ -29,10 +29,11 @@ from ..errors import EngineError
 from ..model.outcomes import FailureKind, QuantumOutcome, QuantumStarted, exit_text
 from ..model.work import QuantumWork
 from ..signals_and_locks import dying_with_parent
-from .child_io import END, Channel, LogTail, TemporaryFolder
+from .child_io import END, Channel, LogTail
 from .group import AttemptEvent, Trial, find_outputs, run_group
 from .memory import count_out_of_memory_kills, limit_allocations, resident_memory
 from .state import Imported, WorkerState, imported_since
+from .temporary_directory import TemporaryFolder
 
 _GRACE_SECONDS = 1.0
 _WATCH_SECONDS = 1.0

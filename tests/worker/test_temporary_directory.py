@@ -10,7 +10,7 @@ import pytest
 from lsst.resources import ResourcePath
 from lsst.resources.utils import get_tempdir
 
-from spark_butler.worker.child_io import TemporaryFolder
+from spark_butler.worker.temporary_directory import TemporaryFolder
 
 
 def test_temporary_files_of_killed_processes_are_removed(
