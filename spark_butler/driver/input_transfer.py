@@ -224,17 +224,24 @@ class _Registrar:
         types = {ref.datasetType.name: ref.datasetType for ref in inputs.values()}
         # Another driver may register the same inputs at the same time.
         self._ingester = Ingester(butler, types, shared=True)
-        self._lacking = {
-            dataset_id: {target for target, _ in found if target in files}
-            for dataset_id, found in records.items()
-        }
-        self._copied: set[str] = set()
+        self._n_lacking: dict[uuid.UUID, int] = {}
+        self._with_file: defaultdict[str, list[uuid.UUID]] = defaultdict(list)
+        for dataset_id, found in records.items():
+            targets = {target for target, _ in found} & files.keys()
+            self._n_lacking[dataset_id] = len(targets)
+            for target in targets:
+                self._with_file[target].append(dataset_id)
+        self._complete = [dataset_id for dataset_id, n_lacking in self._n_lacking.items() if not n_lacking]
 
     def add(self, targets: Iterable[str]) -> None:
         """Register the datasets that are complete with these files, and datasets without files."""
-        self._copied.update(targets)
-        for dataset_id in [each for each, lacking in self._lacking.items() if lacking <= self._copied]:
-            del self._lacking[dataset_id]
+        for target in targets:
+            for dataset_id in self._with_file.pop(target, ()):
+                self._n_lacking[dataset_id] -= 1
+                if not self._n_lacking[dataset_id]:
+                    self._complete.append(dataset_id)
+        complete, self._complete = self._complete, []
+        for dataset_id in complete:
             infos: list[StoredDatastoreItemInfo] = [info for _, info in self._records[dataset_id]]
             records = DatastoreRecordData(records={dataset_id: {self._table: infos}})
             self._ingester.add([self._inputs[dataset_id]], [dataset_id], {self._name: records})
