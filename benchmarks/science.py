@@ -37,6 +37,7 @@ from piff_fit import fit_piff
 from sextractor import Programs, find_programs, run_sextractor
 
 from spark_butler.demo.simulation import SCENES, SimulatedData, read_table, simulate
+from spark_butler.errors import UserError
 from spark_butler.obs import CameraDescription
 from spark_butler.obs.masters import NEEDED, CalibrationKind, correct_frame, make_master, pixels_of
 from spark_butler.tasks.calibrate import CalibrateTask
@@ -279,7 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(head + "\n")
     rows = []
     for scene in options.scenes:
-        frames = [run_all(scene, options.size, seed, others, alone=options.alone) for seed in options.seeds]
+        try:
+            frames = [
+                run_all(scene, options.size, seed, others, alone=options.alone) for seed in options.seeds
+            ]
+        except UserError as exc:
+            sys.stdout.write(f"| {scene} | process_ccd | failed: {exc} |\n")
+            continue
         for name in frames[0]:
             together = pool([frame[name] for frame in frames])
             sys.stdout.write(format_program(scene, name, together) + "\n")

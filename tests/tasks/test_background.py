@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from lsst.images import Box
 
-from spark_butler.tasks.pixels.background import estimate_background
+from spark_butler.tasks.pixels.background import NoBackgroundError, estimate_background
 from tests.tasks.synthetic import make_image
 
 
@@ -36,5 +36,5 @@ def test_a_masked_cell_is_filled_from_its_neighbors() -> None:
 
 
 def test_an_entirely_masked_image_says_why_it_has_no_background() -> None:
-    with pytest.raises(ValueError, match=r"0.0% of the image is unmasked"):
+    with pytest.raises(NoBackgroundError, match=r"0.0% of the image is neither masked nor in a source"):
         estimate_background(np.zeros((100, 100)), np.ones((100, 100), dtype=bool))

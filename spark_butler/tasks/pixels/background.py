@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("BackgroundMesh", "estimate_background", "mask_sources", "structured_sky")
+__all__ = ("BackgroundMesh", "NoBackgroundError", "estimate_background", "mask_sources", "structured_sky")
 
 import dataclasses
 import math
@@ -15,6 +15,7 @@ import scipy.sparse
 from lsst.images import Box
 from lsst.images.fields import SplineField
 
+from ...errors import UserError
 from . import BoolArray, FloatArray, FloatImage, Image32, IntArray
 from .detection import Detections
 from .psf_model import FWHM_PER_SIGMA, PsfModel
@@ -30,6 +31,10 @@ _CLIP, _PASSES = 3.0, 5
 
 _OWN_SKEW = 0.06
 """Difference of mean and median that a sky without sources may have, in standard deviations."""
+
+
+class NoBackgroundError(UserError, ValueError):
+    """An image has no pixels from which its background could be measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +102,10 @@ def estimate_background(
                 level[j, i], noise[j, i] = _sky_of(values)
     empty = np.isnan(level)
     if empty.all():
-        raise ValueError(
+        raise NoBackgroundError(
             f"No background: of {empty.size} cells of {cell} pixels none has more than "
-            f"{_LEAST_GOOD:.0%} unmasked pixels ({good.mean():.1%} of the image is unmasked)."
+            f"{_LEAST_GOOD:.0%} unmasked pixels ({good.mean():.1%} of the image is neither masked nor in a "
+            "source).  The field is too crowded, one object fills it, or its masks are wrong."
         )
     if empty.any():
         nearest = scipy.ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
