@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,12 +46,19 @@ def make_repo(template: Path, tmp_path: Path, log_level: None) -> Callable[[str]
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A PostgreSQL server."""
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server.
+
+    It has a user of its own if the tests run as root.  Each start of pytest hides the folder of all
+    temporary folders from other users.
+    """
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     if (programs := find_postgres()) is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    with PostgresServer.serve(tmp_path_factory.mktemp("postgres") / "server", programs) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="spark-butler-postgres-") as folder,
+        PostgresServer.serve(Path(folder, "server"), programs) as server,
+    ):
         yield server
 
 
