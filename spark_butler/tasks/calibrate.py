@@ -329,23 +329,13 @@ class CalibrateTask(pipe_base.PipelineTask):
             if np.count_nonzero(alone) >= max(self.config.photometry_min_stars, _ENOUGH_ALONE):
                 sources, partners = sources[alone], partners[alone]
             flux = measured.inst_flux[sources]
+            fluxes = flux, measured.inst_flux_err[sources], np.asarray(references["flux"])[partners]
             zero_point = fit_zero_point(
-                flux,
-                measured.inst_flux_err[sources],
-                np.asarray(references["flux"])[partners],
-                reserved=choose_reserved(flux),
-                min_stars=self.config.photometry_min_stars,
+                *fluxes, reserved=choose_reserved(flux), min_stars=self.config.photometry_min_stars
             )
-            trend = measure_trend(
-                np.column_stack([measured.psf.x, measured.psf.y])[sources],
-                flux,
-                measured.inst_flux_err[sources],
-                np.asarray(references["flux"])[partners],
-                measured.psf.residual.shape,
-            )
-            losses = measure_losses(
-                sources, flux, measured.inst_flux_err[sources], np.asarray(references["flux"])[partners]
-            )
+            positions = np.column_stack([measured.psf.x, measured.psf.y])[sources]
+            trend = measure_trend(positions, *fluxes, measured.psf.residual.shape)
+            losses = measure_losses(sources, *fluxes)
             zero_point = dataclasses.replace(zero_point, trend=trend, losses=losses)
         if not math.isfinite(zero_point.magnitude):
             self.log.warning(
