@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -25,6 +24,7 @@ from ..planning.request import RunRequest
 from ..report import RunReporter, format_report
 from ..report.summary import make_report
 from ..report.usage import Price, format_usage, predict_usage, price_usage, read_price
+from ..repository.checks import may_write
 from ..repository.task_history import load_peaks, load_times
 from ..run import ActiveRun, OnlyShown, PreparedRun, open_run, prepare
 from ..signals_and_locks import Stopped, end_in_order, ending_on_signals
@@ -95,8 +95,9 @@ def carry_out(
 ) -> int:
     """Run a request to its end and return the exit status."""
     further = request.graph_builder
-    if further["summary"]:
-        _check_summary(further["summary"])
+    summary = further["summary"]
+    if summary and not may_write(ResourcePath(summary, forceDirectory=False)):
+        raise OptionsError(f"--summary {summary}: the file can't be written there; give another place.")
     if not further["enable_implicit_threading"]:
         disable_implicit_threading()
     with contextlib.ExitStack() as stack:
@@ -140,7 +141,7 @@ def carry_out(
         stack.enter_context(lsst.utils.timer.profile(further["profile"], logger))
         if metrics is not None:
             metrics.attach(active.name, active.reporter.progress.snapshot)
-        return _drive(active, metrics, summary=further["summary"], as_json=manner.as_json)
+        return _drive(active, metrics, summary=summary, as_json=manner.as_json)
 
 
 def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | None, as_json: bool) -> int:
@@ -181,15 +182,6 @@ def _drive(active: ActiveRun, observer: RunMetrics | None, *, summary: str | Non
     if end.unwritten is not None:
         raise end.unwritten
     return status
-
-
-def _check_summary(summary: str) -> None:
-    """Check that the file of ``--summary`` can be written, where it is on this machine."""
-    uri = ResourcePath(summary, forceDirectory=False)
-    if uri.isLocal:
-        place = next(folder for folder in Path(uri.ospath).parents if folder.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise OptionsError(f"--summary {summary}: the file can't be written there; give another place.")
 
 
 def _print_plan(prepared: PreparedRun, manner: Manner) -> None:

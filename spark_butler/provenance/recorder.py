@@ -11,7 +11,6 @@ __all__ = ["ProvenanceRecorder", "RecordingExecutor", "check_destination"]
 
 import contextlib
 import logging
-import os
 import pickle
 import tempfile
 import time
@@ -45,6 +44,7 @@ from ..atomic_write import atomic_write
 from ..errors import EngineError, OptionsError
 from ..masking import hide_secrets
 from ..model.outcomes import FailureKind, QuantumOutcome, RunResult
+from ..repository.checks import may_write
 from ..text import brief
 from .readback import Readback
 from .scan import QuantumScan, empty_scan, join_scans, pack_attempt, up_to_success
@@ -57,12 +57,7 @@ def check_destination(destination: ResourcePathExpression) -> None:
     uri = ResourcePath(destination, forceDirectory=None)
     if uri.getExtension() != ".qg":
         raise OptionsError(f"The provenance graph {str(destination)!r} needs a name that ends in .qg.")
-    if not uri.isLocal:
-        return
-    folder = Path(uri.ospath).parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(uri.ospath).is_dir():
+    if not may_write(uri):
         raise OptionsError(f"The provenance graph {str(destination)!r} can't be written there.")
 
 

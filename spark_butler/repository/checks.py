@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["check_repository", "check_writeable", "refuse_read_only", "register_run", "store_roots"]
+__all__ = [
+    "check_repository",
+    "check_writeable",
+    "may_write",
+    "refuse_read_only",
+    "register_run",
+    "store_roots",
+]
 
 import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from lsst.daf.butler import Butler, LimitedButler
 from lsst.daf.butler.direct_butler import DirectButler
@@ -53,6 +61,15 @@ def check_writeable(roots: Sequence[ResourcePath]) -> None:
         check_store(root, write=True)
         if root.isLocal and not os.access(root.ospath, os.W_OK):
             raise RepositoryError(f"The datastore {root.ospath!r} can't be written to.")
+
+
+def may_write(file: ResourcePath) -> bool:
+    """Return whether a file on this machine can be written, in new folders if needed; true elsewhere."""
+    if not file.isLocal:
+        return True
+    path = Path(file.ospath)
+    place = next(folder for folder in path.parents if folder.exists())
+    return place.is_dir() and os.access(place, os.W_OK) and not path.is_dir()
 
 
 def refuse_read_only(repository: str) -> contextlib.AbstractContextManager[None]:
